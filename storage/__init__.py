@@ -1,0 +1,20 @@
+"""The storage engine: keeps bytes safe, and knows no rules. It never imports kvd.
+
+Reading order: frame.py (the bytes of the log), wal.py (the log), change.py (what it says), tree.py
+(nodes in one LMDB transaction), store.py (all of it as one thing, and recovery).
+
+    pure             change event frame node
+    files            disk (the few calls that touch them) segments spare quarantine reader wal
+                     layout snapfile
+    LMDB             tree index snapshot checkpoint store
+
+What it takes for granted of the world:
+
+1. fdatasync, once it has returned 0, means that the data is on stable storage; once it has failed
+   it means nothing any more, so it is never asked twice.
+2. A write that was not synced may reach the disk whole, in part, in any order, or not at all.
+3. A new name is durable when its directory has been synced, not before.
+4. What a dead process wrote stays in the page cache as long as neither the machine nor the mount
+   goes; see index.py.
+5. Bits rot: every record carries a checksum, and a wrong one is refused, never served.
+"""

@@ -1,0 +1,189 @@
+"""What the log says: records of decided changes, and the payload that carries a batch of them.
+
+A record is a CBOR array whose first item is its kind. Records hold *decisions*, never requests:
+replaying one needs no comparison, no clock and no setting of the process that replays it.
+
+    change   [kind 1..7, index, key, value | nil, dir, created_index, expiration_ns | nil,
+              refresh, rid]
+    term     [16, term]                  one per start of the server
+    setting  [19, name, value]           what changes the result of `perform` is logged
+
+Kinds 17 (auth) and 18 (member) are reserved. `rid` is reserved for idempotent retries and is nil.
+Keys and values are byte strings. A reader refuses kinds it does not know.
+
+A payload is one batch, the same bytes on every replica of a store; the frame around it is physical:
+
+    [version, term, seq, prev_chain, pos, first_index, time_ns, writer, records]
+
+`seq` counts payloads, `pos` counts records up to and including this batch, `first_index` is the
+etcd index of the first change in it (or the next one to be given, where it holds none), `writer` is
+the member id. `prev_chain` is the chain value after the payload before: 8 bytes of blake2b over the
+previous chain value and the previous payload, so equal chains at one `seq` mean equal histories.
+The array may grow at its end.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from hashlib import blake2b
+from typing import NamedTuple
+
+import cbor2
+
+VERSION = 1
+CHAIN_START = bytes(8)
+
+
+class Kind(IntEnum):
+    """The kinds of record; the numbers are part of the log's format."""
+
+    SET = 1
+    CREATE = 2
+    UPDATE = 3
+    COMPARE_AND_SWAP = 4
+    DELETE = 5
+    COMPARE_AND_DELETE = 6
+    EXPIRE = 7
+    TERM = 16
+    SETTING = 19
+
+
+CHANGES = frozenset(range(Kind.SET, Kind.EXPIRE + 1))
+REMOVALS = frozenset((Kind.DELETE, Kind.COMPARE_AND_DELETE, Kind.EXPIRE))
+
+
+class UnknownRecord(ValueError):
+    """The log holds something that this version cannot read."""
+
+
+class Change(NamedTuple):
+    """One decided change of one node; a named tuple, because the hot path makes one per write.
+
+    `value` is None for directories and removals. `expiration_ns` is in nanoseconds since the epoch
+    (UTC), 0 for none. `created_index` is the node's as it is after the change (of a removed node:
+    as it was). A `refresh` changes a node but is never told to a watcher.
+    """
+
+    kind: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    key: bytes
+    value: bytes | None
+    dir: bool
+    created_index: int
+    expiration_ns: int = 0
+    refresh: bool = False
+
+
+class Term(NamedTuple):
+    """The store was opened for the `term`-th time."""
+
+    term: int
+
+
+class Setting(NamedTuple):
+    """A logged setting: `history_limit` is how many events are kept."""
+
+    name: str
+    value: int
+
+
+Record = Change | Term | Setting
+
+
+class Payload(NamedTuple):
+    """One decoded batch of the log; the fields are those of the module's docstring."""
+
+    term: int
+    seq: int
+    prev_chain: bytes
+    pos: int
+    first_index: int
+    time_ns: int
+    writer: int
+    records: list[Record]
+
+
+def encode_record(record: Record) -> bytes:
+    """Return the CBOR bytes of one record."""
+    if isinstance(record, Change):
+        kind, index, key, value, is_dir, created, expiration_ns, refresh = record
+        item = [int(kind), index, key, value, is_dir, created, expiration_ns or None, refresh, None]
+        return cbor2.dumps(item)
+    if isinstance(record, Term):
+        return cbor2.dumps([int(Kind.TERM), record.term])
+    return cbor2.dumps([int(Kind.SETTING), record.name, record.value])
+
+
+def decode_record(item: list[object]) -> Record:
+    """Return the record that a decoded CBOR array stands for.
+
+    Raises:
+        UnknownRecord: its kind or its shape is not one this version writes.
+    """
+    match item:
+        case [
+            int(kind), int(index), bytes(key), bytes() | None as value, bool(is_dir), int(created),
+            int() | None as expiration_ns, bool(refresh), None, *_,
+        ] if kind in CHANGES:  # fmt: skip
+            return Change(kind, index, key, value, is_dir, created, expiration_ns or 0, refresh)
+        case [Kind.TERM, int(term), *_]:
+            return Term(term)
+        case [Kind.SETTING, str(name), int(number), *_]:
+            return Setting(name, number)
+        case _:
+            raise UnknownRecord(f"a record of an unknown kind: {item[:1]!r}")
+
+
+def encode_payload(
+    *,
+    term: int,
+    seq: int,
+    prev_chain: bytes,
+    pos: int,
+    first_index: int,
+    time_ns: int,
+    writer: int,
+    records: list[bytes],
+) -> bytes:
+    """Return the payload of a batch whose records are encoded already."""
+    head = cbor2.dumps([VERSION, term, seq, prev_chain, pos, first_index, time_ns, writer])
+    # A CBOR array of eight items becomes one of nine by its first byte; the ninth is the array of
+    # the records, which are joined as they are instead of being encoded a second time.
+    return b"\x89" + head[1:] + _array_head(len(records)) + b"".join(records)
+
+
+def decode_payload(data: bytes) -> Payload:
+    """Return the batch in a payload.
+
+    Raises:
+        UnknownRecord: the payload is not one that this version can read.
+    """
+    try:
+        item = cbor2.loads(data)
+    except (cbor2.CBORDecodeError, ValueError) as error:
+        raise UnknownRecord(f"a payload that is not CBOR: {error}") from None
+    match item:
+        case [
+            1, int(term), int(seq), bytes(prev_chain), int(pos), int(first_index), int(time_ns),
+            int(writer), list(items), *_,
+        ]:  # fmt: skip
+            records = [decode_record(record) for record in items]
+            return Payload(term, seq, prev_chain, pos, first_index, time_ns, writer, records)
+        case _:
+            raise UnknownRecord("a payload of an unknown version or shape")
+
+
+def next_chain(prev_chain: bytes, payload: bytes) -> bytes:
+    """Return the chain value after `payload`: 8 bytes that name the whole history so far."""
+    return blake2b(prev_chain + payload, digest_size=8).digest()
+
+
+def _array_head(count: int) -> bytes:
+    """The head of a CBOR array (RFC 8949 section 3.1, major type 4)."""
+    if count < 24:
+        return bytes((0x80 | count,))
+    if count < 1 << 8:
+        return b"\x98" + count.to_bytes(1, "big")
+    if count < 1 << 16:
+        return b"\x99" + count.to_bytes(2, "big")
+    return b"\x9a" + count.to_bytes(4, "big")

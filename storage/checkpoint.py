@@ -1,0 +1,108 @@
+"""Taking a snapshot of a running store without holding anything up.
+
+The index is copied compactly (by LMDB, in C, outside of the interpreter's lock; its read
+transaction lasts no longer than that) to a scratch file that is never synced. A helper process,
+started and not forked, niced, turns the copy into a snapshot at its own pace and verifies it; see
+storage/snapshot.py. Only then the snapshot gets its name.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import lmdb
+
+from storage import snapshot
+from storage.errors import CorruptSnapshot
+from storage.layout import Identity
+from storage.tree import APPLIED_KEY, Applied
+
+
+class Checkpoint:
+    """Takes the snapshots of one store, one at a time, on a thread of their own."""
+
+    def __init__(self, env: lmdb.Environment, directory: Path, identity: Identity) -> None:
+        self._env = env
+        self._directory = directory
+        self._identity = identity
+        self._worker: subprocess.Popen[str] | None = None
+        self._stopped = False
+
+    def take(self) -> snapshot.Header:
+        """Write, verify and install a snapshot of the committed state; return its header.
+
+        Raises:
+            OSError, CorruptSnapshot: none was made, nothing is left behind.
+        """
+        scratch = self._directory / "scratch.tmp"
+        target = self._directory / "snapshot.tmp"
+        try:
+            scratch.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
+            fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                self._env.copyfd(fd, compact=True)
+            finally:
+                os.close(fd)
+            header = _header(_applied(scratch), self._identity)
+            self._convert(scratch, target, header)
+            snapshot.install(target, self._directory, header)
+        finally:
+            scratch.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
+        return header
+
+    def stop(self) -> None:
+        """Give up what is being taken; from any thread."""
+        self._stopped = True
+        if self._worker is not None:
+            self._worker.kill()
+
+    def _convert(self, scratch: Path, target: Path, header: snapshot.Header) -> None:
+        command = [sys.executable, "-m", "storage.snapshot", str(scratch), str(target)]
+        with subprocess.Popen(  # noqa: S603 -- our own module, our own paths
+            [*command, snapshot.encode_header(header).hex()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as worker:
+            self._worker = worker
+            if self._stopped:
+                worker.kill()
+            _, errors = worker.communicate()
+        self._worker = None
+        if worker.returncode != 0:
+            reason = errors.strip().rpartition("\n")[2] or f"status {worker.returncode}"
+            raise CorruptSnapshot(f"the snapshot of index {header.index} failed: {reason}")
+
+
+def _applied(copy: Path) -> Applied:
+    env = lmdb.open(str(copy), subdir=False, readonly=True, lock=False, max_dbs=1)
+    try:
+        table = env.open_db(b"meta", create=False)
+        with env.begin() as txn:
+            return Applied.decode(txn.get(APPLIED_KEY, db=table))
+    finally:
+        env.close()
+
+
+def _header(applied: Applied, identity: Identity) -> snapshot.Header:
+    position = applied.position
+    return snapshot.Header(
+        store_uuid=identity.store_uuid,
+        cluster_id=identity.cluster_id,
+        member_id=identity.member_id,
+        index=applied.index,
+        seq=position.seq,
+        segment=position.segment,
+        offset=position.offset,
+        crc=position.crc,
+        chain=applied.chain,
+        pos=applied.pos,
+        term=applied.term,
+        time_ns=applied.time_ns,
+    )

@@ -1,0 +1,199 @@
+"""The few calls that touch files: everything durable goes through here, and so do injected faults.
+
+What we assume of the disk, and nothing more:
+
+1. A write is durable when an fdatasync or fsync that began after it has returned 0.
+2. A file's name is durable when an fsync of its directory has returned 0.
+3. Writes that are not yet durable may be lost, kept, or kept in part, sector by sector and in any
+   order. A rename happens as a whole.
+4. After a failed fsync nothing is known: a second one may succeed without having written anything,
+   and reads may show bytes that are not on the disk. So nobody retries; the process stops, and the
+   next one drops the page cache before it reads.
+
+Callers use these as `disk.write_at(...)`, never by `from storage.disk import write_at`.
+"""
+
+import errno
+import fcntl
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+FILE_MODE = 0o600
+DIRECTORY_MODE = 0o700
+
+# Errors by which the system says "no" before or instead of writing. Anything else (EIO above all)
+# leaves the file in an unknown state.
+REFUSALS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE})
+
+
+class PartialWrite(OSError):
+    """A write was refused after some of its bytes had been taken.
+
+    Attributes:
+        written: how many.
+    """
+
+    def __init__(self, error: OSError, written: int) -> None:
+        super().__init__(error.errno, error.strerror)
+        self.written = written
+
+
+def open_to_read(path: Path) -> int:
+    """Open an existing file for reading and return its descriptor."""
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def open_to_write(path: Path) -> int:
+    """Open an existing file for reading and writing and return its descriptor."""
+    return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+
+def create(path: Path) -> int:
+    """Create a file of mode 0600 that must not exist yet, and return its descriptor."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+
+
+def read_at(fd: int, length: int, offset: int) -> bytes:
+    """Read `length` bytes at `offset`; fewer only where the file ends."""
+    data = os.pread(fd, length, offset)
+    if len(data) == length or not data:
+        return data
+    parts = [data]
+    missing = length - len(data)
+    while missing and data:
+        data = os.pread(fd, missing, offset + length - missing)
+        parts.append(data)
+        missing -= len(data)
+    return b"".join(parts)
+
+
+def write_at(fd: int, data: bytes, offset: int) -> None:
+    """Write all of `data` at `offset`. Not durable before a sync.
+
+    Raises:
+        OSError: none of it was written; `PartialWrite` when some of it was.
+    """
+    written = os.pwrite(fd, data, offset)
+    while written < len(data):
+        # Asking for the rest is how to learn why the system stopped.
+        try:
+            more = os.pwrite(fd, memoryview(data)[written:], offset + written)
+        except OSError as error:
+            raise PartialWrite(error, written) from error
+        if more == 0:
+            raise PartialWrite(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), written)
+        written += more
+
+
+def sync_data(fd: int) -> None:
+    """Make a file's data durable, with its size where that changed (fdatasync)."""
+    os.fdatasync(fd)
+
+
+def sync_file(fd: int) -> None:
+    """Make a file's data and metadata durable (fsync)."""
+    os.fsync(fd)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def preallocate(fd: int, length: int) -> None:
+    """Reserve `length` bytes, which read as zeros, and make the file that long.
+
+    Where the file system cannot reserve, the file gets its length only.
+    """
+    try:
+        os.posix_fallocate(fd, 0, length)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+        os.ftruncate(fd, length)
+
+
+def truncate(fd: int, length: int) -> None:
+    """Cut a file to `length` bytes. Not durable before a sync."""
+    os.ftruncate(fd, length)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a file. Not durable before its directory is synced."""
+    source.rename(target)
+
+
+def rename_durably(source: Path, target: Path) -> None:
+    """Rename a file whose bytes are durable, within its directory; durable on return."""
+    rename(source, target)
+    sync_directory(target.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file. Not durable before its directory is synced."""
+    path.unlink()
+
+
+def remove_if_there(path: Path) -> None:
+    """Remove a file that may not exist. Not durable before its directory is synced."""
+    with suppress(FileNotFoundError):
+        remove(path)
+
+
+def write_file_durably(path: Path, data: bytes) -> None:
+    """Replace a small file's content as a whole; durable on return.
+
+    A crash leaves the old content or the new, and maybe a `.tmp` beside it.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    remove_if_there(temporary)
+    fd = create(temporary)
+    try:
+        write_at(fd, data, 0)
+        sync_file(fd)
+    finally:
+        os.close(fd)
+    rename_durably(temporary, path)
+
+
+def make_directory_durably(path: Path) -> None:
+    """Create a directory of mode 0700 and the missing ones above it; durable on return."""
+    if path.is_dir():
+        return
+    make_directory_durably(path.parent)
+    path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+    sync_directory(path.parent)
+
+
+def drop_cache(fd: int) -> None:
+    """Have the next reads come from the disk, not from pages a failed sync may have left behind.
+
+    Drops clean pages only, so the file must have been synced first.
+    """
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def lock_exclusive(fd: int) -> None:
+    """Take the lock of an open file (flock), held until the descriptor is closed.
+
+    Raises:
+        BlockingIOError: somebody else holds it.
+    """
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def free_bytes(path: Path) -> int:
+    """Return how many bytes may still be written to the file system that holds `path`."""
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
+
+
+def wall_clock_ns() -> int:
+    """Return nanoseconds since 1970, for names and header fields that only people read."""
+    return time.time_ns()

@@ -1,0 +1,78 @@
+"""What can go wrong with the bytes, each with the exit status it ends the process with.
+
+Every message is one line a person can act on: it names the file, what was expected and what was
+found. An `OSError` is not wrapped: a disk that fails is told apart from data that is damaged.
+
+    StorageError            74 EX_IOERR
+    ├── Corrupt             65 EX_DATAERR
+    │   ├── CorruptLog                       acknowledged writes are damaged or missing
+    │   └── CorruptSnapshot                  a snapshot cannot be used; an older one may do
+    ├── DirectoryLocked     73 EX_CANTCREAT  another process has the data directory
+    ├── DirectoryUnusable   73, 65 or 78     the data directory cannot be this store's
+    └── LogFull             74 EX_IOERR      no room: nothing was written, later appends may be
+"""
+
+from pathlib import Path
+from typing import Self
+
+EX_DATAERR = 65
+EX_CANTCREAT = 73
+EX_IOERR = 74
+EX_CONFIG = 78
+
+
+class StorageError(Exception):
+    """A failure of the store, told in one line.
+
+    Attributes:
+        exit_status: what the process ends with when it cannot go on (sysexits.h).
+    """
+
+    exit_status: int = EX_IOERR
+
+
+class Corrupt(StorageError):
+    """Bytes that were durable are not what they were."""
+
+    exit_status = EX_DATAERR
+
+    @classmethod
+    def at(cls, file: Path, offset: int, problem: str) -> Self:
+        """Return the error for one place in one file."""
+        return cls(f"{file.parent.name}/{file.name}: offset {offset}: {problem}")
+
+
+class CorruptLog(Corrupt):
+    """The log holds something that no crash explains, or lacks something that was acknowledged."""
+
+
+class CorruptSnapshot(Corrupt):
+    """A snapshot is incomplete or damaged."""
+
+
+class DirectoryLocked(StorageError):
+    """Another process holds the lock of the data directory."""
+
+    exit_status = EX_CANTCREAT
+
+
+class DirectoryUnusable(StorageError):
+    """The data directory is not readable, not ours, damaged, or of another format version."""
+
+    exit_status = EX_CANTCREAT
+
+    def __init__(self, message: str, *, exit_status: int = EX_CANTCREAT) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
+class LogFull(StorageError):
+    """An append was definitely not written: the log is as it was, and later appends may succeed.
+
+    Attributes:
+        errno: why the system refused (ENOSPC, EDQUOT, EFBIG, EMFILE or ENFILE).
+    """
+
+    def __init__(self, errno: int, message: str) -> None:
+        super().__init__(message)
+        self.errno = errno

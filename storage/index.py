@@ -1,0 +1,201 @@
+"""The index: an LMDB environment that can always be built again from the snapshots and the log.
+
+It is written without any sync, which outlives the death of the process (the page cache holds what
+was written) but not the death of the machine. So it is used again only when one of two marks in its
+directory says that nothing was lost, and is thrown away otherwise:
+
+    CLEAN    the server stopped by itself, after a full sync; exists only while no server runs
+    RUNNING  boot, mount, device and inode of the file a server was writing to. All four the same
+             means that the page cache it was written to has been there ever since. The mount is
+             named by the id that the kernel never gives twice (statx, Linux 6.8): the ordinary one
+             is given to the next mount, after a forced unmount that dropped what was not synced.
+
+Both are one line of JSON with a checksum. A process that met an I/O error removes RUNNING.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from struct import Struct
+from zlib import crc32
+
+import lmdb
+
+from storage import disk
+from storage.errors import DirectoryUnusable
+from storage.node import CorruptIndex
+from storage.tree import TABLES, Applied, Tables, View
+
+log = logging.getLogger(__name__)
+
+# Nothing is allocated for the map: it must only never have to grow, because growing it kills every
+# open reader. A system that refuses 1 TiB of address space gets half, and so on.
+_MAP_BYTES = 1 << 40
+_MAP_BYTES_MIN = 1 << 30
+
+_AT_FDCWD = -100
+_STATX_MNT_ID_UNIQUE = 0x4000
+_STATX_BYTES = 256
+_STATX_MASK = Struct("<I")
+_STATX_MNT_ID = Struct("<144xQ")
+
+
+class Index:
+    """An open LMDB environment with its tables."""
+
+    def __init__(self, env: lmdb.Environment, directory: Path) -> None:
+        self.env = env
+        self.directory = directory
+        self.tables: Tables = {name: env.open_db(name) for name in TABLES}
+
+    @classmethod
+    def reuse(cls, directory: Path) -> tuple[Index, str] | None:
+        """Open the index that stands there, if nothing of it can have been lost.
+
+        Returns:
+            The index and the name of the mark that vouches for it; None where it must be rebuilt.
+        """
+        clean, running = (_read_mark(directory / name) for name in ("CLEAN", "RUNNING"))
+        if clean and clean == _fingerprint(directory, with_size=True):
+            mark = "clean stop"
+        elif running and running == _fingerprint(directory):
+            mark = "same boot"
+        else:
+            return None
+        try:
+            index = cls(_open(directory), directory)
+        except (CorruptIndex, lmdb.Error, OSError) as error:
+            log.warning("the index cannot be opened and will be rebuilt: %s", error)
+            return None
+        try:
+            index.applied()
+        except (CorruptIndex, lmdb.Error) as error:
+            log.warning("the index is unfinished or damaged and will be rebuilt: %s", error)
+            index.env.close()
+            return None
+        return index, mark
+
+    @classmethod
+    def create(cls, directory: Path) -> Index:
+        """Throw away what stands there and start an empty index."""
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(mode=0o700)
+        return cls(_open(directory), directory)
+
+    def applied(self) -> Applied:
+        """Return how far the log has been performed on it.
+
+        Raises:
+            CorruptIndex: it does not say.
+        """
+        with self.env.begin() as txn:
+            return View(txn, self.tables, {}).applied()
+
+    def mark_running(self) -> None:
+        """Say, before the first write, whose page cache holds the index from now on."""
+        (self.directory / "CLEAN").unlink(missing_ok=True)
+        fingerprint = _fingerprint(self.directory)
+        if fingerprint:
+            _write_mark(self.directory / "RUNNING", fingerprint)
+        else:
+            (self.directory / "RUNNING").unlink(missing_ok=True)
+        disk.sync_directory(self.directory)
+
+    def distrust(self) -> None:
+        """After an I/O error: the next start rebuilds the index."""
+        (self.directory / "RUNNING").unlink(missing_ok=True)
+
+    def close(self, *, clean: bool) -> None:
+        """Close it; with `clean`, sync it whole and vouch for it."""
+        if clean:
+            self.env.sync(True)
+        self.env.close()
+        if clean and (fingerprint := _fingerprint(self.directory, with_size=True)):
+            _write_mark(self.directory / "CLEAN", fingerprint)
+
+
+def _open(directory: Path) -> lmdb.Environment:
+    map_bytes = _MAP_BYTES
+    while True:
+        try:
+            env = lmdb.open(
+                str(directory),
+                map_size=map_bytes,
+                max_dbs=len(TABLES),
+                mode=0o600,
+                sync=False,
+                metasync=False,
+                writemap=False,
+                max_spare_txns=4,
+            )
+        except (lmdb.MemoryError, MemoryError, OSError) as error:
+            map_bytes //= 2
+            if map_bytes < _MAP_BYTES_MIN:
+                raise DirectoryUnusable(
+                    f"{directory}: LMDB cannot map its file: {error}"
+                ) from error
+            continue
+        break
+    # A page behind the end of the file is a SIGBUS, not an exception: look before the first read.
+    needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    if (directory / "data.mdb").stat().st_size < needed and env.info()["last_txnid"]:
+        env.close()
+        raise CorruptIndex("its file is shorter than it says")
+    return env
+
+
+def _fingerprint(directory: Path, *, with_size: bool = False) -> dict[str, str] | None:
+    """What tells the file of the index from every other, and this life of it from the next."""
+    try:
+        stat = (directory / "data.mdb").stat()
+    except OSError:
+        return None
+    if with_size:
+        return {"inode": str(stat.st_ino), "bytes": str(stat.st_size)}
+    mount = _unique_mount_id(directory)
+    if mount is None:
+        return None
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return {
+        "boot": boot,
+        "mount": str(mount),
+        "device": str(stat.st_dev),
+        "inode": str(stat.st_ino),
+    }
+
+
+def _unique_mount_id(path: Path) -> int | None:
+    """Return the id of the mount that holds `path`, or None where the kernel cannot say (< 6.8)."""
+    try:
+        statx = ctypes.CDLL(None, use_errno=True).statx
+    except (AttributeError, OSError):
+        return None
+    answer = ctypes.create_string_buffer(_STATX_BYTES)
+    if statx(_AT_FDCWD, os.fsencode(path), 0, _STATX_MNT_ID_UNIQUE, answer) != 0:
+        return None
+    if not _STATX_MASK.unpack_from(answer.raw)[0] & _STATX_MNT_ID_UNIQUE:
+        return None
+    mount_id: int = _STATX_MNT_ID.unpack_from(answer.raw)[0]
+    return mount_id
+
+
+def _write_mark(path: Path, fields: dict[str, str]) -> None:
+    line = json.dumps(fields, sort_keys=True)
+    disk.write_file_durably(path, f"{line} {crc32(line.encode()):08x}\n".encode())
+
+
+def _read_mark(path: Path) -> dict[str, str] | None:
+    """Return the fields of a mark, or None where there is none that is whole."""
+    try:
+        line, _, crc = path.read_text(encoding="ascii").strip().rpartition(" ")
+    except (OSError, UnicodeDecodeError):
+        return None
+    if f"{crc32(line.encode()):08x}" != crc:
+        return None
+    fields: dict[str, str] = json.loads(line)
+    return fields

@@ -1,0 +1,230 @@
+"""The data directory: whose it is, and where everything is in it.
+
+    DATA/          0700
+      FORMAT       one line of JSON (format, min_reader, store_uuid, cluster_id, member_id, created)
+                   and one with its crc32; the directory is a store once this file is durable
+      LOCK         locked (flock) for as long as it is open; says by whom, for the error message
+      wal/         storage/wal.py
+      snap/        storage/snapshot.py
+      index/       storage/index.py
+      quarantine/  what recovery cut off
+
+Files are 0600. `*.tmp` is what a crash left unfinished and is removed, but for `wal/next.tmp`.
+"""
+
+import json
+import logging
+import os
+import secrets
+import socket
+import stat
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple, Self
+from zlib import crc32
+
+from storage import disk
+from storage.errors import EX_CONFIG, EX_DATAERR, DirectoryLocked, DirectoryUnusable
+from storage.spare import SPARE_NAME
+
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+_ROOMS = ("wal", "snap", "index", "quarantine")
+_PRECIOUS = ("wal", "snap")
+
+
+class Identity(NamedTuple):
+    """What names a store for all its life: 16 random bytes, and two 64-bit ids, never 0."""
+
+    store_uuid: bytes
+    cluster_id: int
+    member_id: int
+
+
+class DataDirectory:
+    """An open data directory, locked until `close`.
+
+    Attributes:
+        path: the directory; `wal`, `snap`, `index` and `quarantine` are its rooms.
+        identity: what FORMAT says.
+        created: FORMAT was written just now: the store is new.
+    """
+
+    def __init__(self, path: Path, lock_fd: int, identity: Identity, *, created: bool) -> None:
+        self.path = path
+        self.wal, self.snap, self.index, self.quarantine = (path / room for room in _ROOMS)
+        self.identity = identity
+        self.created = created
+        self._lock_fd = lock_fd
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Lock a data directory, or make a new one where there is none.
+
+        A directory of one's own that others may enter is made private, with one line of log.
+
+        Raises:
+            DirectoryLocked: another process has it.
+            DirectoryUnusable: it is somebody else's, damaged, of an unknown format, or the system
+                does not let us in.
+        """
+        try:
+            if not path.exists():
+                disk.make_directory_durably(path)
+            _claim(path)
+            lock_fd = _lock(path)
+            try:
+                created = _initialise(path)
+                _remove_unfinished(path)
+                return cls(path, lock_fd, _read_format(path), created=created)
+            except BaseException:
+                os.close(lock_fd)
+                raise
+        except OSError as error:
+            where = error.filename or path
+            raise DirectoryUnusable(f"{where}: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Release the lock."""
+        os.close(self._lock_fd)
+
+
+def _claim(path: Path) -> None:
+    """Check that the directory is ours and nobody else's business."""
+    status = path.stat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise DirectoryUnusable(f"{path}: is not a directory")
+    if status.st_uid != os.geteuid():
+        raise DirectoryUnusable(
+            f"{path}: belongs to user {status.st_uid}, but this process is user {os.geteuid()}; "
+            "change its owner, or name another directory by --data-dir"
+        )
+    mode = stat.S_IMODE(status.st_mode)
+    private = mode & disk.DIRECTORY_MODE
+    if mode != private:
+        path.chmod(private)
+        log.info("%s: mode %04o made %04o: nobody else may look in", path, mode, private)
+
+
+def _lock(path: Path) -> int:
+    fd = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, disk.FILE_MODE)
+    try:
+        disk.lock_exclusive(fd)
+        _sign(fd)
+    except BlockingIOError as error:
+        holder = disk.read_at(fd, 200, 0).decode(errors="replace").strip() or "another process"
+        os.close(fd)
+        raise DirectoryLocked(f"{path}: in use by {holder}") from error
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _sign(fd: int) -> None:
+    """Write into the lock whose it is, for the message that others get; not on a full disk."""
+    now = datetime.fromtimestamp(disk.wall_clock_ns() // 10**9, UTC)
+    holder = f"process {os.getpid()} on {socket.gethostname()} since {now:%Y-%m-%dT%H:%M:%SZ}\n"
+    with suppress(OSError):
+        disk.truncate(fd, 0)
+        disk.write_at(fd, holder.encode(errors="replace"), 0)
+
+
+def _initialise(path: Path) -> bool:
+    """Make the directory a store, unless it is one; return whether it was made."""
+    if (path / "FORMAT").exists():
+        for room in _ROOMS:
+            _require(path, room)
+        return False
+    for room in _ROOMS:
+        _require_empty(path, room)
+        (path / room).mkdir(mode=disk.DIRECTORY_MODE, exist_ok=True)
+    disk.sync_directory(path)
+    # A start that was killed may have made the directory without having synced its name.
+    with suppress(PermissionError):
+        disk.sync_directory(path.resolve().parent)
+    _write_format(path)
+    return True
+
+
+def _require(path: Path, room: str) -> None:
+    """Check that a room of a store is there; make it again if nothing is lost without it."""
+    if (path / room).is_dir():
+        return
+    if room in _PRECIOUS:
+        raise DirectoryUnusable(
+            f"{path}: {room}/ is missing; restore it from a backup", exit_status=EX_DATAERR
+        )
+    (path / room).mkdir(mode=disk.DIRECTORY_MODE)
+    disk.sync_directory(path)
+
+
+def _require_empty(path: Path, room: str) -> None:
+    """Check that a room of what is to become a store holds nothing of another one."""
+    found = [entry for entry in _entries(path / room) if entry.suffix != ".tmp"]
+    if room in _PRECIOUS and found:
+        raise DirectoryUnusable(
+            f"{path}: holds {room}/{found[0].name}, but no FORMAT; restore that file from a "
+            "backup, or name another directory by --data-dir",
+            exit_status=EX_DATAERR,
+        )
+
+
+def _write_format(path: Path) -> None:
+    """Make the identity of a new store durable."""
+    now = datetime.fromtimestamp(disk.wall_clock_ns() // 10**9, UTC)
+    fields = {
+        "format": FORMAT_VERSION,
+        "min_reader": FORMAT_VERSION,
+        "store_uuid": secrets.token_hex(16),
+        "cluster_id": f"{_random_id():016x}",
+        "member_id": f"{_random_id():016x}",
+        "created": f"{now:%Y-%m-%dT%H:%M:%SZ}",
+    }
+    line = json.dumps(fields)
+    data = f"{line}\n{crc32(line.encode()):08x}\n".encode()
+    disk.write_file_durably(path / "FORMAT", data)
+
+
+def _random_id() -> int:
+    return secrets.randbelow(2**64 - 1) + 1
+
+
+def _entries(path: Path) -> list[Path]:
+    return sorted(path.iterdir()) if path.is_dir() else []
+
+
+def _remove_unfinished(path: Path) -> None:
+    for directory in (path, *(path / room for room in _ROOMS)):
+        for entry in _entries(directory):
+            if entry.suffix == ".tmp" and entry.name != SPARE_NAME and entry.is_file():
+                disk.remove(entry)
+
+
+def _read_format(path: Path) -> Identity:
+    """Return what FORMAT says, if this version can read the directory."""
+    file = path / "FORMAT"
+    text = file.read_bytes()
+    line, _, crc = text.rstrip(b"\n").partition(b"\n")
+    expected = f"{crc32(line):08x}"
+    if crc != expected.encode():
+        raise DirectoryUnusable(
+            f"{file}: fails its checksum ({crc!r}, expected {expected!r}); restore it from a "
+            "backup",
+            exit_status=EX_DATAERR,
+        )
+    fields: dict[str, object] = json.loads(line)
+    needed = fields["min_reader"]
+    if not isinstance(needed, int) or needed > FORMAT_VERSION:
+        raise DirectoryUnusable(
+            f"{file}: the directory has format {fields['format']}, which a program for format "
+            f"{needed} or later reads; this one is for format {FORMAT_VERSION}",
+            exit_status=EX_CONFIG,
+        )
+    return Identity(
+        bytes.fromhex(str(fields["store_uuid"])),
+        int(str(fields["cluster_id"]), 16),
+        int(str(fields["member_id"]), 16),
+    )

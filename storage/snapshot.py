@@ -1,0 +1,161 @@
+"""The snapshots of a store: making, finding, keeping and setting aside.
+
+    snap/%016x-%016x.snap    etcd index - seq of the last frame it covers; .broken when set aside
+
+What is in such a file, and how it proves itself, is in storage/snapfile.py.
+
+Run as a program, it turns a copy of the index into a snapshot (the server starts it as a process of
+its own, because a busy thread would take the interpreter from the event loop):
+
+    python -m storage.snapshot SCRATCH TARGET HEADER
+
+SCRATCH is an LMDB file, TARGET the file to write, HEADER the output of `encode_header` in hex.
+"""
+
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import lmdb
+
+from storage import disk
+from storage.snapfile import (
+    Header,
+    Row,
+    decode_header,
+    encode_header,
+    read,
+    read_header,
+    verify,
+    write,
+)
+
+__all__ = [
+    "Header",
+    "Row",
+    "available",
+    "convert",
+    "decode_header",
+    "encode_header",
+    "install",
+    "prune",
+    "read",
+    "read_header",
+    "set_aside",
+    "verify",
+    "write",
+]
+
+log = logging.getLogger(__name__)
+
+# What a snapshot's writer waits between syncs, so that the log's syncs find the disk free.
+_PAUSE_S = 0.02
+_NICENESS = 10
+_NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.snap")
+
+
+def available(directory: Path) -> list[Path]:
+    """Return the snapshots in a directory, newest first, by their names."""
+    return sorted(
+        (path for path in directory.iterdir() if _NAME.fullmatch(path.name)), reverse=True
+    )
+
+
+def install(temporary: Path, directory: Path, header: Header) -> Path:
+    """Give a verified snapshot its name; durable on return.
+
+    Args:
+        temporary: a file in `directory`.
+        directory: where the snapshots are.
+        header: the snapshot's.
+
+    Returns:
+        The path it has now.
+    """
+    path = directory / f"{header.index:016x}-{header.seq:016x}.snap"
+    disk.rename_durably(temporary, path)
+    return path
+
+
+def set_aside(path: Path) -> None:
+    """Rename a snapshot that cannot be used, so that nobody tries again; logs one warning."""
+    broken = path.with_name(path.name + ".broken")
+    disk.rename_durably(path, broken)
+    log.warning("%s/%s is set aside as %s", path.parent.name, path.name, broken.name)
+
+
+def prune(directory: Path, keep: int = 2) -> list[Header]:
+    """Delete all but the newest snapshots; return the headers of those kept, newest first.
+
+    Raises:
+        CorruptSnapshot: the header of one that is kept is damaged; nothing is deleted then.
+    """
+    paths = available(directory)
+    kept = [read_header(path) for path in paths[:keep]]
+    for path in paths[keep:]:
+        disk.remove(path)
+    if paths[keep:]:
+        disk.sync_directory(directory)
+    return kept
+
+
+def convert(
+    scratch: Path,
+    target: Path,
+    tables: Sequence[bytes],
+    header: Header,
+    *,
+    pace: Callable[[int], None] | None = None,
+) -> None:
+    """Turn a copy of the index into a snapshot and verify what was written.
+
+    Args:
+        scratch: an LMDB file of its own (not a directory), which nobody writes to.
+        target: the file to write; it is removed again where anything fails.
+        tables: the names of the sub-databases; a row's table is the number in this list.
+        header: the snapshot's.
+        pace: as for `write`.
+
+    Raises:
+        OSError, lmdb.Error, CorruptSnapshot: there is no snapshot.
+    """
+    env = lmdb.open(str(scratch), subdir=False, readonly=True, lock=False, max_dbs=len(tables))
+    try:
+        write(target, header, _index_rows(env, tables), pace=pace)
+    finally:
+        env.close()
+    try:
+        verify(target)
+    except BaseException:
+        target.unlink()
+        raise
+
+
+def _index_rows(env: lmdb.Environment, tables: Sequence[bytes]) -> Iterator[Row]:
+    databases = [env.open_db(name, create=False) for name in tables]
+    with env.begin() as txn:
+        for table, database in enumerate(databases):
+            with txn.cursor(db=database) as cursor:
+                for key, value in cursor.iternext():
+                    yield table, bytes(key), bytes(value)
+
+
+def _pause(_: int) -> None:
+    time.sleep(_PAUSE_S)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Do what the head of this module says of it as a program."""
+    from storage.tree import TABLES  # noqa: PLC0415 -- the readers above need no index
+
+    scratch, target, header = arguments
+    os.nice(_NICENESS)
+    convert(Path(scratch), Path(target), TABLES, decode_header(bytes.fromhex(header)), pace=_pause)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

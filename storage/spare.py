@@ -1,0 +1,108 @@
+"""The space of the log's next segment, reserved ahead of time in `next.tmp`.
+
+A full disk is met when space is reserved, not when a frame is written: that is before anything has
+happened. The file is no part of the log until it gets a header and a segment's name.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from storage import disk
+from storage.errors import LogFull
+
+SPARE_NAME = "next.tmp"
+
+
+@contextmanager
+def refusals_as_log_full(path: Path) -> Iterator[None]:
+    """Raise `LogFull` where the system refuses to write; let any other error pass.
+
+    Not for syncs: a sync that fails, for whatever reason, leaves an unknown state.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in disk.REFUSALS:
+            raise
+        raise log_full(error, path) from error
+
+
+def log_full(error: OSError, path: Path) -> LogFull:
+    """Return the `LogFull` that stands for a refusal by the system."""
+    assert error.errno is not None
+    return LogFull(error.errno, f"{path.parent.name}/{path.name}: {error.strerror}")
+
+
+class Spare:
+    """`next.tmp` of one log.
+
+    Attributes:
+        size: how many bytes it reserves.
+        fd: the open file once they are reserved, else None.
+    """
+
+    def __init__(self, directory: Path, size: int) -> None:
+        self._path = directory / SPARE_NAME
+        self.size = size
+        self.fd: int | None = None
+
+    def adopt(self) -> None:
+        """Keep what an earlier run reserved: on a full disk it is all there is."""
+        with suppress(FileNotFoundError):
+            if self.fd is None and self._path.stat().st_size == self.size:
+                self.fd = disk.open_to_write(self._path)
+
+    def reserve(self) -> int:
+        """Reserve the space, unless that is done, and return the open file.
+
+        Raises:
+            LogFull: there is no room.
+        """
+        if self.fd is not None:
+            return self.fd
+        with refusals_as_log_full(self._path):
+            disk.remove_if_there(self._path)
+            fd = disk.create(self._path)
+            try:
+                disk.preallocate(fd, self.size)
+            except BaseException:
+                os.close(fd)
+                disk.remove_if_there(self._path)
+                raise
+        self.fd = fd
+        return fd
+
+    def install(self, path: Path, page: bytes) -> int:
+        """Turn the reserved file into a segment; durable on return.
+
+        Args:
+            path: the segment's name, in the same directory.
+            page: its first page.
+
+        Returns:
+            The open file, which is now the caller's to close.
+
+        Raises:
+            LogFull: there is no room; nothing has happened.
+        """
+        fd = self.reserve()
+        with refusals_as_log_full(self._path):
+            disk.write_at(fd, page, 0)
+        disk.sync_file(fd)
+        with refusals_as_log_full(self._path):
+            disk.rename(self._path, path)
+        self.fd = None
+        try:
+            disk.sync_directory(path.parent)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def close(self) -> None:
+        """Let go of the file; what it reserves stays reserved."""
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None

@@ -1,0 +1,430 @@
+"""The nodes of one LMDB transaction: reading them, and `perform`, which turns a change into them.
+
+Tables (LMDB sub-databases; every row carries a checksum over its key and its value):
+
+    nodes    storage/node.py                    the tree
+    ttl      u64 expiration ns, big-endian | key of the node -> u32 crc | path
+    events   u64 index, big-endian -> storage/event.py            the last `history_limit` of them
+    garbage  u64 directory id, big-endian -> nothing
+    meta     "applied" -> `Applied`, in the same transaction as what it speaks of
+
+A removed directory is unlinked in one step, however large: ids are never given twice, so nothing
+below it can be reached again. `reclaim` later frees what hangs there, a slice at a time; until then
+its id stands in `garbage`. What is due but hangs below a removed directory is passed over.
+
+`perform` depends on the state and the record only: no clock, no setting of this process, no order
+of a dict. Live and in replay it is the same call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from heapq import merge
+from operator import itemgetter
+from struct import Struct
+from typing import NamedTuple
+from zlib import crc32
+
+import lmdb
+
+from storage.change import CHAIN_START, REMOVALS, Change, Record, Term
+from storage.event import Event, decode_event, encode_event, event_key
+from storage.node import (
+    ROOT,
+    ROOT_ID,
+    CorruptIndex,
+    Node,
+    Obstacle,
+    decode_name,
+    decode_node,
+    encode_key,
+    encode_node,
+    id_prefix,
+)
+from storage.wal import Position
+
+TABLES = (b"nodes", b"ttl", b"events", b"garbage", b"meta")
+
+HISTORY_LIMIT = "history_limit"
+HISTORY_LIMIT_DEFAULT = 1000
+
+# Directory ids are remembered for paths up to this length, and for so many of them: a path of
+# 64 KB has 32,000 ancestors, whose paths together would take a gigabyte.
+_CACHED_PATH_BYTES_MAX = 512
+_CACHED_PATHS_MAX = 100_000
+
+APPLIED_KEY = b"applied"
+_APPLIED = Struct("<IQ8sQQQQQQQQQQI")
+_CRC = Struct("<I")
+_U64 = Struct(">Q")
+
+Table = lmdb._Database
+Tables = dict[bytes, Table]
+
+
+class Applied(NamedTuple):
+    """How far the log has been performed on the index; the fields are the log's (see change.py).
+
+    `index` is the etcd index, `oldest_event` the first index that the history can still tell of,
+    `next_dir_id` the id of the next directory. `position` is where the log's next frame goes.
+    """
+
+    seq: int = 0
+    chain: bytes = CHAIN_START
+    pos: int = 0
+    term: int = 0
+    index: int = 1  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    time_ns: int = 0
+    next_dir_id: int = ROOT_ID + 1
+    history_limit: int = HISTORY_LIMIT_DEFAULT
+    oldest_event: int = 1
+    position: Position = Position(0, 0, 0, 0)
+
+    def encode(self) -> bytes:
+        """Return the row that stands for it in the table `meta`."""
+        segment, offset, frame_seq, crc = self.position
+        body = _APPLIED.pack(0, *self[:9], segment, offset, frame_seq, crc)[4:]
+        return _CRC.pack(crc32(body)) + body
+
+    @classmethod
+    def decode(cls, data: bytes | None) -> Applied:
+        """Return what a row says.
+
+        Raises:
+            CorruptIndex: there is no such row, or it is damaged.
+        """
+        if (
+            data is None
+            or len(data) != _APPLIED.size
+            or crc32(data[4:]) != _CRC.unpack_from(data)[0]
+        ):
+            raise CorruptIndex("the index does not say how far it goes")
+        fields = _APPLIED.unpack(data)
+        return cls._make((*fields[1:10], Position(*fields[10:])))
+
+
+class View:
+    """The nodes as one transaction sees them."""
+
+    def __init__(
+        self, txn: lmdb.Transaction[bytes], tables: Tables, directories: dict[bytes, int]
+    ) -> None:
+        self._txn = txn
+        self._tables = tables
+        self._nodes = tables[b"nodes"]
+        self._directories = directories
+
+    def end(self) -> None:
+        """End the transaction: the view cannot be used any more."""
+        self._txn.abort()
+
+    def applied(self) -> Applied:
+        """Return how far the log has been performed."""
+        return Applied.decode(self._txn.get(APPLIED_KEY, db=self._tables[b"meta"]))
+
+    def find(self, path: bytes) -> Node | None:
+        """Return the node at a cleaned path, or None."""
+        parent, _, name = path.rpartition(b"/")
+        if not name:
+            return ROOT
+        parent_id = self._directory(parent)
+        if parent_id is None:
+            return None
+        key = encode_key(parent_id, name)
+        data = self._txn.get(key, db=self._nodes)
+        return None if data is None else decode_node(key, data)
+
+    def obstacle(self, path: bytes) -> Obstacle:
+        """Return what keeps a path that `find` does not know from leading anywhere."""
+        names = path.split(b"/")[1:]
+        dir_id = ROOT_ID
+        for depth, name in enumerate(names, 1):
+            key = encode_key(dir_id, name)
+            data = self._txn.get(key, db=self._nodes)
+            node = None if data is None else decode_node(key, data)
+            if node is None or not node.dir_id:
+                return Obstacle(node is not None, b"/" + b"/".join(names[:depth]))
+            dir_id = node.dir_id
+        raise AssertionError(f"nothing keeps {path!r} from leading to a directory")
+
+    def children(self, dir_id: int) -> Iterator[tuple[bytes, Node]]:
+        """Iterate over a directory's children, names and nodes, in the byte order of the names."""
+        prefix = id_prefix(dir_id)
+        # Keys of long names stand behind all others and are not in the order of the names.
+        long = sorted(self._children(prefix + b"\1"), key=itemgetter(0))
+        short = self._children(prefix + b"\0")
+        return merge(short, long, key=itemgetter(0)) if long else short
+
+    def _children(self, prefix: bytes) -> Iterator[tuple[bytes, Node]]:
+        with self._txn.cursor(db=self._nodes) as cursor:
+            if not cursor.set_range(prefix):
+                return
+            for key, data in cursor.iternext():
+                if not key.startswith(prefix):
+                    return
+                yield decode_name(key, data), decode_node(key, data)
+
+    def has_children(self, dir_id: int) -> bool:
+        """Return whether a directory has a child, hidden or not."""
+        prefix = id_prefix(dir_id)
+        with self._txn.cursor(db=self._nodes) as cursor:
+            return cursor.set_range(prefix) and cursor.key()[:8] == prefix
+
+    def first_due_ns(self) -> int | None:
+        """Return the earliest expiration of all, in nanoseconds since the epoch, or None."""
+        with self._txn.cursor(db=self._tables[b"ttl"]) as cursor:
+            return _U64.unpack_from(cursor.key())[0] if cursor.first() else None
+
+    def has_garbage(self) -> bool:
+        """Return whether `reclaim` has work."""
+        with self._txn.cursor(db=self._tables[b"garbage"]) as cursor:
+            return cursor.first()
+
+    def events(self, first_index: int) -> Iterator[Event]:
+        """Yield the events of the history from an index on, in order."""
+        with self._txn.cursor(db=self._tables[b"events"]) as cursor:
+            if not cursor.set_range(event_key(first_index)):
+                return
+            for key, data in cursor.iternext():
+                yield decode_event(_U64.unpack(key)[0], data)
+
+    def _directory(self, path: bytes) -> int | None:
+        """Return the id of the directory at a path (empty for the root), or None."""
+        if not path:
+            return ROOT_ID
+        return self._directories.get(path) or self._walk(path)
+
+    def _walk(self, path: bytes) -> int | None:
+        dir_id = ROOT_ID
+        length = 0
+        for name in path[1:].split(b"/"):
+            key = encode_key(dir_id, name)
+            data = self._txn.get(key, db=self._nodes)
+            if data is None:
+                return None
+            dir_id = decode_node(key, data).dir_id
+            if not dir_id:
+                return None
+            length += 1 + len(name)
+            self._remember(path, length, dir_id)
+        return dir_id
+
+    def _remember(self, path: bytes, length: int, dir_id: int) -> None:
+        if length <= _CACHED_PATH_BYTES_MAX:
+            if len(self._directories) >= _CACHED_PATHS_MAX:
+                self._directories.clear()
+            self._directories[path[:length]] = dir_id
+
+
+class Txn(View):
+    """A write transaction: the pending state, invisible to every other view until it commits.
+
+    Opened, used and committed on one thread only. All that it learns stays its own until `commit`
+    has returned: the ids of directories in an overlay, the counters in fields.
+    """
+
+    def __init__(
+        self,
+        txn: lmdb.Transaction[bytes],
+        tables: Tables,
+        directories: dict[bytes, int],
+        applied: Applied,
+    ) -> None:
+        super().__init__(txn, tables, {})
+        self._committed = directories
+        self._forget = False
+        self._next_dir_id = applied.next_dir_id
+        self._base = applied
+        self.index = applied.index
+        self.pos = applied.pos
+        self.term = applied.term
+        self.history_limit = applied.history_limit
+        self._oldest_event = applied.oldest_event
+        self.tidied = False
+        """Rows were freed that no record speaks of: worth a commit even without a record."""
+
+    def _directory(self, path: bytes) -> int | None:
+        if not path:
+            return ROOT_ID
+        dir_id = self._directories.get(path)
+        if dir_id is None and not self._forget:
+            dir_id = self._committed.get(path)
+        return dir_id or self._walk(path)
+
+    def perform(self, record: Record, time_ns: int) -> Event | None:
+        """Turn a decided record into rows; return the event that a change makes.
+
+        It checks nothing: that the change is allowed was decided when it was logged.
+        """
+        self.pos += 1
+        if isinstance(record, Change):
+            return self._change(record, time_ns)
+        if isinstance(record, Term):
+            self.term = record.term
+        elif record.name == HISTORY_LIMIT:
+            self.history_limit = record.value
+            self._trim()
+        return None
+
+    def due(self, now_ns: int, limit: int) -> list[tuple[bytes, Node]]:
+        """Return path and node of what has expired by `now_ns`, earliest first, at most `limit`."""
+        due: list[tuple[bytes, Node]] = []
+        stale: list[bytes] = []
+        with self._txn.cursor(db=self._tables[b"ttl"]) as cursor:
+            for row_key, row in cursor.iternext():
+                if _U64.unpack_from(row_key)[0] > now_ns or len(due) + len(stale) >= limit:
+                    break
+                path = _decode_path(row_key, row)
+                node = self._reached(path, row_key)
+                if node is None:
+                    stale.append(row_key)
+                else:
+                    due.append((path, node))
+        for row_key in stale:
+            self._txn.delete(row_key, db=self._tables[b"ttl"])
+            self.tidied = True
+        return due
+
+    def reclaim(self, limit: int) -> None:
+        """Free up to `limit` nodes below removed directories."""
+        while limit > 0:
+            with self._txn.cursor(db=self._tables[b"garbage"]) as cursor:
+                if not cursor.first():
+                    return
+                prefix = cursor.key()
+            self.tidied = True
+            rows = self._rows(prefix, limit)
+            for key, data in rows:
+                node = decode_node(key, data)
+                self._txn.delete(key, db=self._nodes)
+                if node.expiration_ns:
+                    self._delete_ttl(key, node)
+                if node.dir_id:
+                    self._txn.put(id_prefix(node.dir_id), b"", db=self._tables[b"garbage"])
+            if len(rows) < limit:
+                self._txn.delete(prefix, db=self._tables[b"garbage"])
+            limit -= len(rows) + 1
+
+    def next_applied(self, *, seq: int, chain: bytes, time_ns: int, position: Position) -> Applied:
+        """Return how far the log will have been performed once this transaction commits."""
+        return Applied(
+            seq=seq,
+            chain=chain,
+            pos=self.pos,
+            term=self.term,
+            index=self.index,
+            time_ns=time_ns,
+            next_dir_id=self._next_dir_id,
+            history_limit=self.history_limit,
+            oldest_event=self._oldest_event,
+            position=position,
+        )
+
+    def commit(self, applied: Applied) -> None:
+        """Make everything visible, together with `applied`.
+
+        Raises:
+            lmdb.Error: the transaction is dead and nothing of it has happened; `MapFullError` and
+                disk errors come from here, not from `perform` alone.
+        """
+        if applied is not self._base:
+            self._txn.put(APPLIED_KEY, applied.encode(), db=self._tables[b"meta"])
+        self._txn.commit()
+        if self._forget or len(self._committed) > _CACHED_PATHS_MAX:
+            self._committed.clear()
+        self._committed.update(self._directories)
+
+    def _change(self, change: Change, time_ns: int) -> Event:
+        kind, index, path, value, is_dir, created, expiration_ns, _ = change
+        parent, _, name = path.rpartition(b"/")
+        parent_id = self._directory(parent)
+        if parent_id is None:
+            parent_id = self._make_directories(parent, index)
+        key = encode_key(parent_id, name)
+        data = self._txn.get(key, db=self._nodes)
+        prev = None if data is None else decode_node(key, data)
+        if prev is not None and prev.expiration_ns:
+            self._delete_ttl(key, prev)
+        if kind in REMOVALS:
+            self._txn.delete(key, db=self._nodes)
+            if prev is not None and prev.dir_id:
+                self._txn.put(id_prefix(prev.dir_id), b"", db=self._tables[b"garbage"])
+                self._directories.clear()
+                self._forget = True
+        else:
+            modified, dir_id = index, 0
+            if is_dir and prev is not None and prev.dir_id:
+                # An update of a directory changes its TTL; the node itself keeps its index.
+                modified, dir_id = prev.modified_index, prev.dir_id
+            elif is_dir:
+                dir_id = self._take_dir_id()
+            node = Node(value, created, modified, expiration_ns, dir_id)
+            self._txn.put(key, encode_node(key, name, node), db=self._nodes)
+            if expiration_ns:
+                row_key = _U64.pack(expiration_ns) + key
+                self._txn.put(row_key, _encode_path(row_key, path), db=self._tables[b"ttl"])
+        event = Event(change, prev, time_ns)
+        self._txn.put(event_key(index), encode_event(event), db=self._tables[b"events"])
+        self.index = index
+        self._trim()
+        return event
+
+    def _make_directories(self, path: bytes, index: int) -> int:
+        """Make what is missing of a path of directories; return the id of the last."""
+        dir_id = ROOT_ID
+        length = 0
+        for name in path[1:].split(b"/"):
+            key = encode_key(dir_id, name)
+            data = self._txn.get(key, db=self._nodes)
+            if data is None:
+                dir_id = self._take_dir_id()
+                node = Node(None, index, index, 0, dir_id)
+                self._txn.put(key, encode_node(key, name, node), db=self._nodes)
+            else:
+                dir_id = decode_node(key, data).dir_id
+            length += 1 + len(name)
+            self._remember(path, length, dir_id)
+        return dir_id
+
+    def _take_dir_id(self) -> int:
+        self._next_dir_id += 1
+        return self._next_dir_id - 1
+
+    def _trim(self) -> None:
+        events = self._tables[b"events"]
+        while self._oldest_event <= self.index - self.history_limit:
+            self._txn.delete(event_key(self._oldest_event), db=events)
+            self._oldest_event += 1
+
+    def _delete_ttl(self, key: bytes, node: Node) -> None:
+        self._txn.delete(_U64.pack(node.expiration_ns) + key, db=self._tables[b"ttl"])
+
+    def _reached(self, path: bytes, row_key: bytes) -> Node | None:
+        """Return the node at `path` if it is the very one that a row of `ttl` speaks of."""
+        parent, _, name = path.rpartition(b"/")
+        parent_id = self._directory(parent)
+        if parent_id is None or encode_key(parent_id, name) != row_key[8:]:
+            return None
+        node = self.find(path)
+        return node if node and node.expiration_ns == _U64.unpack_from(row_key)[0] else None
+
+    def _rows(self, prefix: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        rows: list[tuple[bytes, bytes]] = []
+        with self._txn.cursor(db=self._nodes) as cursor:
+            if cursor.set_range(prefix):
+                for key, data in cursor.iternext():
+                    if key[:8] != prefix or len(rows) == limit:
+                        break
+                    rows.append((key, data))
+        return rows
+
+
+def _encode_path(row_key: bytes, path: bytes) -> bytes:
+    return _CRC.pack(crc32(path, crc32(row_key))) + path
+
+
+def _decode_path(row_key: bytes, row: bytes) -> bytes:
+    path = row[4:]
+    if crc32(path, crc32(row_key)) != _CRC.unpack_from(row)[0]:
+        raise CorruptIndex(f"the expiration record {row_key.hex()} fails its checksum")
+    return path

@@ -1,0 +1,358 @@
+"""The log: the one truth of the store. Everything else can be built again from it and a snapshot.
+
+    wal/%016x-%016x.wal    segments (storage/segments.py); only the last one is written to
+    wal/next.tmp           the next segment's space (storage/spare.py)
+    quarantine/            every byte that recovery cuts off (storage/quarantine.py)
+
+Invariants:
+
+- One append is one frame, one write and one fdatasync, and it is durable when it returns. Frame N+1
+  is never written before frame N is durable.
+- Frames are contiguous: the sequence grows by one each, and each holds the checksum of the one
+  before it.
+- A segment always keeps room for its seal. A new one joins the log (its name becomes durable) only
+  after the one before it is sealed, cut to its length and synced.
+- After `LogFull` the log is as it was before. After any other error of a write or a sync nothing is
+  known, so every later append is refused.
+"""
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from storage import disk, frame
+from storage.errors import LogFull
+from storage.frame import PAGE_SIZE, SEAL_SIZE, WAL_MAGIC, SegmentHeader
+from storage.quarantine import cut_off
+from storage.segments import (
+    START,
+    Frame,
+    Position,
+    Scan,
+    Segment,
+    TornTail,
+    list_segments,
+    segment_name,
+)
+from storage.spare import Spare, log_full
+
+__all__ = ["START", "Frame", "Position", "TornTail", "Wal"]
+
+SEGMENT_BYTES_DEFAULT = 64 * 1024 * 1024
+SEGMENT_BYTES_MIN = 2 * PAGE_SIZE
+_NO_FILE = -1
+
+
+class Wal:
+    """The log of one store: `open`, `scan` to the end, `begin`, then `append`.
+
+    `append`, `prepare_next`, `purge` and `close` belong to one thread at a time. `position`,
+    `log_bytes` and `room` may be read by any other meanwhile.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        quarantine: Path,
+        segments: list[Segment],
+        *,
+        store_uuid: bytes,
+        segment_bytes_max: int,
+    ) -> None:
+        self._directory = directory
+        self._quarantine = quarantine
+        self._segments = segments
+        self._store_uuid = store_uuid
+        room = (segment_bytes_max - PAGE_SIZE - SEAL_SIZE) & ~7
+        self._max_payload = min(room - frame.essential_size(0), frame.MAX_PAYLOAD)
+        self._scan: Scan | None = None
+        self._writable = False
+        # The segment that is written to: none before the first append, and none while the last one
+        # is sealed and its successor could not be made yet.
+        self._fd = _NO_FILE
+        self._salt = 0
+        self._capacity = 0
+        # Up to where a refused write may have left bytes behind the tail.
+        self._dirty_end = 0
+        self._spare = Spare(directory, segment_bytes_max)
+        self._tail = self._position = START
+        self._log_bytes = 0
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        quarantine: Path,
+        *,
+        store_uuid: bytes,
+        segment_bytes_max: int = SEGMENT_BYTES_DEFAULT,
+    ) -> "Wal":
+        """Look at the files of a log and check their names and headers. Writes nothing.
+
+        Args:
+            directory: where the segments are; without any it is an empty log.
+            quarantine: where `begin` keeps what it cuts off.
+            store_uuid: 16 bytes; segments of another store are refused.
+            segment_bytes_max: the size of new segments.
+
+        Raises:
+            CorruptLog: a segment is missing, damaged or of another store.
+        """
+        if segment_bytes_max < SEGMENT_BYTES_MIN:
+            raise ValueError(f"a segment has at least {SEGMENT_BYTES_MIN} bytes")
+        segments = list_segments(directory, store_uuid)
+        return cls(
+            directory,
+            quarantine,
+            segments,
+            store_uuid=store_uuid,
+            segment_bytes_max=segment_bytes_max,
+        )
+
+    @property
+    def first_seq(self) -> int:
+        """The sequence number of the first frame that the log holds, or will hold."""
+        return self._segments[0].first_seq if self._segments else 1
+
+    @property
+    def position(self) -> Position:
+        """The end of the last frame that is durable, from which a later `scan` can go on."""
+        return self._position
+
+    @property
+    def max_payload(self) -> int:
+        """The longest payload that a frame of this log takes, in bytes."""
+        return self._max_payload
+
+    @property
+    def log_bytes(self) -> int:
+        """How many bytes of frames were appended since `open`; it only grows."""
+        return self._log_bytes
+
+    @property
+    def room(self) -> int:
+        """The longest payload that fits without asking the file system for more space."""
+        here = 0 if self._fd == _NO_FILE else self._capacity - self._tail.offset - SEAL_SIZE
+        there = 0 if self._spare.fd is None else self._max_payload
+        return max(here - frame.essential_size(0), there, 0)
+
+    @property
+    def torn(self) -> TornTail | None:
+        """The torn tail that the last `scan` found, or None."""
+        return self._scan.torn if self._scan else None
+
+    def scan(self, start: Position | None = None, *, must_reach: int = 0) -> Iterator[Frame]:
+        """Yield every intact frame from `start`, or from the oldest segment on; writes nothing.
+
+        Seals are checked and left out. Memory is bounded by the largest frame. Each file is synced
+        and its cached pages are dropped before it is read. Not for a log that is being appended to.
+
+        Args:
+            start: a `position` of this log, or None.
+            must_reach: the sequence number of a frame that is known to have been acknowledged.
+
+        Raises:
+            CorruptLog: by the rules of storage/segments.py, as far as the scan has come.
+            OSError: a file cannot be read, which says nothing about what it holds.
+        """
+        scan = Scan(self._directory, self._segments, start)
+        self._scan = None
+        yield from scan.frames(must_reach)
+        self._scan = scan
+        if not self._writable:
+            self._tail, self._position = scan.tail, scan.position
+
+    def begin(self) -> None:
+        """Make the log writable, after a `scan` that came to its end.
+
+        Cuts off a torn tail: copies it to the quarantine, overwrites it with zeros, syncs, and
+        logs one warning. The first segment is made by the first append.
+
+        Raises:
+            OSError: the disk failed; the state is that of a crash.
+        """
+        scan = self._scan
+        if scan is None or self._writable:
+            raise RuntimeError("begin() follows a complete scan, once")
+        self._spare.adopt()
+        if self._segments:
+            self._open_last(scan)
+        self._writable = True
+
+    def append(self, payload: bytes, *, first_index: int, count: int, flags: int = 0) -> Position:
+        """Append one frame; it is durable on return.
+
+        Args:
+            payload: what a later `scan` yields.
+            first_index: the first etcd index in it, or the next one where it has none.
+            count: the number of records in it.
+            flags: of storage/frame.py, but no SEAL.
+
+        Returns:
+            The end of the frame.
+
+        Raises:
+            ValueError: the payload is longer than `max_payload`, or a flag is the log's own.
+            LogFull: there is no room. The frame is definitely not written; later ones may be.
+            OSError: the disk failed and the state is unknown. Later appends are refused.
+        """
+        if len(payload) > self._max_payload:
+            raise ValueError(f"a frame takes {self._max_payload} bytes, got {len(payload)}")
+        if flags & frame.SEAL:
+            raise ValueError("the log writes its seals itself")
+        if not self._writable:
+            raise OSError(errno.EIO, "the log is closed to writing")
+        needed = frame.frame_size(len(payload)) + SEAL_SIZE
+        try:
+            if self._fd == _NO_FILE or self._tail.offset + needed > self._capacity:
+                self._cut(first_index)
+            self._write_frame(payload, first_index, count, flags)
+        except OSError:
+            self._writable = False
+            raise
+        self._position = self._tail
+        return self._position
+
+    def prepare_next(self) -> None:
+        """Reserve the next segment ahead of time, once the current one is more than half full.
+
+        Failing is no error: `append` will try again, and say so.
+        """
+        if self._writable and self._tail.offset * 2 > self._capacity:
+            with suppress(LogFull, OSError):
+                self._spare.reserve()
+
+    def purge(self, below_seq: int) -> int:
+        """Delete the oldest segments whose frames all have a lower sequence number.
+
+        The last segment stays. Each deletion is durable before the next one, so that no crash
+        leaves a gap.
+
+        Returns:
+            How many segments were deleted.
+        """
+        deleted = 0
+        while len(self._segments) > 1 and self._segments[1].first_seq <= below_seq:
+            disk.remove(self._segments[0].path)
+            disk.sync_directory(self._directory)
+            del self._segments[0]
+            deleted += 1
+        return deleted
+
+    def close(self) -> None:
+        """Leave the files as they are, without a trace of refused writes.
+
+        Raises:
+            OSError: they could not be left so; the next start may find a torn tail.
+        """
+        try:
+            if self._writable and self._fd != _NO_FILE:
+                self._erase_dirty()
+                disk.sync_data(self._fd)
+        finally:
+            self._writable = False
+            self._spare.close()
+            if self._fd != _NO_FILE:
+                os.close(self._fd)
+                self._fd = _NO_FILE
+
+    # The rest runs in `begin` and `append` only.
+
+    def _write_frame(self, payload: bytes, first_index: int, count: int, flags: int) -> None:
+        """Write one frame at the tail, over what refused writes left there, and sync it."""
+        segment, offset, seq, chain = self._tail
+        data = frame.encode_frame(
+            payload,
+            seq=seq + 1,
+            first_index=first_index,
+            count=count,
+            flags=flags,
+            chain=chain,
+            salt=self._salt,
+        )
+        end = offset + len(data)
+        leftover = bytes(max(0, self._dirty_end - end))
+        try:
+            disk.write_at(self._fd, data + leftover if leftover else data, offset)
+        except OSError as error:
+            self._refused(error, end, offset + frame.essential_size(len(payload)))
+            raise
+        disk.sync_data(self._fd)
+        self._dirty_end = 0
+        self._tail = Position(segment, end, seq + 1, frame.body_crc(data))
+        self._log_bytes += len(data)
+
+    def _refused(self, error: OSError, end: int, intact_from: int) -> None:
+        """Turn a refused write into `LogFull`; return where it is none."""
+        if error.errno not in disk.REFUSALS:
+            return
+        self._dirty_end = max(self._dirty_end, end)
+        written = error.written if isinstance(error, disk.PartialWrite) else 0
+        if self._tail.offset + written >= intact_from:
+            # Only padding is missing: a restart would take the frame for a good one.
+            self._erase_dirty()
+            disk.sync_data(self._fd)
+        raise log_full(error, self._segments[-1].path) from error
+
+    def _erase_dirty(self) -> None:
+        """Overwrite what refused writes may have left behind the tail."""
+        if self._dirty_end > self._tail.offset:
+            disk.write_at(self._fd, bytes(self._dirty_end - self._tail.offset), self._tail.offset)
+        self._dirty_end = 0
+
+    def _cut(self, first_index: int) -> None:
+        """Seal the current segment, if there is one, and start the next.
+
+        Space for the next one comes first: a full disk is met before anything is written. Where it
+        is met later, the next append goes on from there.
+        """
+        self._spare.reserve()
+        if self._fd != _NO_FILE:
+            self._write_frame(b"", first_index, 0, frame.SEAL)
+            self._trim_sealed()
+        self._start_segment(first_index)
+
+    def _trim_sealed(self) -> None:
+        """Cut the sealed segment to its length and let go of it."""
+        disk.truncate(self._fd, self._tail.offset)
+        disk.sync_file(self._fd)
+        os.close(self._fd)
+        self._fd = _NO_FILE
+
+    def _start_segment(self, first_index: int) -> None:
+        """Turn the prepared file into the next segment of the log; durable on return."""
+        header = SegmentHeader(
+            store_uuid=self._store_uuid,
+            number=self._segments[-1].number + 1 if self._segments else START.segment,
+            first_seq=self._tail.seq + 1,
+            first_index=first_index,
+            chain=self._tail.crc,
+            salt=secrets.randbits(64),
+            created_ns=disk.wall_clock_ns(),
+        )
+        path = self._directory / segment_name(header.number, header.first_seq)
+        page = frame.encode_segment_header(header, magic=WAL_MAGIC)
+        self._fd = self._spare.install(path, page)
+        self._segments.append(Segment(path, header.number, header.first_seq))
+        self._salt, self._capacity, self._dirty_end = header.salt, self._spare.size, 0
+        self._tail = self._tail._replace(segment=header.number, offset=PAGE_SIZE)
+
+    def _open_last(self, scan: Scan) -> None:
+        """Open the last segment to write to it, without its torn tail."""
+        last = self._segments[-1]
+        with last.open() as reader:
+            self._salt = reader.header.salt
+            size = reader.size
+        self._fd = disk.open_to_write(last.path)
+        if scan.torn is not None:
+            cut_off(self._fd, scan.torn, self._quarantine)
+        if scan.sealed:
+            self._trim_sealed()
+            return
+        self._capacity = max(size, self._spare.size)
+        if size < self._capacity:
+            with suppress(OSError):  # an append will meet the full disk, and say so
+                disk.preallocate(self._fd, self._capacity)
