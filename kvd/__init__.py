@@ -1,0 +1,23 @@
+"""kvd: a durable configuration store that serves the etcd v2 HTTP API from one process.
+
+The way of a write:
+
+    client -- PUT /v2/keys/a -->  http1.py      bytes to requests: the connections
+                                  front.py      what comes before routing; the fork to other routes
+                                  keys.py       a request to the key space, to its answer
+                                  request.py    parameters, checked, to a command
+                                  committer.py  the queue, one batch at a time:
+        machine.decide            the rules: a command to a change, or a refusal
+        storage.Txn.perform       the change to rows, pending, invisible
+        storage.Wal.append        one frame, one fdatasync: the durability point
+        storage.Store.commit      visible
+        watch.Hub.publish         watchers are told, then the writers answered
+    client <-- 200 {"action"...   response.py   events to JSON
+
+A read is request, committed state, response; it never enters the committer. To know the system,
+read machine.py, committer.py and storage/wal.py, in that order.
+
+kvd is not a cluster, has no v3 API, and keeps nothing that the log does not say.
+"""
+
+__version__ = "0.1.0"

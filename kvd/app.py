@@ -1,0 +1,227 @@
+"""Every route but the key space, as Tornado handlers; the bodies of errors are Go's."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, NamedTuple, cast
+
+import tornado.web
+
+from kvd.http1 import SERVER_HEADER
+from kvd.members import Member
+
+log = logging.getLogger(__name__)
+
+# The API level that is served: clients choose their dialect by it. kvd's own version is in the
+# Server header.
+ETCD_VERSION = b'{"etcdserver":"3.4.23","etcdcluster":"3.4.0"}'
+
+_JSON = "application/json"
+_TEXT = "text/plain; charset=utf-8"
+
+
+class Sources(NamedTuple):
+    """Where the bodies come from."""
+
+    store_stats: Callable[[], bytes]
+    self_stats: Callable[[], bytes]
+    leader_stats: Callable[[], bytes]
+    healthy: Callable[[], bool]
+    member: Member
+    cluster_id: int
+
+
+class Endpoint(tornado.web.RequestHandler):
+    """A route; `allow` are the methods that it answers."""
+
+    allow: tuple[str, ...] = ("GET",)
+
+    @property
+    def sources(self) -> Sources:
+        """What the routes show."""
+        return cast(Sources, self.settings["sources"])
+
+    def set_default_headers(self) -> None:
+        """Name the server as every other answer does."""
+        self.set_header("Server", SERVER_HEADER)
+        self.clear_header("Content-Type")
+
+    def compute_etag(self) -> None:
+        """Answer no conditional requests: etcd does not."""
+        return
+
+    def write_error(self, status_code: int, **_kwargs: Any) -> None:
+        """Write an error as etcd does."""
+        if status_code == 405:
+            if self.allow:
+                self.set_header("Allow", ",".join(self.allow))
+            self._text("Method Not Allowed\n")
+        elif status_code == 404:
+            # Below /v3 etcd answers by its gateway.
+            gateway = self.request.path.startswith("/v3/")
+            self._text("Not Found\n" if gateway else "404 page not found\n")
+        else:
+            self.set_header("Content-Type", _JSON)
+            self.finish(b'{"message":"Internal Server Error"}')
+
+    def log_exception(
+        self,
+        typ: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        """Log what is no answer to the client: a bug."""
+        if not isinstance(value, tornado.web.HTTPError):
+            log.error("a request could not be served", exc_info=value)
+
+    def _text(self, body: str) -> None:
+        self.set_header("Content-Type", _TEXT)
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.finish(body)
+
+    def _json(self, body: bytes) -> None:
+        self.set_header("Content-Type", _JSON)
+        self.finish(body)
+
+
+class NotFound(Endpoint):
+    """Every path that is no route, whatever the method."""
+
+    def prepare(self) -> None:
+        """Refuse."""
+        raise tornado.web.HTTPError(404)
+
+    def write_error(self, status_code: int, **_kwargs: Any) -> None:
+        """Say that there is no such page, also to methods nobody knows."""
+        self.set_status(404)
+        super().write_error(404)
+
+
+class Version(Endpoint):
+    """`/version`."""
+
+    def get(self) -> None:
+        """Answer the API level."""
+        self._json(ETCD_VERSION)
+
+
+class Health(Endpoint):
+    """`/health`."""
+
+    def get(self) -> None:
+        """Answer whether writes are taken; the value is a string, as in etcd."""
+        if self.sources.healthy():
+            self.set_header("Content-Type", _TEXT)
+            self.finish(b'{"health":"true"}')
+        else:
+            self.set_status(503)
+            self._text('{"health":"false"}\n')
+
+
+class StoreStatistics(Endpoint):
+    """`/v2/stats/store`."""
+
+    def get(self) -> None:
+        """Answer the counters."""
+        self._json(self.sources.store_stats())
+
+
+class SelfStatistics(Endpoint):
+    """`/v2/stats/self`."""
+
+    def get(self) -> None:
+        """Answer who this member is and since when."""
+        self._json(self.sources.self_stats())
+
+
+class LeaderStatistics(Endpoint):
+    """`/v2/stats/leader`."""
+
+    def get(self) -> None:
+        """Answer that there are no followers."""
+        self._json(self.sources.leader_stats())
+
+
+class Machines(Endpoint):
+    """`/v2/machines`."""
+
+    allow = ("GET", "HEAD")
+
+    def get(self) -> None:
+        """Answer the URLs that clients are to use."""
+        self.set_header("Content-Type", _TEXT)
+        self.finish(self.sources.member.machines_body())
+
+    def head(self) -> None:
+        """Answer as GET, without the body."""
+        self.get()
+
+
+class Members(Endpoint):
+    """`/v2/members` and everything below it: one member, and no way to have others."""
+
+    allow: tuple[str, ...] = ("GET", "POST", "DELETE", "PUT")
+
+    def set_default_headers(self) -> None:
+        """Name the cluster."""
+        super().set_default_headers()
+        self.set_header("X-Etcd-Cluster-Id", f"{self.sources.cluster_id:x}")
+
+    def get(self, path: str | None) -> None:
+        """Answer the list, or the leader."""
+        match (path or "").removeprefix("/"):
+            case "":
+                self._json(self.sources.member.list_body())
+            case "leader":
+                self._json(self.sources.member.body())
+            case _:
+                self._refuse(404, "Not found")
+
+    def post(self, path: str | None) -> None:
+        """Refuse to reconfigure, as a member does that cannot."""
+        self._refuse(500, "Internal Server Error")
+
+    def put(self, path: str | None) -> None:
+        """Refuse to change a member."""
+        member = (path or "").removeprefix("/")
+        if not member:
+            # etcd names no methods here.
+            self.allow = ()
+            raise tornado.web.HTTPError(405)
+        if member != f"{self.sources.member.member_id:x}":
+            self._refuse(404, f"No such member: {member}")
+        else:
+            self._refuse(500, "Internal Server Error")
+
+    def delete(self, path: str | None) -> None:
+        """Refuse to remove a member."""
+        self.put(path)
+
+    def _refuse(self, status: int, message: str) -> None:
+        self.set_status(status)
+        self._json(json.dumps({"message": message}, separators=(",", ":")).encode())
+
+
+def make_application(sources: Sources) -> tornado.web.Application:
+    """Return the application that serves all these routes."""
+    return tornado.web.Application(
+        [
+            (r"/version", Version),
+            (r"/health", Health),
+            (r"/v2/stats/store", StoreStatistics),
+            (r"/v2/stats/self", SelfStatistics),
+            (r"/v2/stats/leader", LeaderStatistics),
+            (r"/v2/machines", Machines),
+            (r"/v2/members(/.*)?", Members),
+        ],
+        default_handler_class=NotFound,
+        log_function=_log_nothing,
+        sources=sources,
+    )
+
+
+def _log_nothing(handler: tornado.web.RequestHandler) -> None:
+    """Requests are not logged."""

@@ -1,0 +1,97 @@
+"""What a client can ask of the key space, as plain values.
+
+Keys are cleaned paths (`b"/a/b"`, the root is `b"/"`), values are byte strings. A `ttl_s` of None
+means no expiration. Commands change the store and go through the committer; `Get` and `Watch` only
+read it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Set(NamedTuple):
+    """Set a key, whether it exists or not."""
+
+    key: bytes
+    value: bytes
+    dir: bool = False
+    ttl_s: int | None = None
+    refresh: bool = False
+
+
+class Create(NamedTuple):
+    """Create a key that must not exist."""
+
+    key: bytes
+    value: bytes
+    dir: bool = False
+    ttl_s: int | None = None
+
+
+class CreateInOrder(NamedTuple):
+    """Create a key below the directory `key`, named by the etcd index it gets."""
+
+    key: bytes
+    value: bytes
+    dir: bool = False
+    ttl_s: int | None = None
+
+
+class Update(NamedTuple):
+    """Change value and TTL of a file, or the TTL of a directory, that must exist."""
+
+    key: bytes
+    value: bytes
+    ttl_s: int | None = None
+    refresh: bool = False
+
+
+class CompareAndSwap(NamedTuple):
+    """Change a file whose value and modified index are as given (None and 0: any)."""
+
+    key: bytes
+    value: bytes
+    prev_value: bytes | None
+    prev_index: int
+    ttl_s: int | None = None
+    refresh: bool = False
+
+
+class Delete(NamedTuple):
+    """Remove a file, with `dir` an empty directory, with `recursive` a whole one."""
+
+    key: bytes
+    dir: bool = False
+    recursive: bool = False
+
+
+class CompareAndDelete(NamedTuple):
+    """Remove a file whose value and modified index are as given (None and 0: any)."""
+
+    key: bytes
+    prev_value: bytes | None
+    prev_index: int
+
+
+Command = Set | Create | CreateInOrder | Update | CompareAndSwap | Delete | CompareAndDelete
+
+
+class Get(NamedTuple):
+    """Read a node; of a directory also its visible children, with `recursive` all below them."""
+
+    key: bytes
+    recursive: bool = False
+    sorted: bool = False
+
+
+class Watch(NamedTuple):
+    """Wait for changes from the etcd index `wait_index` on (0: from now on)."""
+
+    key: bytes
+    recursive: bool = False
+    stream: bool = False
+    wait_index: int = 0
+
+
+Request = Command | Get | Watch

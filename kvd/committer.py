@@ -1,0 +1,310 @@
+"""Decide, perform, log, commit, publish, answer: the one place that knows this order.
+
+One batch at a time. While it is being synced, on its own thread, the loop goes on reading requests,
+answering reads and queueing the next batch, so that a batch is as large as the disk is slow.
+
+Invariants:
+
+- Nobody is told of anything, be it a success, a refusal decided on the same state, or an event,
+  before `append` has returned for the batch. A batch without a change needs no frame: all that it
+  has seen is durable already.
+- When a batch is aborted all its members get the same error with index 0, the refused ones too,
+  and the indexes it took are given again: nobody was told them.
+- Once a frame is durable its batch *is* committed. If the index cannot take it (a full disk) the
+  batch is performed again until it can; other batches wait, reads go on.
+- What has expired at the batch's time goes first, so that writers cannot starve expiry and no
+  command sees a key that its batch's time has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from kvd.clock import Clock
+from kvd.commands import Command
+from kvd.errors import INVALID_FORM, RAFT_INTERNAL, ApiError
+from kvd.machine import decide, expire
+from kvd.stats import StoreStats
+from kvd.syncthread import SyncThread
+from kvd.watch import Hub
+from storage.change import REMOVALS, Change, Kind, encode_record
+from storage.errors import LogFull
+from storage.event import Event
+from storage.store import Batch, IndexRefused, Store
+from storage.tree import Txn
+from storage.wal import Position
+
+log = logging.getLogger(__name__)
+
+Outcome = Event | ApiError
+Done = Callable[[Outcome], None]
+
+# A batch closes at so many records or bytes of them; a larger record goes alone.
+BATCH_RECORDS_MAX = 1000
+BATCH_BYTES_MAX = 4 << 20
+# What a payload holds beside its records: the envelope and the heads of two arrays.
+_ENVELOPE_BYTES_MAX = 128
+# How many nodes of removed directories a batch frees on its way: about a millisecond.
+_RECLAIMED_PER_BATCH = 500
+_RETRY_S = 0.5
+
+
+class _Pending(NamedTuple):
+    """One batch on its way to the disk."""
+
+    txn: Txn
+    changes: list[Change]
+    events: list[tuple[Event, list[bytes]]]
+    answers: list[tuple[Done, Command, Outcome]]
+    first_index: int
+    time_ns: int
+
+
+class Committer:
+    """The queue of commands, and the way of a batch from there to the answers."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        hub: Hub,
+        stats: StoreStats,
+        clock: Clock,
+        sync: SyncThread[Position],
+        loop: asyncio.AbstractEventLoop,
+        on_fatal: Callable[[BaseException], None],
+        on_commit: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._hub = hub
+        self._stats = stats
+        self._clock = clock
+        self._sync = sync
+        self._loop = loop
+        self._on_fatal = on_fatal
+        self._on_commit = on_commit
+        self._queue: deque[tuple[Command, Done]] = deque()
+        self._record_bytes_max = store.wal.max_payload - _ENVELOPE_BYTES_MAX
+        self._busy = False
+        self._scheduled = False
+        self._stopped = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ns = 0
+        self._ends: list[asyncio.Future[bool]] = []
+        self._schedule()
+
+    def submit(self, command: Command, done: Done) -> None:
+        """Queue a command; `done` gets its event or its refusal once that may be told."""
+        self._queue.append((command, done))
+        self._schedule()
+
+    async def drain(self) -> None:
+        """Wait until every queued command has been answered."""
+        while self._busy or self._queue:
+            await self._batch_end()
+
+    async def settle(self) -> None:
+        """Expire what is overdue, so that nobody is shown what ended while the server was down."""
+        committed = True
+        while committed and (due_ns := self._store.view.first_due_ns()) is not None:
+            if due_ns > self._clock.now_ns():
+                return
+            self._schedule()
+            committed = await self._batch_end()
+
+    def _batch_end(self) -> asyncio.Future[bool]:
+        """Return a future of the next batch's end: whether it was committed."""
+        end: asyncio.Future[bool] = self._loop.create_future()
+        self._ends.append(end)
+        return end
+
+    def stop(self) -> None:
+        """Begin nothing any more; what is left to expire or to free waits for the next start."""
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _schedule(self) -> None:
+        # In the next turn of the loop: all that this turn reads from its sockets is one batch.
+        if not self._scheduled and not self._busy and not self._stopped:
+            self._scheduled = True
+            self._loop.call_soon(self._run)
+
+    def _run(self) -> None:
+        self._scheduled = False
+        if self._stopped:
+            return
+        try:
+            self._begin_batch()
+        except BaseException as error:  # noqa: BLE001 -- a bug or damage: nothing may go on
+            self._on_fatal(error)
+
+    def _begin_batch(self) -> None:
+        time_ns = self._clock.now_ns()
+        txn = self._store.begin()
+        pending = _Pending(txn, [], [], [], txn.index + 1, time_ns)
+        try:
+            records = self._decide(pending)
+            txn.reclaim(_RECLAIMED_PER_BATCH)
+        except IndexRefused as error:
+            # Nothing is logged yet, so nothing has happened.
+            log.warning("a batch was refused, the index could not take it: %s", error)
+            self._abort(pending, str(error))
+            return
+        if records:
+            self._busy = True
+            batch = self._store.batch(txn, records, pending.first_index, time_ns)
+            self._sync.run(
+                partial(self._store.append, batch), partial(self._appended, pending, batch)
+            )
+            return
+        if txn.tidied:
+            self._store.tidy(txn)
+        else:
+            txn.end()
+        self._finish(pending)
+
+    def _decide(self, pending: _Pending) -> list[bytes]:
+        """Fill a batch from what has expired and the queue; return its records, encoded."""
+        txn, time_ns = pending.txn, pending.time_ns
+        records: list[bytes] = []
+        for path, node in txn.due(time_ns, BATCH_RECORDS_MAX):
+            # What expires with its directory has no expiry of its own.
+            if txn.find(path) == node:
+                change = expire(path, node, txn.index + 1)
+                records.append(encode_record(change))
+                self._perform(pending, change)
+        size = 0
+        while self._queue and len(records) < BATCH_RECORDS_MAX and size < BATCH_BYTES_MAX:
+            command, done = self._queue.popleft()
+            try:
+                change = decide(txn, command, txn.index + 1, time_ns)
+                record = encode_record(change)
+                self._check_size(record)
+            except ApiError as refusal:
+                pending.answers.append((done, command, refusal))
+                continue
+            if size and size + len(record) > BATCH_BYTES_MAX:
+                self._queue.appendleft((command, done))
+                break
+            size += len(record)
+            records.append(record)
+            event = self._perform(pending, change)
+            pending.answers.append((done, command, event))
+        return records
+
+    def _check_size(self, record: bytes) -> None:
+        """Refuse what the log's reader would refuse; it is a limit of small segments only."""
+        if len(record) > self._record_bytes_max:
+            raise ApiError(INVALID_FORM, b"http: POST too large")
+
+    def _perform(self, pending: _Pending, change: Change) -> Event:
+        removed: list[bytes] = []
+        if change.dir and change.kind in REMOVALS:
+            # Only now can be told which of the watched paths exist.
+            paths = self._hub.removable(change.key)
+            removed = [path for path in paths if pending.txn.find(path) is not None]
+        event = pending.txn.perform(change, pending.time_ns)
+        assert event is not None
+        pending.changes.append(change)
+        pending.events.append((event, removed))
+        return event
+
+    def _appended(self, pending: _Pending, batch: Batch, outcome: Position | BaseException) -> None:
+        if isinstance(outcome, LogFull):
+            log.warning("a batch was refused, the log could not take it: %s", outcome)
+            self._busy = False
+            self._abort(pending, str(outcome))
+        elif isinstance(outcome, BaseException):
+            # Whether the batch is durable nobody can say, nor may it be asked again: the second
+            # fdatasync succeeds, and lies.
+            unknown = ApiError(RAFT_INTERNAL, b"outcome unknown: the log could not be synced")
+            for done, _, _ in pending.answers:
+                done(unknown)
+            self._on_fatal(outcome)
+        else:
+            self._commit(pending, batch, outcome)
+
+    def _commit(self, pending: _Pending, batch: Batch, position: Position) -> None:
+        self._note_late_watchers(pending)
+        try:
+            self._store.commit(pending.txn, batch, position)
+        except IndexRefused as error:
+            log.warning("a durable batch waits, the index cannot take it yet: %s", error)
+            self._loop.call_later(_RETRY_S, self._commit_again, pending, batch, position)
+            return
+        self._busy = False
+        self._finish(pending)
+        self._on_commit()
+
+    def _commit_again(self, pending: _Pending, batch: Batch, position: Position) -> None:
+        txn = self._store.begin()
+        try:
+            for change in pending.changes:
+                txn.perform(change, pending.time_ns)
+        except IndexRefused as error:
+            txn.end()
+            log.warning("a durable batch still waits: %s", error)
+            self._loop.call_later(_RETRY_S, self._commit_again, pending, batch, position)
+            return
+        self._commit(pending._replace(txn=txn), batch, position)
+
+    def _note_late_watchers(self, pending: _Pending) -> None:
+        """Add the watched paths that a directory took along, watched only since it was decided."""
+        for event, removed in pending.events:
+            if event.change.dir and event.change.kind in REMOVALS:
+                for path in self._hub.removable(event.change.key):
+                    if path not in removed and self._store.view.find(path) is not None:
+                        removed.append(path)
+
+    def _finish(self, pending: _Pending) -> None:
+        """Tell everybody; what they are told is durable, and visible."""
+        self._hub.publish(pending.events)
+        self._stats.expired(sum(e.change.kind == Kind.EXPIRE for e, _ in pending.events))
+        for done, command, outcome in pending.answers:
+            self._stats.count(command, succeeded=isinstance(outcome, Event))
+            done(outcome)
+        self._arm()
+        self._next(committed=True)
+        if self._store.view.has_garbage():
+            self._schedule()
+
+    def _abort(self, pending: _Pending, reason: str) -> None:
+        pending.txn.end()
+        refusal = ApiError(RAFT_INTERNAL, reason.encode())
+        for done, _, _ in pending.answers:
+            done(refusal)
+        # An expiry that found no room tries again, but not at once.
+        self._loop.call_later(_RETRY_S, self._arm)
+        self._next(committed=False)
+
+    def _next(self, *, committed: bool) -> None:
+        ends, self._ends = self._ends, []
+        for end in ends:
+            if not end.done():
+                end.set_result(committed)
+        if self._queue:
+            self._schedule()
+
+    def _arm(self) -> None:
+        """Set the timer to the first expiration."""
+        due_ns = self._store.view.first_due_ns() or 0
+        if due_ns == self._timer_ns:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_ns = due_ns
+        if due_ns:
+            wait_s = max(0.0, (due_ns - self._clock.now_ns()) / 1e9)
+            self._timer = self._loop.call_later(min(wait_s, 3600.0), self._expired)
+
+    def _expired(self) -> None:
+        self._timer_ns = 0
+        self._timer = None
+        self._schedule()

@@ -1,0 +1,126 @@
+"""How a request is framed: header blocks, which llhttp parses, and chunked bodies."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from typing import NamedTuple
+
+import httptools
+from tornado import httputil
+
+_CHUNK_LINE_BYTES_MAX = 4096
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
+
+
+class Block(NamedTuple):
+    """A parsed header block, shared by all requests that bring the same bytes."""
+
+    headers: httputil.HTTPHeaders
+    content_length: int
+    chunked: bool
+    has_host: bool
+    expect: str
+    close: bool
+    keep_alive: bool
+
+
+class Chunks:
+    """A chunked body (RFC 9112 section 7.1); extensions and trailers are read and dropped."""
+
+    def __init__(self) -> None:
+        self.complete = False
+        self._left = 0
+        self._state = self._size
+        self._trailer_bytes = 0
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
+        """Return the content in `data`, and what could not be used yet or is not of this body.
+
+        Raises:
+            ValueError: it is malformed.
+        """
+        content: list[bytes] = []
+        position = 0
+        while not self.complete:
+            following = self._state(data, position, content)
+            if following == position:
+                break
+            position = following
+        return b"".join(content), data[position:]
+
+    def _size(self, data: bytes, position: int, content: list[bytes]) -> int:
+        end = self._line_end(data, position)
+        if end < 0:
+            return position
+        match = _CHUNK_SIZE.fullmatch(data, position, end)
+        if match is None:
+            raise ValueError("a chunk without a size")
+        self._left = int(match[1], 16)
+        self._state = self._content if self._left else self._trailer
+        return end + 2
+
+    def _content(self, data: bytes, position: int, content: list[bytes]) -> int:
+        if self._left:
+            piece = data[position : position + self._left]
+            if piece:
+                content.append(piece)
+            self._left -= len(piece)
+            return position + len(piece)
+        if len(data) - position < 2:
+            return position
+        if data[position : position + 2] != b"\r\n":
+            raise ValueError("a chunk longer than its size")
+        self._state = self._size
+        return position + 2
+
+    def _trailer(self, data: bytes, position: int, content: list[bytes]) -> int:
+        end = self._line_end(data, position)
+        if end < 0:
+            return position
+        self.complete = end == position
+        self._trailer_bytes += end - position
+        if self._trailer_bytes > _CHUNK_LINE_BYTES_MAX:
+            raise ValueError("trailers without an end")
+        return end + 2
+
+    def _line_end(self, data: bytes, position: int) -> int:
+        end = data.find(b"\r\n", position, position + _CHUNK_LINE_BYTES_MAX)
+        if end < 0 and len(data) - position >= _CHUNK_LINE_BYTES_MAX:
+            raise ValueError("a line without an end")
+        return end
+
+
+class _Collector:
+    """Receives llhttp's callbacks."""
+
+    def __init__(self) -> None:
+        self.headers = httputil.HTTPHeaders()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.add(name.decode("latin-1"), value.decode("latin-1"))
+
+
+def parse_block(raw: bytes) -> Block:
+    """Return a header block, parsed.
+
+    Raises:
+        httptools.HttpParserError: it is malformed, or its framing is ambiguous.
+    """
+    collector = _Collector()
+    parser = httptools.HttpRequestParser(collector)
+    # An upgrade is an offer, declined by answering as if it had not been made.
+    with suppress(httptools.HttpParserUpgrade):
+        # The request line is a stand-in: llhttp knows a fixed set of methods, etcd answers any.
+        parser.feed_data(b"POST / HTTP/1.1\r\n" + raw + b"\r\n")
+    headers = collector.headers
+    connection = {word.strip().lower() for word in headers.get("Connection", "").split(",")}
+    return Block(
+        headers,
+        int(headers.get("Content-Length") or 0),
+        "Transfer-Encoding" in headers,
+        "Host" in headers,
+        headers.get("Expect", "").lower(),
+        "close" in connection,
+        "keep-alive" in connection,
+    )

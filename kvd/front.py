@@ -1,0 +1,187 @@
+"""Where every request arrives: what happens before routing, and the one fork in the way.
+
+What Go's net/http does before it looks at a route is the same for all of them: OPTIONS is answered
+on any path, a path that is not clean is redirected, bad escapes are refused. Then the key space is
+served by `kvd.keys`, and everything else by Tornado's application, which gets the request as it
+came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from html import escape as escape_html
+from http import HTTPStatus
+from typing import cast
+
+from tornado import httputil
+
+from kvd.errors import INVALID_FORM, ApiError
+from kvd.http1 import Connection
+from kvd.keys import METHODS, KeySpace
+from kvd.request import (
+    FORM_BYTES_MAX,
+    BadEscape,
+    clean_path,
+    decode_path,
+    encode_path,
+    is_form,
+    key_of,
+)
+
+_TEXT = "Content-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\n"
+
+
+class Front(httputil.HTTPServerConnectionDelegate):
+    """Receives the requests of all connections."""
+
+    def __init__(
+        self,
+        keys: KeySpace,
+        others: httputil.HTTPServerConnectionDelegate,
+        cors: tuple[str, ...] = (),
+    ) -> None:
+        self.keys = keys
+        self.others = others
+        self._cors = frozenset(cors)
+
+    def start_request(
+        self, server_conn: object, request_conn: httputil.HTTPConnection
+    ) -> httputil.HTTPMessageDelegate:
+        """Return what receives the next request of a connection."""
+        return Exchange(self, cast(Connection, request_conn))
+
+    def cors(self, headers: httputil.HTTPHeaders) -> bytes:
+        """Return the header lines that let a browser's page read an answer, if it may."""
+        if not self._cors:
+            return b""
+        origin = "*" if "*" in self._cors else headers.get("Origin", "")
+        if origin not in self._cors:
+            return b""
+        return (
+            "Access-Control-Allow-Methods: POST, GET, OPTIONS, PUT, DELETE\r\n"
+            f"Access-Control-Allow-Origin: {origin}\r\n"
+            "Access-Control-Allow-Headers: accept, content-type, authorization\r\n"
+        ).encode("latin-1")
+
+
+class Exchange(httputil.HTTPMessageDelegate):
+    """One request, as far as it has come; the last word is `_act`, said when it is complete."""
+
+    __slots__ = ("_act", "_connection", "_form", "_form_bytes", "_front", "_method", "_other")
+
+    def __init__(self, front: Front, connection: Connection) -> None:
+        self._front = front
+        self._connection = connection
+        self._other: httputil.HTTPMessageDelegate | None = None
+        self._act: Callable[[], None] | None = None
+        self._form: list[bytes] | None = None
+        self._form_bytes = 0
+        self._method = ""
+
+    def headers_received(
+        self,
+        start_line: httputil.RequestStartLine | httputil.ResponseStartLine,
+        headers: httputil.HTTPHeaders,
+    ) -> None:
+        """Take the head, and decide whose request it is."""
+        method, target, _ = cast(httputil.RequestStartLine, start_line)
+        self._method = method
+        connection = self._connection
+        connection.extra_headers = self._front.cors(headers)
+        raw, _, query = target.encode("latin-1").partition(b"?")
+        if not raw.startswith(b"/"):
+            raw = _origin_form(raw)
+        try:
+            path = decode_path(raw)
+        except BadEscape:
+            connection.reject(HTTPStatus.BAD_REQUEST)
+            return
+        cleaned = clean_path(path)
+        if method == "OPTIONS":
+            self._act = partial(self._plain, HTTPStatus.OK, "", "")
+        elif raw == b"*":
+            connection.keep_alive = False
+            self._act = partial(self._plain, HTTPStatus.BAD_REQUEST, "", "")
+        elif cleaned != path and method != "CONNECT":
+            self._act = partial(self._redirect, cleaned, query)
+        elif (key := key_of(cleaned)) is None:
+            self._other = self._front.others.start_request(connection, connection)
+            self._other.headers_received(start_line, headers)
+        elif method not in METHODS:
+            allow = f"Allow: {','.join(METHODS)}\r\n{_TEXT}"
+            status = HTTPStatus.METHOD_NOT_ALLOWED
+            self._act = partial(self._plain, status, allow, "Method Not Allowed\n")
+        else:
+            self._keys_request(key, query, headers)
+
+    def data_received(self, chunk: bytes) -> None:
+        """Take a piece of the body: kept where it is a form, else dropped."""
+        if self._other is not None:
+            self._other.data_received(chunk)
+        elif self._form is not None:
+            self._form.append(chunk)
+            self._form_bytes += len(chunk)
+            if self._form_bytes > FORM_BYTES_MAX:
+                # Far more may be on its way: answer now, and close.
+                self._form = None
+                self._act = None
+                self._connection.keep_alive = False
+                too_large = ApiError(INVALID_FORM, b"http: POST too large")
+                self._front.keys.refuse(self._connection, self._method, too_large)
+
+    def finish(self) -> None:
+        """The request is complete: answer it, or see to it that it will be."""
+        if self._other is not None:
+            self._other.finish()
+        elif self._act is not None:
+            self._act()
+
+    def on_connection_close(self) -> None:
+        """The client has gone before it was answered."""
+        if self._other is not None:
+            self._other.on_connection_close()
+
+    def _keys_request(self, key: bytes, query: bytes, headers: httputil.HTTPHeaders) -> None:
+        keys, connection, method = self._front.keys, self._connection, self._method
+        if method in ("PUT", "POST"):
+            try:
+                if is_form(headers.get("Content-Type")):
+                    self._form = []
+            except ApiError as refusal:
+                self._act = partial(keys.refuse, connection, method, refusal)
+                return
+            self._act = partial(self._write, key, query)
+        else:
+            self._act = partial(keys.serve, connection, method, key, query, b"")
+
+    def _write(self, key: bytes, query: bytes) -> None:
+        form = b"".join(self._form) if self._form else b""
+        self._front.keys.serve(self._connection, self._method, key, query, form)
+
+    def _redirect(self, path: bytes, query: bytes) -> None:
+        location = encode_path(path)
+        if query:
+            location += "?" + query.decode("latin-1")
+        headers = f"Location: {location}\r\n"
+        body = ""
+        if self._method in ("GET", "HEAD"):
+            headers += "Content-Type: text/html; charset=utf-8\r\n"
+        if self._method == "GET":
+            shown = escape_html(location).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
+            body = f'<a href="{shown}">Moved Permanently</a>.\n\n'
+        self._plain(HTTPStatus.MOVED_PERMANENTLY, headers, body)
+
+    def _plain(self, status: HTTPStatus, headers: str, body: str) -> None:
+        self._connection.respond(
+            status, headers.encode(), body.encode(), head_only=self._method == "HEAD"
+        )
+
+
+def _origin_form(raw: bytes) -> bytes:
+    """Return the path of a target in absolute form (`http://host/path`)."""
+    _, scheme, rest = raw.partition(b"://")
+    if not scheme:
+        return raw
+    _, slash, path = rest.partition(b"/")
+    return slash + path or b"/"

@@ -1,0 +1,218 @@
+"""The key space, `/v2/keys`: from a complete request to its answer.
+
+Reads are answered at once from the committed state. Commands go to the committer and are answered
+when it says so; watches go to the hub. A connection that has gone drops what it is sent.
+
+Headers: every answer names the cluster; successes carry the etcd index and the raft index and term,
+errors the etcd index alone (0 where the request was refused unread). A watch's index is the one at
+which it began.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator
+from functools import partial
+from http import HTTPStatus
+
+from kvd import machine
+from kvd.clock import Clock
+from kvd.commands import Get, Watch
+from kvd.committer import Committer, Outcome
+from kvd.errors import RAFT_INTERNAL, TABLE, ApiError
+from kvd.http1 import Connection
+from kvd.listing import render
+from kvd.request import parse
+from kvd.response import action_body, error_body, event_body, get_body
+from kvd.stats import StoreStats
+from kvd.watch import Hub
+from storage.change import REMOVALS
+from storage.store import Store
+from storage.tree import View
+
+METHODS = ("HEAD", "GET", "PUT", "POST", "DELETE")
+
+# A stream that leaves so much unread when its next event comes is cut.
+_STREAM_BYTES_MAX = 1 << 20
+# How many large listings are rendered side by side; each holds a read transaction open.
+_LARGE_LISTINGS_MAX = 4
+
+
+Listing = Generator[None, None, tuple[bytes, bytes]]
+"""Pauses between slices, returns head and body."""
+
+
+class KeySpace:
+    """Serves the requests to the keys of one store."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        committer: Committer,
+        hub: Hub,
+        stats: StoreStats,
+        clock: Clock,
+        watchers_max: int | None = None,
+    ) -> None:
+        self._store = store
+        self._committer = committer
+        self._hub = hub
+        self._stats = stats
+        self._clock = clock
+        self._watchers_max = watchers_max
+        self._few = asyncio.Semaphore(_LARGE_LISTINGS_MAX)
+        self._listings: set[asyncio.Task[None]] = set()
+        self._fixed = (
+            "Content-Type: application/json\r\n"
+            f"X-Etcd-Cluster-Id: {store.identity.cluster_id:x}\r\n"
+        ).encode()
+
+    def serve(
+        self, connection: Connection, method: str, key: bytes, query: bytes, form: bytes
+    ) -> None:
+        """Answer one request, now or later; `form` is its body, if that is a form."""
+        try:
+            request, no_value = parse(method, key, query, form)
+            if isinstance(request, Get):
+                self._get(connection, method, request)
+            elif isinstance(request, Watch):
+                self._watch(connection, request)
+            else:
+                self._committer.submit(request, partial(self._answer, connection, no_value))
+        except ApiError as refusal:
+            self.refuse(connection, method, refusal)
+
+    def refuse(self, connection: Connection, method: str, refusal: ApiError) -> None:
+        """Answer with an error."""
+        body = error_body(refusal)
+        head = b"%bX-Etcd-Index: %d\r\n" % (self._fixed, refusal.index)
+        status = HTTPStatus(TABLE[refusal.code].status)
+        connection.respond(status, head, body, head_only=method == "HEAD")
+
+    async def finish_listings(self) -> None:
+        """Wait for the large listings that are being rendered."""
+        if self._listings:
+            await asyncio.wait(self._listings)
+
+    def _answer(self, connection: Connection, no_value: bool, outcome: Outcome) -> None:
+        """Answer a command, now that its outcome may be told."""
+        if isinstance(outcome, ApiError):
+            self.refuse(connection, "", outcome)
+            return
+        change = outcome.change
+        removal = change.kind in REMOVALS
+        body = action_body(change.kind) if no_value and not removal else event_body(outcome)
+        made = outcome.prev is None and not removal
+        status = HTTPStatus.CREATED if made else HTTPStatus.OK
+        connection.respond(status, self._head(change.index), body)
+
+    def _get(self, connection: Connection, method: str, get: Get) -> None:
+        """Answer a read; a large listing goes on in turns, so that nobody else waits for it."""
+        store = self._store
+        index = store.applied.index
+        try:
+            node = machine.existing(store.view, get.key, index)
+        except ApiError:
+            self._stats.count(get, succeeded=False)
+            raise
+        if node.dir_id:
+            self._list(connection, method, get)
+            return
+        body = get_body(get.key, node, self._clock.now_ns())
+        self._stats.count(get, succeeded=True)
+        connection.respond(HTTPStatus.OK, self._head(index), body, head_only=method == "HEAD")
+
+    def _list(self, connection: Connection, method: str, get: Get) -> None:
+        with self._store.long_view() as view:
+            answer = _advance(self._listing(view, get))
+        if answer is not None:
+            connection.respond(HTTPStatus.OK, *answer, head_only=method == "HEAD")
+            return
+        # Too large for one turn. It begins anew when its turn has come, so that no more than a
+        # few transactions are held open.
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._list_in_turns(connection, method, get))
+        self._listings.add(task)
+        task.add_done_callback(self._listings.discard)
+
+    async def _list_in_turns(self, connection: Connection, method: str, get: Get) -> None:
+        async with self._few:
+            with self._store.long_view() as view:
+                slices = self._listing(view, get)
+                try:
+                    while (answer := _advance(slices)) is None:
+                        await asyncio.sleep(0)
+                        if connection.gone:
+                            return
+                except ApiError as refusal:
+                    self._stats.count(get, succeeded=False)
+                    self.refuse(connection, method, refusal)
+                    return
+        connection.respond(HTTPStatus.OK, *answer, head_only=method == "HEAD")
+
+    def _listing(self, view: View, get: Get) -> Listing:
+        """Return head and body of a listing as a view has it, pausing between slices."""
+        head = self._head(self._store.applied.index)
+        node = machine.existing(view, get.key, self._store.applied.index)
+        now_ns = self._clock.now_ns()
+        body = yield from render(view, get.key, node, now_ns, recursive=get.recursive)
+        self._stats.count(get, succeeded=True)
+        return head, body
+
+    def _watch(self, connection: Connection, watch: Watch) -> None:
+        if self._watchers_max is not None and self._hub.waiting >= self._watchers_max:
+            raise ApiError(RAFT_INTERNAL, b"too many watchers")
+        listener = _WatchAnswer(connection, self._head, stream=watch.stream)
+        watcher = self._hub.watch(watch, listener)
+        if connection.streaming:
+            connection.set_close_callback(partial(self._hub.forget, watcher))
+
+    def _head(self, index: int) -> bytes:
+        applied = self._store.applied
+        return b"%bX-Etcd-Index: %d\r\nX-Raft-Index: %d\r\nX-Raft-Term: %d\r\n" % (
+            self._fixed,
+            index,
+            applied.pos,
+            applied.term,
+        )
+
+
+def _advance(slices: Listing) -> tuple[bytes, bytes] | None:
+    """Run one slice; return head and body if it was the last."""
+    try:
+        next(slices)
+    except StopIteration as end:
+        answer: tuple[bytes, bytes] = end.value
+        return answer
+    return None
+
+
+class _WatchAnswer:
+    """The answer to a watch: `kvd.watch.Listener` on a connection."""
+
+    __slots__ = ("_connection", "_head", "_stream")
+
+    def __init__(
+        self, connection: Connection, head: Callable[[int], bytes], *, stream: bool
+    ) -> None:
+        self._connection = connection
+        self._head = head
+        self._stream = stream
+
+    def begin(self, index: int) -> None:
+        # Clients wait for the head with a time-out of a second or two: it goes out at once.
+        self._connection.begin_stream(HTTPStatus.OK, self._head(index))
+
+    def tell(self, body: bytes) -> None:
+        connection = self._connection
+        if self._stream and connection.unsent_bytes > _STREAM_BYTES_MAX:
+            self.close()
+            return
+        connection.send_chunk(body, last=not self._stream)
+
+    def close(self) -> None:
+        self._connection.abort()
+
+    def end(self) -> None:
+        self._connection.send_chunk(b"", last=True)

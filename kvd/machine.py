@@ -1,0 +1,244 @@
+"""The rules of the etcd v2 key space: `decide` turns a command into a change, or refuses it.
+
+Theory of operation. A command is decided on the state that all earlier commands of its batch have
+left behind. `decide` only looks; what it returns is performed by `storage.tree.Txn.perform`, which
+checks nothing. So:
+
+1. A refused command leaves no trace: no parents made, no index used.
+2. An allowed command is one change, one etcd index (the next) and one event, however many nodes
+   it makes or removes.
+3. The decision depends on the nodes, the command, the next index and `now_ns` alone.
+
+The order of the checks is etcd's, since it decides which error a client sees when several apply.
+The tables are sections 3 and 4 of the behaviour that was recorded from etcd 3.4; in short:
+
+    missing component      100, cause: the first missing one
+    file among parents     104, cause: that file
+    the root               107, but compare-and-delete: 102 without a cause
+    a directory            102 for set, compare-and-swap, compare-and-delete, plain delete
+    anything there         105 for create
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn, Protocol, assert_never
+
+from kvd.commands import (
+    Command,
+    CompareAndDelete,
+    CompareAndSwap,
+    Create,
+    CreateInOrder,
+    Delete,
+    Set,
+    Update,
+)
+from kvd.errors import (
+    COMPARE_FAILED,
+    DIRECTORY_NOT_EMPTY,
+    KEY_EXISTS,
+    KEY_NOT_FOUND,
+    NOT_A_DIRECTORY,
+    NOT_A_FILE,
+    ROOT_READ_ONLY,
+    ApiError,
+)
+from storage.change import Change, Kind
+from storage.node import Node, Obstacle
+
+EXPIRATION_NS_MAX = (1 << 63) - 1
+"""11 April 2262. A TTL that reaches beyond it never ends (etcd wraps around and loses the key)."""
+
+_NS = 1_000_000_000
+
+
+class Nodes(Protocol):
+    """The state as `decide` sees it: LMDB's, or a dict's in tests."""
+
+    def find(self, path: bytes) -> Node | None:
+        """Return the node at a cleaned path, or None."""
+
+    def obstacle(self, path: bytes) -> Obstacle:
+        """Return what keeps a path that `find` does not know from leading anywhere."""
+
+    def has_children(self, dir_id: int) -> bool:
+        """Return whether a directory has a child, hidden or not."""
+
+
+def decide(  # noqa: PLR0911 -- one per command
+    nodes: Nodes, command: Command, index: int, now_ns: int
+) -> Change:
+    """Return the change that a command makes, which gets the etcd index `index`.
+
+    Raises:
+        ApiError: the command is refused; the error's index is the one before `index`.
+    """
+    try:
+        match command:
+            case Set():
+                return _set(nodes, command, index, now_ns)
+            case CompareAndSwap():
+                return _compare_and_swap(nodes, command, index, now_ns)
+            case Create():
+                return _create(nodes, command, index, now_ns)
+            case CreateInOrder():
+                return _create_in_order(nodes, command, index, now_ns)
+            case Update():
+                return _update(nodes, command, index, now_ns)
+            case Delete():
+                return _delete(nodes, command, index)
+            case CompareAndDelete():
+                return _compare_and_delete(nodes, command, index)
+            case _:
+                assert_never(command)
+    except ApiError as refusal:
+        refusal.index = index - 1
+        raise
+
+
+def expire(path: bytes, node: Node, index: int) -> Change:
+    """Return the change that removes a node whose time has come."""
+    return Change(Kind.EXPIRE, index, path, None, bool(node.dir_id), node.created_index)
+
+
+def _set(nodes: Nodes, command: Set, index: int, now_ns: int) -> Change:
+    key, value, is_dir, ttl_s, refresh = command
+    node = nodes.find(key)
+    if node is None:
+        obstacle = nodes.obstacle(key)
+        if obstacle.blocked or refresh:
+            _refuse(obstacle)
+    elif key == b"/":
+        raise ApiError(ROOT_READ_ONLY, b"/")
+    elif node.value is None:
+        raise ApiError(NOT_A_FILE, key)
+    elif refresh:
+        value = node.value
+    return Change(
+        Kind.SET,
+        index,
+        key,
+        None if is_dir else value,
+        is_dir,
+        index,
+        _expiration_ns(ttl_s, now_ns),
+        refresh,
+    )
+
+
+def _create(nodes: Nodes, command: Create, index: int, now_ns: int) -> Change:
+    key, value, is_dir, ttl_s = command
+    if key == b"/":
+        raise ApiError(ROOT_READ_ONLY, b"/")
+    if nodes.find(key) is not None:
+        raise ApiError(KEY_EXISTS, key)
+    obstacle = nodes.obstacle(key)
+    if obstacle.blocked:
+        _refuse(obstacle)
+    expiration_ns = _expiration_ns(ttl_s, now_ns)
+    return Change(Kind.CREATE, index, key, None if is_dir else value, is_dir, index, expiration_ns)
+
+
+def _create_in_order(nodes: Nodes, command: CreateInOrder, index: int, now_ns: int) -> Change:
+    key = b"%b/%020d" % (command.key.rstrip(b"/"), index)
+    return _create(nodes, Create(key, *command[1:]), index, now_ns)
+
+
+def _update(nodes: Nodes, command: Update, index: int, now_ns: int) -> Change:
+    key, given, ttl_s, refresh = command
+    if key == b"/":
+        raise ApiError(ROOT_READ_ONLY, b"/")
+    node = existing(nodes, key)
+    value: bytes | None = given
+    if node.value is None:
+        if given:
+            raise ApiError(NOT_A_FILE, key)
+        value = None
+    elif refresh:
+        value = node.value
+    return Change(
+        Kind.UPDATE,
+        index,
+        key,
+        value,
+        node.value is None,
+        node.created_index,
+        _expiration_ns(ttl_s, now_ns),
+        refresh,
+    )
+
+
+def _compare_and_swap(nodes: Nodes, command: CompareAndSwap, index: int, now_ns: int) -> Change:
+    key, value, prev_value, prev_index, ttl_s, refresh = command
+    if key == b"/":
+        raise ApiError(ROOT_READ_ONLY, b"/")
+    node = existing(nodes, key)
+    if node.value is None:
+        raise ApiError(NOT_A_FILE, key)
+    _compare(node.value, node.modified_index, prev_value, prev_index)
+    return Change(
+        Kind.COMPARE_AND_SWAP,
+        index,
+        key,
+        node.value if refresh else value,
+        False,
+        node.created_index,
+        _expiration_ns(ttl_s, now_ns),
+        refresh,
+    )
+
+
+def _delete(nodes: Nodes, command: Delete, index: int) -> Change:
+    key, is_dir, recursive = command
+    if key == b"/":
+        raise ApiError(ROOT_READ_ONLY, b"/")
+    node = existing(nodes, key)
+    if node.value is None:
+        if not (is_dir or recursive):
+            raise ApiError(NOT_A_FILE, key)
+        if not recursive and nodes.has_children(node.dir_id):
+            raise ApiError(DIRECTORY_NOT_EMPTY, key)
+    return Change(Kind.DELETE, index, key, None, node.value is None, node.created_index)
+
+
+def _compare_and_delete(nodes: Nodes, command: CompareAndDelete, index: int) -> Change:
+    key, prev_value, prev_index = command
+    node = existing(nodes, key)
+    if node.value is None:
+        raise ApiError(NOT_A_FILE, b"" if key == b"/" else key)
+    _compare(node.value, node.modified_index, prev_value, prev_index)
+    return Change(Kind.COMPARE_AND_DELETE, index, key, None, False, node.created_index)
+
+
+def existing(nodes: Nodes, key: bytes, index: int = 0) -> Node:
+    """Return the node at a key, for a read at the etcd index `index`.
+
+    Raises:
+        ApiError: there is none: 100 or 104.
+    """
+    node = nodes.find(key)
+    if node is None:
+        _refuse(nodes.obstacle(key), index)
+    return node
+
+
+def _refuse(obstacle: Obstacle, index: int = 0) -> NoReturn:
+    raise ApiError(NOT_A_DIRECTORY if obstacle.blocked else KEY_NOT_FOUND, obstacle.path, index)
+
+
+def _compare(value: bytes, index: int, want_value: bytes | None, want_index: int) -> None:
+    """Refuse unless both conditions hold; the cause names just those that do not."""
+    failed = []
+    if want_value is not None and want_value != value:
+        failed.append(b"[%b != %b]" % (want_value, value))
+    if want_index not in (0, index):
+        failed.append(b"[%d != %d]" % (want_index, index))
+    if failed:
+        raise ApiError(COMPARE_FAILED, b" ".join(failed))
+
+
+def _expiration_ns(ttl_s: int | None, now_ns: int) -> int:
+    if ttl_s is None:
+        return 0
+    expiration_ns = now_ns + ttl_s * _NS
+    return expiration_ns if expiration_ns <= EXPIRATION_NS_MAX else 0

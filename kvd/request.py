@@ -1,0 +1,285 @@
+"""HTTP words to requests: paths, forms, parameters, and every error that they can hold.
+
+`parse` is the only place that knows the parameters. All known names are checked on every method,
+even where they have no effect, in the order of `_check`; the first thing wrong is answered, with
+index 0. Names and values are byte strings after percent-decoding. Of a name given twice the first
+counts, the body's before the query's.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from kvd.commands import (
+    Command,
+    CompareAndDelete,
+    CompareAndSwap,
+    Create,
+    CreateInOrder,
+    Delete,
+    Get,
+    Request,
+    Set,
+    Update,
+    Watch,
+)
+from kvd.errors import (
+    INDEX_NOT_A_NUMBER,
+    INVALID_FIELD,
+    INVALID_FORM,
+    PREV_VALUE_REQUIRED,
+    REFRESH_TTL_REQUIRED,
+    REFRESH_VALUE,
+    TTL_NOT_A_NUMBER,
+    ApiError,
+)
+
+FORM_BYTES_MAX = 10 << 20
+"""Bytes of a form body, names included; one more is refused (net/http's limit in etcd)."""
+
+KEYS = b"/v2/keys"
+
+Parameters = dict[bytes, bytes]
+
+_BOOLS = dict.fromkeys((b"1", b"t", b"T", b"TRUE", b"true", b"True"), True) | dict.fromkeys(
+    (b"0", b"f", b"F", b"FALSE", b"false", b"False"), False
+)
+_FREE = frozenset((b"value",))
+_UINT_MAX = (1 << 64) - 1
+
+_BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # noqa: S105 -- a token of RFC 7230
+_MEDIA_PARAMETER = re.compile(rf'\s*;\s*({_TOKEN})\s*=\s*(?:{_TOKEN}|"(?:[^"\\]|\\.)*")')
+# What Go's URL.EscapedPath leaves as it is in a path.
+_PATH_SAFE = "/$&+,:;=@!'()*-._~"
+
+
+class BadEscape(ValueError):
+    """The path of a request holds a `%` that two hexadecimal digits do not follow."""
+
+
+def decode_path(raw: bytes) -> bytes:
+    """Return a percent-decoded path.
+
+    Raises:
+        BadEscape: it cannot be decoded.
+    """
+    if b"%" not in raw:
+        return raw
+    if _BAD_ESCAPE.search(raw):
+        raise BadEscape
+    return unquote_to_bytes(raw)
+
+
+def clean_path(path: bytes) -> bytes:
+    """Return a decoded path as net/http's ServeMux cleans it.
+
+    Slashes in a row become one, `.` and `..` are resolved, one slash at the end stays.
+    """
+    if path.startswith(b"/") and b"//" not in path and b"/." not in path:
+        return path
+    names: list[bytes] = []
+    for name in path.split(b"/"):
+        if name == b"..":
+            del names[-1:]
+        elif name not in (b"", b"."):
+            names.append(name)
+    cleaned = b"/" + b"/".join(names)
+    return cleaned + b"/" if path.endswith(b"/") and cleaned != b"/" else cleaned
+
+
+def encode_path(path: bytes) -> str:
+    """Return a decoded path as it stands in a Location header."""
+    return quote_from_bytes(path, safe=_PATH_SAFE)
+
+
+def key_of(path: bytes) -> bytes | None:
+    """Return the key that a cleaned path addresses, or None where it is no path of the key space.
+
+    One slash at the end is ignored; the key space itself is the root.
+    """
+    if not path.startswith(KEYS):
+        return None
+    key = path[len(KEYS) :]
+    if not key or key == b"/":
+        return b"/"
+    if not key.startswith(b"/"):
+        return None
+    return key[:-1] if key.endswith(b"/") else key
+
+
+@lru_cache(maxsize=256)
+def is_form(content_type: str | None) -> bool:
+    """Return whether a body of this type is read for parameters.
+
+    Raises:
+        ApiError: 210, the type's own parameters are malformed.
+    """
+    if not content_type:
+        return False
+    media_type, separator, rest = content_type.partition(";")
+    if media_type.strip().lower() != "application/x-www-form-urlencoded":
+        return False
+    rest = separator + rest
+    seen = set()
+    while match := _MEDIA_PARAMETER.match(rest):
+        name = match[1].lower()
+        if name in seen:
+            raise ApiError(INVALID_FORM, b"mime: duplicate parameter name")
+        seen.add(name)
+        rest = rest[match.end() :]
+    if rest.strip() not in ("", ";"):
+        raise ApiError(INVALID_FORM, b"mime: invalid media parameter")
+    return True
+
+
+def parse(method: str, key: bytes, query: bytes, form: bytes) -> tuple[Request, bool]:
+    """Return what a request to the key space asks for, and whether its success omits the values.
+
+    Args:
+        method: one of GET, HEAD, PUT, POST and DELETE.
+        key: the cleaned path of the key.
+        query: the raw query string, without its `?`.
+        form: the raw body where it is a form, else empty.
+
+    Raises:
+        ApiError: 2xx, the first thing wrong in the order that etcd checks.
+    """
+    params: Parameters = {}
+    if form:
+        _read_form(form, params)
+    if query:
+        _read_form(query, params)
+    # Nearly every request has nothing that can be wrong.
+    if not params.keys() <= _FREE:
+        _check(method, params)
+    no_value = _flag(params, b"noValueOnSuccess")
+    if method == "PUT":
+        return _put(key, params), no_value
+    if method in ("GET", "HEAD"):
+        return _get(key, params), False
+    if method == "POST":
+        value = params.get(b"value", b"")
+        return CreateInOrder(key, value, _flag(params, b"dir"), _ttl_s(params)), no_value
+    return _delete(key, params), False
+
+
+def _read_form(raw: bytes, params: Parameters) -> None:
+    """Add the pairs of a form or query string, unless their name is there already."""
+    for piece in raw.split(b"&"):
+        if not piece:
+            continue
+        if b";" in piece:
+            raise ApiError(INVALID_FORM, b"invalid semicolon separator in query")
+        name, _, value = piece.partition(b"=")
+        if b"%" in piece or b"+" in piece:
+            name, value = _unescape(name), _unescape(value)
+        params.setdefault(name, value)
+
+
+def _unescape(raw: bytes) -> bytes:
+    if bad := _BAD_ESCAPE.search(raw):
+        text = raw[bad.start() : bad.start() + 3]
+        raise ApiError(INVALID_FORM, b"invalid URL escape " + _quote(text))
+    return unquote_to_bytes(raw.replace(b"+", b" "))
+
+
+def _quote(raw: bytes) -> bytes:
+    """Return text in double quotes as Go's %q prints it, as far as three bytes can need it."""
+    text = raw.decode("utf-8", "backslashreplace")
+    text = (
+        text.replace('"', '\\"')
+        if "\\x" in text
+        else text.replace("\\", "\\\\").replace('"', '\\"')
+    )
+    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    return f'"{shown}"'.encode()
+
+
+def _check(method: str, params: Parameters) -> None:
+    """Refuse the first thing wrong; the order is etcd's and is what clients see."""
+    for name in (b"prevIndex", b"waitIndex"):
+        if name in params and _uint(params[name]) is None:
+            raise ApiError(INDEX_NOT_A_NUMBER, b'invalid value for "%b"' % name)
+    for name in (b"recursive", b"sorted", b"wait", b"dir", b"quorum", b"stream"):
+        _check_bool(params, name, b'invalid value for "%b"')
+    if method != "GET" and _flag(params, b"wait"):
+        raise ApiError(INVALID_FIELD, b'"wait" can only be used with GET requests')
+    if params.get(b"prevValue") == b"":
+        raise ApiError(PREV_VALUE_REQUIRED, b'"prevValue" cannot be empty')
+    _check_bool(params, b"noValueOnSuccess", b'invalid value for "%b"')
+    ttl = params.get(b"ttl")
+    if ttl and _uint(ttl) is None:
+        raise ApiError(TTL_NOT_A_NUMBER, b'invalid value for "ttl"')
+    for name in (b"prevExist", b"refresh"):
+        _check_bool(params, name, b"invalid value for %b")
+    if _flag(params, b"refresh"):
+        _check_refresh(params)
+
+
+def _check_refresh(params: Parameters) -> None:
+    if params.get(b"value"):
+        raise ApiError(REFRESH_VALUE, b"A value was provided on a refresh")
+    if not params.get(b"ttl"):
+        raise ApiError(REFRESH_TTL_REQUIRED, b"No TTL value set")
+
+
+def _check_bool(params: Parameters, name: bytes, cause: bytes) -> None:
+    if name in params and params[name] not in _BOOLS:
+        raise ApiError(INVALID_FIELD, cause % name)
+
+
+def _put(key: bytes, params: Parameters) -> Command:
+    value = params.get(b"value", b"")
+    if len(params) == 1 and b"value" in params:
+        return Set(key, value)
+    is_dir, ttl_s, refresh = _flag(params, b"dir"), _ttl_s(params), _flag(params, b"refresh")
+    prev_value, prev_index = params.get(b"prevValue"), _index(params, b"prevIndex")
+    compare = prev_value is not None or prev_index > 0
+    exist = _BOOLS[params[b"prevExist"]] if b"prevExist" in params else None
+    if exist is False:
+        return Create(key, value, is_dir, ttl_s)
+    if compare:
+        return CompareAndSwap(key, value, prev_value, prev_index, ttl_s, refresh)
+    if exist:
+        return Update(key, value, ttl_s, refresh)
+    return Set(key, value, is_dir, ttl_s, refresh)
+
+
+def _get(key: bytes, params: Parameters) -> Get | Watch:
+    recursive = _flag(params, b"recursive")
+    if _flag(params, b"wait") and not _flag(params, b"quorum"):
+        wait_index = _index(params, b"waitIndex")
+        return Watch(key, recursive, _flag(params, b"stream"), wait_index)
+    return Get(key, recursive, _flag(params, b"sorted"))
+
+
+def _delete(key: bytes, params: Parameters) -> Command:
+    prev_value, prev_index = params.get(b"prevValue"), _index(params, b"prevIndex")
+    if prev_value is not None or prev_index > 0:
+        return CompareAndDelete(key, prev_value, prev_index)
+    recursive = _flag(params, b"recursive")
+    return Delete(key, recursive or _flag(params, b"dir"), recursive)
+
+
+def _flag(params: Parameters, name: bytes) -> bool:
+    return name in params and _BOOLS[params[name]]
+
+
+def _index(params: Parameters, name: bytes) -> int:
+    return _uint(params[name]) or 0 if name in params else 0
+
+
+def _ttl_s(params: Parameters) -> int | None:
+    ttl = params.get(b"ttl")
+    return _uint(ttl) if ttl else None
+
+
+def _uint(raw: bytes) -> int | None:
+    """Return a decimal number of 64 bits, or None where it is none; leading zeros are fine."""
+    if not raw.isdigit() or len(raw.lstrip(b"0")) > 20:
+        return None
+    number = int(raw.lstrip(b"0") or b"0")
+    return number if number <= _UINT_MAX else None

@@ -1,0 +1,201 @@
+r"""Events, nodes and errors as the bytes that etcd's JSON encoder (Go's) would write.
+
+An object's fields come in Go's order and are left out when zero or empty:
+
+    event  action node prevNode
+    node   key value dir expiration ttl nodes modifiedIndex createdIndex
+    error  errorCode message cause index
+
+Strings are escaped as Go does for HTML: `<`, `>`, `&`, U+2028 and U+2029 as \u escapes, control
+characters as \u00xx but for \n, \r and \t; each byte that is no UTF-8 as \ufffd. There are no
+spaces; every body ends with a newline.
+
+Keys and values are bytes throughout, so joining is cheaper than any JSON library. `now_ns` is the
+time that a shown `ttl` counts from, in nanoseconds since the epoch.
+"""
+
+from __future__ import annotations
+
+import codecs
+from datetime import UTC, datetime
+
+from kvd.errors import TABLE, ApiError
+from storage.change import REMOVALS, Kind
+from storage.event import Event
+from storage.node import Node
+
+ACTIONS: dict[int, bytes] = {
+    Kind.SET: b"set",
+    Kind.CREATE: b"create",
+    Kind.UPDATE: b"update",
+    Kind.COMPARE_AND_SWAP: b"compareAndSwap",
+    Kind.DELETE: b"delete",
+    Kind.COMPARE_AND_DELETE: b"compareAndDelete",
+    Kind.EXPIRE: b"expire",
+}
+_ACTION_BY_KIND = [ACTIONS.get(kind, b"") for kind in range(max(ACTIONS) + 1)]
+_BODY_BY_KIND = [b'{"action":"%b"}\n' % action for action in _ACTION_BY_KIND]
+
+_NS = 1_000_000_000
+
+# What stands for itself inside a JSON string.
+_PLAIN = bytes(set(range(0x20, 0x80)) - set(b'"\\<>&'))
+_ESCAPES = [
+    (b"\\", b"\\\\"),
+    (b'"', b'\\"'),
+    (b"\n", b"\\n"),
+    (b"\r", b"\\r"),
+    (b"\t", b"\\t"),
+    *((bytes((c,)), b"\\u%04x" % c) for c in (*b"<>&", *range(0x20)) if c not in b"\n\r\t"),
+    ("\u2028".encode(), b"\\u2028"),
+    ("\u2029".encode(), b"\\u2029"),
+]
+
+
+def _replace_by_escapes(error: UnicodeError) -> tuple[str, int]:
+    """Encode each byte that was no UTF-8 (by now a lone surrogate) as six characters."""
+    assert isinstance(error, UnicodeEncodeError)
+    return "\\ufffd" * (error.end - error.start), error.end
+
+
+codecs.register_error("kvd-ufffd", _replace_by_escapes)
+
+
+def escape(raw: bytes) -> bytes:
+    """Return bytes as they stand between the quotes of a JSON string."""
+    # Deleting what is plain runs at memory speed and nearly always leaves nothing.
+    special = raw.translate(None, _PLAIN)
+    if not special:
+        return raw
+    if special.isascii():
+        for found, escaped in _ESCAPES[:-2]:
+            if found in special:
+                raw = raw.replace(found, escaped)
+        return raw
+    for found, escaped in _ESCAPES:
+        if found in raw:
+            raw = raw.replace(found, escaped)
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("utf-8", "surrogateescape").encode("utf-8", "kvd-ufffd")
+    return raw
+
+
+def timestamp(ns: int) -> bytes:
+    """Return RFC 3339 in UTC with up to nine digits of a second, trailing zeros cut."""
+    seconds, fraction = divmod(ns, _NS)
+    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
+    if fraction:
+        text += b".%09d" % fraction
+        text = text.rstrip(b"0")
+    return text + b"Z"
+
+
+def ttl_s(expiration_ns: int, now_ns: int) -> int:
+    """Return the whole seconds left, rounded up; of what is overdue, rounded towards zero."""
+    # Rounding up does both: a negative number is rounded up towards zero.
+    return -((now_ns - expiration_ns) // _NS)
+
+
+def node_object(key: bytes, node: Node, now_ns: int) -> bytes:
+    """Return a node as JSON, without children; `key` is escaped already."""
+    value, created, modified, expiration_ns, dir_id = node
+    if dir_id:
+        return directory_start(key, node, now_ns) + directory_end(node, has_nodes=False)
+    return b'{"key":"%b","value":"%b"%b,"modifiedIndex":%d,"createdIndex":%d}' % (
+        key,
+        escape(value or b""),
+        _expiration(expiration_ns, now_ns) if expiration_ns else b"",
+        modified,
+        created,
+    )
+
+
+def directory_start(key: bytes, node: Node, now_ns: int) -> bytes:
+    """Return a directory's JSON as far as its children; `key` is escaped already."""
+    expiration_ns = node.expiration_ns
+    middle = _expiration(expiration_ns, now_ns) if expiration_ns else b""
+    return b'{"key":"%b","dir":true%b' % (key, middle)
+
+
+def directory_end(node: Node, *, has_nodes: bool) -> bytes:
+    """Return what ends a directory's JSON; the root has no indexes."""
+    end = b"]" if has_nodes else b""
+    if not node.modified_index:
+        return end + b"}"
+    return b'%b,"modifiedIndex":%d,"createdIndex":%d}' % (
+        end,
+        node.modified_index,
+        node.created_index,
+    )
+
+
+def event_body(event: Event) -> bytes:
+    """Return an event as it is told to watchers and answered to the writer."""
+    (kind, index, key, value, is_dir, created, expiration_ns, _), prev, time_ns = event
+    key = escape(key)
+    if kind in REMOVALS:
+        shown = b'{"key":"%b"%b,"modifiedIndex":%d,"createdIndex":%d}' % (
+            key,
+            b',"dir":true' if is_dir else b"",
+            index,
+            created,
+        )
+    else:
+        node = Node(value, created, index, expiration_ns, int(is_dir))
+        shown = node_object(key, node, time_ns)
+    if prev is None:
+        return b'{"action":"%b","node":%b}\n' % (_ACTION_BY_KIND[kind], shown)
+    return b'{"action":"%b","node":%b,"prevNode":%b}\n' % (
+        _ACTION_BY_KIND[kind],
+        shown,
+        node_object(key, prev, time_ns),
+    )
+
+
+def action_body(kind: int) -> bytes:
+    """Return the body of a success that was asked for without values (noValueOnSuccess)."""
+    return _BODY_BY_KIND[kind]
+
+
+def get_body(key: bytes, node: Node, now_ns: int) -> bytes:
+    """Return the answer to a read of a file; `key` is the raw path."""
+    return b'{"action":"get","node":%b}\n' % node_object(escape(key), node, now_ns)
+
+
+def error_body(error: ApiError) -> bytes:
+    """Return an error as etcd writes it."""
+    cause = b',"cause":"%b"' % escape(error.cause) if error.cause else b""
+    return b'{"errorCode":%d,"message":"%b"%b,"index":%d}\n' % (
+        error.code,
+        TABLE[error.code].message.encode(),
+        cause,
+        error.index,
+    )
+
+
+def go_duration(ns: int) -> str:
+    """Return a duration as Go prints it: `2m23.1s`, `1h0m5s`, `350.5ms`, `0s`."""
+    if ns < _NS:
+        for unit, size in (("ms", 1_000_000), ("µs", 1_000)):
+            if ns >= size:
+                return _decimal(ns, size) + unit
+        return f"{ns}ns" if ns else "0s"
+    minutes, rest_ns = divmod(ns, 60 * _NS)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
+    return text + _decimal(rest_ns, _NS) + "s"
+
+
+def _decimal(number: int, unit: int) -> str:
+    whole, rest = divmod(number, unit)
+    digits = len(str(unit)) - 1
+    fraction = f"{rest:0{digits}d}".rstrip("0")
+    return f"{whole}.{fraction}" if fraction else str(whole)
+
+
+def _expiration(expiration_ns: int, now_ns: int) -> bytes:
+    left_s = ttl_s(expiration_ns, now_ns)
+    text = b',"expiration":"%b"' % timestamp(expiration_ns)
+    return text + b',"ttl":%d' % left_s if left_s else text

@@ -1,0 +1,256 @@
+"""A running server: its parts, wired; how it starts, and how it ends.
+
+It is an object with `start` and `stop`, so it can run inside a test. Start: bind the addresses (a
+busy port is found before anything is logged), open the store, log the term, expire what is overdue,
+listen. Stop: listen no more, finish what was asked, end the watches, sync, close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import resource
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+from kvd.app import Sources, make_application
+from kvd.clock import Clock
+from kvd.committer import Committer
+from kvd.config import Config, ListenUrl
+from kvd.front import Front
+from kvd.housekeeping import Housekeeping
+from kvd.http1 import Connection, Limits, Server
+from kvd.keys import KeySpace
+from kvd.members import Member
+from kvd.stats import SelfStats, StoreStats
+from kvd.syncthread import SyncThread
+from kvd.watch import Hub
+from storage.store import Store
+from storage.wal import Position
+
+log = logging.getLogger(__name__)
+
+EXIT_UNAVAILABLE = 69
+EXIT_BUG = 70
+EXIT_IO = 74
+
+# Files that are open beside the connections: the log, the index, the listeners, a snapshot.
+_FILES_RESERVED = 64
+_BACKLOG = 4096
+_FLUSH_S = 0.5
+_CLOCK_S = 60
+
+
+class AddressUnavailable(Exception):
+    """An address cannot be listened on; the message says which and why."""
+
+
+class KvdServer:
+    """One store, served."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._store: Store
+        self._listeners: list[asyncio.Server] = []
+        self._ticks = 0
+        self._ticker: asyncio.TimerHandle | None = None
+        self._failing = False
+
+    async def start(self) -> None:
+        """Recover the store and serve it.
+
+        Raises:
+            AddressUnavailable: an address is taken, or not this machine's.
+            StorageError: the data directory cannot be used, or is damaged.
+        """
+        config = self._config
+        loop = asyncio.get_running_loop()
+        started = time.monotonic()
+        files = _raise_file_limit()
+        sockets = [_bind(url) for url in config.listen]
+        try:
+            self._open(loop)
+        except BaseException:
+            for bound in sockets:
+                bound.close()
+            raise
+        store = self._store
+        recovery = store.recovery
+        log.info(
+            "recovered index %d from %s in %s, %d log records replayed, in %.2f s",
+            store.applied.index,
+            recovery.source,
+            config.data_dir,
+            recovery.records,
+            time.monotonic() - started,
+        )
+        urls = [_url(url, bound) for url, bound in zip(config.listen, sockets, strict=True)]
+        self._serve(loop, urls, connections_max=config.max_connections or files - _FILES_RESERVED)
+        await self._committer.settle()
+        for url, bound in zip(urls, sockets, strict=True):
+            try:
+                listener = await loop.create_server(self._connect, sock=bound, backlog=_BACKLOG)
+            except OSError as error:
+                raise AddressUnavailable(f"cannot listen on {url}: {error.strerror}") from None
+            self._listeners.append(listener)
+        # What is alive now stays so: the collector need not look at it again and again.
+        gc.freeze()
+        self._tick(loop)
+        for url in urls:
+            log.info("listening on %s", url)
+
+    async def stop(self) -> None:
+        """Answer what was asked, end every watch, and close the store cleanly."""
+        for listener in self._listeners:
+            listener.close()
+        self._http.stop()
+        await self._committer.drain()
+        self._hub.end_all()
+        await self._keys.finish_listings()
+        await self._flush()
+        self._committer.stop()
+        if self._ticker is not None:
+            self._ticker.cancel()
+        self._housekeeping.stop()
+        self._sync.stop()
+        self._store.close()
+        log.info("stopped at index %d", self._store.applied.index)
+
+    def _open(self, loop: asyncio.AbstractEventLoop) -> None:
+        config = self._config
+        store = self._store = Store.open(
+            config.data_dir,
+            segment_bytes_max=config.wal_segment_bytes,
+            rebuild_index=config.rebuild_index,
+        )
+        self._clock = Clock(store.applied.time_ns)
+        store.start_term(self._clock.now_ns(), config.event_history_limit)
+
+    def _serve(
+        self, loop: asyncio.AbstractEventLoop, urls: list[str], *, connections_max: int
+    ) -> None:
+        """Make the parts; the first batch, if one is due, comes with the next turn of the loop."""
+        config, store, clock = self._config, self._store, self._clock
+        sync = self._sync = SyncThread[Position](loop, "kvd-sync", store.wal.prepare_next)
+        stats = StoreStats()
+        hub = self._hub = Hub(store, loop)
+        self._housekeeping = Housekeeping(
+            store=store, sync=sync, loop=loop, snapshot_count=config.snapshot_count
+        )
+        self._committer = Committer(
+            store=store,
+            hub=hub,
+            stats=stats,
+            clock=clock,
+            sync=sync,
+            loop=loop,
+            on_fatal=self._fail,
+            on_commit=self._housekeeping.after_commit,
+        )
+        self._keys = KeySpace(
+            store=store,
+            committer=self._committer,
+            hub=hub,
+            stats=stats,
+            clock=clock,
+            watchers_max=config.max_watchers,
+        )
+        identity = store.identity
+        advertised = (
+            urls if config.advertise == tuple(map(str, config.listen)) else config.advertise
+        )
+        self_stats = SelfStats(
+            name=config.name, member_id=identity.member_id, started_ns=clock.now_ns()
+        )
+        application = make_application(
+            Sources(
+                store_stats=lambda: stats.body(hub.count),
+                self_stats=lambda: self_stats.self_body(clock.now_ns()),
+                leader_stats=self_stats.leader_body,
+                healthy=lambda: not self._failing,
+                member=Member(config.name, identity.member_id, tuple(advertised)),
+                cluster_id=identity.cluster_id,
+            )
+        )
+        limits = Limits(
+            header_bytes_max=config.max_header_bytes,
+            header_timeout_s=config.header_timeout_s,
+            body_timeout_s=config.body_timeout_s,
+            idle_timeout_s=config.idle_timeout_s,
+            connections_max=connections_max,
+        )
+        self._http = Server(Front(self._keys, application, config.cors), limits, loop)
+        self._connect: Callable[[], Connection] = partial(Connection, self._http)
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._http.tick()
+        self._ticks += 1
+        if self._ticks % _CLOCK_S == 0:
+            self._clock.follow()
+        self._ticker = loop.call_later(1.0, self._tick, loop)
+
+    async def _flush(self) -> None:
+        """Let the last answers reach their clients, as far as those read them."""
+        connections = self._http.connections
+        end = time.monotonic() + _FLUSH_S
+        while any(c.unsent_bytes for c in connections) and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+        for connection in list(connections):
+            connection.abort()
+
+    def _fail(self, error: BaseException) -> None:
+        """End the process: what it holds in memory and what is on disk may differ now.
+
+        No second attempt at a sync (it would succeed, and lie), no clean mark, no commit: the next
+        start reads what the disk really holds.
+        """
+        self._failing = True
+        status = EXIT_IO if isinstance(error, OSError) else EXIT_BUG
+        if isinstance(error, OSError):
+            log.critical("the log could not be written, stopping at once: %s", error)
+        else:
+            log.critical("stopping at once", exc_info=error)
+        with suppress(OSError):
+            self._store.distrust_index()
+        logging.shutdown()
+        os._exit(status)
+
+
+def _raise_file_limit() -> int:
+    """Raise the limit of open files as far as it goes; return it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard if hard != resource.RLIM_INFINITY else 1 << 20
+
+
+def _bind(url: ListenUrl) -> socket.socket:
+    """Return a socket bound to an address, not listening yet."""
+    try:
+        found = socket.getaddrinfo(
+            url.host or None, url.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except socket.gaierror as error:
+        raise AddressUnavailable(f"cannot listen on {url}: {error.strerror}") from None
+    family, kind, protocol, _, address = found[0]
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise AddressUnavailable(f"cannot listen on {url}: {error.strerror}") from None
+    bound.setblocking(False)
+    return bound
+
+
+def _url(url: ListenUrl, bound: socket.socket) -> str:
+    """Return the URL of a listener, with the port that the system chose."""
+    return str(ListenUrl(url.host, bound.getsockname()[1]))

@@ -1,0 +1,245 @@
+"""Who waits for what: matching events to watchers, live and from history, and telling them.
+
+Invariants:
+
+- Events are matched in the step that commits them, and told in later turns of the loop, some
+  hundreds at a time, in order: nobody else waits while 10,000 watchers are told.
+- A watcher carries the next index it may see (`next_index`), so nothing is told twice, and what
+  it registers too late to find in history it gets live.
+- History is read in slices; the last slice and the registration are one step without a pause.
+
+An event on key K is for a watcher on path W (live) when its index is not below `next_index` and
+
+    W is K; or
+    W is recursive, K lies below it, and no component of K behind W begins with `_`; or
+    the event removes K, and W existed below it (whatever its names): it is told the event of K.
+
+In history the hidden names are not looked at, and a removal of K is for every W below it: what
+existed then is not known any more. A refresh is for nobody. Sections 8.3 and 8.4 of the recorded
+behaviour; the real server's match of a mere string prefix (`/pd` for `/pdx`) is not copied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from kvd.commands import Watch
+from kvd.errors import EVENT_INDEX_CLEARED, ApiError
+from kvd.response import event_body
+from storage.change import REMOVALS
+from storage.event import Event
+from storage.store import Store
+
+log = logging.getLogger(__name__)
+
+# How many watchers are told in one turn of the loop, and how long a turn may read history.
+_TOLD_PER_TURN = 256
+_SLICE_S = 0.005
+
+# The first index that an event can have; see `Applied.index`.
+_FIRST_INDEX = 2
+
+
+class Listener(Protocol):
+    """Where the events of one watcher go: its connection."""
+
+    def begin(self, index: int) -> None:
+        """Send the head of the answer: the watch began at this etcd index."""
+
+    def tell(self, body: bytes) -> None:
+        """Send one event; a stream goes on, any other watch ends with it."""
+
+    def close(self) -> None:
+        """End a stream that cannot go on: too slow, or its history is gone."""
+
+    def end(self) -> None:
+        """End the watch without a (further) event: the server stops."""
+
+
+class Watcher:
+    """One watch. `next_index` is the lowest index that it may still be told."""
+
+    __slots__ = ("key", "listener", "next_index", "recursive", "stream")
+
+    def __init__(self, watch: Watch, listener: Listener, next_index: int) -> None:
+        self.key = watch.key
+        self.recursive = watch.recursive
+        self.stream = watch.stream
+        self.listener = listener
+        self.next_index = next_index
+
+
+class Hub:
+    """All watchers of a store."""
+
+    def __init__(self, store: Store, loop: asyncio.AbstractEventLoop) -> None:
+        self._store = store
+        self._loop = loop
+        self._by_path: dict[bytes, dict[Watcher, None]] = {}
+        # Those that read history in turns; a dict, because it keeps order and forgets in one step.
+        self._replaying: dict[Watcher, Iterator[None]] = {}
+        self._to_tell: deque[tuple[Iterator[Watcher], bytes]] = deque()
+        self._telling = False
+        self.count = 0
+        """Registered watchers: the gauge of the statistics."""
+
+    @property
+    def waiting(self) -> int:
+        """How many watches are open, registered or still reading history."""
+        return self.count + len(self._replaying)
+
+    def watch(self, watch: Watch, listener: Listener) -> Watcher:
+        """Start a watch: from history as far as that goes, then live.
+
+        Raises:
+            ApiError: 401, the history from `wait_index` on has been cleared.
+        """
+        applied = self._store.applied
+        wanted = watch.wait_index
+        # Nothing has been dropped while the history still begins with the first event of all.
+        if 0 < wanted < applied.oldest_event and applied.oldest_event > _FIRST_INDEX:
+            cause = b"the requested history has been cleared [%d/%d]"
+            raise ApiError(
+                EVENT_INDEX_CLEARED, cause % (applied.oldest_event, wanted), applied.index
+            )
+        watcher = Watcher(watch, listener, wanted or applied.index + 1)
+        listener.begin(applied.index)
+        if watcher.next_index > applied.index:
+            self._register(watcher)
+        else:
+            self._replaying[watcher] = self._replay(watcher)
+            self._continue(watcher)
+        return watcher
+
+    def forget(self, watcher: Watcher) -> None:
+        """Drop a watch whose client has gone; it may have ended already."""
+        self._replaying.pop(watcher, None)
+        self._unregister(watcher)
+
+    def removable(self, key: bytes) -> list[bytes]:
+        """Return the watched paths below a directory that is about to be removed."""
+        prefix = key + b"/"
+        return [path for path in self._by_path if path.startswith(prefix)]
+
+    def publish(self, events: Iterable[tuple[Event, list[bytes]]]) -> None:
+        """Match committed events, each with the watched paths that it removed below its key."""
+        for event, removed in events:
+            if self._by_path and not event.change.refresh:
+                watchers = self._matching(event, removed)
+                if watchers:
+                    self._to_tell.append((iter(watchers), event_body(event)))
+        if self._to_tell and not self._telling:
+            self._telling = True
+            self._loop.call_soon(self._tell)
+
+    def end_all(self) -> None:
+        """End every watch without an event."""
+        while self._to_tell:
+            self._tell()
+        paths = list(self._by_path.values())
+        for watcher in [*self._replaying, *(w for watchers in paths for w in watchers)]:
+            self.forget(watcher)
+            watcher.listener.end()
+
+    def _matching(self, event: Event, removed: list[bytes]) -> list[Watcher]:
+        """Return those that an event is for, unregistered already if they are told but once."""
+        index, key = event.change.index, event.change.key
+        matching = [w for path in removed for w in self._by_path.get(path, ())]
+        matching += self._by_path.get(key, ())
+        path = key
+        while path != b"/":
+            parent, _, name = path.rpartition(b"/")
+            if name.startswith(b"_"):
+                break
+            path = parent or b"/"
+            matching += [w for w in self._by_path.get(path, ()) if w.recursive]
+        matching = [w for w in matching if index >= w.next_index]
+        for watcher in matching:
+            watcher.next_index = index + 1
+            if not watcher.stream:
+                self._unregister(watcher)
+        return matching
+
+    def _tell(self) -> None:
+        told = 0
+        while self._to_tell and told < _TOLD_PER_TURN:
+            watchers, body = self._to_tell[0]
+            for watcher in watchers:
+                watcher.listener.tell(body)
+                told += 1
+                if told == _TOLD_PER_TURN:
+                    break
+            else:
+                self._to_tell.popleft()
+        self._telling = bool(self._to_tell)
+        if self._telling:
+            self._loop.call_soon(self._tell)
+
+    def _register(self, watcher: Watcher) -> None:
+        self._by_path.setdefault(watcher.key, {})[watcher] = None
+        self.count += 1
+
+    def _unregister(self, watcher: Watcher) -> None:
+        watchers = self._by_path.get(watcher.key)
+        if watchers is None or watcher not in watchers:
+            return
+        del watchers[watcher]
+        self.count -= 1
+        if not watchers:
+            del self._by_path[watcher.key]
+
+    def _continue(self, watcher: Watcher) -> None:
+        """Run one slice of a replay, and see to the next."""
+        slices = self._replaying.get(watcher)
+        if slices is not None:
+            next(slices, None)
+            if watcher in self._replaying:
+                self._loop.call_soon(self._continue, watcher)
+
+    def _replay(self, watcher: Watcher) -> Iterator[None]:
+        """Tell what matches from history, pausing between slices; register at its end."""
+        while True:
+            until = time.monotonic() + _SLICE_S
+            applied = self._store.applied
+            if watcher.next_index < applied.oldest_event > _FIRST_INDEX:
+                # Trimmed past a reader that was too slow: a gap must not go unseen.
+                del self._replaying[watcher]
+                watcher.listener.close()
+                return
+            for event in self._store.view.events(watcher.next_index):
+                watcher.next_index = event.change.index + 1
+                if _matches_history(event, watcher):
+                    if not watcher.stream:
+                        del self._replaying[watcher]
+                        watcher.listener.tell(event_body(event))
+                        return
+                    watcher.listener.tell(event_body(event))
+                if time.monotonic() > until or watcher not in self._replaying:
+                    break
+            else:
+                watcher.next_index = max(watcher.next_index, applied.index + 1)
+                del self._replaying[watcher]
+                self._register(watcher)
+                return
+            yield
+
+
+def _matches_history(event: Event, watcher: Watcher) -> bool:
+    change = event.change
+    if change.refresh:
+        return False
+    if change.key == watcher.key:
+        return True
+    if watcher.recursive and is_below(change.key, watcher.key):
+        return True
+    return change.kind in REMOVALS and change.dir and is_below(watcher.key, change.key)
+
+
+def is_below(path: bytes, ancestor: bytes) -> bool:
+    """Return whether a path lies below another, component by component."""
+    return path != ancestor and path.startswith(ancestor.rstrip(b"/") + b"/")
