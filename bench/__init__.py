@@ -1,0 +1,1 @@
+"""What kvd costs: load generators, pytest-benchmark suites and the comparison with etcd."""

@@ -1,0 +1,183 @@
+"""The bundled generator: many keep-alive connections from one thread, closed loop, over epoll.
+
+Each connection has one request in flight and sends the next as soon as the answer is in. Nothing of
+asyncio is between the socket and the script: what this costs per request stands in bench/README.md.
+"""
+
+from __future__ import annotations
+
+import gc
+import resource
+import select
+import socket
+import sys
+import time
+from array import array
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bench.wire import ANSWER_TIMEOUT_S, RECEIVE_BYTES, LoadError, is_complete
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from bench.wire import Address
+    from bench.workloads import Script
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What one run of one generator measured; only answers inside the timed window count."""
+
+    generator: str
+    requests: int
+    errors: int
+    seconds: float
+    p50_us: float
+    p99_us: float
+    generator_cpu_us: float
+    """User and system time that the generator itself spent per request."""
+    server_cpu_us: float = 0.0
+    """User and system time that the server spent per request; 0 where nobody could tell."""
+
+    @property
+    def rate(self) -> float:
+        """Requests answered per second."""
+        return self.requests / self.seconds
+
+    def refuse_errors(self) -> None:
+        """Raise `LoadError` when any request was refused: refusals are faster than work."""
+        if self.errors:
+            raise LoadError(f"{self.errors} of {self.requests} requests were refused")
+
+
+class Connection:
+    """One socket and its script."""
+
+    __slots__ = ("partial", "script", "sent_at_ns", "socket")
+
+    def __init__(self, address: Address, script: Script) -> None:
+        self.socket = socket.create_connection(address, timeout=ANSWER_TIMEOUT_S)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.setblocking(False)
+        self.script = script
+        self.partial: bytearray | None = None
+        self.sent_at_ns = 0
+
+    def send(self, request: bytes) -> None:
+        """Send a whole request; one that does not fit the socket's buffer is waited for."""
+        try:
+            sent = self.socket.send(request)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(request):
+            self.socket.settimeout(ANSWER_TIMEOUT_S)
+            self.socket.sendall(request[sent:])
+            self.socket.setblocking(False)
+
+    def receive(self) -> bytes | None:
+        """Return the answer once it is complete, None before.
+
+        Raises:
+            LoadError: the server closed the connection.
+        """
+        received = self.socket.recv(RECEIVE_BYTES)
+        if not received:
+            raise LoadError("the server closed the connection instead of answering")
+        if self.partial is None:
+            if is_complete(received):
+                return received
+            self.partial = bytearray(received)
+            return None
+        self.partial += received
+        if not is_complete(self.partial):
+            return None
+        answer = bytes(self.partial)
+        self.partial = None
+        return answer
+
+
+def drive(address: Address, scripts: Iterable[Script], *, seconds: float | None = None) -> Figures:
+    """Run one connection per script for `seconds`, or until all scripts have ended.
+
+    At the end of the time no further request is sent; answers still under way are waited for and
+    given to their scripts, so that the scripts know all that was acknowledged, but are not counted.
+
+    Raises:
+        LoadError: a connection broke, or nothing was answered for a minute.
+    """
+    connections: dict[int, Connection] = {}
+    with select.epoll() as epoll:
+        try:
+            for script in scripts:
+                connection = Connection(address, script)
+                connections[connection.socket.fileno()] = connection
+                epoll.register(connection.socket.fileno(), select.EPOLLIN)
+            # A collection in the middle of a run would count as a latency of the server.
+            gc.disable()
+            return spin(epoll, connections, seconds)
+        finally:
+            gc.enable()
+            for connection in connections.values():
+                connection.socket.close()
+
+
+def spin(epoll: select.epoll, connections: dict[int, Connection], seconds: float | None) -> Figures:
+    """Send the first requests, then answer answers with requests until nothing is under way."""
+    clock = time.perf_counter_ns
+    latencies_ns = array("Q")
+    errors = active = 0
+    cpu_s = own_cpu_s()
+    started_ns = clock()
+    end_ns = started_ns + int(seconds * 1e9) if seconds is not None else sys.maxsize
+    for connection in connections.values():
+        request = next(connection.script, None)
+        if request is not None:
+            active += 1
+            connection.sent_at_ns = clock()
+            connection.send(request)
+    while active:
+        ready = epoll.poll(ANSWER_TIMEOUT_S)
+        if not ready:
+            raise LoadError(f"{active} requests without an answer for {ANSWER_TIMEOUT_S:.0f} s")
+        for fd, _ in ready:
+            connection = connections[fd]
+            answer = connection.receive()
+            if answer is None:
+                continue
+            now_ns = clock()
+            if now_ns < end_ns:
+                latencies_ns.append(now_ns - connection.sent_at_ns)
+                errors += answer[9:10] != b"2"
+            try:
+                request = connection.script.send(answer)
+            except StopIteration:
+                active -= 1
+                continue
+            if now_ns >= end_ns:
+                active -= 1
+                continue
+            connection.sent_at_ns = clock()
+            connection.send(request)
+    elapsed_s = (min(clock(), end_ns) - started_ns) / 1e9
+    return summarize(latencies_ns, errors, elapsed_s, own_cpu_s() - cpu_s)
+
+
+def summarize(latencies_ns: array[int], errors: int, elapsed_s: float, cpu_s: float) -> Figures:
+    """Turn one latency per answer into figures; the percentiles are exact."""
+    ordered = sorted(latencies_ns) or [0]
+    return Figures(
+        generator="python",
+        requests=len(latencies_ns),
+        errors=errors,
+        seconds=elapsed_s,
+        p50_us=ordered[len(ordered) // 2] / 1e3,
+        p99_us=ordered[len(ordered) * 99 // 100] / 1e3,
+        generator_cpu_us=cpu_s * 1e6 / max(len(latencies_ns), 1),
+    )
+
+
+def own_cpu_s() -> float:
+    """Return the user and system time that this process has used so far."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime

@@ -1,0 +1,287 @@
+"""What the generators ask of a server, and what the server must hold afterwards.
+
+A *script* is the talk of one connection: a Python generator that yields request bytes and is sent
+the bytes of each answer. Lane i of n uses only the keys whose number leaves i when divided by n,
+and has one request in flight, so the last acknowledged state of every key is known without locks or
+time stamps, and is written to `Expected`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from itertools import count, cycle
+
+from bench.wire import Address, Client, LoadError, is_complete, parse, render, render_head
+
+Script = Generator[bytes, bytes, None]
+Expected = dict[int, bytes | None]
+"""The value of each key by its number; None is a key that is not there."""
+
+NUMBER_DIGITS = 12
+VALUE_FIELD = b'"value":"'
+TTL_S = 600
+"""Long enough that no key of a run expires."""
+
+
+class WrongAnswer(Exception):
+    """The server answered fast and wrong: a value lost, never written, or of another key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keyspace:
+    """The keys of one run, `/bench/<name>/k0000000` and on, and the order of visiting them.
+
+    `key(n)` steps through all keys in a fixed scattered order (a stride without common factor), so
+    that both generators, the one in Lua too, visit the same keys and each key once in `keys` steps.
+    """
+
+    name: str
+    keys: int
+    value_bytes: int
+    stride: int
+    start: int
+
+    @classmethod
+    def make(cls, name: str, *, keys: int, value_bytes: int, seed: int) -> Keyspace:
+        """Choose the order from the seed; values are at least as long as their number."""
+        chance = random.Random(seed)
+        stride = chance.randrange(1, keys + 1)
+        while math.gcd(stride, keys) != 1:
+            stride += 1
+        return cls(name, keys, max(value_bytes, NUMBER_DIGITS), stride, chance.randrange(keys))
+
+    @property
+    def directory(self) -> str:
+        """The request path of the directory that holds all keys."""
+        return f"/v2/keys/bench/{self.name}"
+
+    def key(self, n: int) -> int:
+        """Return the number of the key visited in step `n`."""
+        return (n * self.stride + self.start) % self.keys
+
+    def path(self, key: int) -> str:
+        """Return the request path of a key."""
+        return f"{self.directory}/k{key:07d}"
+
+    def value(self, number: int) -> bytes:
+        """Return the value that write `number` writes; number 0 is the one keys start with."""
+        return b"%012d" % number + self.padding
+
+    @property
+    def padding(self) -> bytes:
+        """What follows the number in every value."""
+        return b"x" * (self.value_bytes - NUMBER_DIGITS)
+
+    def lane_keys(self, lane: int, lanes: int) -> list[int]:
+        """Return the keys that belong to one connection, in the order in which it visits them."""
+        return [key for key in map(self.key, range(self.keys)) if key % lanes == lane]
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One connection's part of a run."""
+
+    space: Keyspace
+    lane: int
+    lanes: int
+    expected: Expected
+
+    def visits(self) -> list[int]:
+        """Return its keys in the order of visit."""
+        return self.space.lane_keys(self.lane, self.lanes)
+
+    def heads(self, method: str, fixed_bytes: int) -> dict[int, bytes]:
+        """Return each key's request up to the body, which is `fixed_bytes` and one value long."""
+        body_bytes = fixed_bytes + self.space.value_bytes
+        return {key: render_head(method, self.space.path(key), body_bytes) for key in self.visits()}
+
+    def values(self) -> Generator[bytes, None, None]:
+        """Return values that no other lane writes, each with its own number."""
+        padding = self.space.padding
+        for turn in count(1):
+            yield b"%012d" % (turn * self.lanes + self.lane) + padding
+
+
+def succeeded(answer: bytes) -> bool:
+    """Whether an answer's status is 2xx."""
+    return answer[9:10] == b"2"
+
+
+def get(lane: Lane) -> Script:
+    """Read keys; every answer must hold the value last written."""
+    requests = [(key, render("GET", lane.space.path(key))) for key in lane.visits()]
+    for key, request in cycle(requests):
+        answer = yield request
+        check_value(lane, key, answer)
+
+
+def check_value(lane: Lane, key: int, answer: bytes) -> None:
+    """Raise `WrongAnswer` unless a success shows the value last acknowledged for `key`."""
+    expected = lane.expected[key]
+    at = answer.find(VALUE_FIELD) + len(VALUE_FIELD)
+    if succeeded(answer) and not (expected and answer.startswith(expected, at)):
+        raise WrongAnswer(f"{lane.space.path(key)}: expected {expected!r}, found {answer!r}")
+
+
+def put(lane: Lane) -> Script:
+    """Overwrite keys."""
+    heads = lane.heads("PUT", len(b"value="))
+    for key, value in zip(cycle(lane.visits()), lane.values(), strict=False):
+        answer = yield heads[key] + b"value=" + value
+        if succeeded(answer):
+            lane.expected[key] = value
+
+
+def cas(lane: Lane) -> Script:
+    """Overwrite keys on condition that they hold the value last acknowledged."""
+    heads = lane.heads("PUT", len(b"prevValue=&value=") + lane.space.value_bytes)
+    for key, value in zip(cycle(lane.visits()), lane.values(), strict=False):
+        answer = yield heads[key] + b"prevValue=%b&value=%b" % (lane.expected[key] or b"", value)
+        if succeeded(answer):
+            lane.expected[key] = value
+
+
+def post(lane: Lane) -> Script:
+    """Add in-order keys to directories; the server chooses their names."""
+    heads = lane.heads("POST", len(b"value="))
+    for key, value in zip(cycle(lane.visits()), lane.values(), strict=False):
+        answer = yield heads[key] + b"value=" + value
+        if succeeded(answer):
+            # A number is written once, so that `Expected` holds the added values instead of keys
+            # here.
+            lane.expected[int(value[:NUMBER_DIGITS])] = value
+
+
+def delete(lane: Lane) -> Script:
+    """Delete keys and make them again, by turns: half of the requests are DELETEs."""
+    heads = lane.heads("PUT", len(b"value="))
+    for key, value in zip(cycle(lane.visits()), lane.values(), strict=False):
+        answer = yield render("DELETE", lane.space.path(key))
+        if succeeded(answer):
+            lane.expected[key] = None
+        answer = yield heads[key] + b"value=" + value
+        if succeeded(answer):
+            lane.expected[key] = value
+
+
+def refresh(lane: Lane) -> Script:
+    """Refresh TTLs, as the holder of a lock does; values stay."""
+    body = b"ttl=%d&refresh=true&prevExist=true" % TTL_S
+    requests = [(key, render("PUT", lane.space.path(key), body)) for key in lane.visits()]
+    for key, request in cycle(requests):
+        answer = yield request
+        check_value(lane, key, answer)
+
+
+def mixed(lane: Lane) -> Script:
+    """Nine reads to one overwrite; every read must hold the value last acknowledged."""
+    heads = lane.heads("PUT", len(b"value="))
+    reads = {key: render("GET", lane.space.path(key)) for key in heads}
+    values = lane.values()
+    for turn, key in enumerate(cycle(lane.visits()), lane.lane):
+        if turn % 10:
+            answer = yield reads[key]
+            check_value(lane, key, answer)
+        else:
+            value = next(values)
+            answer = yield heads[key] + b"value=" + value
+            if succeeded(answer):
+                lane.expected[key] = value
+
+
+def listing(lane: Lane) -> Script:
+    """List the directory; the first answer is checked value by value, the others by length."""
+    request = render("GET", lane.space.directory)
+    first = yield request
+    values = listed_values(first)
+    if sorted(values) != sorted(value or b"" for value in lane.expected.values()):
+        raise WrongAnswer(f"GET {lane.space.directory}: {len(values)} children do not match")
+    body_bytes = len(first) - first.find(b"\r\n\r\n")
+    while True:
+        answer = yield request
+        found = len(answer) - answer.find(b"\r\n\r\n")
+        if succeeded(answer) and found != body_bytes:
+            raise WrongAnswer(f"a listing of {found} bytes after one of {body_bytes}")
+
+
+def listed_values(answer: bytes) -> list[bytes]:
+    """Return the values of a directory's children."""
+    return [node["value"].encode() for node in json.loads(parse(answer).body)["node"]["nodes"]]
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A kind of load: the script of a connection, and what the keys hold at first."""
+
+    script: Callable[[Lane], Script]
+    preload: bytes | None = b""
+    """What follows the value in the body of the PUTs that make the keys; None: there are none."""
+
+
+WORKLOADS = {
+    "get": Workload(get),
+    "put": Workload(put),
+    "cas": Workload(cas),
+    "post": Workload(post, preload=None),
+    "delete": Workload(delete),
+    "refresh": Workload(refresh, preload=b"&ttl=%d" % TTL_S),
+    "mixed": Workload(mixed),
+    "list": Workload(listing),
+}
+
+
+def preload_script(lane: Lane, tail: bytes) -> Script:
+    """Write value 0 to each key of the lane."""
+    value = lane.space.value(0)
+    for key in lane.visits():
+        answer = yield render("PUT", lane.space.path(key), b"value=" + value + tail)
+        if not succeeded(answer):
+            raise LoadError(f"could not make {lane.space.path(key)}: {answer!r}")
+        lane.expected[key] = value
+
+
+def read_back_script(lane: Lane) -> Script:
+    """Read each key of the lane into `expected`."""
+    for key in lane.visits():
+        answer = parse((yield render("GET", lane.space.path(key))))
+        if answer.status not in {200, 404}:
+            raise LoadError(f"could not read {lane.space.path(key)}: {answer}")
+        node = json.loads(answer.body).get("node")
+        lane.expected[key] = node["value"].encode() if node else None
+
+
+def read_back_children_script(lane: Lane) -> Script:
+    """Read the in-order children of each directory of the lane into `expected`, by number."""
+    for key in lane.visits():
+        received = yield render("GET", lane.space.path(key))
+        if not succeeded(received):
+            continue  # a directory that no POST reached
+        for value in listed_values(received):
+            number = int(value[:NUMBER_DIGITS])
+            if number in lane.expected:
+                raise WrongAnswer(f"{lane.space.path(key)} holds the value {value!r} twice")
+            lane.expected[number] = value
+
+
+def clear(address: Address, space: Keyspace) -> None:
+    """Delete everything that a run left behind."""
+    with Client(address) as client:
+        received = client.exchange(render("DELETE", space.directory + "?recursive=true"))
+        if not is_complete(received) or parse(received).status not in {200, 404}:
+            raise LoadError(f"could not clear {space.directory}: {received!r}")
+
+
+def compare(found: Expected, expected: Expected) -> None:
+    """Raise `WrongAnswer` unless the server holds exactly what it acknowledged."""
+    if found == expected:
+        return
+    wrong = [n for n in found.keys() | expected.keys() if found.get(n) != expected.get(n)]
+    n = min(wrong)
+    raise WrongAnswer(
+        f"{len(wrong)} of {len(expected)} keys differ from what was acknowledged, "
+        f"the first is {n}: expected {expected.get(n)!r}, found {found.get(n)!r}"
+    )
