@@ -67,6 +67,10 @@ class Endpoint(tornado.web.RequestHandler):
             self.set_header("Content-Type", _JSON)
             self.finish(b'{"message":"Internal Server Error"}')
 
+    def decode_argument(self, value: bytes, name: str | None = None) -> str:
+        """Take any bytes in a path: what is no UTF-8 names nothing, but is no error of its own."""
+        return value.decode("utf-8", "replace")
+
     def log_exception(
         self,
         typ: type[BaseException] | None,
@@ -170,9 +174,9 @@ class Members(Endpoint):
         super().set_default_headers()
         self.set_header("X-Etcd-Cluster-Id", f"{self.sources.cluster_id:x}")
 
-    def get(self, path: str | None) -> None:
+    def get(self, path: str) -> None:
         """Answer the list, or the leader."""
-        match (path or "").removeprefix("/"):
+        match path.removeprefix("/"):
             case "":
                 self._json(self.sources.member.list_body())
             case "leader":
@@ -180,13 +184,13 @@ class Members(Endpoint):
             case _:
                 self._refuse(404, "Not found")
 
-    def post(self, path: str | None) -> None:
+    def post(self, path: str) -> None:
         """Refuse to reconfigure, as a member does that cannot."""
         self._refuse(500, "Internal Server Error")
 
-    def put(self, path: str | None) -> None:
+    def put(self, path: str) -> None:
         """Refuse to change a member."""
-        member = (path or "").removeprefix("/")
+        member = path.removeprefix("/")
         if not member:
             # etcd names no methods here.
             self.allow = ()
@@ -196,7 +200,7 @@ class Members(Endpoint):
         else:
             self._refuse(500, "Internal Server Error")
 
-    def delete(self, path: str | None) -> None:
+    def delete(self, path: str) -> None:
         """Refuse to remove a member."""
         self.put(path)
 
@@ -215,7 +219,7 @@ def make_application(sources: Sources) -> tornado.web.Application:
             (r"/v2/stats/self", SelfStatistics),
             (r"/v2/stats/leader", LeaderStatistics),
             (r"/v2/machines", Machines),
-            (r"/v2/members(/.*)?", Members),
+            (r"/v2/members(|/.*)", Members),
         ],
         default_handler_class=NotFound,
         log_function=_log_nothing,

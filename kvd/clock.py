@@ -22,12 +22,13 @@ class Clock:
         now_ns = time.time_ns()
         if floor_ns - now_ns > _STEP_NS:
             log.warning(
-                "the system's clock is %.1f s behind the log: time stands still until then",
+                "the system's clock is %.1f s behind the log: time goes on from the log's",
                 (floor_ns - now_ns) / 1e9,
             )
         self._last_ns = floor_ns
-        self._offset_ns = now_ns - time.monotonic_ns()
-        self._warned = False
+        self._offset_ns = max(now_ns, floor_ns) - time.monotonic_ns()
+        # What has been said already at the start is not said again.
+        self._warned = floor_ns - now_ns > _STEP_NS
 
     def now_ns(self) -> int:
         """Return the time; it never goes back."""

@@ -31,12 +31,12 @@ from kvd.errors import INVALID_FORM, RAFT_INTERNAL, ApiError
 from kvd.machine import decide, expire
 from kvd.stats import StoreStats
 from kvd.syncthread import SyncThread
-from kvd.watch import Hub
+from kvd.watch import Hub, is_below
 from storage.change import REMOVALS, Change, Kind, encode_record
 from storage.errors import LogFull
 from storage.event import Event
-from storage.store import Batch, IndexRefused, Store
-from storage.tree import Txn
+from storage.store import Batch, Store
+from storage.tree import IndexRefused, Txn
 from storage.wal import Position
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 Outcome = Event | ApiError
 Done = Callable[[Outcome], None]
 
-# A batch closes at so many records or bytes of them; a larger record goes alone.
+# A batch closes at so many records or bytes of them; a larger command goes alone.
 BATCH_RECORDS_MAX = 1000
 BATCH_BYTES_MAX = 4 << 20
 # What a payload holds beside its records: the envelope and the heads of two arrays.
@@ -61,6 +61,8 @@ class _Pending(NamedTuple):
     changes: list[Change]
     events: list[tuple[Event, list[bytes]]]
     answers: list[tuple[Done, Command, Outcome]]
+    asked: dict[int, set[bytes]]
+    """By a removal's index, the watched paths of which is known whether it took them along."""
     first_index: int
     time_ns: int
 
@@ -90,6 +92,7 @@ class Committer:
         self._on_commit = on_commit
         self._queue: deque[tuple[Command, Done]] = deque()
         self._record_bytes_max = store.wal.max_payload - _ENVELOPE_BYTES_MAX
+        self._batch_bytes_max = min(BATCH_BYTES_MAX, self._record_bytes_max)
         self._busy = False
         self._scheduled = False
         self._stopped = False
@@ -137,20 +140,25 @@ class Committer:
 
     def _run(self) -> None:
         self._scheduled = False
-        if self._stopped:
-            return
+        if not self._stopped:
+            self._step(self._begin_batch)
+
+    def _step(self, step: Callable[[], None]) -> None:
+        """Run one step of a batch's way."""
         try:
-            self._begin_batch()
+            step()
         except BaseException as error:  # noqa: BLE001 -- a bug or damage: nothing may go on
             self._on_fatal(error)
 
     def _begin_batch(self) -> None:
         time_ns = self._clock.now_ns()
         txn = self._store.begin()
-        pending = _Pending(txn, [], [], [], txn.index + 1, time_ns)
+        pending = _Pending(txn, [], [], [], {}, txn.index + 1, time_ns)
         try:
             records = self._decide(pending)
             txn.reclaim(_RECLAIMED_PER_BATCH)
+            if not records and txn.tidied:
+                self._store.tidy(txn)
         except IndexRefused as error:
             # Nothing is logged yet, so nothing has happened.
             log.warning("a batch was refused, the index could not take it: %s", error)
@@ -160,27 +168,23 @@ class Committer:
             self._busy = True
             batch = self._store.batch(txn, records, pending.first_index, time_ns)
             self._sync.run(
-                partial(self._store.append, batch), partial(self._appended, pending, batch)
+                partial(self._store.append, batch),
+                lambda outcome: self._step(partial(self._appended, pending, batch, outcome)),
             )
             return
-        if txn.tidied:
-            self._store.tidy(txn)
-        else:
+        if not txn.tidied:
             txn.end()
         self._finish(pending)
 
     def _decide(self, pending: _Pending) -> list[bytes]:
         """Fill a batch from what has expired and the queue; return its records, encoded."""
         txn, time_ns = pending.txn, pending.time_ns
-        records: list[bytes] = []
-        for path, node in txn.due(time_ns, BATCH_RECORDS_MAX):
-            # What expires with its directory has no expiry of its own.
-            if txn.find(path) == node:
-                change = expire(path, node, txn.index + 1)
-                records.append(encode_record(change))
-                self._perform(pending, change)
-        size = 0
-        while self._queue and len(records) < BATCH_RECORDS_MAX and size < BATCH_BYTES_MAX:
+        records = self._expire(pending)
+        if (due_ns := txn.first_due_ns()) is not None and due_ns <= time_ns:
+            # The rest goes first in the next batch: no command sees what has ended.
+            return records
+        expired = size = sum(map(len, records))
+        while self._queue and len(records) < BATCH_RECORDS_MAX and size < self._batch_bytes_max:
             command, done = self._queue.popleft()
             try:
                 change = decide(txn, command, txn.index + 1, time_ns)
@@ -189,13 +193,37 @@ class Committer:
             except ApiError as refusal:
                 pending.answers.append((done, command, refusal))
                 continue
-            if size and size + len(record) > BATCH_BYTES_MAX:
+            is_first = size == expired
+            size += len(record)
+            if size > (self._record_bytes_max if is_first else self._batch_bytes_max):
                 self._queue.appendleft((command, done))
                 break
-            size += len(record)
             records.append(record)
-            event = self._perform(pending, change)
+            try:
+                event = self._perform(pending, change, record)
+            except IndexRefused as error:
+                full = ApiError(RAFT_INTERNAL, str(error).encode())
+                pending.answers.append((done, command, full))
+                raise
             pending.answers.append((done, command, event))
+        return records
+
+    def _expire(self, pending: _Pending) -> list[bytes]:
+        """Begin a batch with what has expired, as far as it takes it; return the records."""
+        txn = pending.txn
+        records: list[bytes] = []
+        size = 0
+        for path, node in txn.due(pending.time_ns, BATCH_RECORDS_MAX):
+            # What expires with its directory has no expiry of its own.
+            if txn.find(path) != node:
+                continue
+            change = expire(path, node, txn.index + 1)
+            record = encode_record(change)
+            size += len(record)
+            if records and size > self._batch_bytes_max:
+                break
+            records.append(record)
+            self._perform(pending, change, record)
         return records
 
     def _check_size(self, record: bytes) -> None:
@@ -203,13 +231,14 @@ class Committer:
         if len(record) > self._record_bytes_max:
             raise ApiError(INVALID_FORM, b"http: POST too large")
 
-    def _perform(self, pending: _Pending, change: Change) -> Event:
+    def _perform(self, pending: _Pending, change: Change, record: bytes) -> Event:
         removed: list[bytes] = []
         if change.dir and change.kind in REMOVALS:
             # Only now can be told which of the watched paths exist.
             paths = self._hub.removable(change.key)
             removed = [path for path in paths if pending.txn.find(path) is not None]
-        event = pending.txn.perform(change, pending.time_ns)
+            pending.asked[change.index] = set(paths)
+        event = pending.txn.perform(change, pending.time_ns, record)
         assert event is not None
         pending.changes.append(change)
         pending.events.append((event, removed))
@@ -224,8 +253,7 @@ class Committer:
             # Whether the batch is durable nobody can say, nor may it be asked again: the second
             # fdatasync succeeds, and lies.
             unknown = ApiError(RAFT_INTERNAL, b"outcome unknown: the log could not be synced")
-            for done, _, _ in pending.answers:
-                done(unknown)
+            _answer_all(pending, unknown)
             self._on_fatal(outcome)
         else:
             self._commit(pending, batch, outcome)
@@ -236,7 +264,7 @@ class Committer:
             self._store.commit(pending.txn, batch, position)
         except IndexRefused as error:
             log.warning("a durable batch waits, the index cannot take it yet: %s", error)
-            self._loop.call_later(_RETRY_S, self._commit_again, pending, batch, position)
+            self._try_again(pending, batch, position)
             return
         self._busy = False
         self._finish(pending)
@@ -250,17 +278,33 @@ class Committer:
         except IndexRefused as error:
             txn.end()
             log.warning("a durable batch still waits: %s", error)
-            self._loop.call_later(_RETRY_S, self._commit_again, pending, batch, position)
+            self._try_again(pending, batch, position)
             return
         self._commit(pending._replace(txn=txn), batch, position)
 
+    def _try_again(self, pending: _Pending, batch: Batch, position: Position) -> None:
+        step = partial(self._commit_again, pending, batch, position)
+        self._loop.call_later(_RETRY_S, self._step, step)
+
     def _note_late_watchers(self, pending: _Pending) -> None:
         """Add the watched paths that a directory took along, watched only since it was decided."""
-        for event, removed in pending.events:
-            if event.change.dir and event.change.kind in REMOVALS:
-                for path in self._hub.removable(event.change.key):
-                    if path not in removed and self._store.view.find(path) is not None:
-                        removed.append(path)
+        for place, (event, removed) in enumerate(pending.events):
+            asked = pending.asked.get(event.change.index)
+            if asked is not None:
+                late = [p for p in self._hub.removable(event.change.key) if p not in asked]
+                removed += [p for p in late if self._stood(p, pending.events[:place])]
+                asked.update(late)
+
+    def _stood(self, path: bytes, events: list[tuple[Event, list[bytes]]]) -> bool:
+        """Return whether a path led to a node after some events on the committed state."""
+        stood = self._store.view.find(path) is not None
+        for event, _ in events:
+            key = event.change.key
+            if event.change.kind in REMOVALS:
+                stood = stood and key != path and not is_below(path, key)
+            else:
+                stood = stood or key == path or is_below(key, path)
+        return stood
 
     def _finish(self, pending: _Pending) -> None:
         """Tell everybody; what they are told is durable, and visible."""
@@ -268,7 +312,7 @@ class Committer:
         self._stats.expired(sum(e.change.kind == Kind.EXPIRE for e, _ in pending.events))
         for done, command, outcome in pending.answers:
             self._stats.count(command, succeeded=isinstance(outcome, Event))
-            done(outcome)
+            _answer(done, outcome)
         self._arm()
         self._next(committed=True)
         if self._store.view.has_garbage():
@@ -277,8 +321,7 @@ class Committer:
     def _abort(self, pending: _Pending, reason: str) -> None:
         pending.txn.end()
         refusal = ApiError(RAFT_INTERNAL, reason.encode())
-        for done, _, _ in pending.answers:
-            done(refusal)
+        _answer_all(pending, refusal)
         # An expiry that found no room tries again, but not at once.
         self._loop.call_later(_RETRY_S, self._arm)
         self._next(committed=False)
@@ -308,3 +351,16 @@ class Committer:
         self._timer_ns = 0
         self._timer = None
         self._schedule()
+
+
+def _answer(done: Done, outcome: Outcome) -> None:
+    try:
+        done(outcome)
+    except Exception:
+        # A bug in answering one client is not the others' end.
+        log.exception("an answer could not be given")
+
+
+def _answer_all(pending: _Pending, refusal: ApiError) -> None:
+    for done, _, _ in pending.answers:
+        _answer(done, refusal)

@@ -10,6 +10,8 @@ import httptools
 from tornado import httputil
 
 _CHUNK_LINE_BYTES_MAX = 4096
+# What Go's net/http takes for a host, with or without a port.
+_HOST = re.compile(r"[A-Za-z0-9!$%&'()*+,\-.:;=\[\]_~]*")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 
 
@@ -20,6 +22,8 @@ class Block(NamedTuple):
     content_length: int
     chunked: bool
     has_host: bool
+    host_is_valid: bool
+    content_type: str
     expect: str
     close: bool
     keep_alive: bool
@@ -98,14 +102,15 @@ class _Collector:
         self.headers = httputil.HTTPHeaders()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.add(name.decode("latin-1"), value.decode("latin-1"))
+        # llhttp leaves the blanks behind a value, which are none of it (RFC 9110 section 5.5).
+        self.headers.add(name.decode("latin-1"), value.strip(b" \t").decode("latin-1"))
 
 
 def parse_block(raw: bytes) -> Block:
     """Return a header block, parsed.
 
     Raises:
-        httptools.HttpParserError: it is malformed, or its framing is ambiguous.
+        httptools.HttpParserError: it is malformed, or its framing is ambiguous or unknown here.
     """
     collector = _Collector()
     parser = httptools.HttpRequestParser(collector)
@@ -114,12 +119,16 @@ def parse_block(raw: bytes) -> Block:
         # The request line is a stand-in: llhttp knows a fixed set of methods, etcd answers any.
         parser.feed_data(b"POST / HTTP/1.1\r\n" + raw + b"\r\n")
     headers = collector.headers
+    if headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
+        raise httptools.HttpParserError("a transfer coding that is not understood")
     connection = {word.strip().lower() for word in headers.get("Connection", "").split(",")}
     return Block(
         headers,
         int(headers.get("Content-Length") or 0),
         "Transfer-Encoding" in headers,
         "Host" in headers,
+        len(headers.get_list("Host")) <= 1 and bool(_HOST.fullmatch(headers.get("Host", ""))),
+        headers.get("Content-Type", ""),
         headers.get("Expect", "").lower(),
         "close" in connection,
         "keep-alive" in connection,

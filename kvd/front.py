@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import partial
 from html import escape as escape_html
 from http import HTTPStatus
-from typing import cast
 
 from tornado import httputil
 
@@ -43,18 +42,18 @@ class Front(httputil.HTTPServerConnectionDelegate):
     ) -> None:
         self.keys = keys
         self.others = others
+        self.has_cors = bool(cors)
         self._cors = frozenset(cors)
 
     def start_request(
         self, server_conn: object, request_conn: httputil.HTTPConnection
     ) -> httputil.HTTPMessageDelegate:
         """Return what receives the next request of a connection."""
-        return Exchange(self, cast(Connection, request_conn))
+        # Every connection is ours. (A `cast` is a call, and this is done for each request.)
+        return Exchange(self, request_conn)  # type: ignore[arg-type]
 
     def cors(self, headers: httputil.HTTPHeaders) -> bytes:
         """Return the header lines that let a browser's page read an answer, if it may."""
-        if not self._cors:
-            return b""
         origin = "*" if "*" in self._cors else headers.get("Origin", "")
         if origin not in self._cors:
             return b""
@@ -68,7 +67,7 @@ class Front(httputil.HTTPServerConnectionDelegate):
 class Exchange(httputil.HTTPMessageDelegate):
     """One request, as far as it has come; the last word is `_act`, said when it is complete."""
 
-    __slots__ = ("_act", "_connection", "_form", "_form_bytes", "_front", "_method", "_other")
+    __slots__ = ("_act", "_body_bytes", "_connection", "_form", "_front", "_method", "_other")
 
     def __init__(self, front: Front, connection: Connection) -> None:
         self._front = front
@@ -76,7 +75,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._other: httputil.HTTPMessageDelegate | None = None
         self._act: Callable[[], None] | None = None
         self._form: list[bytes] | None = None
-        self._form_bytes = 0
+        self._body_bytes = 0
         self._method = ""
 
     def headers_received(
@@ -85,14 +84,16 @@ class Exchange(httputil.HTTPMessageDelegate):
         headers: httputil.HTTPHeaders,
     ) -> None:
         """Take the head, and decide whose request it is."""
-        method, target, _ = cast(httputil.RequestStartLine, start_line)
+        assert isinstance(start_line, httputil.RequestStartLine)
+        method, target, version = start_line
         self._method = method
         connection = self._connection
-        connection.extra_headers = self._front.cors(headers)
+        if self._front.has_cors:
+            connection.extra_headers = self._front.cors(headers)
         raw, _, query = target.encode("latin-1").partition(b"?")
-        if not raw.startswith(b"/"):
-            raw = _origin_form(raw)
         try:
+            if not raw.startswith(b"/") and method != "CONNECT":
+                raw = _origin_form(raw)
             path = decode_path(raw)
         except BadEscape:
             connection.reject(HTTPStatus.BAD_REQUEST)
@@ -106,8 +107,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         elif cleaned != path and method != "CONNECT":
             self._act = partial(self._redirect, cleaned, query)
         elif (key := key_of(cleaned)) is None:
-            self._other = self._front.others.start_request(connection, connection)
-            self._other.headers_received(start_line, headers)
+            self._pass_on(cleaned, query, version, headers)
         elif method not in METHODS:
             allow = f"Allow: {','.join(METHODS)}\r\n{_TEXT}"
             status = HTTPStatus.METHOD_NOT_ALLOWED
@@ -118,11 +118,18 @@ class Exchange(httputil.HTTPMessageDelegate):
     def data_received(self, chunk: bytes) -> None:
         """Take a piece of the body: kept where it is a form, else dropped."""
         if self._other is not None:
+            self._body_bytes += len(chunk)
+            if self._body_bytes > FORM_BYTES_MAX:
+                # Tornado's handlers keep what they are given.
+                other, self._other = self._other, None
+                other.on_connection_close()
+                self._connection.reject(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+                return
             self._other.data_received(chunk)
         elif self._form is not None:
             self._form.append(chunk)
-            self._form_bytes += len(chunk)
-            if self._form_bytes > FORM_BYTES_MAX:
+            self._body_bytes += len(chunk)
+            if self._body_bytes > FORM_BYTES_MAX:
                 # Far more may be on its way: answer now, and close.
                 self._form = None
                 self._act = None
@@ -142,11 +149,32 @@ class Exchange(httputil.HTTPMessageDelegate):
         if self._other is not None:
             self._other.on_connection_close()
 
+    def _pass_on(
+        self,
+        path: bytes,
+        query: bytes,
+        version: str,
+        headers: httputil.HTTPHeaders,
+    ) -> None:
+        """Hand the request to Tornado's application, its target in the one form that it routes."""
+        connection = self._connection
+        target = encode_path(path) + ("?" + query.decode("latin-1") if query else "")
+        other = self._front.others.start_request(connection, connection)
+        try:
+            other.headers_received(
+                httputil.RequestStartLine(self._method, target, version), headers
+            )
+        except httputil.HTTPInputError:
+            # It is stricter than Go, with names of hosts for one.
+            connection.reject(HTTPStatus.BAD_REQUEST)
+        else:
+            self._other = other
+
     def _keys_request(self, key: bytes, query: bytes, headers: httputil.HTTPHeaders) -> None:
         keys, connection, method = self._front.keys, self._connection, self._method
         if method in ("PUT", "POST"):
             try:
-                if is_form(headers.get("Content-Type")):
+                if is_form(self._connection.content_type):
                     self._form = []
             except ApiError as refusal:
                 self._act = partial(keys.refuse, connection, method, refusal)
@@ -163,7 +191,8 @@ class Exchange(httputil.HTTPMessageDelegate):
         location = encode_path(path)
         if query:
             location += "?" + query.decode("latin-1")
-        headers = f"Location: {location}\r\n"
+        ascii_only = "".join(c if c.isascii() else f"%{ord(c):02x}" for c in location)
+        headers = f"Location: {ascii_only}\r\n"
         body = ""
         if self._method in ("GET", "HEAD"):
             headers += "Content-Type: text/html; charset=utf-8\r\n"
@@ -174,14 +203,23 @@ class Exchange(httputil.HTTPMessageDelegate):
 
     def _plain(self, status: HTTPStatus, headers: str, body: str) -> None:
         self._connection.respond(
-            status, headers.encode(), body.encode(), head_only=self._method == "HEAD"
+            status,
+            headers.encode("latin-1"),
+            body.encode("latin-1"),
+            head_only=self._method == "HEAD",
         )
 
 
 def _origin_form(raw: bytes) -> bytes:
-    """Return the path of a target in absolute form (`http://host/path`)."""
-    _, scheme, rest = raw.partition(b"://")
-    if not scheme:
+    """Return the path of a target in absolute form (`http://host/path`); `*` has none.
+
+    Raises:
+        BadEscape: it is no target at all.
+    """
+    if raw == b"*":
         return raw
+    scheme, separator, rest = raw.partition(b"://")
+    if not scheme or not separator:
+        raise BadEscape
     _, slash, path = rest.partition(b"/")
-    return slash + path or b"/"
+    return slash + path

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from email.utils import formatdate
 from http import HTTPStatus
 from math import inf
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import httptools
 from tornado import httputil
@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 
 SERVER_HEADER = f"kvd/{__version__}"
 
+# What is read from a connection at once. One buffer for all: asyncio's own way allocates 256 KiB
+# for each read, which costs as much as the rest of reading a small request.
+_READ_BYTES_MAX = 64 << 10
 # What a connection may have waiting unparsed before it is not read any more.
 _UNPARSED_BYTES_MAX = 256 << 10
 _BLOCKS_MAX = 4096
@@ -49,6 +52,8 @@ _LINGER_S = 2.0
 _HEAD_SIZED_BYTES_MAX = 2048
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([^\x00-\x20\x7f]+) HTTP/1\.([01])")
+_EMPTY_LINES = re.compile(rb"(?:\r\n)+")
+_BARE_LF = re.compile(rb"(?<!\r)\n")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -85,14 +90,16 @@ class Server:
         self.now = loop.time()
         """The loop's time, as of the last tick: exact enough for timeouts."""
         self.stopping = False
+        self.buffer = memoryview(bytearray(_READ_BYTES_MAX))
         self._blocks: dict[bytes, Block] = {}
-        self._starts: dict[tuple[int, bool], bytes] = {}
+        self._starts: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
 
     def start(self, status: int, *, http10: bool) -> bytes:
         """Return the beginning of an answer: status line, Server and Date."""
-        start = self._starts.get((status, http10))
+        starts = self._starts[http10]
+        start = starts.get(status)
         if start is None:
-            start = self._starts[status, http10] = (
+            start = starts[status] = (
                 f"HTTP/1.{0 if http10 else 1} {status} {HTTPStatus(status).phrase}\r\n"
                 f"Server: {SERVER_HEADER}\r\nDate: {formatdate(usegmt=True)}\r\n"
             ).encode()
@@ -101,7 +108,7 @@ class Server:
     def tick(self) -> None:
         """Let the Date go on, and close what has overstayed; called every second."""
         self.now = self.loop.time()
-        self._starts.clear()
+        self._starts = ({}, {})
         for connection in [c for c in self.connections if c.deadline < self.now]:
             connection.expire()
 
@@ -127,13 +134,14 @@ class Server:
         return block
 
 
-class Connection(asyncio.Protocol, httputil.HTTPConnection):
+class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
     """One client connection; also the `HTTPConnection` that Tornado's handlers answer to."""
 
     __slots__ = (
-        "_buffer", "_busy", "_chunks", "_close_callback", "_delegate", "_dropped", "_left",
-        "_message", "_parsing", "_paused", "_server", "_transport", "_writable", "_written_chunked",
-        "context", "deadline", "extra_headers", "http10", "keep_alive", "streaming",
+        "_buffer", "_busy", "_chunks", "_close_callback", "_dropped", "_ended", "_left",
+        "_message", "_on_writable", "_parsing", "_paused", "_server", "_transport", "_writable",
+        "_written_chunked", "content_type", "context", "deadline", "extra_headers", "http10",
+        "keep_alive", "streaming",
     )  # fmt: skip
 
     def __init__(self, server: Server) -> None:
@@ -148,7 +156,9 @@ class Connection(asyncio.Protocol, httputil.HTTPConnection):
         self._left = 0
         self._chunks: Chunks | None = None
         self._dropped: int | None = None
+        self._ended = False
         self._close_callback: Callable[[], object] | None = None
+        self._on_writable: Callable[[], object] | None = None
         self._written_chunked = False
         self.deadline = inf
         self.http10 = False
@@ -156,16 +166,17 @@ class Connection(asyncio.Protocol, httputil.HTTPConnection):
         self.streaming = False
         """The answer may take for ever: a client that stops sending is taken to have gone."""
         self.context = _Peer("")
+        self.content_type = ""
+        """The Content-Type of the present request."""
         self.extra_headers = b""
         """Header lines that every answer to the present request carries."""
 
-    # asyncio.Protocol
+    # asyncio.BufferedProtocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start to serve, unless there are too many."""
-        assert isinstance(transport, asyncio.Transport)
         server = self._server
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
         self.context = _Peer(peer[0] if isinstance(peer, tuple) else "")
         server.connections.add(self)
@@ -174,10 +185,15 @@ class Connection(asyncio.Protocol, httputil.HTTPConnection):
         else:
             self.deadline = server.now + server.limits.header_timeout_s
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Lend the buffer that all connections share: what is read is taken before the next is."""
+        return self._server.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Take bytes; serve what they complete."""
+        data = bytes(self._server.buffer[:nbytes])
         if self._dropped is not None:
-            self._dropped += len(data)
+            self._dropped += nbytes
             if self._dropped > _DROPPED_BYTES_MAX:
                 self.abort()
             return
@@ -189,10 +205,11 @@ class Connection(asyncio.Protocol, httputil.HTTPConnection):
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """Keep the connection for an answer that is due; a watch ends with its client."""
-        if not self._busy or self.streaming:
+        """Keep the connection for the answers that are due; a watch ends with its client."""
+        self._ended = True
+        if self._dropped is not None or self.streaming:
             return False
-        self.keep_alive = False
+        self._parse()
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -201,6 +218,7 @@ class Connection(asyncio.Protocol, httputil.HTTPConnection):
         self._buffer = b""
         self.deadline = inf
         self._server.connections.discard(self)
+        self._on_writable = None
         callback, self._close_callback = self._close_callback, None
         message, self._message = self._message, None
         if message is not None:
@@ -213,10 +231,16 @@ class Connection(asyncio.Protocol, httputil.HTTPConnection):
         self._writable = False
 
     def resume_writing(self) -> None:
-        """Go on serving."""
+        """Go on serving, in a step of its own: asyncio cannot bear to be closed in this one."""
         self._writable = True
-        if self._buffer and not self._parsing:
+        self._server.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if (self._buffer or self._ended) and not self._parsing:
             self._parse()
+        callback, self._on_writable = self._on_writable, None
+        if callback is not None:
+            callback()
 
     # httputil.HTTPConnection, for Tornado's handlers
 
@@ -269,6 +293,12 @@ class Connection(asyncio.Protocol, httputil.HTTPConnection):
         """Whether the client has gone."""
         return self._transport is None
 
+    def ready(self, resume: Callable[[], object]) -> bool:
+        """Return whether the client keeps reading; if not, `resume` is called once it has."""
+        if not self._writable:
+            self._on_writable = resume
+        return self._writable
+
     @property
     def unsent_bytes(self) -> int:
         """What the client has not read yet, beyond what the kernel holds for it."""
@@ -293,6 +323,9 @@ class Connection(asyncio.Protocol, httputil.HTTPConnection):
         self.streaming = True
         start = self._server.start(status, http10=self.http10)
         self.send(start + self.extra_headers + headers + self._connection_header() + b"\r\n")
+        if self._ended:
+            # The client has said its last word long ago: it would never be heard to leave.
+            self._server.loop.call_soon(self.abort)
 
     def send_chunk(self, chunk: bytes, *, last: bool) -> None:
         """Send a chunk of such an answer (it may be empty), with `last` also its end."""
@@ -313,7 +346,7 @@ class Connection(asyncio.Protocol, httputil.HTTPConnection):
 
     def send(self, data: bytes) -> None:
         """Send bytes of an answer."""
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
     def done(self) -> None:
@@ -322,6 +355,7 @@ class Connection(asyncio.Protocol, httputil.HTTPConnection):
         self.streaming = False
         self._message = None
         self._close_callback = None
+        self._on_writable = None
         if self._transport is None:
             return
         if self._reading_body():
@@ -331,13 +365,15 @@ class Connection(asyncio.Protocol, httputil.HTTPConnection):
             self._close()
         else:
             self.deadline = self._server.now + self._server.limits.idle_timeout_s
-            if self._buffer and not self._parsing:
+            if (self._buffer or self._ended) and not self._parsing:
                 self._parse()
 
     def _close(self) -> None:
         """Send what is to be sent, and close; what still comes is nobody's."""
         self._buffer = b""
         self._dropped = 0
+        # Closing waits until the client has read, which it may never do.
+        self.deadline = self._server.now + self._server.limits.idle_timeout_s
         if self._transport is not None:
             self._transport.close()
 
@@ -366,9 +402,10 @@ class Connection(asyncio.Protocol, httputil.HTTPConnection):
         self.linger()
 
     def abort(self) -> None:
-        """Drop the connection at once."""
-        if self._transport is not None:
-            self._transport.abort()
+        """Drop the connection at once; what is still sent goes nowhere."""
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.abort()
 
     def stop(self) -> None:
         """Close now if nothing is being asked; else after the answer."""
@@ -399,7 +436,10 @@ class Connection(asyncio.Protocol, httputil.HTTPConnection):
             self.abort()
         finally:
             self._parsing = False
-        if self._paused and len(self._buffer) <= _UNPARSED_BYTES_MAX and self._transport:
+        if self._ended and self._dropped is None and self._writable and not self._busy:
+            # All that the client has asked is answered; the rest of a request will not come.
+            self._close()
+        elif self._paused and len(self._buffer) <= _UNPARSED_BYTES_MAX and self._transport:
             self._paused = False
             self._transport.resume_reading()
 
@@ -407,20 +447,23 @@ class Connection(asyncio.Protocol, httputil.HTTPConnection):
         """Read one head, if it is all there; return whether to go on."""
         server = self._server
         buffer = self._buffer
+        if buffer.startswith(b"\r\n"):
+            # Empty lines before a request line are passed over (RFC 9112 section 2.2).
+            empty = _EMPTY_LINES.match(buffer)
+            assert empty is not None
+            buffer = self._buffer = buffer[empty.end() :]
+            if not buffer:
+                return False
         end = buffer.find(b"\r\n\r\n")
         if end < 0 or end > server.limits.header_bytes_max:
             if max(end, len(buffer)) > server.limits.header_bytes_max:
                 self.reject(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-            elif buffer.startswith(b"\r\n"):
-                self._buffer = buffer[2:]
-                return bool(self._buffer)
+            elif _BARE_LF.search(buffer):
+                # Its end would be waited for in vain.
+                self.reject(HTTPStatus.BAD_REQUEST)
             elif self.deadline > server.now + server.limits.header_timeout_s:
                 self.deadline = server.now + server.limits.header_timeout_s
             return False
-        if buffer.startswith(b"\r\n"):
-            # An empty line before a request line is passed over (RFC 9112 section 2.2).
-            self._buffer = buffer[2:]
-            return True
         line_end = buffer.find(b"\r\n")
         match = _REQUEST_LINE.fullmatch(buffer, 0, line_end)
         if match is None:
@@ -437,28 +480,37 @@ class Connection(asyncio.Protocol, httputil.HTTPConnection):
 
     def _start(self, method: str, target: str, block: Block) -> bool:
         if self.http10:
-            self.keep_alive = block.keep_alive and not block.close
+            # Chunks are none of HTTP/1.0's: whoever forwarded them may see other requests here.
+            self.keep_alive = block.keep_alive and not block.close and not block.chunked
         else:
             self.keep_alive = not block.close
             if not block.has_host:
                 self.reject(HTTPStatus.BAD_REQUEST, "missing required Host header")
                 return False
+            if block.expect not in ("", "100-continue"):
+                self.reject(HTTPStatus.EXPECTATION_FAILED)
+                return False
+        if not block.host_is_valid:
+            self.reject(HTTPStatus.BAD_REQUEST, "malformed Host header")
+            return False
         server = self._server
         message = self._message = server.delegate.start_request(self, self)
+        self.content_type = block.content_type
         self._left = block.content_length
         self._chunks = Chunks() if block.chunked else None
         has_body = self._left > 0 or block.chunked
-        if has_body and block.expect and not self.http10:
-            if block.expect != "100-continue":
-                self.reject(HTTPStatus.EXPECTATION_FAILED)
-                return False
-            if len(self._buffer) < self._left or block.chunked:
-                self.send(_CONTINUE)
+        if (
+            has_body
+            and block.expect
+            and not self.http10
+            and (len(self._buffer) < self._left or block.chunked)
+        ):
+            self.send(_CONTINUE)
         version = "HTTP/1.0" if self.http10 else "HTTP/1.1"
         message.headers_received(httputil.RequestStartLine(method, target, version), block.headers)
         if not has_body:
             self._complete(message)
-        else:
+        elif self._dropped is None:
             self.deadline = server.now + server.limits.body_timeout_s
         return True
 

@@ -30,6 +30,10 @@ from storage.change import REMOVALS
 from storage.store import Store
 from storage.tree import View
 
+# As plain numbers: a lookup in the enumeration costs as much as a function call.
+_OK = int(HTTPStatus.OK)
+_CREATED = int(HTTPStatus.CREATED)
+
 METHODS = ("HEAD", "GET", "PUT", "POST", "DELETE")
 
 # A stream that leaves so much unread when its next event comes is cut.
@@ -104,8 +108,7 @@ class KeySpace:
         removal = change.kind in REMOVALS
         body = action_body(change.kind) if no_value and not removal else event_body(outcome)
         made = outcome.prev is None and not removal
-        status = HTTPStatus.CREATED if made else HTTPStatus.OK
-        connection.respond(status, self._head(change.index), body)
+        connection.respond(_CREATED if made else _OK, self._head(change.index), body)
 
     def _get(self, connection: Connection, method: str, get: Get) -> None:
         """Answer a read; a large listing goes on in turns, so that nobody else waits for it."""
@@ -119,9 +122,10 @@ class KeySpace:
         if node.dir_id:
             self._list(connection, method, get)
             return
-        body = get_body(get.key, node, self._clock.now_ns())
+        now_ns = self._clock.now_ns() if node.expiration_ns else 0
+        body = get_body(get.key, node, now_ns)
         self._stats.count(get, succeeded=True)
-        connection.respond(HTTPStatus.OK, self._head(index), body, head_only=method == "HEAD")
+        connection.respond(_OK, self._head(index), body, head_only=method == "HEAD")
 
     def _list(self, connection: Connection, method: str, get: Get) -> None:
         with self._store.long_view() as view:
@@ -210,6 +214,9 @@ class _WatchAnswer:
             self.close()
             return
         connection.send_chunk(body, last=not self._stream)
+
+    def ready(self, resume: Callable[[], object]) -> bool:
+        return self._connection.ready(resume)
 
     def close(self) -> None:
         self._connection.abort()

@@ -51,13 +51,16 @@ _UINT_MAX = (1 << 64) - 1
 
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # noqa: S105 -- a token of RFC 7230
+_MEDIA_TYPE = re.compile(rf"({_TOKEN})?(/)?({_TOKEN})?(.*)", re.DOTALL)
 _MEDIA_PARAMETER = re.compile(rf'\s*;\s*({_TOKEN})\s*=\s*(?:{_TOKEN}|"(?:[^"\\]|\\.)*")')
-# What Go's URL.EscapedPath leaves as it is in a path.
-_PATH_SAFE = "/$&+,:;=@!'()*-._~"
+# What Go's URL.EscapedPath leaves as it is in a path that was not sent so.
+_PATH_SAFE = "/$&+,:;=@-._~"
+# What Go's %q has names for.
+_NAMED = {ord(c): rf"\{name}" for c, name in zip('\a\b\f\n\r\t\v\\"', 'abfnrtv\\"', strict=True)}
 
 
 class BadEscape(ValueError):
-    """The path of a request holds a `%` that two hexadecimal digits do not follow."""
+    """The target of a request is none, or holds a `%` that two hexadecimal digits do not follow."""
 
 
 def decode_path(raw: bytes) -> bytes:
@@ -115,13 +118,13 @@ def is_form(content_type: str | None) -> bool:
     """Return whether a body of this type is read for parameters.
 
     Raises:
-        ApiError: 210, the type's own parameters are malformed.
+        ApiError: 210, it is no media type, or its parameters are malformed, whatever the type.
     """
     if not content_type:
         return False
     media_type, separator, rest = content_type.partition(";")
-    if media_type.strip().lower() != "application/x-www-form-urlencoded":
-        return False
+    media_type = media_type.strip().lower()
+    _check_media_type(media_type)
     rest = separator + rest
     seen = set()
     while match := _MEDIA_PARAMETER.match(rest):
@@ -132,7 +135,22 @@ def is_form(content_type: str | None) -> bool:
         rest = rest[match.end() :]
     if rest.strip() not in ("", ";"):
         raise ApiError(INVALID_FORM, b"mime: invalid media parameter")
-    return True
+    return media_type == "application/x-www-form-urlencoded"
+
+
+def _check_media_type(media_type: str) -> None:
+    """Refuse what is neither `type` nor `type/subtype`, in the words of Go's mime package."""
+    match = _MEDIA_TYPE.fullmatch(media_type)
+    assert match is not None
+    main, slash, subtype, rest = match.groups()
+    if not main:
+        raise ApiError(INVALID_FORM, b"mime: no media type")
+    if not slash and rest:
+        raise ApiError(INVALID_FORM, b"mime: expected slash after first token")
+    if slash and not subtype:
+        raise ApiError(INVALID_FORM, b"mime: expected token after slash")
+    if rest:
+        raise ApiError(INVALID_FORM, b"mime: unexpected content after media subtype")
 
 
 def parse(method: str, key: bytes, query: bytes, form: bytes) -> tuple[Request, bool]:
@@ -152,8 +170,13 @@ def parse(method: str, key: bytes, query: bytes, form: bytes) -> tuple[Request, 
         _read_form(form, params)
     if query:
         _read_form(query, params)
-    # Nearly every request has nothing that can be wrong.
-    if not params.keys() <= _FREE:
+    if params.keys() <= _FREE:
+        # Nearly every request has nothing that can be wrong, and asks for nothing special.
+        if method == "GET":
+            return Get(key), False
+        if method == "PUT":
+            return Set(key, params.get(b"value", b"")), False
+    else:
         _check(method, params)
     no_value = _flag(params, b"noValueOnSuccess")
     if method == "PUT":
@@ -168,11 +191,12 @@ def parse(method: str, key: bytes, query: bytes, form: bytes) -> tuple[Request, 
 
 def _read_form(raw: bytes, params: Parameters) -> None:
     """Add the pairs of a form or query string, unless their name is there already."""
+    # Before any bad escape, wherever it stands: in Go this error replaces those before it.
+    if b";" in raw:
+        raise ApiError(INVALID_FORM, b"invalid semicolon separator in query")
     for piece in raw.split(b"&"):
         if not piece:
             continue
-        if b";" in piece:
-            raise ApiError(INVALID_FORM, b"invalid semicolon separator in query")
         name, _, value = piece.partition(b"=")
         if b"%" in piece or b"+" in piece:
             name, value = _unescape(name), _unescape(value)
@@ -188,14 +212,18 @@ def _unescape(raw: bytes) -> bytes:
 
 def _quote(raw: bytes) -> bytes:
     """Return text in double quotes as Go's %q prints it, as far as three bytes can need it."""
-    text = raw.decode("utf-8", "backslashreplace")
-    text = (
-        text.replace('"', '\\"')
-        if "\\x" in text
-        else text.replace("\\", "\\\\").replace('"', '\\"')
-    )
-    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-    return f'"{shown}"'.encode()
+    shown = []
+    # What is no UTF-8 becomes lone surrogates, U+DC80 and up, whose low byte is the byte.
+    for character in raw.decode("utf-8", "surrogateescape"):
+        code = ord(character)
+        if code in _NAMED:
+            shown.append(_NAMED[code])
+        elif character.isprintable():
+            shown.append(character)
+        else:
+            is_byte = code < 0x80 or 0xDC80 <= code <= 0xDCFF
+            shown.append(f"\\x{code & 0xFF:02x}" if is_byte else f"\\u{code:04x}")
+    return f'"{"".join(shown)}"'.encode()
 
 
 def _check(method: str, params: Parameters) -> None:
@@ -233,8 +261,6 @@ def _check_bool(params: Parameters, name: bytes, cause: bytes) -> None:
 
 def _put(key: bytes, params: Parameters) -> Command:
     value = params.get(b"value", b"")
-    if len(params) == 1 and b"value" in params:
-        return Set(key, value)
     is_dir, ttl_s, refresh = _flag(params, b"dir"), _ttl_s(params), _flag(params, b"refresh")
     prev_value, prev_index = params.get(b"prevValue"), _index(params, b"prevIndex")
     compare = prev_value is not None or prev_index > 0

@@ -6,7 +6,8 @@ Invariants:
   hundreds at a time, in order: nobody else waits while 10,000 watchers are told.
 - A watcher carries the next index it may see (`next_index`), so nothing is told twice, and what
   it registers too late to find in history it gets live.
-- History is read in slices; the last slice and the registration are one step without a pause.
+- History is read in slices, no faster than the client reads; the last slice and the registration
+  are one step without a pause.
 
 An event on key K is for a watcher on path W (live) when its index is not below `next_index` and
 
@@ -25,7 +26,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Protocol
 
 from kvd.commands import Watch
@@ -53,6 +55,9 @@ class Listener(Protocol):
 
     def tell(self, body: bytes) -> None:
         """Send one event; a stream goes on, any other watch ends with it."""
+
+    def ready(self, resume: Callable[[], object]) -> bool:
+        """Return whether it can be told more; if not, `resume` is called once it can."""
 
     def close(self) -> None:
         """End a stream that cannot go on: too slow, or its history is gone."""
@@ -198,8 +203,12 @@ class Hub:
         slices = self._replaying.get(watcher)
         if slices is not None:
             next(slices, None)
-            if watcher in self._replaying:
+            if watcher in self._replaying and self._ready(watcher):
                 self._loop.call_soon(self._continue, watcher)
+
+    def _ready(self, watcher: Watcher) -> bool:
+        """Return whether a replay can go on; if not, it will by itself once the client has read."""
+        return watcher.listener.ready(partial(self._loop.call_soon, self._continue, watcher))
 
     def _replay(self, watcher: Watcher) -> Iterator[None]:
         """Tell what matches from history, pausing between slices; register at its end."""
@@ -219,7 +228,9 @@ class Hub:
                         watcher.listener.tell(event_body(event))
                         return
                     watcher.listener.tell(event_body(event))
-                if time.monotonic() > until or watcher not in self._replaying:
+                    if not self._ready(watcher):
+                        break
+                if time.monotonic() > until:
                     break
             else:
                 watcher.next_index = max(watcher.next_index, applied.index + 1)

@@ -45,6 +45,9 @@ class Checkpoint:
             fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             try:
                 self._env.copyfd(fd, compact=True)
+            except lmdb.Error as error:
+                # A full disk, as a rule; LMDB's errors are no `OSError`.
+                raise OSError(f"{scratch.name}: {error}") from error
             finally:
                 os.close(fd)
             header = _header(_applied(scratch), self._identity)

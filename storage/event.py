@@ -1,10 +1,12 @@
 """The record of one event in the history: a change, and the node it replaced.
 
-    u32 crc | u8 kind | u8 flags | u64 created | u64 expiration ns | u64 time ns
-    | u64, u64, u64 created, modified and expiration of the previous node (0 without one)
-    | u32 length of the key | u32 length of the value | key | value | value of the previous node
+    u32 crc | u64 time ns | u32 length | record of the change, as in the log | row of the node
+    before
 
-Little-endian; the crc is zlib's, over the row's key (the index, 8 bytes) and all that follows it.
+Little-endian. The crc is zlib's, over the row's key (the index, 8 bytes) and all that follows it.
+The record is that of storage/change.py, `length` bytes; the rest is the value of the node's row as
+storage/node.py has it, nothing where there was no node. Both are at hand when the event is made.
+
 The time is the batch's: a `ttl` that a watcher is shown counts from it, live and from history, so
 that history reads the same for ever.
 """
@@ -15,19 +17,16 @@ from struct import Struct
 from typing import NamedTuple
 from zlib import crc32
 
-from storage.change import Change
-from storage.node import CorruptIndex, Node
+import cbor2
 
-_HEADER = Struct("<IBBQQQQQQII")
-assert _HEADER.size == 62
+from storage.change import Change, UnknownRecord, decode_record
+from storage.node import CorruptIndex, Node, parse_node
+
+_HEADER = Struct("<IQI")
+assert _HEADER.size == 16
+_REST = Struct("<QI")
 _INDEX = Struct(">Q")
 _CRC = Struct("<I")
-
-_DIR = 1
-_REFRESH = 2
-_VALUE = 4
-_PREV = 8
-_PREV_DIR = 16
 
 
 class Event(NamedTuple):
@@ -43,68 +42,33 @@ def event_key(index: int) -> bytes:
     return _INDEX.pack(index)
 
 
-def encode_event(event: Event) -> bytes:
-    """Return the row that holds an event."""
-    (kind, index, key, value, is_dir, created, expiration_ns, refresh), prev, time_ns = event
-    flags = (_DIR if is_dir else 0) | (_REFRESH if refresh else 0)
-    body = b""
-    if value is not None:
-        flags |= _VALUE
-        body = value
-    prev_created = prev_modified = prev_expiration_ns = 0
-    prev_value = b""
-    if prev is not None:
-        old, prev_created, prev_modified, prev_expiration_ns, _ = prev
-        flags |= _PREV
-        if old is None:
-            flags |= _PREV_DIR
-        else:
-            prev_value = old
-    head = _HEADER.pack(
-        0, kind, flags, created, expiration_ns, time_ns,
-        prev_created, prev_modified, prev_expiration_ns, len(key), len(body),
-    )  # fmt: skip
-    rest = b"".join((head[4:], key, body, prev_value))
-    return _CRC.pack(crc32(rest, crc32(_INDEX.pack(index)))) + rest
+def encode_event(key: bytes, record: bytes, prev_row: bytes, time_ns: int) -> bytes:
+    """Return the row of an event, to stand under `key`.
+
+    Args:
+        key: as `event_key` makes it.
+        record: the change, encoded for the log.
+        prev_row: the value of the node before the change, empty where there was none.
+        time_ns: the time of the batch.
+    """
+    rest = _REST.pack(time_ns, len(record)) + record + prev_row
+    return _CRC.pack(crc32(rest, crc32(key))) + rest
 
 
-def decode_event(index: int, data: bytes) -> Event:
+def decode_event(key: bytes, data: bytes) -> Event:
     """Return the event in a row.
 
     Raises:
-        CorruptIndex: the row is not what was written for this index.
+        CorruptIndex: the row is not what was written under this key.
     """
-    key = _INDEX.pack(index)
-    if (
-        len(data) < _HEADER.size
-        or crc32(memoryview(data)[4:], crc32(key)) != _CRC.unpack_from(data)[0]
-    ):
-        raise CorruptIndex(f"the history record of index {index} fails its checksum")
-    (
-        _, kind, flags, created, expiration_ns, time_ns,
-        prev_created, prev_modified, prev_expiration_ns, key_length, value_length,
-    ) = _HEADER.unpack_from(data)  # fmt: skip
-    middle = _HEADER.size + key_length
-    end = middle + value_length
-    change = Change(
-        kind,
-        index,
-        data[_HEADER.size : middle],
-        data[middle:end] if flags & _VALUE else None,
-        bool(flags & _DIR),
-        created,
-        expiration_ns,
-        bool(flags & _REFRESH),
-    )
-    prev = None
-    if flags & _PREV:
-        # The id of a directory is no part of its history; any id that is not a file's will do.
-        is_dir = bool(flags & _PREV_DIR)
-        prev = Node(
-            None if is_dir else data[end:],
-            prev_created,
-            prev_modified,
-            prev_expiration_ns,
-            int(is_dir),
-        )
-    return Event(change, prev, time_ns)
+    if len(data) < _HEADER.size or crc32(data[4:], crc32(key)) != _CRC.unpack_from(data)[0]:
+        raise CorruptIndex(f"the history record {key.hex()} fails its checksum")
+    _, time_ns, length = _HEADER.unpack_from(data)
+    end = _HEADER.size + length
+    try:
+        change = decode_record(cbor2.loads(data[_HEADER.size : end]))
+    except (UnknownRecord, cbor2.CBORDecodeError) as error:
+        raise CorruptIndex(f"the history record {key.hex()} holds {error}") from None
+    if not isinstance(change, Change):
+        raise CorruptIndex(f"the history record {key.hex()} is no change")
+    return Event(change, parse_node(data[end:]) if len(data) > end else None, time_ns)

@@ -21,8 +21,9 @@ from zlib import crc32
 
 HEADER = Struct("<IBQQQQ")
 assert HEADER.size == 37
+_BODY = Struct("<BQQQQ")
 _ID = Struct(">Q")
-_LENGTH = Struct("<I")
+_U32 = Struct("<I")
 
 NAME_BYTES_MAX = 480
 NAME_BYTES_KEPT = 440
@@ -79,9 +80,9 @@ def encode_node(key: bytes, name: bytes, node: Node) -> bytes:
     rest = value or b""
     if len(name) > NAME_BYTES_MAX:
         flags |= _LONG
-        rest = _LENGTH.pack(len(name)) + name + rest
-    body = HEADER.pack(0, flags, created, modified, expiration_ns, dir_id)[4:] + rest
-    return _LENGTH.pack(crc32(body, crc32(key))) + body
+        rest = _U32.pack(len(name)) + name + rest
+    body = _BODY.pack(flags, created, modified, expiration_ns, dir_id) + rest
+    return _U32.pack(crc32(body, crc32(key))) + body
 
 
 def decode_node(key: bytes, data: bytes) -> Node:
@@ -92,14 +93,19 @@ def decode_node(key: bytes, data: bytes) -> Node:
     """
     if len(data) < HEADER.size:
         raise CorruptIndex(f"a node record of {len(data)} bytes, expected {HEADER.size} or more")
-    crc, flags, created, modified, expiration_ns, dir_id = HEADER.unpack_from(data)
-    if crc32(memoryview(data)[4:], crc32(key)) != crc:
+    if crc32(data[4:], crc32(key)) != _U32.unpack_from(data)[0]:
         raise CorruptIndex(f"the node record under {key.hex()} fails its checksum")
+    return parse_node(data)
+
+
+def parse_node(data: bytes) -> Node:
+    """Return the node in a value that is known to be whole."""
+    _, flags, created, modified, expiration_ns, dir_id = HEADER.unpack_from(data)
     if flags & _DIR:
         return Node(None, created, modified, expiration_ns, dir_id)
     start = HEADER.size
     if flags & _LONG:
-        start += 4 + _LENGTH.unpack_from(data, start)[0]
+        start += 4 + _U32.unpack_from(data, start)[0]
     return Node(data[start:], created, modified, expiration_ns)
 
 
@@ -107,6 +113,6 @@ def decode_name(key: bytes, data: bytes) -> bytes:
     """Return the name of the node under `key`, from its value where the key holds only a part."""
     if key[8] == 0:
         return key[9:]
-    length: int = _LENGTH.unpack_from(data, HEADER.size)[0]
+    length: int = _U32.unpack_from(data, HEADER.size)[0]
     start = HEADER.size + 4
     return data[start : start + length]

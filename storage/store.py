@@ -24,8 +24,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
-import lmdb
-
 from storage import snapshot
 from storage.change import (
     Payload,
@@ -46,9 +44,6 @@ from storage.tree import APPLIED_KEY, HISTORY_LIMIT, TABLES, Applied, Txn, View
 from storage.wal import Frame, Position, Wal
 
 log = logging.getLogger(__name__)
-
-IndexRefused = lmdb.Error
-"""The index cannot take a change (a full disk, a full map); the transaction is dead."""
 
 SEGMENT_BYTES_MAX = 64 << 20
 
@@ -230,14 +225,16 @@ class Store:
         it is copied, which happens outside of the interpreter's lock.
 
         Returns:
-            The frame before which the log may be purged: the oldest snapshot kept goes on from it.
+            The frame before which the log may be purged: the older of two snapshots goes on from
+            it. 0 while there is only one: should that be damaged, the log is all there is.
 
         Raises:
             OSError, CorruptSnapshot: none was made; what was there is still there.
         """
         header = self._checkpoint.take()
         log.info("wrote a snapshot of index %d", header.index)
-        return snapshot.prune(self.directory.snap, keep=2)[-1].seq
+        kept = snapshot.prune(self.directory.snap, keep=2)
+        return kept[1].seq if len(kept) == 2 else 0
 
     def stop_snapshot(self) -> None:
         """Give up the snapshot that another thread is taking; none is begun after it."""
@@ -252,7 +249,12 @@ class Store:
         """Return what is known of the newest snapshot; all zero but the log where there is none."""
         position = self.wal.position
         for path in snapshot.available(self.directory.snap):
-            header, _ = snapshot.read(path)
+            try:
+                header = snapshot.read_header(path)
+            except CorruptSnapshot as error:
+                log.warning("%s", error)
+                snapshot.set_aside(path)
+                continue
             segments = position.segment - header.segment
             log_bytes = segments * self._segment_bytes_max + position.offset - header.offset
             return LastSnapshot(header.pos, log_bytes, path.stat().st_size)
