@@ -1,0 +1,53 @@
+"""Fixtures of the tests that go through the public interface."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server import Client, Server, running
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--kills",
+        type=int,
+        default=4,
+        help="how often tests/crash/test_kill.py kills its server (default: 4)",
+    )
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests of a module, which keep apart by the keys they use."""
+    yield from running(Server(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    """A connection to the module's server."""
+    with contextlib.closing(server.client()) as connection:
+        yield connection
+
+
+@pytest.fixture
+def fresh_server(tmp_path: Path) -> Iterator[Server]:
+    """A server of one's own, over an empty directory."""
+    yield from running(Server(tmp_path / "data"))
+
+
+@pytest.fixture
+def make_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Makes servers, not started yet, that are stopped at the end of the test.
+
+    They are made over one directory unless told otherwise: `make_server(*flags, data_dir=PATH)`.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def make(*flags: str, data_dir: Path | None = None, **options: str) -> Server:
+            server = Server(data_dir or tmp_path / "data", *flags, **options)
+            stack.callback(server.stop)
+            return server
+
+        yield make

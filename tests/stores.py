@@ -1,0 +1,175 @@
+"""What the tests of the engine share: a store to write to, and all that it holds, to compare."""
+
+from hashlib import blake2b
+from pathlib import Path
+from random import Random
+
+from kvd.commands import (
+    Command,
+    CompareAndDelete,
+    CompareAndSwap,
+    Create,
+    CreateInOrder,
+    Delete,
+    Set,
+    Update,
+)
+from kvd.errors import ApiError
+from kvd.machine import decide, expire
+from storage.change import encode_record
+from storage.event import Event
+from storage.store import Batch, Store
+from storage.tree import Txn, View
+from storage.wal import Position
+
+SEGMENT = 64 * 1024
+NOW_NS = 1_700_000_000_000_000_000
+SECOND_NS = 1_000_000_000
+FOREVER_NS = (1 << 63) - 1
+
+LONG = b"l" * 470
+
+
+def open_store(path: Path, **options: object) -> Store:
+    return Store.open(path, **{"segment_bytes_max": SEGMENT} | options)
+
+
+def write(store: Store, *commands: Command, now_ns: int = NOW_NS) -> list[Event | ApiError]:
+    """Run commands as one batch, in the committer's order, and return what became of each."""
+    txn = store.begin()
+    outcomes, records = run(txn, commands, now_ns)
+    commit(store, txn, records, now_ns)
+    return outcomes
+
+
+def run(
+    txn: Txn, commands: tuple[Command, ...], now_ns: int
+) -> tuple[list[Event | ApiError], list[bytes]]:
+    """Decide and perform in a pending transaction; also return the records."""
+    outcomes: list[Event | ApiError] = []
+    records = []
+    for command in commands:
+        try:
+            change = decide(txn, command, txn.index + 1, now_ns)
+        except ApiError as refusal:
+            outcomes.append(refusal)
+        else:
+            records.append(encode_record(change))
+            outcomes.append(txn.perform(change, now_ns))
+    return outcomes, records
+
+
+def sweep(store: Store, now_ns: int) -> list[Event]:
+    """Expire what is due, as one batch."""
+    txn = store.begin()
+    events, records = [], []
+    for path, node in txn.due(now_ns, 1000):
+        if txn.find(path) == node:
+            change = expire(path, node, txn.index + 1)
+            records.append(encode_record(change))
+            events.append(txn.perform(change, now_ns))
+    commit(store, txn, records, now_ns)
+    return events
+
+
+def commit(store: Store, txn: Txn, records: list[bytes], now_ns: int) -> None:
+    if not records:
+        txn.end()
+        return
+    first_index = store.applied.index + 1
+    batch: Batch = store.batch(txn, records, first_index, now_ns)
+    position: Position = store.append(batch)
+    store.commit(txn, batch, position)
+
+
+def reclaim_all(store: Store) -> None:
+    """Free all that hangs below removed directories."""
+    while store.view.has_garbage():
+        txn = store.begin()
+        txn.reclaim(100)
+        store.tidy(txn)
+
+
+def tree(view: View) -> dict[bytes, tuple[object, ...]]:
+    """All nodes by path; of a directory not its id, which no client can see."""
+    found: dict[bytes, tuple[object, ...]] = {}
+    todo = [b"/"]
+    while todo:
+        path = todo.pop()
+        node = view.find(path)
+        assert node is not None
+        found[path] = (node[:4], bool(node.dir_id))
+        if node.dir_id:
+            names = [name for name, _ in view.children(node.dir_id)]
+            assert names == sorted(names)
+            assert bool(names) == view.has_children(node.dir_id)
+            prefix = path.rstrip(b"/") + b"/"
+            todo += [prefix + name for name in names]
+    return found
+
+
+def history(view: View) -> list[tuple[object, ...]]:
+    return [
+        (event.change, event.prev and (event.prev[:4], bool(event.prev.dir_id)), event.time_ns)
+        for event in view.events(0)
+    ]
+
+
+def dump(store: Store) -> dict[str, object]:
+    """All that a restart must bring back, wherever in the log it came from."""
+    txn = store.begin()
+    due = [(path, node[:4]) for path, node in txn.due(FOREVER_NS, 1 << 60)]
+    txn.end()
+    view = store.view
+    return {
+        "nodes": tree(view),
+        "ttl": due,
+        "events": history(view),
+        "applied": view.applied()._replace(position=Position(0, 0, 0, 0)),
+    }
+
+
+def digest(store: Store) -> str:
+    content = dump(store)
+    content["nodes"] = sorted(content["nodes"].items())
+    return blake2b(repr(content).encode(), digest_size=16).hexdigest()
+
+
+NAMES = (b"a", b"b", b"c", b"_h", b"\xff\xfe", LONG, LONG + b"x" * 20, LONG + b"y" * 20)
+
+
+def random_path(dice: Random) -> bytes:
+    weights = (6, 6, 4, 2, 1, 1, 1, 1)
+    return b"".join(b"/" + n for n in dice.choices(NAMES, weights, k=dice.randint(1, 4)))
+
+
+def random_command(dice: Random) -> Command:
+    key = random_path(dice) if dice.random() < 0.99 else b"/"
+    value = dice.choice((b"", b"1", b"2", b"v" * 300))
+    ttl_s = dice.choice((None, None, None, 0, 5, 50, 1 << 40))
+    flag = dice.random() < 0.4
+    prev_index = dice.choice((0, 0, dice.randint(2, 60)))
+    prev_value = dice.choice((None, b"1", b"2", b""))
+    refresh = ttl_s is not None and dice.random() < 0.2
+    kinds: list[Command] = [
+        *[Set(key, b"" if refresh else value, flag, ttl_s, refresh)] * 5,
+        *[Create(key, value, flag, ttl_s)] * 2,
+        CreateInOrder(key, value, flag, ttl_s),
+        *[Update(key, b"" if refresh or flag else value, ttl_s, refresh)] * 2,
+        *[CompareAndSwap(key, value, prev_value, prev_index, ttl_s)] * 2,
+        *[Delete(key, flag, dice.random() < 0.5)] * 4,
+        CompareAndDelete(key, prev_value, prev_index),
+    ]
+    return dice.choice(kinds)
+
+
+def live(store: Store, dice: Random, batches: int) -> None:
+    """Let a store live a random life of so many batches."""
+    now_ns = max(NOW_NS, store.applied.time_ns)
+    for _ in range(batches):
+        now_ns += dice.choice((1, SECOND_NS))
+        write(store, *(random_command(dice) for _ in range(dice.randint(1, 4))), now_ns=now_ns)
+        if dice.random() < 0.1:
+            sweep(store, now_ns)
+        if dice.random() < 0.1:
+            reclaim_all(store)

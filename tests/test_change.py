@@ -1,0 +1,167 @@
+"""storage/change.py: a decided change comes back as it was, and nothing else is taken for one."""
+
+import cbor2
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage.change import (
+    CHAIN_START,
+    CHANGES,
+    VERSION,
+    Change,
+    Kind,
+    Payload,
+    Setting,
+    Term,
+    UnknownRecord,
+    decode_payload,
+    decode_record,
+    encode_payload,
+    encode_record,
+    next_chain,
+)
+
+KNOWN = {*CHANGES, Kind.TERM, Kind.SETTING}
+
+uint64s = st.integers(0, 2**64 - 1)
+changes = st.builds(
+    Change,
+    kind=st.sampled_from(sorted(CHANGES)),
+    index=uint64s,
+    key=st.binary(),
+    value=st.none() | st.binary(),
+    dir=st.booleans(),
+    created_index=uint64s,
+    expiration_ns=uint64s,
+    refresh=st.booleans(),
+)
+records = (
+    changes | st.builds(Term, uint64s) | st.builds(Setting, name=st.text(), value=st.integers())
+)
+payloads = st.builds(
+    Payload,
+    term=uint64s,
+    seq=uint64s,
+    prev_chain=st.binary(min_size=8, max_size=8),
+    pos=uint64s,
+    first_index=uint64s,
+    time_ns=uint64s,
+    writer=uint64s,
+    records=st.lists(records, max_size=5),
+)
+
+CHANGE = Change(Kind.SET, 7, b"/a\xff", b"\x00v", False, 7, 1_700_000_000_000_000_001, True)
+FIELDS = Payload(3, 9, b"12345678", 12, 7, 1_700_000_000_000_000_000, 2**64 - 1, [])
+
+
+def encode(payload):
+    encoded = [encode_record(record) for record in payload.records]
+    return encode_payload(**payload._replace(records=encoded)._asdict())
+
+
+@settings(deadline=None)
+@given(records)
+def test_a_record_comes_back_as_it_was(record):
+    decoded = decode_record(cbor2.loads(encode_record(record)))
+    assert decoded == record
+    assert type(decoded) is type(record)
+
+
+def test_a_change_has_the_documented_fields_in_their_order():
+    assert cbor2.loads(encode_record(CHANGE)) == [
+        *(1, 7, b"/a\xff", b"\x00v", False, 7, 1_700_000_000_000_000_001, True, None)
+    ]
+
+
+def test_no_expiration_is_written_as_nil():
+    assert cbor2.loads(encode_record(CHANGE._replace(expiration_ns=0)))[6] is None
+
+
+def test_a_record_that_has_grown_at_its_end_is_read():
+    later = [*cbor2.loads(encode_record(CHANGE)), "a later version's field"]
+    assert decode_record(later) == CHANGE
+
+
+@pytest.mark.parametrize("kind", [kind for kind in range(-1, 300) if kind not in KNOWN])
+def test_an_unknown_kind_is_refused(kind):
+    for record in (CHANGE, Term(1), Setting("history_limit", 1)):
+        item = cbor2.loads(encode_record(record))
+        with pytest.raises(UnknownRecord):
+            decode_record([kind, *item[1:]])
+
+
+@pytest.mark.parametrize("place", range(9))
+def test_a_field_of_another_type_is_refused(place):
+    item = cbor2.loads(encode_record(CHANGE))
+    item[place] = "text"
+    with pytest.raises(UnknownRecord):
+        decode_record(item)
+
+
+@pytest.mark.parametrize("length", range(9))
+def test_a_change_that_lacks_fields_is_refused(length):
+    with pytest.raises(UnknownRecord):
+        decode_record(cbor2.loads(encode_record(CHANGE))[:length])
+
+
+@settings(deadline=None)
+@given(payloads)
+def test_a_payload_comes_back_as_it_was(payload):
+    assert decode_payload(encode(payload)) == payload
+
+
+@pytest.mark.parametrize(
+    "count", [0, 1, 2, 23, 24, 25, 255, 256, 257, 1000, 65_535, 65_536, 70_000]
+)
+def test_the_joined_array_is_the_one_that_cbor2_would_write(count):
+    items = [[int(Kind.TERM), number] for number in range(count)]
+    encoded = [encode_record(Term(number)) for number in range(count)]
+    written = encode_payload(**FIELDS._replace(records=encoded)._asdict())
+    assert written == cbor2.dumps([VERSION, *FIELDS[:-1], items])
+    assert len(decode_payload(written).records) == count
+
+
+def test_a_payload_that_has_grown_at_its_end_is_read():
+    later = cbor2.dumps([VERSION, *FIELDS[:-1], [], "a later version's field"])
+    assert decode_payload(later) == FIELDS
+
+
+def test_a_payload_of_another_version_is_refused():
+    with pytest.raises(UnknownRecord):
+        decode_payload(cbor2.dumps([VERSION + 1, *FIELDS[:-1], []]))
+
+
+def test_a_payload_with_one_unknown_record_is_refused():
+    items = [[16, 1], [17, "auth"], [16, 2]]
+    with pytest.raises(UnknownRecord):
+        decode_payload(cbor2.dumps([VERSION, *FIELDS[:-1], items]))
+
+
+def test_no_beginning_of_a_payload_is_taken_for_one():
+    data = encode(FIELDS._replace(records=[CHANGE, Term(4)]))
+    for length in range(len(data)):
+        with pytest.raises(UnknownRecord):
+            decode_payload(data[:length])
+
+
+@settings(deadline=None)
+@given(st.binary() | st.binary().map(lambda tail: b"\x89\x01" + tail))
+def test_any_other_bytes_are_refused_and_nothing_worse(data):
+    with pytest.raises(UnknownRecord):
+        decode_payload(data)
+
+
+@settings(deadline=None)
+@given(payloads, st.binary(min_size=8, max_size=8), st.data())
+def test_the_chain_names_all_of_the_history(payload, other, data):
+    encoded = encode(payload)
+    chain = next_chain(CHAIN_START, encoded)
+    assert len(chain) == 8
+    assert next_chain(CHAIN_START, encoded) == chain
+    bit = data.draw(st.integers(0, 8 * len(encoded) - 1))
+    flipped = bytearray(encoded)
+    flipped[bit // 8] ^= 1 << bit % 8
+    assert next_chain(CHAIN_START, bytes(flipped)) != chain
+    if other != CHAIN_START:
+        assert next_chain(other, encoded) != chain

@@ -1,0 +1,769 @@
+"""kvd/committer.py: who is told what, and when, whatever the disk does."""
+
+import asyncio
+import errno
+import functools
+import os
+import resource
+import threading
+from contextlib import asynccontextmanager, contextmanager
+
+import lmdb
+import pytest
+
+from kvd.commands import (
+    CompareAndSwap,
+    Create,
+    CreateInOrder,
+    Delete,
+    Set,
+    Update,
+    Watch,
+)
+from kvd.committer import Committer
+from kvd.errors import ApiError
+from kvd.stats import StoreStats
+from kvd.syncthread import SyncThread
+from kvd.watch import Hub
+from storage import disk
+from storage.change import Kind
+from storage.event import Event
+from storage.store import Store
+from tests.stores import NOW_NS, SECOND_NS, SEGMENT, digest, open_store
+
+PATIENCE_S = 30
+
+
+class SetClock:
+    """A clock that goes when it is told to."""
+
+    def __init__(self):
+        self.time_ns = NOW_NS
+
+    def now_ns(self):
+        return self.time_ns
+
+
+class Listener:
+    """Keeps what a watcher is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def begin(self, index):
+        pass
+
+    def tell(self, body):
+        self.told.append(body)
+
+    def ready(self, _):
+        return True
+
+
+class Engine:
+    """A store and its committer on the running loop."""
+
+    def __init__(self, store, clock):
+        loop = asyncio.get_running_loop()
+        self.store = store
+        self.clock = clock
+        self.failures = []
+        self.failed = asyncio.Event()
+        self.hub = Hub(store, loop)
+        self.stats = StoreStats()
+        self.sync = SyncThread(loop, "test-sync")
+        self.commits = 0
+        self.committer = Committer(
+            store=store,
+            hub=self.hub,
+            stats=self.stats,
+            clock=clock,
+            sync=self.sync,
+            loop=loop,
+            on_fatal=self._fail,
+            on_commit=self._count,
+        )
+
+    def _fail(self, error):
+        self.failures.append(error)
+        self.failed.set()
+
+    def _count(self):
+        self.commits += 1
+
+    def submit(self, *commands):
+        """Queue commands in one turn of the loop; return a future for each."""
+        futures = []
+        for command in commands:
+            future = asyncio.get_running_loop().create_future()
+            self.committer.submit(command, future.set_result)
+            futures.append(future)
+        return futures
+
+    async def run(self, *commands):
+        """Return what becomes of commands that are queued at once."""
+        return await asyncio.wait_for(asyncio.gather(*self.submit(*commands)), PATIENCE_S)
+
+    def watch(self, key, **options):
+        listener = Listener()
+        self.hub.watch(Watch(key, **options), listener)
+        return listener.told
+
+    def value(self, key):
+        node = self.store.view.find(key)
+        return None if node is None else node.value
+
+    def names(self, key):
+        node = self.store.view.find(key)
+        return [name for name, _ in self.store.view.children(node.dir_id)]
+
+
+@asynccontextmanager
+async def started(path, *, store_class=Store, segment_bytes_max=SEGMENT, term=True):
+    """An engine over a directory, stopped at the end."""
+    store = store_class.open(path, segment_bytes_max=segment_bytes_max)
+    if term:
+        store.start_term(NOW_NS, 1000)
+    engine = Engine(store, SetClock())
+    await engine.run(Delete(b"/nothing"))  # the batch that every start begins with is over
+    try:
+        yield engine
+    finally:
+        engine.committer.stop()
+        engine.sync.stop()
+        store.close()
+
+
+def on_a_loop(test):
+    """Let pytest run a coroutine function."""
+
+    @functools.wraps(test)
+    def run(**fixtures):
+        asyncio.run(test(**fixtures))
+
+    return run
+
+
+async def until(condition):
+    """Let the loop go on until something holds."""
+
+    async def poll():
+        while not condition():
+            await asyncio.sleep(0.001)
+
+    await asyncio.wait_for(poll(), PATIENCE_S)
+
+
+async def turns(count=20):
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def error(outcome):
+    assert isinstance(outcome, ApiError)
+    return outcome.code, outcome.cause, outcome.index
+
+
+class Gate:
+    """Holds the log's sync until it is opened."""
+
+    def __init__(self, monkeypatch):
+        self._open = threading.Event()
+        self._entered = threading.Event()
+        real = disk.sync_data
+
+        def wait(fd):
+            self._entered.set()
+            assert self._open.wait(PATIENCE_S)
+            real(fd)
+
+        monkeypatch.setattr(disk, "sync_data", wait)
+
+    async def reached(self):
+        """Wait until the sync thread stands before it."""
+        assert await asyncio.to_thread(self._entered.wait, PATIENCE_S)
+
+    def open(self):
+        self._open.set()
+
+
+def fail_writes(monkeypatch, name, code):
+    def fail(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(disk, name, fail)
+
+
+# Order: durable, visible, told
+
+
+@on_a_loop
+async def test_commands_are_answered_in_order_with_an_index_each(tmp_path):
+    async with started(tmp_path / "data") as engine:
+        outcomes = await engine.run(Set(b"/a", b"1"), Set(b"/a", b"2"), Delete(b"/a"))
+        assert [outcome.change.index for outcome in outcomes] == [2, 3, 4]
+        assert outcomes[1].prev.value == b"1"
+        assert engine.commits == 1
+        assert engine.store.applied.index == 4
+
+
+@on_a_loop
+async def test_nobody_is_told_anything_before_the_sync_has_returned(tmp_path, monkeypatch):
+    async with started(tmp_path / "data") as engine:
+        await engine.run(Set(b"/a", b"0"))
+        told = engine.watch(b"/a", stream=True)
+        gate = Gate(monkeypatch)
+        futures = engine.submit(
+            Set(b"/a", b"1"),
+            CompareAndSwap(b"/a", b"2", b"0", 0),  # refused because of the one before it
+            Create(b"/x/y", b""),
+            Create(b"/x/y", b""),
+        )
+        await gate.reached()
+        late = engine.submit(Create(b"/a", b""))
+        await turns()
+        assert not any(future.done() for future in (*futures, *late))
+        assert told == []
+        assert engine.value(b"/a") == b"0"
+        assert engine.store.view.find(b"/x") is None
+        assert engine.store.applied.index == 2
+        gate.open()
+        first, swap, created, again = await asyncio.gather(*futures)
+        assert first.change.index == 3
+        assert error(swap) == (101, b"[0 != 1]", 3)
+        assert created.change.index == 4
+        assert error(again) == (105, b"/x/y", 4)
+        assert error(await late[0]) == (105, b"/a", 4)
+        assert engine.value(b"/a") == b"1"
+        await until(lambda: len(told) == 1)
+
+
+@on_a_loop
+async def test_what_comes_during_a_sync_is_one_batch(tmp_path, monkeypatch):
+    async with started(tmp_path / "data") as engine:
+        gate = Gate(monkeypatch)
+        first = engine.submit(Set(b"/a", b""))
+        await gate.reached()
+        rest = []
+        for i in range(50):
+            rest += engine.submit(Set(b"/%d" % i, b""))
+            await turns(1)
+        gate.open()
+        await asyncio.gather(*first, *rest)
+        assert engine.commits == 2
+        assert engine.store.applied.index == 52
+
+
+@on_a_loop
+async def test_a_batch_that_changes_nothing_asks_nothing_of_the_disk(tmp_path, monkeypatch):
+    async with started(tmp_path / "data") as engine:
+        before = engine.store.applied
+        for name in ("write_at", "sync_data"):
+            fail_writes(monkeypatch, name, errno.EIO)
+        outcomes = await engine.run(Delete(b"/a"), Update(b"/b", b""))
+        assert [error(outcome) for outcome in outcomes] == [(100, b"/a", 1), (100, b"/b", 1)]
+        assert engine.store.applied == before
+        monkeypatch.undo()
+
+
+@on_a_loop
+async def test_draining_waits_for_every_answer(tmp_path):
+    async with started(tmp_path / "data") as engine:
+        futures = engine.submit(*(Set(b"/%d" % i, b"") for i in range(2500)))
+        await engine.committer.drain()
+        assert all(future.done() for future in futures)
+        # A batch takes a thousand records.
+        assert engine.commits == 3
+
+
+@on_a_loop
+async def test_after_a_stop_nothing_begins(tmp_path):
+    async with started(tmp_path / "data") as engine:
+        engine.committer.stop()
+        (future,) = engine.submit(Set(b"/a", b""))
+        await turns()
+        assert not future.done()
+        assert engine.value(b"/a") is None
+
+
+@pytest.mark.parametrize("segment_bytes_max", [SEGMENT, 8 << 20], ids=["64 KiB", "8 MiB"])
+@on_a_loop
+async def test_a_batch_never_outgrows_a_frame(tmp_path, segment_bytes_max):
+    """Whatever is queued at once, and with whatever has expired at the same time."""
+    async with started(tmp_path / "data", segment_bytes_max=segment_bytes_max) as engine:
+        value = b"v" * (segment_bytes_max // 40)
+        outcomes = await engine.run(*(Set(b"/%d" % i, value) for i in range(200)))
+        assert [outcome.change.index for outcome in outcomes] == list(range(2, 202))
+        names = [b"%03d" % i + b"n" * 3000 for i in range(100)]
+        await engine.run(*(Set(b"/d/" + name, b"", ttl_s=1) for name in names))
+        engine.clock.time_ns += SECOND_NS
+        largest = b"v" * (segment_bytes_max * 9 // 10)
+        (outcome,) = await engine.run(Set(b"/large", largest))
+        assert outcome.change.index == 402
+        assert engine.names(b"/d") == []
+        assert engine.value(b"/large") == largest
+        too_large = b"v" * segment_bytes_max
+        outcomes = await engine.run(Set(b"/a", b"1"), Set(b"/a", too_large), Set(b"/b", b"2"))
+        assert error(outcomes[1])[0] == 210
+        assert isinstance(outcomes[2], Event)
+        assert engine.failures == []
+
+
+# When the disk says no
+
+
+@on_a_loop
+async def test_a_full_log_refuses_a_batch_and_takes_its_indexes_back(tmp_path, monkeypatch):
+    path = tmp_path / "data"
+    async with started(path) as engine:
+        await engine.run(Set(b"/a", b"0"))
+        told = engine.watch(b"/", recursive=True, stream=True)
+        before = engine.store.applied
+        commands = (
+            Set(b"/a", b"1"),
+            CreateInOrder(b"/q", b""),
+            CompareAndSwap(b"/a", b"2", b"0", 0),
+            Delete(b"/nothing"),
+        )
+        with monkeypatch.context() as patch:
+            fail_writes(patch, "write_at", errno.ENOSPC)
+            for _ in range(2):
+                for outcome in await engine.run(*commands):
+                    code, cause, index = error(outcome)
+                    assert (code, index) == (300, 0)
+                    assert b"No space left" in cause
+                assert engine.store.applied == before
+                assert engine.value(b"/a") == b"0"
+                assert engine.store.view.find(b"/q") is None
+        written, posted, swap, missing = await engine.run(*commands)
+        assert written.change.index == 3
+        assert posted.change.key == b"/q/00000000000000000004"
+        assert error(swap) == (101, b"[0 != 1]", 4)
+        assert error(missing) == (100, b"/nothing", 4)
+        await until(lambda: len(told) == 2)
+        assert engine.failures == []
+        held = digest(engine.store)
+    store = open_store(path, rebuild_index=True)
+    assert digest(store) == held
+    store.close()
+
+
+@pytest.mark.parametrize("call", ["write_at", "sync_data"])
+@on_a_loop
+async def test_a_failing_disk_is_fatal_and_the_outcome_unknown(tmp_path, monkeypatch, call):
+    async with started(tmp_path / "data") as engine:
+        await engine.run(Set(b"/a", b"0"))
+        with monkeypatch.context() as patch:
+            fail_writes(patch, call, errno.EIO)
+            outcomes = await engine.run(Set(b"/a", b"1"), Delete(b"/nothing"))
+        for outcome in outcomes:
+            code, cause, index = error(outcome)
+            assert (code, index) == (300, 0)
+            assert b"unknown" in cause
+        (failure,) = engine.failures
+        assert failure.errno == errno.EIO
+        # It is not asked again, and what is unknown is not shown.
+        (future,) = engine.submit(Set(b"/a", b"2"))
+        await turns()
+        assert not future.done()
+        assert engine.value(b"/a") == b"0"
+        assert engine.commits == 1
+
+
+@contextmanager
+def files_end_at(size):
+    """Let no file of this process grow beyond a size: the index, here, cannot."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@on_a_loop
+async def test_a_durable_batch_is_performed_until_the_index_takes_it(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("kvd.committer._RETRY_S", 0.005)
+    path = tmp_path / "data"
+    async with started(path) as engine:
+        # The log's segment is there already, so that only the index can be refused to grow.
+        await engine.run(*(Set(b"/%d" % i, b"v" * 100) for i in range(300)))
+        told = engine.watch(b"/", recursive=True, stream=True)
+        index_bytes = (path / "index" / "data.mdb").stat().st_size
+        assert index_bytes > SEGMENT
+        with files_end_at(index_bytes):
+            futures = engine.submit(
+                *(Set(b"/more/%d" % i, b"v" * 100) for i in range(200)), Delete(b"/nothing")
+            )
+            await until(lambda: caplog.text.count("a durable batch") >= 3)
+            late = engine.submit(Set(b"/0", b"later"))
+            await turns()
+            # Nobody was told, and reads go on with what was there.
+            assert not any(future.done() for future in (*futures, *late))
+            assert told == []
+            assert engine.value(b"/0") == b"v" * 100
+            assert engine.store.view.find(b"/more") is None
+        outcomes = await asyncio.wait_for(asyncio.gather(*futures, *late), PATIENCE_S)
+        indexes = [outcome.change.index for outcome in outcomes if isinstance(outcome, Event)]
+        assert indexes == list(range(302, 503))
+        assert error(outcomes[200]) == (100, b"/nothing", 501)
+        assert outcomes[-1].prev.value == b"v" * 100
+        await until(lambda: len(told) == 201)
+        assert engine.failures == []
+        held = digest(engine.store)
+    store = open_store(path, rebuild_index=True)
+    assert digest(store) == held
+    store.close()
+
+
+class Panicking(Store):
+    """A store whose index cannot be written to any more."""
+
+    panics = False
+
+    def begin(self):
+        if self.panics:
+            raise lmdb.PanicError("the index has panicked")
+        return super().begin()
+
+    def commit(self, txn, batch, position):
+        if self.panics:
+            txn.end()
+            raise lmdb.PanicError("the index has panicked")
+        super().commit(txn, batch, position)
+
+
+@on_a_loop
+async def test_an_index_that_never_takes_it_is_fatal(tmp_path, monkeypatch):
+    monkeypatch.setattr("kvd.committer._RETRY_S", 0.005)
+    path = tmp_path / "data"
+    async with started(path, store_class=Panicking) as engine:
+        gate = Gate(monkeypatch)
+        (future,) = engine.submit(Set(b"/a", b"1"))
+        await gate.reached()
+        engine.store.panics = True
+        gate.open()
+        await asyncio.wait_for(engine.failed.wait(), PATIENCE_S)
+        assert isinstance(engine.failures[0], lmdb.PanicError)
+        assert not future.done()
+    # What was durable is there after the next start.
+    store = open_store(path)
+    assert store.view.find(b"/a").value == b"1"
+    store.close()
+
+
+@on_a_loop
+async def test_an_index_that_is_full_before_the_log_refuses_the_whole_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr("storage.index._MAP_BYTES", 1 << 20)
+    async with started(tmp_path / "data", segment_bytes_max=8 << 20) as engine:
+        await engine.run(Set(b"/a", b"0"))
+        before = engine.store.applied
+        outcomes = await engine.run(
+            Set(b"/a", b"1"), Delete(b"/nothing"), Set(b"/large", b"v" * (2 << 20))
+        )
+        assert [error(outcome)[::2] for outcome in outcomes] == [(300, 0)] * 3
+        assert engine.store.applied == before
+        assert engine.value(b"/a") == b"0"
+        (outcome,) = await engine.run(Set(b"/a", b"2"))
+        assert outcome.change.index == before.index + 1
+        assert engine.failures == []
+
+
+class Untidy(Store):
+    """A store whose index has no room for a while, but for what is in the log."""
+
+    full = False
+
+    def tidy(self, txn):
+        if self.full:
+            txn.end()
+            raise lmdb.DiskError("no room")
+        super().tidy(txn)
+
+
+@on_a_loop
+async def test_what_cannot_be_freed_now_is_freed_later(tmp_path):
+    async with started(tmp_path / "data", store_class=Untidy) as engine:
+        await engine.run(*(Set(b"/d/%d" % i, b"") for i in range(900)))
+        await engine.run(*(Set(b"/e/%d" % i, b"") for i in range(900)))
+        engine.store.full = True
+        await engine.run(Delete(b"/d", recursive=True), Delete(b"/e", recursive=True))
+        await turns()
+        assert engine.store.view.has_garbage()
+        assert engine.failures == []
+        engine.store.full = False
+        await engine.run(Set(b"/a", b"1"))
+        await until(lambda: not engine.store.view.has_garbage())
+        assert engine.value(b"/a") == b"1"
+
+
+@on_a_loop
+async def test_a_bug_ends_the_process(tmp_path):
+    async with started(tmp_path / "data") as engine:
+        engine.submit("no command")
+        await asyncio.wait_for(engine.failed.wait(), PATIENCE_S)
+        assert isinstance(engine.failures[0], AssertionError)
+
+
+# Expiry
+
+
+@on_a_loop
+async def test_what_has_expired_goes_first_in_a_batch_and_in_order(tmp_path):
+    async with started(tmp_path / "data") as engine:
+        await engine.run(
+            Set(b"/c", b"3", ttl_s=3),
+            Set(b"/a", b"1", ttl_s=1),
+            Set(b"/b", b"2", ttl_s=2),
+            Set(b"/later", b"", ttl_s=9),
+        )
+        told = engine.watch(b"/", recursive=True, stream=True)
+        engine.clock.time_ns += 3 * SECOND_NS
+        created, missing = await engine.run(Create(b"/a", b"new"), Update(b"/b", b""))
+        assert created.change.index == 9
+        assert error(missing) == (100, b"/b", 9)
+        await until(lambda: len(told) == 4)
+        expired = list(engine.store.view.events(6))[:3]
+        assert [(e.change.kind, e.change.key) for e in expired] == [
+            (Kind.EXPIRE, b"/a"), (Kind.EXPIRE, b"/b"), (Kind.EXPIRE, b"/c"),
+        ]  # fmt: skip
+        assert [event.prev.value for event in expired] == [b"1", b"2", b"3"]
+        assert engine.value(b"/later") == b""
+        assert b'"expireCount":3' in engine.stats.body(0)
+
+
+@on_a_loop
+async def test_nothing_expires_early(tmp_path):
+    async with started(tmp_path / "data") as engine:
+        await engine.run(Set(b"/a", b"", ttl_s=1))
+        engine.clock.time_ns += SECOND_NS - 1
+        await engine.run(Delete(b"/nothing"))
+        assert engine.value(b"/a") == b""
+        engine.clock.time_ns += 1
+        await engine.run(Delete(b"/nothing"))
+        assert engine.value(b"/a") is None
+
+
+@on_a_loop
+async def test_what_has_expired_goes_by_itself(tmp_path):
+    async with started(tmp_path / "data") as engine:
+        told = engine.watch(b"/a")
+        await engine.run(Set(b"/b", b"", ttl_s=100), Set(b"/a", b"", ttl_s=0))
+        await until(lambda: engine.value(b"/a") is None)
+        assert engine.value(b"/b") == b""
+        assert len(told) == 1
+
+
+@on_a_loop
+async def test_the_timer_follows_what_is_left(tmp_path):
+    async with started(tmp_path / "data") as engine:
+        await engine.run(Set(b"/a", b"", ttl_s=1), Set(b"/b", b"", ttl_s=2))
+        engine.clock.time_ns += 2 * SECOND_NS - 20_000_000
+        await engine.run(Set(b"/c", b"", ttl_s=0))  # takes /a along; of /b 20 ms are left
+        await until(lambda: engine.value(b"/c") is None)
+        assert engine.value(b"/a") is None
+        assert engine.value(b"/b") == b""
+        engine.clock.time_ns += 20_000_000
+        await until(lambda: engine.value(b"/b") is None)
+
+
+@on_a_loop
+async def test_a_directory_that_expires_takes_its_children_along(tmp_path):
+    async with started(tmp_path / "data") as engine:
+        await engine.run(
+            Create(b"/d", b"", dir=True, ttl_s=2),
+            Set(b"/d/early", b"", ttl_s=1),
+            Set(b"/d/same", b"", ttl_s=2),
+            Set(b"/d/late", b"", ttl_s=3),
+            Set(b"/d/x/y", b""),
+        )
+        told = engine.watch(b"/d/x/y")
+        engine.clock.time_ns += 3 * SECOND_NS
+        (outcome,) = await engine.run(Set(b"/after", b""))
+        assert outcome.change.index == 9
+        events = [(e.change.kind, e.change.key) for e in engine.store.view.events(7)]
+        assert events == [
+            (Kind.EXPIRE, b"/d/early"), (Kind.EXPIRE, b"/d"), (Kind.SET, b"/after"),
+        ]  # fmt: skip
+        await until(lambda: len(told) == 1)
+        assert b'"action":"expire"' in told[0]
+        assert b'"key":"/d"' in told[0]
+        await until(lambda: not engine.store.view.has_garbage())
+        assert engine.store.view.first_due_ns() is None
+
+
+@on_a_loop
+async def test_of_many_that_are_due_a_batch_takes_a_thousand_and_no_command(tmp_path):
+    async with started(tmp_path / "data") as engine:
+        await engine.run(*(Set(b"/d/%04d" % i, b"", ttl_s=1) for i in range(2500)))
+        engine.clock.time_ns += SECOND_NS
+        commits = engine.commits
+        (outcome,) = await engine.run(Create(b"/d/2499", b"new"))
+        assert outcome.change.index == 5002
+        assert engine.commits == commits + 3
+        assert engine.names(b"/d") == [b"2499"]
+        expired = [e.change for e in engine.store.view.events(0) if e.change.kind == Kind.EXPIRE]
+        assert [change.index for change in expired] == list(range(4003, 5002))
+        assert [change.key for change in expired] == [b"/d/%04d" % i for i in range(1501, 2500)]
+
+
+@on_a_loop
+async def test_no_command_sees_what_has_ended_however_much_else_is_due(tmp_path):
+    """Rows of what hangs below a removed directory do not use up a batch's share of expiries."""
+    async with started(tmp_path / "data") as engine:
+        await engine.run(*(Set(b"/gone/%04d" % i, b"", ttl_s=1) for i in range(3000)))
+        await engine.run(Set(b"/k", b"", ttl_s=2))
+        answer = asyncio.get_running_loop().create_future()
+
+        def removed(_):
+            # Before any of the rows could be freed.
+            engine.clock.time_ns += 2 * SECOND_NS
+            engine.committer.submit(Create(b"/k", b"new"), answer.set_result)
+
+        engine.committer.submit(Delete(b"/gone", recursive=True), removed)
+        outcome = await asyncio.wait_for(answer, PATIENCE_S)
+        assert isinstance(outcome, Event)
+        assert engine.value(b"/k") == b"new"
+
+
+@on_a_loop
+async def test_expiry_waits_for_room_and_comes_by_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr("kvd.committer._RETRY_S", 0.005)
+    async with started(tmp_path / "data") as engine:
+        await engine.run(Set(b"/a", b"", ttl_s=1))
+        engine.clock.time_ns += SECOND_NS - 20_000_000
+        await engine.run(Set(b"/now", b"", ttl_s=0))
+        await until(lambda: engine.value(b"/now") is None)  # and /a follows in 20 ms
+        with monkeypatch.context() as patch:
+            fail_writes(patch, "write_at", errno.ENOSPC)
+            engine.clock.time_ns += 20_000_000
+            (outcome,) = await engine.run(Set(b"/b", b""))
+            assert error(outcome)[0] == 300
+            assert engine.value(b"/a") == b""
+        await until(lambda: engine.value(b"/a") is None)
+        assert engine.store.applied.index == 5
+
+
+@on_a_loop
+async def test_what_ended_while_nobody_served_is_gone_before_anybody_asks(tmp_path):
+    path = tmp_path / "data"
+    async with started(path) as engine:
+        await engine.run(*(Set(b"/d/%d" % i, b"", ttl_s=1 + i) for i in range(1500)))
+    store = open_store(path)
+    clock = SetClock()
+    clock.time_ns += 1400 * SECOND_NS
+    engine = Engine(store, clock)
+    await asyncio.wait_for(engine.committer.settle(), PATIENCE_S)
+    assert sorted(engine.names(b"/d")) == sorted(b"%d" % i for i in range(1400, 1500))
+    assert engine.store.applied.index == 1501 + 1400
+    engine.committer.stop()
+    engine.sync.stop()
+    store.close()
+
+
+@on_a_loop
+async def test_on_a_full_disk_a_start_does_not_wait_for_expiry(tmp_path, monkeypatch):
+    path = tmp_path / "data"
+    async with started(path) as engine:
+        await engine.run(Set(b"/a", b"", ttl_s=1))
+    store = open_store(path)
+    clock = SetClock()
+    clock.time_ns += SECOND_NS
+    with monkeypatch.context() as patch:
+        fail_writes(patch, "write_at", errno.ENOSPC)
+        engine = Engine(store, clock)
+        await asyncio.wait_for(engine.committer.settle(), PATIENCE_S)
+    assert engine.value(b"/a") == b""
+    engine.committer.stop()
+    engine.sync.stop()
+    store.close()
+
+
+# Watchers of what a directory takes along
+
+
+@on_a_loop
+async def test_a_removed_directory_is_told_to_those_who_watch_what_was_in_it(tmp_path):
+    async with started(tmp_path / "data") as engine:
+        await engine.run(Set(b"/d/a/b", b""), Set(b"/dd/a", b""), Set(b"/d/_h", b""))
+        there = [engine.watch(key) for key in (b"/d", b"/d/a", b"/d/a/b", b"/d/_h")]
+        # A plain watch of /d is told of /d itself; of its parent only if recursive.
+        elsewhere = [
+            engine.watch(key) for key in (b"/d/never", b"/d/a/never", b"/dd", b"/dd/a", b"/")
+        ]
+        recursive = engine.watch(b"/", recursive=True)
+        await engine.run(Delete(b"/d", recursive=True))
+        await until(lambda: len(recursive) == 1)
+        assert [len(told) for told in there] == [1] * 4
+        assert [len(told) for told in elsewhere] == [0] * 5
+        assert all(b'"key":"/d","dir":true' in body for told in there for body in told)
+
+
+@on_a_loop
+async def test_so_it_is_to_those_who_began_to_watch_during_the_sync(tmp_path, monkeypatch):
+    async with started(tmp_path / "data") as engine:
+        await engine.run(Set(b"/d/a", b""), Set(b"/d/gone", b""), Set(b"/keep", b""))
+        gate = Gate(monkeypatch)
+        early = engine.watch(b"/d/a", stream=True)
+        futures = engine.submit(
+            Set(b"/d/new/x", b""), Delete(b"/d/gone"), Delete(b"/d", recursive=True)
+        )
+        await gate.reached()
+        existing, made, parent, removed, never = (
+            engine.watch(key, stream=True)
+            for key in (b"/d/a", b"/d/new/x", b"/d/new", b"/d/gone", b"/d/never")
+        )
+        assert early == existing == []
+        gate.open()
+        await asyncio.gather(*futures)
+        await until(lambda: len(early) == 1)
+        await turns()
+        assert [len(told) for told in (early, existing)] == [1, 1]
+        # Each saw the whole life of its key, and its end once.
+        assert [b'"action":"set"' in body for body in made] == [True, False]
+        assert [b'"key":"/d"' in body for body in parent] == [True]
+        assert [b'"key":"/d/gone"' in body for body in removed] == [True]
+        assert never == []
+
+
+@on_a_loop
+async def test_a_watcher_is_told_once_of_a_batch_that_had_to_be_performed_again(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("kvd.committer._RETRY_S", 0.005)
+
+    class Reluctant(Store):
+        refusals = 0
+
+        def commit(self, txn, batch, position):
+            if self.refusals:
+                self.refusals -= 1
+                txn.end()
+                raise lmdb.DiskError("no room")
+            super().commit(txn, batch, position)
+
+    async with started(tmp_path / "data", store_class=Reluctant) as engine:
+        await engine.run(Set(b"/d/a", b""), Set(b"/d/b", b""))
+        early = engine.watch(b"/d/a", stream=True)
+        gate = Gate(monkeypatch)
+        engine.store.refusals = 3
+        futures = engine.submit(Delete(b"/d", recursive=True))
+        await gate.reached()
+        late = engine.watch(b"/d/b", stream=True)
+        gate.open()
+        await asyncio.gather(*futures)
+        await until(lambda: early and late)
+        await turns()
+        assert (len(early), len(late)) == (1, 1)
+
+
+# What is counted
+
+
+@on_a_loop
+async def test_outcomes_are_counted_by_kind(tmp_path):
+    async with started(tmp_path / "data") as engine:
+        await engine.run(Set(b"/a", b""), Set(b"/a/b", b""), Create(b"/a", b""))
+        body = engine.stats.body(0)
+        assert b'"setsSuccess":1,"setsFail":1' in body
+        assert b'"createSuccess":0,"createFail":1' in body

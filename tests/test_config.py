@@ -1,0 +1,320 @@
+"""The command line: what each flag means, and one clear line for each that cannot be followed."""
+
+from pathlib import Path
+
+import pytest
+
+from kvd.config import Config, ConfigError, ListenUrl, Request, help_text, parse
+from kvd.flags import FLAGS, NO_EFFECT
+
+
+def config(*argv: str) -> Config:
+    parsed = parse(argv)
+    assert isinstance(parsed, Config)
+    return parsed
+
+
+def test_defaults():
+    assert config() == Config(
+        name="default",
+        data_dir=Path("data"),
+        listen=(ListenUrl("127.0.0.1", 2379),),
+        advertise=("http://127.0.0.1:2379",),
+        snapshot_count=None,
+        event_history_limit=1000,
+        wal_segment_bytes=64 * 1024 * 1024,
+        rebuild_index=False,
+        max_header_bytes=65536,
+        max_connections=None,
+        max_watchers=None,
+        idle_timeout_s=3600.0,
+        header_timeout_s=30.0,
+        body_timeout_s=60.0,
+        log_level="INFO",
+        cors=(),
+        ignored=(),
+    )
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--name", "infra0"],
+        ["-name", "infra0"],
+        ["--name=infra0"],
+        ["-name=infra0"],
+        ["--name", "first", "--name=infra0"],
+    ],
+    ids=" ".join,
+)
+def test_a_value_is_given_in_each_of_gos_ways(argv):
+    assert config(*argv).name == "infra0"
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--rebuild-index"], True),
+        (["-rebuild-index"], True),
+        *[([f"--rebuild-index={text}"], True) for text in ("1", "t", "T", "TRUE", "true", "True")],
+        *[
+            ([f"--rebuild-index={text}"], False)
+            for text in ("0", "f", "F", "FALSE", "false", "False")
+        ],
+        (["--rebuild-index", "--rebuild-index=false"], False),
+    ],
+    ids=str,
+)
+def test_a_switch_takes_gos_words_for_truth(argv, expected):
+    assert config(*argv).rebuild_index is expected
+
+
+def test_a_switch_does_not_take_the_next_word():
+    with pytest.raises(ConfigError, match='"false" is no flag'):
+        parse(["--rebuild-index", "false"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "field", "expected"),
+    [
+        (["--data-dir", "/var/lib/kvd"], "data_dir", Path("/var/lib/kvd")),
+        (["--data-dir=a=b"], "data_dir", Path("a=b")),
+        (["--name", "Knoten-ä"], "name", "Knoten-ä"),
+        (["--name", "-x"], "name", "-x"),
+        (["--snapshot-count", "10000"], "snapshot_count", 10000),
+        (["--event-history-limit", "1"], "event_history_limit", 1),
+        (["--wal-segment-bytes", "65536"], "wal_segment_bytes", 65536),
+        (["--max-header-bytes", "1024"], "max_header_bytes", 1024),
+        (["--max-connections", "10"], "max_connections", 10),
+        (["--max-watchers", "007"], "max_watchers", 7),
+        (["--idle-timeout-s", "0.5"], "idle_timeout_s", 0.5),
+        (["--header-timeout-s", "1"], "header_timeout_s", 1.0),
+        (["--body-timeout-s", "1e1"], "body_timeout_s", 10.0),
+        (["--log-level", "debug"], "log_level", "DEBUG"),
+        (["--log-level", "warn"], "log_level", "WARNING"),
+        (["--log-level", "fatal"], "log_level", "CRITICAL"),
+        (["--cors", "*"], "cors", ("*",)),
+        (["--cors", "http://a:80, https://b"], "cors", ("http://a:80", "https://b")),
+    ],
+    ids=str,
+)
+def test_each_flag_sets_its_field(argv, field, expected):
+    assert getattr(config(*argv), field) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("http://127.0.0.1:4001", [ListenUrl("127.0.0.1", 4001)]),
+        ("http://localhost:0", [ListenUrl("localhost", 0)]),
+        ("http://[::1]:2379", [ListenUrl("::1", 2379)]),
+        ("HTTP://0.0.0.0:2379", [ListenUrl("0.0.0.0", 2379)]),
+        (
+            "http://127.0.0.1:2379, http://127.0.0.1:4001",
+            [ListenUrl("127.0.0.1", 2379), ListenUrl("127.0.0.1", 4001)],
+        ),
+        ("http://127.0.0.1:0,http://127.0.0.1:0", [ListenUrl("127.0.0.1", 0)] * 2),
+    ],
+)
+def test_listen_urls(text, expected):
+    assert config("--listen-client-urls", text).listen == tuple(expected)
+
+
+def test_a_listen_url_is_written_as_it_is_read():
+    for text in ("http://127.0.0.1:2379", "http://[::1]:0", "http://localhost:4001"):
+        assert [str(url) for url in config("--listen-client-urls", text).listen] == [text]
+
+
+def test_clients_are_told_the_urls_listened_on_unless_others_are_advertised():
+    listen = ["--listen-client-urls", "http://0.0.0.0:2379,http://[::1]:4001"]
+    assert config(*listen).advertise == ("http://0.0.0.0:2379", "http://[::1]:4001")
+    advertise = ["--advertise-client-urls", "https://kv.example:443, http://10.0.0.1:2379"]
+    assert config(*listen, *advertise).advertise == (
+        "https://kv.example:443",
+        "http://10.0.0.1:2379",
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["kvd"], '"kvd" is no flag; see kvd --help'),
+        (["-"], '"-" is no flag; see kvd --help'),
+        (["--"], '"--" is no flag; see kvd --help'),
+        (["---name=x"], '"---name=x" is no flag; see kvd --help'),
+        (["--data-dri", "x"], 'unknown flag "--data-dri"; did you mean --data-dir?'),
+        (["--qqqq"], 'unknown flag "--qqqq"; see kvd --help'),
+        (["--nam=x"], 'unknown flag "--nam"; did you mean --name?'),
+        (["--name"], "--name needs a value: --name NAME"),
+        (
+            ["--data-dir", "--rebuild-index"],
+            "--data-dir needs a value before --rebuild-index (or write --data-dir=--rebuild-index)",
+        ),
+        (["--name="], '--name: expected a printable name, found ""'),
+        (["--name=a\nb"], r"--name: expected a printable name, found 'a\nb'"),
+        (["--name=\udcff"], r"--name: expected a printable name, found '\udcff'"),
+        (["--data-dir="], '--data-dir: expected a directory, found ""'),
+        (["--rebuild-index=yes"], '--rebuild-index: expected true or false, found "yes"'),
+        (["--version="], '--version: expected true or false, found ""'),
+        (
+            ["--snapshot-count", "0"],
+            '--snapshot-count: expected a whole number, 1 or more, found "0"',
+        ),
+        (
+            ["--snapshot-count=-1"],
+            '--snapshot-count: expected a whole number, 1 or more, found "-1"',
+        ),
+        (
+            ["--event-history-limit", "1_000"],
+            '--event-history-limit: expected a whole number, 1 or more, found "1_000"',
+        ),
+        (
+            ["--event-history-limit", "²"],
+            '--event-history-limit: expected a whole number, 1 or more, found "²"',
+        ),
+        (
+            ["--event-history-limit", "9" * 19],
+            f'--event-history-limit: expected a whole number, 1 or more, found "{"9" * 19}"',
+        ),
+        (
+            ["--wal-segment-bytes", "65535"],
+            '--wal-segment-bytes: expected a whole number, 65536 to 1073741824, found "65535"',
+        ),
+        (
+            ["--max-header-bytes", "100"],
+            '--max-header-bytes: expected a whole number, 1024 or more, found "100"',
+        ),
+        (["--idle-timeout-s", "0"], '--idle-timeout-s: expected seconds above 0, found "0"'),
+        (["--idle-timeout-s", "nan"], '--idle-timeout-s: expected seconds above 0, found "nan"'),
+        (["--idle-timeout-s", "inf"], '--idle-timeout-s: expected seconds above 0, found "inf"'),
+        (["--idle-timeout-s", "1m"], '--idle-timeout-s: expected seconds above 0, found "1m"'),
+        (
+            ["--log-level", "loud"],
+            '--log-level: expected one of debug, info, warn, error, panic, fatal, found "loud"',
+        ),
+        (
+            ["--cors", "example.com"],
+            '--cors: expected * or origins such as http://host:80, found "example.com"',
+        ),
+        (
+            ["--cors", "http://a/"],
+            '--cors: expected * or origins such as http://host:80, found "http://a/"',
+        ),
+        (["--enable-v2=false"], "--enable-v2=false: the v2 API is all that kvd serves"),
+        (
+            ["--initial-cluster", "a=http://a:2380,b=http://b:2380"],
+            "--initial-cluster: kvd runs as a single member, "
+            'found "a=http://a:2380,b=http://b:2380"',
+        ),
+    ],
+    ids=lambda value: (
+        " ".join(value).encode("ascii", "backslashreplace").decode()
+        if isinstance(value, list)
+        else ""
+    ),
+)
+def test_a_bad_command_line_is_refused_in_one_line(argv, message):
+    with pytest.raises(ConfigError) as refusal:
+        parse(argv)
+    assert str(refusal.value) == message
+    assert refusal.value.exit_status == 64
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("https://127.0.0.1:2379", "kvd does not speak TLS; expected http://"),
+        ("127.0.0.1:2379", "expected http://HOST:PORT"),
+        ("unix:///tmp/kvd.sock", "expected http://HOST:PORT"),
+        ("http://127.0.0.1", "a URL needs a port"),
+        ("http://127.0.0.1:", "a URL needs a port"),
+        ("http://127.0.0.1:65536", "expected http://HOST:PORT"),
+        ("http://127.0.0.1:http", "expected http://HOST:PORT"),
+        ("http://127.0.0.1:-1", "expected http://HOST:PORT"),
+        ("http://[::1:2379", "expected http://HOST:PORT"),
+        ("http://a b:2379", "expected http://HOST:PORT"),
+        ("http://127.0.0.1:2379/", "a URL must not contain a path"),
+        ("http://127.0.0.1:2379/v2", "a URL must not contain a path"),
+        ("http://127.0.0.1:2379?x", "a URL must not contain a path"),
+        ("http://127.0.0.1:2379#", "a URL must not contain a path"),
+        ("http://me@127.0.0.1:2379", "a URL must not contain a user"),
+        ("http://:2379", "a URL needs a host (0.0.0.0 or [::] is every address)"),
+    ],
+)
+def test_a_bad_listen_url_is_refused_with_its_reason(text, reason):
+    with pytest.raises(ConfigError) as refusal:
+        parse(["--listen-client-urls", f"http://127.0.0.1:1,{text}"])
+    assert str(refusal.value) == f'--listen-client-urls: {reason}, found "{text}"'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "--listen-client-urls: expected at least one URL"),
+        (
+            "http://a:1,,http://b:1",
+            '--listen-client-urls: expected a URL beside each comma, found "http://a:1,,http://b:1"',
+        ),
+        ("http://a:1,http://A:1", '--listen-client-urls: "http://A:1" is there twice'),
+    ],
+)
+def test_a_bad_list_of_urls_is_refused(text, message):
+    with pytest.raises(ConfigError) as refusal:
+        parse([f"--listen-client-urls={text}"])
+    assert str(refusal.value) == message
+
+
+def test_a_bad_advertised_url_is_refused():
+    with pytest.raises(ConfigError, match="--advertise-client-urls: a URL needs a port"):
+        parse(["--advertise-client-urls", "http://kv.example"])
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["-help"], ["-h"], ["--help=true"]], ids=str)
+def test_help_is_a_request_of_its_own(argv):
+    assert parse(["--name", "x", *argv]) is Request.HELP
+
+
+@pytest.mark.parametrize("argv", [["--version"], ["-version"], ["--version=1"]], ids=str)
+def test_version_is_a_request_of_its_own(argv):
+    assert parse(argv) is Request.VERSION
+
+
+def test_help_and_version_can_be_declined():
+    assert config("--help=false", "--version=false") == config()
+
+
+def test_flags_of_etcd_without_effect_are_accepted_and_named():
+    parsed = config(
+        "-listen-peer-urls=http://127.0.0.1:2380",
+        "--initial-cluster",
+        "default=http://127.0.0.1:2380",
+        "--pre-vote",
+        "--heartbeat-interval",
+        "100",
+    )
+    assert parsed.ignored == (
+        "--listen-peer-urls",
+        "--initial-cluster",
+        "--pre-vote",
+        "--heartbeat-interval",
+    )
+
+
+def test_enable_v2_is_obeyed_and_so_not_named_as_ignored():
+    assert config("--enable-v2").ignored == ()
+    assert config("--enable-v2=true").ignored == ()
+
+
+@pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
+def test_help_names_each_flag(flag):
+    assert f"--{flag.name}" in help_text()
+
+
+@pytest.mark.parametrize("flag", [f for f in FLAGS if f.group == NO_EFFECT], ids=lambda f: f.name)
+def test_each_flag_without_effect_is_accepted(flag):
+    word = f"--{flag.name}=x" if flag.value else f"--{flag.name}"
+    assert config(word).ignored == (f"--{flag.name}",)
+
+
+def test_help_fits_a_terminal():
+    assert max(map(len, help_text().splitlines())) <= 100

@@ -1,0 +1,94 @@
+"""Who may import whom: the rooms of the house and which of them stay free of the outside world."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# These know rules, words and bytes: what they return depends on what they are given alone.
+PURE = (
+    "kvd.commands",
+    "kvd.config",
+    "kvd.errors",
+    "kvd.flags",
+    "kvd.machine",
+    "kvd.request",
+    "kvd.response",
+    "storage.change",
+    "storage.event",
+    "storage.frame",
+    "storage.node",
+)
+OUTSIDE_WORLD = frozenset(
+    [
+        *("asyncio", "httptools", "lmdb", "logging", "os", "random"),
+        *("secrets", "socket", "subprocess", "threading", "time", "tornado"),
+    ]
+)
+
+# The only places that know of these libraries.
+KEPT_IN = {
+    "lmdb": {"storage.checkpoint", "storage.index", "storage.snapshot", "storage.tree"},
+    "tornado": {"kvd.app", "kvd.framing", "kvd.front", "kvd.http1", "kvd.keys", "kvd.server"},
+    "httptools": {"kvd.framing", "kvd.http1"},
+}
+
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in ("kvd", "storage")
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+
+
+def imports_of(module: str) -> set[str]:
+    """The modules that a module names anywhere in its source, those of a package in full."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None, f"{module} imports relatively"
+            within = {f"{node.module}.{alias.name}" for alias in node.names} & MODULES.keys()
+            found |= within  # `from storage import disk` means the module, not the package
+            if len(within) < len(node.names):
+                found.add(node.module)
+    return found
+
+
+def libraries_of(module: str) -> set[str]:
+    return {name.partition(".")[0] for name in imports_of(module)}
+
+
+def test_every_listed_module_exists():
+    listed = set(PURE).union(*KEPT_IN.values())
+    assert listed <= MODULES.keys()
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("storage")])
+def test_storage_knows_nothing_of_kvd(module):
+    assert "kvd" not in libraries_of(module)
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_a_pure_module_leaves_the_outside_world_alone(module):
+    assert not libraries_of(module) & OUTSIDE_WORLD
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_a_pure_module_imports_only_pure_modules(module):
+    assert imports_of(module) & MODULES.keys() <= set(PURE)
+
+
+@pytest.mark.parametrize("library", KEPT_IN)
+def test_a_library_is_known_only_where_it_is_kept(library):
+    knowing = {module for module in MODULES if library in libraries_of(module)}
+    assert knowing <= KEPT_IN[library]
+
+
+def test_imports_go_in_no_circles():
+    graph = {module: imports_of(module) & MODULES.keys() for module in MODULES}
+    # Raises CycleError, which names the circle.
+    assert set(TopologicalSorter(graph).static_order()) == MODULES.keys()

@@ -1,0 +1,193 @@
+"""The rules and the engine against a dict: any life of a store leaves the same behind in both."""
+
+import shutil
+import tempfile
+from itertools import groupby
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from kvd.errors import ApiError
+from kvd.machine import decide, expire
+from storage import disk
+from storage.change import Change, encode_record
+from tests.model import Model
+from tests.stores import (
+    NOW_NS,
+    SECOND_NS,
+    commit,
+    dump,
+    history,
+    open_store,
+    random_command,
+    reclaim_all,
+    tree,
+)
+
+HISTORY = 30
+
+
+class Twins:
+    """A store and a model that live the same life."""
+
+    def __init__(self, path):
+        self._path = path
+        self.store = open_store(path)
+        self.model = Model()
+        self.now_ns = NOW_NS
+        self.store.start_term(NOW_NS, HISTORY)
+
+    def batch(self, commands, *, keep=True):
+        """Run commands on both; without `keep` as a batch that is aborted."""
+        model = self.model.copy()
+        txn = self.store.begin()
+        records = []
+        for command in commands:
+            ours, theirs = (
+                outcome(state, command, txn.index + 1, self.now_ns) for state in (txn, model)
+            )
+            assert ours == theirs
+            if isinstance(ours, Change):
+                self.perform(txn, model, ours)
+                records.append(encode_record(ours))
+        if keep:
+            commit(self.store, txn, records, self.now_ns)
+            self.model = model
+        else:
+            txn.end()
+
+    def perform(self, txn, model, change):
+        event = txn.perform(change, self.now_ns)
+        prev = model.perform(change)
+        assert event.change == change
+        assert (event.prev and event.prev[:4]) == (prev and prev[:4])
+        assert bool(event.prev and event.prev.dir_id) == bool(prev and prev.dir_id)
+
+    def sweep(self, limit=1000):
+        """Expire what is due on both: each path at its time, among equals in the store's order."""
+        txn = self.store.begin()
+        due = txn.due(self.now_ns, limit)
+        expected = self.model.due(self.now_ns)
+        found = [(node.expiration_ns, path) for path, node in due]
+        assert [when for when, _ in found] == [when for when, _ in expected[: len(found)]]
+        assert sorted(found) == expected or len(found) < len(expected)
+        records = []
+        for path, node in due:
+            if txn.find(path) != node:
+                assert self.model.find(path) is None
+                continue
+            change = expire(path, node, txn.index + 1)
+            self.perform(txn, self.model, change)
+            records.append(encode_record(change))
+        commit(self.store, txn, records, self.now_ns)
+
+    def restart(self, *, rebuild_index):
+        before = dump(self.store)
+        self.store.close()
+        self.store = open_store(self._path, rebuild_index=rebuild_index)
+        assert dump(self.store) == before
+
+    def compare(self):
+        view = self.store.view
+        assert view.applied().index == self.model.index
+        assert tree(view) == self.model.tree()
+        told = [(change, prev) for change, prev, _ in history(view)]
+        assert told == [
+            (change, prev and (prev[:4], bool(prev.dir_id)))
+            for change, prev in self.model.events[-HISTORY:]
+        ]
+        txn = self.store.begin()
+        due = [(node.expiration_ns, path) for path, node in txn.due(1 << 63, 1 << 60)]
+        txn.end()
+        expected = self.model.due(1 << 63)
+        assert [sorted(group) for _, group in groupby(due, lambda row: row[0])] == [
+            list(group) for _, group in groupby(expected, lambda row: row[0])
+        ]
+
+    def close(self):
+        self.store.close()
+
+
+def outcome(state, command, index, now_ns):
+    """The change, or what a refusal says."""
+    try:
+        return decide(state, command, index, now_ns)
+    except ApiError as refusal:
+        return refusal.code, refusal.cause, refusal.index
+
+
+@pytest.fixture
+def no_sync(monkeypatch):
+    """The disk is not what is looked at here."""
+    for name in ("sync_data", "sync_file", "sync_directory"):
+        monkeypatch.setattr(disk, name, lambda _: None)
+
+
+@pytest.mark.usefixtures("no_sync")
+@pytest.mark.parametrize("seed", range(6))
+def test_a_long_random_life_leaves_the_same_in_both(tmp_path, seed):
+    dice = Random(seed)
+    twins = Twins(tmp_path / "data")
+    for step in range(250):
+        twins.batch([random_command(dice) for _ in range(dice.choice((1, 1, 2, 6)))])
+        chance = dice.random()
+        if chance < 0.1:
+            twins.batch([random_command(dice) for _ in range(4)], keep=False)
+        elif chance < 0.3:
+            twins.now_ns += dice.choice((1, SECOND_NS, 5 * SECOND_NS))
+            twins.sweep(dice.choice((1, 1000)))
+        elif chance < 0.35:
+            reclaim_all(twins.store)
+        if step % 100 == 50:
+            twins.restart(rebuild_index=bool(seed % 2))
+        twins.compare()
+    assert twins.model.index > 250
+    twins.close()
+
+
+class AnyLife(RuleBasedStateMachine):
+    """The same with lives that hypothesis chooses, and shortens when one goes wrong."""
+
+    @initialize()
+    def start(self):
+        self.directory = Path(tempfile.mkdtemp())
+        self.twins = Twins(self.directory / "data")
+
+    @rule(dice=st.randoms(use_true_random=False), size=st.integers(1, 5), keep=st.booleans())
+    def batch(self, dice, size, keep):
+        self.twins.batch([random_command(dice) for _ in range(size)], keep=keep or size < 4)
+
+    @rule(step_ns=st.sampled_from([0, 1, SECOND_NS, 60 * SECOND_NS]), limit=st.integers(1, 50))
+    def expire(self, step_ns, limit):
+        self.twins.now_ns += step_ns
+        self.twins.sweep(limit)
+
+    @rule()
+    def reclaim(self):
+        reclaim_all(self.twins.store)
+
+    @rule(rebuild_index=st.booleans())
+    def restart(self, rebuild_index):
+        self.twins.restart(rebuild_index=rebuild_index)
+
+    @invariant()
+    def are_twins(self):
+        self.twins.compare()
+
+    def teardown(self):
+        if hasattr(self, "twins"):
+            self.twins.close()
+            shutil.rmtree(self.directory)
+
+
+TestAnyLife = AnyLife.TestCase
+TestAnyLife.settings = settings(
+    max_examples=25,
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)

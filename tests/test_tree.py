@@ -1,0 +1,461 @@
+"""storage/tree.py: nodes, expirations and history of one transaction, and what is left of them."""
+
+import pytest
+
+from storage.change import Change, Kind, Setting, Term
+from storage.index import Index
+from storage.node import ROOT, CorruptIndex, Node, Obstacle
+from storage.tree import Applied, Txn, View
+from storage.wal import Position
+
+NOW_NS = 1_700_000_000_000_000_000
+LONG = b"m" * 480
+
+
+class Tree:
+    """An index of its own, written to without a log."""
+
+    def __init__(self, path):
+        self.index = Index.create(path)
+        self.applied = Applied()
+        self.directories = {}
+
+    def begin(self):
+        env = self.index.env
+        return Txn(env.begin(write=True), self.index.tables, self.directories, self.applied)
+
+    def commit(self, txn):
+        applied = txn.next_applied(
+            seq=self.applied.seq + 1, chain=bytes(8), time_ns=NOW_NS, position=Position(0, 0, 0, 0)
+        )
+        txn.commit(applied)
+        self.applied = applied
+
+    def do(self, *changes):
+        """Perform changes, given without an index, as one batch."""
+        txn = self.begin()
+        events = [perform(txn, *change) for change in changes]
+        self.commit(txn)
+        return events
+
+    def view(self):
+        return View(self.index.env.begin(), self.index.tables, self.directories)
+
+    def rows(self):
+        """How many rows each table holds."""
+        with self.index.env.begin() as txn:
+            return {
+                name.decode(): txn.stat(table)["entries"]
+                for name, table in self.index.tables.items()
+            }
+
+    def reclaim(self, limit):
+        """Reclaim in transactions of `limit` rows; return how many it took."""
+        slices = 0
+        while self.view().has_garbage():
+            txn = self.begin()
+            txn.reclaim(limit)
+            assert txn.tidied
+            self.commit(txn)
+            slices += 1
+        return slices
+
+
+def perform(txn, kind, path, value=None, expiration_ns=0):
+    """Perform a change whose remaining fields follow from the state."""
+    prev = txn.find(path)
+    is_dir = value is None and kind not in (Kind.DELETE, Kind.EXPIRE)
+    if kind in (Kind.DELETE, Kind.EXPIRE):
+        is_dir = bool(prev.dir_id)
+    created = prev.created_index if prev and kind != Kind.SET else txn.index + 1
+    change = Change(kind, txn.index + 1, path, value, is_dir, created, expiration_ns)
+    return txn.perform(change, NOW_NS)
+
+
+def set_(path, value=b"v", expiration_ns=0):
+    return Kind.SET, path, value, expiration_ns
+
+
+def mkdir(path, expiration_ns=0):
+    return Kind.SET, path, None, expiration_ns
+
+
+def update_dir(path, expiration_ns):
+    return Kind.UPDATE, path, None, expiration_ns
+
+
+def delete(path):
+    return Kind.DELETE, path
+
+
+def names(view, path):
+    return [name for name, _ in view.children(view.find(path).dir_id)]
+
+
+@pytest.fixture
+def tree(tmp_path):
+    tree = Tree(tmp_path / "index")
+    yield tree
+    tree.index.env.close()
+
+
+# Finding
+
+
+def test_an_empty_tree_is_a_root_without_indexes(tree):
+    view = tree.view()
+    assert view.find(b"/") == ROOT == Node(None, 0, 0, 0, 1)
+    assert not view.has_children(ROOT.dir_id)
+    assert view.find(b"/a") is None
+
+
+def test_a_file_is_found_with_the_directories_that_it_made(tree):
+    tree.do(set_(b"/a/b/c", b"1", 17))
+    view = tree.view()
+    assert view.find(b"/a/b/c") == Node(b"1", 2, 2, 17)
+    for path in (b"/a", b"/a/b"):
+        assert view.find(path)[:4] == (None, 2, 2, 0)
+    assert view.has_children(1)
+    assert view.find(b"/a/b/c/d") is None
+    assert view.find(b"/a/c") is None
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (b"/x", Obstacle(False, b"/x")),
+        (b"/x/y/z", Obstacle(False, b"/x")),
+        (b"/d/x", Obstacle(False, b"/d/x")),
+        (b"/d/x/y", Obstacle(False, b"/d/x")),
+        (b"/d/f/x", Obstacle(True, b"/d/f")),
+        (b"/d/f/x/y", Obstacle(True, b"/d/f")),
+        (b"/" + LONG * 2 + b"/x/y", Obstacle(True, b"/" + LONG * 2 + b"/x")),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_an_obstacle_is_the_first_missing_component_or_the_file_in_the_way(tree, path, expected):
+    tree.do(set_(b"/d/f"), set_(b"/" + LONG * 2 + b"/x"))
+    view = tree.view()
+    assert view.find(path) is None
+    assert view.obstacle(path) == expected
+
+
+def test_children_come_in_the_byte_order_of_their_names(tree):
+    siblings = [
+        *(b"a", b"a-", b"aa", b"B", b"\xff", b"\x01", b"10", b"9", b"_hidden"),
+        *(LONG, LONG + b"a", LONG + b"b", LONG[:-1], LONG * 3, b"n", b"m", b"z" * 600, b"0" * 481),
+        LONG[:440] + b"a" * 100,
+    ]
+    tree.do(*(set_(b"/d/" + name) for name in siblings))
+    assert names(tree.view(), b"/d") == sorted(siblings)
+
+
+def test_long_names_that_begin_alike_are_different_nodes(tree):
+    one, other = (b"/" + LONG * 2 + ending for ending in (b"1", b"2"))
+    tree.do(set_(one, b"1"), set_(other, b"2"))
+    assert tree.view().find(one).value == b"1"
+    assert tree.view().find(other).value == b"2"
+    assert tree.view().find(b"/" + LONG * 2 + b"3") is None
+    tree.do(delete(one))
+    assert tree.view().find(one) is None
+    assert tree.view().find(other).value == b"2"
+
+
+def test_a_directory_lists_its_own_children_only(tree):
+    tree.do(set_(b"/a/x"), set_(b"/a/b/y"), set_(b"/ab/z"), set_(b"/a-/z"))
+    assert names(tree.view(), b"/a") == [b"b", b"x"]
+    assert names(tree.view(), b"/") == [b"a", b"a-", b"ab"]
+
+
+def test_a_path_of_many_levels_is_made_found_and_removed(tree):
+    path = b"/d" * 2000
+    tree.do(set_(path + b"/f"))
+    assert tree.view().find(path + b"/f").value == b"v"
+    assert tree.view().obstacle(path + b"/g") == Obstacle(False, path + b"/g")
+    tree.do(delete(b"/d"))
+    tree.reclaim(100)
+    assert tree.rows()["nodes"] == 0
+
+
+# Changing
+
+
+def test_a_set_makes_a_new_node_and_tells_of_the_old_one(tree):
+    tree.do(set_(b"/a", b"1", 50))
+    (event,) = tree.do(set_(b"/a", b"2"))
+    assert event.prev == Node(b"1", 2, 2, 50)
+    assert tree.view().find(b"/a") == Node(b"2", 3, 3)
+
+
+def test_a_file_becomes_a_directory(tree):
+    tree.do(set_(b"/d/a", b"1", 50))
+    (event,) = tree.do(mkdir(b"/d/a"))
+    assert event.prev == Node(b"1", 2, 2, 50)
+    assert tree.view().find(b"/d/a")[:4] == (None, 3, 3, 0)
+    assert tree.view().first_due_ns() is None
+    tree.do(set_(b"/d/a/b"))
+    assert names(tree.view(), b"/d/a") == [b"b"]
+
+
+def test_an_update_of_a_directory_changes_its_ttl_only(tree):
+    tree.do(set_(b"/d/a"))
+    before = tree.view().find(b"/d")
+    tree.do(update_dir(b"/d", 99))
+    assert tree.view().find(b"/d") == before._replace(expiration_ns=99)
+    assert names(tree.view(), b"/d") == [b"a"]
+    assert tree.view().first_due_ns() == 99
+
+
+def test_a_directory_that_is_removed_and_made_again_in_one_batch_is_empty(tree):
+    tree.do(set_(b"/d/e/old", b"1", 50))
+    assert tree.view().find(b"/d/e/old")  # remembers the directories' ids
+    tree.do(delete(b"/d"), set_(b"/d/e/new"))
+    view = tree.view()
+    assert names(view, b"/d/e") == [b"new"]
+    assert view.find(b"/d/e/old") is None
+    assert view.find(b"/d")[:3] == (None, 4, 4)
+    tree.reclaim(1)
+    assert tree.rows() | {"events": 0} == {
+        "nodes": 3, "ttl": 0, "events": 0, "garbage": 0, "meta": 1,
+    }  # fmt: skip
+
+
+def test_a_directory_that_is_made_again_twice_in_one_batch_is_the_last_one(tree):
+    tree.do(
+        *(set_(b"/d/a"), delete(b"/d"), set_(b"/d/b"), delete(b"/d")),
+        *(set_(b"/d", b"file"), delete(b"/d"), set_(b"/d/c")),
+    )
+    assert names(tree.view(), b"/d") == [b"c"]
+    tree.reclaim(100)
+    assert tree.rows()["nodes"] == 2
+
+
+def test_ids_of_directories_are_never_given_twice(tree):
+    seen = set()
+    for _ in range(5):
+        tree.do(mkdir(b"/d"))
+        seen.add(tree.view().find(b"/d").dir_id)
+        tree.do(delete(b"/d"))
+    assert len(seen) == 5
+
+
+# A transaction that does not commit
+
+
+def test_a_pending_transaction_is_invisible(tree):
+    tree.do(set_(b"/d/a", b"1"))
+    before = tree.view()
+    txn = tree.begin()
+    perform(txn, *set_(b"/d/a", b"2"))
+    perform(txn, *set_(b"/e/b"))
+    for view in (before, tree.view()):
+        assert view.find(b"/d/a").value == b"1"
+        assert view.find(b"/e") is None
+    assert txn.find(b"/d/a").value == b"2"
+    tree.commit(txn)
+    assert before.find(b"/d/a").value == b"1"
+    assert tree.view().find(b"/d/a").value == b"2"
+
+
+def test_an_aborted_transaction_leaves_no_trace(tree):
+    tree.do(set_(b"/d/e/a", b"1"))
+    remembered, applied = dict(tree.directories), tree.applied
+    txn = tree.begin()
+    perform(txn, *delete(b"/d"))
+    perform(txn, *set_(b"/d/e/b"))
+    perform(txn, *set_(b"/new/x"))
+    assert txn.find(b"/d/e/b")
+    txn.end()
+    assert tree.directories == remembered
+    assert tree.applied == applied == tree.view().applied()
+    view = tree.view()
+    assert names(view, b"/d/e") == [b"a"]
+    assert view.find(b"/new") is None
+    assert view.find(b"/d/e/a").value == b"1"
+    # The ids that it gave are given again, and lead where they should.
+    tree.do(set_(b"/other/x"))
+    assert tree.view().find(b"/new/x") is None
+    assert names(tree.view(), b"/other") == [b"x"]
+
+
+def test_a_directory_known_from_an_aborted_transaction_is_not_remembered(tree):
+    txn = tree.begin()
+    perform(txn, *set_(b"/a/x"))
+    txn.end()
+    tree.do(set_(b"/b/y"))  # has got the id that /a would have had
+    assert tree.view().find(b"/a/y") is None
+
+
+# Expiration
+
+
+def test_what_is_due_comes_in_the_order_of_expiration(tree):
+    tree.do(
+        *(set_(b"/c", b"", 30), set_(b"/a", b"", 10), set_(b"/d/b", b"", 20)),
+        *(mkdir(b"/e", 15), set_(b"/later", b"", 31), set_(b"/never")),
+    )
+    assert tree.view().first_due_ns() == 10
+    txn = tree.begin()
+    assert [path for path, _ in txn.due(30, 100)] == [b"/a", b"/e", b"/d/b", b"/c"]
+    assert [path for path, _ in txn.due(30, 2)] == [b"/a", b"/e"]
+    assert txn.due(9, 100) == []
+    assert dict(txn.due(10, 100)) == {b"/a": Node(b"", 3, 3, 10)}
+    assert not txn.tidied
+    txn.end()
+
+
+def test_a_changed_ttl_leaves_no_row_of_the_old_one(tree):
+    tree.do(set_(b"/a", b"1", 10))
+    tree.do(set_(b"/a", b"1", 20))
+    assert tree.rows()["ttl"] == 1
+    assert tree.view().first_due_ns() == 20
+    tree.do(set_(b"/a", b"1"))
+    assert tree.rows()["ttl"] == 0
+    tree.do(set_(b"/a", b"1", 30), (Kind.EXPIRE, b"/a"))
+    assert tree.rows()["ttl"] == 0
+    assert tree.view().first_due_ns() is None
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["gone", "made again"])
+def test_what_hangs_below_a_removed_directory_is_never_due(tree, again):
+    tree.do(set_(b"/d/e/a", b"", 10), set_(b"/d/b", b"", 20), mkdir(b"/d/e/f", 15), set_(b"/k"))
+    tree.do(delete(b"/d"))
+    if again:
+        tree.do(set_(b"/d/e/a", b"", 25), set_(b"/d/b", b"", 20))
+    txn = tree.begin()
+    assert [path for path, _ in txn.due(100, 100)] == ([b"/d/b", b"/d/e/a"] if again else [])
+    # Such rows go when they are met.
+    assert txn.tidied
+    tree.commit(txn)
+    assert tree.rows()["ttl"] == (2 if again else 0)
+
+
+def test_a_row_of_a_long_name_below_a_removed_directory_is_not_taken_for_the_new_one(tree):
+    path = b"/d/" + LONG * 2
+    tree.do(set_(path, b"old", 10))
+    tree.do(delete(b"/d"), set_(path, b"new", 20))
+    txn = tree.begin()
+    assert txn.due(15, 100) == []
+    assert [node.value for _, node in txn.due(20, 100)] == [b"new"]
+    txn.end()
+
+
+# Freeing what was removed
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7, 1000])
+def test_reclaiming_in_slices_leaves_nothing_behind(tree, limit):
+    for i in range(40):
+        tree.do(set_(b"/d/%d/%d/f" % (i % 4, i), b"v", i % 3 * 100), set_(b"/keep/%d" % i))
+        tree.do(mkdir(b"/d/%d/empty%d" % (i % 4, i)), set_(b"/d/" + LONG * 2 + b"%d" % i))
+    before = tree.rows()
+    tree.do(delete(b"/d"))
+    assert tree.rows()["nodes"] == before["nodes"] - 1
+    assert tree.view().has_garbage()
+    slices = tree.reclaim(limit)
+    assert slices >= 160 // limit
+    rows = tree.rows()
+    assert (rows["nodes"], rows["ttl"], rows["garbage"]) == (41, 0, 0)
+    assert not tree.view().has_garbage()
+    assert len(names(tree.view(), b"/keep")) == 40
+
+
+def test_reclaiming_leaves_other_expirations_alone(tree):
+    tree.do(set_(b"/d/a", b"", 10), set_(b"/k/a", b"", 10))
+    tree.do(delete(b"/d"))
+    tree.reclaim(10)
+    txn = tree.begin()
+    assert [path for path, _ in txn.due(10, 10)] == [b"/k/a"]
+    txn.end()
+
+
+def test_reclaiming_nothing_is_no_work(tree):
+    txn = tree.begin()
+    txn.reclaim(10)
+    assert not txn.tidied
+    txn.end()
+
+
+# History
+
+
+def indexes(view, first=0):
+    return [event.change.index for event in view.events(first)]
+
+
+def test_history_holds_the_newest_events(tree):
+    events = [tree.do(set_(b"/a", b"%d" % i))[0] for i in range(1005)]
+    assert indexes(tree.view()) == list(range(7, 1007))
+    assert indexes(tree.view(), 1004) == [1004, 1005, 1006]
+    assert list(tree.view().events(1007)) == []
+    assert list(tree.view().events(0)) == events[5:]
+    assert tree.applied.oldest_event == 7
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3, 10])
+def test_the_history_limit_is_a_logged_setting(tree, limit):
+    tree.do(*(set_(b"/a") for _ in range(20)))
+    txn = tree.begin()
+    assert txn.perform(Setting("history_limit", limit), NOW_NS) is None
+    tree.commit(txn)
+    assert indexes(tree.view()) == list(range(22 - limit, 22))
+    tree.do(set_(b"/a"))
+    assert indexes(tree.view()) == list(range(23 - limit, 23))
+    assert tree.applied.history_limit == limit
+    assert tree.applied.oldest_event == 23 - limit
+
+
+def test_a_longer_history_begins_where_the_shorter_one_did(tree):
+    txn = tree.begin()
+    txn.perform(Setting("history_limit", 2), NOW_NS)
+    tree.commit(txn)
+    tree.do(*(set_(b"/a") for _ in range(5)))
+    txn = tree.begin()
+    txn.perform(Setting("history_limit", 100), NOW_NS)
+    tree.commit(txn)
+    tree.do(*(set_(b"/a") for _ in range(5)))
+    assert indexes(tree.view()) == list(range(5, 12))
+
+
+def test_the_event_of_a_removed_directory_has_the_directory_before_it(tree):
+    tree.do(set_(b"/d/a"))
+    (event,) = tree.do(delete(b"/d"))
+    assert event.prev[:3] == (None, 2, 2)
+    (told,) = tree.view().events(3)
+    assert told.change == event.change
+    assert told.prev[:4] == event.prev[:4]
+    assert told.prev.dir_id
+
+
+# How far the log has been performed
+
+
+def test_positions_count_records_of_all_kinds_and_indexes_only_changes(tree):
+    txn = tree.begin()
+    txn.perform(Term(5), NOW_NS)
+    txn.perform(Setting("history_limit", 9), NOW_NS)
+    perform(txn, *set_(b"/a"))
+    tree.commit(txn)
+    assert (tree.applied.pos, tree.applied.index, tree.applied.term) == (3, 2, 5)
+    assert tree.view().applied() == tree.applied
+
+
+def test_an_unknown_setting_changes_nothing(tree):
+    txn = tree.begin()
+    txn.perform(Setting("of a later version", 9), NOW_NS)
+    tree.commit(txn)
+    assert tree.applied._replace(pos=0, seq=0, time_ns=0) == Applied()
+
+
+def test_every_flipped_bit_of_applied_is_refused():
+    applied = Applied(1, b"12345678", 3, 4, 5, 6, 7, 8, 9, Position(10, 11, 12, 13))
+    data = applied.encode()
+    assert Applied.decode(data) == applied
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(CorruptIndex):
+            Applied.decode(bytes(flipped))
+    for damaged in (None, b"", data[:-1], data + b"\0"):
+        with pytest.raises(CorruptIndex):
+            Applied.decode(damaged)
