@@ -27,6 +27,8 @@ class Block(NamedTuple):
     expect: str
     close: bool
     keep_alive: bool
+    is_plain: bool
+    """Nothing in it but what every HTTP/1.1 request has."""
 
 
 class Chunks:
@@ -122,14 +124,20 @@ def parse_block(raw: bytes) -> Block:
     if headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
         raise httptools.HttpParserError("a transfer coding that is not understood")
     connection = {word.strip().lower() for word in headers.get("Connection", "").split(",")}
+    has_host = "Host" in headers
+    host_is_valid = len(headers.get_list("Host")) <= 1 and bool(
+        _HOST.fullmatch(headers.get("Host", ""))
+    )
+    expect = headers.get("Expect", "").lower()
     return Block(
         headers,
-        int(headers.get("Content-Length") or 0),
-        "Transfer-Encoding" in headers,
-        "Host" in headers,
-        len(headers.get_list("Host")) <= 1 and bool(_HOST.fullmatch(headers.get("Host", ""))),
-        headers.get("Content-Type", ""),
-        headers.get("Expect", "").lower(),
-        "close" in connection,
-        "keep-alive" in connection,
+        content_length=int(headers.get("Content-Length") or 0),
+        chunked="Transfer-Encoding" in headers,
+        has_host=has_host,
+        host_is_valid=host_is_valid,
+        content_type=headers.get("Content-Type", ""),
+        expect=expect,
+        close="close" in connection,
+        keep_alive="keep-alive" in connection,
+        is_plain=has_host and host_is_valid and not expect and "close" not in connection,
     )

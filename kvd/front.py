@@ -65,9 +65,23 @@ class Front(httputil.HTTPServerConnectionDelegate):
 
 
 class Exchange(httputil.HTTPMessageDelegate):
-    """One request, as far as it has come; the last word is `_act`, said when it is complete."""
+    """One request, as far as it has come.
 
-    __slots__ = ("_act", "_body_bytes", "_connection", "_form", "_front", "_method", "_other")
+    When it is complete it is one of three: one to the key space (`_key`), one that Tornado's
+    application has already (`_other`), or one that is answered here (`_act`).
+    """
+
+    __slots__ = (
+        "_act",
+        "_body_bytes",
+        "_connection",
+        "_form",
+        "_front",
+        "_key",
+        "_method",
+        "_other",
+        "_query",
+    )
 
     def __init__(self, front: Front, connection: Connection) -> None:
         self._front = front
@@ -77,6 +91,8 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._form: list[bytes] | None = None
         self._body_bytes = 0
         self._method = ""
+        self._key = b""
+        self._query = b""
 
     def headers_received(
         self,
@@ -113,7 +129,7 @@ class Exchange(httputil.HTTPMessageDelegate):
             status = HTTPStatus.METHOD_NOT_ALLOWED
             self._act = partial(self._plain, status, allow, "Method Not Allowed\n")
         else:
-            self._keys_request(key, query, headers)
+            self._keys_request(key, query)
 
     def data_received(self, chunk: bytes) -> None:
         """Take a piece of the body: kept where it is a form, else dropped."""
@@ -132,7 +148,7 @@ class Exchange(httputil.HTTPMessageDelegate):
             if self._body_bytes > FORM_BYTES_MAX:
                 # Far more may be on its way: answer now, and close.
                 self._form = None
-                self._act = None
+                self._key = b""
                 self._connection.keep_alive = False
                 too_large = ApiError(INVALID_FORM, b"http: POST too large")
                 self._front.keys.refuse(self._connection, self._method, too_large)
@@ -143,6 +159,10 @@ class Exchange(httputil.HTTPMessageDelegate):
             self._other.finish()
         elif self._act is not None:
             self._act()
+        elif self._key:
+            form = b"".join(self._form) if self._form else b""
+            keys = self._front.keys
+            keys.serve(self._connection, self._method, self._key, self._query, form)
 
     def on_connection_close(self) -> None:
         """The client has gone before it was answered."""
@@ -170,22 +190,17 @@ class Exchange(httputil.HTTPMessageDelegate):
         else:
             self._other = other
 
-    def _keys_request(self, key: bytes, query: bytes, headers: httputil.HTTPHeaders) -> None:
-        keys, connection, method = self._front.keys, self._connection, self._method
+    def _keys_request(self, key: bytes, query: bytes) -> None:
+        method = self._method
         if method in ("PUT", "POST"):
             try:
                 if is_form(self._connection.content_type):
                     self._form = []
             except ApiError as refusal:
-                self._act = partial(keys.refuse, connection, method, refusal)
+                keys = self._front.keys
+                self._act = partial(keys.refuse, self._connection, method, refusal)
                 return
-            self._act = partial(self._write, key, query)
-        else:
-            self._act = partial(keys.serve, connection, method, key, query, b"")
-
-    def _write(self, key: bytes, query: bytes) -> None:
-        form = b"".join(self._form) if self._form else b""
-        self._front.keys.serve(self._connection, self._method, key, query, form)
+        self._key, self._query = key, query
 
     def _redirect(self, path: bytes, query: bytes) -> None:
         location = encode_path(path)

@@ -479,6 +479,31 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         return self._start(match[1].decode(), match[2].decode("latin-1"), block)
 
     def _start(self, method: str, target: str, block: Block) -> bool:
+        version = "HTTP/1.1"
+        if not self.http10 and block.is_plain:
+            self.keep_alive = True
+        elif not self._accept(block):
+            return False
+        elif self.http10:
+            version = "HTTP/1.0"
+        server = self._server
+        message = self._message = server.delegate.start_request(self, self)
+        self.content_type = block.content_type
+        left = self._left = block.content_length
+        self._chunks = Chunks() if block.chunked else None
+        if block.expect and (left > len(self._buffer) or block.chunked) and not self.http10:
+            self.send(_CONTINUE)
+        message.headers_received(httputil.RequestStartLine(method, target, version), block.headers)
+        if not left and not block.chunked:
+            self._complete(message)
+        elif self._buffer:
+            return self._dropped is None and self._read_body()
+        elif self._dropped is None:
+            self.deadline = server.now + server.limits.body_timeout_s
+        return True
+
+    def _accept(self, block: Block) -> bool:
+        """Look at what is rare in a header block; return whether the request goes on."""
         if self.http10:
             # Chunks are none of HTTP/1.0's: whoever forwarded them may see other requests here.
             self.keep_alive = block.keep_alive and not block.close and not block.chunked
@@ -493,25 +518,6 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         if not block.host_is_valid:
             self.reject(HTTPStatus.BAD_REQUEST, "malformed Host header")
             return False
-        server = self._server
-        message = self._message = server.delegate.start_request(self, self)
-        self.content_type = block.content_type
-        self._left = block.content_length
-        self._chunks = Chunks() if block.chunked else None
-        has_body = self._left > 0 or block.chunked
-        if (
-            has_body
-            and block.expect
-            and not self.http10
-            and (len(self._buffer) < self._left or block.chunked)
-        ):
-            self.send(_CONTINUE)
-        version = "HTTP/1.0" if self.http10 else "HTTP/1.1"
-        message.headers_received(httputil.RequestStartLine(method, target, version), block.headers)
-        if not has_body:
-            self._complete(message)
-        elif self._dropped is None:
-            self.deadline = server.now + server.limits.body_timeout_s
         return True
 
     def _read_body(self) -> bool:
@@ -531,9 +537,13 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
             complete = self._left == 0
         if data:
             message.data_received(data)
-        if complete and self._dropped is None:
+        if self._dropped is not None:
+            return False
+        if complete:
             self._chunks = None
             self._complete(message)
+        elif self.deadline > self._server.now + self._server.limits.body_timeout_s:
+            self.deadline = self._server.now + self._server.limits.body_timeout_s
         return complete
 
     def _complete(self, message: httputil.HTTPMessageDelegate) -> None:
