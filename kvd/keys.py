@@ -11,6 +11,7 @@ which it began.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Generator
 from functools import partial
 from http import HTTPStatus
@@ -29,6 +30,8 @@ from kvd.watch import Hub
 from storage.change import REMOVALS
 from storage.store import Store
 from storage.tree import View
+
+log = logging.getLogger(__name__)
 
 # As plain numbers: a lookup in the enumeration costs as much as a function call.
 _OK = int(HTTPStatus.OK)
@@ -138,7 +141,7 @@ class KeySpace:
         loop = asyncio.get_running_loop()
         task = loop.create_task(self._list_in_turns(connection, method, get))
         self._listings.add(task)
-        task.add_done_callback(self._listings.discard)
+        task.add_done_callback(partial(self._listed, connection))
 
     async def _list_in_turns(self, connection: Connection, method: str, get: Get) -> None:
         async with self._few:
@@ -154,6 +157,12 @@ class KeySpace:
                     self.refuse(connection, method, refusal)
                     return
         connection.respond(HTTPStatus.OK, *answer, head_only=method == "HEAD")
+
+    def _listed(self, connection: Connection, task: asyncio.Task[None]) -> None:
+        self._listings.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a listing could not be finished", exc_info=error)
+            connection.abort()
 
     def _listing(self, view: View, get: Get) -> Listing:
         """Return head and body of a listing as a view has it, pausing between slices."""
