@@ -31,32 +31,28 @@ def render(
     above: list[_Level] = []
     rendered = 0
     while True:
-        found = next(level.children, None)
-        if found is None:
+        for name, child in level.children:
+            rendered += 1
+            if rendered % NODES_PER_SLICE == 0:
+                yield
+            if name.startswith(b"_"):
+                continue
+            parts.append(b"," if level.shown else b',"nodes":[')
+            level.shown = True
+            path = level.prefix + escape(name)
+            if not child.dir_id or not recursive:
+                parts.append(node_object(path, child, now_ns))
+                continue
+            parts.append(directory_start(path, child, now_ns))
+            above.append(level)
+            level = _Level(path, child, view)
+            break
+        else:
             parts.append(directory_end(level.node, has_nodes=level.shown))
             if not above:
                 parts.append(b"}\n")
                 return b"".join(parts)
             level = above.pop()
-            continue
-        name, child = found
-        rendered += 1
-        if rendered % NODES_PER_SLICE == 0:
-            yield
-        if name.startswith(b"_"):
-            continue
-        parts.append(b"," if level.shown else b',"nodes":[')
-        level.shown = True
-        path = level.prefix + escape(name)
-        if not child.dir_id:
-            parts.append(node_object(path, child, now_ns))
-            continue
-        parts.append(directory_start(path, child, now_ns))
-        if recursive:
-            above.append(level)
-            level = _Level(path, child, view)
-        else:
-            parts.append(directory_end(child, has_nodes=False))
 
 
 class _Level:

@@ -9,7 +9,9 @@ counts, the body's before the query's.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from kvd.commands import (
@@ -57,6 +59,45 @@ _MEDIA_PARAMETER = re.compile(rf'\s*;\s*({_TOKEN})\s*=\s*(?:{_TOKEN}|"(?:[^"\\]|
 _PATH_SAFE = "/$&+,:;=@-._~"
 # What Go's %q has names for.
 _NAMED = {ord(c): rf"\{name}" for c, name in zip('\a\b\f\n\r\t\v\\"', 'abfnrtv\\"', strict=True)}
+
+
+class _Check(NamedTuple):
+    """What the value of a parameter must be, and the error of any other."""
+
+    name: bytes
+    is_good: Callable[[bytes], bool]
+    code: int
+    cause: bytes
+
+
+def _is_uint(raw: bytes) -> bool:
+    return _uint(raw) is not None
+
+
+_IS_BOOL = _BOOLS.__contains__
+_CHECKED_FIRST = (
+    *(
+        _Check(name, _is_uint, INDEX_NOT_A_NUMBER, b'invalid value for "%b"' % name)
+        for name in (b"prevIndex", b"waitIndex")
+    ),
+    *(
+        _Check(name, _IS_BOOL, INVALID_FIELD, b'invalid value for "%b"' % name)
+        for name in (b"recursive", b"sorted", b"wait", b"dir", b"quorum", b"stream")
+    ),
+)
+_CHECKED_THEN = (
+    _Check(b"prevValue", bool, PREV_VALUE_REQUIRED, b'"prevValue" cannot be empty'),
+    _Check(b"noValueOnSuccess", _IS_BOOL, INVALID_FIELD, b'invalid value for "noValueOnSuccess"'),
+    # An empty TTL is none.
+    _Check(
+        b"ttl",
+        lambda raw: not raw or _is_uint(raw),
+        TTL_NOT_A_NUMBER,
+        b'invalid value for "ttl"',
+    ),
+    _Check(b"prevExist", _IS_BOOL, INVALID_FIELD, b"invalid value for prevExist"),
+    _Check(b"refresh", _IS_BOOL, INVALID_FIELD, b"invalid value for refresh"),
+)
 
 
 class BadEscape(ValueError):
@@ -228,35 +269,21 @@ def _quote(raw: bytes) -> bytes:
 
 def _check(method: str, params: Parameters) -> None:
     """Refuse the first thing wrong; the order is etcd's and is what clients see."""
-    for name in (b"prevIndex", b"waitIndex"):
-        if name in params and _uint(params[name]) is None:
-            raise ApiError(INDEX_NOT_A_NUMBER, b'invalid value for "%b"' % name)
-    for name in (b"recursive", b"sorted", b"wait", b"dir", b"quorum", b"stream"):
-        _check_bool(params, name, b'invalid value for "%b"')
+    _check_values(_CHECKED_FIRST, params)
     if method != "GET" and _flag(params, b"wait"):
         raise ApiError(INVALID_FIELD, b'"wait" can only be used with GET requests')
-    if params.get(b"prevValue") == b"":
-        raise ApiError(PREV_VALUE_REQUIRED, b'"prevValue" cannot be empty')
-    _check_bool(params, b"noValueOnSuccess", b'invalid value for "%b"')
-    ttl = params.get(b"ttl")
-    if ttl and _uint(ttl) is None:
-        raise ApiError(TTL_NOT_A_NUMBER, b'invalid value for "ttl"')
-    for name in (b"prevExist", b"refresh"):
-        _check_bool(params, name, b"invalid value for %b")
+    _check_values(_CHECKED_THEN, params)
     if _flag(params, b"refresh"):
-        _check_refresh(params)
+        if params.get(b"value"):
+            raise ApiError(REFRESH_VALUE, b"A value was provided on a refresh")
+        if not params.get(b"ttl"):
+            raise ApiError(REFRESH_TTL_REQUIRED, b"No TTL value set")
 
 
-def _check_refresh(params: Parameters) -> None:
-    if params.get(b"value"):
-        raise ApiError(REFRESH_VALUE, b"A value was provided on a refresh")
-    if not params.get(b"ttl"):
-        raise ApiError(REFRESH_TTL_REQUIRED, b"No TTL value set")
-
-
-def _check_bool(params: Parameters, name: bytes, cause: bytes) -> None:
-    if name in params and params[name] not in _BOOLS:
-        raise ApiError(INVALID_FIELD, cause % name)
+def _check_values(checks: tuple[_Check, ...], params: Parameters) -> None:
+    for name, is_good, code, cause in checks:
+        if name in params and not is_good(params[name]):
+            raise ApiError(code, cause)
 
 
 def _put(key: bytes, params: Parameters) -> Command:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import codecs
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from kvd.errors import TABLE, ApiError
 from storage.change import REMOVALS, Kind
@@ -85,11 +86,17 @@ def escape(raw: bytes) -> bytes:
 def timestamp(ns: int) -> bytes:
     """Return RFC 3339 in UTC with up to nine digits of a second, trailing zeros cut."""
     seconds, fraction = divmod(ns, _NS)
-    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
+    text = _second(seconds)
     if fraction:
         text += b".%09d" % fraction
         text = text.rstrip(b"0")
     return text + b"Z"
+
+
+@lru_cache(maxsize=1024)
+def _second(seconds: int) -> bytes:
+    # What expires together, and node and previous node of a refresh, share most of their text.
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
 
 
 def ttl_s(expiration_ns: int, now_ns: int) -> int:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from heapq import merge
+from itertools import islice
 from operator import itemgetter
 from struct import Struct
 from typing import NamedTuple
@@ -157,18 +158,19 @@ class View:
         """Iterate over a directory's children, names and nodes, in the byte order of the names."""
         prefix = id_prefix(dir_id)
         # Keys of long names stand behind all others and are not in the order of the names.
-        long = sorted(self._children(prefix + b"\1"), key=itemgetter(0))
-        short = self._children(prefix + b"\0")
+        rows = self._range(prefix + b"\1")
+        long = sorted((decode_name(*row), decode_node(*row)) for row in rows)
+        short = ((key[9:], decode_node(key, data)) for key, data in self._range(prefix + b"\0"))
         return merge(short, long, key=itemgetter(0)) if long else short
 
-    def _children(self, prefix: bytes) -> Iterator[tuple[bytes, Node]]:
+    def _range(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        length = len(prefix)
         with self._txn.cursor(db=self._nodes) as cursor:
-            if not cursor.set_range(prefix):
-                return
-            for key, data in cursor.iternext():
-                if not key.startswith(prefix):
-                    return
-                yield decode_name(key, data), decode_node(key, data)
+            if cursor.set_range(prefix):
+                for row in cursor.iternext():
+                    if row[0][:length] != prefix:
+                        return
+                    yield row
 
     def has_children(self, dir_id: int) -> bool:
         """Return whether a directory has a child, hidden or not."""
@@ -314,7 +316,7 @@ class Txn(View):
                     return
                 prefix = cursor.key()
             self.tidied = True
-            rows = self._rows(prefix, limit)
+            rows = list(islice(self._range(prefix), limit))
             for key, data in rows:
                 node = decode_node(key, data)
                 self._txn.delete(key, db=self._nodes)
@@ -441,16 +443,6 @@ class Txn(View):
             return None
         node = self.find(path)
         return node if node and node.expiration_ns == _U64.unpack_from(row_key)[0] else None
-
-    def _rows(self, prefix: bytes, limit: int) -> list[tuple[bytes, bytes]]:
-        rows: list[tuple[bytes, bytes]] = []
-        with self._txn.cursor(db=self._nodes) as cursor:
-            if cursor.set_range(prefix):
-                for key, data in cursor.iternext():
-                    if key[:8] != prefix or len(rows) == limit:
-                        break
-                    rows.append((key, data))
-        return rows
 
 
 def _encode_path(row_key: bytes, path: bytes) -> bytes:
