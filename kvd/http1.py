@@ -397,7 +397,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self.send(
             f"HTTP/1.1 {status.value} {status.phrase}\r\n"
             "Content-Type: text/plain; charset=utf-8\r\n"
-            f"Connection: close\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode()
+            f"Connection: close\r\n\r\n{text}".encode()
         )
         self.linger()
 
