@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kvd import __version__
 from kvd.config import EXIT_USAGE, Config, ConfigError, Request, help_text, parse
@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 -- one per 
     sys.setswitchinterval(_SWITCH_S)
     os.umask(0o077)
     try:
-        asyncio.run(_run(config))
+        with asyncio.Runner(loop_factory=_new_loop()) as runner:
+            runner.run(_run(config))
     except AddressUnavailable as error:
         log.critical("%s", error)
         return EXIT_UNAVAILABLE
@@ -60,6 +61,16 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 -- one per 
         log.critical("%s: %s", config.data_dir, error)
         return EXIT_IO
     return 0
+
+
+def _new_loop() -> Callable[[], asyncio.AbstractEventLoop]:
+    """Return what makes the event loop: uvloop where it is installed (the extra `fast`)."""
+    try:
+        import uvloop  # noqa: PLC0415 -- it need not be there
+    except ImportError:
+        return asyncio.new_event_loop
+    new_loop: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return new_loop
 
 
 async def _run(config: Config) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ def make_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """
     with contextlib.ExitStack() as stack:
 
-        def make(*flags: str, data_dir: Path | None = None, **options: str) -> Server:
+        def make(*flags: str, data_dir: Path | None = None, **options: Any) -> Server:
             server = Server(data_dir or tmp_path / "data", *flags, **options)
             stack.callback(server.stop)
             return server

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,8 +135,15 @@ class Server:
     connections that were made through it are closed at the latest when it is stopped.
     """
 
-    def __init__(self, data_dir: Path, *flags: str, listen: str = "http://127.0.0.1:0") -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *flags: str,
+        listen: str = "http://127.0.0.1:0",
+        launch: Sequence[str] = ("-m", "kvd"),
+    ) -> None:
         self.data_dir = data_dir
+        self.launch = launch
         self.flags = flags
         self.listen = listen
         self.urls: list[str] = []
@@ -164,7 +171,7 @@ class Server:
 
     def start(self, *flags: str) -> "Server":
         """Start the process and wait until it listens."""
-        command = [sys.executable, "-m", "kvd", "--data-dir", str(self.data_dir)]
+        command = [sys.executable, *self.launch, "--data-dir", str(self.data_dir)]
         command += ["--listen-client-urls", self.listen, *self.flags, *flags]
         with self._changed:
             self.urls, self._ended = [], False

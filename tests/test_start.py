@@ -288,3 +288,16 @@ def test_a_relative_directory_is_below_the_working_directory(tmp_path):
             assert (tmp_path / "data" / "FORMAT").exists()
         finally:
             process.kill()
+
+
+def test_it_runs_as_well_on_the_loop_of_the_standard_library(make_server):
+    without = (
+        "import sys; sys.modules['uvloop'] = None; from kvd.__main__ import main; sys.exit(main())"
+    )
+    server = make_server(launch=("-c", without)).start()
+    client = server.client()
+    watch = server.watch("/a")
+    assert client.put("/a", "1").status == 201
+    assert watch.event()["node"]["value"] == "1"
+    assert client.get("/a").json["node"]["value"] == "1"
+    assert server.terminate() == 0
