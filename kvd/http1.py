@@ -23,6 +23,7 @@ import logging
 import re
 from collections.abc import Callable
 from email.utils import formatdate
+from functools import partial
 from http import HTTPStatus
 from math import inf
 from typing import NamedTuple, cast
@@ -314,6 +315,25 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self.send(head + b"\r\n" if head_only else head + b"\r\n" + body)
         self.done()
 
+    async def respond_slowly(self, status: int, headers: bytes, pieces: list[bytes]) -> None:
+        """Send a whole answer of many pieces, no faster than the client reads it."""
+        length = sum(map(len, pieces))
+        self._begin(status, headers + b"Content-Length: %d\r\n" % length)
+        loop = self._server.loop
+        for piece in pieces:
+            self.deadline = self._server.now + self._server.limits.idle_timeout_s
+            self.send(piece)
+            room: asyncio.Future[None] = loop.create_future()
+            self.set_close_callback(partial(_resolve, room))
+            if not self.ready(partial(_resolve, room)):
+                await room
+            else:
+                # Others have their turn between two pieces.
+                await asyncio.sleep(0)
+            if self.gone:
+                return
+        self.done()
+
     def begin_stream(self, status: int, headers: bytes) -> None:
         """Send the head of an answer that comes in chunks, and may take for ever."""
         if self.http10:
@@ -321,8 +341,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         else:
             headers += b"Transfer-Encoding: chunked\r\n"
         self.streaming = True
-        start = self._server.start(status, http10=self.http10)
-        self.send(start + self.extra_headers + headers + self._connection_header() + b"\r\n")
+        self._begin(status, headers)
         if self._ended:
             # The client has said its last word long ago: it would never be heard to leave.
             self._server.loop.call_soon(self.abort)
@@ -336,6 +355,10 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
             return
         self.send(chunk if self.http10 else chunk + b"0\r\n\r\n")
         self.done()
+
+    def _begin(self, status: int, headers: bytes) -> None:
+        start = self._server.start(status, http10=self.http10)
+        self.send(start + self.extra_headers + headers + self._connection_header() + b"\r\n")
 
     def _connection_header(self) -> bytes:
         if self._server.stopping:
@@ -563,3 +586,8 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         done: asyncio.Future[None] = self._server.loop.create_future()
         done.set_result(None)
         return done
+
+
+def _resolve(room: asyncio.Future[None]) -> None:
+    if not room.done():
+        room.set_result(None)

@@ -28,6 +28,7 @@ from kvd.response import action_body, error_body, event_body, get_body
 from kvd.stats import StoreStats
 from kvd.watch import Hub
 from storage.change import REMOVALS
+from storage.index import BROKEN
 from storage.store import Store
 from storage.tree import View
 
@@ -43,10 +44,12 @@ METHODS = ("HEAD", "GET", "PUT", "POST", "DELETE")
 _STREAM_BYTES_MAX = 1 << 20
 # How many large listings are rendered side by side; each holds a read transaction open.
 _LARGE_LISTINGS_MAX = 4
+# How long those that are being answered may take when the server stops.
+_LISTINGS_END_S = 0.3
 
 
-Listing = Generator[None, None, tuple[bytes, bytes]]
-"""Pauses between slices, returns head and body."""
+Listing = Generator[None, None, tuple[bytes, list[bytes]]]
+"""Pauses between slices, returns the head and the pieces of the body."""
 
 
 class KeySpace:
@@ -89,6 +92,8 @@ class KeySpace:
                 self._committer.submit(request, partial(self._answer, connection, no_value))
         except ApiError as refusal:
             self.refuse(connection, method, refusal)
+        except BROKEN as damage:
+            self._committer.fail(damage)
 
     def refuse(self, connection: Connection, method: str, refusal: ApiError) -> None:
         """Answer with an error."""
@@ -98,9 +103,13 @@ class KeySpace:
         connection.respond(status, head, body, head_only=method == "HEAD")
 
     async def finish_listings(self) -> None:
-        """Wait for the large listings that are being rendered."""
+        """Wait for the large listings that are being answered; give up those that take long."""
         if self._listings:
-            await asyncio.wait(self._listings)
+            _, slow = await asyncio.wait(self._listings, timeout=_LISTINGS_END_S)
+            for task in slow:
+                task.cancel()
+            if slow:
+                await asyncio.wait(slow)
 
     def _answer(self, connection: Connection, no_value: bool, outcome: Outcome) -> None:
         """Answer a command, now that its outcome may be told."""
@@ -134,7 +143,8 @@ class KeySpace:
         with self._store.long_view() as view:
             answer = _advance(self._listing(view, get))
         if answer is not None:
-            connection.respond(HTTPStatus.OK, *answer, head_only=method == "HEAD")
+            head, pieces = answer
+            connection.respond(_OK, head, b"".join(pieces), head_only=method == "HEAD")
             return
         # Too large for one turn. It begins anew when its turn has come, so that no more than a
         # few transactions are held open.
@@ -156,11 +166,18 @@ class KeySpace:
                     self._stats.count(get, succeeded=False)
                     self.refuse(connection, method, refusal)
                     return
-        connection.respond(HTTPStatus.OK, *answer, head_only=method == "HEAD")
+        # The transaction has ended: a slow client holds up nothing but its own answer.
+        head, pieces = answer
+        if method == "HEAD":
+            connection.respond(_OK, head, b"".join(pieces), head_only=True)
+        else:
+            await connection.respond_slowly(_OK, head, pieces)
 
     def _listed(self, connection: Connection, task: asyncio.Task[None]) -> None:
         self._listings.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
+            if isinstance(error, BROKEN):
+                self._committer.fail(error)
             log.error("a listing could not be finished", exc_info=error)
             connection.abort()
 
@@ -191,12 +208,12 @@ class KeySpace:
         )
 
 
-def _advance(slices: Listing) -> tuple[bytes, bytes] | None:
+def _advance(slices: Listing) -> tuple[bytes, list[bytes]] | None:
     """Run one slice; return head and body if it was the last."""
     try:
         next(slices)
     except StopIteration as end:
-        answer: tuple[bytes, bytes] = end.value
+        answer: tuple[bytes, list[bytes]] = end.value
         return answer
     return None
 

@@ -19,8 +19,8 @@ NODES_PER_SLICE = 2500
 
 def render(
     view: View, key: bytes, node: Node, now_ns: int, *, recursive: bool
-) -> Generator[None, None, bytes]:
-    """Return the body of a successful read, pausing after every `NODES_PER_SLICE` nodes.
+) -> Generator[None, None, list[bytes]]:
+    """Return the body of a successful read in pieces, pausing after every `NODES_PER_SLICE` nodes.
 
     Of a directory all children are shown that are not hidden, sorted by name; with `recursive` also
     theirs. `now_ns` is what a shown `ttl` counts from.
@@ -29,11 +29,14 @@ def render(
     parts = [b'{"action":"get","node":', directory_start(key, node, now_ns)]
     level = _Level(key, node, view)
     above: list[_Level] = []
+    pieces: list[bytes] = []
     rendered = 0
     while True:
         for name, child in level.children:
             rendered += 1
             if rendered % NODES_PER_SLICE == 0:
+                pieces.append(b"".join(parts))
+                parts.clear()
                 yield
             if name.startswith(b"_"):
                 continue
@@ -51,7 +54,7 @@ def render(
             parts.append(directory_end(level.node, has_nodes=level.shown))
             if not above:
                 parts.append(b"}\n")
-                return b"".join(parts)
+                return [*pieces, b"".join(parts)]
             level = above.pop()
 
 

@@ -1021,3 +1021,15 @@ def test_any_bytes_are_answered_or_refused(server, seed):
                 pytest.fail(f"no end after {sent!r} (seed {seed}, number {number})")
             assert answered == b"" or answered.startswith(b"HTTP/1."), sent
     assert server.client().request("GET", "/health").json == {"health": "true"}
+
+
+def test_a_large_listing_that_is_not_read_holds_nobody_up(fresh_server):
+    value = b"value=" + b"v" * 10_000
+    with Raw(fresh_server.port) as writer:
+        for i in range(LARGE):
+            assert writer.ask("PUT", f"/v2/keys/d/{i:05}", body=value).status == 201
+    with Raw(fresh_server.port, receive_buffer=4096) as lazy:
+        lazy.send(request("GET", "/v2/keys/d"))
+        assert lazy.head().status == 200
+        assert fresh_server.client().get("/d/00000").status == 200
+        assert fresh_server.terminate() == 0

@@ -30,13 +30,13 @@ def body(store: Store, key: bytes, *, recursive: bool = False) -> tuple[bytes, i
     return drain(render(store.view, key, node, NOW_NS, recursive=recursive))
 
 
-def drain(slices: Generator[None, None, bytes]) -> tuple[bytes, int]:
+def drain(slices: Generator[None, None, list[bytes]]) -> tuple[bytes, int]:
     pauses = 0
     while True:
         try:
             next(slices)
         except StopIteration as end:
-            return end.value, pauses
+            return b"".join(end.value), pauses
         pauses += 1
 
 
