@@ -332,7 +332,11 @@ def _ttl_s(params: Parameters) -> int | None:
 
 def _uint(raw: bytes) -> int | None:
     """Return a decimal number of 64 bits, or None where it is none; leading zeros are fine."""
-    if not raw.isdigit() or len(raw.lstrip(b"0")) > 20:
+    if not raw.isdigit():
         return None
-    number = int(raw.lstrip(b"0") or b"0")
+    if len(raw) > 20:
+        raw = raw.lstrip(b"0") or b"0"
+        if len(raw) > 20:
+            return None
+    number = int(raw)
     return number if number <= _UINT_MAX else None
