@@ -2,7 +2,9 @@
 
 Exit status: 0 after SIGTERM or SIGINT, 64 for a bad flag, 65 for damaged data, 69 for an address
 that is taken, 70 for a bug, 73 for a directory that is locked or cannot be used, 74 for an I/O
-error, 78 for a data directory of another format.
+error, 75 for what the next start puts right by itself (a damaged index; a stop that took longer
+than 10 s), 78 for a data directory of another format. A second signal ends it at once, which is
+safe: it is what kill -9 does.
 """
 
 from __future__ import annotations
@@ -12,18 +14,29 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 from kvd import __version__
 from kvd.config import EXIT_USAGE, Config, ConfigError, Request, help_text, parse
-from kvd.server import EXIT_IO, EXIT_UNAVAILABLE, AddressUnavailable, KvdServer
+from kvd.server import (
+    EXIT_IO,
+    EXIT_TRY_AGAIN,
+    EXIT_UNAVAILABLE,
+    AddressUnavailable,
+    KvdServer,
+)
+from storage import failpoints
 from storage.errors import StorageError
+from storage.repair import explained
 
 log = logging.getLogger("kvd")
 
 # How soon a waiting thread gets the interpreter. The default of 5 ms would keep the sync thread,
 # back from the disk, waiting behind a busy loop for longer than the disk took.
 _SWITCH_S = 0.0005
+_STOP_S = 10.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 -- one per status
@@ -39,6 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 -- one per 
     if isinstance(config, Request):
         sys.stdout.write(f"kvd {__version__}\n")
         return 0
+    try:
+        failpoints.arm(map(failpoints.parse, config.failpoints))
+    except ValueError as error:
+        sys.stderr.write(f"kvd: --failpoint: {error}\n")
+        return EXIT_USAGE
     logging.basicConfig(
         stream=sys.stderr,
         level=config.log_level,
@@ -46,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 -- one per 
     )
     if config.ignored:
         log.warning("without effect here, ignored: %s", " ".join(config.ignored))
+    if config.failpoints:
+        log.warning("failpoints are armed: %s", ", ".join(config.failpoints))
     sys.setswitchinterval(_SWITCH_S)
     os.umask(0o077)
     try:
@@ -55,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 -- one per 
         log.critical("%s", error)
         return EXIT_UNAVAILABLE
     except StorageError as error:
-        log.critical("%s", error)
+        log.critical("%s", explained(error, config.data_dir))
         return error.exit_status
     except OSError as error:
         log.critical("%s: %s", config.data_dir, error)
@@ -76,13 +96,27 @@ def _new_loop() -> Callable[[], asyncio.AbstractEventLoop]:
 async def _run(config: Config) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _SIGNALS:
         loop.add_signal_handler(number, stop.set)
     server = KvdServer(config)
     await server.start()
     await stop.wait()
     log.info("stopping")
+    # The loop may stand still while the index is written out: neither may wait for it.
+    for number in _SIGNALS:
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_DFL)
+    patience = threading.Timer(_STOP_S, _end_unclean)
+    patience.daemon = True
+    patience.start()
     await server.stop()
+    patience.cancel()
+
+
+def _end_unclean() -> None:
+    log.warning("the stop takes longer than %.0f s: ending without a clean mark", _STOP_S)
+    logging.shutdown()
+    os._exit(EXIT_TRY_AGAIN)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ Invariants:
   and the indexes it took are given again: nobody was told them.
 - Once a frame is durable its batch *is* committed. If the index cannot take it (a full disk) the
   batch is performed again until it can; other batches wait, reads go on.
+- Without room for what users write (space.py) they are refused one by one, and each batch asks the
+  disk anew before it does so. Removals, expiry and reads go on.
 - What has expired at the batch's time goes first, so that writers cannot starve expiry and no
   command sees a key that its batch's time has ended.
 """
@@ -26,15 +28,18 @@ from functools import partial
 from typing import NamedTuple
 
 from kvd.clock import Clock
-from kvd.commands import Command
+from kvd.commands import Command, CompareAndDelete, Delete
 from kvd.errors import INVALID_FORM, RAFT_INTERNAL, ApiError
+from kvd.listing import Listings
 from kvd.machine import decide, expire
+from kvd.space import Space
 from kvd.stats import StoreStats
 from kvd.syncthread import SyncThread
 from kvd.watch import Hub, is_below
-from storage.change import REMOVALS, Change, Kind, encode_record
+from storage.change import REMOVALS, Change, Kind, Record, encode_record
 from storage.errors import LogFull
 from storage.event import Event
+from storage.index import BROKEN
 from storage.store import Batch, Store
 from storage.tree import IndexRefused, Txn
 from storage.wal import Position
@@ -47,18 +52,20 @@ Done = Callable[[Outcome], None]
 # A batch closes at so many records or bytes of them; a larger command goes alone.
 BATCH_RECORDS_MAX = 1000
 BATCH_BYTES_MAX = 4 << 20
+_REMOVING = (Delete, CompareAndDelete)
 # What a payload holds beside its records: the envelope and the heads of two arrays.
 _ENVELOPE_BYTES_MAX = 128
 # How many nodes of removed directories a batch frees on its way: about a millisecond.
 _RECLAIMED_PER_BATCH = 500
 _RETRY_S = 0.5
+_REMOVING = (Delete, CompareAndDelete)
 
 
 class _Pending(NamedTuple):
     """One batch on its way to the disk."""
 
     txn: Txn
-    changes: list[Change]
+    performed: list[Record]
     events: list[tuple[Event, list[bytes]]]
     answers: list[tuple[Done, Command, Outcome]]
     asked: dict[int, set[bytes]]
@@ -75,6 +82,7 @@ class Committer:
         *,
         store: Store,
         hub: Hub,
+        listings: Listings,
         stats: StoreStats,
         clock: Clock,
         sync: SyncThread[Position],
@@ -84,6 +92,7 @@ class Committer:
     ) -> None:
         self._store = store
         self._hub = hub
+        self._listings = listings
         self._stats = stats
         self._clock = clock
         self._sync = sync
@@ -93,6 +102,9 @@ class Committer:
         self._queue: deque[tuple[Command, Done]] = deque()
         self._record_bytes_max = store.wal.max_payload - _ENVELOPE_BYTES_MAX
         self._batch_bytes_max = min(BATCH_BYTES_MAX, self._record_bytes_max)
+        self._space = Space(store)
+        self._index_waits = False
+        self._beaten = store.wal.position
         self._busy = False
         self._scheduled = False
         self._stopped = False
@@ -105,6 +117,35 @@ class Committer:
         """Queue a command; `done` gets its event or its refusal once that may be told."""
         self._queue.append((command, done))
         self._schedule()
+
+    @property
+    def takes_writes(self) -> bool:
+        """Whether users' writes are neither refused for want of room nor held up by the index."""
+        return self._space.refusal is None and not self._index_waits
+
+    def fail(self, error: BaseException) -> None:
+        """End the process: somebody has met damage while reading."""
+        self._on_fatal(error)
+
+    def tick(self) -> None:
+        """Do what time asks for, about once a second: look at the space, let the log's heart beat.
+
+        A frame that nothing has followed for a second gets an empty one behind it, so that damage
+        to it can be told from a write that never finished.
+        """
+        self._space.look()
+        if self._busy or self._stopped:
+            return
+        position = self._store.wal.position
+        if self._space.refusal is not None:
+            self._schedule()  # the next batch, even an empty one, asks the disk
+        elif position != self._beaten or self._store.wal.refusal is not None:
+            # Behind this job the thread also tries again to prepare the next segment.
+            self._beaten = position
+            self._sync.run(
+                self._store.heartbeat,
+                lambda outcome: self._step(partial(self._beat, outcome)),
+            )
 
     async def drain(self) -> None:
         """Wait until every queued command has been answered."""
@@ -141,14 +182,40 @@ class Committer:
     def _run(self) -> None:
         self._scheduled = False
         if not self._stopped:
-            self._step(self._begin_batch)
+            self._step(self._begin)
 
-    def _step(self, step: Callable[[], None]) -> None:
+    def _step(self, step: Callable[[], object]) -> None:
         """Run one step of a batch's way."""
         try:
             step()
         except BaseException as error:  # noqa: BLE001 -- a bug or damage: nothing may go on
             self._on_fatal(error)
+
+    def _begin(self) -> None:
+        """Begin a batch; while there is no room, find out first whether that is still so."""
+        if self._space.refusal is None or self._store.is_low_on_space():
+            self._begin_batch()
+            return
+        self._busy = True
+        self._sync.run(
+            partial(self._store.heartbeat, probe=True),
+            lambda outcome: self._step(partial(self._probed, outcome)),
+        )
+
+    def _probed(self, outcome: Position | BaseException) -> None:
+        self._busy = False
+        if self._beat(outcome):
+            self._space.found()
+        self._begin_batch()
+
+    def _beat(self, outcome: Position | BaseException) -> bool:
+        """Take note of a heartbeat's outcome; return whether it was written."""
+        if isinstance(outcome, LogFull):
+            self._space.refused(outcome)
+            return False
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return True
 
     def _begin_batch(self) -> None:
         time_ns = self._clock.now_ns()
@@ -161,6 +228,7 @@ class Committer:
                 self._store.tidy(txn)
         except IndexRefused as error:
             # Nothing is logged yet, so nothing has happened.
+            _raise_if_broken(error)
             log.warning("a batch was refused, the index could not take it: %s", error)
             self._abort(pending, str(error))
             return
@@ -179,23 +247,27 @@ class Committer:
     def _decide(self, pending: _Pending) -> list[bytes]:
         """Fill a batch from what has expired and the queue; return its records, encoded."""
         txn, time_ns = pending.txn, pending.time_ns
-        records = self._expire(pending)
+        records = self._log_start(pending)
+        records += self._expire(pending)
         if (due_ns := txn.first_due_ns()) is not None and due_ns <= time_ns:
             # The rest goes first in the next batch: no command sees what has ended.
             return records
         expired = size = sum(map(len, records))
+        room = min(self._space.room, self._record_bytes_max)
         while self._queue and len(records) < BATCH_RECORDS_MAX and size < self._batch_bytes_max:
             command, done = self._queue.popleft()
             try:
                 change = decide(txn, command, txn.index + 1, time_ns)
                 record = encode_record(change)
-                self._check_size(record)
+                if size + len(record) > room:
+                    self._check_size(command, record, size)
             except ApiError as refusal:
                 pending.answers.append((done, command, refusal))
                 continue
             is_first = size == expired
             size += len(record)
-            if size > (self._record_bytes_max if is_first else self._batch_bytes_max):
+            # A removal is never too large, or what was written under larger segments would stay.
+            if records and size > (self._record_bytes_max if is_first else self._batch_bytes_max):
                 self._queue.appendleft((command, done))
                 break
             records.append(record)
@@ -207,6 +279,15 @@ class Committer:
                 raise
             pending.answers.append((done, command, event))
         return records
+
+    def _log_start(self, pending: _Pending) -> list[bytes]:
+        """Log what the start of the server had no room for, if there is room now."""
+        if not self._store.owed or self._space.refusal is not None:
+            return []
+        for record in self._store.owed:
+            pending.txn.perform(record, pending.time_ns)
+            pending.performed.append(record)
+        return [encode_record(record) for record in self._store.owed]
 
     def _expire(self, pending: _Pending) -> list[bytes]:
         """Begin a batch with what has expired, as far as it takes it; return the records."""
@@ -226,10 +307,15 @@ class Committer:
             self._perform(pending, change, record)
         return records
 
-    def _check_size(self, record: bytes) -> None:
-        """Refuse what the log's reader would refuse; it is a limit of small segments only."""
-        if len(record) > self._record_bytes_max:
+    def _check_size(self, command: Command, record: bytes, batch_bytes: int) -> None:
+        """Refuse what the log's reader would refuse, or what there is no room for."""
+        if isinstance(command, _REMOVING):
+            return
+        if len(record) > self._record_bytes_max:  # a limit of small segments only
             raise ApiError(INVALID_FORM, b"http: POST too large")
+        no_room = self._space.check(batch_bytes + len(record))
+        if no_room is not None:
+            raise no_room
 
     def _perform(self, pending: _Pending, change: Change, record: bytes) -> Event:
         removed: list[bytes] = []
@@ -240,15 +326,16 @@ class Committer:
             pending.asked[change.index] = set(paths)
         event = pending.txn.perform(change, pending.time_ns, record)
         assert event is not None
-        pending.changes.append(change)
+        pending.performed.append(change)
         pending.events.append((event, removed))
         return event
 
     def _appended(self, pending: _Pending, batch: Batch, outcome: Position | BaseException) -> None:
         if isinstance(outcome, LogFull):
-            log.warning("a batch was refused, the log could not take it: %s", outcome)
             self._busy = False
-            self._abort(pending, str(outcome))
+            self._space.refused(outcome)
+            assert self._space.refusal is not None
+            self._refuse(pending, self._space.refusal)
         elif isinstance(outcome, BaseException):
             # Whether the batch is durable nobody can say, nor may it be asked again: the second
             # fdatasync succeeds, and lies.
@@ -263,26 +350,35 @@ class Committer:
         try:
             self._store.commit(pending.txn, batch, position)
         except IndexRefused as error:
-            log.warning("a durable batch waits, the index cannot take it yet: %s", error)
-            self._try_again(pending, batch, position)
+            self._try_again(pending, batch, position, error)
             return
         self._busy = False
+        if self._index_waits:
+            self._index_waits = False
+            log.warning("the index has taken the batch that waited")
+        if pending.performed[:1] == list(self._store.owed[:1]):
+            self._store.owed = ()
         self._finish(pending)
         self._on_commit()
 
     def _commit_again(self, pending: _Pending, batch: Batch, position: Position) -> None:
         txn = self._store.begin()
         try:
-            for change in pending.changes:
-                txn.perform(change, pending.time_ns)
+            for record in pending.performed:
+                txn.perform(record, pending.time_ns)
         except IndexRefused as error:
             txn.end()
-            log.warning("a durable batch still waits: %s", error)
-            self._try_again(pending, batch, position)
+            self._try_again(pending, batch, position, error)
             return
         self._commit(pending._replace(txn=txn), batch, position)
 
-    def _try_again(self, pending: _Pending, batch: Batch, position: Position) -> None:
+    def _try_again(
+        self, pending: _Pending, batch: Batch, position: Position, error: IndexRefused
+    ) -> None:
+        _raise_if_broken(error)
+        if not self._index_waits:
+            self._index_waits = True
+            log.warning("a durable batch waits, the index cannot take it yet: %s", error)
         step = partial(self._commit_again, pending, batch, position)
         self._loop.call_later(_RETRY_S, self._step, step)
 
@@ -308,6 +404,9 @@ class Committer:
 
     def _finish(self, pending: _Pending) -> None:
         """Tell everybody; what they are told is durable, and visible."""
+        for event, _ in pending.events:
+            change = event.change
+            self._listings.changed(change.key, removed=change.kind in REMOVALS)
         self._hub.publish(pending.events)
         self._stats.expired(sum(e.change.kind == Kind.EXPIRE for e, _ in pending.events))
         for done, command, outcome in pending.answers:
@@ -319,8 +418,10 @@ class Committer:
             self._schedule()
 
     def _abort(self, pending: _Pending, reason: str) -> None:
+        self._refuse(pending, ApiError(RAFT_INTERNAL, reason.encode()))
+
+    def _refuse(self, pending: _Pending, refusal: ApiError) -> None:
         pending.txn.end()
-        refusal = ApiError(RAFT_INTERNAL, reason.encode())
         _answer_all(pending, refusal)
         # An expiry that found no room tries again, but not at once.
         self._loop.call_later(_RETRY_S, self._arm)
@@ -351,6 +452,12 @@ class Committer:
         self._timer_ns = 0
         self._timer = None
         self._schedule()
+
+
+def _raise_if_broken(error: BaseException) -> None:
+    """Raise what is no want of room but damage to the index: only a rebuild helps."""
+    if isinstance(error, BROKEN):
+        raise error
 
 
 def _answer(done: Done, outcome: Outcome) -> None:

@@ -68,6 +68,7 @@ class Config:
         idle_timeout_s: How long a connection may stay open between two requests.
         header_timeout_s: How long request line and headers may take from their first byte.
         body_timeout_s: How long a request body may take.
+        failpoints: The faults to be made on purpose, as `storage.failpoints` reads them.
         log_level: The name of a level of the logging module.
         cors: The origins that may read answers in a browser; empty sends no CORS headers.
         ignored: Flags that were given and have no effect here, with their dashes, for one warning.
@@ -87,6 +88,7 @@ class Config:
     idle_timeout_s: float
     header_timeout_s: float
     body_timeout_s: float
+    failpoints: tuple[str, ...]
     log_level: str
     cors: tuple[str, ...]
     ignored: tuple[str, ...]
@@ -138,6 +140,7 @@ def parse(argv: Sequence[str]) -> Config | Request:
         idle_timeout_s=_seconds(texts, "idle-timeout-s"),
         header_timeout_s=_seconds(texts, "header-timeout-s"),
         body_timeout_s=_seconds(texts, "body-timeout-s"),
+        failpoints=_failpoints(texts),
         log_level=_log_level(texts),
         cors=_origins(texts),
         ignored=tuple(f"--{flag.name}" for flag in given if flag.group == NO_EFFECT),
@@ -199,6 +202,13 @@ def _seconds(texts: Mapping[str, str], name: str) -> float:
     if not (math.isfinite(value) and value > 0):
         raise ConfigError(f"--{name}: expected seconds above 0, found {shown(texts[name])}")
     return value
+
+
+def _failpoints(texts: Mapping[str, str]) -> tuple[str, ...]:
+    faults = tuple(text.strip() for text in texts["failpoint"].split(",") if text.strip())
+    if faults and not _boolean(texts, "enable-failpoints"):
+        raise ConfigError("--failpoint needs --enable-failpoints: it makes faults on purpose")
+    return faults
 
 
 def _log_level(texts: Mapping[str, str]) -> str:

@@ -29,6 +29,7 @@ class Flag:
         value: What `--help` calls its value; empty for a switch.
         help: What it does, without a period.
         group: The heading under which `--help` lists it.
+        repeats: Given more than once it is a list: the texts are joined by commas.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Flag:
     value: str
     help: str
     group: str
+    repeats: bool = False
 
 
 MEMBER, STORAGE, LIMITS, OTHER = "Member", "Storage", "Limits", "Other"
@@ -95,6 +97,22 @@ FLAGS = (
     Flag("idle-timeout-s", "3600", "SECONDS", "close a connection without requests", LIMITS),
     Flag("header-timeout-s", "30", "SECONDS", "how long the head of a request may take", LIMITS),
     Flag("body-timeout-s", "60", "SECONDS", "how long the body of a request may take", LIMITS),
+    Flag(
+        "enable-failpoints",
+        "false",
+        "",
+        "allow --failpoint: faults on purpose, for experiments with crashes",
+        OTHER,
+    ),
+    Flag(
+        "failpoint",
+        "",
+        "NAME=ACTION,...",
+        "make a fault: crash, error:ERRNO, delay:SECONDS, tear:BYTES or short:BYTES at a named "
+        "place, @N for the Nth time only; may be given again; kvdctl failpoints lists the places",
+        OTHER,
+        repeats=True,
+    ),
     Flag("log-level", "info", "LEVEL", "debug, info, warn, error, panic or fatal", OTHER),
     Flag("enable-v2", "true", "", "etcd's switch for the API, which is always on here", OTHER),
     Flag("version", "false", "", "print the version and exit", OTHER),
@@ -149,7 +167,7 @@ def split(argv: Sequence[str]) -> dict[Flag, str]:
             raise ConfigError(_unknown(name))
         if not equals:
             text = _value_after(flag, words) if flag.value else "true"
-        given[flag] = text
+        given[flag] = f"{given[flag]},{text}" if flag.repeats and flag in given else text
     return given
 
 

@@ -66,6 +66,12 @@ class Housekeeping:
             self._index_at = log_bytes
             self._thread.run(self._sync_index, self._done)
 
+    def tick(self) -> None:
+        """Keep room in the index for removals on a full disk, about once a second."""
+        if not self._busy and not self._stopped and self._store.index_reserve_is_low():
+            self._busy = True
+            self._thread.run(self._reserve, self._reserved)
+
     def stop(self) -> None:
         """Start nothing any more; give up a snapshot that is being taken, and wait for its end."""
         self._stopped = True
@@ -102,6 +108,16 @@ class Housekeeping:
     def _sync_index(self) -> int:
         self._store.sync_index()
         return 0
+
+    def _reserve(self) -> int:
+        self._store.reserve_index()
+        return 0
+
+    def _reserved(self, outcome: int | BaseException) -> None:
+        self._busy = False
+        if isinstance(outcome, BaseException) and not isinstance(outcome, OSError):
+            raise outcome
+        # Without room for it there is nothing to say: the log will meet the full disk, and tell.
 
     def _done(self, outcome: int | BaseException) -> None:
         self._busy = False

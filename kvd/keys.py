@@ -22,7 +22,7 @@ from kvd.commands import Get, Watch
 from kvd.committer import Committer, Outcome
 from kvd.errors import RAFT_INTERNAL, TABLE, ApiError
 from kvd.http1 import Connection
-from kvd.listing import render
+from kvd.listing import Listing, Listings, render
 from kvd.request import parse
 from kvd.response import action_body, error_body, event_body, get_body
 from kvd.stats import StoreStats
@@ -48,8 +48,8 @@ _LARGE_LISTINGS_MAX = 4
 _LISTINGS_END_S = 0.3
 
 
-Listing = Generator[None, None, tuple[bytes, list[bytes]]]
-"""Pauses between slices, returns the head and the pieces of the body."""
+Slices = Generator[None, None, tuple[bytes, Listing]]
+"""Pauses between slices, returns the head and the body."""
 
 
 class KeySpace:
@@ -63,6 +63,7 @@ class KeySpace:
         hub: Hub,
         stats: StoreStats,
         clock: Clock,
+        listings: Listings,
         watchers_max: int | None = None,
     ) -> None:
         self._store = store
@@ -70,6 +71,7 @@ class KeySpace:
         self._hub = hub
         self._stats = stats
         self._clock = clock
+        self._kept = listings
         self._watchers_max = watchers_max
         self._few = asyncio.Semaphore(_LARGE_LISTINGS_MAX)
         self._listings: set[asyncio.Task[None]] = set()
@@ -132,7 +134,12 @@ class KeySpace:
             self._stats.count(get, succeeded=False)
             raise
         if node.dir_id:
-            self._list(connection, method, get)
+            kept = self._kept.find(get.key, recursive=get.recursive)
+            if kept is None:
+                self._list(connection, method, get)
+            else:
+                self._stats.count(get, succeeded=True)
+                connection.respond(_OK, self._head(index), kept, head_only=method == "HEAD")
             return
         now_ns = self._clock.now_ns() if node.expiration_ns else 0
         body = get_body(get.key, node, now_ns)
@@ -143,8 +150,11 @@ class KeySpace:
         with self._store.long_view() as view:
             answer = _advance(self._listing(view, get))
         if answer is not None:
-            head, pieces = answer
-            connection.respond(_OK, head, b"".join(pieces), head_only=method == "HEAD")
+            head, listing = answer
+            body = b"".join(listing.pieces)
+            if listing.lasting:
+                self._kept.keep(get.key, body, recursive=get.recursive)
+            connection.respond(_OK, head, body, head_only=method == "HEAD")
             return
         # Too large for one turn. It begins anew when its turn has come, so that no more than a
         # few transactions are held open.
@@ -167,11 +177,11 @@ class KeySpace:
                     self.refuse(connection, method, refusal)
                     return
         # The transaction has ended: a slow client holds up nothing but its own answer.
-        head, pieces = answer
+        head, listing = answer
         if method == "HEAD":
-            connection.respond(_OK, head, b"".join(pieces), head_only=True)
+            connection.respond(_OK, head, b"".join(listing.pieces), head_only=True)
         else:
-            await connection.respond_slowly(_OK, head, pieces)
+            await connection.respond_slowly(_OK, head, listing.pieces)
 
     def _listed(self, connection: Connection, task: asyncio.Task[None]) -> None:
         self._listings.discard(task)
@@ -181,14 +191,14 @@ class KeySpace:
             log.error("a listing could not be finished", exc_info=error)
             connection.abort()
 
-    def _listing(self, view: View, get: Get) -> Listing:
+    def _listing(self, view: View, get: Get) -> Slices:
         """Return head and body of a listing as a view has it, pausing between slices."""
         head = self._head(self._store.applied.index)
         node = machine.existing(view, get.key, self._store.applied.index)
         now_ns = self._clock.now_ns()
-        body = yield from render(view, get.key, node, now_ns, recursive=get.recursive)
+        listing = yield from render(view, get.key, node, now_ns, recursive=get.recursive)
         self._stats.count(get, succeeded=True)
-        return head, body
+        return head, listing
 
     def _watch(self, connection: Connection, watch: Watch) -> None:
         if self._watchers_max is not None and self._hub.waiting >= self._watchers_max:
@@ -208,12 +218,12 @@ class KeySpace:
         )
 
 
-def _advance(slices: Listing) -> tuple[bytes, list[bytes]] | None:
+def _advance(slices: Slices) -> tuple[bytes, Listing] | None:
     """Run one slice; return head and body if it was the last."""
     try:
         next(slices)
     except StopIteration as end:
-        answer: tuple[bytes, list[bytes]] = end.value
+        answer: tuple[bytes, Listing] = end.value
         return answer
     return None
 

@@ -1,13 +1,19 @@
-"""Answers to reads of a directory or of a whole subtree, as JSON in slices.
+"""Answers to reads of a directory or of a whole subtree, as JSON in slices, and those kept.
 
 A large subtree takes long, so it is rendered a slice at a time: whoever renders it decides what
 happens in between. There is no recursion, and the text is put together once, so a tree of 2,000
 levels costs what its bytes cost.
+
+Clients of a configuration store read the same directories again and again, and seldom find them
+changed. So an answer is kept until something below its directory changes, unless it shows a TTL,
+which changes by itself. What is kept depends on the committed state alone.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Generator, Iterator
+from typing import NamedTuple
 
 from kvd.response import directory_end, directory_start, escape, node_object
 from storage.node import Node
@@ -16,11 +22,67 @@ from storage.tree import View
 NODES_PER_SLICE = 2500
 """About five milliseconds of rendering."""
 
+_KEPT_BYTES_MAX = 32 << 20
+_KEPT_BODY_BYTES_MAX = 4 << 20
+
+
+class Listing(NamedTuple):
+    """A body in pieces; `lasting` if it stays the same until something in it is changed."""
+
+    pieces: list[bytes]
+    lasting: bool
+
+
+class Listings:
+    """The bodies that are kept, by directory; those longest unread go first."""
+
+    def __init__(self) -> None:
+        self._bodies: OrderedDict[tuple[bytes, bool], bytes] = OrderedDict()
+        self._bytes = 0
+
+    def find(self, key: bytes, *, recursive: bool) -> bytes | None:
+        """Return the body that answers a read of a directory, if it is kept."""
+        body = self._bodies.get((key, recursive))
+        if body is not None:
+            self._bodies.move_to_end((key, recursive))
+        return body
+
+    def keep(self, key: bytes, body: bytes, *, recursive: bool) -> None:
+        """Keep a body of the committed state."""
+        if len(body) > _KEPT_BODY_BYTES_MAX:
+            return
+        self._drop((key, recursive))
+        self._bodies[key, recursive] = body
+        self._bytes += len(body)
+        while self._bytes > _KEPT_BYTES_MAX:
+            self._drop(next(iter(self._bodies)))
+
+    def changed(self, key: bytes, *, removed: bool) -> None:
+        """Drop what a change of a node shows in: its directories and, if it was removed, itself."""
+        if not self._bodies:
+            return
+        if removed:
+            below = key + b"/"
+            for kept in [kept for kept in self._bodies if kept[0].startswith(below)]:
+                self._drop(kept)
+        path = key
+        while True:
+            self._drop((path, False))
+            self._drop((path, True))
+            if path == b"/":
+                return
+            path = path.rpartition(b"/")[0] or b"/"
+
+    def _drop(self, kept: tuple[bytes, bool]) -> None:
+        body = self._bodies.pop(kept, None)
+        if body is not None:
+            self._bytes -= len(body)
+
 
 def render(
     view: View, key: bytes, node: Node, now_ns: int, *, recursive: bool
-) -> Generator[None, None, list[bytes]]:
-    """Return the body of a successful read in pieces, pausing after every `NODES_PER_SLICE` nodes.
+) -> Generator[None, None, Listing]:
+    """Return the body of a successful read, pausing after every `NODES_PER_SLICE` nodes.
 
     Of a directory all children are shown that are not hidden, sorted by name; with `recursive` also
     theirs. `now_ns` is what a shown `ttl` counts from.
@@ -31,6 +93,7 @@ def render(
     above: list[_Level] = []
     pieces: list[bytes] = []
     rendered = 0
+    lasting = not node.expiration_ns
     while True:
         for name, child in level.children:
             rendered += 1
@@ -42,6 +105,8 @@ def render(
                 continue
             parts.append(b"," if level.shown else b',"nodes":[')
             level.shown = True
+            if child.expiration_ns:
+                lasting = False
             path = level.prefix + escape(name)
             if not child.dir_id or not recursive:
                 parts.append(node_object(path, child, now_ns))
@@ -54,7 +119,7 @@ def render(
             parts.append(directory_end(level.node, has_nodes=level.shown))
             if not above:
                 parts.append(b"}\n")
-                return [*pieces, b"".join(parts)]
+                return Listing([*pieces, b"".join(parts)], lasting)
             level = above.pop()
 
 

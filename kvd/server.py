@@ -26,10 +26,12 @@ from kvd.front import Front
 from kvd.housekeeping import Housekeeping
 from kvd.http1 import Connection, Limits, Server
 from kvd.keys import KeySpace
+from kvd.listing import Listings
 from kvd.members import Member
 from kvd.stats import SelfStats, StoreStats
 from kvd.syncthread import SyncThread
 from kvd.watch import Hub
+from storage.index import BROKEN
 from storage.store import Store
 from storage.wal import Position
 
@@ -38,6 +40,7 @@ log = logging.getLogger(__name__)
 EXIT_UNAVAILABLE = 69
 EXIT_BUG = 70
 EXIT_IO = 74
+EXIT_TRY_AGAIN = 75
 
 # Files that are open beside the connections: the log, the index, the listeners, a snapshot.
 _FILES_RESERVED = 64
@@ -132,7 +135,12 @@ class KvdServer:
             rebuild_index=config.rebuild_index,
         )
         self._clock = Clock(store.applied.time_ns)
-        store.start_term(self._clock.now_ns(), config.event_history_limit)
+        try:
+            store.start_term(self._clock.now_ns(), config.event_history_limit)
+        except BROKEN as damage:
+            self._fail(damage)
+        with suppress(OSError):  # without room there is nothing to keep free
+            store.reserve_index()
 
     def _serve(
         self, loop: asyncio.AbstractEventLoop, urls: list[str], *, connections_max: int
@@ -142,12 +150,14 @@ class KvdServer:
         sync = self._sync = SyncThread[Position](loop, "kvd-sync", store.wal.prepare_next)
         stats = StoreStats()
         hub = self._hub = Hub(store, loop)
+        listings = Listings()
         self._housekeeping = Housekeeping(
             store=store, sync=sync, loop=loop, snapshot_count=config.snapshot_count
         )
         self._committer = Committer(
             store=store,
             hub=hub,
+            listings=listings,
             stats=stats,
             clock=clock,
             sync=sync,
@@ -161,6 +171,7 @@ class KvdServer:
             hub=hub,
             stats=stats,
             clock=clock,
+            listings=listings,
             watchers_max=config.max_watchers,
         )
         identity = store.identity
@@ -175,7 +186,7 @@ class KvdServer:
                 store_stats=lambda: stats.body(hub.count),
                 self_stats=lambda: self_stats.self_body(clock.now_ns()),
                 leader_stats=self_stats.leader_body,
-                healthy=lambda: not self._failing,
+                healthy=lambda: not self._failing and self._committer.takes_writes,
                 member=Member(config.name, identity.member_id, tuple(advertised)),
                 cluster_id=identity.cluster_id,
             )
@@ -192,6 +203,8 @@ class KvdServer:
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         self._http.tick()
+        self._committer.tick()
+        self._housekeeping.tick()
         self._ticks += 1
         if self._ticks % _CLOCK_S == 0:
             self._clock.follow()
@@ -213,8 +226,12 @@ class KvdServer:
         start reads what the disk really holds.
         """
         self._failing = True
-        status = EXIT_IO if isinstance(error, OSError) else EXIT_BUG
-        if isinstance(error, OSError):
+        status = EXIT_BUG
+        if isinstance(error, BROKEN):
+            status = EXIT_TRY_AGAIN
+            log.critical("the index is damaged, stopping; the next start rebuilds it: %s", error)
+        elif isinstance(error, OSError):
+            status = EXIT_IO
             log.critical("the log could not be written, stopping at once: %s", error)
         else:
             log.critical("stopping at once", exc_info=error)

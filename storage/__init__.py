@@ -4,9 +4,11 @@ Reading order: frame.py (the bytes of the log), wal.py (the log), change.py (wha
 (nodes in one LMDB transaction), store.py (all of it as one thing, and recovery).
 
     pure             change event frame node
-    files            disk (the few calls that touch them) segments spare quarantine reader wal
-                     layout snapfile
-    LMDB             tree index snapshot checkpoint store
+    files            disk (the few calls that touch them) failpoints segments spare quarantine
+                     reader wal layout snapfile
+    LMDB             tree index snapshot checkpoint replay store
+    tools            source (a directory open for reading) digest dump verify repair backup restore
+                     compact: what kvdctl does, and no server
 
 What it takes for granted of the world:
 

@@ -134,7 +134,7 @@ def decode_record(item: list[object]) -> Record:
         case [Kind.SETTING, str(name), int(number), *_]:
             return Setting(name, number)
         case _:
-            raise UnknownRecord(f"a record of an unknown kind: {item[:1]!r}")
+            raise UnknownRecord(f"a record of an unknown kind: {item!r:.60}")
 
 
 def encode_payload(

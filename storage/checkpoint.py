@@ -15,7 +15,7 @@ from pathlib import Path
 
 import lmdb
 
-from storage import snapshot
+from storage import failpoints, snapshot
 from storage.errors import CorruptSnapshot
 from storage.layout import Identity
 from storage.tree import APPLIED_KEY, Applied
@@ -44,15 +44,19 @@ class Checkpoint:
             target.unlink(missing_ok=True)
             fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             try:
+                failpoints.reach("snapshotBeforeCopy")
                 self._env.copyfd(fd, compact=True)
             except lmdb.Error as error:
                 # A full disk, as a rule; LMDB's errors are no `OSError`.
                 raise OSError(f"{scratch.name}: {error}") from error
             finally:
                 os.close(fd)
-            header = _header(_applied(scratch), self._identity)
+            header = header_of(_applied(scratch), self._identity)
+            failpoints.reach("snapshotBeforeWrite")
             self._convert(scratch, target, header)
+            failpoints.reach("snapshotBeforeRename")
             snapshot.install(target, self._directory, header)
+            failpoints.reach("snapshotAfterRename")
         finally:
             scratch.unlink(missing_ok=True)
             target.unlink(missing_ok=True)
@@ -93,7 +97,8 @@ def _applied(copy: Path) -> Applied:
         env.close()
 
 
-def _header(applied: Applied, identity: Identity) -> snapshot.Header:
+def header_of(applied: Applied, identity: Identity) -> snapshot.Header:
+    """Return what a snapshot of this state of this store says of itself."""
     position = applied.position
     return snapshot.Header(
         store_uuid=identity.store_uuid,

@@ -13,6 +13,7 @@ What we assume of the disk, and nothing more:
 Callers use these as `disk.write_at(...)`, never by `from storage.disk import write_at`.
 """
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -119,6 +120,24 @@ def preallocate(fd: int, length: int) -> None:
         os.ftruncate(fd, length)
 
 
+def allocate(fd: int, offset: int, length: int) -> None:
+    """Reserve a part of a file that others may be writing to, and make the file that long.
+
+    Unlike `preallocate` it never writes a byte: `posix_fallocate` does where the file system cannot
+    reserve.
+
+    Raises:
+        OSError: nothing is reserved; ENOSYS or EOPNOTSUPP where it never can be.
+    """
+    try:
+        fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+    except (AttributeError, OSError):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
+    if fallocate(fd, 0, ctypes.c_int64(offset), ctypes.c_int64(length)) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
 def truncate(fd: int, length: int) -> None:
     """Cut a file to `length` bytes. Not durable before a sync."""
     os.ftruncate(fd, length)
@@ -186,6 +205,15 @@ def lock_exclusive(fd: int) -> None:
         BlockingIOError: somebody else holds it.
     """
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def lock_shared(fd: int) -> None:
+    """Take a lock (flock) that other readers may take too, held until the descriptor is closed.
+
+    Raises:
+        BlockingIOError: somebody holds it alone.
+    """
+    fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def free_bytes(path: Path) -> int:

@@ -9,12 +9,14 @@ found. An `OSError` is not wrapped: a disk that fails is told apart from data th
     │   └── CorruptSnapshot                  a snapshot cannot be used; an older one may do
     ├── DirectoryLocked     73 EX_CANTCREAT  another process has the data directory
     ├── DirectoryUnusable   73, 65 or 78     the data directory cannot be this store's
+    ├── OutOfReach          64 EX_USAGE      what a tool was asked for is not to be had from here
     └── LogFull             74 EX_IOERR      no room: nothing was written, later appends may be
 """
 
 from pathlib import Path
 from typing import Self
 
+EX_USAGE = 64
 EX_DATAERR = 65
 EX_CANTCREAT = 73
 EX_IOERR = 74
@@ -64,6 +66,12 @@ class DirectoryUnusable(StorageError):
     def __init__(self, message: str, *, exit_status: int = EX_CANTCREAT) -> None:
         super().__init__(message)
         self.exit_status = exit_status
+
+
+class OutOfReach(StorageError):
+    """The files are good, but what was asked for (an index, a time) is not in them."""
+
+    exit_status = EX_USAGE
 
 
 class LogFull(StorageError):

@@ -37,6 +37,7 @@ NOSYNC = 1  # written without waiting for the disk
 SEAL = 2  # the last frame of a segment: no payload, no records
 SNAPMARK = 4  # reserved; readers accept it
 SNAP = 8  # a frame of a snapshot
+HEARTBEAT = 16  # proves the frame before it: no payload, no records
 
 _PAGE = struct.Struct("<8sII16sQQQIQQI")
 _HEADER = struct.Struct("<4sIQQIIII")

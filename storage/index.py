@@ -16,6 +16,7 @@ Both are one line of JSON with a checksum. A process that met an I/O error remov
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ from zlib import crc32
 
 import lmdb
 
-from storage import disk
+from storage import disk, failpoints
 from storage.errors import DirectoryUnusable
 from storage.node import CorruptIndex
 from storage.tree import TABLES, Applied, Tables, View
@@ -37,6 +38,22 @@ log = logging.getLogger(__name__)
 # open reader. A system that refuses 1 TiB of address space gets half, and so on.
 _MAP_BYTES = 1 << 40
 _MAP_BYTES_MIN = 1 << 30
+
+CLEAN_STOP = "clean stop"
+"""What `vouched` says of an index whose store was stopped cleanly, and not opened since."""
+
+BROKEN = (
+    CorruptIndex,
+    lmdb.CorruptedError,
+    lmdb.InvalidError,
+    lmdb.PageNotFoundError,
+    lmdb.PanicError,
+)
+"""What says that the index is damaged: nothing may be read from it, and it must be built again."""
+
+# Space that is reserved in the index's file beyond what it uses, so that removals can be performed
+# on a full disk: they, too, write new pages before old ones are free.
+RESERVE_BYTES = 4 << 20
 
 _AT_FDCWD = -100
 _STATX_MNT_ID_UNIQUE = 0x4000
@@ -52,6 +69,7 @@ class Index:
         self.env = env
         self.directory = directory
         self.tables: Tables = {name: env.open_db(name) for name in TABLES}
+        self._reservable = True
 
     @classmethod
     def reuse(cls, directory: Path) -> tuple[Index, str] | None:
@@ -60,12 +78,8 @@ class Index:
         Returns:
             The index and the name of the mark that vouches for it; None where it must be rebuilt.
         """
-        clean, running = (_read_mark(directory / name) for name in ("CLEAN", "RUNNING"))
-        if clean and clean == _fingerprint(directory, with_size=True):
-            mark = "clean stop"
-        elif running and running == _fingerprint(directory):
-            mark = "same boot"
-        else:
+        mark = vouched(directory)
+        if mark is None:
             return None
         try:
             index = cls(_open(directory), directory)
@@ -97,14 +111,42 @@ class Index:
             return View(txn, self.tables, {}).applied()
 
     def mark_running(self) -> None:
-        """Say, before the first write, whose page cache holds the index from now on."""
+        """Say, before the first write, whose page cache holds the index from now on.
+
+        On a full disk it cannot be said: the next start then rebuilds.
+        """
         (self.directory / "CLEAN").unlink(missing_ok=True)
+        running = self.directory / "RUNNING"
         fingerprint = _fingerprint(self.directory)
-        if fingerprint:
-            _write_mark(self.directory / "RUNNING", fingerprint)
-        else:
-            (self.directory / "RUNNING").unlink(missing_ok=True)
+        if fingerprint is None or not (
+            fingerprint == _read_mark(running) or _write_mark(running, fingerprint)
+        ):
+            running.unlink(missing_ok=True)
         disk.sync_directory(self.directory)
+
+    def reserve_is_low(self) -> bool:
+        """Return whether the file reserves less than `RESERVE_BYTES` beyond what it uses."""
+        file = self.directory / "data.mdb"
+        return self._reservable and file.stat().st_size < self._used() + RESERVE_BYTES
+
+    def reserve(self) -> None:
+        """Have the file reserve twice `RESERVE_BYTES` beyond what it uses.
+
+        Raises:
+            OSError: there is no room for it.
+        """
+        fd = disk.open_to_write(self.directory / "data.mdb")
+        try:
+            disk.allocate(fd, self._used(), 2 * RESERVE_BYTES)
+        except OSError as error:
+            self._reservable = error.errno in disk.REFUSALS
+            raise
+        finally:
+            os.close(fd)
+
+    def _used(self) -> int:
+        pages: int = self.env.info()["last_pgno"] + 1
+        return pages * self.env.stat()["psize"]
 
     def distrust(self) -> None:
         """After an I/O error: the next start rebuilds the index."""
@@ -113,10 +155,23 @@ class Index:
     def close(self, *, clean: bool) -> None:
         """Close it; with `clean`, sync it whole and vouch for it."""
         if clean:
+            failpoints.reach("stopBeforeIndex")
             self.env.sync(True)
         self.env.close()
         if clean and (fingerprint := _fingerprint(self.directory, with_size=True)):
+            failpoints.reach("stopBeforeMark")
             _write_mark(self.directory / "CLEAN", fingerprint)
+            failpoints.reach("stopAfterMark")
+
+
+def vouched(directory: Path) -> str | None:
+    """Return the name of the mark by which nothing of an index can have been lost, or None."""
+    clean, running = (_read_mark(directory / name) for name in ("CLEAN", "RUNNING"))
+    if clean and clean == _fingerprint(directory, with_size=True):
+        return CLEAN_STOP
+    if running and running == _fingerprint(directory):
+        return "same boot"
+    return None
 
 
 def _open(directory: Path) -> lmdb.Environment:
@@ -184,9 +239,30 @@ def _unique_mount_id(path: Path) -> int | None:
     return mount_id
 
 
-def _write_mark(path: Path, fields: dict[str, str]) -> None:
+def reach_commit() -> None:
+    """Be at the failpoint before a commit; its errors are those that LMDB would raise.
+
+    Raises:
+        lmdb.Error: ENOSPC stands for a full map, EBADMSG for damage, any other for the disk's.
+    """
+    try:
+        failpoints.reach("indexBeforeCommit")
+    except OSError as error:
+        kinds = {errno.ENOSPC: lmdb.MapFullError, errno.EBADMSG: lmdb.CorruptedError}
+        raise kinds.get(error.errno or 0, lmdb.DiskError)(str(error)) from error
+
+
+def _write_mark(path: Path, fields: dict[str, str]) -> bool:
+    """Write a mark; return whether there was room for it."""
     line = json.dumps(fields, sort_keys=True)
-    disk.write_file_durably(path, f"{line} {crc32(line.encode()):08x}\n".encode())
+    try:
+        disk.write_file_durably(path, f"{line} {crc32(line.encode()):08x}\n".encode())
+    except OSError as error:
+        if error.errno not in disk.REFUSALS:
+            raise
+        log.warning("%s could not be written, the index may be rebuilt: %s", path.name, error)
+        return False
+    return True
 
 
 def _read_mark(path: Path) -> dict[str, str] | None:

@@ -78,7 +78,7 @@ class DataDirectory:
             try:
                 created = _initialise(path)
                 _remove_unfinished(path)
-                return cls(path, lock_fd, _read_format(path), created=created)
+                return cls(path, lock_fd, read_format(path), created=created)
             except BaseException:
                 os.close(lock_fd)
                 raise
@@ -203,8 +203,13 @@ def _remove_unfinished(path: Path) -> None:
                 disk.remove(entry)
 
 
-def _read_format(path: Path) -> Identity:
-    """Return what FORMAT says, if this version can read the directory."""
+def read_format(path: Path) -> Identity:
+    """Return what FORMAT says, if this version can read the directory.
+
+    Raises:
+        DirectoryUnusable: FORMAT is damaged, or of a format that this version does not know.
+        OSError: there is none, or it cannot be read.
+    """
     file = path / "FORMAT"
     text = file.read_bytes()
     line, _, crc = text.rstrip(b"\n").partition(b"\n")

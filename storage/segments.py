@@ -12,6 +12,9 @@ never acknowledged:
     anything else: a bad frame before an intact one, a segment     CorruptLog
     without seal, a gap, a wrong chain, an end before `must_reach`
 
+The one case that these rules cannot tell apart is damage to the very last frame. A heartbeat, an
+empty frame that follows when nothing was written for a second, gives that one a successor, too.
+
 A read error is an `OSError` and never the end of the log.
 """
 
@@ -26,8 +29,9 @@ from storage.frame import PAGE_SIZE, WAL_MAGIC, Parsed, State
 from storage.reader import FrameReader
 
 _NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})\.wal")
-_KNOWN_FLAGS = frame.NOSYNC | frame.SEAL | frame.SNAPMARK
-_ADVICE = "Nothing was changed; keep this directory and restore a backup"
+_EMPTY = frame.SEAL | frame.HEARTBEAT
+_KNOWN_FLAGS = frame.NOSYNC | frame.SNAPMARK | _EMPTY
+ADVICE = "Nothing was changed"
 
 
 class Position(NamedTuple):
@@ -82,7 +86,7 @@ class Segment(NamedTuple):
         try:
             reader = FrameReader(self.path, magic=WAL_MAGIC)
         except ValueError as error:
-            raise CorruptLog.at(self.path, 0, f"{error}. {_ADVICE}") from error
+            raise CorruptLog.at(self.path, 0, f"{error}. {ADVICE}") from error
         header = reader.header
         if (header.number, header.first_seq) != self[1:]:
             reader.close()
@@ -90,7 +94,7 @@ class Segment(NamedTuple):
                 self.path,
                 0,
                 f"the name says segment {self.number} from frame {self.first_seq} on, "
-                f"the header {header.number} from {header.first_seq}. {_ADVICE}",
+                f"the header {header.number} from {header.first_seq}. {ADVICE}",
             )
         return reader
 
@@ -110,17 +114,17 @@ def list_segments(directory: Path, store_uuid: bytes) -> list[Segment]:
     for path in sorted(directory.glob("*.wal")):
         match = _NAME.fullmatch(path.name)
         if match is None:
-            raise CorruptLog.at(path, 0, f"this is no name of a segment. {_ADVICE}")
+            raise CorruptLog.at(path, 0, f"this is no name of a segment. {ADVICE}")
         segment = Segment(path, int(match[1], 16), int(match[2], 16))
         if segments and segment.number != segments[-1].number + 1:
             raise CorruptLog.at(
-                path, 0, f"segment {segments[-1].number + 1} before it is missing. {_ADVICE}"
+                path, 0, f"segment {segments[-1].number + 1} before it is missing. {ADVICE}"
             )
         with segment.open() as reader:
             found = reader.header.store_uuid
         if found != store_uuid:
             raise CorruptLog.at(
-                path, 0, f"belongs to store {found.hex()}, not {store_uuid.hex()}. {_ADVICE}"
+                path, 0, f"belongs to store {found.hex()}, not {store_uuid.hex()}. {ADVICE}"
             )
         segments.append(segment)
     return segments
@@ -130,10 +134,11 @@ class Scan:
     """One pass through the log from a position on. It writes nothing.
 
     Attributes:
-        tail: the end of the last intact frame met, seals included.
-        position: the same without seals at the end: what a snapshot may name as its end.
+        tail: the end of the last intact frame met, seals and heartbeats included.
+        position: the same without those at the end: what a snapshot may name as its end.
         sealed: the last segment has its seal, so the next frame goes into a new one.
         torn: the torn tail, once `frames` is exhausted.
+        connected: the start was found in the log, or a whole log's beginning was.
     """
 
     def __init__(
@@ -145,9 +150,10 @@ class Scan:
         self.tail = self.position = self._start or START
         self.sealed = False
         self.torn: TornTail | None = None
+        self.connected = False
 
     def frames(self, must_reach: int) -> Iterator[Frame]:
-        """Yield every frame but the seals; see `Wal.scan`."""
+        """Yield every frame but seals and heartbeats; see `Wal.scan`."""
         segments = self._segments_from_start()
         for segment in segments:
             with segment.open() as reader:
@@ -159,7 +165,7 @@ class Scan:
                 file,
                 self.tail.offset,
                 f"the log ends with frame {self.tail.seq}, but frame {must_reach} "
-                f"was acknowledged. {_ADVICE}",
+                f"was acknowledged. {ADVICE}",
             )
 
     def _segments_from_start(self) -> list[Segment]:
@@ -172,7 +178,7 @@ class Scan:
                 self._directory,
                 0,
                 f"segment {start.segment}, which goes on after frame {start.seq}, "
-                f"is missing. {_ADVICE}",
+                f"is missing. {ADVICE}",
             )
         return segments
 
@@ -182,6 +188,7 @@ class Scan:
         start, self._start = self._start, None
         if start is not None:
             self._check_start(segment, reader, start)
+            self.connected = True
             return
         if segment is self._segments[0]:
             self.tail = Position(segment.number, PAGE_SIZE, header.first_seq - 1, header.chain)
@@ -191,10 +198,11 @@ class Scan:
                 0,
                 f"starts with frame {header.first_seq} after a frame of checksum "
                 f"{header.chain:08x}, expected frame {self.tail.seq + 1} "
-                f"after {self.tail.crc:08x}. {_ADVICE}",
+                f"after {self.tail.crc:08x}. {ADVICE}",
             )
         self.tail = self.position = self.tail._replace(segment=segment.number, offset=PAGE_SIZE)
         self.sealed = False
+        self.connected = True
 
     def _check_start(self, segment: Segment, reader: FrameReader, start: Position) -> None:
         """Check that frame `start.seq` ends at the start, without reading all before it."""
@@ -212,7 +220,7 @@ class Scan:
                 segment.path,
                 start.offset,
                 f"frame {start.seq} with checksum {start.crc:08x}, which was acknowledged, "
-                f"does not end here. {_ADVICE}",
+                f"does not end here. {ADVICE}",
             )
 
     def _read(self, segment: Segment, reader: FrameReader, *, is_last: bool) -> Iterator[Frame]:
@@ -224,6 +232,8 @@ class Scan:
             if parsed.flags & frame.SEAL:
                 self.sealed = True
                 break
+            if parsed.flags & frame.HEARTBEAT:
+                continue
             self.position = end
             yield Frame(seq, parsed.first_index, parsed.records, parsed.flags, parsed.payload, end)
         if is_last:
@@ -233,13 +243,13 @@ class Scan:
                 segment.path,
                 reader.offset,
                 f"{_describe(parsed, seq + 1)}, but segment {segment.number + 1} "
-                f"follows: acknowledged writes are damaged. {_ADVICE}",
+                f"follows: acknowledged writes are damaged. {ADVICE}",
             )
         elif reader.offset != reader.size:
             raise CorruptLog.at(
                 segment.path,
                 reader.offset,
-                f"the segment is sealed here, but has {reader.size} bytes. {_ADVICE}",
+                f"the segment is sealed here, but has {reader.size} bytes. {ADVICE}",
             )
 
     def _judge_tail(self, segment: Segment, reader: FrameReader, parsed: Parsed) -> None:
@@ -256,7 +266,7 @@ class Scan:
                 reader.offset,
                 f"{_describe(parsed, last_seq + 1)}, but frame {intact_seq} at "
                 f"{reader.offset + at} is intact: acknowledged writes are damaged. "
-                f"Last good: frame {last_seq}. {_ADVICE}",
+                f"Last good: frame {last_seq}. {ADVICE}",
             )
         self.torn = TornTail(segment.path, reader.offset, len(rest.rstrip(b"\0")), last_seq)
 
@@ -268,15 +278,15 @@ def _check_place(segment: Segment, offset: int, parsed: Parsed, seq: int, crc: i
             segment.path,
             offset,
             f"frame {parsed.seq} after a frame of checksum {parsed.chain:08x} stands here, "
-            f"expected frame {seq + 1} after {crc:08x}: frames are lost or moved. {_ADVICE}",
+            f"expected frame {seq + 1} after {crc:08x}: frames are lost or moved. {ADVICE}",
         )
-    is_odd_seal = parsed.flags & frame.SEAL and (parsed.payload or parsed.records)
-    if parsed.flags & ~_KNOWN_FLAGS or is_odd_seal:
+    is_odd = parsed.flags & _EMPTY and (parsed.payload or parsed.records)
+    if parsed.flags & ~_KNOWN_FLAGS or is_odd:
         raise CorruptLog.at(
             segment.path,
             offset,
             f"frame {parsed.seq} has flags {parsed.flags:#x}, {parsed.records} records and "
-            f"{len(parsed.payload)} bytes, which this version does not know. {_ADVICE}",
+            f"{len(parsed.payload)} bytes, which this version does not know. {ADVICE}",
         )
 
 

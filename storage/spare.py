@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from storage import disk
+from storage import disk, failpoints
 from storage.errors import LogFull
 
 SPARE_NAME = "next.tmp"
@@ -39,13 +39,14 @@ class Spare:
     """`next.tmp` of one log.
 
     Attributes:
-        size: how many bytes it reserves.
+        size: how many bytes it reserves, unless a longer frame needs more.
+        reserved: how many it has reserved.
         fd: the open file once they are reserved, else None.
     """
 
     def __init__(self, directory: Path, size: int) -> None:
         self._path = directory / SPARE_NAME
-        self.size = size
+        self.size = self.reserved = size
         self.fd: int | None = None
 
     def adopt(self) -> None:
@@ -54,24 +55,28 @@ class Spare:
             if self.fd is None and self._path.stat().st_size == self.size:
                 self.fd = disk.open_to_write(self._path)
 
-    def reserve(self) -> int:
-        """Reserve the space, unless that is done, and return the open file.
+    def reserve(self, size: int = 0) -> int:
+        """Reserve the space, `size` bytes or more, unless that is done; return the open file.
 
         Raises:
             LogFull: there is no room.
         """
-        if self.fd is not None:
+        size = max(size, self.size)
+        if self.fd is not None and self.reserved >= size:
             return self.fd
+        self.close()
         with refusals_as_log_full(self._path):
+            failpoints.reach("segmentBeforeReserve")
             disk.remove_if_there(self._path)
             fd = disk.create(self._path)
             try:
-                disk.preallocate(fd, self.size)
+                disk.preallocate(fd, size)
             except BaseException:
                 os.close(fd)
                 disk.remove_if_there(self._path)
                 raise
-        self.fd = fd
+        failpoints.reach("segmentAfterReserve")
+        self.fd, self.reserved = fd, size
         return fd
 
     def install(self, path: Path, page: bytes) -> int:
@@ -81,20 +86,25 @@ class Spare:
             path: the segment's name, in the same directory.
             page: its first page.
 
+        What is reserved already is taken, whatever its size.
+
         Returns:
             The open file, which is now the caller's to close.
 
         Raises:
             LogFull: there is no room; nothing has happened.
         """
-        fd = self.reserve()
+        fd = self.reserve() if self.fd is None else self.fd
         with refusals_as_log_full(self._path):
+            failpoints.reach_write("segmentBeforeHeader", fd, page, 0)
             disk.write_at(fd, page, 0)
         disk.sync_file(fd)
         with refusals_as_log_full(self._path):
+            failpoints.reach("segmentBeforeRename")
             disk.rename(self._path, path)
         self.fd = None
         try:
+            failpoints.reach("segmentAfterRename")
             disk.sync_directory(path.parent)
         except BaseException:
             os.close(fd)

@@ -19,38 +19,30 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from storage import snapshot
+from storage import disk, failpoints, snapshot
 from storage.change import (
-    Payload,
     Record,
     Setting,
     Term,
-    UnknownRecord,
-    decode_payload,
     encode_payload,
     encode_record,
     next_chain,
 )
 from storage.checkpoint import Checkpoint
-from storage.errors import CorruptLog, CorruptSnapshot, LogFull
-from storage.index import Index
+from storage.errors import CorruptLog, CorruptSnapshot, LogFull, StorageError
+from storage.index import BROKEN, CLEAN_STOP, Index, reach_commit, vouched
 from storage.layout import DataDirectory
-from storage.tree import APPLIED_KEY, HISTORY_LIMIT, TABLES, Applied, Txn, View
-from storage.wal import Frame, Position, Wal
+from storage.replay import load, replay
+from storage.segments import ADVICE
+from storage.tree import HISTORY_LIMIT, IndexRefused, Txn, View
+from storage.wal import Position, Wal
 
 log = logging.getLogger(__name__)
 
 SEGMENT_BYTES_MAX = 64 << 20
-
-# While replaying, a transaction holds so many records or bytes of log: enough to make the commit
-# cheap, little enough for LMDB to keep its dirty pages in memory.
-_REPLAY_RECORDS = 20_000
-_REPLAY_BYTES = 64 << 20
 
 
 class Batch(NamedTuple):
@@ -97,8 +89,11 @@ class Store:
         self.wal = wal
         self.applied = index.applied()
         """The committed state's place in the history: what readers see."""
+        self.owed: tuple[Record, ...] = ()
+        """What this start has not been able to log yet: part of the next batch that commits."""
         self._index = index
         self._segment_bytes_max = segment_bytes_max
+        self._snapshot_bytes = 0
         self._checkpoint = Checkpoint(index.env, directory.snap, directory.identity)
         self._directories: dict[bytes, int] = {}
         self._view: View | None = None
@@ -119,16 +114,27 @@ class Store:
         """
         directory = DataDirectory.open(path)
         try:
+            failpoints.reach("startAfterLock")
             wal = Wal.open(
                 directory.wal,
                 directory.quarantine,
                 store_uuid=directory.identity.store_uuid,
                 segment_bytes_max=segment_bytes_max,
             )
-            index, recovery = _recover(directory, wal, rebuild_index=rebuild_index)
+            try:
+                index, recovery = _recover(directory, wal, rebuild_index=rebuild_index)
+            except BROKEN as damage:
+                log.warning("the index is damaged and is built anew: %s", damage)
+                index, recovery = _recover(directory, wal, rebuild_index=True)
             return cls(
                 directory, wal, index, recovery=recovery, segment_bytes_max=segment_bytes_max
             )
+        except IndexRefused as error:
+            directory.close()
+            raise StorageError(
+                f"{path}: the index could not be written: {error}; is the disk full? "
+                f"{disk.free_bytes(path)} bytes are free. Nothing is lost: start again with room"
+            ) from error
         except BaseException:
             directory.close()
             raise
@@ -177,7 +183,18 @@ class Store:
             LogFull: it was not written, and never will be.
             OSError: nobody can say whether it was written: the process must end.
         """
-        return self.wal.append(batch.payload, first_index=batch.first_index, count=batch.records)
+        return self.wal.append(
+            batch.payload, first_index=batch.first_index, count=batch.records, oversize=True
+        )
+
+    def heartbeat(self, *, probe: bool = False) -> Position:
+        """Give the last frame of the log a successor; see `Wal.heartbeat`. For the sync thread.
+
+        Raises:
+            LogFull, OSError: as for `append`.
+        """
+        self.wal.heartbeat(self.applied.index + 1, probe=probe)
+        return self.wal.position
 
     def commit(self, txn: Txn, batch: Batch, position: Position) -> None:
         """Make visible what is durable.
@@ -188,9 +205,15 @@ class Store:
         applied = txn.next_applied(
             seq=batch.seq, chain=batch.chain, time_ns=batch.time_ns, position=position
         )
+        try:
+            reach_commit()
+        except IndexRefused:
+            txn.end()
+            raise
         txn.commit(applied)
         self.applied = applied
         self._drop_view()
+        failpoints.reach("indexAfterCommit")
 
     def tidy(self, txn: Txn) -> None:
         """Commit a transaction that only freed what no record speaks of."""
@@ -200,8 +223,10 @@ class Store:
     def start_term(self, time_ns: int, history_limit: int) -> None:
         """Log this start: a new term, and the length of the history if it is another one now.
 
-        A full disk does not keep the store from being read: the old term then stays.
+        A full disk does not keep the store from being read: the old term then stays until there is
+        room, and what could not be logged is `owed`.
         """
+        failpoints.reach("startBeforeTerm")
         txn = self.begin()
         records: list[Record] = [Term(txn.term + 1)]
         if history_limit != txn.history_limit:
@@ -214,7 +239,10 @@ class Store:
             position = self.append(batch)
         except LogFull as error:
             txn.end()
-            log.warning("this start could not be logged, its term stays the old one: %s", error)
+            self.owed = tuple(records)
+            log.warning(
+                "this start could not be logged, its term stays the old one for now: %s", error
+            )
             return
         self.commit(txn, batch, position)
 
@@ -257,12 +285,37 @@ class Store:
                 continue
             segments = position.segment - header.segment
             log_bytes = segments * self._segment_bytes_max + position.offset - header.offset
-            return LastSnapshot(header.pos, log_bytes, path.stat().st_size)
+            self._snapshot_bytes = path.stat().st_size
+            return LastSnapshot(header.pos, log_bytes, self._snapshot_bytes)
         return LastSnapshot(0, (position.segment - 1) * self._segment_bytes_max, 0)
 
     def distrust_index(self) -> None:
         """After an I/O error: what the index holds may be lost, let the next start rebuild it."""
         self._index.distrust()
+
+    @property
+    def low_water_bytes(self) -> int:
+        """How much free space a segment and another snapshot need."""
+        return self._segment_bytes_max + self._snapshot_bytes
+
+    def is_low_on_space(self) -> bool:
+        """Return whether the file system has less than `low_water_bytes` left."""
+        try:
+            return disk.free_bytes(self.directory.path) < self.low_water_bytes
+        except OSError:
+            return False  # nobody can say; the log will meet it
+
+    def index_reserve_is_low(self) -> bool:
+        """Return whether `reserve_index` has something to do."""
+        return self._index.reserve_is_low()
+
+    def reserve_index(self) -> None:
+        """Keep room in the index's file for removals on a full disk; cheap where it is there.
+
+        Raises:
+            OSError: there is no room for it.
+        """
+        self._index.reserve()
 
     def sync_index(self) -> None:
         """Write the index out, so that the kernel never has too much of it to write at once."""
@@ -271,6 +324,7 @@ class Store:
     def close(self) -> None:
         """Stop cleanly: everything on disk, and marked so. May take long for a large index."""
         self._drop_view()
+        failpoints.reach("stopBeforeLog")
         self.wal.close()
         self._index.close(clean=True)
         self.directory.close()
@@ -294,21 +348,41 @@ def _recover(directory: DataDirectory, wal: Wal, *, rebuild_index: bool) -> tupl
         source = f"snapshot {newest.name}" if newest else "log"
     try:
         # Two passes: nothing is performed and nothing cut before every byte has been looked at.
-        for _ in wal.scan(base, must_reach=base.seq if base else 0):
-            pass
+        _check(directory, wal, base)
+        failpoints.reach("startAfterScan")
         if index is None:
             index = Index.create(directory.index)
             index.mark_running()
-            _load(index, newest)
+            load(index, newest)
         else:
             index.mark_running()
-        records = _replay(index, wal, base)
+        failpoints.reach("startAfterMark")
+        records = replay(index, wal.scan(base))
+        failpoints.reach("startAfterReplay")
         wal.begin()
     except BaseException:
         if index is not None:
             index.env.close()
         raise
     return index, Recovery(source, records)
+
+
+def _check(directory: DataDirectory, wal: Wal, base: Position | None) -> None:
+    """Read the log to its end.
+
+    Raises:
+        CorruptLog: it is damaged, or has a torn tail though nothing was being written at the stop.
+    """
+    for _ in wal.scan(base, must_reach=base.seq if base else 0):
+        pass
+    torn = wal.torn
+    if torn is not None and vouched(directory.index) == CLEAN_STOP:
+        raise CorruptLog.at(
+            torn.file,
+            torn.offset,
+            f"{torn.length} bytes that are no frame follow frame {torn.last_seq}, but the store "
+            f"was stopped cleanly: the log was damaged afterwards. {ADVICE}",
+        )
 
 
 def _newest_snapshot(directory: DataDirectory, wal: Wal) -> tuple[Path | None, Position | None]:
@@ -333,60 +407,3 @@ def _newest_snapshot(directory: DataDirectory, wal: Wal) -> tuple[Path | None, P
             f"good snapshot in {directory.snap}"
         )
     return None, None
-
-
-def _load(index: Index, path: Path | None) -> None:
-    """Fill a new index from a snapshot, or with nothing. Its `applied` comes last."""
-    if path is None:
-        with index.env.begin(write=True) as txn:
-            txn.put(APPLIED_KEY, Applied().encode(), db=index.tables[b"meta"])
-        return
-    _, rows = snapshot.read(path)
-    for table, group in groupby(rows, key=itemgetter(0)):
-        with index.env.begin(write=True) as txn, txn.cursor(index.tables[TABLES[table]]) as cursor:
-            cursor.putmulti(((key, value) for _, key, value in group), append=True)
-
-
-def _replay(index: Index, wal: Wal, base: Position | None) -> int:
-    """Perform the log behind `base` on the index; return how many records that were."""
-    applied = index.applied()
-    directories: dict[bytes, int] = {}
-    total = records = log_bytes = 0
-    txn = Txn(index.env.begin(write=True), index.tables, directories, applied)
-    try:
-        for frame in wal.scan(base):
-            payload = _decode(frame, applied)
-            for record in payload.records:
-                txn.perform(record, payload.time_ns)
-            applied = txn.next_applied(
-                seq=payload.seq,
-                chain=next_chain(payload.prev_chain, frame.payload),
-                time_ns=payload.time_ns,
-                position=frame.end,
-            )
-            records += len(payload.records)
-            log_bytes += len(frame.payload)
-            if records > _REPLAY_RECORDS or log_bytes > _REPLAY_BYTES:
-                txn.commit(applied)
-                total, records, log_bytes = total + records, 0, 0
-                txn = Txn(index.env.begin(write=True), index.tables, directories, applied)
-        txn.commit(applied)
-    except BaseException:
-        txn.end()
-        raise
-    return total + records
-
-
-def _decode(frame: Frame, applied: Applied) -> Payload:
-    """Return the batch in a frame, which must go on where `applied` ends."""
-    try:
-        payload = decode_payload(frame.payload)
-    except UnknownRecord as error:
-        raise CorruptLog(f"frame {frame.seq} of the log holds {error}") from None
-    if (payload.seq, payload.prev_chain) != (applied.seq + 1, applied.chain):
-        raise CorruptLog(
-            f"frame {frame.seq} of the log holds batch {payload.seq} on chain "
-            f"{payload.prev_chain.hex()}, expected {applied.seq + 1} on "
-            f"{applied.chain.hex()}: it belongs to another history"
-        )
-    return payload

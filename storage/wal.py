@@ -10,6 +10,8 @@ Invariants:
   is never written before frame N is durable.
 - Frames are contiguous: the sequence grows by one each, and each holds the checksum of the one
   before it.
+- A frame that has no successor for a second gets one, an empty one (`heartbeat`), so that damage to
+  it cannot be taken for a write that never finished.
 - A segment always keeps room for its seal. A new one joins the log (its name becomes durable) only
   after the one before it is sealed, cut to its length and synced.
 - After `LogFull` the log is as it was before. After any other error of a write or a sync nothing is
@@ -17,13 +19,15 @@ Invariants:
 """
 
 import errno
+import logging
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from storage import disk, frame
+from storage import disk, failpoints, frame
 from storage.errors import LogFull
 from storage.frame import PAGE_SIZE, SEAL_SIZE, WAL_MAGIC, SegmentHeader
 from storage.quarantine import cut_off
@@ -41,9 +45,15 @@ from storage.spare import Spare, log_full
 
 __all__ = ["START", "Frame", "Position", "TornTail", "Wal"]
 
+log = logging.getLogger(__name__)
+
 SEGMENT_BYTES_DEFAULT = 64 * 1024 * 1024
 SEGMENT_BYTES_MIN = 2 * PAGE_SIZE
 _NO_FILE = -1
+# A sync that takes longer is worth a line of log, but not a line each.
+_SLOW_SYNC_S = 1.0
+_SLOW_SYNC_QUIET_S = 30.0
+_PREPARE_AGAIN_S = 0.5
 
 
 class Wal:
@@ -80,6 +90,9 @@ class Wal:
         self._spare = Spare(directory, segment_bytes_max)
         self._tail = self._position = START
         self._log_bytes = 0
+        self._refusal: LogFull | None = None
+        self._prepare_not_before = 0.0
+        self._slow_since = float("-inf")
 
     @classmethod
     def open(
@@ -140,6 +153,11 @@ class Wal:
         return max(here - frame.essential_size(0), there, 0)
 
     @property
+    def refusal(self) -> LogFull | None:
+        """Why the next segment could not be prepared, or None: then `room` is all there is."""
+        return self._refusal
+
+    @property
     def torn(self) -> TornTail | None:
         """The torn tail that the last `scan` found, or None."""
         return self._scan.torn if self._scan else None
@@ -147,8 +165,9 @@ class Wal:
     def scan(self, start: Position | None = None, *, must_reach: int = 0) -> Iterator[Frame]:
         """Yield every intact frame from `start`, or from the oldest segment on; writes nothing.
 
-        Seals are checked and left out. Memory is bounded by the largest frame. Each file is synced
-        and its cached pages are dropped before it is read. Not for a log that is being appended to.
+        Seals and heartbeats are checked and left out. Memory is bounded by the largest frame. Each
+        file is synced and its cached pages are dropped before it is read. Not for a log that is
+        being appended to.
 
         Args:
             start: a `position` of this log, or None.
@@ -182,7 +201,15 @@ class Wal:
             self._open_last(scan)
         self._writable = True
 
-    def append(self, payload: bytes, *, first_index: int, count: int, flags: int = 0) -> Position:
+    def append(
+        self,
+        payload: bytes,
+        *,
+        first_index: int,
+        count: int,
+        flags: int = 0,
+        oversize: bool = False,
+    ) -> Position:
         """Append one frame; it is durable on return.
 
         Args:
@@ -190,40 +217,64 @@ class Wal:
             first_index: the first etcd index in it, or the next one where it has none.
             count: the number of records in it.
             flags: of storage/frame.py, but no SEAL.
+            oversize: the payload may be longer than `max_payload`; it then gets a segment as large
+                as it needs. For what must be logged though it was allowed under larger segments.
 
         Returns:
             The end of the frame.
 
         Raises:
-            ValueError: the payload is longer than `max_payload`, or a flag is the log's own.
+            ValueError: the payload is longer than allowed, or a flag is the log's own.
             LogFull: there is no room. The frame is definitely not written; later ones may be.
             OSError: the disk failed and the state is unknown. Later appends are refused.
         """
-        if len(payload) > self._max_payload:
-            raise ValueError(f"a frame takes {self._max_payload} bytes, got {len(payload)}")
-        if flags & frame.SEAL:
-            raise ValueError("the log writes its seals itself")
-        if not self._writable:
-            raise OSError(errno.EIO, "the log is closed to writing")
-        needed = frame.frame_size(len(payload)) + SEAL_SIZE
-        try:
-            if self._fd == _NO_FILE or self._tail.offset + needed > self._capacity:
-                self._cut(first_index)
-            self._write_frame(payload, first_index, count, flags)
-        except OSError:
-            self._writable = False
-            raise
+        payload_max = frame.MAX_PAYLOAD if oversize else self._max_payload
+        if len(payload) > payload_max:
+            raise ValueError(f"a frame takes {payload_max} bytes, got {len(payload)}")
+        if flags & (frame.SEAL | frame.HEARTBEAT):
+            raise ValueError("the log writes its seals and heartbeats itself")
+        self._append(payload, first_index, count, flags)
         self._position = self._tail
         return self._position
+
+    def heartbeat(self, first_index: int, *, probe: bool = False) -> None:
+        """Give the last frame a successor, if it has none, by an empty frame; durable on return.
+
+        Args:
+            first_index: the next etcd index to be given.
+            probe: prepare the next segment, and write the frame in any case: to find out whether
+                the log takes writes again.
+
+        Raises:
+            LogFull, OSError: as for `append`.
+        """
+        if probe and self._refusal is not None:
+            self._try_to_prepare()
+            if self._refusal is not None:
+                raise self._refusal
+        if probe or (self._tail == self._position and self._fd != _NO_FILE):
+            self._append(b"", first_index, 0, frame.HEARTBEAT)
 
     def prepare_next(self) -> None:
         """Reserve the next segment ahead of time, once the current one is more than half full.
 
-        Failing is no error: `append` will try again, and say so.
+        Failing is no error but is remembered in `refusal`: `append` will try again, and say so.
+        So will this, but not at once: not each batch shall ask a full disk for a segment.
         """
-        if self._writable and self._tail.offset * 2 > self._capacity:
-            with suppress(LogFull, OSError):
+        if self._tail.offset * 2 > self._capacity and time.monotonic() >= self._prepare_not_before:
+            self._try_to_prepare()
+
+    def _try_to_prepare(self) -> None:
+        if self._writable:
+            try:
                 self._spare.reserve()
+            except LogFull as error:
+                self._refusal = error
+                self._prepare_not_before = time.monotonic() + _PREPARE_AGAIN_S
+            except OSError:
+                return
+            else:
+                self._refusal = None
 
     def purge(self, below_seq: int) -> int:
         """Delete the oldest segments whose frames all have a lower sequence number.
@@ -236,7 +287,9 @@ class Wal:
         """
         deleted = 0
         while len(self._segments) > 1 and self._segments[1].first_seq <= below_seq:
+            failpoints.reach("purgeBeforeUnlink")
             disk.remove(self._segments[0].path)
+            failpoints.reach("purgeAfterUnlink")
             disk.sync_directory(self._directory)
             del self._segments[0]
             deleted += 1
@@ -259,7 +312,19 @@ class Wal:
                 os.close(self._fd)
                 self._fd = _NO_FILE
 
-    # The rest runs in `begin` and `append` only.
+    # The rest runs in `begin` and `_append` only.
+
+    def _append(self, payload: bytes, first_index: int, count: int, flags: int) -> None:
+        if not self._writable:
+            raise OSError(errno.EIO, "the log is closed to writing")
+        needed = frame.frame_size(len(payload)) + SEAL_SIZE
+        try:
+            if self._fd == _NO_FILE or self._tail.offset + needed > self._capacity:
+                self._cut(first_index, PAGE_SIZE + needed)
+            self._write_frame(payload, first_index, count, flags)
+        except OSError:
+            self._writable = False
+            raise
 
     def _write_frame(self, payload: bytes, first_index: int, count: int, flags: int) -> None:
         """Write one frame at the tail, over what refused writes left there, and sync it."""
@@ -276,14 +341,27 @@ class Wal:
         end = offset + len(data)
         leftover = bytes(max(0, self._dirty_end - end))
         try:
+            failpoints.reach_write("walBeforeWrite", self._fd, data, offset)
             disk.write_at(self._fd, data + leftover if leftover else data, offset)
         except OSError as error:
             self._refused(error, end, offset + frame.essential_size(len(payload)))
             raise
-        disk.sync_data(self._fd)
+        self._sync()
         self._dirty_end = 0
         self._tail = Position(segment, end, seq + 1, frame.body_crc(data))
         self._log_bytes += len(data)
+
+    def _sync(self) -> None:
+        began = time.monotonic()
+        failpoints.reach("walBeforeSync")
+        disk.sync_data(self._fd)
+        failpoints.reach("walAfterSync")
+        now = time.monotonic()
+        if now - began > _SLOW_SYNC_S and now - self._slow_since > _SLOW_SYNC_QUIET_S:
+            self._slow_since = now
+            log.warning(
+                "the disk is slow: a sync of the log took %.1f s, writes wait for it", now - began
+            )
 
     def _refused(self, error: OSError, end: int, intact_from: int) -> None:
         """Turn a refused write into `LogFull`; return where it is none."""
@@ -303,17 +381,25 @@ class Wal:
             disk.write_at(self._fd, bytes(self._dirty_end - self._tail.offset), self._tail.offset)
         self._dirty_end = 0
 
-    def _cut(self, first_index: int) -> None:
-        """Seal the current segment, if there is one, and start the next.
+    def _cut(self, first_index: int, needed: int) -> None:
+        """Seal the current segment, if there is one, and start the next of `needed` bytes or more.
 
         Space for the next one comes first: a full disk is met before anything is written. Where it
         is met later, the next append goes on from there.
         """
-        self._spare.reserve()
+        try:
+            self._spare.reserve(needed)
+        except LogFull as error:
+            self._refusal = error
+            raise
+        self._refusal = None
         if self._fd != _NO_FILE:
             self._write_frame(b"", first_index, 0, frame.SEAL)
+            failpoints.reach("segmentAfterSeal")
             self._trim_sealed()
+            failpoints.reach("segmentAfterTrim")
         self._start_segment(first_index)
+        failpoints.reach("segmentAfterInstall")
 
     def _trim_sealed(self) -> None:
         """Cut the sealed segment to its length and let go of it."""
@@ -337,7 +423,7 @@ class Wal:
         page = frame.encode_segment_header(header, magic=WAL_MAGIC)
         self._fd = self._spare.install(path, page)
         self._segments.append(Segment(path, header.number, header.first_seq))
-        self._salt, self._capacity, self._dirty_end = header.salt, self._spare.size, 0
+        self._salt, self._capacity, self._dirty_end = header.salt, self._spare.reserved, 0
         self._tail = self._tail._replace(segment=header.number, offset=PAGE_SIZE)
 
     def _open_last(self, scan: Scan) -> None:
@@ -348,7 +434,9 @@ class Wal:
             size = reader.size
         self._fd = disk.open_to_write(last.path)
         if scan.torn is not None:
+            failpoints.reach("tailBeforeCut")
             cut_off(self._fd, scan.torn, self._quarantine)
+            failpoints.reach("tailAfterCut")
         if scan.sealed:
             self._trim_sealed()
             return

@@ -138,6 +138,12 @@ def test_a_payload_with_one_unknown_record_is_refused():
         decode_payload(cbor2.dumps([VERSION, *FIELDS[:-1], items]))
 
 
+@pytest.mark.parametrize("record", [7, None, "text", cbor2.CBORTag(9, [16, 1]), {}], ids=repr)
+def test_a_record_that_is_no_array_is_refused(record):
+    with pytest.raises(UnknownRecord):
+        decode_payload(cbor2.dumps([VERSION, *FIELDS[:-1], [record]]))
+
+
 def test_no_beginning_of_a_payload_is_taken_for_one():
     data = encode(FIELDS._replace(records=[CHANGE, Term(4)]))
     for length in range(len(data)):

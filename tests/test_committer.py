@@ -22,6 +22,7 @@ from kvd.commands import (
 )
 from kvd.committer import Committer
 from kvd.errors import ApiError
+from kvd.listing import Listings
 from kvd.stats import StoreStats
 from kvd.syncthread import SyncThread
 from kvd.watch import Hub
@@ -76,6 +77,7 @@ class Engine:
         self.committer = Committer(
             store=store,
             hub=self.hub,
+            listings=Listings(),
             stats=self.stats,
             clock=clock,
             sync=self.sync,
@@ -327,15 +329,19 @@ async def test_a_full_log_refuses_a_batch_and_takes_its_indexes_back(tmp_path, m
         )
         with monkeypatch.context() as patch:
             fail_writes(patch, "write_at", errno.ENOSPC)
-            for _ in range(2):
-                for outcome in await engine.run(*commands):
-                    code, cause, index = error(outcome)
-                    assert (code, index) == (300, 0)
-                    assert b"No space left" in cause
-                assert engine.store.applied == before
-                assert engine.value(b"/a") == b"0"
-                assert engine.store.view.find(b"/q") is None
+            no_room = (300, b"no space left on device (wal)", 0)
+            # The whole batch goes; from then on only what users write, each on its own.
+            assert [error(outcome) for outcome in await engine.run(*commands)] == [no_room] * 4
+            assert not engine.committer.takes_writes
+            *refused, missing = await engine.run(*commands)
+            assert [error(outcome) for outcome in refused] == [no_room] * 3
+            assert error(missing) == (100, b"/nothing", 2)
+            assert error((await engine.run(Delete(b"/a")))[0]) == no_room
+            assert engine.store.applied == before
+            assert engine.value(b"/a") == b"0"
+            assert engine.store.view.find(b"/q") is None
         written, posted, swap, missing = await engine.run(*commands)
+        assert engine.committer.takes_writes
         assert written.change.index == 3
         assert posted.change.key == b"/q/00000000000000000004"
         assert error(swap) == (101, b"[0 != 1]", 4)
@@ -370,6 +376,16 @@ async def test_a_failing_disk_is_fatal_and_the_outcome_unknown(tmp_path, monkeyp
         assert engine.commits == 1
 
 
+class Counting(Store):
+    """A store that counts how often a batch is to be committed."""
+
+    attempts = 0
+
+    def commit(self, txn, batch, position):
+        self.attempts += 1
+        super().commit(txn, batch, position)
+
+
 @contextmanager
 def files_end_at(size):
     """Let no file of this process grow beyond a size: the index, here, cannot."""
@@ -385,7 +401,7 @@ def files_end_at(size):
 async def test_a_durable_batch_is_performed_until_the_index_takes_it(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("kvd.committer._RETRY_S", 0.005)
     path = tmp_path / "data"
-    async with started(path) as engine:
+    async with started(path, store_class=Counting) as engine:
         # The log's segment is there already, so that only the index can be refused to grow.
         await engine.run(*(Set(b"/%d" % i, b"v" * 100) for i in range(300)))
         told = engine.watch(b"/", recursive=True, stream=True)
@@ -395,7 +411,10 @@ async def test_a_durable_batch_is_performed_until_the_index_takes_it(tmp_path, m
             futures = engine.submit(
                 *(Set(b"/more/%d" % i, b"v" * 100) for i in range(200)), Delete(b"/nothing")
             )
-            await until(lambda: caplog.text.count("a durable batch") >= 3)
+            for _ in range(3):
+                attempt = engine.store.attempts
+                await until(lambda attempt=attempt: engine.store.attempts > attempt)
+            assert not engine.committer.takes_writes
             late = engine.submit(Set(b"/0", b"later"))
             await turns()
             # Nobody was told, and reads go on with what was there.
@@ -408,6 +427,11 @@ async def test_a_durable_batch_is_performed_until_the_index_takes_it(tmp_path, m
         assert indexes == list(range(302, 503))
         assert error(outcomes[200]) == (100, b"/nothing", 501)
         assert outcomes[-1].prev.value == b"v" * 100
+        # One line when it begins and one when it ends, however often it was tried.
+        assert [record.getMessage()[:30] for record in caplog.records] == [
+            "a durable batch waits, the ind", "the index has taken the batch ",
+        ]  # fmt: skip
+        assert engine.committer.takes_writes
         await until(lambda: len(told) == 201)
         assert engine.failures == []
         held = digest(engine.store)

@@ -30,6 +30,7 @@ def test_defaults():
         idle_timeout_s=3600.0,
         header_timeout_s=30.0,
         body_timeout_s=60.0,
+        failpoints=(),
         log_level="INFO",
         cors=(),
         ignored=(),

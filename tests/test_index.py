@@ -1,5 +1,7 @@
 """storage/index.py: the index is used again only where nothing of it can have been lost."""
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -8,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from kvd.commands import Set
-from storage import index
-from storage.index import Index
+from storage import disk, index
+from storage.index import RESERVE_BYTES, Index
 from storage.node import ROOT_ID, CorruptIndex, encode_key
 from tests.stores import FOREVER_NS, digest, open_store, write
 
@@ -121,6 +123,42 @@ def test_where_the_kernel_cannot_name_the_mount_it_is_rebuilt(path, monkeypatch)
     assert not (path / "index" / "RUNNING").exists()
     (path / "index" / "CLEAN").unlink()
     assert source_of(path) == "log"
+
+
+def test_room_for_removals_is_reserved_and_costs_nothing_but_room(path):
+    store = open_store(path)
+    data = path / "index" / "data.mdb"
+    small = data.stat().st_size
+    assert store.index_reserve_is_low()
+    store.reserve_index()
+    assert not store.index_reserve_is_low()
+    assert data.stat().st_blocks * 512 >= small + RESERVE_BYTES
+    held = digest(store)
+    store.close()
+    store = open_store(path)
+    assert store.recovery.source == "clean stop"
+    assert digest(store) == held
+    assert not store.index_reserve_is_low()
+    store.close()
+
+
+def test_on_a_full_disk_a_mark_is_left_out_and_the_index_rebuilt(path, monkeypatch, caplog):
+    (path / "index" / "RUNNING").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "write_at", refuse_to_write)
+        store = open_store(path)
+        held = digest(store)
+        store.close()
+    assert "RUNNING could not be written" in caplog.text
+    assert not (path / "index" / "CLEAN").exists()
+    store = open_store(path)
+    assert store.recovery.source == "log"
+    assert digest(store) == held
+    store.close()
+
+
+def refuse_to_write(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{}", b'{"boot": "1"} 00000000\n'])

@@ -10,12 +10,15 @@ import threading
 from pathlib import Path
 from random import Random
 
+import lmdb
 import pytest
 
+import storage.store
 from kvd.commands import Delete, Set
 from storage import disk, snapshot
 from storage.change import Setting, Term, encode_payload, encode_record, next_chain
-from storage.errors import CorruptLog, CorruptSnapshot, DirectoryLocked, LogFull
+from storage.errors import CorruptLog, CorruptSnapshot, DirectoryLocked, LogFull, StorageError
+from storage.node import CorruptIndex
 from tests.stores import (
     NOW_NS,
     SEGMENT,
@@ -169,10 +172,48 @@ def test_a_store_lives_on_after_a_rebuild(tmp_path):
 
 
 def test_a_log_larger_than_one_transaction_is_replayed_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("storage.store._REPLAY_RECORDS", 7)
+    monkeypatch.setattr("storage.replay._REPLAY_RECORDS", 7)
     path = tmp_path / "data"
     held = live_and_die(path, 5)
     assert reopened(path, rebuild_index=True)[0] == held
+
+
+@pytest.mark.parametrize(
+    "damage", [lmdb.CorruptedError("x"), lmdb.PanicError("x"), CorruptIndex("x")]
+)
+def test_an_index_that_proves_damaged_during_recovery_is_built_anew(
+    tmp_path, monkeypatch, caplog, damage
+):
+    path = tmp_path / "data"
+    held = live_and_die(path, 5)
+    real = storage.store.replay
+    damages = [damage]
+
+    def replay(*arguments):
+        if damages:
+            raise damages.pop()
+        return real(*arguments)
+
+    monkeypatch.setattr("storage.store.replay", replay)
+    found, recovery = reopened(path)
+    assert found == held
+    assert recovery.source == "log"
+    assert "the index is damaged and is built anew" in caplog.text
+
+
+def test_a_start_that_has_no_room_for_the_index_says_so_in_one_line(tmp_path, monkeypatch):
+    path = tmp_path / "data"
+    held = live_and_die(path, 5)
+
+    def replay(*_):
+        raise lmdb.DiskError("mdb_txn_commit: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("storage.store.replay", replay)
+        with pytest.raises(StorageError, match="is the disk full") as refused:
+            open_store(path)
+    assert refused.value.exit_status == 74
+    assert reopened(path)[0] == held
 
 
 def test_a_crash_in_the_middle_of_a_rebuild_costs_another_rebuild(tmp_path, monkeypatch):
@@ -192,7 +233,7 @@ def test_a_crash_in_the_middle_of_a_rebuild_costs_another_rebuild(tmp_path, monk
         with pytest.raises(OSError, match="goes here"):
             open_store(path, rebuild_index=True)
     with monkeypatch.context() as patch:
-        patch.setattr("storage.store.next_chain", crash)
+        patch.setattr("storage.replay.next_chain", crash)
         with pytest.raises(OSError, match="goes here"):
             open_store(path)
     found, recovery = reopened(path)
@@ -203,7 +244,7 @@ def test_a_crash_in_the_middle_of_a_rebuild_costs_another_rebuild(tmp_path, monk
 def test_an_index_that_was_rebuilt_in_part_goes_on_from_there(tmp_path, monkeypatch):
     path = tmp_path / "data"
     held = live_and_die(path, 6)
-    monkeypatch.setattr("storage.store._REPLAY_RECORDS", 7)
+    monkeypatch.setattr("storage.replay._REPLAY_RECORDS", 7)
     frames = 0
 
     def crash(prev_chain, payload):
@@ -214,7 +255,7 @@ def test_an_index_that_was_rebuilt_in_part_goes_on_from_there(tmp_path, monkeypa
         return next_chain(prev_chain, payload)
 
     with monkeypatch.context() as patch:
-        patch.setattr("storage.store.next_chain", crash)
+        patch.setattr("storage.replay.next_chain", crash)
         with pytest.raises(OSError, match="goes here"):
             open_store(path, rebuild_index=True)
     assert reopened(path)[0] == held
@@ -227,12 +268,37 @@ def test_a_torn_tail_is_no_part_of_the_state(tmp_path, caplog):
     held = digest(store)
     end = store.wal.position.offset
     store.close()
-    with segments(path)[-1].open("r+b") as file:
-        file.seek(end)
-        file.write(b"KVDF and what was never acknowledged")
+    (path / "index" / "CLEAN").unlink()  # as if it had been killed
+    append_garbage(path, end)
     assert reopened(path)[0] == held
     assert "cut off" in caplog.text
     assert reopened(path, rebuild_index=True)[0] == held
+
+
+@pytest.mark.parametrize("rebuild_index", [False, True])
+def test_a_torn_tail_after_a_clean_stop_is_damage(tmp_path, rebuild_index):
+    path = tmp_path / "data"
+    store = open_store(path)
+    write(store, Set(b"/a", b"1"))
+    end = store.wal.position.offset
+    store.close()
+    append_garbage(path, end)
+    before = {
+        file: file.read_bytes()
+        for file in path.rglob("*")
+        if file.name != "LOCK" and file.is_file()
+    }
+    with pytest.raises(CorruptLog, match=f"offset {end}: 36 bytes .* stopped cleanly") as refused:
+        open_store(path, rebuild_index=rebuild_index)
+    assert refused.value.exit_status == 65
+    assert "Nothing was changed" in str(refused.value)
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def append_garbage(path, offset):
+    with segments(path)[-1].open("r+b") as file:
+        file.seek(offset)
+        file.write(b"KVDF and what was never acknowledged")
 
 
 # Terms and settings

@@ -814,3 +814,105 @@ def test_a_close_that_cannot_leave_the_log_clean_says_so(tmp_path, monkeypatch):
     Fault(monkeypatch, "sync_data", errno.EIO)
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         wal.close()
+
+
+# Heartbeats
+
+
+def test_a_heartbeat_follows_a_frame_once_and_is_no_part_of_what_the_log_says(tmp_path):
+    wal = begin(tmp_path)
+    wal.heartbeat(1)
+    assert segments(tmp_path) == []  # nothing to prove yet
+    end = append(wal, b"one")
+    size = len(segments(tmp_path)[0].read_bytes().rstrip(b"\0"))
+    wal.heartbeat(2)
+    beaten = len(segments(tmp_path)[0].read_bytes().rstrip(b"\0"))
+    assert beaten > size
+    wal.heartbeat(2)
+    assert len(segments(tmp_path)[0].read_bytes().rstrip(b"\0")) == beaten
+    assert wal.position == end
+    append(wal, b"two")
+    wal.heartbeat(3)
+    wal.close()
+    assert payloads_of(tmp_path) == [b"one", b"two"]
+    assert payloads_of(tmp_path, end) == [b"two"]
+    wal = begin(tmp_path)
+    append(wal, b"three")
+    wal.close()
+    assert payloads_of(tmp_path) == [b"one", b"two", b"three"]
+
+
+def test_damage_to_the_last_frame_is_told_from_a_torn_tail_by_the_heartbeat_behind_it(tmp_path):
+    wal = begin(tmp_path)
+    append(wal, b"one")
+    end = append(wal, b"acknowledged")
+    wal.heartbeat(3)
+    wal.close()
+    (path,) = segments(tmp_path)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"acknowledged", b"acknowledgee"))
+    with pytest.raises(CorruptLog, match="acknowledged writes are damaged"):
+        payloads_of(tmp_path)
+    # A heartbeat that never finished is cut like any other frame.
+    path.write_bytes(data[: end.offset + 30] + bytes(len(data) - end.offset - 30))
+    assert payloads_of(tmp_path) == [b"one", b"acknowledged"]
+
+
+def test_where_no_heartbeat_fits_the_seal_follows_the_frame(tmp_path):
+    wal = begin(tmp_path)
+    append(wal, b"x")
+    while wal.room:
+        append(wal, b"x" * min(500, wal.room))
+    wal.heartbeat(9)
+    append(wal, b"next")
+    wal.close()
+    assert payloads_of(tmp_path)[-1] == b"next"
+    assert len(segments(tmp_path)) == 2
+
+
+def test_a_probe_says_whether_the_log_takes_frames(tmp_path, monkeypatch):
+    wal = begin(tmp_path)
+    append(wal, b"x" * 2000)
+    with monkeypatch.context() as patch:
+        Fault(patch, "write_at", errno.ENOSPC)
+        with pytest.raises(LogFull):
+            wal.heartbeat(2, probe=True)
+    wal.heartbeat(2, probe=True)
+    append(wal, b"y" * 2000)
+    with monkeypatch.context() as patch:
+        Fault(patch, "preallocate", errno.EDQUOT)
+        wal.prepare_next()
+        with pytest.raises(LogFull):
+            wal.heartbeat(3, probe=True)
+        assert wal.refusal is not None
+    wal.heartbeat(3, probe=True)
+    assert wal.refusal is None
+    wal.close()
+    assert payloads_of(tmp_path) == [b"x" * 2000, b"y" * 2000]
+
+
+# Frames that were allowed under larger segments
+
+
+def test_an_oversize_payload_gets_a_segment_of_its_size(tmp_path):
+    wal = begin(tmp_path)
+    append(wal, b"before")
+    large = b"L" * (5 * SEGMENT)
+    with pytest.raises(ValueError, match="a frame takes"):
+        append(wal, large)
+    wal.append(large, first_index=1, count=1, oversize=True)
+    append(wal, b"after")
+    wal.close()
+    assert payloads_of(tmp_path) == [b"before", large, b"after"]
+    assert [path.stat().st_size > 5 * SEGMENT for path in segments(tmp_path)] == [
+        False, True, False,
+    ]  # fmt: skip
+
+
+def test_a_slow_sync_is_logged_but_not_each(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("storage.wal._SLOW_SYNC_S", 0.0)
+    wal = begin(tmp_path)
+    for _ in range(5):
+        append(wal, b"x")
+    wal.close()
+    assert len([r for r in caplog.records if "the disk is slow" in r.getMessage()]) == 1

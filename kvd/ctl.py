@@ -1,0 +1,254 @@
+"""`kvdctl`: looking at a data directory, repairing it, copying it, and making a new one from it.
+
+Each verb takes the lock that a server takes. Those that only read also take `--force`, to read what
+a running server has; `backup` needs none, since the log is append-only. What the verbs do is in
+storage/; here are their words.
+
+Exit status: 0, 64 for a wrong command line or a point that cannot be reached, 65 for damaged data,
+73 for a directory that is locked or cannot be used, 74 for an I/O error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import NoReturn
+
+from kvd import __version__
+from storage import repair as repairing
+from storage.backup import backup
+from storage.compact import compact, usage
+from storage.dump import records, rfc3339
+from storage.errors import EX_DATAERR, EX_IOERR, EX_USAGE, StorageError
+from storage.failpoints import NAMES
+from storage.node import CorruptIndex
+from storage.restore import restore, state
+from storage.source import reading, to_index
+from storage.verify import Verdict, verify
+
+_RFC3339 = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; return its exit status."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="kvdctl: %(message)s")
+    os.umask(0o077)
+    options = _parser().parse_args(argv)
+    verb: Callable[[argparse.Namespace], int] = options.run
+    try:
+        status = verb(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except StorageError as error:
+        return _fail(repairing.explained(error, options.data), error.exit_status)
+    except CorruptIndex as error:
+        return _fail(str(error), EX_DATAERR)
+    except OSError as error:
+        return _fail(str(error), EX_IOERR)
+    return status
+
+
+def _fail(message: str, status: int) -> int:
+    sys.stdout.flush()
+    sys.stderr.write(f"kvdctl: {message}\n")
+    return status
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    damaged = False
+    with reading(options.data, force=options.force) as source, _scratch() as scratch:
+        for part, verdict, text in verify(source, Path(scratch)):
+            _say(f"{verdict:<8} {part}: {text}")
+            damaged = damaged or verdict is Verdict.DAMAGED
+    if damaged:
+        _say(repairing.advice(options.data))
+    return EX_DATAERR if damaged else 0
+
+
+def _dump(options: argparse.Namespace) -> int:
+    first, last = options.from_index, options.to_index
+    with reading(options.data, force=options.force) as source:
+        for record in records(source):
+            index = record.get("index")
+            is_wanted = isinstance(index, int) and first <= index and not (last and index > last)
+            if is_wanted or (index is None and not first and not last):
+                _say(json.dumps(record))
+    return 0
+
+
+def _digest(options: argparse.Namespace) -> int:
+    with reading(options.data, force=options.force) as source, _scratch() as scratch:
+        last = options.to_index
+        if last is None:
+            index = source.latest(Path(scratch) / "index")
+        else:
+            index = source.rebuild(
+                Path(scratch) / "index", lambda header: header.index <= last, to_index(last)
+            )
+        try:
+            applied, digest = state(index)
+        finally:
+            index.env.close()
+    if last is not None and applied.index != last:
+        return _fail(f"the log ends with index {applied.index}, before {last}", EX_USAGE)
+    _say(f"{digest} {applied.index}")
+    return 0
+
+
+def _repair(options: argparse.Namespace) -> int:
+    index = options.truncate_at
+    if options.yes:
+        cut, kept = repairing.repair(options.data, index)
+    else:
+        with reading(options.data) as source:
+            cut, kept = repairing.plan(source, index), None
+    if cut.is_nothing:
+        _say(f"the log ends with index {index} already: nothing to cut off")
+        return 0
+    did = "cut off" if kept else "would cut off"
+    if cut.segment is not None and cut.size:
+        _say(f"{did} {cut.size} bytes of wal/{cut.segment.name} from offset {cut.offset} on")
+    for path in cut.whole:
+        _say(f"{did} {path.parent.name}/{path.name}")
+    if kept:
+        _say(f"kept in {kept}; the log ends with index {index} now")
+    else:
+        _say("nothing was changed; --yes does it")
+    return 0
+
+
+def _backup(options: argparse.Namespace) -> int:
+    with reading(options.data, force=True) as source:
+        made = backup(source, options.destination)
+    _say(
+        f"{made.size} bytes in {made.files} files, up to frame {made.end.seq}; read back, and good"
+    )
+    return 0
+
+
+def _restore(options: argparse.Namespace) -> int:
+    with reading(options.data, force=options.force) as source:
+        made = restore(source, options.destination, index=options.to_index, time_ns=options.to_time)
+    _say(f"index {made.index}, last written {rfc3339(made.time_ns)}, digest {made.digest}")
+    _say(f"{options.destination} is a new store, of cluster {made.cluster_id:x}")
+    return 0
+
+
+def _compact(options: argparse.Namespace) -> int:
+    before = sum(part.allocated for part in usage(options.data))
+    compact(options.data)
+    after = sum(part.allocated for part in usage(options.data))
+    _say(f"{before} bytes on the disk before, {after} after")
+    return 0
+
+
+def _du(options: argparse.Namespace) -> int:
+    with reading(options.data, force=True):
+        parts = usage(options.data)
+    _say(f"{'on disk':>14} {'length':>14} {'files':>6}  part")
+    for part, files, length, allocated in parts:
+        _say(f"{allocated:>14} {length:>14} {files:>6}  {part}")
+    _say(f"{sum(p.allocated for p in parts):>14} {sum(p.length for p in parts):>14}")
+    return 0
+
+
+def _failpoints(_: argparse.Namespace) -> int:
+    for name, text in NAMES.items():
+        _say(f"{name:<22} {text}")
+    return 0
+
+
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="kvdctl-")
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that ends with the exit status that kvd gives a wrong command line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and end."""
+        sys.stderr.write(f"kvdctl: {message}; see `{self.prog} --help`\n")
+        raise SystemExit(EX_USAGE)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="kvdctl", description="Looks after the data directory of a kvd.")
+    parser.add_argument("--version", action="version", version=f"kvdctl {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def add(run: Callable[[argparse.Namespace], int], text: str, *, force: bool = False) -> _Parser:
+        name = run.__name__.lstrip("_")
+        verb: _Parser = verbs.add_parser(name, help=text, description=text)
+        verb.set_defaults(run=run, data=None)
+        if force:
+            verb.add_argument("--force", action="store_true", help="also while a server has it")
+        return verb
+
+    verb = add(_verify, "check everything, and say whether a server would start", force=True)
+    _add_data(verb)
+    verb = add(_dump, "print the records of the log, one JSON object a line", force=True)
+    verb.add_argument("--from-index", type=_index, default=0, metavar="N", help="the first")
+    verb.add_argument("--to-index", type=_index, default=0, metavar="N", help="the last")
+    _add_data(verb)
+    verb = add(_digest, "print one hash of all keys, values, indexes and events", force=True)
+    verb.add_argument("--to-index", type=_index, metavar="N", help="as it was at index N")
+    _add_data(verb)
+    verb = add(_repair, "cut off the end of a damaged log; says only what it would do")
+    verb.add_argument(
+        "--truncate-at", type=_index, metavar="N", required=True, help="the last index to keep"
+    )
+    verb.add_argument("--yes", action="store_true", help="do it; all is kept in quarantine/")
+    _add_data(verb)
+    verb = add(_backup, "copy a store, of a running server too")
+    _add_data(verb)
+    verb.add_argument("destination", type=Path, metavar="DEST", help="a new directory")
+    verb = add(_restore, "make a new store from a backup or a data directory", force=True)
+    point = verb.add_mutually_exclusive_group()
+    point.add_argument("--to-index", type=_index, metavar="N", help="as it was at index N")
+    point.add_argument(
+        "--to-time", type=_time_ns, metavar="TIME", help="as it was at an RFC 3339 time"
+    )
+    _add_data(verb, "BACKUP")
+    verb.add_argument("destination", type=Path, metavar="DIR", help="a new directory")
+    _add_data(add(_compact, "purge the log behind new snapshots and rebuild the index"))
+    _add_data(add(_du, "print what each part takes"))
+    add(_failpoints, "print the names that kvd --failpoint knows")
+    return parser
+
+
+def _add_data(verb: argparse.ArgumentParser, name: str = "DATA") -> None:
+    verb.add_argument("data", type=Path, metavar=name, help="a data directory or a backup")
+
+
+def _index(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no index")
+    return int(text)
+
+
+def _time_ns(text: str) -> int:
+    match = _RFC3339.fullmatch(text.upper())
+    with suppress(ValueError):
+        if match is not None:
+            seconds = datetime.fromisoformat(match[1] + match[3]).timestamp()
+            return int(seconds) * 10**9 + int((match[2] or "0").ljust(9, "0"))
+    raise argparse.ArgumentTypeError(f"{text!r} is no time like 2026-11-23T02:50:00.5Z")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""Whether there is room for what users write, and how much of the log is kept for removals.
+
+While there is none, writes are refused (HTTP 500, error 300) and reads go on. Removals and expiry
+go on too, as long as the log has a frame left for them: they are what makes room. The state begins
+when the log was refused space or the file system has less than `Store.low_water_bytes` left, and it
+ends by itself, once a frame can be written again; each is one line of log.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+
+from kvd.errors import RAFT_INTERNAL, ApiError
+from storage.errors import LogFull
+from storage.store import Store
+
+log = logging.getLogger(__name__)
+
+# The end of the log that only removals may use, when the next segment could not be reserved.
+_RESERVE_BYTES = 1 << 20
+
+
+class Space:
+    """The room of one store.
+
+    Attributes:
+        refusal: what users' writes are answered with while there is no room, else None.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.refusal: ApiError | None = None
+        self._store = store
+        self._wal = store.wal
+        self._reserve_bytes = min(_RESERVE_BYTES, store.wal.max_payload // 4)
+        self._since = 0.0
+
+    @property
+    def room(self) -> int:
+        """How many bytes a batch may have before `check` has to be asked."""
+        if self.refusal is not None:
+            return 0
+        return sys.maxsize if self._wal.refusal is None else self._wal.room - self._reserve_bytes
+
+    def look(self) -> None:
+        """Find out, by a look at the file system, whether room has become scarce."""
+        if self.refusal is None and self._store.is_low_on_space():
+            self._begin("no space left on device")
+
+    def refused(self, error: LogFull) -> None:
+        """Note that the log was refused space."""
+        self._begin(os.strerror(error.errno).lower())
+
+    def found(self) -> None:
+        """Note that the log takes frames again."""
+        if self.refusal is not None:
+            self.refusal = None
+            log.warning(
+                "there is room again after %.1f s: writes are taken",
+                time.monotonic() - self._since,
+            )
+
+    def check(self, size: int) -> ApiError | None:
+        """Return what keeps a batch from growing to `size` bytes by a user's write, or None."""
+        refusal = self._wal.refusal
+        if refusal is not None and size > self._wal.room - self._reserve_bytes:
+            self.refused(refusal)
+        return self.refusal
+
+    def _begin(self, reason: str) -> None:
+        if self.refusal is None:
+            self._since = time.monotonic()
+            log.warning(
+                "%s: writes are refused until there is room; reads, removals and expiry go on",
+                reason,
+            )
+        self.refusal = ApiError(RAFT_INTERNAL, f"{reason} (wal)".encode())

@@ -1,0 +1,135 @@
+"""Copying a store so that the copy is one: everything in it was durable, and it is consistent.
+
+A backup has the form of a data directory without index, lock and quarantine: FORMAT, the snapshots,
+and the log up to the last frame that was whole when it was read. Frames that were read are made
+durable in the source before the copy counts, so a backup never knows more than a crash would leave.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from storage import disk
+from storage.errors import CorruptLog, CorruptSnapshot, DirectoryUnusable, StorageError
+from storage.segments import Position
+from storage.snapshot import available
+from storage.source import Source, reading
+
+_CHUNK_BYTES = 4 << 20
+_ATTEMPTS = 5
+
+
+class Backup(NamedTuple):
+    """What a copy holds: bytes, files, and the end of its log."""
+
+    size: int
+    files: int
+    end: Position
+
+
+def backup(source: Source, target: Path) -> Backup:
+    """Copy a store to a directory that is new or empty; durable and read back on return.
+
+    Every snapshot and all of the log goes along, so that the copy can be restored to any index that
+    the source could be restored to.
+
+    Raises:
+        StorageError: the source is damaged, or kept changing under the copy (snapshots and purges
+            in close succession); there is no copy then.
+        OSError: reading or writing failed; there is no copy then.
+    """
+    attempts = _ATTEMPTS if source.live else 1
+    while True:
+        attempts -= 1
+        try:
+            with staged(target) as draft:
+                return _copy(source, draft)
+        except (StorageError, FileNotFoundError) as error:
+            # A server that purges its log meanwhile looks like damage; the next attempt tells.
+            if not attempts or isinstance(error, DirectoryUnusable):
+                raise
+
+
+@contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """Make a directory under another name; give it its own when all of it is done and durable.
+
+    Raises:
+        DirectoryUnusable: something stands there.
+    """
+    target = target.absolute()
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise DirectoryUnusable(f"{target}: is not empty; name a directory that is new or empty")
+    draft = target.with_name(target.name + ".partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    disk.make_directory_durably(draft)
+    try:
+        yield draft
+        disk.sync_directory(draft)
+        disk.rename_durably(draft, target)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def _copy(source: Source, draft: Path) -> Backup:
+    sizes = []
+    for room in ("wal", "snap"):
+        (draft / room).mkdir(mode=disk.DIRECTORY_MODE)
+    for path in available(source.snap):
+        sizes.append(_copy_file(path, draft / "snap" / path.name, path.stat().st_size))
+    segments = source.segments()
+    for _ in source.frames():
+        pass
+    assert source.scan is not None
+    end = source.scan.tail
+    for segment in segments:
+        if segment.number <= end.segment:
+            size = end.offset if segment.number == end.segment else segment.path.stat().st_size
+            sizes.append(_copy_file(segment.path, draft / "wal" / segment.path.name, size))
+    for room in ("wal", "snap"):
+        disk.sync_directory(draft / room)
+    text = (source.path / "FORMAT").read_bytes()
+    disk.write_file_durably(draft / "FORMAT", text)
+    sizes.append(len(text))
+    return Backup(sum(sizes), len(sizes), _check(draft))
+
+
+def _check(draft: Path) -> Position:
+    """Read a copy back as a start would, and return the end of its log."""
+    with reading(draft) as copy:
+        for _, found in copy.snapshots():
+            if isinstance(found, CorruptSnapshot):
+                raise found
+        bases = copy.bases()
+        if not bases:
+            raise CorruptLog(f"{draft}: the log begins late, and there is no snapshot")
+        for base in (bases[0], bases[-1]):
+            for _ in copy.frames(base.position):
+                pass
+        assert copy.scan is not None
+        return copy.scan.tail
+
+
+def _copy_file(source: Path, target: Path, size: int) -> int:
+    """Copy the first `size` bytes, durably on both sides; return how many that were."""
+    fd = disk.open_to_read(source)
+    try:
+        copy = disk.create(target)
+        try:
+            offset = 0
+            while chunk := disk.read_at(fd, min(_CHUNK_BYTES, size - offset), offset):
+                disk.write_at(copy, chunk, offset)
+                offset += len(chunk)
+            disk.sync_file(copy)
+        finally:
+            os.close(copy)
+        disk.sync_data(fd)
+    finally:
+        os.close(fd)
+    return offset

@@ -1,0 +1,105 @@
+"""Making a data directory as small as it can be without losing anything of the present.
+
+Two snapshots of the same state are taken, so that one may still rot; the log before them goes, and
+with it the points in the past that it could have been restored to; and the index is built anew,
+without the holes that a life of writes leaves in it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from storage import disk
+from storage.layout import DataDirectory
+from storage.segments import Scan, list_segments
+from storage.source import identity_of
+from storage.spare import SPARE_NAME
+from storage.store import Store
+
+# A segment that is begun here holds a few records.
+_SEGMENT_BYTES = 64 << 10
+
+
+class Usage(NamedTuple):
+    """What one part of a data directory takes: files, their lengths, and space on the disk."""
+
+    part: str
+    files: int
+    length: int
+    allocated: int
+
+
+def compact(path: Path) -> None:
+    """Compact a store that no server has open; durable on return.
+
+    Counts as two starts: the term grows by two.
+
+    Raises:
+        StorageError: the directory cannot be used, or is damaged; nothing is purged then.
+        OSError: the disk failed, or is full.
+    """
+    identity_of(path)  # or `open` would make a store of what is none
+    Store.open(path, segment_bytes_max=_SEGMENT_BYTES).close()  # cuts a torn tail, and keeps it
+    # Without room behind its frames, the last segment cannot take the next one: that begins a new
+    # segment, and the old one can go with the others.
+    _release_reserved(path)
+    store = Store.open(path, segment_bytes_max=_SEGMENT_BYTES)
+    try:
+        _log_a_term(store)
+        store.snapshot()
+        _log_a_term(store)
+        store.purge(store.snapshot())
+    finally:
+        store.close()
+    Store.open(path, segment_bytes_max=_SEGMENT_BYTES, rebuild_index=True).close()
+    _release_reserved(path)
+
+
+def _log_a_term(store: Store) -> None:
+    """Move the log on, so that a snapshot gets a place, and a name, of its own."""
+    now_ns = max(disk.wall_clock_ns(), store.applied.time_ns)
+    store.start_term(now_ns, store.applied.history_limit)
+
+
+def _release_reserved(path: Path) -> None:
+    """Give back the space that a server reserves for frames to come."""
+    directory = DataDirectory.open(path)
+    try:
+        disk.remove_if_there(directory.wal / SPARE_NAME)
+        segments = list_segments(directory.wal, directory.identity.store_uuid)
+        scan = Scan(directory.wal, segments, None)
+        for _ in scan.frames(0):
+            pass
+        if not segments:
+            return
+        fd = disk.open_to_write(segments[-1].path)
+        try:
+            disk.truncate(fd, scan.tail.offset)
+            disk.sync_file(fd)
+        finally:
+            os.close(fd)
+        disk.sync_directory(directory.wal)
+    finally:
+        directory.close()
+
+
+def usage(path: Path) -> list[Usage]:
+    """Return what each part takes; of files that a server removes meanwhile, nothing."""
+    parts: dict[str, list[tuple[int, int]]] = {}
+    for file in path.rglob("*"):
+        try:
+            status = file.stat()
+        except FileNotFoundError:
+            continue
+        if file.is_file():
+            inside = file.relative_to(path).parts
+            part = f"{inside[0]}/" if len(inside) > 1 else inside[0]
+            if file.name == SPARE_NAME:
+                part = f"wal/{SPARE_NAME}"
+            parts.setdefault(part, []).append((status.st_size, status.st_blocks * 512))
+    return [
+        Usage(part, len(files), sum(size for size, _ in files), sum(blocks for _, blocks in files))
+        for part, files in sorted(parts.items())
+    ]

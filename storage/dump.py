@@ -1,0 +1,104 @@
+"""The log as JSON: one object per record, in order, as people and their tools read it.
+
+Each has `file`, `offset` and `frame` (where it stands), `batch`, `position` (of the record among
+all), `term`, `time` and `time_ns` of its batch, and `kind`; then what the kind has, as in
+storage/change.py. Bytes that are UTF-8 are text, others stand under the same name with `_base64`
+behind it. An expiration is nanoseconds since 1970, 0 for none.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from storage import frame
+from storage.change import Change, Kind, Payload, Record, Term, UnknownRecord, decode_payload
+from storage.errors import CorruptLog
+from storage.segments import Frame
+from storage.source import Source
+
+Json = dict[str, str | int | bool | None]
+
+_KINDS = {
+    Kind.SET: "set",
+    Kind.CREATE: "create",
+    Kind.UPDATE: "update",
+    Kind.COMPARE_AND_SWAP: "compareAndSwap",
+    Kind.DELETE: "delete",
+    Kind.COMPARE_AND_DELETE: "compareAndDelete",
+    Kind.EXPIRE: "expire",
+}
+
+
+def records(source: Source) -> Iterator[Json]:
+    """Yield every record that the log holds.
+
+    Raises:
+        CorruptLog: the log is damaged, after the records before that place.
+    """
+    name = number = None
+    for found in source.frames():
+        if number != found.end.segment:
+            number = found.end.segment
+            name = _segment_name(source, number)
+        try:
+            payload = decode_payload(found.payload)
+        except UnknownRecord as error:
+            raise CorruptLog(f"{name}: frame {found.seq} holds {error}") from None
+        yield from _lines(f"wal/{name}", found, payload)
+
+
+def rfc3339(time_ns: int) -> str:
+    """Return a time in nanoseconds since 1970 as people write it, in UTC."""
+    seconds, rest = divmod(time_ns, 10**9)
+    try:
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
+    except (ValueError, OverflowError, OSError):
+        return f"{time_ns} ns"
+
+
+def _segment_name(source: Source, number: int) -> str:
+    """Return the name of a segment; of one that a server has purged since, what is known of it."""
+    start = f"{number:016x}-"
+    return next((path.name for path in source.wal.glob(f"{start}*.wal")), f"{start}*.wal")
+
+
+def _lines(file: str, found: Frame, payload: Payload) -> Iterator[Json]:
+    place: Json = {
+        "file": file,
+        "offset": found.end.offset - frame.frame_size(len(found.payload)),
+        "frame": found.seq,
+        "batch": payload.seq,
+        "term": payload.term,
+        "time": rfc3339(payload.time_ns),
+        "time_ns": payload.time_ns,
+    }
+    first = payload.pos - len(payload.records) + 1
+    for position, record in enumerate(payload.records, first):
+        yield place | {"position": position} | _content(record)
+
+
+def _content(record: Record) -> Json:
+    if isinstance(record, Change):
+        kind, index, key, value, is_dir, created, expiration_ns, refresh = record
+        return {
+            "kind": _KINDS[kind],
+            "index": index,
+            **_text("key", key),
+            **({} if value is None else _text("value", value)),
+            "dir": is_dir,
+            "created_index": created,
+            "expiration_ns": expiration_ns,
+            "refresh": refresh,
+        }
+    if isinstance(record, Term):
+        return {"kind": "term", "new_term": record.term}
+    return {"kind": "setting", "name": record.name, "number": record.value}
+
+
+def _text(name: str, data: bytes) -> Json:
+    try:
+        return {name: data.decode()}
+    except UnicodeDecodeError:
+        return {f"{name}_base64": base64.b64encode(data).decode()}

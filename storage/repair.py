@@ -1,0 +1,317 @@
+"""Cutting the end off a log, so that what is good before it can be served again.
+
+    quarantine/<UTC>-repair-<index>/
+        MANIFEST     JSON: what was cut off, and where each piece belongs
+        tail         what was cut off the last segment that is kept, without the zeros at its end
+        *.wal *.snap segments and snapshots that were taken out whole
+
+Everything that is cut off is kept there, bit for bit: giving the segment its size again, writing
+`tail` to its offset and moving the files back undoes it, as long as no server has written to the
+directory since. The index is no truth, so it is not kept: the next start builds it again.
+
+A crash in the middle leaves what a second run finishes, in a directory of its own: pieces are
+copied before they are cut, and whole files go, newest first, before the tail does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+from storage import disk, snapshot
+from storage.change import Change, UnknownRecord, decode_payload
+from storage.errors import CorruptLog, OutOfReach, StorageError
+from storage.layout import DataDirectory
+from storage.segments import START, Frame, Position, Scan, Segment
+from storage.source import Base, Source, identity_of, reading
+
+_NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})\.wal")
+
+
+class Extent(NamedTuple):
+    """How much of a log is good: the last index before `end`, and what stands behind that.
+
+    `beyond` is the range of indexes of the batch behind, None where there is none; `problem` says
+    why the log cannot be read further, None where it ends there.
+    """
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody misses
+    end: Position
+    beyond: tuple[int, int] | None
+    problem: str | None
+
+
+class Cut(NamedTuple):
+    """What a repair cuts off: bytes of one segment, and whole files."""
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody misses
+    segment: Path | None
+    offset: int
+    size: int
+    whole: list[Path]
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether there is nothing to cut off."""
+        return not self.size and not self.whole
+
+
+def good_extent(source: Source, last_index: int | None = None) -> Extent:
+    """Find out how far the log is good, or up to an index.
+
+    Args:
+        source: the data directory.
+        last_index: look no further than the last batch that ends with this index.
+
+    Raises:
+        CorruptLog: there is neither a good snapshot nor the beginning of the log.
+        OutOfReach: the oldest state that can be rebuilt is later than `last_index`.
+    """
+    bases = source.bases()
+    for base in bases:
+        begins_at = base.header.index if base.header else 1
+        if last_index is None or begins_at <= last_index:
+            extent = _follow(source, base, last_index)
+            if extent is not None:
+                return extent
+    if not bases or bases[-1].header is None or last_index is None:
+        raise CorruptLog(f"{source.path}: the log goes on from no good snapshot")
+    raise OutOfReach(
+        f"{source.path}: the oldest state that can be rebuilt is that of index "
+        f"{bases[-1].header.index}"
+    )
+
+
+def plan(source: Source, index: int) -> Cut:
+    """Find out what has to go so that the log ends with an index. Changes nothing.
+
+    Raises:
+        OutOfReach: the log cannot end there: it is not good so far, or a batch goes across.
+        CorruptLog: there is neither a good snapshot nor the beginning of the log.
+    """
+    extent = good_extent(source, index)
+    if extent.index < index:
+        reason = f"the log ends with index {extent.index}"
+        if extent.problem:
+            reason = f"the log is good up to index {extent.index} only: {extent.problem}"
+        if extent.beyond and extent.beyond[0] <= index:
+            first, last = extent.beyond
+            reason = (
+                f"indexes {first} to {last} were written as one batch, which cannot be cut: "
+                f"truncate at {first - 1} or at {last}"
+            )
+        raise OutOfReach(f"{source.path}: {reason}")
+    return _cut_behind(source, extent)
+
+
+def repair(path: Path, index: int) -> tuple[Cut, Path]:
+    """Cut off what `plan` says; return it, and where it is kept. Durable on return.
+
+    Raises:
+        StorageError: as for `plan`, or a server has the directory.
+        OSError: the disk failed; running it again goes on from there.
+    """
+    identity_of(path)  # or `open` would make a store of what is none
+    directory = DataDirectory.open(path)
+    try:
+        source = Source(path, directory.identity, live=False)
+        cut = plan(source, index)
+        kept = _new_name(directory.quarantine, index)
+        if not cut.is_nothing:
+            _keep(cut, kept)
+            _apply(directory, cut, kept)
+    finally:
+        directory.close()
+    return cut, kept
+
+
+def explained(error: StorageError, path: Path) -> str:
+    """Return a refusal, and for a damaged log what a person can do about it. Never raises."""
+    return f"{error}. {advice(path)}" if isinstance(error, CorruptLog) else str(error)
+
+
+def advice(path: Path) -> str:
+    """Return what a person can do about a damaged log, in one line. Never raises."""
+    inspect = f"To inspect: kvdctl verify {path}"
+    try:
+        with reading(path) as source:
+            index = good_extent(source).index
+    except (StorageError, OSError):
+        return f"{inspect}. To go on: restore a backup"
+    return (
+        f"Last good: index {index}. {inspect}. To drop index {index + 1} and everything later "
+        f"(kept in quarantine/): kvdctl repair --truncate-at {index} {path}"
+    )
+
+
+def _follow(source: Source, base: Base, last_index: int | None) -> Extent | None:
+    """Read the log behind a base until it is damaged, ends, or goes beyond an index.
+
+    Returns:
+        None where the log does not go on from this base.
+    """
+    index = base.header.index if base.header else 1
+    end = base.position or START
+    segments, problem = _readable(source, end.segment)
+    scan = Scan(source.wal, segments, base.position or (None if segments else START))
+    try:
+        for frame in scan.frames(0):
+            indexes = _indexes(frame)
+            if indexes and last_index is not None and indexes[-1] > last_index:
+                return Extent(index, end, (indexes[0], indexes[-1]), None)
+            index = indexes[-1] if indexes else index
+            end = frame.end
+        if scan.torn is not None and problem is None:
+            problem = f"{scan.torn.length} bytes behind it are no frame"
+    except CorruptLog as error:
+        if not scan.connected:
+            return None
+        problem = problem or str(error)
+    return Extent(index, end, None, problem)
+
+
+def _indexes(frame: Frame) -> list[int]:
+    try:
+        records = decode_payload(frame.payload).records
+    except UnknownRecord as error:
+        raise CorruptLog(f"frame {frame.seq} of the log holds {error}") from None
+    return [record.index for record in records if isinstance(record, Change)]
+
+
+def _readable(source: Source, first: int) -> tuple[list[Segment], str | None]:
+    """Return the segments from a number on as far as names and headers are good, and why not on."""
+    segments: list[Segment] = []
+    for path, number, first_seq in _named(source):
+        if number < first:
+            continue
+        expected = first + len(segments)
+        if number != expected:
+            return segments, f"segment {expected} is missing"
+        try:
+            segment = Segment(path, number, first_seq)
+            with segment.open() as reader:
+                found = reader.header.store_uuid
+        except CorruptLog as error:
+            return segments, str(error)
+        if found != source.identity.store_uuid:
+            return segments, f"wal/{path.name} belongs to another store"
+        segments.append(segment)
+    return segments, None
+
+
+def _named(source: Source) -> list[tuple[Path, int, int]]:
+    found = [(path, _NAME.fullmatch(path.name)) for path in sorted(source.wal.glob("*.wal"))]
+    return [(path, int(match[1], 16), int(match[2], 16)) for path, match in found if match]
+
+
+def _cut_behind(source: Source, extent: Extent) -> Cut:
+    """Return all that stands behind the good extent, and what older files do not connect to it."""
+    end = extent.end
+    is_whole = extent.beyond is None and extent.problem is None
+    segments = sorted(source.wal.glob("*.wal"), reverse=True)
+    kept, whole = _connected(source, segments, None if is_whole else end.segment)
+    for path in snapshot.available(source.snap):
+        if int(path.name[17:33], 16) > end.seq:
+            whole.append(path)
+    last = kept.get(end.segment)
+    if is_whole or last is None:
+        return Cut(extent.index, None, 0, 0, whole)
+    fd = disk.open_to_read(last)
+    try:
+        tail = disk.read_at(fd, last.stat().st_size - end.offset, end.offset)
+    finally:
+        os.close(fd)
+    return Cut(extent.index, last, end.offset, len(tail.rstrip(b"\0")), whole)
+
+
+def _connected(
+    source: Source, segments: list[Path], last: int | None
+) -> tuple[dict[int, Path], list[Path]]:
+    """Return the segments, newest first, that lead without a gap to `last`; and all others.
+
+    A start looks at the names and headers of all, even of those that it need not read.
+    """
+    kept: dict[int, Path] = {}
+    others: list[Path] = []
+    for path in segments:
+        match = _NAME.fullmatch(path.name)
+        number = int(match[1], 16) if match else 0
+        expected = min(kept) - 1 if kept else last or number
+        if number == expected and _has_good_header(source, path, match):
+            kept[number] = path
+        else:
+            others.append(path)
+    return kept, others
+
+
+def _has_good_header(source: Source, path: Path, match: re.Match[str] | None) -> bool:
+    if match is None:
+        return False
+    try:
+        with Segment(path, int(match[1], 16), int(match[2], 16)).open() as reader:
+            return reader.header.store_uuid == source.identity.store_uuid
+    except CorruptLog:
+        return False
+
+
+def _new_name(quarantine: Path, index: int) -> Path:
+    """Return a name that no earlier repair, not even one of this second, has used."""
+    now = datetime.fromtimestamp(disk.wall_clock_ns() // 10**9, UTC)
+    name = f"{now:%Y%m%dT%H%M%SZ}-repair-{index}"
+    paths = (quarantine / (name if n == 1 else f"{name}-{n}") for n in count(1))
+    return next(path for path in paths if not path.exists())
+
+
+def _keep(cut: Cut, kept: Path) -> None:
+    """Copy the tail to the quarantine, and say there what is about to be cut off."""
+    kept.mkdir(mode=disk.DIRECTORY_MODE)
+    disk.sync_directory(kept.parent)
+    manifest: dict[str, object] = {
+        "truncated_at_index": cut.index,
+        "tail": None,
+        "moved": [f"{path.parent.name}/{path.name}" for path in cut.whole],
+    }
+    if cut.segment is not None and cut.size:
+        fd = disk.open_to_read(cut.segment)
+        try:
+            tail = disk.read_at(fd, cut.size, cut.offset)
+        finally:
+            os.close(fd)
+        disk.write_file_durably(kept / "tail", tail)
+        manifest["tail"] = {
+            "file": f"wal/{cut.segment.name}",
+            "offset": cut.offset,
+            "file_size": cut.segment.stat().st_size,
+        }
+    disk.write_file_durably(kept / "MANIFEST", (json.dumps(manifest, indent=2) + "\n").encode())
+
+
+def _apply(directory: DataDirectory, cut: Cut, kept: Path) -> None:
+    for mark in ("CLEAN", "RUNNING"):
+        disk.remove_if_there(directory.index / mark)
+    disk.sync_directory(directory.index)
+    # Snapshots first: one that outlived the frames it covers would be believed.
+    for path in sorted(cut.whole, reverse=True, key=lambda path: (path.suffix, path.name)):
+        if path.suffix == ".snap":
+            _move(path, kept)
+    for path in sorted(cut.whole, reverse=True):
+        if path.suffix == ".wal":
+            _move(path, kept)
+    if cut.segment is not None and cut.size:
+        fd = disk.open_to_write(cut.segment)
+        try:
+            disk.truncate(fd, cut.offset)
+            disk.sync_file(fd)
+        finally:
+            os.close(fd)
+
+
+def _move(path: Path, kept: Path) -> None:
+    disk.rename(path, kept / path.name)
+    disk.sync_directory(kept)
+    disk.sync_directory(path.parent)

@@ -1,0 +1,127 @@
+"""Making a new store from an older one, or from a point in its past.
+
+The state is rebuilt from the newest snapshot before that point and the log behind it, and becomes
+the first snapshot of a store with a uuid, a cluster id and a member id of its own: its clients see
+by the cluster id that what they remember may not hold. Indexes, values, times, expirations and the
+event history are those of the source; the new history begins right behind them.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from storage import disk, frame, snapshot
+from storage.backup import staged
+from storage.checkpoint import header_of
+from storage.digest import digest
+from storage.errors import OutOfReach
+from storage.frame import PAGE_SIZE, WAL_MAGIC, SegmentHeader
+from storage.index import Index
+from storage.layout import DataDirectory
+from storage.replay import Until
+from storage.segments import Position, segment_name
+from storage.source import Source, to_index, to_the_end, to_time
+from storage.tree import APPLIED_KEY, TABLES, Applied, View
+
+
+class Restored(NamedTuple):
+    """What a new store holds: its last index, the time of its last batch, and its digest."""
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody misses
+    time_ns: int
+    digest: str
+    cluster_id: int
+
+
+def restore(
+    source: Source, target: Path, *, index: int | None = None, time_ns: int | None = None
+) -> Restored:
+    """Make a store in a directory that is new or empty; durable on return.
+
+    Args:
+        source: a data directory or a backup.
+        target: the data directory to be.
+        index: the state right after this index, in the middle of a batch if need be.
+        time_ns: the last state decided at or before this time, in nanoseconds since 1970. With
+            neither, the last state of all.
+
+    Raises:
+        OutOfReach: the source does not go back, or does not reach, so far.
+        StorageError: the source is damaged. There is no new store then.
+    """
+    fits, until = _bounds(index, time_ns)
+    with staged(target) as draft:
+        scratch = draft / "scratch"
+        rebuilt = source.rebuild(scratch, fits, until)
+        try:
+            applied, held = state(rebuilt)
+            applied = _with_new_place(rebuilt, applied)
+        finally:
+            rebuilt.env.close()
+        if index is not None and applied.index != index:
+            raise OutOfReach(
+                f"{source.path}: the log ends with index {applied.index}, before {index}"
+            )
+        directory = DataDirectory.open(draft)
+        try:
+            _install(directory, scratch, applied)
+        finally:
+            directory.close()
+        shutil.rmtree(scratch)
+        return Restored(applied.index, applied.time_ns, held, directory.identity.cluster_id)
+
+
+def state(index: Index) -> tuple[Applied, str]:
+    """Return how far the log has been performed on an index, and its digest."""
+    with index.env.begin() as txn:
+        view = View(txn, index.tables, {})
+        return view.applied(), digest(view)
+
+
+def _bounds(
+    index: int | None, time_ns: int | None
+) -> tuple[Callable[[snapshot.Header], bool], Until]:
+    if index is not None:
+        return lambda header: header.index <= index, to_index(index)
+    if time_ns is not None:
+        return lambda header: header.time_ns <= time_ns, to_time(time_ns)
+    return lambda _: True, to_the_end
+
+
+def _with_new_place(index: Index, applied: Applied) -> Applied:
+    """Have the index go on in the first segment of the new log; return what it says then.
+
+    That log never begins with frame 1: without its snapshot it must be refused, not be taken for a
+    store that was always empty.
+    """
+    seq = max(applied.position.seq, 1)
+    applied = applied._replace(position=Position(1, PAGE_SIZE, seq, applied.position.crc))
+    with index.env.begin(write=True) as txn:
+        txn.put(APPLIED_KEY, applied.encode(), db=index.tables[b"meta"])
+    return applied
+
+
+def _install(directory: DataDirectory, scratch: Path, applied: Applied) -> None:
+    """Write the snapshot and the first, empty segment of a new store."""
+    header = header_of(applied, directory.identity)
+    temporary = directory.snap / "restored.tmp"
+    snapshot.convert(scratch / "data.mdb", temporary, TABLES, header)
+    snapshot.install(temporary, directory.snap, header)
+    position = applied.position
+    page = SegmentHeader(
+        store_uuid=directory.identity.store_uuid,
+        number=position.segment,
+        first_seq=position.seq + 1,
+        first_index=applied.index + 1,
+        chain=position.crc,
+        salt=secrets.randbits(64),
+        created_ns=disk.wall_clock_ns(),
+    )
+    disk.write_file_durably(
+        directory.wal / segment_name(page.number, page.first_seq),
+        frame.encode_segment_header(page, magic=WAL_MAGIC),
+    )

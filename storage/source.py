@@ -1,0 +1,273 @@
+"""A data directory, or a backup of one, open for reading only: what every tool begins with.
+
+Nothing in it is changed and nothing is written to it. The log is append-only, so it can be read
+while a server writes to it (`live`): what cannot be told from damage at first sight, because half
+of a frame had arrived when it was read, is read once more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from storage import disk, snapshot
+from storage.change import Change, Payload
+from storage.errors import (
+    EX_DATAERR,
+    CorruptLog,
+    CorruptSnapshot,
+    DirectoryLocked,
+    DirectoryUnusable,
+    OutOfReach,
+    StorageError,
+)
+from storage.index import Index
+from storage.layout import Identity, read_format
+from storage.replay import Until, load, replay
+from storage.segments import Frame, Position, Scan, Segment, list_segments
+from storage.snapshot import Header
+from storage.tree import Applied
+
+Found = list[tuple[Path, Header | CorruptSnapshot]]
+"""Snapshots, newest first: what each says of itself, or what is wrong with it."""
+
+_STALLS_MAX = 20
+
+
+class Base(NamedTuple):
+    """Where a replay begins: a good snapshot, or twice None for the beginning of the log."""
+
+    path: Path | None
+    header: Header | None
+
+    @property
+    def position(self) -> Position | None:
+        """The place in the log behind what the base holds."""
+        return self.header.position if self.header else None
+
+
+class Source:
+    """An open source; made by `reading`.
+
+    Attributes:
+        path: the directory; `wal`, `snap` and `index` are its rooms.
+        identity: what FORMAT says.
+        live: a server may be writing to it meanwhile.
+        scan: the last pass through the log: at its end it knows the tail.
+    """
+
+    def __init__(self, path: Path, identity: Identity, *, live: bool) -> None:
+        self.path = path
+        self.wal, self.snap, self.index = path / "wal", path / "snap", path / "index"
+        self.identity = identity
+        self.live = live
+        self.scan: Scan | None = None
+
+    def segments(self) -> list[Segment]:
+        """Return the segments of the log.
+
+        Raises:
+            CorruptLog: one is missing, misnamed, damaged or of another store.
+        """
+        return list_segments(self.wal, self.identity.store_uuid)
+
+    def frames(self, start: Position | None = None, *, must_reach: int = 0) -> Iterator[Frame]:
+        """Yield every frame behind `start`, or of the whole log, but seals and heartbeats.
+
+        Raises:
+            CorruptLog: by the rules of storage/segments.py, as far as the reading has come.
+            StorageError: a server purged meanwhile what was to be read next.
+        """
+        position = start
+        failed_at: object = self  # no position
+        stalls = 0
+        while True:
+            try:
+                self.scan = Scan(self.wal, self.segments(), position)
+                for frame in self.scan.frames(must_reach):
+                    position = frame.end
+                    yield frame
+            except (CorruptLog, FileNotFoundError) as error:
+                if not self.live:
+                    raise
+                self._check_not_purged(position)
+                # Before a frame is begun the one before it is whole: what is bad twice is bad. And
+                # where a file has gone, the next look does not find its name.
+                stalls = stalls + 1 if position == failed_at else 0
+                if stalls > _STALLS_MAX or (stalls and isinstance(error, CorruptLog)):
+                    raise
+                failed_at = position
+            else:
+                return
+
+    def _check_not_purged(self, position: Position | None) -> None:
+        numbers = [int(entry.name[:16], 16) for entry in self.wal.glob("*.wal")]
+        if position is not None and numbers and min(numbers) > position.segment:
+            raise StorageError(
+                f"{self.path}: the server purged its log faster than it was read; try again"
+            )
+
+    def snapshots(self) -> Found:
+        """Read all snapshots to their ends; return the headers or what is wrong, newest first."""
+        found: Found = []
+        for path in snapshot.available(self.snap):
+            try:
+                header = snapshot.verify(path)
+                if header.store_uuid != self.identity.store_uuid:
+                    raise CorruptSnapshot.at(path, 0, "a snapshot of another store")
+            except CorruptSnapshot as error:
+                found.append((path, error))
+            except FileNotFoundError:
+                if not self.live:
+                    raise
+            else:
+                found.append((path, header))
+        return found
+
+    def bases(self, snapshots: Found | None = None) -> list[Base]:
+        """Return from where a state can be rebuilt, newest first; an empty log is a base, too.
+
+        Args:
+            snapshots: what `snapshots` returned, where it was called already.
+        """
+        found = self.snapshots() if snapshots is None else snapshots
+        bases = [Base(path, header) for path, header in found if isinstance(header, Header)]
+        names = sorted(entry.name for entry in self.wal.glob("*.wal"))
+        if not names or names[0].endswith(f"-{1:016x}.wal"):
+            bases.append(Base(None, None))
+        return bases
+
+    def rebuild(self, scratch: Path, fits: Callable[[Header], bool], until: Until) -> Index:
+        """Build an index of a state in a directory that does not exist yet.
+
+        Args:
+            scratch: where; what stands there is thrown away.
+            fits: whether a snapshot is early enough to begin with.
+            until: where the replay ends.
+
+        Raises:
+            CorruptLog: what has to be read of the log is damaged.
+            OutOfReach: no snapshot is early enough, and the beginning of the log is gone.
+        """
+        bases = self.bases()
+        for base in bases:
+            if base.header is None or fits(base.header):
+                return self.rebuild_from(base, scratch, until)
+        if not bases:
+            raise CorruptLog(
+                f"{self.wal}: the log does not begin with frame 1, and there is no good snapshot "
+                f"in {self.snap}"
+            )
+        oldest = bases[-1].header
+        assert oldest is not None
+        raise OutOfReach(
+            f"{self.path}: the oldest state that can be rebuilt is that of index {oldest.index}"
+        )
+
+    def rebuild_from(self, base: Base, scratch: Path, until: Until) -> Index:
+        """Build an index from one base; see `rebuild`."""
+        index = Index.create(scratch)
+        try:
+            load(index, base.path)
+            replay(index, self.frames(base.position), until)
+        except BaseException:
+            index.env.close()
+            raise
+        return index
+
+    def latest(self, scratch: Path) -> Index:
+        """Build an index of the last state of all; see `rebuild`."""
+        return self.rebuild(scratch, lambda _: True, to_the_end)
+
+
+def to_the_end(payload: Payload) -> int:
+    """The replay goes on as far as the log does."""
+    return len(payload.records)
+
+
+def to_index(last: int) -> Until:
+    """The replay ends with the change that has this index."""
+
+    def until(payload: Payload) -> int:
+        for count, record in enumerate(payload.records):
+            if isinstance(record, Change) and record.index > last:
+                return count
+        return len(payload.records)
+
+    return until
+
+
+def to_time(time_ns: int) -> Until:
+    """The replay ends with the last batch decided at or before a time, in ns since 1970."""
+    return lambda payload: len(payload.records) if payload.time_ns <= time_ns else 0
+
+
+def place(applied: Applied) -> Position | None:
+    """Return where in the log an index goes on, None for the log's beginning."""
+    return applied.position if applied.position.seq else None
+
+
+@contextmanager
+def reading(path: Path, *, force: bool = False) -> Iterator[Source]:
+    """Open a data directory or a backup for reading, and keep servers out of it meanwhile.
+
+    Args:
+        path: the directory.
+        force: read it even while a server has it.
+
+    Raises:
+        DirectoryLocked: another process has it.
+        DirectoryUnusable: it is no data directory, or its FORMAT is damaged or unknown.
+    """
+    fd = _lock(path)
+    try:
+        live = fd is None or not _try_lock(fd)
+        if live and fd is not None and not force:
+            holder = disk.read_at(fd, 200, 0).decode(errors="replace").strip()
+            raise DirectoryLocked(
+                f"{path}: in use by {holder or 'another process'}; --force reads it nevertheless"
+            )
+        yield Source(path, identity_of(path), live=live and fd is not None)
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def _lock(path: Path) -> int | None:
+    """Open the lock, if there is one: a backup that no server was started on has none."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return disk.open_to_read(path / "LOCK")
+    return None
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        disk.lock_shared(fd)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def identity_of(path: Path) -> Identity:
+    """Return what names the store in a directory.
+
+    Raises:
+        DirectoryUnusable: it is no data directory, or its FORMAT is damaged or unknown.
+    """
+    if not path.is_dir():
+        raise DirectoryUnusable(f"{path}: is no directory")
+    for room in ("wal", "snap"):
+        if not (path / room).is_dir():
+            raise DirectoryUnusable(
+                f"{path}: {room}/ is missing: this is no data directory, or half of one",
+                exit_status=EX_DATAERR,
+            )
+    try:
+        return read_format(path)
+    except OSError as error:
+        raise DirectoryUnusable(
+            f"{path}: FORMAT: {error.strerror}", exit_status=EX_DATAERR
+        ) from error

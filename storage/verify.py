@@ -1,0 +1,223 @@
+"""Looking at everything in a data directory, and saying what a start would make of it.
+
+More is read than a start reads: every snapshot, the whole log, and the index against what the log
+says. So damage is found while there is still a second copy of what it hit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple
+
+from storage.change import CHAIN_START, UnknownRecord, decode_payload, next_chain
+from storage.digest import IndexState, index_state, without_place
+from storage.errors import Corrupt, CorruptLog, CorruptSnapshot
+from storage.index import CLEAN_STOP, Index, vouched
+from storage.node import CorruptIndex
+from storage.replay import decode, load, replay
+from storage.restore import state
+from storage.segments import Frame, Position, TornTail
+from storage.source import Base, Source, place
+from storage.tree import Applied
+
+
+class Verdict(StrEnum):
+    """What was found of one part."""
+
+    GOOD = "good"
+    NOTE = "note"
+    DAMAGED = "DAMAGED"
+
+
+class Finding(NamedTuple):
+    """One line of the report: a part of the directory, and what is to be said of it."""
+
+    part: str
+    verdict: Verdict
+    text: str
+
+
+def verify(source: Source, scratch: Path) -> Iterator[Finding]:
+    """Yield what is found, part by part; the last one says whether a start would succeed.
+
+    Args:
+        source: the data directory.
+        scratch: a directory for files that are as large as the index.
+
+    Raises:
+        OSError: something cannot be read, which says nothing about what it holds.
+    """
+    yield Finding("FORMAT", Verdict.GOOD, f"store {source.identity.store_uuid.hex()}")
+    snapshots = source.snapshots()
+    for path, found in snapshots:
+        name = f"snap/{path.name}"
+        if isinstance(found, CorruptSnapshot):
+            text = f"{found}. A start sets it aside and uses an older one"
+            yield Finding(name, Verdict.DAMAGED, text)
+        else:
+            yield Finding(name, Verdict.GOOD, f"index {found.index}, frame {found.seq}")
+    yield from _log(source)
+    bases = source.bases(snapshots)
+    known, findings = _index(source)
+    yield from findings
+    if bases:
+        yield from _meaning(source, bases, known, scratch)
+    try:
+        text = _start(source, bases, known)
+    except Corrupt as error:
+        yield Finding("start", Verdict.DAMAGED, f"a server refuses to start: {error}")
+    else:
+        yield Finding("start", Verdict.GOOD, f"a server starts from {text}")
+
+
+def _log(source: Source) -> Iterator[Finding]:
+    """Check the bytes of the whole log: checksums, sequence, chain, seals."""
+    frames = 0
+    try:
+        for _ in source.frames():
+            frames += 1
+    except CorruptLog as error:
+        yield Finding("wal", Verdict.DAMAGED, str(error))
+        return
+    scan = source.scan
+    assert scan is not None
+    if scan.torn is not None:
+        yield _torn(source, scan.torn)
+    yield Finding("wal", Verdict.GOOD, f"{frames} frames with records, up to {scan.position.seq}")
+
+
+def _torn(source: Source, torn: TornTail) -> Finding:
+    part = f"wal/{torn.file.name}"
+    where = f"{torn.length} bytes at offset {torn.offset}"
+    if _was_stopped_cleanly(source):
+        text = f"{where} are no frame, but the store was stopped cleanly"
+        return Finding(part, Verdict.DAMAGED, text)
+    text = f"{where} are a write that never finished; a start cuts them off and keeps them"
+    return Finding(part, Verdict.NOTE, text)
+
+
+def _was_stopped_cleanly(source: Source) -> bool:
+    return not source.live and vouched(source.index) == CLEAN_STOP
+
+
+def _meaning(
+    source: Source, bases: list[Base], known: IndexState | None, scratch: Path
+) -> Iterator[Finding]:
+    """Replay the log from the oldest base; compare on the way each snapshot and the index."""
+    oldest, *newer = reversed(bases)
+    try:
+        index = source.rebuild_from(oldest, scratch / "replay", lambda _: 0)
+    except Corrupt as error:
+        yield Finding("replay", Verdict.DAMAGED, str(error))
+        return
+    try:
+        stops: list[tuple[int, Base | IndexState]] = [
+            (base.header.seq, base) for base in newer if base.header
+        ]
+        if known:
+            stops.append((known.applied.position.seq, known))
+        for seq, stop in sorted(stops, key=lambda pair: pair[0]):
+            _replay_to(source, index, seq)
+            yield _compare(state(index), stop, scratch)
+        _replay_to(source, index, None)
+        applied, held = state(index)
+        text = f"the log gives index {applied.index} with digest {held}"
+        yield Finding("replay", Verdict.GOOD, text)
+    except CorruptLog as error:
+        yield Finding("replay", Verdict.DAMAGED, str(error))
+    finally:
+        index.env.close()
+
+
+def _index(source: Source) -> tuple[IndexState | None, list[Finding]]:
+    """Read the index, if nobody is writing to it."""
+    if source.live:
+        return None, [Finding("index", Verdict.NOTE, "a server is using it: not looked at")]
+    mark = vouched(source.index)
+    if mark is None:
+        return None, [Finding("index", Verdict.NOTE, "not to be trusted: a start rebuilds it")]
+    try:
+        return index_state(source.index), []
+    except CorruptIndex as error:
+        text = f"{error}. Nothing is lost: start once with --rebuild-index"
+        return None, [Finding("index", Verdict.DAMAGED, text)]
+
+
+def _compare(replayed: tuple[Applied, str], stop: Base | IndexState, scratch: Path) -> Finding:
+    """Compare what the log gives with what a snapshot or the index holds for the same place."""
+    if isinstance(stop, IndexState):
+        part, held = "index", stop.digest
+        same_place = without_place(stop.applied) == without_place(replayed[0])
+        advice = "Nothing is lost: start once with --rebuild-index"
+    else:
+        assert stop.path is not None
+        part = f"snap/{stop.path.name}"
+        loaded = Index.create(scratch / "snapshot")
+        try:
+            load(loaded, stop.path)
+            applied, held = state(loaded)
+        finally:
+            loaded.env.close()
+        same_place = without_place(applied) == without_place(replayed[0])
+        advice = "The log and this snapshot contradict each other"
+    if same_place and held == replayed[1]:
+        return Finding(part, Verdict.GOOD, "agrees with the log")
+    text = f"holds digest {held}, but the log gives {replayed[1]}. {advice}"
+    return Finding(part, Verdict.DAMAGED, text)
+
+
+def _replay_to(source: Source, index: Index, seq: int | None) -> None:
+    """Perform the log on an index up to a frame, or to its end."""
+    frames = source.frames(place(index.applied()))
+    replay(index, frames if seq is None else _up_to(frames, seq))
+
+
+def _up_to(frames: Iterator[Frame], seq: int) -> Iterator[Frame]:
+    for frame in frames:
+        if frame.seq > seq:
+            return
+        yield frame
+
+
+def _start(source: Source, bases: list[Base], known: IndexState | None) -> str:
+    """Go the way of a start, without its writing; return what it would start from.
+
+    Raises:
+        CorruptLog: it would be refused.
+    """
+    source.segments()
+    if known is not None:
+        _read_on(source, place(known.applied), known.applied.seq + 1, known.applied.chain)
+        return "the index"
+    if not bases:
+        raise CorruptLog(
+            f"{source.wal}: the log does not begin with frame 1, and there is no good snapshot"
+        )
+    path, header = bases[0]
+    if path is None or header is None:
+        _read_on(source, None, 1, CHAIN_START)
+        return "the log"
+    # A snapshot's header counts frames; the first batch behind it says how many those were.
+    _read_on(source, header.position, None, header.chain)
+    return f"snap/{path.name}"
+
+
+def _read_on(source: Source, start: Position | None, seq: int | None, chain: bytes) -> None:
+    """Read the log behind a place, where batch `seq` on `chain` goes on."""
+    for frame in source.frames(start, must_reach=start.seq if start else 0):
+        if seq is None:
+            seq = _batch(frame)
+        decode(frame, Applied(seq=seq - 1, chain=chain))
+        seq, chain = seq + 1, next_chain(chain, frame.payload)
+    torn = source.scan.torn if source.scan else None
+    if torn and _was_stopped_cleanly(source):
+        raise CorruptLog.at(torn.file, torn.offset, f"{torn.length} bytes are no frame")
+
+
+def _batch(frame: Frame) -> int:
+    try:
+        return decode_payload(frame.payload).seq
+    except UnknownRecord as error:
+        raise CorruptLog(f"frame {frame.seq} of the log holds {error}") from None
