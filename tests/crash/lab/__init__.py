@@ -1,0 +1,28 @@
+"""A laboratory for crash recovery: named experiments on a private server, each with a seed.
+
+    experiment.py   what an experiment is, and a trial of it
+    process.py      the server under test: plain, under strace, or with a bug put in
+    mutant.py       the bugs, each of which an experiment must catch
+    workload.py     clients that write all they can, and remember what they were told
+    ledger.py       what is true: the order of events against what every client was told
+    disks.py        looking into a data directory without a server
+    killing.py      kill-random, kill-syscall, kill-failpoint, history
+    damage.py       truncate, bitflip
+    faults.py       fsync-eio, full-disk, slow-disk, clock, recovery-time
+    powerloss.py    power-loss: a model of a disk, fed with recorded system calls
+    powercut.py     power-cut: a real file system that loses what it had not written
+    page.py         the report
+    __main__.py     the command, `scripts/crashlab`
+
+A violation is found by comparing with what clients were told, never by asking the server whether it
+is well. Every experiment names the bug it must catch; `--mutant` runs it with that bug put in.
+"""
+
+from tests.crash.lab import damage, faults, killing, powercut, powerloss
+from tests.crash.lab.experiment import Experiment
+
+EXPERIMENTS: dict[str, Experiment] = {
+    experiment.name: experiment
+    for module in (killing, damage, faults, powerloss, powercut)
+    for experiment in module.EXPERIMENTS
+}

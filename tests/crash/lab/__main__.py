@@ -1,0 +1,152 @@
+"""`scripts/crashlab`: list the experiments, run them, and write down what they found.
+
+Exit status: 0 when every promise held (with `--mutant`: when every bug was caught), 1 otherwise.
+"""
+
+import argparse
+import http.client
+import json
+import logging
+import random
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tests.crash.lab import EXPERIMENTS
+from tests.crash.lab.experiment import Experiment, Skipped, Trial, Violation
+from tests.crash.lab.page import page
+
+
+@dataclass
+class Report:
+    """One line of the result; `verdict` is held, broken, caught, missed or skipped."""
+
+    name: str
+    promise: str
+    mutant: str | None
+    seed: int
+    rounds: int
+    unit: str
+    verdict: str = "held"
+    detail: str = ""
+    directory: str = ""
+    seconds: float = 0.0
+    figures: dict[str, int | float | str] = field(default_factory=dict)
+    series: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+
+    @property
+    def good(self) -> bool:
+        """It is as it should be, or could not be tried here."""
+        return self.verdict in ("held", "caught", "skipped")
+
+
+def run(
+    experiment: Experiment,
+    directory: Path,
+    *,
+    seed: int,
+    rounds: int,
+    mutant: str | None = None,
+    bar: bool = False,
+) -> Report:
+    """Run an experiment in a directory, which is left when a promise was broken, else removed."""
+    label = experiment.name + (f" ({mutant})" if mutant else "")
+    directory.mkdir(parents=True, exist_ok=True)
+    trial = Trial(directory, seed, rounds, mutant, bar, label)
+    report = Report(experiment.name, experiment.promise, mutant, seed, rounds, experiment.unit)
+    started = time.monotonic()
+    try:
+        experiment.run(trial)
+        report.verdict = "missed" if mutant else "held"
+    except Violation as violation:
+        report.verdict = "caught" if mutant else "broken"
+        report.detail = str(violation)
+    except (ConnectionError, http.client.HTTPException) as error:
+        report.verdict = "caught" if mutant else "broken"
+        report.detail = f"the server went while it was spoken to: {error!r}"
+    except Skipped as reason:
+        report.verdict, report.detail = "skipped", str(reason)
+    report.seconds = round(time.monotonic() - started, 1)
+    report.rounds, report.figures, report.series = trial.rounds, trial.figures, trial.series
+    if report.good:
+        shutil.rmtree(directory, ignore_errors=True)
+    else:
+        report.directory = str(directory)
+    return report
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    args = _parser().parse_args(argv)
+    logging.disable(logging.WARNING)  # recovery tells of each torn tail; here they are the rule
+    if args.verb == "list":
+        for experiment in EXPERIMENTS.values():
+            mutants = ", ".join(experiment.mutants)
+            sys.stdout.write(
+                f"{experiment.name:<14} {experiment.promise}\n{'':<14} "
+                f"{experiment.rounds} {experiment.unit} ({experiment.quick} with --quick); "
+                f"catches: {mutants}\n"
+            )
+        return 0
+    names = list(EXPERIMENTS) if args.names == ["all"] else args.names
+    base = Path(args.directory or tempfile.mkdtemp(prefix="crashlab-"))
+    reports: list[Report] = []
+    for experiment in (EXPERIMENTS[name] for name in names):
+        rounds = args.rounds or (experiment.quick if args.quick else experiment.rounds)
+        for mutant in experiment.mutants if args.mutant else (None,):
+            place = base / (experiment.name + (f"-{mutant}" if mutant else ""))
+            report = run(
+                experiment, place, seed=args.seed, rounds=rounds, mutant=mutant, bar=not args.no_bar
+            )
+            reports.append(report)
+            sys.stdout.write(_text(report))
+            sys.stdout.flush()
+    if not args.directory and all(report.good for report in reports):
+        base.rmdir()
+    if args.json:
+        Path(args.json).write_text(json.dumps([asdict(report) for report in reports], indent=1))
+    if args.html:
+        Path(args.html).write_text(page([asdict(report) for report in reports]))
+    return 0 if all(report.good for report in reports) else 1
+
+
+def _text(report: Report) -> str:
+    name = report.name + (f" with the bug {report.mutant}" if report.mutant else "")
+    figures = ", ".join(f"{key} {value}" for key, value in report.figures.items())
+    lines = [
+        f"{report.verdict.upper():<8} {name}: {report.promise}",
+        f"         {figures or 'no figures'}; seed {report.seed}, {report.rounds} {report.unit}, "
+        f"{report.seconds} s",
+    ]
+    if report.detail:
+        lines.append(f"         {report.detail}")
+    if report.directory:
+        lines.append(f"         what it left is in {report.directory}; look at a store in it with")
+        lines.append("         kvdctl verify DIRECTORY")
+    return "\n".join(lines) + "\n"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scripts/crashlab", description="Experiments in crash recovery, on a private server."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("list", help="name the experiments and their promises")
+    runs = verbs.add_parser("run", help="run some of them, or all")
+    runs.add_argument("names", nargs="+", metavar="NAME", choices=[*EXPERIMENTS, "all"])
+    runs.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="default: random")
+    runs.add_argument("--rounds", type=int, default=0, help="how many (default: a full run)")
+    runs.add_argument("--quick", action="store_true", help="few rounds, to see that it works")
+    runs.add_argument("--mutant", action="store_true", help="put in the bugs that must be caught")
+    runs.add_argument("--json", metavar="FILE", help="write the results as JSON")
+    runs.add_argument("--html", metavar="FILE", help="write a report with plots, one page")
+    runs.add_argument("--directory", help="where to work (default: a new temporary directory)")
+    runs.add_argument("--no-bar", action="store_true", help="no progress bar")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

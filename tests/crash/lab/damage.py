@@ -1,0 +1,285 @@
+"""Bytes that are not what they were: cut off, or with one bit the other way round."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from storage import disk, frame
+from storage.wal import Wal
+from tests.crash.lab.disks import SEGMENT_BYTES, Found, recover
+from tests.crash.lab.experiment import Experiment, Trial, Violation
+from tests.crash.lab.killing import SMALL_FLAGS, start
+from tests.crash.lab.mutant import MUTANTS
+from tests.crash.lab.powerloss import _fast_directory
+from tests.crash.lab.process import ROOT, Kvd
+from tests.crash.lab.workload import Connection
+
+_DEAD = -11  # SIGSEGV; a map that ends too early is -7, SIGBUS
+_SIGNALS = (-7, _DEAD, -6)
+
+
+@contextmanager
+def bug(name: str | None) -> Iterator[None]:
+    """Put a bug into this very process for a while."""
+    saved = [(module, dict(vars(module))) for module in (disk, frame)]
+    try:
+        if name is not None:
+            MUTANTS[name]()
+        yield
+    finally:
+        for module, names in saved:
+            vars(module).update(names)
+
+
+def make_store(
+    directory: Path,
+    writes: int,
+    mutant: str | None,
+    *flags: str,
+    clean: bool,
+    snapshot: bool = False,
+) -> Found:
+    """Have a server write a small store, one write a frame; return what is in it."""
+    with Kvd(directory, *SMALL_FLAGS, *flags, mutant=mutant) as kvd:
+        start(kvd)
+        connection = Connection(kvd.port)
+        for number in range(writes):
+            value = f"{number}." + "v" * (number * 37 % 150)
+            if number % 5 == 4:
+                connection.delete(f"/k/{number - 1}")
+            else:
+                connection.put(f"/k/{number}", value)
+        connection.close()
+        end = time.monotonic() + 20
+        while snapshot and not list((directory / "snap").glob("*.snap")):
+            if time.monotonic() > end:
+                raise Violation("no snapshot was made")
+            time.sleep(0.02)
+        if clean:
+            kvd.terminate()
+        else:
+            kvd.kill()
+    copy = directory.with_name(directory.name + "-copy")
+    shutil.copytree(directory, copy)
+    with bug(mutant):
+        found = recover(copy)
+    shutil.rmtree(copy)
+    if found.refusal:
+        raise Violation(f"the store that is to be damaged is damaged: {found.refusal}")
+    return found
+
+
+def last_segment(directory: Path) -> Path:
+    """Return the file of the log that is written to."""
+    return max((directory / "wal").glob("*.wal"))
+
+
+def frame_ends(directory: Path) -> list[tuple[int, int]]:
+    """Return offset and last etcd index of each frame of the last segment."""
+    uuid = bytes.fromhex(
+        json.loads((directory / "FORMAT").read_text().split("\n")[0])["store_uuid"]
+    )
+    wal = Wal.open(
+        directory / "wal",
+        directory / "quarantine",
+        store_uuid=uuid,
+        segment_bytes_max=SEGMENT_BYTES,
+    )
+    frames = [f for f in wal.scan() if f.end.segment == wal.position.segment]
+    # The frame of a start tells the next index and has no event of its own; every other frame here
+    # is one write.
+    return [(f.end.offset, f.first_index) for f in frames]
+
+
+class Bench:
+    """A place where a pristine directory is laid out, damaged and recovered."""
+
+    def __init__(self, pristine: Path, place: Path) -> None:
+        self.pristine = pristine
+        self.place = place
+
+    def recover(self, file: Path, data: bytes) -> Found:
+        """Recover the directory with other bytes in one of its files, without its index."""
+        shutil.rmtree(self.place, ignore_errors=True)
+        ignore = shutil.ignore_patterns("index", "next.tmp")
+        shutil.copytree(self.pristine, self.place, ignore=ignore)
+        (self.place / file.relative_to(self.pristine)).write_bytes(data)
+        return recover(self.place)
+
+
+@contextmanager
+def bench(trial: Trial, pristine: Path) -> Iterator[Bench]:
+    """A bench in memory."""
+    with tempfile.TemporaryDirectory(dir=_fast_directory()) as place, bug(trial.mutant):
+        try:
+            yield Bench(pristine, Path(place) / "data")
+        except Violation:
+            shutil.copytree(Path(place) / "data", trial.directory / "damaged")
+            raise
+
+
+def sample(dice: random.Random, cases: list, number: int) -> list:
+    """Return all cases, or some of them in their order."""
+    return cases if len(cases) <= number else sorted(dice.sample(cases, number))
+
+
+def truncate(trial: Trial) -> None:
+    """Cut the last segment at every byte of its last frames; with nothing, zeros or dice behind."""
+    pristine = trial.directory / "data"
+    whole = make_store(pristine, 40, trial.mutant, "--snapshot-count", "1000000", clean=False)
+    segment = last_segment(pristine)
+    data = segment.read_bytes()
+    with bug(trial.mutant):
+        ends = frame_ends(pristine)
+    fills: dict[str, Callable[[int], bytes]] = {
+        "nothing": lambda at: b"",
+        "zeros": lambda at: bytes(len(data) - at),
+        "dice": lambda at: trial.dice.randbytes(len(data) - at),
+    }
+    cuts = [(at, fill) for at in range(ends[-9][0], ends[-1][0]) for fill in fills]
+    cuts = sample(trial.dice, cuts, trial.rounds)
+    trial.rounds = len(cuts)
+    with bench(trial, pristine) as table:
+        for done, (at, fill) in enumerate(cuts, 1):
+            found = table.recover(segment, data[:at] + fills[fill](at))
+            expected = max(index for end, index in ends if end <= at)
+            # What is missing may be no more than the zeros behind a frame.
+            padding = any(end - 8 < at < end for end, _ in ends)
+            where = f"cut at {at}, {fill} behind"
+            trial.check(not found.refusal, f"{where}: refused: {found.refusal}")
+            good = found.index == expected or (padding and found.index == expected + 1)
+            trial.check(good, f"{where}: index {found.index}, expected {expected}")
+            _check_prefix(trial, whole, found, where)
+            trial.figures["cuts"] = done
+            trial.figures["wrong"] = 0
+            trial.progress(done)
+
+
+def bitflip(trial: Trial) -> None:
+    """Turn every bit of a small log, and bits of its snapshots and its index."""
+    pristine = trial.directory / "data"
+    whole = make_store(pristine, 12, trial.mutant, "--snapshot-count", "1000000", clean=False)
+    segment = last_segment(pristine)
+    with bug(trial.mutant):
+        ends = frame_ends(pristine)
+    last_start = ends[-2][0]
+    # Behind the last frame there are zeros for tens of kilobytes; a few of them stand for all.
+    bits = [
+        bit for bit in range(8 * (ends[-1][0] + 64)) if not 640 < bit < 8 * 4096 or bit % 64 == 0
+    ]
+    bits = sample(trial.dice, bits, trial.rounds)
+    trial.rounds = len(bits)
+    with bench(trial, pristine) as table:
+        for done, bit in enumerate(bits, 1):
+            found = table.recover(segment, _flipped(segment.read_bytes(), bit))
+            where = f"bit {bit} of {segment.name} turned"
+            if found.refusal:
+                trial.count("log: refused")
+            else:
+                _check_prefix(trial, whole, found, where)
+                lost = whole.index - found.index
+                trial.check(
+                    lost == 0 or (lost == 1 and bit // 8 >= last_start),
+                    f"{where}: {lost} acknowledged writes are cut off",
+                )
+                trial.count("log: cut" if lost else "log: whole")
+            trial.progress(done)
+    _flip_snapshots(trial)
+    _flip_index(trial)
+    trial.figures["wrong values"] = 0
+
+
+def _flipped(data: bytes, bit: int) -> bytes:
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def _flip_snapshots(trial: Trial) -> None:
+    pristine = trial.directory / "snapshots"
+    whole = make_store(pristine, 130, trial.mutant, clean=True, snapshot=True)
+    files = sorted((pristine / "snap").glob("*.snap"))
+    with bench(trial, pristine) as table:
+        for _ in range(max(20, trial.rounds // 10)):
+            file = trial.dice.choice(files)
+            data = file.read_bytes()
+            bit = trial.dice.randrange(8 * len(data))
+            found = table.recover(file, _flipped(data, bit))
+            where = f"bit {bit} of {file.name} turned"
+            if found.refusal:
+                trial.count("snapshot: refused")
+                continue
+            trial.check(found.files == whole.files, f"{where}: the files are not the same")
+            trial.check(found.index == whole.index, f"{where}: index {found.index}")
+            trial.count("snapshot: older one or log used")
+
+
+def _flip_index(trial: Trial) -> None:
+    """Turn bits of the index's file in place, as a disk would; it is trusted after a clean stop."""
+    pristine = trial.directory / "indexed"
+    whole = make_store(pristine, 60, None, clean=True)
+    file = pristine / "index" / "data.mdb"
+    good = file.read_bytes()
+    kept = {path: path.read_bytes() for path in pristine.rglob("*") if path.is_file()}
+    used = [page for page in range(len(good) // 4096) if any(good[page * 4096 : (page + 1) * 4096])]
+    for _ in range(max(4, trial.rounds // 100)):
+        for path in (path for path in pristine.rglob("*") if path.is_file()):
+            if path not in kept:
+                path.unlink()
+        for path, content in kept.items():
+            path.write_bytes(content)
+        bit = 8 * 4096 * trial.dice.choice(used) + trial.dice.randrange(8 * 4096)
+        with file.open("r+b") as index:  # the same inode, as the mark of the clean stop says
+            index.seek(bit // 8)
+            index.write(_flipped(good, bit)[bit // 8 : bit // 8 + 1])
+        _look_at_index(trial, pristine, whole, bit)
+
+
+def _look_at_index(trial: Trial, pristine: Path, whole: Found, bit: int) -> None:
+    looked = subprocess.run(
+        [sys.executable, "-m", "tests.crash.lab.disks", str(pristine)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if looked.returncode != 0:
+        trial.count("index: refused" if looked.returncode > 0 else "index: process ended")
+        return
+    found = json.loads(looked.stdout)
+    for key, file in found.items():
+        trial.check(
+            key in whole.files and tuple(file) == tuple(whole.files[key]),
+            f"bit {bit} of the index turned: {key} is served as {file}",
+        )
+    trial.count("index: rows not found", len(whole.files) - len(found))
+    trial.count("index: served right")
+
+
+def _check_prefix(trial: Trial, whole: Found, found: Found, where: str) -> None:
+    facts = whole.facts[: max(0, found.index - 1)]
+    trial.check(found.facts == facts, f"{where}: an event is served that did not happen so")
+
+
+EXPERIMENTS = (
+    Experiment(
+        "truncate",
+        "a log cut at any byte opens with exactly the writes before the cut",
+        ("no-crc",),
+        *(100_000, 90, "cuts", truncate),
+    ),
+    Experiment(
+        "bitflip",
+        "a turned bit is refused, or costs no more than the last write; no wrong value is served",
+        ("no-crc",),
+        *(100_000, 90, "bits", bitflip),
+    ),
+)

@@ -1,0 +1,96 @@
+"""Looking into a data directory without a server: what recovery finds there."""
+
+import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from storage.change import Kind
+from storage.errors import StorageError
+from storage.event import Event
+from storage.node import ROOT_ID, CorruptIndex
+from storage.store import Store
+from storage.tree import View
+from tests.crash.lab.experiment import Violation
+from tests.crash.lab.ledger import Fact, File
+
+SEGMENT_BYTES = 65536
+
+_ACTIONS = {
+    Kind.SET: "set",
+    Kind.CREATE: "create",
+    Kind.UPDATE: "update",
+    Kind.COMPARE_AND_SWAP: "compareAndSwap",
+    Kind.DELETE: "delete",
+    Kind.COMPARE_AND_DELETE: "compareAndDelete",
+    Kind.EXPIRE: "expire",
+}
+
+
+class Found(NamedTuple):
+    """What recovery made of a directory: its facts and files, or why it refused."""
+
+    index: int  # type: ignore[assignment]  # hides tuple.index
+    facts: tuple[Fact, ...]
+    files: dict[str, File]
+    refusal: str = ""
+
+
+def recover(directory: Path, *, rebuild_index: bool = False) -> Found:
+    """Recover a data directory in this process, as a starting server does."""
+    try:
+        store = Store.open(directory, segment_bytes_max=SEGMENT_BYTES, rebuild_index=rebuild_index)
+    except (StorageError, CorruptIndex, OSError) as error:
+        return Found(0, (), {}, f"{type(error).__name__}: {error}")
+    except Exception as error:
+        raise Violation(f"recovery meets a bug: {error!r}") from error
+    try:
+        view = store.view
+        facts = tuple(fact_of_event(event) for event in view.events(1))
+        return Found(store.applied.index, facts, files_of_view(view))
+    except CorruptIndex as error:
+        return Found(0, (), {}, f"CorruptIndex: {error}")
+    finally:
+        store.close()
+
+
+def fact_of_event(event: Event) -> Fact:
+    """Return the fact in an event of the store."""
+    change, prev, _ = event
+    removal = change.kind in (Kind.DELETE, Kind.COMPARE_AND_DELETE, Kind.EXPIRE)
+    return Fact(
+        change.index,
+        _ACTIONS[change.kind],
+        change.key.decode(errors="backslashreplace"),
+        None if removal or change.dir else (change.value or b"").decode(errors="backslashreplace"),
+        change.dir,
+        change.created_index,
+        None
+        if prev is None or prev.dir_id
+        else (prev.value or b"").decode(errors="backslashreplace"),
+        prev.modified_index if prev else 0,
+    )
+
+
+def files_of_view(view: View) -> dict[str, File]:
+    """Return every file of the store."""
+    found: dict[str, File] = {}
+    waiting = [(ROOT_ID, "")]
+    while waiting:
+        dir_id, path = waiting.pop()
+        for name, node in view.children(dir_id):
+            key = f"{path}/{name.decode()}"
+            if node.dir_id:
+                waiting.append((node.dir_id, key))
+            else:
+                value = (node.value or b"").decode(errors="backslashreplace")
+                found[key] = File(value, node.created_index, node.modified_index)
+    return found
+
+
+if __name__ == "__main__":
+    # In a process of its own: a damaged index may end it.
+    outcome = recover(Path(sys.argv[1]))
+    if outcome.refusal:
+        sys.exit(outcome.refusal)
+    sys.stdout.write(json.dumps(outcome.files))

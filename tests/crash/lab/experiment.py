@@ -1,0 +1,79 @@
+"""What an experiment is: one promise, a seed, rounds, figures, and the bugs it must catch."""
+
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+class Violation(Exception):
+    """A promise was seen broken; the text says which and where."""
+
+
+class Skipped(Exception):
+    """This machine lacks what the experiment needs; the text says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """One row of `crashlab list`.
+
+    Attributes:
+        promise: The invariant that is checked, in one line.
+        mutants: Bugs of `mutant.py`, each of which it must catch.
+        rounds: How many make a full run; `quick` how many make a short one.
+        unit: What one round is, in the plural.
+    """
+
+    name: str
+    promise: str
+    mutants: tuple[str, ...]
+    rounds: int
+    quick: int
+    unit: str
+    run: Callable[["Trial"], None]
+
+
+@dataclass
+class Trial:
+    """One run of an experiment: where it works, its dice, and what it found."""
+
+    directory: Path
+    seed: int
+    rounds: int
+    mutant: str | None = None
+    bar: bool = False
+    label: str = ""
+    figures: dict[str, int | float | str] = field(default_factory=dict)
+    series: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.dice = random.Random(self.seed)
+        self._started = time.monotonic()
+
+    def check(self, holds: object, problem: str) -> None:
+        """Raise the violation unless something holds."""
+        if not holds:
+            raise Violation(problem)
+
+    def count(self, name: str, number: int = 1) -> None:
+        """Add to a figure."""
+        self.figures[name] = int(self.figures.get(name, 0)) + number
+
+    def at_most(self, name: str, number: float) -> None:
+        """Keep the largest of a figure."""
+        self.figures[name] = max(float(self.figures.get(name, 0)), round(number, 4))
+
+    def progress(self, done: int) -> None:
+        """Draw the progress bar on standard error, where one is wanted."""
+        if not self.bar:
+            return
+        part = min(1.0, done / max(1, self.rounds))
+        filled = "#" * round(30 * part)
+        spent = time.monotonic() - self._started
+        sys.stderr.write(f"\r{self.label:<26} [{filled:<30}] {done}/{self.rounds} {spent:6.1f} s ")
+        if done >= self.rounds:
+            sys.stderr.write("\n")
+        sys.stderr.flush()

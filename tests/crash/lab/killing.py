@@ -1,0 +1,360 @@
+"""The process dies: at random, at each system call, and while everybody watches."""
+
+import contextlib
+import http.client
+import json
+import re
+import shutil
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+from storage import failpoints
+from tests.crash.lab.disks import recover
+from tests.crash.lab.experiment import Experiment, Skipped, Trial, Violation
+from tests.crash.lab.ledger import Fact, Ledger, fact_of, files_of
+from tests.crash.lab.process import Kvd, NotListening
+from tests.crash.lab.workload import Clients, Connection, Op
+
+FLAGS = (
+    *("--wal-segment-bytes", "262144", "--snapshot-count", "400"),
+    *("--event-history-limit", "1000000"),
+)
+SMALL_FLAGS = (
+    *("--wal-segment-bytes", "65536", "--snapshot-count", "40"),
+    *("--event-history-limit", "1000000"),
+)
+SYSCALLS = (
+    *("pwrite64", "write", "fdatasync", "fsync", "rename", "unlink", "ftruncate", "fallocate"),
+    *("mkdir", "openat"),
+)
+
+
+def start(kvd: Kvd, *flags: str, strace: tuple[str, ...] = ()) -> None:
+    """Start a server that must recover; its refusal is a violation."""
+    try:
+        kvd.start(*flags, strace=strace)
+    except NotListening as error:
+        raise Violation(f"the server does not start again: {str(error)[-400:]}") from None
+
+
+def events_between(port: int, first: int, last: int) -> list[Fact]:
+    """Return the events from one index to another, as a stream watch tells them."""
+    if first > last:
+        return []
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request(
+            "GET", f"/v2/keys/?wait=true&recursive=true&stream=true&waitIndex={first}"
+        )
+        response = connection.getresponse()
+        return [fact_of(json.loads(response.readline())) for _ in range(first, last + 1)]
+    finally:
+        connection.close()
+
+
+def settle(ledger: Ledger, ops: list[Op], port: int) -> None:
+    """Ask a restarted server for everything, and hold it against what clients were told."""
+    try:
+        with Connection(port) as connection:
+            seen = connection.get("/", recursive="true", quorum="true")
+        facts = events_between(port, ledger.state.index + 1, seen.index)
+    except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
+        raise Violation(f"the server started again, but does not answer: {error!r}") from None
+    ledger.settle(ops, facts, files_of(seen.body["node"]))
+
+
+def kill_random(trial: Trial) -> None:
+    """SIGKILL at a random time under 16 writers; sometimes while it recovers, too."""
+    ledger = Ledger()
+    clients = Clients(16, trial.seed)
+    with Kvd(trial.directory / "data", *FLAGS, mutant=trial.mutant) as kvd:
+        start(kvd)
+        for kills in range(1, trial.rounds + 1):
+            clients.start(kvd.port)
+            time.sleep(trial.dice.uniform(0.005, 0.3))
+            kvd.kill()
+            ops = clients.join()
+            while trial.dice.random() < 0.1:
+                kvd.launch()
+                time.sleep(trial.dice.uniform(0.05, 0.4))
+                kvd.kill()
+                trial.count("kills while recovering")
+            start(kvd, *(["--rebuild-index"] if kills % 20 == 0 else []))
+            settle(ledger, ops, kvd.port)
+            trial.figures["kills"] = kills
+            trial.figures["acknowledged writes"] = ledger.acked
+            trial.figures["in doubt"] = ledger.in_doubt
+            trial.figures["of these happened"] = ledger.happened_unanswered
+            trial.figures["lost"] = 0
+            trial.progress(kills)
+
+
+def script(port: int, book: list[Op]) -> None:
+    """A fixed run of one client through cuts, snapshots and purges."""
+    connection = Connection(port)
+    with contextlib.suppress(OSError, http.client.HTTPException, json.JSONDecodeError):
+        for number in range(120):
+            key, value = f"/k/{number % 7}", f"0.{number}." + "x" * (number % 5 * 900)
+            now = time.monotonic()
+            match number % 6:
+                case 0:
+                    op = Op("POST", "/q/0", {"value": value}, now)
+                case 1:
+                    op = Op("PUT", key, {"value": value, "ttl": "5000"}, now)
+                case 2 if number % 12 == 2:
+                    op = Op("DELETE", "/q/0", {"recursive": "true"}, now)
+                case 3:
+                    op = Op("DELETE", f"/k/{(number - 1) % 7}", {}, now)
+                case _:
+                    op = Op("PUT", key, {"value": value}, now)
+            book.append(op)
+            connection.request(op)
+    connection.close()
+
+
+def need_strace() -> None:
+    """Raise `Skipped` on a machine without strace."""
+    if shutil.which("strace") is None:
+        raise Skipped("strace is not installed")
+
+
+def count_calls(trial: Trial) -> Counter[str]:
+    """Run the script once; return how often any one thread makes each system call."""
+    trace = trial.directory / "calls.txt"
+    strace = ("-o", str(trace), "-e", f"trace={','.join(SYSCALLS)}")
+    with Kvd(trial.directory / "counted", *SMALL_FLAGS) as kvd:
+        kvd.start(strace=strace)
+        script(kvd.port, [])
+        kvd.terminate()
+    by_thread: Counter[tuple[str, str]] = Counter()
+    for line in trace.read_text().splitlines():
+        found = re.match(r"(\d+) +(\w+)\(", line)
+        if found:
+            by_thread[found[1], found[2]] += 1
+    most: Counter[str] = Counter()
+    for (_, name), number in by_thread.items():
+        most[name] = max(most[name], number)
+    return most
+
+
+def kill_points(trial: Trial, calls: Counter[str]) -> list[tuple[str, int]]:
+    """Return each call to be killed at; all of them, or a sample of as many as there are rounds."""
+    points = [(name, number) for name in SYSCALLS for number in range(1, calls[name] + 1)]
+    # The interpreter opens hundreds of files before it opens one of ours.
+    first_of_ours = max(1, calls["openat"] - 120)
+    points = [p for p in points if p[0] != "openat" or p[1] >= first_of_ours]
+    if len(points) <= trial.rounds:
+        return points
+    # The first writes of all make the store; what is left half there must not be in the way.
+    first = [("pwrite64", number) for number in range(1, 1 + min(4, trial.rounds // 2))]
+    return sorted({*first, *trial.dice.sample(points, trial.rounds - len(first))})
+
+
+def kill_syscall(trial: Trial) -> None:
+    """SIGKILL on entering the Nth call of a scripted run, for every N; then again in recovery."""
+    need_strace()
+    points = kill_points(trial, count_calls(trial))
+    trial.rounds = len(points)
+    for done, (name, number) in enumerate(points, 1):
+        data = trial.directory / "data"
+        shutil.rmtree(data, ignore_errors=True)
+        ops: list[Op] = []
+        with Kvd(data, *SMALL_FLAGS, mutant=trial.mutant) as kvd:
+            if _run_to_kill(kvd, name, number, ops, script):
+                trial.count("killed")
+            else:
+                trial.count("ended before")
+            depth = trial.dice.randrange(4)
+            for _ in range(depth):
+                again = trial.dice.randrange(1, 25)
+                if _run_to_kill(kvd, trial.dice.choice(("pwrite64", "fsync")), again, [], None):
+                    trial.count("killed in recovery")
+        try:
+            check_directory(data, ops)
+        except Violation as error:
+            raise Violation(f"killed at {name} number {number}: {error}") from None
+        trial.figures["points"] = done
+        trial.figures["lost"] = 0
+        trial.progress(done)
+
+
+def _run_to_kill(kvd: Kvd, name: str, number: int, ops: list[Op], work: object) -> bool:
+    """Run a server under the order to die; return whether it did."""
+    order = f"inject={name}:signal=KILL:when={number}"
+    try:
+        kvd.start(strace=("-o", "/dev/null", "-e", f"trace={name}", "-e", order))
+    except NotListening:
+        return kvd.wait() == -9
+    if work is not None:
+        script(kvd.port, ops)
+    return kvd.terminate() == -9
+
+
+def faults_at_places(trial: Trial) -> list[str]:
+    """Return faults to be armed: each place at its first, second and a later time."""
+    faults = [f"{name}=crash@{nth}" for nth in (1, 2, 20) for name in failpoints.NAMES]
+    torn = [name for name, text in failpoints.NAMES.items() if "can tear" in text]
+    faults += [f"{name}=tear:{size}@2" for name in torn for size in (1, 39, 44, 100, 511)]
+    if len(faults) <= trial.rounds:
+        return faults
+    # A write that was acknowledged long before is what any mistake costs first.
+    return ["walBeforeWrite=crash@20", *trial.dice.sample(faults, trial.rounds - 1)]
+
+
+def kill_failpoint(trial: Trial) -> None:
+    """End the server at each of its named places; then at another one while it recovers."""
+    faults = faults_at_places(trial)
+    trial.rounds = len(faults)
+    reached = set()
+    for done, fault in enumerate(faults, 1):
+        data = trial.directory / "data"
+        shutil.rmtree(data, ignore_errors=True)
+        ops: list[Op] = []
+        at_start = trial.dice.choice(
+            [name for name in failpoints.NAMES if name.startswith(("start", "tail"))]
+        )
+        with Kvd(data, *SMALL_FLAGS, "--enable-failpoints", mutant=trial.mutant) as kvd:
+            for place in (fault, f"{at_start}=crash"):
+                try:
+                    kvd.start("--failpoint", place)
+                except NotListening:
+                    pass
+                else:
+                    script(kvd.port, ops)
+                if kvd.wait_or_terminate() == -9:
+                    reached.add(place.partition("=")[0])
+                _check_copy(data, ops, f"{fault}, then {at_start}")
+        trial.figures["faults"] = done
+        trial.figures["places reached"] = f"{len(reached)} of {len(failpoints.NAMES)}"
+        trial.figures["lost"] = 0
+        trial.progress(done)
+
+
+def _check_copy(data: Path, ops: list[Op], where: str) -> None:
+    """Check a copy, so that the next life finds what this one has left."""
+    copy = data.with_name("copy")
+    shutil.copytree(data, copy)
+    try:
+        check_directory(copy, ops)
+    except Violation as error:
+        raise Violation(f"{where}: {error}") from None
+    shutil.rmtree(copy)
+
+
+def check_directory(data: Path, ops: list[Op]) -> None:
+    """Recover a directory twice in this process and hold it against what a client was told."""
+    if not data.exists():
+        if ops:
+            raise Violation("the data directory is gone")
+        return
+    found = recover(data)
+    if found.refusal:
+        raise Violation(f"recovery refuses: {found.refusal}")
+    Ledger().settle(ops, list(found.facts), found.files)
+    if recover(data, rebuild_index=True)[:3] != found[:3]:
+        raise Violation("the index and what is rebuilt from the log are not the same")
+
+
+class Watcher:
+    """One stream watch of everything, resumed where it ended for as long as the trial lasts."""
+
+    def __init__(self) -> None:
+        self.seen: list[Fact] = []
+        self._thread: threading.Thread | None = None
+
+    def start(self, port: int) -> None:
+        """Go on behind the last event seen."""
+        self._thread = threading.Thread(target=self._run, args=[port], daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait for the end of the stream."""
+        assert self._thread is not None
+        self._thread.join(60)
+
+    def _run(self, port: int) -> None:
+        first = self.seen[-1].index + 1 if self.seen else 2
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        target = f"/v2/keys/?wait=true&recursive=true&stream=true&waitIndex={first}"
+        with contextlib.suppress(OSError, http.client.HTTPException, json.JSONDecodeError):
+            connection.request("GET", target)
+            response = connection.getresponse()
+            while line := response.readline():
+                self.seen.append(fact_of(json.loads(line)))
+        connection.close()
+
+
+def history(trial: Trial) -> None:
+    """16 clients read and write 5 keys, and are watched; the server is killed amid of it."""
+    for done in range(1, trial.rounds + 1):
+        ledger, watcher = Ledger(), Watcher()
+        clients = Clients(16, f"{trial.seed} {done}", keys=5, reads=True)
+        data = trial.directory / "data"
+        shutil.rmtree(data, ignore_errors=True)
+        asked = 0
+        with Kvd(data, *FLAGS, mutant=trial.mutant) as kvd:
+            start(kvd)
+            for life in range(3):
+                watcher.start(kvd.port)
+                clients.start(kvd.port, 500 // 3 + 1)
+                if life < 2:
+                    time.sleep(trial.dice.uniform(0.3, 0.9))
+                    kvd.kill()
+                ops = clients.join()
+                asked += len(ops)
+                if life < 2:
+                    watcher.join()
+                    start(kvd)
+                settle(ledger, ops, kvd.port)
+            kvd.terminate()
+            watcher.join()
+        _check_watch(trial, ledger, watcher)
+        trial.count("requests", asked)
+        trial.count("events watched", len(watcher.seen))
+        trial.figures["histories"] = done
+        trial.figures["violations"] = 0
+        trial.progress(done)
+
+
+def _check_watch(trial: Trial, ledger: Ledger, watcher: Watcher) -> None:
+    """Check that a resumed watch is ordered, unique, gap-free and complete."""
+    for place, fact in enumerate(ledger.facts):
+        seen = watcher.seen[place] if place < len(watcher.seen) else None
+        trial.check(
+            seen == fact, f"a watcher was told {str(seen)[:120]}, expected {str(fact)[:120]}"
+        )
+    trial.check(len(watcher.seen) == len(ledger.facts), "a watcher was told more than happened")
+
+
+EXPERIMENTS = (
+    Experiment(
+        "kill-random",
+        "after SIGKILL at any time no acknowledged write is lost, indexes only grow, and every "
+        "answer stands in one order",
+        ("late-write",),
+        *(1000, 6, "kills", kill_random),
+    ),
+    Experiment(
+        "kill-syscall",
+        "SIGKILL at any system call of a life, recovery included, leaves a directory that opens "
+        "with all that was acknowledged",
+        ("in-place",),
+        *(1000, 4, "points", kill_syscall),
+    ),
+    Experiment(
+        "kill-failpoint",
+        "SIGKILL at any of the server's named places, or amid the write there, leaves a directory "
+        "that opens with all that was acknowledged",
+        ("late-write",),
+        *(1000, 3, "faults", kill_failpoint),
+    ),
+    Experiment(
+        "history",
+        "reads, writes and refusals of 16 clients are linearizable across kills; a resumed watch "
+        "is told every event once, in order",
+        ("late-write", "drop-event"),
+        *(100, 1, "histories", history),
+    ),
+)

@@ -1,0 +1,162 @@
+"""The laboratory's experiments, each in short, and each against the bugs that it must catch.
+
+`scripts/crashlab` runs them with a progress bar and a report; `-m durability_full` at full size.
+"""
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.crash.lab import EXPERIMENTS
+from tests.crash.lab.__main__ import Report, main, run
+from tests.crash.lab.experiment import Experiment, Violation
+from tests.crash.lab.ledger import Fact, File, Ledger
+from tests.crash.lab.page import page
+from tests.crash.lab.workload import Op
+from tests.server import ROOT
+
+MUTANTS = [(name, bug) for name, experiment in EXPERIMENTS.items() for bug in experiment.mutants]
+
+
+def try_out(experiment: Experiment, place: Path, rounds: int, bug: str | None = None) -> Report:
+    seed = random.randrange(1 << 32)
+    report = run(experiment, place / "lab", seed=seed, rounds=rounds, mutant=bug)
+    if report.verdict == "skipped":
+        pytest.skip(report.detail)
+    return report
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_promise_holds(name, tmp_path):
+    report = try_out(EXPERIMENTS[name], tmp_path, EXPERIMENTS[name].quick)
+    assert report.verdict == "held", report
+    assert report.figures
+
+
+@pytest.mark.parametrize(("name", "bug"), MUTANTS)
+def test_the_bug_is_caught(name, bug, tmp_path):
+    report = try_out(EXPERIMENTS[name], tmp_path, EXPERIMENTS[name].quick, bug)
+    assert report.verdict == "caught", report
+
+
+@pytest.mark.durability_full
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_promise_holds_at_full_size(name, tmp_path):
+    report = try_out(EXPERIMENTS[name], tmp_path, EXPERIMENTS[name].rounds)
+    assert report.verdict == "held", report
+
+
+def write(key: str, index: int, value: str, *, start: float, end: float, prev: int = 0) -> Op:
+    node = {"key": key, "value": value, "createdIndex": index, "modifiedIndex": index}
+    event = {"action": "set", "node": node}
+    if prev:
+        event["prevNode"] = {"key": key, "value": "1", "createdIndex": 2, "modifiedIndex": prev}
+    return Op("PUT", key, {"value": value}, start, end, 200, index, event)
+
+
+def read(key: str, index: int, node: dict[str, object], *, start: float) -> Op:
+    return Op("GET", key, {}, start, start + 1, 200, index, {"action": "get", "node": node})
+
+
+FIRST = Fact(2, "set", "/k/a", "1", False, 2, None, 0)
+SECOND = Fact(3, "set", "/k/a", "2", False, 3, "1", 2)
+TOLD = {"key": "/k/a", "value": "1", "createdIndex": 2, "modifiedIndex": 2}
+
+
+def settle(ops: list[Op], facts: list[Fact]) -> None:
+    last = facts[-1]
+    files = {"/k/a": File(str(last.value), last.created, last.index)}
+    Ledger().settle(ops, facts, files)
+
+
+def test_a_history_in_one_order_is_accepted():
+    ops = [
+        write("/k/a", 2, "1", start=0, end=1),
+        write("/k/a", 3, "2", start=2, end=5, prev=2),
+        read("/k/a", 2, TOLD, start=2),
+        Op("PUT", "/k/a", {"value": "never answered"}, 3),
+    ]
+    settle(ops, [FIRST, SECOND])
+
+
+def lost() -> None:
+    settle([write("/k/a", 3, "3", start=0, end=1, prev=2)], [FIRST, SECOND])
+
+
+def invented() -> None:
+    settle([write("/k/a", 2, "1", start=0, end=1)], [FIRST, SECOND])
+
+
+def gap() -> None:
+    settle([], [FIRST, SECOND._replace(index=4)])
+
+
+def stale_read() -> None:
+    ops = [write("/k/a", 2, "1", start=0, end=1), write("/k/a", 3, "2", start=2, end=3, prev=2)]
+    settle([*ops, read("/k/a", 2, TOLD, start=4)], [FIRST, SECOND])
+
+
+def wrong_read() -> None:
+    ops = [write("/k/a", 2, "1", start=0, end=1), write("/k/a", 3, "2", start=2, end=3, prev=2)]
+    settle([*ops, read("/k/a", 3, TOLD, start=2)], [FIRST, SECOND])
+
+
+def later_first() -> None:
+    ops = [write("/k/a", 2, "1", start=5, end=6), write("/k/a", 3, "2", start=0, end=1, prev=2)]
+    settle(ops, [FIRST, SECOND])
+
+
+@pytest.mark.parametrize("wrong", [lost, invented, gap, stale_read, wrong_read, later_first])
+def test_a_history_that_cannot_be_is_refused(wrong: Callable[[], None]):
+    with pytest.raises(Violation):
+        wrong()
+
+
+def test_the_command_writes_its_results(tmp_path, capsys):
+    results, html = tmp_path / "results.json", tmp_path / "report.html"
+    status = main(
+        [
+            *("run", "truncate", "--rounds", "20", "--seed", "7", "--no-bar"),
+            *("--json", str(results), "--html", str(html), "--directory", str(tmp_path / "work")),
+        ]
+    )
+    assert status == 0
+    (report,) = json.loads(results.read_text())
+    assert (report["verdict"], report["seed"], report["rounds"]) == ("held", 7, 20)
+    assert "HELD     truncate" in capsys.readouterr().out
+    assert "truncate" in html.read_text()
+    assert not (tmp_path / "work" / "truncate").exists()
+
+
+def test_a_broken_promise_leaves_the_data_and_fails(tmp_path):
+    def break_it(trial):
+        (trial.directory / "data").mkdir()
+        trial.check(False, "it is broken")
+
+    experiment = Experiment("broken", "nothing", (), 1, 1, "rounds", break_it)
+    report = run(experiment, tmp_path / "lab", seed=1, rounds=1)
+    assert (report.verdict, report.detail, report.good) == ("broken", "it is broken", False)
+    assert (Path(report.directory) / "data").is_dir()
+
+
+def test_the_page_draws_each_series_and_escapes_what_it_is_told():
+    series = {"writes per second / ms": [(0.1, 900.0), (10.0, 90.0), (2000.0, 0.5)]}
+    report = Report("slow", "a < b", None, 1, 3, "rounds", "held", "<b>", series=series)
+    html = page([vars(report)])
+    assert html.count("<circle") == 3
+    assert "a &lt; b" in html
+    assert "<b>" not in html
+
+
+def test_the_list_names_every_experiment_and_its_bugs():
+    command = [sys.executable, "-m", "tests.crash.lab", "list"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name, experiment in EXPERIMENTS.items():
+        assert name in listed
+        assert all(bug in listed for bug in experiment.mutants)
