@@ -14,7 +14,9 @@ The way of a write:
         watch.Hub.publish         watchers are told, then the writers answered
     client <-- 200 {"action"...   response.py   events to JSON
 
-A read is request, committed state, response; it never enters the committer. To know the system,
+A read is request, committed state, response; it never enters the committer. listing.py reads
+directories, space.py knows whether there is room, housekeeping.py takes snapshots, server.py wires
+it all, app.py has the small endpoints, and ctl.py is kvdctl. To know the system,
 read machine.py, committer.py and storage/wal.py, in that order.
 
 kvd is not a cluster, has no v3 API, and keeps nothing that the log does not say.
