@@ -8,7 +8,7 @@ Reading order: frame.py (the bytes of the log), wal.py (the log), change.py (wha
                      reader wal layout snapfile
     LMDB             tree index snapshot checkpoint replay store
     tools            source (a directory open for reading) digest dump verify repair backup restore
-                     compact: what kvdctl does, and no server
+                     compact bulk: what kvdctl and the benches do, and no server
 
 What it takes for granted of the world:
 

@@ -68,11 +68,39 @@ def restore(
             )
         directory = DataDirectory.open(draft)
         try:
-            _install(directory, scratch, applied)
+            found_store(directory, scratch, applied)
         finally:
             directory.close()
         shutil.rmtree(scratch)
         return Restored(applied.index, applied.time_ns, held, directory.identity.cluster_id)
+
+
+def found_store(directory: DataDirectory, index: Path, applied: Applied) -> None:
+    """Write the snapshot and the first, empty segment of a new store; durable on return.
+
+    Args:
+        directory: where nothing but FORMAT is yet.
+        index: the directory of a closed index that holds the store's state.
+        applied: how far it goes; its position is the beginning of the first segment.
+    """
+    header = header_of(applied, directory.identity)
+    temporary = directory.snap / "first.tmp"
+    snapshot.convert(index / "data.mdb", temporary, TABLES, header)
+    snapshot.install(temporary, directory.snap, header)
+    position = applied.position
+    page = SegmentHeader(
+        store_uuid=directory.identity.store_uuid,
+        number=position.segment,
+        first_seq=position.seq + 1,
+        first_index=applied.index + 1,
+        chain=position.crc,
+        salt=secrets.randbits(64),
+        created_ns=disk.wall_clock_ns(),
+    )
+    disk.write_file_durably(
+        directory.wal / segment_name(page.number, page.first_seq),
+        frame.encode_segment_header(page, magic=WAL_MAGIC),
+    )
 
 
 def state(index: Index) -> tuple[Applied, str]:
@@ -103,25 +131,3 @@ def _with_new_place(index: Index, applied: Applied) -> Applied:
     with index.env.begin(write=True) as txn:
         txn.put(APPLIED_KEY, applied.encode(), db=index.tables[b"meta"])
     return applied
-
-
-def _install(directory: DataDirectory, scratch: Path, applied: Applied) -> None:
-    """Write the snapshot and the first, empty segment of a new store."""
-    header = header_of(applied, directory.identity)
-    temporary = directory.snap / "restored.tmp"
-    snapshot.convert(scratch / "data.mdb", temporary, TABLES, header)
-    snapshot.install(temporary, directory.snap, header)
-    position = applied.position
-    page = SegmentHeader(
-        store_uuid=directory.identity.store_uuid,
-        number=position.segment,
-        first_seq=position.seq + 1,
-        first_index=applied.index + 1,
-        chain=position.crc,
-        salt=secrets.randbits(64),
-        created_ns=disk.wall_clock_ns(),
-    )
-    disk.write_file_durably(
-        directory.wal / segment_name(page.number, page.first_seq),
-        frame.encode_segment_header(page, magic=WAL_MAGIC),
-    )

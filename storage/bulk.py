@@ -1,0 +1,117 @@
+"""Making a store from many keys at once, without a log: for benches, tests and imports.
+
+The store is the one that a server would have made from as many plain sets, in that order: the same
+nodes, indexes and history, performed by the same `perform`. It stands there as after a clean stop:
+a snapshot, a log that begins behind it, and an index that the next start uses as it is.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from storage import disk
+from storage.backup import staged
+from storage.change import Change, Kind
+from storage.frame import PAGE_SIZE
+from storage.index import Index
+from storage.layout import DataDirectory
+from storage.restore import found_store
+from storage.segments import Position
+from storage.tree import Applied, Txn
+
+Item = tuple[bytes, bytes]
+"""The cleaned path of a file, as `/a/b`, and its value."""
+
+_ITEMS_PER_TRANSACTION = 20_000
+
+
+class Loaded(NamedTuple):
+    """What a new store holds: its index, one more than there were items, and its cluster id."""
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody misses
+    cluster_id: int
+
+
+def bulk_load(target: Path, items: Iterable[Item], *, time_ns: int | None = None) -> Loaded:
+    """Make a store in a directory that is new or empty; durable on return.
+
+    Missing directories are made on the way; a path that comes twice has the later value. Keys that
+    come in the order of their paths take half the space in the index.
+
+    Args:
+        target: the data directory to be.
+        items: paths and values; they are consumed as they come and need not fit into memory.
+        time_ns: when it all happened, in nanoseconds since 1970; the present without it.
+
+    Raises:
+        ValueError: a path is not clean, leads through a file, or names a directory.
+        DirectoryUnusable: something stands there.
+        OSError: the disk failed or is full. There is no new store then.
+    """
+    now_ns = disk.wall_clock_ns() if time_ns is None else time_ns
+    with staged(target) as draft:
+        directory = DataDirectory.open(draft)
+        try:
+            index = Index.create(directory.index)
+            try:
+                applied = _fill(index, items, now_ns)
+            except BaseException:
+                index.env.close()
+                raise
+            index.close(clean=True)
+            found_store(directory, directory.index, applied)
+        finally:
+            directory.close()
+        return Loaded(applied.index, directory.identity.cluster_id)
+
+
+def _fill(index: Index, items: Iterable[Item], time_ns: int) -> Applied:
+    """Perform one set after another; return how far that got."""
+    # No log has made this history, so nothing else may ever have its name.
+    applied = Applied(
+        seq=1, chain=secrets.token_bytes(8), time_ns=time_ns, position=Position(1, PAGE_SIZE, 1, 0)
+    )
+    directories: dict[bytes, int] = {}
+    passable: set[bytes] = set()
+    rest = iter(items)
+    chunk: list[Item] | None = None
+    while chunk or chunk is None:
+        chunk = list(islice(rest, _ITEMS_PER_TRANSACTION))
+        txn = Txn(index.env.begin(write=True), index.tables, directories, applied)
+        try:
+            for path, value in chunk:
+                _check(txn, path, passable)
+                number = txn.index + 1
+                txn.perform(Change(Kind.SET, number, path, value, False, number), time_ns)
+            applied = txn.next_applied(
+                seq=applied.seq, chain=applied.chain, time_ns=time_ns, position=applied.position
+            )
+            txn.commit(applied)
+        except BaseException:
+            txn.end()
+            raise
+    return applied
+
+
+def _check(txn: Txn, path: bytes, passable: set[bytes]) -> None:
+    """Check what `perform` takes for granted: that a set of this path is allowed.
+
+    `passable` remembers what leads to directories, or could: nothing is removed here.
+    """
+    if path[:1] != b"/" or path[-1:] == b"/" or b"//" in path:
+        raise ValueError(f"{path!r} is no clean path of a file")
+    node = txn.find(path)
+    if node is not None:
+        if node.value is None:
+            raise ValueError(f"{path!r} is a directory")
+        return
+    parent = path.rpartition(b"/")[0]
+    if parent not in passable:
+        obstacle = txn.obstacle(path)
+        if obstacle.blocked:
+            raise ValueError(f"{path!r} leads through {obstacle.path!r}, which is a file")
+        passable.add(parent)
