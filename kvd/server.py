@@ -58,6 +58,8 @@ class KvdServer:
     """One store, served."""
 
     def __init__(self, config: Config) -> None:
+        self.urls: list[str] = []
+        """Where it listens, once it does, with the ports that the system chose."""
         self._config = config
         self._store: Store
         self._listeners: list[asyncio.Server] = []
@@ -107,6 +109,7 @@ class KvdServer:
         # A request makes hardly any cycles: collecting as often as Python does cost 7 % (measured).
         gc.set_threshold(_COLLECT_AFTER)
         self._tick(loop)
+        self.urls = urls
         for url in urls:
             log.info("listening on %s", url)
 

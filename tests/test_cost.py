@@ -1,0 +1,80 @@
+"""What requests cost, counted: a slow-down fails here, on any machine, however busy.
+
+The figures are `python -m bench.cost`'s, which says what they mean; they are the same in every run.
+The budgets leave a twentieth of room for what a feature may need.
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.server import ROOT
+
+KINDS = ("calls", "bytecodes", "peak bytes", "kept")
+# In the order of KINDS. Of what is kept, a part is what was made once; a leak is one or more.
+BUDGETS = {
+    "GET": (81, 1_110, 2_400, 0.5),
+    "PUT": (302, 3_790, 2_800, 0.5),
+    "PUT, 16 in a batch": (162, 2_160, 2_000, 0.5),
+    "compare-and-swap": (320, 4_180, 2_900, 0.5),
+    "in-order POST": (344, 4_190, 2_800, 0.5),
+    "PUT and DELETE": (302, 3_770, 1_500, 0.5),
+    "TTL refresh": (364, 4_650, 2_800, 0.5),
+    "listing, unchanged": (78, 1_060, 45_000, 0.5),
+    "listing, each child": (21.7, 250, 800, 0.5),
+    "long poll, asked and told": (90.7, 1_530, 1_000, 0.5),
+    "stream, told": (10.9, 190, 100, 0.5),
+}
+ADVICE = """over budget: {over}
+
+All figures now, each with its budget:
+
+{table}
+
+`.venv/bin/python -m bench.cost` prints the figures, also on the commit before, for comparison;
+`bench/test_layers.py` and `bench/callgrind.py` tell which layer it is. A feature that is worth its
+price raises its budget in tests/test_cost.py, in a commit that says what for.
+"""
+
+pytestmark = pytest.mark.skipif(
+    sys.implementation.name != "cpython" or sys.version_info[:2] != (3, 11),
+    reason="the budgets were counted with CPython 3.11, others compile to other instructions",
+)
+
+
+def test_no_request_costs_more_than_its_budget() -> None:
+    figures = counted()
+    assert figures.keys() == BUDGETS.keys()
+    over = [
+        f"{name} ({kind})"
+        for name, budgets in BUDGETS.items()
+        for kind, budget in zip(KINDS, budgets, strict=True)
+        if figures[name][kind] > budget
+    ]
+    assert not over, ADVICE.format(over=", ".join(over), table=table(figures))
+
+
+def counted() -> dict[str, dict[str, float]]:
+    """All figures, from a process of its own: whatever other tests do, they are the same."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "bench.cost", "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    figures: dict[str, dict[str, float]] = json.loads(finished.stdout)
+    return figures
+
+
+def table(figures: dict[str, dict[str, float]]) -> str:
+    lines = [f"{'each':<28}" + "".join(f"{kind:>22}" for kind in KINDS)]
+    for name, row in figures.items():
+        cells = zip((row[kind] for kind in KINDS), BUDGETS[name], strict=True)
+        shown = (f"{figure:,.6g} of {budget:,.6g}" for figure, budget in cells)
+        lines.append(f"{name:<28}" + "".join(f"{cell:>22}" for cell in shown))
+    return "\n".join(lines)
