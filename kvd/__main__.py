@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 
-from kvd import __version__
+from kvd import __version__, logs
 from kvd.config import EXIT_USAGE, Config, ConfigError, Request, help_text, parse
 from kvd.server import (
     EXIT_IO,
@@ -57,11 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 -- one per 
     except ValueError as error:
         sys.stderr.write(f"kvd: --failpoint: {error}\n")
         return EXIT_USAGE
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=config.log_level,
-        format="%(asctime)s %(levelname)s %(message)s",
-    )
+    logs.configure(config.log_format, config.log_level)
     if config.ignored:
         log.warning("without effect here, ignored: %s", " ".join(config.ignored))
     if config.failpoints:

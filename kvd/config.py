@@ -70,6 +70,8 @@ class Config:
         body_timeout_s: How long a request body may take.
         failpoints: The faults to be made on purpose, as `storage.failpoints` reads them.
         log_level: The name of a level of the logging module.
+        log_format: One of `LOG_FORMATS`.
+        access_log: Whether each request is a line of the log.
         cors: The origins that may read answers in a browser; empty sends no CORS headers.
         ignored: Flags that were given and have no effect here, with their dashes, for one warning.
     """
@@ -90,6 +92,8 @@ class Config:
     body_timeout_s: float
     failpoints: tuple[str, ...]
     log_level: str
+    log_format: str
+    access_log: bool
     cors: tuple[str, ...]
     ignored: tuple[str, ...]
 
@@ -98,6 +102,7 @@ class Config:
 _BOOLEANS = dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True) | dict.fromkeys(
     ("0", "f", "F", "FALSE", "false", "False"), False
 )
+LOG_FORMATS = ("text", "json")
 # etcd's levels in words of the logging module, which has nothing above CRITICAL.
 _LOG_LEVELS = {
     "debug": "DEBUG",
@@ -142,6 +147,8 @@ def parse(argv: Sequence[str]) -> Config | Request:
         body_timeout_s=_seconds(texts, "body-timeout-s"),
         failpoints=_failpoints(texts),
         log_level=_log_level(texts),
+        log_format=_one_of(texts, "log-format", LOG_FORMATS),
+        access_log=_boolean(texts, "access-log"),
         cors=_origins(texts),
         ignored=tuple(f"--{flag.name}" for flag in given if flag.group == NO_EFFECT),
     )
@@ -211,12 +218,15 @@ def _failpoints(texts: Mapping[str, str]) -> tuple[str, ...]:
     return faults
 
 
+def _one_of(texts: Mapping[str, str], name: str, words: Sequence[str]) -> str:
+    if texts[name] not in words:
+        expected, found = ", ".join(words), shown(texts[name])
+        raise ConfigError(f"--{name}: expected one of {expected}, found {found}")
+    return texts[name]
+
+
 def _log_level(texts: Mapping[str, str]) -> str:
-    try:
-        return _LOG_LEVELS[texts["log-level"]]
-    except KeyError:
-        levels, found = ", ".join(_LOG_LEVELS), shown(texts["log-level"])
-        raise ConfigError(f"--log-level: expected one of {levels}, found {found}") from None
+    return _LOG_LEVELS[_one_of(texts, "log-level", tuple(_LOG_LEVELS))]
 
 
 def _listen_urls(texts: Mapping[str, str]) -> tuple[ListenUrl, ...]:

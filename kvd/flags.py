@@ -113,6 +113,8 @@ FLAGS = (
         OTHER,
         repeats=True,
     ),
+    Flag("log-format", "text", "FORMAT", "text, or json: one object per line", OTHER),
+    Flag("access-log", "false", "", "log each request when it has been answered", OTHER),
     Flag("log-level", "info", "LEVEL", "debug, info, warn, error, panic or fatal", OTHER),
     Flag("enable-v2", "true", "", "etcd's switch for the API, which is always on here", OTHER),
     Flag("version", "false", "", "print the version and exit", OTHER),

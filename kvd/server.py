@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
+from kvd.access import LoggedConnection
 from kvd.app import Sources, make_application
 from kvd.clock import Clock
 from kvd.committer import Committer
@@ -202,7 +203,8 @@ class KvdServer:
             connections_max=connections_max,
         )
         self._http = Server(Front(self._keys, application, config.cors), limits, loop)
-        self._connect: Callable[[], Connection] = partial(Connection, self._http)
+        connection = LoggedConnection if config.access_log else Connection
+        self._connect: Callable[[], Connection] = partial(connection, self._http)
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         self._http.tick()

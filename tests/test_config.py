@@ -32,6 +32,8 @@ def test_defaults():
         body_timeout_s=60.0,
         failpoints=(),
         log_level="INFO",
+        log_format="text",
+        access_log=False,
         cors=(),
         ignored=(),
     )
@@ -91,6 +93,8 @@ def test_a_switch_does_not_take_the_next_word():
         (["--idle-timeout-s", "0.5"], "idle_timeout_s", 0.5),
         (["--header-timeout-s", "1"], "header_timeout_s", 1.0),
         (["--body-timeout-s", "1e1"], "body_timeout_s", 10.0),
+        (["--log-format", "json"], "log_format", "json"),
+        (["--access-log"], "access_log", True),
         (["--log-level", "debug"], "log_level", "DEBUG"),
         (["--log-level", "warn"], "log_level", "WARNING"),
         (["--log-level", "fatal"], "log_level", "CRITICAL"),

@@ -35,7 +35,10 @@ KEPT_IN = {
         *("storage.checkpoint", "storage.digest", "storage.index"),
         *("storage.snapshot", "storage.tree"),
     },
-    "tornado": {"kvd.app", "kvd.framing", "kvd.front", "kvd.http1", "kvd.keys", "kvd.server"},
+    "tornado": {
+        *("kvd.access", "kvd.app", "kvd.framing", "kvd.front"),
+        *("kvd.http1", "kvd.keys", "kvd.server"),
+    },
     "httptools": {"kvd.framing", "kvd.http1"},
 }
 

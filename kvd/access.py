@@ -1,0 +1,127 @@
+"""The access log: a line per request, once it has been answered.
+
+It is written by a connection of its own kind, so that it costs nothing while it is off.
+
+    127.0.0.1 "PUT /v2/keys/a HTTP/1.1" 201 221 bytes 0.4 ms "curl/8.5.0"
+
+Bytes are those sent, head and body; the time goes from the end of the request's head to the end of
+its answer. `-` stands for a status where the client left before it was answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from http import HTTPStatus
+
+from tornado import httputil
+
+from kvd.framing import Block
+from kvd.http1 import Connection, Server
+
+log = logging.getLogger(__name__)
+# Who asks for it gets it, whatever the level of the other lines.
+log.setLevel(logging.INFO)
+
+# What a line shows of a client's own texts: a target may have 64 KiB.
+_SHOWN_CHARACTERS_MAX = 1024
+
+
+class LoggedConnection(Connection):
+    """A connection that logs its requests."""
+
+    __slots__ = ("_agent", "_began", "_request", "_sent_bytes", "_status")
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self._request = ""
+        self._agent = ""
+        self._status: int | None = None
+        self._sent_bytes = 0
+        self._began = 0.0
+
+    def _start(self, method: str, target: str, block: Block) -> bool:
+        version = "HTTP/1.0" if self.http10 else "HTTP/1.1"
+        self._request = f"{method} {_shown(target)} {version}"
+        self._agent = block.headers.get("User-Agent", "")
+        self._status = None
+        self._sent_bytes = 0
+        self._began = time.monotonic()
+        return super()._start(method, target, block)
+
+    def respond(self, status: int, headers: bytes, body: bytes, *, head_only: bool = False) -> None:
+        """Note the status."""
+        self._status = status
+        super().respond(status, headers, body, head_only=head_only)
+
+    def _begin(self, status: int, headers: bytes) -> None:
+        self._status = status
+        super()._begin(status, headers)
+
+    def write_headers(
+        self,
+        start_line: httputil.RequestStartLine | httputil.ResponseStartLine,
+        headers: httputil.HTTPHeaders,
+        chunk: bytes | None = None,
+    ) -> asyncio.Future[None]:
+        """Note the status."""
+        assert isinstance(start_line, httputil.ResponseStartLine)
+        self._status = start_line.code
+        return super().write_headers(start_line, headers, chunk)
+
+    def send(self, data: bytes) -> None:
+        """Count what is sent."""
+        self._sent_bytes += len(data)
+        super().send(data)
+
+    def done(self) -> None:
+        """Log the request."""
+        self._log()
+        super().done()
+
+    def reject(self, status: HTTPStatus, detail: str = "") -> None:
+        """Log also what was no request."""
+        super().reject(status, detail)
+        self._status = status
+        self._request = self._request or "-"
+        self._log()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Log a request whose client has left before its end."""
+        if self._request:
+            self._log()
+        super().connection_lost(exc)
+
+    def _log(self) -> None:
+        request, self._request = self._request, ""
+        took_ms = (time.monotonic() - self._began) * 1000 if self._began else 0.0
+        agent = _shown(self._agent)
+        log.info(
+            '%s "%s" %s %d bytes %.1f ms "%s"',
+            self.context.remote_ip,
+            request.replace('"', r"\""),
+            self._status or "-",
+            self._sent_bytes,
+            took_ms,
+            agent.replace('"', r"\""),
+            extra={
+                "fields": {
+                    "remote": self.context.remote_ip,
+                    "request": request,
+                    "status": self._status,
+                    "bytes": self._sent_bytes,
+                    "ms": round(took_ms, 3),
+                    "agent": agent,
+                }
+            },
+        )
+
+
+def _shown(text: str) -> str:
+    """Return a text of latin-1 characters as people know it, and not too much of it."""
+    if not text.isascii():
+        text = text.encode("latin-1").decode("utf-8", "backslashreplace")
+    if len(text) > _SHOWN_CHARACTERS_MAX:
+        text = text[:_SHOWN_CHARACTERS_MAX] + "..."
+    return text
