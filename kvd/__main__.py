@@ -26,6 +26,7 @@ from kvd.server import (
     AddressUnavailable,
     KvdServer,
 )
+from kvd.systemd import BadHandover, Handed, Notifier, take_sockets
 from storage import failpoints
 from storage.errors import StorageError
 from storage.repair import explained
@@ -64,10 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 -- one per 
         log.warning("failpoints are armed: %s", ", ".join(config.failpoints))
     sys.setswitchinterval(_SWITCH_S)
     os.umask(0o077)
+    notifier = Notifier.take(os.environ)
     try:
+        handed = take_sockets(os.environ)
         with asyncio.Runner(loop_factory=_new_loop()) as runner:
-            runner.run(_run(config))
-    except AddressUnavailable as error:
+            runner.run(_run(config, notifier, handed))
+    except (AddressUnavailable, BadHandover) as error:
         log.critical("%s", error)
         return EXIT_UNAVAILABLE
     except StorageError as error:
@@ -89,15 +92,19 @@ def _new_loop() -> Callable[[], asyncio.AbstractEventLoop]:
     return new_loop
 
 
-async def _run(config: Config) -> None:
+async def _run(config: Config, notifier: Notifier, handed: Sequence[Handed]) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in _SIGNALS:
         loop.add_signal_handler(number, stop.set)
-    server = KvdServer(config)
+    server = KvdServer(config, handed)
+    notifier.status(f"recovering {config.data_dir}")
     await server.start()
+    notifier.ready(f"serving {', '.join(server.urls)}")
+    notifier.keep_alive(loop)
     await stop.wait()
     log.info("stopping")
+    notifier.stopping("answering what was asked")
     # The loop may stand still while the index is written out: neither may wait for it.
     for number in _SIGNALS:
         loop.remove_signal_handler(number)

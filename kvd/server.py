@@ -14,7 +14,7 @@ import os
 import resource
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -31,6 +31,7 @@ from kvd.listing import Listings
 from kvd.members import Member
 from kvd.stats import SelfStats, StoreStats
 from kvd.syncthread import SyncThread
+from kvd.systemd import Handed
 from kvd.watch import Hub
 from storage.index import BROKEN
 from storage.store import Store
@@ -56,12 +57,16 @@ class AddressUnavailable(Exception):
 
 
 class KvdServer:
-    """One store, served."""
+    """One store, served.
 
-    def __init__(self, config: Config) -> None:
+    Sockets that were handed over are served in place of the addresses that the flags name.
+    """
+
+    def __init__(self, config: Config, handed: Sequence[Handed] = ()) -> None:
+        self._config = config
+        self._handed = handed
         self.urls: list[str] = []
         """Where it listens, once it does, with the ports that the system chose."""
-        self._config = config
         self._store: Store
         self._listeners: list[asyncio.Server] = []
         self._ticks = 0
@@ -79,7 +84,12 @@ class KvdServer:
         loop = asyncio.get_running_loop()
         started = time.monotonic()
         files = _raise_file_limit()
-        sockets = [_bind(url) for url in config.listen]
+        if self._handed:
+            sockets = [handed.socket for handed in self._handed]
+            urls = [url_of(bound) for bound in sockets]
+        else:
+            sockets = [_bind(url) for url in config.listen]
+            urls = [_url(url, bound) for url, bound in zip(config.listen, sockets, strict=True)]
         try:
             self._open(loop)
         except BaseException:
@@ -96,7 +106,6 @@ class KvdServer:
             recovery.records,
             time.monotonic() - started,
         )
-        urls = [_url(url, bound) for url, bound in zip(config.listen, sockets, strict=True)]
         self._serve(loop, urls, connections_max=config.max_connections or files - _FILES_RESERVED)
         await self._committer.settle()
         for url, bound in zip(urls, sockets, strict=True):
@@ -274,6 +283,14 @@ def _bind(url: ListenUrl) -> socket.socket:
         raise AddressUnavailable(f"cannot listen on {url}: {error.strerror}") from None
     bound.setblocking(False)
     return bound
+
+
+def url_of(bound: socket.socket) -> str:
+    """Return the URL of a socket that was bound by somebody else."""
+    address = bound.getsockname()
+    if bound.family == socket.AF_UNIX:
+        return f"unix://{address}"
+    return str(ListenUrl(address[0], address[1]))
 
 
 def _url(url: ListenUrl, bound: socket.socket) -> str:

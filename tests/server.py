@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import re
 import signal
 import subprocess
@@ -141,9 +142,13 @@ class Server:
         *flags: str,
         listen: str = "http://127.0.0.1:0",
         launch: Sequence[str] = ("-m", "kvd"),
+        environment: Mapping[str, str] | None = None,
+        descriptors: Sequence[int] = (),
     ) -> None:
         self.data_dir = data_dir
         self.launch = launch
+        self.environment = environment or {}
+        self.descriptors = descriptors
         self.flags = flags
         self.listen = listen
         self.urls: list[str] = []
@@ -178,6 +183,8 @@ class Server:
         self._process = subprocess.Popen(
             command,
             cwd=ROOT,
+            env={**os.environ, **self.environment},
+            pass_fds=self.descriptors,
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
