@@ -1,10 +1,10 @@
 """The command: arguments to a server, signals to its end, problems to one line and a status.
 
-Exit status: 0 after SIGTERM or SIGINT, 64 for a bad flag, 65 for damaged data, 69 for an address
-that is taken, 70 for a bug, 73 for a directory that is locked or cannot be used, 74 for an I/O
-error, 75 for what the next start puts right by itself (a damaged index; a stop that took longer
-than 10 s), 78 for a data directory of another format. A second signal ends it at once, which is
-safe: it is what kill -9 does.
+Exit status: 0 after SIGTERM or SIGINT, 64 for a bad flag or setting, 65 for damaged data, 69 for an
+address that is taken, 70 for a bug, 73 for a directory that is locked or cannot be used, 74 for an
+I/O error, 75 for what the next start puts right by itself (a damaged index; a stop that took longer
+than 10 s), 78 for a data directory of another format or another program. A second signal ends it at
+once, which is safe: it is what kill -9 does.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from kvd import __version__, logs
-from kvd.config import EXIT_USAGE, Config, ConfigError, Request, help_text, parse
+from kvd import logs
+from kvd.config import EXIT_USAGE, Config, ConfigError, Printout, parse
 from kvd.server import (
     EXIT_IO,
     EXIT_TRY_AGAIN,
@@ -43,15 +44,12 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 -- one per status
     """Run the command; return its exit status."""
     try:
-        config = parse(sys.argv[1:] if argv is None else argv)
+        config = parse(sys.argv[1:] if argv is None else argv, os.environ, _read_file)
     except ConfigError as error:
         sys.stderr.write(f"kvd: {error}\n")
         return EXIT_USAGE
-    if config is Request.HELP:
-        sys.stdout.write(help_text())
-        return 0
-    if isinstance(config, Request):
-        sys.stdout.write(f"kvd {__version__}\n")
+    if isinstance(config, Printout):
+        sys.stdout.write(config.text)
         return 0
     try:
         failpoints.arm(map(failpoints.parse, config.failpoints))
@@ -59,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 -- one per 
         sys.stderr.write(f"kvd: --failpoint: {error}\n")
         return EXIT_USAGE
     logs.configure(config.log_format, config.log_level)
-    if config.ignored:
-        log.warning("without effect here, ignored: %s", " ".join(config.ignored))
+    for warning in config.warnings:
+        log.warning("%s", warning)
     if config.failpoints:
         log.warning("failpoints are armed: %s", ", ".join(config.failpoints))
     sys.setswitchinterval(_SWITCH_S)
@@ -80,6 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 -- one per 
         log.critical("%s: %s", config.data_dir, error)
         return EXIT_IO
     return 0
+
+
+def _read_file(path: str) -> bytes:
+    return Path(path).read_bytes()
 
 
 def _new_loop() -> Callable[[], asyncio.AbstractEventLoop]:

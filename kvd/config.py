@@ -1,108 +1,98 @@
-"""The command line, checked: flags and the texts of their values → one frozen `Config`.
+"""The settings, checked: texts from command line, environment and file → one frozen `Config`.
 
-Nothing here looks at the machine (no file, no environment, no clock); whether a directory can be
-used or an address is free shows when the server starts. The flags themselves are the table of
-`kvd.flags`.
+Nothing here looks at the machine (no clock, no file but the one that `read_file` is asked for);
+whether a directory can be used or an address is free shows when the server starts. The flags are
+the tables of `kvd.flags` and `kvd.etcdflags`.
 """
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
+from types import MappingProxyType
 
-from kvd.flags import EXIT_USAGE, FLAGS, NO_EFFECT, ConfigError, help_text, shown, split
+from kvd.configfile import from_file
+from kvd.etcdflags import NO_EFFECT, REFUSALS
+from kvd.flags import EXIT_USAGE, ConfigError, shown
+from kvd.help import help_text, settings_text, version_text
+from kvd.settings import BY_NAME, DEFAULTS, Setting, Settings, from_command_line, from_environment
+from kvd.urls import ListenUrl, listen_urls, origins, told_urls
+from kvd.values import boolean, integer, integer_or_none, members, refusal, seconds, word
 
-__all__ = ["EXIT_USAGE", "Config", "ConfigError", "ListenUrl", "Request", "help_text", "parse"]
+__all__ = ["EXIT_USAGE", "Config", "ConfigError", "ListenUrl", "Printout", "parse"]
 
 # A segment is read into memory when the log is checked, so its size is also a bound on memory.
 WAL_SEGMENT_BYTES_MIN = 64 * 1024
 WAL_SEGMENT_BYTES_MAX = 1024 * 1024 * 1024
 # Less than this refuses the heads that ordinary clients send.
 HEADER_BYTES_MIN = 1024
-INTEGER_MAX = 2**63 - 1
 
-
-class Request(Enum):
-    """What a command line may ask for instead of a server; the value is the flag's name."""
-
-    HELP = "help"
-    VERSION = "version"
+_NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
-class ListenUrl:
-    """An address to listen on; as a string, its URL.
+class Printout:
+    """What a command line may ask for instead of a server: a text, with its closing newline."""
 
-    Attributes:
-        host: A name or an address, an IPv6 address without its brackets.
-        port: 0 lets the system choose one.
-    """
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What the command line says.
+    """What the settings say.
 
     Attributes:
         name: This member's name, as `/v2/members` shows it.
-        data_dir: The data directory, as it was given (it may be relative, or not there yet).
         listen: The addresses to serve clients on; at least one.
         advertise: The URLs that clients are told to use; at least one. Without the flag these are
             the URLs listened on, port 0 included, which only the started server can fill in.
+        peer_urls: The URLs that this member shows as its own among peers; at least one.
+        cluster_token: What the ids of a new store are made of, with the peer URLs; None makes
+            random ones.
+        must_exist: Refuse to make a new store.
+        data_dir: The data directory, as it was given (it may be relative, or not there yet).
         snapshot_count: Log records after which a snapshot is made; None decides by size.
         event_history_limit: How many events a watch can look back.
         wal_segment_bytes: Size of a segment of the log.
         rebuild_index: Whether to build the index anew from snapshot and log.
+        cors: The origins that may read answers in a browser; empty sends no CORS headers.
         max_header_bytes: Limit of request line and headers together.
         max_connections: Limit of open connections; None goes by the limit of open files.
         max_watchers: Limit of waiting watches; None leaves it to the limit of connections.
         idle_timeout_s: How long a connection may stay open between two requests.
         header_timeout_s: How long request line and headers may take from their first byte.
         body_timeout_s: How long a request body may take.
-        failpoints: The faults to be made on purpose, as `storage.failpoints` reads them.
         log_level: The name of a level of the logging module.
-        log_format: One of `LOG_FORMATS`.
+        log_format: text or json.
         access_log: Whether each request is a line of the log.
-        cors: The origins that may read answers in a browser; empty sends no CORS headers.
-        ignored: Flags that were given and have no effect here, with their dashes, for one warning.
+        failpoints: The faults to be made on purpose, as `storage.failpoints` reads them.
+        warnings: What was given and has no effect here: lines to log once.
     """
 
     name: str
-    data_dir: Path
     listen: tuple[ListenUrl, ...]
     advertise: tuple[str, ...]
+    peer_urls: tuple[str, ...]
+    cluster_token: str | None
+    must_exist: bool
+    data_dir: Path
     snapshot_count: int | None
     event_history_limit: int
     wal_segment_bytes: int
     rebuild_index: bool
+    cors: tuple[str, ...]
     max_header_bytes: int
     max_connections: int | None
     max_watchers: int | None
     idle_timeout_s: float
     header_timeout_s: float
     body_timeout_s: float
-    failpoints: tuple[str, ...]
     log_level: str
     log_format: str
     access_log: bool
-    cors: tuple[str, ...]
-    ignored: tuple[str, ...]
+    failpoints: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
-# Go's strconv.ParseBool.
-_BOOLEANS = dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True) | dict.fromkeys(
-    ("0", "f", "F", "FALSE", "false", "False"), False
-)
-LOG_FORMATS = ("text", "json")
 # etcd's levels in words of the logging module, which has nothing above CRITICAL.
 _LOG_LEVELS = {
     "debug": "DEBUG",
@@ -114,188 +104,152 @@ _LOG_LEVELS = {
 }
 
 
-def parse(argv: Sequence[str]) -> Config | Request:
-    """Read a command line, without the program's own name.
+def parse(
+    argv: Sequence[str],
+    environ: Mapping[str, str] = _NO_VARIABLES,
+    read_file: Callable[[str], bytes] | None = None,
+) -> Config | Printout:
+    """Read a command line, without the program's own name, and what else has settings.
+
+    Args:
+        argv: The command line.
+        environ: The variables of the environment.
+        read_file: Returns what is in the configuration file, if one is named.
 
     Raises:
         ConfigError: A flag is unknown or its value cannot be used.
     """
-    given = split(argv)
-    texts = {flag.name: given.get(flag, flag.default) for flag in FLAGS}
-    for request in Request:
-        if _boolean(texts, request.value):
-            return request
-    _refuse_what_cannot_be_ignored(texts)
+    flags = from_command_line(argv)
+    if boolean(DEFAULTS | flags, "help"):
+        return Printout(help_text())
+    if boolean(DEFAULTS | flags, "version"):
+        return Printout(version_text())
+    variables, unknown = from_environment(environ)
+    given = variables | flags
+    if "config-file" in given and given["config-file"].text:
+        assert read_file is not None
+        given = _from_file(given["config-file"], read_file) | given
+    settings = _with_old_names(DEFAULTS | given)
+    config = _config(settings, _warnings(given, unknown))
+    if boolean(settings, "print-config"):
+        return Printout(settings_text(settings | _derived(settings, config)))
+    return config
 
-    listen = _listen_urls(texts)
+
+def _config(settings: Settings, warnings: tuple[str, ...]) -> Config:
+    """Read each setting: the line that belongs to a field."""
+    _refuse_what_cannot_be_ignored(settings)
+    listen = listen_urls(settings)
     return Config(
-        name=_name(texts),
-        data_dir=_data_dir(texts),
+        name=_name(settings),
         listen=listen,
-        advertise=_advertised_urls(texts) or tuple(str(url) for url in listen),
-        snapshot_count=_integer_or_none(texts, "snapshot-count"),
-        event_history_limit=_integer(texts, "event-history-limit"),
-        wal_segment_bytes=_integer(
-            texts, "wal-segment-bytes", lowest=WAL_SEGMENT_BYTES_MIN, highest=WAL_SEGMENT_BYTES_MAX
+        advertise=told_urls(settings, "advertise-client-urls") or tuple(map(str, listen)),
+        peer_urls=told_urls(settings, "initial-advertise-peer-urls"),
+        cluster_token=settings["initial-cluster-token"].text or None,
+        must_exist=word(settings, "initial-cluster-state", "new", "existing") == "existing",
+        data_dir=Path(settings["data-dir"].text or f"{settings['name'].text}.etcd"),
+        snapshot_count=integer_or_none(settings, "snapshot-count"),
+        event_history_limit=integer(settings, "event-history-limit"),
+        wal_segment_bytes=integer(
+            settings,
+            "wal-segment-bytes",
+            lowest=WAL_SEGMENT_BYTES_MIN,
+            highest=WAL_SEGMENT_BYTES_MAX,
         ),
-        rebuild_index=_boolean(texts, "rebuild-index"),
-        max_header_bytes=_integer(texts, "max-header-bytes", lowest=HEADER_BYTES_MIN),
-        max_connections=_integer_or_none(texts, "max-connections"),
-        max_watchers=_integer_or_none(texts, "max-watchers"),
-        idle_timeout_s=_seconds(texts, "idle-timeout-s"),
-        header_timeout_s=_seconds(texts, "header-timeout-s"),
-        body_timeout_s=_seconds(texts, "body-timeout-s"),
-        failpoints=_failpoints(texts),
-        log_level=_log_level(texts),
-        log_format=_one_of(texts, "log-format", LOG_FORMATS),
-        access_log=_boolean(texts, "access-log"),
-        cors=_origins(texts),
-        ignored=tuple(f"--{flag.name}" for flag in given if flag.group == NO_EFFECT),
+        rebuild_index=boolean(settings, "rebuild-index"),
+        cors=origins(settings, "cors"),
+        max_header_bytes=integer(settings, "max-header-bytes", lowest=HEADER_BYTES_MIN),
+        max_connections=integer_or_none(settings, "max-connections"),
+        max_watchers=integer_or_none(settings, "max-watchers"),
+        idle_timeout_s=seconds(settings, "idle-timeout-s"),
+        header_timeout_s=seconds(settings, "header-timeout-s"),
+        body_timeout_s=seconds(settings, "body-timeout-s"),
+        log_level=_log_level(settings),
+        log_format=word(settings, "log-format", "text", "json"),
+        access_log=boolean(settings, "access-log"),
+        failpoints=_failpoints(settings),
+        warnings=warnings,
     )
 
 
-def _refuse_what_cannot_be_ignored(texts: Mapping[str, str]) -> None:
-    if not _boolean(texts, "enable-v2"):
-        raise ConfigError("--enable-v2=false: the v2 API is all that kvd serves")
-    members = {text.partition("=")[0].strip() for text in texts["initial-cluster"].split(",")}
-    if len(members) > 1:
+def _from_file(setting: Setting, read_file: Callable[[str], bytes]) -> Settings:
+    try:
+        data = read_file(setting.text)
+    except OSError as error:
+        raise ConfigError(f"{setting.where}: {setting.text}: {error.strerror}") from None
+    return from_file(setting.text, data)
+
+
+def _with_old_names(settings: Settings) -> Settings:
+    """Return the settings with those of etcd 0.4 and 2 under their present names."""
+    renamed = dict(settings)
+    for old, new in (("addr", "advertise-client-urls"), ("bind-addr", "listen-client-urls")):
+        setting = settings[old]
+        if not setting.text:
+            continue
+        if not settings[new].is_default:
+            raise ConfigError(f"{setting.where} and {settings[new].where} say the same: give one")
+        renamed[new] = Setting(f"http://{setting.text}", setting.where)
+    if boolean(settings, "debug"):
+        renamed["log-level"] = Setting("debug", settings["debug"].where)
+    return renamed
+
+
+def _derived(settings: Settings, config: Config) -> Settings:
+    """Return the settings whose defaults depend on others, with what they come to."""
+    texts = {"data-dir": str(config.data_dir), "advertise-client-urls": ",".join(config.advertise)}
+    return {name: replace(settings[name], text=text) for name, text in texts.items()}
+
+
+def _warnings(given: Settings, unknown: Sequence[str]) -> tuple[str, ...]:
+    ignored = [s.where for name, s in given.items() if BY_NAME[name].group == NO_EFFECT]
+    lines = {"without effect here, ignored": ignored, "unknown variables, ignored": unknown}
+    return tuple(f"{line}: {' '.join(names)}" for line, names in lines.items() if names)
+
+
+def _refuse_what_cannot_be_ignored(settings: Settings) -> None:
+    for refused in REFUSALS:
+        setting = settings[refused.name]
+        if setting.text not in refused.harmless:
+            raise ConfigError(f"{setting.where}={shown(setting.text)}: {refused.reason}")
+    if not boolean(settings, "enable-v2"):
+        where = settings["enable-v2"].where
+        raise ConfigError(f"{where}=false: the v2 API is all that kvd serves")
+    _refuse_other_members(settings)
+
+
+def _refuse_other_members(settings: Settings) -> None:
+    cluster = settings["initial-cluster"]
+    names = {
+        member.partition("=")[0].strip()
+        for member in members(settings, "initial-cluster", "a member")
+    }
+    if len(names) > 1:
         raise ConfigError(
-            "--initial-cluster: kvd runs as a single member, found "
-            + shown(texts["initial-cluster"])
+            f"{cluster.where}: kvd runs as a single member, found {shown(cluster.text)}"
+        )
+    # etcd refuses this too: it cannot find itself in the cluster.
+    if names and names != {settings["name"].text}:
+        raise ConfigError(
+            f"{cluster.where}: expected this member, {shown(settings['name'].text)} "
+            f"({settings['name'].where}), found {shown(cluster.text)}"
         )
 
 
-def _name(texts: Mapping[str, str]) -> str:
+def _name(settings: Settings) -> str:
+    name = settings["name"].text
     # Bytes of the command line that are no UTF-8 arrive as surrogates, which are not printable.
-    if not texts["name"] or not texts["name"].isprintable():
-        raise ConfigError(f"--name: expected a printable name, found {shown(texts['name'])}")
-    return texts["name"]
+    if not name or not name.isprintable():
+        raise refusal(settings, "name", "a printable name")
+    return name
 
 
-def _data_dir(texts: Mapping[str, str]) -> Path:
-    if not texts["data-dir"]:
-        raise ConfigError('--data-dir: expected a directory, found ""')
-    return Path(texts["data-dir"])
-
-
-def _boolean(texts: Mapping[str, str], name: str) -> bool:
-    try:
-        return _BOOLEANS[texts[name]]
-    except KeyError:
-        raise ConfigError(f"--{name}: expected true or false, found {shown(texts[name])}") from None
-
-
-def _integer(
-    texts: Mapping[str, str], name: str, *, lowest: int = 1, highest: int = INTEGER_MAX
-) -> int:
-    text = texts[name]
-    # int() alone would also take signs, blanks, underscores and digits of every script.
-    value = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
-    if not lowest <= value <= highest:
-        bounds = f"{lowest} or more" if highest == INTEGER_MAX else f"{lowest} to {highest}"
-        raise ConfigError(f"--{name}: expected a whole number, {bounds}, found {shown(text)}")
-    return value
-
-
-def _integer_or_none(texts: Mapping[str, str], name: str) -> int | None:
-    return _integer(texts, name) if texts[name] else None
-
-
-def _seconds(texts: Mapping[str, str], name: str) -> float:
-    try:
-        value = float(texts[name])
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"--{name}: expected seconds above 0, found {shown(texts[name])}")
-    return value
-
-
-def _failpoints(texts: Mapping[str, str]) -> tuple[str, ...]:
-    faults = tuple(text.strip() for text in texts["failpoint"].split(",") if text.strip())
-    if faults and not _boolean(texts, "enable-failpoints"):
+def _failpoints(settings: Settings) -> tuple[str, ...]:
+    faults = tuple(members(settings, "failpoint", "a fault"))
+    if faults and not boolean(settings, "enable-failpoints"):
         raise ConfigError("--failpoint needs --enable-failpoints: it makes faults on purpose")
     return faults
 
 
-def _one_of(texts: Mapping[str, str], name: str, words: Sequence[str]) -> str:
-    if texts[name] not in words:
-        expected, found = ", ".join(words), shown(texts[name])
-        raise ConfigError(f"--{name}: expected one of {expected}, found {found}")
-    return texts[name]
-
-
-def _log_level(texts: Mapping[str, str]) -> str:
-    return _LOG_LEVELS[_one_of(texts, "log-level", tuple(_LOG_LEVELS))]
-
-
-def _listen_urls(texts: Mapping[str, str]) -> tuple[ListenUrl, ...]:
-    name = "listen-client-urls"
-    urls: list[ListenUrl] = []
-    for text in _members(texts, name):
-        parts, host, port = _url(name, text)
-        if parts.scheme != "http":
-            raise ConfigError(
-                f"--{name}: kvd does not speak TLS; expected http://, found {shown(text)}"
-            )
-        url = ListenUrl(host, port)
-        if port and url in urls:
-            raise ConfigError(f"--{name}: {shown(text)} is there twice")
-        urls.append(url)
-    if not urls:
-        raise ConfigError(f"--{name}: expected at least one URL")
-    return tuple(urls)
-
-
-def _advertised_urls(texts: Mapping[str, str]) -> tuple[str, ...]:
-    name = "advertise-client-urls"
-    urls = _members(texts, name)
-    for text in urls:
-        _url(name, text)  # https:// is fine here: something in front of kvd may speak it
-    return tuple(urls)
-
-
-def _url(name: str, text: str) -> tuple[SplitResult, str, int]:
-    """Take a URL apart that has a scheme, a host and a port and nothing else."""
-
-    def refusal(reason: str) -> ConfigError:
-        return ConfigError(f"--{name}: {reason}, found {shown(text)}")
-
-    try:
-        parts = urlsplit(text)
-        host, port = parts.hostname, parts.port
-    except ValueError:  # a port that is no number up to 65535, brackets around no address
-        raise refusal("expected http://HOST:PORT") from None
-    if parts.scheme not in ("http", "https") or not text.isprintable() or " " in text:
-        raise refusal("expected http://HOST:PORT")
-    if parts.path or "?" in text or "#" in text:
-        raise refusal("a URL must not contain a path")
-    if "@" in parts.netloc:
-        raise refusal("a URL must not contain a user")
-    if not host:
-        raise refusal("a URL needs a host (0.0.0.0 or [::] is every address)")
-    if port is None:
-        raise refusal("a URL needs a port")
-    return parts, host, port
-
-
-def _origins(texts: Mapping[str, str]) -> tuple[str, ...]:
-    origins = _members(texts, "cors")
-    for text in origins:
-        scheme, separator, host = text.partition("://")
-        is_origin = scheme in ("http", "https") and separator and host and "/" not in host
-        if text != "*" and not (is_origin and text.isprintable()):
-            raise ConfigError(
-                f"--cors: expected * or origins such as http://host:80, found {shown(text)}"
-            )
-    return tuple(origins)
-
-
-def _members(texts: Mapping[str, str], name: str) -> list[str]:
-    """The members of a comma list, without the blanks around them; none for an empty text."""
-    members = [text.strip() for text in texts[name].split(",")]
-    if members == [""]:
-        return []
-    if "" in members:
-        raise ConfigError(f"--{name}: expected a URL beside each comma, found {shown(texts[name])}")
-    return members
+def _log_level(settings: Settings) -> str:
+    return _LOG_LEVELS[word(settings, "log-level", *_LOG_LEVELS)]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from hashlib import sha1
 from typing import NamedTuple
-
-PEER_URLS = ("http://localhost:2380",)
-"""etcd's default: kvd has no peers, but clients expect a member to have an address for them."""
 
 
 class Member(NamedTuple):
@@ -15,6 +14,7 @@ class Member(NamedTuple):
     name: str
     member_id: int
     client_urls: tuple[str, ...]
+    peer_urls: tuple[str, ...]
 
     def body(self) -> bytes:
         """Return the member as JSON."""
@@ -32,6 +32,19 @@ class Member(NamedTuple):
         return {
             "id": f"{self.member_id:x}",
             "name": self.name,
-            "peerURLs": list(PEER_URLS),
+            "peerURLs": list(self.peer_urls),
             "clientURLs": list(self.client_urls),
         }
+
+
+def ids_of(peer_urls: Sequence[str], token: str) -> tuple[int, int]:
+    """Return the cluster id and the member id that etcd gives a new cluster of one.
+
+    As in etcd's `membership.NewMember` and `RaftCluster.genID`: the first eight bytes of a hash.
+    """
+    member = _first_bytes("".join(sorted(peer_urls)).encode() + token.encode())
+    return int.from_bytes(_first_bytes(member)), int.from_bytes(member)
+
+
+def _first_bytes(data: bytes) -> bytes:
+    return sha1(data, usedforsecurity=False).digest()[:8]

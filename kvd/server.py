@@ -28,12 +28,13 @@ from kvd.housekeeping import Housekeeping
 from kvd.http1 import Connection, Limits, Server
 from kvd.keys import KeySpace
 from kvd.listing import Listings
-from kvd.members import Member
+from kvd.members import Member, ids_of
 from kvd.stats import SelfStats, StoreStats
 from kvd.syncthread import SyncThread
 from kvd.systemd import Handed
 from kvd.watch import Hub
 from storage.index import BROKEN
+from storage.layout import NewIds
 from storage.store import Store
 from storage.wal import Position
 
@@ -146,6 +147,8 @@ class KvdServer:
             config.data_dir,
             segment_bytes_max=config.wal_segment_bytes,
             rebuild_index=config.rebuild_index,
+            new_ids=_new_ids(config),
+            must_exist=config.must_exist,
         )
         self._clock = Clock(store.applied.time_ns)
         try:
@@ -200,7 +203,7 @@ class KvdServer:
                 self_stats=lambda: self_stats.self_body(clock.now_ns()),
                 leader_stats=self_stats.leader_body,
                 healthy=lambda: not self._failing and self._committer.takes_writes,
-                member=Member(config.name, identity.member_id, tuple(advertised)),
+                member=Member(config.name, identity.member_id, tuple(advertised), config.peer_urls),
                 cluster_id=identity.cluster_id,
             )
         )
@@ -253,6 +256,11 @@ class KvdServer:
             self._store.distrust_index()
         logging.shutdown()
         os._exit(status)
+
+
+def _new_ids(config: Config) -> NewIds | None:
+    token = config.cluster_token
+    return None if token is None else NewIds(*ids_of(config.peer_urls, token))
 
 
 def _raise_file_limit() -> int:

@@ -43,6 +43,13 @@ class Identity(NamedTuple):
     member_id: int
 
 
+class NewIds(NamedTuple):
+    """What a store that is to be made is called: two 64-bit ids, not 0."""
+
+    cluster_id: int
+    member_id: int
+
+
 class DataDirectory:
     """An open data directory, locked until `close`.
 
@@ -60,10 +67,15 @@ class DataDirectory:
         self._lock_fd = lock_fd
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path, *, new_ids: NewIds | None = None, must_exist: bool = False) -> Self:
         """Lock a data directory, or make a new one where there is none.
 
         A directory of one's own that others may enter is made private, with one line of log.
+
+        Args:
+            path: the directory.
+            new_ids: what a new store is called; random ids without.
+            must_exist: make no new one.
 
         Raises:
             DirectoryLocked: another process has it.
@@ -71,12 +83,14 @@ class DataDirectory:
                 does not let us in.
         """
         try:
+            if not (path / "FORMAT").exists():
+                _refuse_to_make(path, must_exist=must_exist)
             if not path.exists():
                 disk.make_directory_durably(path)
             _claim(path)
             lock_fd = _lock(path)
             try:
-                created = _initialise(path)
+                created = _initialise(path, new_ids)
                 _remove_unfinished(path)
                 return cls(path, lock_fd, read_format(path), created=created)
             except BaseException:
@@ -89,6 +103,20 @@ class DataDirectory:
     def close(self) -> None:
         """Release the lock."""
         os.close(self._lock_fd)
+
+
+def _refuse_to_make(path: Path, *, must_exist: bool) -> None:
+    """Refuse where a new store would not be what somebody wants."""
+    if must_exist:
+        raise DirectoryUnusable(
+            f"{path}: holds no store, and none is to be made", exit_status=EX_CONFIG
+        )
+    if (path / "member").is_dir():
+        raise DirectoryUnusable(
+            f"{path}: is a data directory of etcd, which kvd cannot read; name another one by "
+            "--data-dir, and copy the keys through a running etcd",
+            exit_status=EX_CONFIG,
+        )
 
 
 def _claim(path: Path) -> None:
@@ -132,7 +160,7 @@ def _sign(fd: int) -> None:
         disk.write_at(fd, holder.encode(errors="replace"), 0)
 
 
-def _initialise(path: Path) -> bool:
+def _initialise(path: Path, new_ids: NewIds | None) -> bool:
     """Make the directory a store, unless it is one; return whether it was made."""
     if (path / "FORMAT").exists():
         for room in _ROOMS:
@@ -145,7 +173,7 @@ def _initialise(path: Path) -> bool:
     # A start that was killed may have made the directory without having synced its name.
     with suppress(PermissionError):
         disk.sync_directory(path.resolve().parent)
-    _write_format(path)
+    _write_format(path, new_ids or NewIds(_random_id(), _random_id()))
     return True
 
 
@@ -172,15 +200,15 @@ def _require_empty(path: Path, room: str) -> None:
         )
 
 
-def _write_format(path: Path) -> None:
+def _write_format(path: Path, ids: NewIds) -> None:
     """Make the identity of a new store durable."""
     now = datetime.fromtimestamp(disk.wall_clock_ns() // 10**9, UTC)
     fields = {
         "format": FORMAT_VERSION,
         "min_reader": FORMAT_VERSION,
         "store_uuid": secrets.token_hex(16),
-        "cluster_id": f"{_random_id():016x}",
-        "member_id": f"{_random_id():016x}",
+        "cluster_id": f"{ids.cluster_id:016x}",
+        "member_id": f"{ids.member_id:016x}",
         "created": f"{now:%Y-%m-%dT%H:%M:%SZ}",
     }
     line = json.dumps(fields)

@@ -34,7 +34,7 @@ from storage.change import (
 from storage.checkpoint import Checkpoint
 from storage.errors import CorruptLog, CorruptSnapshot, LogFull, StorageError
 from storage.index import BROKEN, CLEAN_STOP, Index, reach_commit, vouched
-from storage.layout import DataDirectory
+from storage.layout import DataDirectory, NewIds
 from storage.replay import load, replay
 from storage.segments import ADVICE
 from storage.tree import HISTORY_LIMIT, IndexRefused, Txn, View
@@ -105,14 +105,23 @@ class Store:
         *,
         segment_bytes_max: int = SEGMENT_BYTES_MAX,
         rebuild_index: bool = False,
+        new_ids: NewIds | None = None,
+        must_exist: bool = False,
     ) -> Store:
         """Open or create the store in a directory, with all that was acknowledged.
+
+        Args:
+            path: the directory.
+            segment_bytes_max: size of a segment of the log.
+            rebuild_index: build the index anew, even if it can be trusted.
+            new_ids: what a store that is created is called; random ids without.
+            must_exist: create none.
 
         Raises:
             StorageError: the directory cannot be used, or something in it is damaged; nothing was
                 changed but, at most, the index, which can be built again.
         """
-        directory = DataDirectory.open(path)
+        directory = DataDirectory.open(path, new_ids=new_ids, must_exist=must_exist)
         try:
             failpoints.reach("startAfterLock")
             wal = Wal.open(

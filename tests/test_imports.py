@@ -10,13 +10,20 @@ ROOT = Path(__file__).parent.parent
 
 # These know rules, words and bytes: what they return depends on what they are given alone.
 PURE = (
+    "kvd",
     "kvd.commands",
     "kvd.config",
+    "kvd.configfile",
     "kvd.errors",
+    "kvd.etcdflags",
     "kvd.flags",
+    "kvd.help",
     "kvd.machine",
     "kvd.request",
     "kvd.response",
+    "kvd.settings",
+    "kvd.urls",
+    "kvd.values",
     "storage.change",
     "storage.event",
     "storage.frame",

@@ -76,7 +76,8 @@ def test_single_dashes_and_flags_of_etcd_are_understood(tmp_path):
     argv = ["-data-dir", str(tmp_path / "data"), "-name=infra0", "-enable-v2"]
     argv += ["-listen-client-urls", "http://127.0.0.1:0"]
     argv += ["-advertise-client-urls=http://kv.example:2379,http://127.0.0.1:4001"]
-    argv += ["-initial-cluster-state", "new", "-election-timeout=1000"]
+    argv += ["-initial-cluster-state", "new"]
+    argv += ["-election-timeout=1000", "-heartbeat-interval", "100"]
     server = Server(tmp_path / "unused")
     server.flags = tuple(argv)
     try:
@@ -89,7 +90,7 @@ def test_single_dashes_and_flags_of_etcd_are_understood(tmp_path):
         assert machines.body == b"http://127.0.0.1:4001, http://kv.example:2379"
         # One line for all flags that were taken without effect, and only those.
         (line,) = [line for line in server.stderr.splitlines() if "--election-timeout" in line]
-        assert "--initial-cluster-state" in line
+        assert "--heartbeat-interval" in line
         assert "--name" not in line
     finally:
         server.stop()
@@ -285,7 +286,7 @@ def test_a_relative_directory_is_below_the_working_directory(tmp_path):
             for line in process.stderr:
                 if "listening on" in line:
                     break
-            assert (tmp_path / "data" / "FORMAT").exists()
+            assert (tmp_path / "default.etcd" / "FORMAT").exists()
         finally:
             process.kill()
 
@@ -301,3 +302,63 @@ def test_it_runs_as_well_on_the_loop_of_the_standard_library(make_server):
     assert watch.event()["node"]["value"] == "1"
     assert client.get("/a").json["node"]["value"] == "1"
     assert server.terminate() == 0
+
+
+def test_the_environment_and_a_file_are_followed(make_server, tmp_path):
+    file = tmp_path / "kvd.yml"
+    file.write_text("name: from-the-file\nadvertise-client-urls: http://kv.example:2379\n")
+    environment = {"ETCD_CONFIG_FILE": str(file), "KVD_NAME": "from-the-variable"}
+    server = make_server(environment=environment | {"ETCD_NONSENSE": "x"}).start()
+    member = server.client().request("GET", "/v2/members").json["members"][0]
+    assert member["name"] == "from-the-variable"
+    assert member["clientURLs"] == ["http://kv.example:2379"]
+    assert "WARNING unknown variables, ignored: ETCD_NONSENSE\n" in server.stderr
+
+
+def test_the_configuration_is_printed_without_starting(tmp_path):
+    ended = run_kvd("--print-config", "--data-dir", str(tmp_path / "data"))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert f"data-dir: {tmp_path / 'data'}" in ended.stdout
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_missing_configuration_file_is_refused_in_one_line(tmp_path):
+    ended = run_kvd("--config-file", str(tmp_path / "missing.yml"))
+    assert_refused(ended, "--config-file", "missing.yml: No such file")
+    assert ended.returncode == USAGE
+
+
+def test_no_store_is_made_to_join_a_cluster_that_exists(make_server, tmp_path):
+    argv = ("--initial-cluster-state", "existing")
+    ended = run_kvd("--data-dir", str(tmp_path / "data"), *ANY_PORT, *argv)
+    assert_refused(ended, str(tmp_path / "data"))
+    assert ended.returncode == CONFIGURATION
+    assert not (tmp_path / "data").exists()
+    make_server().start().terminate()
+    make_server().start(*argv)
+
+
+def test_a_directory_of_etcd_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / "default.etcd"
+    (path / "member" / "wal").mkdir(parents=True)
+    ended = run_kvd("--data-dir", str(path), *ANY_PORT)
+    assert_refused(ended, str(path), "data directory of etcd")
+    assert ended.returncode == CONFIGURATION
+    assert [entry.name for entry in path.iterdir()] == ["member"]
+
+
+def test_a_token_gives_a_new_store_the_ids_that_etcd_makes_of_it(make_server):
+    argv = ("--initial-advertise-peer-urls", "http://127.0.0.1:36801")
+
+    def ids(server: Server) -> tuple[str, str, list[str]]:
+        answer = server.client().request("GET", "/v2/members")
+        (member,) = answer.json["members"]
+        return answer.headers["x-etcd-cluster-id"], member["id"], member["peerURLs"]
+
+    server = make_server(*argv)
+    # As a real etcd 3.4.23 with these flags called them.
+    expected = ("200c1d261ff644a3", "7097e2fd4ada182e", ["http://127.0.0.1:36801"])
+    assert ids(server.start("--initial-cluster-token", "tok")) == expected
+    server.terminate()
+    # They are the store's for good.
+    assert ids(server.start("--initial-cluster-token", "other")) == expected

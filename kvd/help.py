@@ -1,0 +1,80 @@
+"""What `--help`, `--version` and `--print-config` print."""
+
+import math
+import textwrap
+
+import yaml
+
+from kvd import __version__
+from kvd.etcdflags import IGNORED, NO_EFFECT, REFUSED, REFUSED_FLAGS
+from kvd.flags import FLAGS, GROUPS, OLD, Flag
+from kvd.settings import REQUESTS, Settings
+
+_WIDTH = 96
+_INDENT = " " * 34
+_VALUES_WIDTH = 50
+
+
+def version_text() -> str:
+    """What `--version` prints."""
+    return f"kvd {__version__}\n"
+
+
+def help_text() -> str:
+    """What `--help` prints."""
+    lines = [
+        "usage: kvd [flags]",
+        "",
+        "A durable configuration store that serves the etcd v2 HTTP API.",
+        "Flags are etcd's: one dash or two, `--flag value` or `--flag=value`. Each can also be a",
+        "variable (--data-dir: KVD_DATA_DIR or ETCD_DATA_DIR) or a line of a YAML file",
+        "(data-dir: /var/lib/kvd). A flag rules over KVD_*, that over ETCD_*, that over the file.",
+    ]
+    for group in GROUPS:
+        lines += ["", f"{group}:"]
+        for flag in FLAGS:
+            if flag.group == group:
+                lines += _help_lines(flag)
+    for heading, flags in ((NO_EFFECT, IGNORED), (REFUSED, REFUSED_FLAGS)):
+        names = ", ".join(f"--{flag.name}" for flag in sorted(flags, key=lambda f: f.name))
+        lines += ["", f"{heading}:"]
+        lines += textwrap.wrap(
+            names, _WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
+        )
+    return "\n".join(lines) + "\n"
+
+
+def settings_text(settings: Settings) -> str:
+    """What `--print-config` prints: a configuration file that says where each value comes from."""
+    lines: list[str] = []
+    for flag in FLAGS:
+        setting = settings[flag.name]
+        if flag.name in REQUESTS or flag.name == "config-file" or flag.group == OLD:
+            continue
+        line = f"{flag.name}: {_yaml(setting.text)}".ljust(_VALUES_WIDTH)
+        lines.append(f"{line} # {'default' if setting.is_default else setting.where}")
+    return "\n".join(lines) + "\n"
+
+
+def _yaml(text: str) -> str:
+    """Return a text as YAML, on one line; nothing for none."""
+    value: object = int(text) if text.isdigit() and str(int(text)) == text else text
+    value = {"": None, "true": True, "false": False}.get(text, value)
+    if value is None:
+        return ""
+    return yaml.safe_dump(value, width=math.inf, allow_unicode=True).removesuffix("...\n").rstrip()
+
+
+def _help_lines(flag: Flag) -> list[str]:
+    head = f"  --{flag.name} {flag.value}".rstrip()
+    default = f" (default: {flag.default})" if flag.value and flag.default else ""
+    body = textwrap.wrap(
+        flag.help + default,
+        _WIDTH,
+        initial_indent=_INDENT,
+        subsequent_indent=_INDENT,
+        break_on_hyphens=False,
+    )
+    if len(head) + 2 > len(_INDENT):
+        return [head, *body]
+    return [head.ljust(len(_INDENT)) + body[0].lstrip(), *body[1:]]

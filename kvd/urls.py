@@ -1,0 +1,120 @@
+"""URLs in settings: the ones listened on, the ones that others are told, and origins of pages."""
+
+from dataclasses import dataclass
+from urllib.parse import SplitResult, urlsplit
+
+from kvd.flags import ConfigError, shown
+from kvd.settings import Settings
+from kvd.values import members
+
+_SOCKETS = ("unix", "unixs")
+_TLS = ("https", "unixs")
+
+
+@dataclass(frozen=True, slots=True)
+class ListenUrl:
+    """An address to listen on; as a string, its URL.
+
+    Attributes:
+        host: A name or an address, an IPv6 address without its brackets; the path of a socket.
+        port: 0 lets the system choose one; a socket has none.
+        scheme: http or https; unix or unixs for a socket in the file system.
+    """
+
+    host: str
+    port: int = 0
+    scheme: str = "http"
+
+    @property
+    def is_socket(self) -> bool:
+        """Whether it is a path in the file system."""
+        return self.scheme in _SOCKETS
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether TLS is spoken there."""
+        return self.scheme in _TLS
+
+    def __str__(self) -> str:
+        if self.is_socket:
+            return f"{self.scheme}://{self.host}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+
+def listen_urls(settings: Settings) -> tuple[ListenUrl, ...]:
+    """Return where to listen; at least one URL."""
+    urls: list[ListenUrl] = []
+    for name in ("listen-client-urls", "listen-client-http-urls"):
+        for text in members(settings, name, "a URL"):
+            url = _listen_url(settings, name, text)
+            if (url.port or url.is_socket) and any(_clashes(url, other) for other in urls):
+                raise ConfigError(f"{settings[name].where}: {shown(text)} is there twice")
+            urls.append(url)
+    if not urls:
+        raise ConfigError(f"{settings['listen-client-urls'].where}: expected at least one URL")
+    return tuple(urls)
+
+
+def told_urls(settings: Settings, name: str) -> tuple[str, ...]:
+    """Return URLs that others are told; none for an empty text."""
+    urls = members(settings, name, "a URL")
+    for text in urls:
+        if not _is_socket(text):
+            _url(settings, name, text)
+    return tuple(urls)
+
+
+def origins(settings: Settings, name: str) -> tuple[str, ...]:
+    """Return the origins of pages, as browsers send them, and `*`."""
+    found = members(settings, name, "an origin")
+    for text in found:
+        scheme, separator, host = text.partition("://")
+        is_origin = scheme in ("http", "https") and separator and host and "/" not in host
+        if text != "*" and not (is_origin and text.isprintable()):
+            where = settings[name].where
+            raise ConfigError(
+                f"{where}: expected * or origins such as http://host:80, found {shown(text)}"
+            )
+    return tuple(found)
+
+
+def _clashes(one: ListenUrl, other: ListenUrl) -> bool:
+    return (one.host, one.port, one.is_socket) == (other.host, other.port, other.is_socket)
+
+
+def _is_socket(text: str) -> bool:
+    scheme, separator, path = text.partition("://")
+    return scheme in _SOCKETS and bool(separator and path) and text.isprintable()
+
+
+def _listen_url(settings: Settings, name: str, text: str) -> ListenUrl:
+    parts, host, port = _url(settings, name, text)
+    if parts.scheme != "http":
+        where = settings[name].where
+        raise ConfigError(f"{where}: kvd does not speak TLS; expected http://, found {shown(text)}")
+    return ListenUrl(host, port, parts.scheme)
+
+
+def _url(settings: Settings, name: str, text: str) -> tuple[SplitResult, str, int]:
+    """Take a URL apart that has a scheme, a host and a port and nothing else."""
+
+    def refused(reason: str) -> ConfigError:
+        return ConfigError(f"{settings[name].where}: {reason}, found {shown(text)}")
+
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError:  # a port that is no number up to 65535, brackets around no address
+        raise refused("expected http://HOST:PORT") from None
+    if parts.scheme not in ("http", "https") or not text.isprintable() or " " in text:
+        raise refused("expected http://HOST:PORT")
+    if parts.path or "?" in text or "#" in text:
+        raise refused("a URL must not contain a path")
+    if "@" in parts.netloc:
+        raise refused("a URL must not contain a user")
+    if not host:
+        raise refused("a URL needs a host (0.0.0.0 or [::] is every address)")
+    if port is None:
+        raise refused("a URL needs a port")
+    return parts, host, port
