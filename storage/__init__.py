@@ -3,7 +3,7 @@
 Reading order: frame.py (the bytes of the log), wal.py (the log), change.py (what it says), tree.py
 (nodes in one LMDB transaction), store.py (all of it as one thing, and recovery).
 
-    pure             change event frame node
+    pure             change entry event frame node
     files            disk (the few calls that touch them) failpoints segments spare quarantine
                      reader wal layout snapfile
     LMDB             tree index snapshot checkpoint replay store

@@ -6,11 +6,15 @@ replaying one needs no comparison, no clock and no setting of the process that r
     change   [kind 1..7, index, key, value | nil, dir, created_index, expiration_ns | nil,
               refresh, rid]
     term     [16, term]                  one per start of the server
+    entry    [kind 17 or 18, what, name, document | nil, secret | nil, rid]
     setting  [19, name, value]           what changes the result of `perform` is logged
 
-Kinds 17 (auth) and 18 (member) are reserved. So is `rid`, for idempotent retries: it is written as
-nil, and passed over where it is not. Keys and values are byte strings. A reader refuses kinds it
-does not know.
+An entry is a small document beside the keys: of kind 17 (auth) users, roles and whether they are
+asked for, of kind 18 (member) what members say of themselves. `what` and `name` are text and say
+whose document it is; nil removes it.
+
+`rid` is reserved for idempotent retries: it is written as nil, and passed over where it is not.
+Keys, values, documents and secrets are byte strings. A reader refuses kinds it does not know.
 
 A payload is one batch, the same bytes on every replica of a store; the frame around it is physical:
 
@@ -48,9 +52,12 @@ class Kind:
     COMPARE_AND_DELETE = 6
     EXPIRE = 7
     TERM = 16
+    AUTH = 17
+    MEMBER = 18
     SETTING = 19
 
 
+ENTRIES = frozenset((Kind.AUTH, Kind.MEMBER))
 CHANGES = frozenset(range(Kind.SET, Kind.EXPIRE + 1))
 REMOVALS = frozenset((Kind.DELETE, Kind.COMPARE_AND_DELETE, Kind.EXPIRE))
 
@@ -83,6 +90,21 @@ class Term(NamedTuple):
     term: int
 
 
+class Entry(NamedTuple):
+    """A document beside the keys is what it says from now on; None: it is there no more.
+
+    `what` is a word of the server's (`user`), `name` anybody's. `secret` is the part of it that
+    nobody is to be shown (the hash of a password), so that tools need not know what is in a
+    document.
+    """
+
+    kind: int
+    what: str
+    name: str
+    document: bytes | None
+    secret: bytes | None = None
+
+
 class Setting(NamedTuple):
     """A logged setting: `history_limit` is how many events are kept."""
 
@@ -90,7 +112,7 @@ class Setting(NamedTuple):
     value: int
 
 
-Record = Change | Term | Setting
+Record = Change | Term | Entry | Setting
 
 
 class Payload(NamedTuple):
@@ -114,6 +136,8 @@ def encode_record(record: Record) -> bytes:
         return cbor2.dumps(item)
     if isinstance(record, Term):
         return cbor2.dumps([Kind.TERM, record.term])
+    if isinstance(record, Entry):
+        return cbor2.dumps([*record, None])
     return cbor2.dumps([Kind.SETTING, record.name, record.value])
 
 
@@ -131,6 +155,11 @@ def decode_record(item: list[object]) -> Record:
             return Change(kind, index, key, value, is_dir, created, expiration_ns or 0, refresh)
         case [Kind.TERM, int(term), *_]:
             return Term(term)
+        case [
+            int(kind), str(what), str(name), bytes() | None as document, bytes() | None as secret,
+            bytes() | None, *_,
+        ] if kind in ENTRIES:  # fmt: skip
+            return Entry(kind, what, name, document, secret)
         case [Kind.SETTING, str(name), int(number), *_]:
             return Setting(name, number)
         case _:

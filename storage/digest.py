@@ -8,6 +8,8 @@ sha256 over CBOR items, in this order:
         them, last name first
     [index, kind, key, value | nil, dir, created, expiration ns, refresh, time ns, node before]
         each event of the history, in order; the node before as above without path, or nil
+    [kind, what, name, document, secret | nil]
+        each entry beside the keys, by what and name
 
 It leaves out what no client can see (ids of directories, what hangs below removed ones) and what
 belongs to a process or to one copy of the store (terms, statistics, store and cluster ids, places
@@ -71,6 +73,8 @@ def digest(view: View) -> str:
         kind, index, *rest = change
         before = None if prev is None else _fields(prev)
         hashed.update(cbor2.dumps([index, kind, *rest, time_ns, before]))
+    for entry in view.entries():
+        hashed.update(cbor2.dumps([*entry]))
     return hashed.hexdigest()
 
 

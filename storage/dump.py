@@ -3,7 +3,8 @@
 Each has `file`, `offset` and `frame` (where it stands), `batch`, `position` (of the record among
 all), `term`, `time` and `time_ns` of its batch, and `kind`; then what the kind has, as in
 storage/change.py. Bytes that are UTF-8 are text, others stand under the same name with `_base64`
-behind it. An expiration is nanoseconds since 1970, 0 for none.
+behind it. An expiration is nanoseconds since 1970, 0 for none. Secrets (hashes of passwords) are
+not told: `secret` only says that there is one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,16 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from storage import frame
-from storage.change import Change, Kind, Payload, Record, Term, UnknownRecord, decode_payload
+from storage.change import (
+    Change,
+    Entry,
+    Kind,
+    Payload,
+    Record,
+    Term,
+    UnknownRecord,
+    decode_payload,
+)
 from storage.errors import CorruptLog
 from storage.segments import Frame
 from storage.source import Source
@@ -28,6 +38,8 @@ _KINDS = {
     Kind.DELETE: "delete",
     Kind.COMPARE_AND_DELETE: "compareAndDelete",
     Kind.EXPIRE: "expire",
+    Kind.AUTH: "auth",
+    Kind.MEMBER: "member",
 }
 
 
@@ -94,6 +106,15 @@ def _content(record: Record) -> Json:
         }
     if isinstance(record, Term):
         return {"kind": "term", "new_term": record.term}
+    if isinstance(record, Entry):
+        return {
+            "kind": _KINDS[record.kind],
+            "what": record.what,
+            "name": record.name,
+            **({} if record.document is None else _text("document", record.document)),
+            "removed": record.document is None,
+            **({} if record.secret is None else {"secret": "REDACTED"}),
+        }
     return {"kind": "setting", "name": record.name, "number": record.value}
 
 

@@ -65,10 +65,11 @@ _STATX_MNT_ID = Struct("<144xQ")
 class Index:
     """An open LMDB environment with its tables."""
 
-    def __init__(self, env: lmdb.Environment, directory: Path) -> None:
+    def __init__(self, env: lmdb.Environment, directory: Path, *, new: bool = False) -> None:
         self.env = env
         self.directory = directory
-        self.tables: Tables = {name: env.open_db(name) for name in TABLES}
+        # An index of an older version may lack a table: it is built anew, not changed here.
+        self.tables: Tables = {name: env.open_db(name, create=new) for name in TABLES}
         self._reservable = True
 
     @classmethod
@@ -99,7 +100,7 @@ class Index:
         """Throw away what stands there and start an empty index."""
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(mode=0o700)
-        return cls(_open(directory), directory)
+        return cls(_open(directory), directory, new=True)
 
     def applied(self) -> Applied:
         """Return how far the log has been performed on it.

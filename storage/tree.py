@@ -6,6 +6,7 @@ Tables (LMDB sub-databases; every row carries a checksum over its key and its va
     ttl      u64 expiration ns, big-endian | key of the node -> u32 crc | path
     events   u64 index, big-endian -> storage/event.py            the last `history_limit` of them
     garbage  u64 directory id, big-endian -> nothing
+    entries  storage/entry.py                                     what is there beside the keys
     meta     "applied" -> `Applied`, in the same transaction as what it speaks of
 
 A removed directory is unlinked in one step, however large: ids are never given twice, so nothing
@@ -28,7 +29,8 @@ from zlib import crc32
 
 import lmdb
 
-from storage.change import CHAIN_START, REMOVALS, Change, Record, Term, encode_record
+from storage.change import CHAIN_START, REMOVALS, Change, Entry, Record, Term, encode_record
+from storage.entry import decode_entry, encode_entry, entry_key, entry_prefix
 from storage.event import Event, decode_event, encode_event, event_key
 from storage.node import (
     ROOT,
@@ -44,7 +46,8 @@ from storage.node import (
 )
 from storage.wal import Position
 
-TABLES = (b"nodes", b"ttl", b"events", b"garbage", b"meta")
+# Snapshots name them by their place here: new ones come last.
+TABLES = (b"nodes", b"ttl", b"events", b"garbage", b"meta", b"entries")
 
 HISTORY_LIMIT = "history_limit"
 HISTORY_LIMIT_DEFAULT = 1000
@@ -196,6 +199,24 @@ class View:
             for key, data in cursor.iternext():
                 yield decode_event(key, data)
 
+    def entry(self, what: str, name: str) -> Entry | None:
+        """Return the entry of a name, or None."""
+        key = entry_key(what, name)
+        row = self._txn.get(key, db=self._tables[b"entries"])
+        return None if row is None else decode_entry(key, row)
+
+    def entries(self, what: str = "") -> list[Entry]:
+        """Return all entries of one sort, or of all, by their names."""
+        prefix = entry_prefix(what) if what else b""
+        found = []
+        with self._txn.cursor(db=self._tables[b"entries"]) as cursor:
+            if cursor.set_range(prefix):
+                for key, row in cursor.iternext():
+                    if not key.startswith(prefix):
+                        break
+                    found.append(decode_entry(key, row))
+        return sorted(found, key=lambda entry: (entry.what, entry.name))
+
     def _directory(self, path: bytes) -> int | None:
         """Return the id of the directory at a path (empty for the root), or None."""
         if not path:
@@ -285,6 +306,8 @@ class Txn(View):
             return self._change(record, time_ns, encoded)
         if isinstance(record, Term):
             self.term = record.term
+        elif isinstance(record, Entry):
+            self._enter(record)
         elif record.name == HISTORY_LIMIT:
             self.history_limit = record.value
         return None
@@ -400,6 +423,13 @@ class Txn(View):
         self._txn.put(event_row_key, event_row, append=True, db=self._events)
         self.index = index
         return Event(change, prev, time_ns)
+
+    def _enter(self, entry: Entry) -> None:
+        key = entry_key(entry.what, entry.name)
+        if entry.document is None:
+            self._txn.delete(key, db=self._tables[b"entries"])
+        else:
+            self._txn.put(key, encode_entry(key, entry), db=self._tables[b"entries"])
 
     def _make_directories(self, path: bytes, index: int) -> int:
         """Make what is missing of a path of directories; return the id of the last."""

@@ -16,7 +16,7 @@ from kvd.commands import (
 )
 from kvd.errors import ApiError
 from kvd.machine import decide, expire
-from storage.change import encode_record
+from storage.change import Entry, Kind, encode_record
 from storage.event import Event
 from storage.store import Batch, Store
 from storage.tree import Txn, View
@@ -57,6 +57,14 @@ def run(
             records.append(encode_record(change))
             outcomes.append(txn.perform(change, now_ns))
     return outcomes, records
+
+
+def enter(store: Store, *entries: Entry, now_ns: int = NOW_NS) -> None:
+    """Log entries as one batch."""
+    txn = store.begin()
+    for entry in entries:
+        txn.perform(entry, now_ns)
+    commit(store, txn, [encode_record(entry) for entry in entries], now_ns)
 
 
 def sweep(store: Store, now_ns: int) -> list[Event]:
@@ -125,6 +133,7 @@ def dump(store: Store) -> dict[str, object]:
         "nodes": tree(view),
         "ttl": due,
         "events": history(view),
+        "entries": view.entries(),
         "applied": view.applied()._replace(position=Position(0, 0, 0, 0)),
     }
 
@@ -163,6 +172,14 @@ def random_command(dice: Random) -> Command:
     return dice.choice(kinds)
 
 
+def random_entry(dice: Random) -> Entry:
+    secret = dice.choice((None, b"", b"hash"))
+    document = dice.choice((None, b"{}", b"[1]", b"d" * 300))
+    name = dice.choice(("al", "bo", "", "n" * 600, "\N{SNOWMAN}"))
+    what = dice.choice(("user", "role", "users"))
+    return Entry(dice.choice((Kind.AUTH, Kind.MEMBER)), what, name, document, secret)
+
+
 def live(store: Store, dice: Random, batches: int) -> None:
     """Let a store live a random life of so many batches."""
     now_ns = max(NOW_NS, store.applied.time_ns)
@@ -171,5 +188,7 @@ def live(store: Store, dice: Random, batches: int) -> None:
         write(store, *(random_command(dice) for _ in range(dice.randint(1, 4))), now_ns=now_ns)
         if dice.random() < 0.1:
             sweep(store, now_ns)
+        if dice.random() < 0.2:
+            enter(store, *(random_entry(dice) for _ in range(dice.randint(1, 3))), now_ns=now_ns)
         if dice.random() < 0.1:
             reclaim_all(store)

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from storage.change import (
     CHAIN_START,
     CHANGES,
+    ENTRIES,
     VERSION,
     Change,
+    Entry,
     Kind,
     Payload,
     Setting,
@@ -22,7 +24,7 @@ from storage.change import (
     next_chain,
 )
 
-KNOWN = {*CHANGES, Kind.TERM, Kind.SETTING}
+KNOWN = {*CHANGES, *ENTRIES, Kind.TERM, Kind.SETTING}
 
 uint64s = st.integers(0, 2**64 - 1)
 changes = st.builds(
@@ -36,8 +38,19 @@ changes = st.builds(
     expiration_ns=uint64s,
     refresh=st.booleans(),
 )
+entries = st.builds(
+    Entry,
+    kind=st.sampled_from(sorted(ENTRIES)),
+    what=st.text(),
+    name=st.text(),
+    document=st.none() | st.binary(),
+    secret=st.none() | st.binary(),
+)
 records = (
-    changes | st.builds(Term, uint64s) | st.builds(Setting, name=st.text(), value=st.integers())
+    changes
+    | entries
+    | st.builds(Term, uint64s)
+    | st.builds(Setting, name=st.text(), value=st.integers())
 )
 payloads = st.builds(
     Payload,
@@ -52,6 +65,7 @@ payloads = st.builds(
 )
 
 CHANGE = Change(Kind.SET, 7, b"/a\xff", b"\x00v", False, 7, 1_700_000_000_000_000_001, True)
+ENTRY = Entry(Kind.AUTH, "user", "al", b"{}", b"hash")
 FIELDS = Payload(3, 9, b"12345678", 12, 7, 1_700_000_000_000_000_000, 2**64 - 1, [])
 
 
@@ -74,18 +88,23 @@ def test_a_change_has_the_documented_fields_in_their_order():
     ]
 
 
+def test_an_entry_has_the_documented_fields_in_their_order():
+    assert cbor2.loads(encode_record(ENTRY)) == [17, "user", "al", b"{}", b"hash", None]
+
+
 def test_no_expiration_is_written_as_nil():
     assert cbor2.loads(encode_record(CHANGE._replace(expiration_ns=0)))[6] is None
 
 
 def test_a_record_that_has_grown_at_its_end_is_read():
-    later = [*cbor2.loads(encode_record(CHANGE)), "a later version's field"]
-    assert decode_record(later) == CHANGE
+    for record in (CHANGE, ENTRY):
+        later = [*cbor2.loads(encode_record(record)), "a later version's field"]
+        assert decode_record(later) == record
 
 
 @pytest.mark.parametrize("kind", [kind for kind in range(-1, 300) if kind not in KNOWN])
 def test_an_unknown_kind_is_refused(kind):
-    for record in (CHANGE, Term(1), Setting("history_limit", 1)):
+    for record in (CHANGE, ENTRY, Term(1), Setting("history_limit", 1)):
         item = cbor2.loads(encode_record(record))
         with pytest.raises(UnknownRecord):
             decode_record([kind, *item[1:]])
@@ -95,6 +114,14 @@ def test_an_unknown_kind_is_refused(kind):
 def test_a_field_of_another_type_is_refused(place):
     item = cbor2.loads(encode_record(CHANGE))
     item[place] = "text"
+    with pytest.raises(UnknownRecord):
+        decode_record(item)
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_a_field_of_an_entry_of_another_type_is_refused(place):
+    item = cbor2.loads(encode_record(ENTRY))
+    item[place] = 1.5
     with pytest.raises(UnknownRecord):
         decode_record(item)
 
@@ -133,7 +160,7 @@ def test_a_payload_of_another_version_is_refused():
 
 
 def test_a_payload_with_one_unknown_record_is_refused():
-    items = [[16, 1], [17, "auth"], [16, 2]]
+    items = [[16, 1], [20, "later"], [16, 2]]
     with pytest.raises(UnknownRecord):
         decode_payload(cbor2.dumps([VERSION, *FIELDS[:-1], items]))
 

@@ -25,6 +25,7 @@ PURE = (
     "kvd.urls",
     "kvd.values",
     "storage.change",
+    "storage.entry",
     "storage.event",
     "storage.frame",
     "storage.node",

@@ -88,6 +88,16 @@ def test_while_it_is_in_use_it_is_not_called_clean(path):
     assert (path / "index" / "CLEAN").exists()
 
 
+def test_one_of_an_older_version_that_lacks_a_table_is_rebuilt(tmp_path, monkeypatch, caplog):
+    with monkeypatch.context() as older:
+        older.setattr(index, "TABLES", [name for name in index.TABLES if name != b"entries"])
+        store = open_store(tmp_path / "data")
+        write(store, Set(b"/a", b"1"))
+        store.close()
+    assert source_of(tmp_path / "data") == "log"
+    assert "cannot be opened and will be rebuilt" in caplog.text
+
+
 def test_it_is_private(path):
     assert (path / "index").stat().st_mode & 0o777 == 0o700
     assert (path / "index" / "data.mdb").stat().st_mode & 0o777 == 0o600

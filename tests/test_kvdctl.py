@@ -16,12 +16,24 @@ from kvd import ctl
 from kvd.commands import Create, Delete, Set
 from storage import disk, failpoints, frame
 from storage import snapshot as snapshots
+from storage.change import Entry, Kind
 from storage.digest import digest as digest_of
 from storage.dump import rfc3339
 from storage.errors import CorruptLog, StorageError
 from storage.store import Store
 from tests.server import run_kvd
-from tests.stores import NOW_NS, SECOND_NS, digest, live, open_store, random_command, sweep, write
+from tests.stores import (
+    NOW_NS,
+    SECOND_NS,
+    digest,
+    enter,
+    live,
+    open_store,
+    random_command,
+    random_entry,
+    sweep,
+    write,
+)
 
 SMALL_SEGMENT = 8192
 
@@ -103,6 +115,8 @@ def history_of_digests(path, *, count, snapshot_every):
         write(store, random_command(dice), now_ns=now_ns)
         if dice.random() < 0.1:
             sweep(store, now_ns)
+        if dice.random() < 0.2:
+            enter(store, random_entry(dice), now_ns=now_ns)
         at[store.applied.index] = digest_of(store.view)
         if store.applied.index - last >= snapshot_every:
             last = store.applied.index
@@ -233,7 +247,11 @@ def test_the_digest_changes_with_whatever_a_client_can_see(tmp_path, capsys):
     ):
         write(store, command)
         seen.add(digest_of(store.view))
-    assert len(seen) == 6
+    user = Entry(Kind.AUTH, "user", "al", b"{}", b"hash")
+    for entry in (user, user._replace(secret=b"other"), user._replace(document=None)):
+        enter(store, entry)
+        seen.add(digest_of(store.view))
+    assert len(seen) == 8  # without the user it is the store that it was
     held = digest_of(store.view)
     store.start_term(NOW_NS, store.applied.history_limit)
     store.close()
@@ -663,6 +681,22 @@ def test_dump_tells_every_record_and_where_it_stands(tmp_path, capsys):
         assert file.read_bytes()[start : start + 4] == frame.FRAME_MAGIC
     _, out, _ = kvdctl(capsys, "dump", "--from-index", 3, "--to-index", 3, tmp_path / "data")
     assert json.loads(out) == second
+
+
+def test_dump_tells_no_secrets(tmp_path, capsys):
+    store = open_store(tmp_path / "data")
+    user = Entry(Kind.AUTH, "user", "al", b'{"roles":[]}', b"$2a$10$hash")
+    enter(store, user, user._replace(document=None, secret=None))
+    store.close()
+    status, out, _ = kvdctl(capsys, "dump", tmp_path / "data")
+    assert status == 0
+    assert "hash" not in out
+    made, gone = map(json.loads, out.splitlines())
+    common = {"kind": "auth", "what": "user", "name": "al"}
+    assert made.items() >= {**common, "document": '{"roles":[]}', "secret": "REDACTED"}.items()
+    assert gone.items() >= {**common, "removed": True}.items()
+    assert not made["removed"]
+    assert not {"document", "secret"} & gone.keys()
 
 
 def test_dump_tells_what_is_good_before_the_damage(data, capsys):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from storage.change import Change, Kind, Setting, Term
+from storage.change import Change, Entry, Kind, Setting, Term
 from storage.index import Index
 from storage.node import ROOT, CorruptIndex, Node, Obstacle
 from storage.tree import Applied, Txn, View
@@ -216,7 +216,7 @@ def test_a_directory_that_is_removed_and_made_again_in_one_batch_is_empty(tree):
     assert view.find(b"/d")[:3] == (None, 4, 4)
     tree.reclaim(1)
     assert tree.rows() | {"events": 0} == {
-        "nodes": 3, "ttl": 0, "events": 0, "garbage": 0, "meta": 1,
+        "nodes": 3, "ttl": 0, "events": 0, "garbage": 0, "meta": 1, "entries": 0,
     }  # fmt: skip
 
 
@@ -427,6 +427,48 @@ def test_the_event_of_a_removed_directory_has_the_directory_before_it(tree):
     assert told.prev.dir_id
 
 
+# Entries beside the keys
+
+
+def test_an_entry_is_what_was_logged_last(tree):
+    first, second = (Entry(Kind.AUTH, "user", "al", text, b"hash") for text in (b"1", b"2"))
+    for entry in (first, second):
+        txn = tree.begin()
+        assert txn.perform(entry, NOW_NS) is None
+        assert txn.entry("user", "al") == entry
+        tree.commit(txn)
+        assert tree.view().entry("user", "al") == entry
+        assert tree.view().entry("role", "al") is None
+    txn = tree.begin()
+    for _ in range(2):  # the second removes what is not there
+        txn.perform(second._replace(document=None, secret=None), NOW_NS)
+    tree.commit(txn)
+    assert tree.view().entry("user", "al") is None
+    assert tree.view().entries() == []
+
+
+def test_entries_are_listed_by_their_names(tree):
+    names = ["", "b", "a", "a\0", "\N{SNOWMAN}", "n" * 1000, "n" * 999]
+    txn = tree.begin()
+    for what in ("user", "role", "us"):
+        for name in names:
+            txn.perform(Entry(Kind.MEMBER, what, name, name.encode(), None), NOW_NS)
+    tree.commit(txn)
+    for what in ("user", "role", "us"):
+        found = tree.view().entries(what)
+        assert [(entry.what, entry.name) for entry in found] == [(what, n) for n in sorted(names)]
+        assert [entry.document for entry in found] == [n.encode() for n in sorted(names)]
+    assert len(tree.view().entries()) == 3 * len(names)
+    assert tree.view().entries("nothing") == []
+
+
+def test_entries_of_an_aborted_transaction_are_not_there(tree):
+    txn = tree.begin()
+    txn.perform(Entry(Kind.AUTH, "user", "al", b"{}", None), NOW_NS)
+    txn.end()
+    assert tree.view().entry("user", "al") is None
+
+
 # How far the log has been performed
 
 
@@ -434,9 +476,10 @@ def test_positions_count_records_of_all_kinds_and_indexes_only_changes(tree):
     txn = tree.begin()
     txn.perform(Term(5), NOW_NS)
     txn.perform(Setting("history_limit", 9), NOW_NS)
+    txn.perform(Entry(Kind.AUTH, "user", "al", b"{}", b"hash"), NOW_NS)
     perform(txn, *set_(b"/a"))
     tree.commit(txn)
-    assert (tree.applied.pos, tree.applied.index, tree.applied.term) == (3, 2, 5)
+    assert (tree.applied.pos, tree.applied.index, tree.applied.term) == (4, 2, 5)
     assert tree.view().applied() == tree.applied
 
 

@@ -1,0 +1,51 @@
+"""The row of one entry: what a store holds beside its keys (users, roles, members).
+
+    key    what, in UTF-8 | 00 | blake2b-256 of the name
+    row    u32 crc, little-endian | CBOR [kind, name, document, secret | nil]
+
+`what` is a word of ours, a name is anybody's and of any length: LMDB's keys end at 511 bytes. The
+crc is zlib's, over key and row.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from struct import Struct
+from zlib import crc32
+
+import cbor2
+
+from storage.change import Entry
+from storage.node import CorruptIndex
+
+_CRC = Struct("<I")
+_NAME_BYTES = 32
+
+
+def entry_prefix(what: str) -> bytes:
+    """Return what the keys of all entries of one sort begin with."""
+    return what.encode() + b"\0"
+
+
+def entry_key(what: str, name: str) -> bytes:
+    """Return the key under which an entry stands."""
+    return entry_prefix(what) + blake2b(name.encode(), digest_size=_NAME_BYTES).digest()
+
+
+def encode_entry(key: bytes, entry: Entry) -> bytes:
+    """Return the row of an entry that stands under `key`."""
+    body = cbor2.dumps([entry.kind, entry.name, entry.document, entry.secret])
+    return _CRC.pack(crc32(body, crc32(key))) + body
+
+
+def decode_entry(key: bytes, row: bytes) -> Entry:
+    """Return the entry of a row.
+
+    Raises:
+        CorruptIndex: the row is not what was written under this key.
+    """
+    body = row[_CRC.size :]
+    if len(row) < _CRC.size or crc32(body, crc32(key)) != _CRC.unpack_from(row)[0]:
+        raise CorruptIndex(f"the entry under {key.hex()} fails its checksum")
+    kind, name, document, secret = cbor2.loads(body)
+    return Entry(kind, key[: -_NAME_BYTES - 1].decode(), name, document, secret)
