@@ -36,7 +36,7 @@ from kvd.space import Space
 from kvd.stats import StoreStats
 from kvd.syncthread import SyncThread
 from kvd.watch import Hub, is_below
-from storage.change import REMOVALS, Change, Kind, Record, encode_record
+from storage.change import REMOVALS, Change, Record, encode_record
 from storage.errors import LogFull
 from storage.event import Event
 from storage.index import BROKEN
@@ -404,14 +404,20 @@ class Committer:
 
     def _finish(self, pending: _Pending) -> None:
         """Tell everybody; what they are told is durable, and visible."""
-        for event, _ in pending.events:
-            change = event.change
-            self._listings.changed(change.key, removed=change.kind in REMOVALS)
+        if self._listings:
+            for event, _ in pending.events:
+                change = event.change
+                self._listings.changed(change.key, removed=change.kind in REMOVALS)
         self._hub.publish(pending.events)
-        self._stats.expired(sum(e.change.kind == Kind.EXPIRE for e, _ in pending.events))
+        count = self._stats.count
+        # Whatever was not asked for has expired.
+        succeeded = 0
         for done, command, outcome in pending.answers:
-            self._stats.count(command, succeeded=isinstance(outcome, Event))
+            if succeeds := type(outcome) is Event:
+                succeeded += 1
+            count(command, succeeded=succeeds)
             _answer(done, outcome)
+        self._stats.expired(len(pending.events) - succeeded)
         self._arm()
         self._next(committed=True)
         if self._store.view.has_garbage():

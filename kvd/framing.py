@@ -29,6 +29,8 @@ class Block(NamedTuple):
     keep_alive: bool
     is_plain: bool
     """Nothing in it but what every HTTP/1.1 request has."""
+    is_sized: bool
+    """Plain, and its body has the length that it says: nothing is read beyond it."""
 
 
 class Chunks:
@@ -129,15 +131,18 @@ def parse_block(raw: bytes) -> Block:
         _HOST.fullmatch(headers.get("Host", ""))
     )
     expect = headers.get("Expect", "").lower()
+    chunked = "Transfer-Encoding" in headers
+    is_plain = has_host and host_is_valid and not expect and "close" not in connection
     return Block(
         headers,
         content_length=int(headers.get("Content-Length") or 0),
-        chunked="Transfer-Encoding" in headers,
+        chunked=chunked,
         has_host=has_host,
         host_is_valid=host_is_valid,
         content_type=headers.get("Content-Type", ""),
         expect=expect,
         close="close" in connection,
         keep_alive="keep-alive" in connection,
-        is_plain=has_host and host_is_valid and not expect and "close" not in connection,
+        is_plain=is_plain,
+        is_sized=is_plain and not chunked,
     )

@@ -8,6 +8,7 @@ came.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from html import escape as escape_html
@@ -16,7 +17,8 @@ from http import HTTPStatus
 from tornado import httputil
 
 from kvd.errors import INVALID_FORM, ApiError
-from kvd.http1 import Connection
+from kvd.framing import Block
+from kvd.http1 import Connection, Delegate
 from kvd.keys import METHODS, KeySpace
 from kvd.request import (
     FORM_BYTES_MAX,
@@ -28,10 +30,19 @@ from kvd.request import (
     key_of,
 )
 
+# A request line that needs neither cleaning nor decoding: no component begins with a dot, and
+# nothing is escaped.
+_FIRST = rb"[0-9A-Za-z_~!$&'()*+,;=:@\-]"
+_PLAIN_LINE = re.compile(
+    rb"(GET|PUT|POST|DELETE) /v2/keys((?:/%b[.%b*+)++)(?:\?([!-~]*+))? HTTP/1\.1"
+    % (_FIRST, _FIRST[1:])
+)
+_PLAIN_METHODS = {name.encode(): name for name in ("GET", "PUT", "POST", "DELETE")}
+
 _TEXT = "Content-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\n"
 
 
-class Front(httputil.HTTPServerConnectionDelegate):
+class Front(Delegate):
     """Receives the requests of all connections."""
 
     def __init__(
@@ -44,6 +55,26 @@ class Front(httputil.HTTPServerConnectionDelegate):
         self.others = others
         self.has_cors = bool(cors)
         self._cors = frozenset(cors)
+
+    def serve_whole(self, connection: Connection, line: bytes, block: Block, body: bytes) -> bool:
+        """Serve a request to the key space that needs nothing but that, or decline it."""
+        match = _PLAIN_LINE.fullmatch(line)
+        if match is None or self.has_cors:
+            return False
+        method, key, query = match.groups()
+        keys = self.keys
+        if method == b"GET":
+            if query is None and keys.answer_file(connection, key):
+                return True
+            body = b""
+        elif body:
+            try:
+                if method == b"DELETE" or not is_form(block.content_type):
+                    body = b""
+            except ApiError:
+                return False
+        keys.serve(connection, _PLAIN_METHODS[method], key, query or b"", body)
+        return True
 
     def start_request(
         self, server_conn: object, request_conn: httputil.HTTPConnection

@@ -75,12 +75,31 @@ class _Peer(NamedTuple):
     protocol: str = "http"
 
 
+class Delegate(httputil.HTTPServerConnectionDelegate):
+    """What serves the requests: Tornado's interface, and a short way beside it."""
+
+    def serve_whole(self, connection: Connection, line: bytes, block: Block, body: bytes) -> bool:
+        """Serve a request that has come whole, with `Connection.reply` or `respond`, or decline.
+
+        Nearly all requests are of this kind. The objects of Tornado's interface cost as much as
+        all else that is done for one (measured), so they are made only for what is declined here,
+        by returning False with nothing done.
+
+        Args:
+            connection: where the request came from.
+            line: the request line, without its end.
+            block: its headers, which are plain.
+            body: all of it.
+        """
+        raise NotImplementedError
+
+
 class Server:
     """All connections, and what they share."""
 
     def __init__(
         self,
-        delegate: httputil.HTTPServerConnectionDelegate,
+        delegate: Delegate,
         limits: Limits,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
@@ -92,12 +111,14 @@ class Server:
         """The loop's time, as of the last tick: exact enough for timeouts."""
         self.stopping = False
         self.buffer = memoryview(bytearray(_READ_BYTES_MAX))
-        self._blocks: dict[bytes, Block] = {}
-        self._starts: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
+        self.blocks: dict[bytes, Block] = {}
+        """Header blocks that were parsed, by their bytes."""
+        self.starts: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
+        """Beginnings of answers of the present second, by status; those of HTTP/1.0 second."""
 
     def start(self, status: int, *, http10: bool) -> bytes:
         """Return the beginning of an answer: status line, Server and Date."""
-        starts = self._starts[http10]
+        starts = self.starts[http10]
         start = starts.get(status)
         if start is None:
             start = starts[status] = (
@@ -109,7 +130,7 @@ class Server:
     def tick(self) -> None:
         """Let the Date go on, and close what has overstayed; called every second."""
         self.now = self.loop.time()
-        self._starts = ({}, {})
+        self.starts = ({}, {})
         for connection in [c for c in self.connections if c.deadline < self.now]:
             connection.expire()
 
@@ -125,13 +146,13 @@ class Server:
         Raises:
             httptools.HttpParserError: it is malformed, or its framing is ambiguous.
         """
-        block = self._blocks.get(raw)
+        block = self.blocks.get(raw)
         if block is None:
             block = parse_block(raw)
             if len(raw) <= _BLOCK_BYTES_MAX:
-                if len(self._blocks) >= _BLOCKS_MAX:
-                    self._blocks.clear()
-                self._blocks[raw] = block
+                if len(self.blocks) >= _BLOCKS_MAX:
+                    self.blocks.clear()
+                self.blocks[raw] = block
         return block
 
 
@@ -142,7 +163,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         "_buffer", "_busy", "_chunks", "_close_callback", "_dropped", "_ended", "_left",
         "_message", "_on_writable", "_parsing", "_paused", "_server", "_transport", "_writable",
         "_written_chunked", "content_type", "context", "deadline", "extra_headers", "http10",
-        "keep_alive", "streaming",
+        "is_plain", "keep_alive", "streaming",
     )  # fmt: skip
 
     def __init__(self, server: Server) -> None:
@@ -164,6 +185,8 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self.deadline = inf
         self.http10 = False
         self.keep_alive = True
+        self.is_plain = False
+        """The present request may be answered by `reply`."""
         self.streaming = False
         """The answer may take for ever: a client that stops sending is taken to have gone."""
         self.context = _Peer("")
@@ -290,6 +313,15 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
     # For message delegates that render their answers themselves
 
     @property
+    def starts(self) -> dict[int, bytes]:
+        """The beginnings of answers of the present second: another object in the next one."""
+        return self._server.starts[False]
+
+    def start(self, status: int) -> bytes:
+        """Return the beginning of an HTTP/1.1 answer: status line, Server and Date."""
+        return self._server.start(status, http10=False)
+
+    @property
     def gone(self) -> bool:
         """Whether the client has gone."""
         return self._transport is None
@@ -304,6 +336,18 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
     def unsent_bytes(self) -> int:
         """What the client has not read yet, beyond what the kernel holds for it."""
         return self._transport.get_write_buffer_size() if self._transport else 0
+
+    def reply(self, answer: bytes) -> None:
+        """Send a whole answer, head and body, that keeps an HTTP/1.1 connection open."""
+        transport = self._transport
+        if transport is None:
+            return
+        if not transport.is_closing():
+            transport.write(answer)
+        self._busy = False
+        self.deadline = self._server.now + self._server.limits.idle_timeout_s
+        if (self._buffer or self._ended) and not self._parsing:
+            self._parse()
 
     def respond(self, status: int, headers: bytes, body: bytes, *, head_only: bool = False) -> None:
         """Send a whole answer; `headers` are complete lines. With `head_only`, omit the body."""
@@ -432,7 +476,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
     def stop(self) -> None:
         """Close now if nothing is being asked; else after the answer."""
-        self.keep_alive = False
+        self.keep_alive = self.is_plain = False
         if not self._busy and self._message is None:
             self._close()
 
@@ -470,6 +514,26 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         """Read one head, if it is all there; return whether to go on."""
         server = self._server
         buffer = self._buffer
+        end = buffer.find(b"\r\n\r\n")
+        line_end = buffer.find(b"\r\n")
+        block = server.blocks.get(buffer[line_end + 2 : end + 2])
+        if block is not None and block.is_sized and end <= server.limits.header_bytes_max:
+            following = end + 4 + block.content_length
+            if len(buffer) >= following:
+                self._buffer = buffer[following:]
+                self._busy = self.is_plain = self.keep_alive = True
+                self.http10 = False
+                self.deadline = inf
+                body = buffer[end + 4 : following]
+                if server.delegate.serve_whole(self, buffer[:line_end], block, body):
+                    return True
+                self._buffer = buffer
+                self._busy = False
+        return self._read_any_head(buffer)
+
+    def _read_any_head(self, buffer: bytes) -> bool:
+        server = self._server
+        self.is_plain = False
         if buffer.startswith(b"\r\n"):
             # Empty lines before a request line are passed over (RFC 9112 section 2.2).
             empty = _EMPTY_LINES.match(buffer)

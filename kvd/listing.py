@@ -40,6 +40,10 @@ class Listings:
         self._bodies: OrderedDict[tuple[bytes, bool], bytes] = OrderedDict()
         self._bytes = 0
 
+    def __len__(self) -> int:
+        """Return how many are kept."""
+        return len(self._bodies)
+
     def find(self, key: bytes, *, recursive: bool) -> bytes | None:
         """Return the body that answers a read of a directory, if it is kept."""
         body = self._bodies.get((key, recursive))
@@ -59,8 +63,6 @@ class Listings:
 
     def changed(self, key: bytes, *, removed: bool) -> None:
         """Drop what a change of a node shows in: its directories and, if it was removed, itself."""
-        if not self._bodies:
-            return
         if removed:
             below = key + b"/"
             for kept in [kept for kept in self._bodies if kept[0].startswith(below)]:

@@ -37,6 +37,9 @@ ACTIONS: dict[int, bytes] = {
 _ACTION_BY_KIND = [ACTIONS.get(kind, b"") for kind in range(max(ACTIONS) + 1)]
 _BODY_BY_KIND = [b'{"action":"%b"}\n' % action for action in _ACTION_BY_KIND]
 
+_FILE = b'{"key":"%b","value":"%b","modifiedIndex":%d,"createdIndex":%d}'
+_FILE_THAT_EXPIRES = b'{"key":"%b","value":"%b"%b,"modifiedIndex":%d,"createdIndex":%d}'
+
 _NS = 1_000_000_000
 
 # What stands for itself inside a JSON string.
@@ -107,16 +110,13 @@ def ttl_s(expiration_ns: int, now_ns: int) -> int:
 
 def node_object(key: bytes, node: Node, now_ns: int) -> bytes:
     """Return a node as JSON, without children; `key` is escaped already."""
-    value, created, modified, expiration_ns, dir_id = node
-    if dir_id:
+    value, created, modified, expiration_ns, _ = node
+    if value is None:
         return directory_start(key, node, now_ns) + directory_end(node, has_nodes=False)
-    return b'{"key":"%b","value":"%b"%b,"modifiedIndex":%d,"createdIndex":%d}' % (
-        key,
-        escape(value or b""),
-        _expiration(expiration_ns, now_ns) if expiration_ns else b"",
-        modified,
-        created,
-    )
+    if expiration_ns:
+        middle = _expiration(expiration_ns, now_ns)
+        return _FILE_THAT_EXPIRES % (key, escape(value), middle, modified, created)
+    return _FILE % (key, escape(value), modified, created)
 
 
 def directory_start(key: bytes, node: Node, now_ns: int) -> bytes:
@@ -149,6 +149,8 @@ def event_body(event: Event) -> bytes:
             index,
             created,
         )
+    elif value is not None and not expiration_ns:
+        shown = _FILE % (key, escape(value), index, created)
     else:
         node = Node(value, created, index, expiration_ns, int(is_dir))
         shown = node_object(key, node, time_ns)

@@ -42,6 +42,8 @@ class StoreStats:
         # In etcd's order, each with its successes and failures.
         self._counts = {name: [0, 0] for name in dict.fromkeys(_NAMES.values())}
         self._by_type = {kind: self._counts[name] for kind, name in _NAMES.items()}
+        self.gets = self._by_type[Get]
+        """Successes and failures of reads, to be counted without a call."""
         self._expired = 0
 
     def count(self, command: Command | Get, *, succeeded: bool) -> None:

@@ -133,8 +133,10 @@ class Hub:
 
     def publish(self, events: Iterable[tuple[Event, list[bytes]]]) -> None:
         """Match committed events, each with the watched paths that it removed below its key."""
+        if not self._by_path:
+            return
         for event, removed in events:
-            if self._by_path and not event.change.refresh:
+            if not event.change.refresh:
                 watchers = self._matching(event, removed)
                 if watchers:
                     self._to_tell.append((iter(watchers), event_body(event)))

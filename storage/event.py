@@ -27,6 +27,8 @@ assert _HEADER.size == 16
 _REST = Struct("<QI")
 _INDEX = Struct(">Q")
 _CRC = Struct("<I")
+_pack_rest = _REST.pack
+_pack_crc = _CRC.pack
 
 
 class Event(NamedTuple):
@@ -51,8 +53,8 @@ def encode_event(key: bytes, record: bytes, prev_row: bytes, time_ns: int) -> by
         prev_row: the value of the node before the change, empty where there was none.
         time_ns: the time of the batch.
     """
-    rest = _REST.pack(time_ns, len(record)) + record + prev_row
-    return _CRC.pack(crc32(rest, crc32(key))) + rest
+    rest = _pack_rest(time_ns, len(record)) + record + prev_row
+    return _pack_crc(crc32(rest, crc32(key))) + rest
 
 
 def decode_event(key: bytes, data: bytes) -> Event:

@@ -21,9 +21,13 @@ from zlib import crc32
 
 HEADER = Struct("<IBQQQQ")
 assert HEADER.size == 37
+_unpack = HEADER.unpack_from
+_new = tuple.__new__
 _BODY = Struct("<BQQQQ")
 _ID = Struct(">Q")
 _U32 = Struct("<I")
+_pack_body = _BODY.pack
+_pack_u32 = _U32.pack
 
 NAME_BYTES_MAX = 480
 NAME_BYTES_KEPT = 440
@@ -81,8 +85,8 @@ def encode_node(key: bytes, name: bytes, node: Node) -> bytes:
     if len(name) > NAME_BYTES_MAX:
         flags |= _LONG
         rest = _U32.pack(len(name)) + name + rest
-    body = _BODY.pack(flags, created, modified, expiration_ns, dir_id) + rest
-    return _U32.pack(crc32(body, crc32(key))) + body
+    body = _pack_body(flags, created, modified, expiration_ns, dir_id) + rest
+    return _pack_u32(crc32(body, crc32(key))) + body
 
 
 def decode_node(key: bytes, data: bytes) -> Node:
@@ -93,9 +97,13 @@ def decode_node(key: bytes, data: bytes) -> Node:
     """
     if len(data) < HEADER.size:
         raise CorruptIndex(f"a node record of {len(data)} bytes, expected {HEADER.size} or more")
-    if crc32(data[4:], crc32(key)) != _U32.unpack_from(data)[0]:
+    crc, flags, created, modified, expiration_ns, dir_id = _unpack(data)
+    if crc32(data[4:], crc32(key)) != crc:
         raise CorruptIndex(f"the node record under {key.hex()} fails its checksum")
-    return parse_node(data)
+    if flags:
+        return parse_node(data)
+    # A third of the time that the named tuple's own constructor takes, and the most frequent call.
+    return _new(Node, (data[37:], created, modified, expiration_ns, dir_id))
 
 
 def parse_node(data: bytes) -> Node:

@@ -62,9 +62,24 @@ _APPLIED = Struct("<IQ8sQQQQQQQQQQI")
 _CRC = Struct("<I")
 _U64 = Struct(">Q")
 
-_Row = tuple[bytes, bytes, Node]
-"""Key and value of a row of the table `nodes`, and the node it holds."""
-_NOTHING_SEEN: tuple[bytes, None] = (b"", None)
+_new = tuple.__new__
+
+
+class _Seen(NamedTuple):
+    """What is known of a path: its last name and, where its directory exists, its row.
+
+    `key` is None where its directory does not exist, `row` is empty where it does not itself.
+    """
+
+    path: bytes
+    name: bytes
+    key: bytes | None
+    row: bytes
+    node: Node | None
+
+
+_NOTHING_SEEN = _Seen(b"", b"", None, b"", None)
+
 
 IndexRefused = lmdb.Error
 """The index cannot take a change (a full disk, a full map); the transaction is dead."""
@@ -121,6 +136,7 @@ class View:
         self, txn: lmdb.Transaction[bytes], tables: Tables, directories: dict[bytes, int]
     ) -> None:
         self._txn = txn
+        self._get = txn.get
         self._tables = tables
         self._nodes = tables[b"nodes"]
         self._events = tables[b"events"]
@@ -143,7 +159,7 @@ class View:
         return None if parent_id is None else self._node(encode_key(parent_id, name))
 
     def _node(self, key: bytes) -> Node | None:
-        data = self._txn.get(key, db=self._nodes)
+        data = self._get(key, db=self._nodes)
         return None if data is None else decode_node(key, data)
 
     def obstacle(self, path: bytes) -> Obstacle:
@@ -257,6 +273,7 @@ class Txn(View):
         applied: Applied,
     ) -> None:
         super().__init__(txn, tables, {})
+        self._put = txn.put
         self._committed = directories
         self._forget = False
         self._next_dir_id = applied.next_dir_id
@@ -266,7 +283,7 @@ class Txn(View):
         self.term = applied.term
         self.history_limit = applied.history_limit
         self._oldest_event = applied.oldest_event
-        self._seen: tuple[bytes, _Row | None] = _NOTHING_SEEN
+        self._seen = _NOTHING_SEEN
         self.tidied = False
         """Rows were freed that no record speaks of: worth a commit even without a record."""
 
@@ -274,18 +291,18 @@ class Txn(View):
         """Return the node at a cleaned path, or None."""
         if path == b"/":
             return ROOT
-        row = self._row(path)
-        self._seen = (path, row)
-        return row and row[2]
+        seen = self._seen = self._look_up(path)
+        return seen.node
 
-    def _row(self, path: bytes) -> _Row | None:
+    def _look_up(self, path: bytes) -> _Seen:
         parent, _, name = path.rpartition(b"/")
         parent_id = self._directory(parent)
         if parent_id is None:
-            return None
+            return _Seen(path, name, None, b"", None)
         key = encode_key(parent_id, name)
-        data = self._txn.get(key, db=self._nodes)
-        return None if data is None else (key, data, decode_node(key, data))
+        data = self._get(key, db=self._nodes)
+        node = None if data is None else decode_node(key, data)
+        return _new(_Seen, (path, name, key, data or b"", node))
 
     def _directory(self, path: bytes) -> int | None:
         if not path:
@@ -346,7 +363,7 @@ class Txn(View):
                 if node.expiration_ns:
                     self._delete_ttl(key, node)
                 if node.dir_id:
-                    self._txn.put(id_prefix(node.dir_id), b"", db=self._tables[b"garbage"])
+                    self._put(id_prefix(node.dir_id), b"", db=self._tables[b"garbage"])
             if len(rows) < limit:
                 self._txn.delete(prefix, db=self._tables[b"garbage"])
             limit -= len(rows) + 1
@@ -375,7 +392,7 @@ class Txn(View):
                 disk errors come from here, not from `perform` alone.
         """
         if applied is not self._base:
-            self._txn.put(APPLIED_KEY, applied.encode(), db=self._tables[b"meta"])
+            self._put(APPLIED_KEY, applied.encode(), db=self._tables[b"meta"])
         self._txn.commit()
         if self._forget or len(self._committed) > _CACHED_PATHS_MAX:
             self._committed.clear()
@@ -385,25 +402,19 @@ class Txn(View):
         kind, index, path, value, is_dir, created, expiration_ns, _ = change
         # What was looked at last, to decide this very change, need not be looked up again (a tenth
         # of the work of a PUT, measured).
-        seen, row = self._seen
-        if seen is not path:
-            row = self._row(path)
+        seen = self._seen
+        if seen[0] is not path:
+            seen = self._look_up(path)
         self._seen = _NOTHING_SEEN
-        parent, _, name = path.rpartition(b"/")
-        prev_row, prev = b"", None
-        if row is not None:
-            key, prev_row, prev = row
-            if prev.expiration_ns:
-                self._delete_ttl(key, prev)
-        else:
-            parent_id = self._directory(parent)
-            if parent_id is None:
-                parent_id = self._make_directories(parent, index)
-            key = encode_key(parent_id, name)
+        _, name, key, prev_row, prev = seen
+        if key is None:
+            key = encode_key(self._make_directories(path[: -len(name) - 1], index), name)
+        if prev is not None and prev.expiration_ns:
+            self._delete_ttl(key, prev)
         if kind in REMOVALS:
             self._txn.delete(key, db=self._nodes)
             if prev is not None and prev.dir_id:
-                self._txn.put(id_prefix(prev.dir_id), b"", db=self._tables[b"garbage"])
+                self._put(id_prefix(prev.dir_id), b"", db=self._tables[b"garbage"])
                 self._directories.clear()
                 self._forget = True
         else:
@@ -413,16 +424,16 @@ class Txn(View):
                 modified, dir_id = prev.modified_index, prev.dir_id
             elif is_dir:
                 dir_id = self._take_dir_id()
-            node = Node(value, created, modified, expiration_ns, dir_id)
-            self._txn.put(key, encode_node(key, name, node), db=self._nodes)
+            node = _new(Node, (value, created, modified, expiration_ns, dir_id))
+            self._put(key, encode_node(key, name, node), db=self._nodes)
             if expiration_ns:
                 row_key = _U64.pack(expiration_ns) + key
-                self._txn.put(row_key, _encode_path(row_key, path), db=self._tables[b"ttl"])
+                self._put(row_key, _encode_path(row_key, path), db=self._tables[b"ttl"])
         event_row_key = event_key(index)
         event_row = encode_event(event_row_key, record or encode_record(change), prev_row, time_ns)
-        self._txn.put(event_row_key, event_row, append=True, db=self._events)
+        self._put(event_row_key, event_row, append=True, db=self._events)
         self.index = index
-        return Event(change, prev, time_ns)
+        return _new(Event, (change, prev, time_ns))
 
     def _enter(self, entry: Entry) -> None:
         key = entry_key(entry.what, entry.name)
@@ -440,7 +451,7 @@ class Txn(View):
             node = self._node(key)
             if node is None:
                 node = Node(None, index, index, 0, self._take_dir_id())
-                self._txn.put(key, encode_node(key, name, node), db=self._nodes)
+                self._put(key, encode_node(key, name, node), db=self._nodes)
             dir_id = node.dir_id
             length += 1 + len(name)
             self._remember(path, length, dir_id)

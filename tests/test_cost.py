@@ -15,17 +15,17 @@ from tests.server import ROOT
 KINDS = ("calls", "bytecodes", "peak bytes", "kept")
 # In the order of KINDS. Of what is kept, a part is what was made once; a leak is one or more.
 BUDGETS = {
-    "GET": (81, 1_110, 2_400, 0.5),
-    "PUT": (302, 3_790, 2_800, 0.5),
-    "PUT, 16 in a batch": (162, 2_160, 2_000, 0.5),
-    "compare-and-swap": (320, 4_180, 2_900, 0.5),
-    "in-order POST": (344, 4_190, 2_800, 0.5),
-    "PUT and DELETE": (302, 3_770, 1_500, 0.5),
-    "TTL refresh": (364, 4_650, 2_800, 0.5),
-    "listing, unchanged": (78, 1_060, 45_000, 0.5),
-    "listing, each child": (21.7, 250, 800, 0.5),
-    "long poll, asked and told": (90.7, 1_530, 1_000, 0.5),
-    "stream, told": (10.9, 190, 100, 0.5),
+    "GET": (41, 580, 2_400, 0.5),
+    "PUT": (265, 3_260, 2_800, 0.5),
+    "PUT, 16 in a batch": (111, 1_470, 2_000, 0.5),
+    "compare-and-swap": (289, 3_720, 2_900, 0.5),
+    "in-order POST": (309, 3_720, 2_800, 0.5),
+    "PUT and DELETE": (271, 3_340, 1_500, 0.5),
+    "TTL refresh": (336, 4_230, 2_800, 0.5),
+    "listing, unchanged": (76, 970, 45_000, 0.5),
+    "listing, each child": (18.5, 217, 800, 0.5),
+    "long poll, asked and told": (67, 1_230, 1_000, 0.5),
+    "stream, told": (10.1, 180, 100, 0.5),
 }
 ADVICE = """over budget: {over}
 
