@@ -49,6 +49,10 @@ _BLOCK_BYTES_MAX = 4096
 # the answer before its connection is reset.
 _DROPPED_BYTES_MAX = 1 << 20
 _LINGER_S = 2.0
+# How long a stop waits: for the request that a client was about to send on an open connection, and
+# for the rest of one that has begun to come.
+_STOP_IDLE_S = 0.2
+_STOP_BEGUN_S = 3.0
 
 _HEAD_SIZED_BYTES_MAX = 2048
 
@@ -135,8 +139,25 @@ class Server:
             connection.expire()
 
     def stop(self) -> None:
-        """Accept no request any more: idle connections close, others after their answer."""
+        """Let every answer from now on be the last of its connection, and say so."""
         self.stopping = True
+        # No request goes the short way any more, whose answers are ready made.
+        self.blocks.clear()
+        for connection in self.connections:
+            connection.keep_alive = connection.is_plain = False
+
+    async def finish(self) -> None:
+        """Wait for what clients have begun to ask, or may be about to; then ask them to leave.
+
+        Closing an idle connection at once would reset the client that is just using it.
+        """
+        began = self.loop.time()
+        while self.connections:
+            waited_s = self.loop.time() - began
+            is_begun = any(connection.is_asked for connection in self.connections)
+            if waited_s > (_STOP_BEGUN_S if is_begun else _STOP_IDLE_S):
+                break
+            await asyncio.sleep(0.01)
         for connection in list(self.connections):
             connection.stop()
 
@@ -149,7 +170,7 @@ class Server:
         block = self.blocks.get(raw)
         if block is None:
             block = parse_block(raw)
-            if len(raw) <= _BLOCK_BYTES_MAX:
+            if len(raw) <= _BLOCK_BYTES_MAX and not self.stopping:
                 if len(self.blocks) >= _BLOCKS_MAX:
                     self.blocks.clear()
                 self.blocks[raw] = block
@@ -437,6 +458,10 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
     def _close(self) -> None:
         """Send what is to be sent, and close; what still comes is nobody's."""
+        if self._server.stopping:
+            # The client was not told in time: what it has sent meanwhile must not reset it.
+            self.linger()
+            return
         self._buffer = b""
         self._dropped = 0
         # Closing waits until the client has read, which it may never do.
@@ -474,11 +499,23 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         if transport is not None:
             transport.abort()
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether a request has begun to come and is not answered, and its client would read that.
+
+        Watches are no such request.
+        """
+        waits = self._busy or self._message is not None or bool(self._buffer)
+        return waits and self._writable and not self.streaming and self._dropped is None
+
     def stop(self) -> None:
-        """Close now if nothing is being asked; else after the answer."""
-        self.keep_alive = self.is_plain = False
-        if not self._busy and self._message is None:
-            self._close()
+        """Ask the client to leave now; if it is being answered, after that."""
+        if self._dropped is not None or self._busy:
+            return
+        if self._message is None and not self._buffer:
+            self.linger()
+        else:
+            self.reject(HTTPStatus.SERVICE_UNAVAILABLE, "stopping")
 
     def expire(self) -> None:
         """The client has taken too long."""

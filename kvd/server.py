@@ -49,6 +49,7 @@ EXIT_TRY_AGAIN = 75
 _FILES_RESERVED = 64
 _BACKLOG = 4096
 _FLUSH_S = 0.5
+_LEAVE_S = 0.1
 _COLLECT_AFTER = 50_000
 _CLOCK_S = 60
 
@@ -70,6 +71,7 @@ class KvdServer:
         """Where it listens, once it does, with the ports that the system chose."""
         self._store: Store
         self._listeners: list[asyncio.Server] = []
+        self._sockets: list[socket.socket] = []
         self._ticks = 0
         self._ticker: asyncio.TimerHandle | None = None
         self._failing = False
@@ -115,6 +117,7 @@ class KvdServer:
             except OSError as error:
                 raise AddressUnavailable(f"cannot listen on {url}: {error.strerror}") from None
             self._listeners.append(listener)
+            self._sockets.append(bound)
         # What is alive now stays so: the collector need not look at it again and again.
         gc.freeze()
         # A request makes hardly any cycles: collecting as often as Python does cost 7 % (measured).
@@ -126,12 +129,11 @@ class KvdServer:
 
     async def stop(self) -> None:
         """Answer what was asked, end every watch, and close the store cleanly."""
-        for listener in self._listeners:
-            listener.close()
         self._http.stop()
-        await self._committer.drain()
-        self._hub.end_all()
-        await self._keys.finish_listings()
+        await self._accept_last()
+        await self._answer_all()
+        await self._http.finish()
+        await self._answer_all()
         await self._flush()
         self._committer.stop()
         if self._ticker is not None:
@@ -140,6 +142,30 @@ class KvdServer:
         self._sync.stop()
         self._store.close()
         log.info("stopped at index %d", self._store.applied.index)
+
+    async def _accept_last(self) -> None:
+        """Listen no more, but take in who has connected already.
+
+        What still waits at a socket when it is closed is reset; at one that was handed over it
+        waits for the next start.
+        """
+        loop = asyncio.get_running_loop()
+        last = [] if self._handed else [bound.dup() for bound in self._sockets]
+        for listener in self._listeners:
+            listener.close()
+        accepted: list[socket.socket] = []
+        for bound in last:
+            with bound, suppress(OSError):  # nobody waits, or there are too many open files
+                while len(accepted) < _BACKLOG:
+                    accepted.append(bound.accept()[0])
+        for client in accepted:
+            await loop.connect_accepted_socket(self._connect, client)
+
+    async def _answer_all(self) -> None:
+        """Answer everything that has been asked, and end every watch."""
+        await self._committer.drain()
+        self._hub.end_all()
+        await self._keys.finish_listings()
 
     def _open(self, loop: asyncio.AbstractEventLoop) -> None:
         config = self._config
@@ -228,10 +254,12 @@ class KvdServer:
         self._ticker = loop.call_later(1.0, self._tick, loop)
 
     async def _flush(self) -> None:
-        """Let the last answers reach their clients, as far as those read them."""
+        """Let the last answers reach their clients, as far as those read them, and leave."""
         connections = self._http.connections
-        end = time.monotonic() + _FLUSH_S
-        while any(c.unsent_bytes for c in connections) and time.monotonic() < end:
+        began = time.monotonic()
+        while connections and (waited_s := time.monotonic() - began) < _FLUSH_S:
+            if waited_s > _LEAVE_S and not any(c.unsent_bytes for c in connections):
+                break
             await asyncio.sleep(0.01)
         for connection in list(connections):
             connection.abort()

@@ -98,6 +98,10 @@ class Raw:
                 rest += piece
         return rest
 
+    def end(self) -> bytes:
+        """Read what still comes before the other side closes; a reset is an error."""
+        return self._file.read()
+
     def closed(self) -> bool:
         """Wait for the other side to close; whether it said nothing before that."""
         return self.rest() == b""

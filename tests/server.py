@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +19,16 @@ ROOT = Path(__file__).parent.parent
 FORM = "application/x-www-form-urlencoded"
 # A machine that is busy with other tests takes its time; nothing here waits longer than needed.
 PATIENCE_S = 30.0
+
+# Becomes what systemd starts: LISTEN_PID is known only in there, and the descriptors begin at 3.
+HANDED_OVER = """
+import os, sys
+for place, given in enumerate(sys.argv.pop(1).split(",")):
+    os.dup2(int(given), 3 + place)
+os.environ["LISTEN_PID"] = str(os.getpid())
+from kvd.__main__ import main
+sys.exit(main())
+"""
 
 # What a person reads of a bug, as against a refusal.
 _SIGNS_OF_A_BUG = (
@@ -282,6 +293,16 @@ def run_kvd(*argv: str, timeout_s: float = PATIENCE_S) -> "subprocess.CompletedP
         timeout=timeout_s,
         check=False,
     )
+
+
+def handed_over(*sockets: socket.socket, **environment: str) -> dict[str, Any]:
+    """What a Server is made with to have these sockets handed over."""
+    numbers = [given.fileno() for given in sockets]
+    return {
+        "launch": ("-c", HANDED_OVER, ",".join(map(str, numbers))),
+        "descriptors": numbers,
+        "environment": {"LISTEN_FDS": str(len(sockets)), **environment},
+    }
 
 
 def running(server: Server) -> Iterator[Server]:

@@ -16,18 +16,9 @@ from pathlib import Path
 import pytest
 
 from kvd.systemd import Notifier, take_sockets
-from tests.server import PATIENCE_S, ROOT, Client
+from tests.server import HANDED_OVER, PATIENCE_S, ROOT, Client, handed_over
 
 UNAVAILABLE = 69
-# Becomes what systemd starts: LISTEN_PID is known only in there, and the descriptors begin at 3.
-HANDED_OVER = """
-import os, sys
-for place, given in enumerate(sys.argv.pop(1).split(",")):
-    os.dup2(int(given), 3 + place)
-os.environ["LISTEN_PID"] = str(os.getpid())
-from kvd.__main__ import main
-sys.exit(main())
-"""
 
 
 class Manager:
@@ -73,16 +64,6 @@ def listener(tmp_path: Path) -> Iterator[Callable[..., socket.socket]]:
             return made
 
         yield make
-
-
-def handed_over(*sockets: socket.socket, **environment: str) -> dict[str, object]:
-    """What a Server is made with to have these sockets handed over."""
-    numbers = [given.fileno() for given in sockets]
-    return {
-        "launch": ("-c", HANDED_OVER, ",".join(map(str, numbers))),
-        "descriptors": numbers,
-        "environment": {"LISTEN_FDS": str(len(sockets)), **environment},
-    }
 
 
 class TestNotifications:
