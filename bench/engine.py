@@ -13,16 +13,19 @@ import socket
 import sys
 import time
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bench.wire import ANSWER_TIMEOUT_S, RECEIVE_BYTES, LoadError, is_complete
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from bench.wire import Address
     from bench.workloads import Script
+
+
+PERCENTS = (1, 10, 25, 50, 75, 90, 95, 99, 99.9, 99.99)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,10 @@ class Figures:
     """User and system time that the generator itself spent per request."""
     server_cpu_us: float = 0.0
     """User and system time that the server spent per request; 0 where nobody could tell."""
+    get_p99_us: float = 0.0
+    """The p99 of the reads alone, where a load mixes them with writes."""
+    latencies_us: tuple[float, ...] = ()
+    """The latencies at `PERCENTS`: their distribution."""
 
     @property
     def rate(self) -> float:
@@ -51,10 +58,31 @@ class Figures:
             raise LoadError(f"{self.errors} of {self.requests} requests were refused")
 
 
+@dataclass(slots=True)
+class Samples:
+    """Every answer that counted: how long it took, when it came, whether it was to a GET.
+
+    Times are of `time.perf_counter_ns`, which all processes of a machine share on Linux.
+    """
+
+    latency_ns: array[int] = field(default_factory=lambda: array("Q"))
+    answered_ns: array[int] = field(default_factory=lambda: array("Q"))
+    is_get: bytearray = field(default_factory=bytearray)
+
+    def note(self, request: bytes, latency_ns: int, answered_ns: int) -> None:
+        """Add one answer."""
+        self.latency_ns.append(latency_ns)
+        self.answered_ns.append(answered_ns)
+        self.is_get.append(request[0] == _G)
+
+
+_G = ord("G")
+
+
 class Connection:
     """One socket and its script."""
 
-    __slots__ = ("partial", "script", "sent_at_ns", "socket")
+    __slots__ = ("partial", "request", "script", "sent_at_ns", "socket")
 
     def __init__(self, address: Address, script: Script) -> None:
         self.socket = socket.create_connection(address, timeout=ANSWER_TIMEOUT_S)
@@ -62,10 +90,12 @@ class Connection:
         self.socket.setblocking(False)
         self.script = script
         self.partial: bytearray | None = None
+        self.request = b""
         self.sent_at_ns = 0
 
     def send(self, request: bytes) -> None:
         """Send a whole request; one that does not fit the socket's buffer is waited for."""
+        self.request = request
         try:
             sent = self.socket.send(request)
         except BlockingIOError:
@@ -97,11 +127,18 @@ class Connection:
         return answer
 
 
-def drive(address: Address, scripts: Iterable[Script], *, seconds: float | None = None) -> Figures:
+def drive(
+    address: Address,
+    scripts: Iterable[Script],
+    *,
+    seconds: float | None = None,
+    samples: Samples | None = None,
+) -> Figures:
     """Run one connection per script for `seconds`, or until all scripts have ended.
 
     At the end of the time no further request is sent; answers still under way are waited for and
     given to their scripts, so that the scripts know all that was acknowledged, but are not counted.
+    `samples` is filled with each answer that counts.
 
     Raises:
         LoadError: a connection broke, or nothing was answered for a minute.
@@ -115,17 +152,21 @@ def drive(address: Address, scripts: Iterable[Script], *, seconds: float | None 
                 epoll.register(connection.socket.fileno(), select.EPOLLIN)
             # A collection in the middle of a run would count as a latency of the server.
             gc.disable()
-            return spin(epoll, connections, seconds)
+            return spin(epoll, connections, seconds, samples or Samples())
         finally:
             gc.enable()
             for connection in connections.values():
                 connection.socket.close()
 
 
-def spin(epoll: select.epoll, connections: dict[int, Connection], seconds: float | None) -> Figures:
+def spin(
+    epoll: select.epoll,
+    connections: dict[int, Connection],
+    seconds: float | None,
+    samples: Samples,
+) -> Figures:
     """Send the first requests, then answer answers with requests until nothing is under way."""
     clock = time.perf_counter_ns
-    latencies_ns = array("Q")
     errors = active = 0
     cpu_s = own_cpu_s()
     started_ns = clock()
@@ -147,7 +188,7 @@ def spin(epoll: select.epoll, connections: dict[int, Connection], seconds: float
                 continue
             now_ns = clock()
             if now_ns < end_ns:
-                latencies_ns.append(now_ns - connection.sent_at_ns)
+                samples.note(connection.request, now_ns - connection.sent_at_ns, now_ns)
                 errors += answer[9:10] != b"2"
             try:
                 request = connection.script.send(answer)
@@ -160,21 +201,29 @@ def spin(epoll: select.epoll, connections: dict[int, Connection], seconds: float
             connection.sent_at_ns = clock()
             connection.send(request)
     elapsed_s = (min(clock(), end_ns) - started_ns) / 1e9
-    return summarize(latencies_ns, errors, elapsed_s, own_cpu_s() - cpu_s)
+    return summarize(samples.latency_ns, errors, elapsed_s, own_cpu_s() - cpu_s)
 
 
 def summarize(latencies_ns: array[int], errors: int, elapsed_s: float, cpu_s: float) -> Figures:
     """Turn one latency per answer into figures; the percentiles are exact."""
-    ordered = sorted(latencies_ns) or [0]
+    ordered = sorted(latencies_ns)
     return Figures(
         generator="python",
         requests=len(latencies_ns),
         errors=errors,
         seconds=elapsed_s,
-        p50_us=ordered[len(ordered) // 2] / 1e3,
-        p99_us=ordered[len(ordered) * 99 // 100] / 1e3,
+        p50_us=percentile(ordered, 50) / 1e3,
+        p99_us=percentile(ordered, 99) / 1e3,
         generator_cpu_us=cpu_s * 1e6 / max(len(latencies_ns), 1),
+        latencies_us=tuple(percentile(ordered, percent) / 1e3 for percent in PERCENTS),
     )
+
+
+def percentile(ordered: Sequence[float], percent: float) -> float:
+    """Return the value that so many percent of a sorted list are below; 0 of an empty one."""
+    if not ordered:
+        return 0
+    return ordered[min(int(len(ordered) * percent / 100), len(ordered) - 1)]
 
 
 def own_cpu_s() -> float:

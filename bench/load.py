@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from bench import wrk
-from bench.engine import drive
+from bench.engine import Samples, drive, percentile
 from bench.wire import LoadError
 from bench.workloads import (
     WORKLOADS,
@@ -58,7 +59,11 @@ class Load:
         """Whether wrk runs this load: when told to, or where it is installed and can check it."""
         if self.generator != "auto":
             return self.generator == "wrk"
-        return wrk.is_installed() and self.keys >= wrk.KEYS_PER_CONNECTION * self.connections
+        return (
+            wrk.is_installed()
+            and self.workload in wrk.REQUESTS
+            and self.keys >= wrk.KEYS_PER_CONNECTION * self.connections
+        )
 
 
 def measure(
@@ -75,8 +80,9 @@ def measure(
     """
     workload = WORKLOADS[load.workload]
     space = Keyspace.make(
-        load.workload, keys=load.keys, value_bytes=load.value_bytes, seed=load.seed
-    )
+        load.workload, keys=load.keys, value_bytes=load.value_bytes, seed=load.seed,
+        directories=workload.directories,
+    )  # fmt: skip
     clear(address, space)
     expected: Expected = {}
     if workload.preload is not None:
@@ -91,7 +97,10 @@ def measure(
     else:
         lanes = lanes_over(space, load.connections, expected)
         scripts = [workload.script(lane) for lane in lanes]
-        figures, issued = drive(address, scripts, seconds=load.seconds), None
+        samples = Samples()
+        figures, issued = drive(address, scripts, seconds=load.seconds, samples=samples), None
+        reads = sorted(compress(samples.latency_ns, samples.is_get))
+        figures = replace(figures, get_p99_us=percentile(reads, 99) / 1e3)
     cpu_us = (server_cpu_s() - cpu_s) * 1e6 / max(figures.requests, 1)
     found = read_back(address, space, load.workload)
     if issued is None:

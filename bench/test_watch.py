@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.watchers import Watchers
+from bench.watchers import WatchersProcess
 
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize("count", [1, 1000])
 @pytest.mark.parametrize("kind", ["long poll", "stream"])
 def test_watch(benchmark: BenchmarkFixture, server: Server, kind: str, count: int) -> None:
-    """A PUT until the last watcher has read the event; the PUT's own answer is not in it."""
+    """A PUT until it is answered and the last watcher has read the event."""
     benchmark.group = f"PUT to the last of {count} watchers told, {kind}"
-    with Watchers(server.address, count, stream=kind == "stream") as watchers:
+    with WatchersProcess(server.address, count, stream=kind == "stream") as watchers:
         benchmark.pedantic(  # type: ignore[no-untyped-call]
-            watchers.tell, setup=watchers.prepare, rounds=200 if count == 1 else 20, warmup_rounds=2
+            watchers.tell,
+            setup=watchers.register,
+            rounds=200 if count == 1 else 20,
+            warmup_rounds=2,
         )

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, cycle
 
 from bench.wire import Address, Client, LoadError, is_complete, parse, render, render_head
@@ -25,6 +26,10 @@ NUMBER_DIGITS = 12
 VALUE_FIELD = b'"value":"'
 TTL_S = 600
 """Long enough that no key of a run expires."""
+
+
+RECURSIVE = "?recursive=true"
+TREE_DIRECTORIES = 100
 
 
 class WrongAnswer(Exception):
@@ -44,15 +49,20 @@ class Keyspace:
     value_bytes: int
     stride: int
     start: int
+    directories: int = 0
+    """Into so many subdirectories the keys are spread; 0 leaves them in the one."""
 
     @classmethod
-    def make(cls, name: str, *, keys: int, value_bytes: int, seed: int) -> Keyspace:
+    def make(
+        cls, name: str, *, keys: int, value_bytes: int, seed: int, directories: int = 0
+    ) -> Keyspace:
         """Choose the order from the seed; values are at least as long as their number."""
         chance = random.Random(seed)
         stride = chance.randrange(1, keys + 1)
         while math.gcd(stride, keys) != 1:
             stride += 1
-        return cls(name, keys, max(value_bytes, NUMBER_DIGITS), stride, chance.randrange(keys))
+        start = chance.randrange(keys)
+        return cls(name, keys, max(value_bytes, NUMBER_DIGITS), stride, start, directories)
 
     @property
     def directory(self) -> str:
@@ -65,6 +75,8 @@ class Keyspace:
 
     def path(self, key: int) -> str:
         """Return the request path of a key."""
+        if self.directories:
+            return f"{self.directory}/d{key % self.directories:03d}/k{key:07d}"
         return f"{self.directory}/k{key:07d}"
 
     def value(self, number: int) -> bytes:
@@ -89,6 +101,8 @@ class Lane:
     lane: int
     lanes: int
     expected: Expected
+    base: int = 0
+    """What the numbers of its values begin behind."""
 
     def visits(self) -> list[int]:
         """Return its keys in the order of visit."""
@@ -103,7 +117,7 @@ class Lane:
         """Return values that no other lane writes, each with its own number."""
         padding = self.space.padding
         for turn in count(1):
-            yield b"%012d" % (turn * self.lanes + self.lane) + padding
+            yield b"%012d" % (self.base + turn * self.lanes + self.lane) + padding
 
 
 def succeeded(answer: bytes) -> bool:
@@ -193,9 +207,9 @@ def mixed(lane: Lane) -> Script:
                 lane.expected[key] = value
 
 
-def listing(lane: Lane) -> Script:
+def listing(lane: Lane, query: str = "") -> Script:
     """List the directory; the first answer is checked value by value, the others by length."""
-    request = render("GET", lane.space.directory)
+    request = render("GET", lane.space.directory + query)
     first = yield request
     values = listed_values(first)
     if sorted(values) != sorted(value or b"" for value in lane.expected.values()):
@@ -208,9 +222,31 @@ def listing(lane: Lane) -> Script:
             raise WrongAnswer(f"a listing of {found} bytes after one of {body_bytes}")
 
 
+def changed_listing(lane: Lane, query: str = "") -> Script:
+    """Write a key and list its directory, by turns: every listing must show what was written."""
+    request = render("GET", lane.space.directory + query)
+    heads = lane.heads("PUT", len(b"value="))
+    for key, value in zip(cycle(lane.visits()), lane.values(), strict=False):
+        answer = yield heads[key] + b"value=" + value
+        if not succeeded(answer):
+            continue
+        lane.expected[key] = value
+        answer = yield request
+        if succeeded(answer) and value not in answer:
+            raise WrongAnswer(f"a listing of {lane.space.directory} lacks the value {value!r}")
+
+
 def listed_values(answer: bytes) -> list[bytes]:
-    """Return the values of a directory's children."""
-    return [node["value"].encode() for node in json.loads(parse(answer).body)["node"]["nodes"]]
+    """Return the values of all keys in a listing, those of subdirectories too."""
+    values: list[bytes] = []
+    directories = [json.loads(parse(answer).body)["node"]]
+    while directories:
+        for node in directories.pop().get("nodes", ()):
+            if node.get("dir"):
+                directories.append(node)
+            else:
+                values.append(node["value"].encode())
+    return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +256,8 @@ class Workload:
     script: Callable[[Lane], Script]
     preload: bytes | None = b""
     """What follows the value in the body of the PUTs that make the keys; None: there are none."""
+    directories: int = 0
+    """Into so many subdirectories the keys are spread."""
 
 
 WORKLOADS = {
@@ -231,6 +269,9 @@ WORKLOADS = {
     "refresh": Workload(refresh, preload=b"&ttl=%d" % TTL_S),
     "mixed": Workload(mixed),
     "list": Workload(listing),
+    "relist": Workload(changed_listing),
+    "tree": Workload(partial(listing, query=RECURSIVE), directories=TREE_DIRECTORIES),
+    "retree": Workload(partial(changed_listing, query=RECURSIVE), directories=TREE_DIRECTORIES),
 }
 
 
@@ -246,12 +287,17 @@ def preload_script(lane: Lane, tail: bytes) -> Script:
 
 def read_back_script(lane: Lane) -> Script:
     """Read each key of the lane into `expected`."""
-    for key in lane.visits():
-        answer = parse((yield render("GET", lane.space.path(key))))
+    return read_back_keys(lane.space, lane.visits(), lane.expected)
+
+
+def read_back_keys(space: Keyspace, keys: Iterable[int], found: Expected) -> Script:
+    """Read keys into `found`."""
+    for key in keys:
+        answer = parse((yield render("GET", space.path(key))))
         if answer.status not in {200, 404}:
-            raise LoadError(f"could not read {lane.space.path(key)}: {answer}")
+            raise LoadError(f"could not read {space.path(key)}: {answer}")
         node = json.loads(answer.body).get("node")
-        lane.expected[key] = node["value"].encode() if node else None
+        found[key] = node["value"].encode() if node else None
 
 
 def read_back_children_script(lane: Lane) -> Script:

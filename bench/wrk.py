@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench.engine import Figures
+from bench.engine import PERCENTS, Figures
 from bench.wire import LoadError
 from bench.workloads import NUMBER_DIGITS, TTL_S, WrongAnswer
 
@@ -29,30 +29,38 @@ if TYPE_CHECKING:
 KEYS_PER_CONNECTION = 3
 """So many rounds of all connections lie between two requests for one key: they never overlap."""
 
+RENDERED_MAX = 100_000
+"""Of so many keys the requests are rendered beforehand; a table of more would fill Lua's memory."""
+
 REPORT = "kvd-bench "
 
 PRELUDE = """\
 local directory, keys, stride, start = "{directory}", {keys}, {stride}, {start}
+local query, base = "{query}", {base}
 local padding = string.rep("x", {padding_bytes})
 issued, written = 0, 0  -- globals: done() reads them through the thread object
 
 local function value(number)
-  return string.format("%0{digits}d", number) .. padding
+  return string.format("%0{digits}d", base + number) .. padding
 end
 
 -- A request for each step of a round, up to the body; body_bytes is nil where there is none.
 local function heads(method, body_bytes)
   local form = body_bytes and "Content-Type: application/x-www-form-urlencoded\\r\\n"
     .. "Content-Length: " .. body_bytes .. "\\r\\n" or ""
-  local rendered = {{}}
-  for n = 0, keys - 1 do
-    rendered[n] = string.format("%s %s/k%07d HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\n%s\\r\\n",
+  local function head(n)
+    return string.format("%s %s/k%07d HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\n%s\\r\\n",
       method, directory, (n * stride + start) % keys, form)
   end
+  local rendered = {{}}
+  if keys > {rendered_max} then  -- too many to hold: each is rendered when it is asked for
+    return setmetatable(rendered, {{__index = function(_, n) return head(n) end}})
+  end
+  for n = 0, keys - 1 do rendered[n] = head(n) end
   return rendered
 end
 
-local list = "GET " .. directory .. " HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\n\\r\\n"
+local list = "GET " .. directory .. query .. " HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\n\\r\\n"
 local ttl = "ttl={ttl_s}&refresh=true&prevExist=true"
 local gets = heads("GET")
 local puts = heads("PUT", #"value=" + {value_bytes})
@@ -66,16 +74,22 @@ local function write(rendered)
   return rendered[written % keys] .. "value=" .. value(written)
 end
 
+local function percentiles(latency)
+  local found = {{}}
+  for n, percent in ipairs({{{percents}}}) do found[n] = latency:percentile(percent) end
+  return table.concat(found, ",")
+end
+
 local threads = {{}}
 function setup(thread) table.insert(threads, thread) end
 
 function done(summary, latency)
   local e = summary.errors
   io.write(string.format(
-    '{report}{{"requests":%d,"errors":%d,"broken":%d,"us":%d,"p50":%d,"p99":%d,'
+    '{report}{{"requests":%d,"errors":%d,"broken":%d,"us":%d,"at":[%s],'
     .. '"issued":%d,"written":%d}}\\n',
     summary.requests, e.status, e.connect + e.read + e.write + e.timeout, summary.duration,
-    latency:percentile(50), latency:percentile(99),
+    percentiles(latency),
     threads[1]:get("issued"), threads[1]:get("written")))
 end
 
@@ -105,6 +119,7 @@ REQUESTS = {
     "mixed": """if issued % 10 == 0 then return write(puts) end
   return gets[issued % keys]""",
     "list": "return list",
+    "tree": "return list",
 }
 
 
@@ -120,7 +135,7 @@ def is_installed() -> bool:
     return shutil.which("wrk") is not None
 
 
-def lua_script(workload: str, space: Keyspace) -> str:
+def lua_script(workload: str, space: Keyspace, *, base: int, rendered_max: int) -> str:
     """Return the Lua program that makes a workload's requests and reports in one line of JSON."""
     return PRELUDE.format(
         directory=space.directory,
@@ -133,13 +148,27 @@ def lua_script(workload: str, space: Keyspace) -> str:
         ttl_s=TTL_S,
         report=REPORT,
         request=REQUESTS[workload],
+        query="?recursive=true" if workload == "tree" else "",
+        base=base,
+        rendered_max=rendered_max,
+        percents=", ".join(map(str, PERCENTS)),
     )
 
 
 def run(
-    address: Address, workload: str, space: Keyspace, *, connections: int, seconds: float
+    address: Address,
+    workload: str,
+    space: Keyspace,
+    *,
+    connections: int,
+    seconds: float,
+    base: int = 0,
+    rendered_max: int = RENDERED_MAX,
 ) -> tuple[Figures, Issued]:
     """Run wrk with one thread for whole seconds; return its figures and what it issued.
+
+    The number of each value written is `base` and how many were written before it. Requests for
+    more than `rendered_max` keys are rendered as they go.
 
     Raises:
         LoadError: wrk failed, a connection broke, or there are too few keys for so many
@@ -149,7 +178,7 @@ def run(
         raise LoadError(f"{space.keys} keys are too few for {connections} connections of wrk")
     with tempfile.TemporaryDirectory(prefix="kvd-wrk-") as directory:
         script = Path(directory, "requests.lua")
-        script.write_text(lua_script(workload, space))
+        script.write_text(lua_script(workload, space, base=base, rendered_max=rendered_max))
         cpu_s = children_cpu_s()
         finished = subprocess.run(
             [
@@ -171,9 +200,10 @@ def run(
         requests=report["requests"],
         errors=report["errors"],
         seconds=report["us"] / 1e6,
-        p50_us=report["p50"],
-        p99_us=report["p99"],
+        p50_us=report["at"][PERCENTS.index(50)],
+        p99_us=report["at"][PERCENTS.index(99)],
         generator_cpu_us=cpu_s * 1e6 / max(report["requests"], 1),
+        latencies_us=tuple(report["at"]),
     )
     return figures, Issued(report["issued"], report["written"])
 

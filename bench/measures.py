@@ -1,0 +1,315 @@
+"""How each kind of row is measured: one function makes one, from what varies among its rows."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
+
+from bench.engine import Samples, percentile
+from bench.load import Load, measure
+from bench.probe import Probe, overlapping
+from bench.rows import OURS, Measured
+from bench.watchers import WatchersProcess
+from bench.wire import Client, LoadError
+from bench.workloads import WrongAnswer
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from bench.fleet import Fleet
+    from bench.probe import Sample
+    from bench.rows import Round
+    from bench.servers import Server
+    from bench.standing import Standing
+
+Measure = Callable[["Fleet", int], "Round"]
+"""Measures every server of a row once; the number is the round's, from 0."""
+
+WRITERS = 64
+NO_SNAPSHOT = 1_000_000_000
+PROBED = "/v2/keys/bench/probe"
+VERIFIED_AFTER_RESTART = 2_000
+
+
+def load_row(
+    workload: str,
+    connections: int,
+    *,
+    keys: int = 1000,
+    value_bytes: int | None = None,
+    generator: str | None = None,
+) -> Measure:
+    """Keep connections busy with a workload."""
+
+    def measured(fleet: Fleet, turn: int) -> Round:
+        scale = fleet.scale
+        load = Load(
+            workload=workload,
+            connections=connections,
+            seconds=scale.seconds,
+            keys=keys,
+            value_bytes=value_bytes or scale.value_bytes,
+            seed=scale.seed + turn,
+            generator=generator or scale.generator,
+        )
+        return {server.name: under(server, load) for server in fleet.plain()}
+
+    return measured
+
+
+def under(server: Server, load: Load) -> Measured:
+    """Measure one server under a load once.
+
+    Raises:
+        LoadError, WrongAnswer, OSError: as `bench.load.measure`, or when any request was refused; a
+            note on the error names the server and holds the end of its log.
+    """
+    try:
+        figures = measure(server.address, load, server.cpu_s)
+        figures.refuse_errors()
+    except (LoadError, WrongAnswer, OSError) as error:
+        error.add_note(f"while {server.name} was under {load}; its log ends with:\n{server.log()}")
+        raise
+    return Measured.of(figures)
+
+
+def anywhere(workload: str) -> Measure:
+    """Read or write any of very many keys."""
+
+    def measured(fleet: Fleet, turn: int) -> Round:
+        return {s.server.name: at_random(fleet, s, workload, turn) for s in fleet.million()}
+
+    return measured
+
+
+def at_random(fleet: Fleet, standing: Standing, workload: str, turn: int) -> Measured:
+    """Measure one server that holds very many keys once."""
+    scale, server = fleet.scale, standing.server
+    cpu_s = server.cpu_s()
+    ended_s = []
+
+    figures = standing.measure(
+        workload,
+        connections=WRITERS,
+        seconds=scale.seconds,
+        seed=scale.seed + turn,
+        use_wrk=fleet.use_wrk,
+        loaded=lambda: ended_s.append(server.cpu_s()),
+    )
+    figures.refuse_errors()
+    measured = Measured.of(figures)
+    measured.figures["server_cpu_us"] = (ended_s[0] - cpu_s) * 1e6 / max(figures.requests, 1)
+    return measured
+
+
+def costs(workload: str) -> Measure:
+    """Compare what a request costs in stores of several sizes; kvd alone."""
+
+    def measured(fleet: Fleet, turn: int) -> Round:
+        figures: dict[str, float] = {}
+        times = []
+        for standing in fleet.sizes():
+            keys = standing.space.keys
+            found = at_random(fleet, standing, workload, turn).figures
+            times.append(1e6 / found["rate"])
+            figures[f"us_at_{keys}"] = times[-1]
+            figures[f"cpu_us_at_{keys}"] = found["server_cpu_us"]
+            figures[f"anonymous_mb_at_{keys}"] = standing.server.anonymous_bytes() / 1e6
+        figures["cost"] = times[-1] / times[0]
+        return {OURS: Measured(figures)}
+
+    return measured
+
+
+def watching(*, stream: bool) -> Measure:
+    """Write a key that very many watch, on a server that has done nothing before."""
+
+    def measured(fleet: Fleet, _turn: int) -> Round:
+        found = {}
+        for make in fleet.makers:
+            with make(fleet.scratch) as server:
+                found[server.name] = watched(server, fleet, stream=stream)
+        return found
+
+    return measured
+
+
+def watched(server: Server, fleet: Fleet, *, stream: bool) -> Measured:
+    """Measure memory and delays of one server with many watchers."""
+    count = fleet.scale.watchers
+    with Client(server.address) as client:
+        client.request("PUT", PROBED, b"value=probed")
+    before = server.anonymous_bytes()
+    with WatchersProcess(server.address, count, stream=stream) as watchers:
+        watchers.register()
+        taken = server.anonymous_bytes() - before
+        spans = []
+        with Probe(server.address, PROBED) as probe:
+            for _ in range(fleet.scale.events):
+                spans.append(watchers.tell())
+                watchers.register()
+            reads = probe.stop()
+    waits = [max(overlapping(reads, *span), default=0.0) for span in spans]
+    return Measured(
+        {
+            "told_ms": median((end - start) / 1e6 for start, end in spans),
+            "get_max_ms": max(waits),
+            "watcher_bytes": taken / count,
+        }
+    )
+
+
+def memory(fleet: Fleet, _turn: int) -> Round:
+    """Tell what the servers needed when all keys had just been written."""
+    fleet.million()
+    return dict(fleet.loaded)
+
+
+def restart(fleet: Fleet, turn: int) -> Round:
+    """Kill both servers right after writes, and start them again; kvd also without its index."""
+    found = {}
+    for standing in fleet.million():
+        server = standing.server
+        at_random(fleet, standing, "put", turn)
+        server.kill()
+        figures = {"ready_s": server.start()}
+        figures["rebuilt_s"] = figures["ready_s"]
+        if server.name == OURS:
+            server.kill()
+            figures["rebuilt_s"] = server.start("--rebuild-index")
+        standing.verify_some(VERIFIED_AFTER_RESTART)
+        found[server.name] = Measured(figures)
+    return found
+
+
+class Delays(NamedTuple):
+    """p99 of the answers to a lonely reader and to the writers, in ms, in `spans` of time."""
+
+    get_p99_ms: float
+    put_p99_ms: float
+    spans: int
+    seconds: float
+
+
+def snapshots(fleet: Fleet, turn: int) -> Round:
+    """Write with many connections, without a snapshot and while some are taken."""
+    found = {}
+    for standing in fleet.million():
+        quiet = delays(fleet, standing, turn, snapshot_count=NO_SNAPSHOT)
+        busy = delays(fleet, standing, turn + 1000, snapshot_count=fleet.scale.snapshot_count)
+        found[standing.server.name] = Measured(
+            {
+                "get_p99_ms": busy.get_p99_ms,
+                "get_p99_without_ms": quiet.get_p99_ms,
+                "put_p99_ms": busy.put_p99_ms,
+                "put_p99_without_ms": quiet.put_p99_ms,
+                "put_excess_ms": busy.put_p99_ms - quiet.put_p99_ms,
+                "snapshots": busy.spans,
+                "snapshots_s": busy.seconds,
+            }
+        )
+    return found
+
+
+def delays(fleet: Fleet, standing: Standing, turn: int, *, snapshot_count: int) -> Delays:
+    """Restart a server with another number of records to a snapshot, and measure under writers.
+
+    With `NO_SNAPSHOT` all answers count, else those that were waited for during a snapshot.
+    """
+    server, scale = standing.server, fleet.scale
+    server.kill()
+    server.start(f"--snapshot-count={snapshot_count}")
+    with Client(server.address) as client:
+        client.request("PUT", PROBED, b"value=probed")
+    samples = Samples()
+    with Probe(server.address, PROBED) as probe, SnapshotClock(server) as clock:
+        began_ns = time.perf_counter_ns()
+        figures = standing.measure(
+            "put",
+            connections=WRITERS,
+            seconds=scale.snapshot_s,
+            seed=scale.seed + turn,
+            use_wrk=False,
+            samples=samples,
+            loaded=probe.pause,
+        )
+        ended_ns = began_ns + int(figures.seconds * 1e9)
+        reads = probe.stop()
+    figures.refuse_errors()
+    spans = [(began_ns, ended_ns)]
+    if snapshot_count != NO_SNAPSHOT:
+        spans = clock.spans(began_ns, ended_ns)
+        if not spans:
+            raise LoadError(f"{server.name} took no snapshot in {scale.snapshot_s} s")
+    return during(spans, reads, samples)
+
+
+def during(spans: list[tuple[int, int]], reads: list[Sample], samples: Samples) -> Delays:
+    """Return the delays of what was waited for in some spans of time."""
+    gets, puts = [], []
+    for start_ns, end_ns in spans:
+        gets += overlapping(reads, start_ns, end_ns)
+        for latency_ns, answered_ns in zip(samples.latency_ns, samples.answered_ns, strict=True):
+            if answered_ns >= start_ns and answered_ns - latency_ns <= end_ns:
+                puts.append(latency_ns / 1e6)
+    seconds = sum(end_ns - start_ns for start_ns, end_ns in spans) / 1e9
+    return Delays(percentile(sorted(gets), 99), percentile(sorted(puts), 99), len(spans), seconds)
+
+
+class SnapshotClock:
+    """Notes when a server takes snapshots: kvd by its temporary files, etcd by what it says."""
+
+    POLL_S = 0.002
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._seen: list[tuple[int, bool]] = []
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> SnapshotClock:
+        if self._server.name == OURS:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end.set()
+        if self._server.name == OURS:
+            self._thread.join()
+
+    def spans(self, start_ns: int, end_ns: int) -> list[tuple[int, int]]:
+        """Return from when to when snapshots were taken, as far as it was between two times."""
+        seen = self._seen if self._server.name == OURS else self._told()
+        spans, began_ns = [], None
+        for at_ns, is_taken in [*seen, (end_ns, False)]:
+            if is_taken and began_ns is None:
+                began_ns = at_ns
+            elif not is_taken and began_ns is not None:
+                spans.append((max(began_ns, start_ns), min(at_ns, end_ns)))
+                began_ns = None
+        return [(start, end) for start, end in spans if start < end]
+
+    def _told(self) -> list[tuple[int, bool]]:
+        begin, end = (b"start to snapshot", b"triggering snapshot"), (b"saved snapshot",)
+        return [
+            (at_ns, any(words in line for words in begin))
+            for at_ns, line in self._server.told
+            if any(words in line for words in begin + end)
+        ]
+
+    def _watch(self) -> None:
+        files = [self._server.data / "snap" / name for name in ("scratch.tmp", "snapshot.tmp")]
+        was_taken = False
+        while not self._end.wait(self.POLL_S):
+            is_taken = any(path.exists() for path in files)
+            if is_taken != was_taken:
+                self._seen.append((time.perf_counter_ns(), is_taken))
+                was_taken = is_taken

@@ -1,0 +1,130 @@
+"""The comparison as text: a table in Markdown, and everything measured in JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from bench import servers
+from bench.engine import PERCENTS
+from bench.rows import FIGURES, OURS, THEIRS, Demand, Result
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bench.fleet import Scale
+
+HEAD = (
+    "work", "figure", "kvd", "etcd", "kvd / etcd: median (min to max)", "target", "reached",
+    "p50 / p99, ms: kvd", "etcd", "server CPU, us per request: kvd", "etcd",
+)  # fmt: skip
+RIGHT = {2, 3, 4, 5, 7, 8, 9, 10}
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """Return the table of all results: a line for each demand, or one where there is none."""
+    lines = ["| " + " | ".join(HEAD) + " |"]
+    lines.append("|" + "|".join("---:" if n in RIGHT else "---" for n in range(len(HEAD))) + "|")
+    for result in results:
+        for n, demand in enumerate(result.row.demands or (result.row.shown,)):
+            lines.append("| " + " | ".join(cells(result, demand, is_first=n == 0)) + " |")
+    if any(result.row.reduced for result in results):
+        lines += ["", "(In brackets: measured at a smaller size than the target speaks of.)"]
+    lines += [f"\n{r.row.title}: **failed**: {r.failed}" for r in results if r.failed]
+    return "\n".join(lines)
+
+
+def cells(result: Result, demand: Demand, *, is_first: bool) -> list[str]:
+    """Return one line of the table."""
+    name, form = FIGURES[demand.figure]
+    line = [result.row.title if is_first else "", name]
+    line += [show(result.median(server, demand.figure), form) for server in (OURS, THEIRS)]
+    line.append(show_values(result.values(demand), form if demand.own else ".2f"))
+    line += (
+        ["-", "-"] if demand not in result.row.demands else [demand.text, verdict(result, demand)]
+    )
+    for server in (OURS, THEIRS):
+        p50, p99 = (show(result.median(server, f), ".2f") for f in ("p50_ms", "p99_ms"))
+        line.append(f"{p50} / {p99}" if is_first and p50 != "-" else "-")
+    for server in (OURS, THEIRS):
+        line.append(show(result.median(server, "server_cpu_us") if is_first else None, ".1f"))
+    return line
+
+
+def verdict(result: Result, demand: Demand) -> str:
+    """Return whether a demand is reached, in a word."""
+    reached = result.reached(demand)
+    if reached is None:
+        return "-"
+    word = "yes" if reached else "**no**"
+    return f"({word})" if result.row.reduced else word
+
+
+def show(figure: float | None, form: str) -> str:
+    """Return a figure as text; a dash for what was not measured."""
+    return "-" if figure is None else format(figure, form)
+
+
+def show_values(values: Sequence[float], form: str) -> str:
+    """Return the median of what is bounded, and its range."""
+    if not values:
+        return "-"
+    low, high = format(min(values), form), format(max(values), form)
+    return f"**{median(values):{form}}** ({low} to {high})"
+
+
+def as_json(results: Sequence[Result], machine: dict[str, object], scale: Scale) -> str:
+    """Return everything measured, each round of each server."""
+    content = {
+        "machine": machine,
+        "scale": asdict(scale),
+        "percents": PERCENTS,
+        "rows": [result.as_json() for result in results],
+    }
+    return json.dumps(content, indent=1)
+
+
+def describe_machine(directory: Path) -> dict[str, object]:
+    """Return what a reader must know to compare figures with those of another machine."""
+    processors = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=servers.CHECKOUT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processor": processors[0] if processors else platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_mb": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 10**6,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "etcd": servers.etcd_version() or None,
+        "commit": commit.stdout.strip() or None,
+        "file_system": servers.file_system(directory),
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def describe_run(machine: dict[str, object], scale: Scale, results: Sequence[Result]) -> str:
+    """Return the sentence that stands above the table."""
+    found = {m.generator for result in results for r in result.rounds for m in r.values()}
+    generators = " and ".join(sorted(found - {""})) or "none"
+    return (
+        f"{machine['date']}, kvd {machine['commit']}: {machine['processor']}, "
+        f"{machine['cores']} cores, {machine['system']}, {machine['file_system']}, "
+        f"Python {machine['python']}, etcd {machine['etcd']}; load average at the start "
+        f"{machine['load_average']:.1f}; rounds: {scale.rounds} of {scale.seconds} s, "
+        f"interleaved; medians over the rounds; 1,000 keys and values of {scale.value_bytes} bytes "
+        f"where nothing else is said; generator: {generators}; all verified"
+    )
