@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, cast
 
@@ -17,7 +17,11 @@ log = logging.getLogger(__name__)
 
 # The API level that is served: clients choose their dialect by it. kvd's own version is in the
 # Server header.
-ETCD_VERSION = b'{"etcdserver":"3.4.23","etcdcluster":"3.4.0"}'
+ETCD_SERVER_VERSION = "3.4.23"
+ETCD_CLUSTER_VERSION = "3.4.0"
+ETCD_VERSION = json.dumps(
+    {"etcdserver": ETCD_SERVER_VERSION, "etcdcluster": ETCD_CLUSTER_VERSION}, separators=(",", ":")
+).encode()
 
 _JSON = "application/json"
 _TEXT = "text/plain; charset=utf-8"
@@ -29,7 +33,6 @@ class Sources(NamedTuple):
     store_stats: Callable[[], bytes]
     self_stats: Callable[[], bytes]
     leader_stats: Callable[[], bytes]
-    healthy: Callable[[], bool]
     member: Member
     cluster_id: int
 
@@ -110,19 +113,6 @@ class Version(Endpoint):
     def get(self) -> None:
         """Answer the API level."""
         self._json(ETCD_VERSION)
-
-
-class Health(Endpoint):
-    """`/health`."""
-
-    def get(self) -> None:
-        """Answer whether writes are taken; the value is a string, as in etcd."""
-        if self.sources.healthy():
-            self.set_header("Content-Type", _TEXT)
-            self.finish(b'{"health":"true"}')
-        else:
-            self.set_status(503)
-            self._text('{"health":"false"}\n')
 
 
 class StoreStatistics(Endpoint):
@@ -209,23 +199,29 @@ class Members(Endpoint):
         self._json(json.dumps({"message": message}, separators=(",", ":")).encode())
 
 
-def make_application(sources: Sources) -> tornado.web.Application:
-    """Return the application that serves all these routes."""
-    return tornado.web.Application(
-        [
-            (r"/version", Version),
-            (r"/health", Health),
-            (r"/v2/stats/store", StoreStatistics),
-            (r"/v2/stats/self", SelfStatistics),
-            (r"/v2/stats/leader", LeaderStatistics),
-            (r"/v2/machines", Machines),
-            (r"/v2/members(|/.*)", Members),
-        ],
-        default_handler_class=NotFound,
-        log_function=_log_nothing,
-        sources=sources,
+Route = tuple[str, type[tornado.web.RequestHandler]]
+
+ROUTES: tuple[Route, ...] = (
+    (r"/version", Version),
+    (r"/v2/stats/store", StoreStatistics),
+    (r"/v2/stats/self", SelfStatistics),
+    (r"/v2/stats/leader", LeaderStatistics),
+    (r"/v2/machines", Machines),
+    (r"/v2/members(|/.*)", Members),
+)
+
+
+def make_application(routes: Sequence[Route], **settings: object) -> tornado.web.Application:
+    """Return the application that serves these routes and no others.
+
+    Those in `ROUTES` need the setting `sources`.
+    """
+    application = tornado.web.Application(
+        list(routes), default_handler_class=NotFound, log_function=_log_nothing
     )
+    application.settings.update(settings)
+    return application
 
 
 def _log_nothing(handler: tornado.web.RequestHandler) -> None:
-    """Requests are not logged."""
+    """Requests are not logged here; see kvd/access.py."""

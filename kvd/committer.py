@@ -25,12 +25,15 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from time import monotonic
 from typing import NamedTuple
 
+from kvd.batchtimes import BatchTimes
 from kvd.clock import Clock
 from kvd.commands import Command, CompareAndDelete, Delete
 from kvd.errors import INVALID_FORM, RAFT_INTERNAL, ApiError
 from kvd.listing import Listings
+from kvd.logs import SLOW_QUIET_S, Rarely
 from kvd.machine import decide, expire
 from kvd.space import Space
 from kvd.stats import StoreStats
@@ -72,10 +75,19 @@ class _Pending(NamedTuple):
     """By a removal's index, the watched paths of which is known whether it took them along."""
     first_index: int
     time_ns: int
+    queued: float
+    """The monotonic time before which none of its commands was queued."""
 
 
 class Committer:
-    """The queue of commands, and the way of a batch from there to the answers."""
+    """The queue of commands, and the way of a batch from there to the answers.
+
+    Attributes:
+        times: How long batches took.
+        aborted: How many batches were not logged, for want of room.
+        slow: How many commands were answered later than `slow_s`.
+        syncing_since: The monotonic time since when a batch has been on its way to the disk, if so.
+    """
 
     def __init__(
         self,
@@ -89,6 +101,7 @@ class Committer:
         loop: asyncio.AbstractEventLoop,
         on_fatal: Callable[[BaseException], None],
         on_commit: Callable[[], None],
+        slow_s: float = 1.0,
     ) -> None:
         self._store = store
         self._hub = hub
@@ -111,6 +124,16 @@ class Committer:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
         self._ends: list[asyncio.Future[bool]] = []
+        self.times = BatchTimes(stats)
+        self.aborted = 0
+        self.slow = 0
+        self._commit_s = 0.0
+        self.syncing_since: float | None = None
+        self._slow_s = slow_s
+        self._may_warn = Rarely(SLOW_QUIET_S)
+        # Before when nothing that waits was queued; None while nothing does: a command that comes
+        # then begins a batch at once.
+        self._queued: float | None = None
         self._schedule()
 
     def submit(self, command: Command, done: Done) -> None:
@@ -119,9 +142,20 @@ class Committer:
         self._schedule()
 
     @property
-    def takes_writes(self) -> bool:
-        """Whether users' writes are neither refused for want of room nor held up by the index."""
-        return self._space.refusal is None and not self._index_waits
+    def no_room(self) -> str:
+        """Why users' writes are refused, or nothing."""
+        refusal = self._space.refusal
+        return refusal.cause.decode() if refusal is not None else ""
+
+    @property
+    def index_waits(self) -> bool:
+        """Whether a durable batch waits for room in the index."""
+        return self._index_waits
+
+    @property
+    def waiting(self) -> int:
+        """How many commands are queued."""
+        return len(self._queue)
 
     def fail(self, error: BaseException) -> None:
         """End the process: somebody has met damage while reading."""
@@ -220,9 +254,12 @@ class Committer:
     def _begin_batch(self) -> None:
         time_ns = self._clock.now_ns()
         txn = self._store.begin()
-        pending = _Pending(txn, [], [], [], {}, txn.index + 1, time_ns)
+        began = monotonic()
+        queued = self._queued or began
+        pending = _Pending(txn, [], [], [], {}, txn.index + 1, time_ns, queued)
         try:
             records = self._decide(pending)
+            self._queued = queued if self._queue else began
             txn.reclaim(_RECLAIMED_PER_BATCH)
             if not records and txn.tidied:
                 self._store.tidy(txn)
@@ -234,6 +271,7 @@ class Committer:
             return
         if records:
             self._busy = True
+            self.syncing_since = began
             batch = self._store.batch(txn, records, pending.first_index, time_ns)
             self._sync.run(
                 partial(self._store.append, batch),
@@ -331,6 +369,7 @@ class Committer:
         return event
 
     def _appended(self, pending: _Pending, batch: Batch, outcome: Position | BaseException) -> None:
+        self.syncing_since = None
         if isinstance(outcome, LogFull):
             self._busy = False
             self._space.refused(outcome)
@@ -347,11 +386,13 @@ class Committer:
 
     def _commit(self, pending: _Pending, batch: Batch, position: Position) -> None:
         self._note_late_watchers(pending)
+        began = monotonic()
         try:
             self._store.commit(pending.txn, batch, position)
         except IndexRefused as error:
             self._try_again(pending, batch, position, error)
             return
+        self._commit_s = monotonic() - began
         self._busy = False
         if self._index_waits:
             self._index_waits = False
@@ -409,25 +450,47 @@ class Committer:
                 change = event.change
                 self._listings.changed(change.key, removed=change.kind in REMOVALS)
         self._hub.publish(pending.events)
-        count = self._stats.count
+        stats = self._stats
+        count = stats.count
         # Whatever was not asked for has expired.
         succeeded = 0
         for done, command, outcome in pending.answers:
-            if succeeds := type(outcome) is Event:
+            if type(outcome) is Event:
                 succeeded += 1
-            count(command, succeeded=succeeds)
+                count(command, succeeded=True)
+            else:
+                assert isinstance(outcome, ApiError)
+                count(command, succeeded=False)
+                stats.refused(command, outcome)
             _answer(done, outcome)
-        self._stats.expired(len(pending.events) - succeeded)
+        stats.expired(len(pending.events) - succeeded)
+        self._note_duration(pending)
         self._arm()
         self._next(committed=True)
         if self._store.view.has_garbage():
             self._schedule()
+
+    def _note_duration(self, pending: _Pending) -> None:
+        took = monotonic() - pending.queued
+        self.times.note(took, self._commit_s, len(pending.performed))
+        if took > self._slow_s:
+            self.slow += len(pending.answers)
+            if self._may_warn():
+                log.warning(
+                    "slow: %d writes took up to %.1f s%s",
+                    len(pending.answers),
+                    took,
+                    self._may_warn.kept_back(),
+                )
 
     def _abort(self, pending: _Pending, reason: str) -> None:
         self._refuse(pending, ApiError(RAFT_INTERNAL, reason.encode()))
 
     def _refuse(self, pending: _Pending, refusal: ApiError) -> None:
         pending.txn.end()
+        self.aborted += 1
+        for _, command, _ in pending.answers:
+            self._stats.refused(command, refusal)
         _answer_all(pending, refusal)
         # An expiry that found no room tries again, but not at once.
         self._loop.call_later(_RETRY_S, self._arm)
@@ -440,6 +503,8 @@ class Committer:
                 end.set_result(committed)
         if self._queue:
             self._schedule()
+        else:
+            self._queued = None
 
     def _arm(self) -> None:
         """Set the timer to the first expiration."""

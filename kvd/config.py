@@ -45,6 +45,7 @@ class Config:
         listen: The addresses to serve clients on; at least one.
         advertise: The URLs that clients are told to use; at least one. Without the flag these are
             the URLs listened on, port 0 included, which only the started server can fill in.
+        listen_metrics: Addresses that serve `/metrics` and the routes of health alone.
         peer_urls: The URLs that this member shows as its own among peers; at least one.
         cluster_token: What the ids of a new store are made of, with the peer URLs; None makes
             random ones.
@@ -64,6 +65,7 @@ class Config:
         log_level: The name of a level of the logging module.
         log_format: text or json.
         access_log: Whether each request is a line of the log.
+        slow_request_s: From how many seconds on a request is told to be slow.
         failpoints: The faults to be made on purpose, as `storage.failpoints` reads them.
         warnings: What was given and has no effect here: lines to log once.
     """
@@ -71,6 +73,7 @@ class Config:
     name: str
     listen: tuple[ListenUrl, ...]
     advertise: tuple[str, ...]
+    listen_metrics: tuple[ListenUrl, ...]
     peer_urls: tuple[str, ...]
     cluster_token: str | None
     must_exist: bool
@@ -89,6 +92,7 @@ class Config:
     log_level: str
     log_format: str
     access_log: bool
+    slow_request_s: float
     failpoints: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -139,11 +143,15 @@ def parse(
 def _config(settings: Settings, warnings: tuple[str, ...]) -> Config:
     """Read each setting: the line that belongs to a field."""
     _refuse_what_cannot_be_ignored(settings)
-    listen = listen_urls(settings)
+    listen = listen_urls(settings, "listen-client-urls", "listen-client-http-urls")
+    if not listen:
+        where = settings["listen-client-urls"].where
+        raise ConfigError(f"{where}: expected at least one URL")
     return Config(
         name=_name(settings),
         listen=listen,
         advertise=told_urls(settings, "advertise-client-urls") or tuple(map(str, listen)),
+        listen_metrics=listen_urls(settings, "listen-metrics-urls"),
         peer_urls=told_urls(settings, "initial-advertise-peer-urls"),
         cluster_token=settings["initial-cluster-token"].text or None,
         must_exist=word(settings, "initial-cluster-state", "new", "existing") == "existing",
@@ -167,6 +175,7 @@ def _config(settings: Settings, warnings: tuple[str, ...]) -> Config:
         log_level=_log_level(settings),
         log_format=word(settings, "log-format", "text", "json"),
         access_log=boolean(settings, "access-log"),
+        slow_request_s=seconds(settings, "slow-request-s"),
         failpoints=_failpoints(settings),
         warnings=warnings,
     )

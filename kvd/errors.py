@@ -55,11 +55,13 @@ class ApiError(Exception):
     """The client's fault, or the disk's (300): answered in etcd's own format.
 
     `code` is a key of `TABLE`; `cause` is bytes, because it may quote a key or a value; `index` is
-    the etcd index at which the request was refused, 0 where no index was looked at.
+    the etcd index at which the request was refused, 0 where no index was looked at. `limit` names
+    the limit that it met, if it is one of ours, for the metrics.
     """
 
-    def __init__(self, code: int, cause: bytes = b"", index: int = 0) -> None:
+    def __init__(self, code: int, cause: bytes = b"", index: int = 0, limit: str = "") -> None:
         super().__init__(code, cause, index)
         self.code = code
         self.cause = cause
         self.index = index
+        self.limit = limit

@@ -26,7 +26,7 @@ _IGNORED = {
         max-request-bytes max-concurrent-streams bcrypt-cost max-result-buffer max-retry-attempts
         self-signed-cert-validity experimental-compaction-batch-limit
         experimental-bootstrap-defrag-threshold-megabytes""",
-    "URL,...": "listen-peer-urls listen-metrics-urls",
+    "URL,...": "listen-peer-urls",
     "HOST:PORT": "peer-addr peer-bind-addr",
     "FILE": "peer-cert-file peer-key-file peer-trusted-ca-file peer-ca-file peer-crl-file",
     "TEXT": """auto-compaction-mode discovery-fallback discovery-proxy discovery-srv-name

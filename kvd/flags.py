@@ -62,6 +62,13 @@ FLAGS = (
         MEMBER,
     ),
     Flag(
+        "listen-metrics-urls",
+        "",
+        "URL,...",
+        "where to serve /metrics, /health, /readyz and /livez alone, also during recovery",
+        MEMBER,
+    ),
+    Flag(
         "initial-advertise-peer-urls",
         "http://localhost:2380",
         "URL,...",
@@ -130,6 +137,7 @@ FLAGS = (
     Flag("log-level", "info", "LEVEL", "debug, info, warn, error, panic or fatal", LOGGING),
     Flag("log-format", "text", "FORMAT", "text, or json: one object per line", LOGGING),
     Flag("access-log", "false", "", "log each request when it has been answered", LOGGING),
+    Flag("slow-request-s", "1", "SECONDS", "warn of requests that take longer", LOGGING),
     Flag("config-file", "", "FILE", "read settings from a YAML file", OTHER),
     Flag("print-config", "false", "", "print every setting and where it comes from", OTHER),
     Flag(

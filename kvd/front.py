@@ -181,7 +181,7 @@ class Exchange(httputil.HTTPMessageDelegate):
                 self._form = None
                 self._key = b""
                 self._connection.keep_alive = False
-                too_large = ApiError(INVALID_FORM, b"http: POST too large")
+                too_large = ApiError(INVALID_FORM, b"http: POST too large", limit="body_too_large")
                 self._front.keys.refuse(self._connection, self._method, too_large)
 
     def finish(self) -> None:

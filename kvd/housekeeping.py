@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from kvd.histogram import SNAPSHOTS_S, Histogram
 from kvd.syncthread import SyncThread
 from storage.errors import StorageError
 from storage.store import Store
@@ -28,6 +29,10 @@ class Housekeeping:
     last snapshot exceeds both 64 MiB and the size of that snapshot, so that writing snapshots never
     costs more than writing the log. The index is written out every 64 MiB of log, so that a commit
     never waits because the kernel holds too much of it unwritten.
+
+    Attributes:
+        snapshot_s: How long snapshots took.
+        snapshots_failed: How many could not be made.
     """
 
     def __init__(
@@ -50,6 +55,9 @@ class Housekeeping:
         self._index_at = store.wal.log_bytes
         self._busy = False
         self._not_before = 0.0
+        self._snapshot_began = 0.0
+        self.snapshot_s = Histogram(SNAPSHOTS_S)
+        self.snapshots_failed = 0
         self._stopped = False
 
     def after_commit(self) -> None:
@@ -60,6 +68,7 @@ class Housekeeping:
         if self._snapshot_due(log_bytes):
             self._busy = True
             self._snapshot_pos, self._snapshot_at = self._store.applied.pos, log_bytes
+            self._snapshot_began = self._loop.time()
             self._thread.run(self._store.snapshot, self._snapshot_taken)
         elif log_bytes - self._index_at > _INDEX_BYTES:
             self._busy = True
@@ -91,9 +100,11 @@ class Housekeeping:
             if not self._stopped:
                 log.warning("no snapshot was made, the old ones stay: %s", outcome)
                 self._not_before = self._loop.time() + _BACK_OFF_S
+                self.snapshots_failed += 1
         elif isinstance(outcome, BaseException):
             raise outcome
         else:
+            self.snapshot_s.observe(self._loop.time() - self._snapshot_began)
             self._snapshot_size = self._store.last_snapshot().size
             # The list of segments belongs to the thread that appends to the last of them.
             store = self._store

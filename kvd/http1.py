@@ -62,6 +62,16 @@ _BARE_LF = re.compile(rb"(?<!\r)\n")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
+_REASONS: dict[int, str] = {
+    HTTPStatus.BAD_REQUEST: "malformed",
+    HTTPStatus.REQUEST_TIMEOUT: "timeout",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "body_too_large",
+    HTTPStatus.EXPECTATION_FAILED: "expectation",
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "head_too_large",
+    HTTPStatus.SERVICE_UNAVAILABLE: "too_many_connections",
+}
+
+
 class Limits(NamedTuple):
     """What a client may take: bytes of a head, seconds for its parts, connections in all."""
 
@@ -114,6 +124,10 @@ class Server:
         self.now = loop.time()
         """The loop's time, as of the last tick: exact enough for timeouts."""
         self.stopping = False
+        self.accepted = 0
+        """How many connections there have been."""
+        self.rejected = dict.fromkeys(_REASONS.values(), 0)
+        """How many requests or connections HTTP itself has refused, by reason."""
         self.buffer = memoryview(bytearray(_READ_BYTES_MAX))
         self.blocks: dict[bytes, Block] = {}
         """Header blocks that were parsed, by their bytes."""
@@ -225,6 +239,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         peer = transport.get_extra_info("peername")
         self.context = _Peer(peer[0] if isinstance(peer, tuple) else "")
         server.connections.add(self)
+        server.accepted += 1
         if len(server.connections) > server.limits.connections_max:
             self.reject(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections")
         else:
@@ -485,6 +500,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
     def reject(self, status: HTTPStatus, detail: str = "") -> None:
         """Answer a request that HTTP itself refuses, and close."""
+        self._server.rejected[_REASONS[status]] += 1
         text = f"{status.value} {status.phrase}" + (f": {detail}" if detail else "")
         self.send(
             f"HTTP/1.1 {status.value} {status.phrase}\r\n"

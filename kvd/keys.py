@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Generator
 from functools import partial
 from http import HTTPStatus
+from time import monotonic
 from typing import NamedTuple
 
 from kvd import machine
@@ -24,6 +26,7 @@ from kvd.committer import Committer, Outcome
 from kvd.errors import RAFT_INTERNAL, TABLE, ApiError
 from kvd.http1 import Connection
 from kvd.listing import Listing, Listings, render
+from kvd.logs import SLOW_QUIET_S, Rarely
 from kvd.request import parse
 from kvd.response import action_body, error_body, event_body, get_body
 from kvd.stats import StoreStats
@@ -48,6 +51,9 @@ _LARGE_LISTINGS_MAX = 4
 # How long those that are being answered may take when the server stops.
 _LISTINGS_END_S = 0.3
 
+# Why requests are refused that have no result at all, not even that of a failed condition.
+_REASONS = dict.fromkeys(range(200, 300), "invalid_parameter") | {RAFT_INTERNAL: "not_written"}
+_LIMITS = ("invalid_parameter", "not_written", "body_too_large", "too_many_watchers")
 
 Slices = Generator[None, None, tuple[bytes, Listing]]
 """Pauses between slices, returns the head and the body."""
@@ -66,6 +72,7 @@ class KeySpace:
         clock: Clock,
         listings: Listings,
         watchers_max: int | None = None,
+        slow_s: float = 1.0,
     ) -> None:
         self._store = store
         self._committer = committer
@@ -76,6 +83,12 @@ class KeySpace:
         self._watchers_max = watchers_max
         self._few = asyncio.Semaphore(_LARGE_LISTINGS_MAX)
         self._listings: set[asyncio.Task[None]] = set()
+        self._slow_s = slow_s
+        self._may_warn = Rarely(SLOW_QUIET_S)
+        self.slow = 0
+        """How many listings took longer than `slow_s`."""
+        self.rejected = Counter(dict.fromkeys(_LIMITS, 0))
+        """How many requests met a limit or could not be understood, by reason."""
         self._fixed = (
             "Content-Type: application/json\r\n"
             f"X-Etcd-Cluster-Id: {store.identity.cluster_id:x}\r\n"
@@ -101,6 +114,9 @@ class KeySpace:
 
     def refuse(self, connection: Connection, method: str, refusal: ApiError) -> None:
         """Answer with an error."""
+        reason = refusal.limit or _REASONS.get(refusal.code)
+        if reason is not None:
+            self.rejected[reason] += 1
         body = error_body(refusal)
         head = b"%bX-Etcd-Index: %d\r\n" % (self._fixed, refusal.index)
         status = HTTPStatus(TABLE[refusal.code].status)
@@ -168,10 +184,16 @@ class KeySpace:
         """Answer a read; a large listing goes on in turns, so that nobody else waits for it."""
         store = self._store
         index = store.applied.index
+        stats = self._stats
+        if method == "HEAD":
+            stats.heads += 1
+        if get.recursive:
+            stats.recursive_reads += 1
         try:
             node = machine.existing(store.view, get.key, index)
-        except ApiError:
-            self._stats.count(get, succeeded=False)
+        except ApiError as refusal:
+            stats.count(get, succeeded=False)
+            stats.refused(get, refusal, method=method)
             raise
         if node.dir_id:
             kept = self._kept.find(get.key, recursive=get.recursive)
@@ -187,10 +209,12 @@ class KeySpace:
         connection.respond(_OK, self._head(index), body, head_only=method == "HEAD")
 
     def _list(self, connection: Connection, method: str, get: Get) -> None:
+        began = monotonic()
         with self._store.long_view() as view:
             answer = _advance(self._listing(view, get))
         if answer is not None:
             head, listing = answer
+            self._stats.listings_s.observe(monotonic() - began)
             body = b"".join(listing.pieces)
             if listing.lasting:
                 self._kept.keep(get.key, body, recursive=get.recursive)
@@ -199,11 +223,13 @@ class KeySpace:
         # Too large for one turn. It begins anew when its turn has come, so that no more than a
         # few transactions are held open.
         loop = asyncio.get_running_loop()
-        task = loop.create_task(self._list_in_turns(connection, method, get))
+        task = loop.create_task(self._list_in_turns(connection, method, get, began))
         self._listings.add(task)
         task.add_done_callback(partial(self._listed, connection))
 
-    async def _list_in_turns(self, connection: Connection, method: str, get: Get) -> None:
+    async def _list_in_turns(
+        self, connection: Connection, method: str, get: Get, began: float
+    ) -> None:
         async with self._few:
             with self._store.long_view() as view:
                 slices = self._listing(view, get)
@@ -214,14 +240,28 @@ class KeySpace:
                             return
                 except ApiError as refusal:
                     self._stats.count(get, succeeded=False)
+                    self._stats.refused(get, refusal, method=method)
                     self.refuse(connection, method, refusal)
                     return
+        self._note_duration(get, monotonic() - began)
         # The transaction has ended: a slow client holds up nothing but its own answer.
         head, listing = answer
         if method == "HEAD":
             connection.respond(_OK, head, b"".join(listing.pieces), head_only=True)
         else:
             await connection.respond_slowly(_OK, head, listing.pieces)
+
+    def _note_duration(self, get: Get, seconds: float) -> None:
+        self._stats.listings_s.observe(seconds)
+        if seconds > self._slow_s:
+            self.slow += 1
+            if self._may_warn():
+                log.warning(
+                    "slow: it took %.1f s to list %s%s",
+                    seconds,
+                    get.key.decode("utf-8", "replace"),
+                    self._may_warn.kept_back(),
+                )
 
     def _listed(self, connection: Connection, task: asyncio.Task[None]) -> None:
         self._listings.discard(task)
@@ -242,7 +282,7 @@ class KeySpace:
 
     def _watch(self, connection: Connection, watch: Watch) -> None:
         if self._watchers_max is not None and self._hub.waiting >= self._watchers_max:
-            raise ApiError(RAFT_INTERNAL, b"too many watchers")
+            raise ApiError(RAFT_INTERNAL, b"too many watchers", limit="too_many_watchers")
         listener = _WatchAnswer(connection, self._head, stream=watch.stream)
         watcher = self._hub.watch(watch, listener)
         if connection.streaming:

@@ -17,6 +17,9 @@ import sys
 import time
 from datetime import UTC, datetime
 
+SLOW_QUIET_S = 30.0
+"""How often, at most, one kind of slowness is told."""
+
 # The names that PUT /config/local/log takes, as etcd's logging package reads them.
 _RUNTIME_LEVELS = {
     "CRITICAL": logging.CRITICAL, "C": logging.CRITICAL,

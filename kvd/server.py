@@ -19,7 +19,7 @@ from contextlib import suppress
 from functools import partial
 
 from kvd.access import LoggedConnection
-from kvd.app import Sources, make_application
+from kvd.app import ROUTES, Sources, make_application
 from kvd.clock import Clock
 from kvd.committer import Committer
 from kvd.config import Config, ListenUrl
@@ -28,7 +28,10 @@ from kvd.housekeeping import Housekeeping
 from kvd.http1 import Connection, Limits, Server
 from kvd.keys import KeySpace
 from kvd.listing import Listings
+from kvd.measured import Parts
 from kvd.members import Member, ids_of
+from kvd.monitor import DEBUGGING, MONITORING, raft_status
+from kvd.monitoring import Monitoring
 from kvd.stats import SelfStats, StoreStats
 from kvd.syncthread import SyncThread
 from kvd.systemd import Handed
@@ -74,7 +77,7 @@ class KvdServer:
         self._sockets: list[socket.socket] = []
         self._ticks = 0
         self._ticker: asyncio.TimerHandle | None = None
-        self._failing = False
+        self._monitoring: Monitoring
 
     async def start(self) -> None:
         """Recover the store and serve it.
@@ -93,9 +96,17 @@ class KvdServer:
         else:
             sockets = [_bind(url) for url in config.listen]
             urls = [_url(url, bound) for url, bound in zip(config.listen, sockets, strict=True)]
+        monitoring = self._monitoring = Monitoring(loop)
         try:
-            self._open(loop)
+            for address in config.listen_metrics:
+                sockets.append(bound := _bind(address))
+                url = _url(address, bound)
+                await _listen(monitoring.listeners, url, bound, monitoring.connect)
+                log.info("serving metrics on %s", url)
+            # On a thread, so that whoever asks how it is gets an answer meanwhile.
+            await asyncio.to_thread(self._open)
         except BaseException:
+            monitoring.stop()
             for bound in sockets:
                 bound.close()
             raise
@@ -110,13 +121,10 @@ class KvdServer:
             time.monotonic() - started,
         )
         self._serve(loop, urls, connections_max=config.max_connections or files - _FILES_RESERVED)
+        monitoring.add(self._parts(recovery_s=time.monotonic() - started))
         await self._committer.settle()
-        for url, bound in zip(urls, sockets, strict=True):
-            try:
-                listener = await loop.create_server(self._connect, sock=bound, backlog=_BACKLOG)
-            except OSError as error:
-                raise AddressUnavailable(f"cannot listen on {url}: {error.strerror}") from None
-            self._listeners.append(listener)
+        for url, bound in zip(urls, sockets, strict=False):
+            await _listen(self._listeners, url, bound, self._connect)
             self._sockets.append(bound)
         # What is alive now stays so: the collector need not look at it again and again.
         gc.freeze()
@@ -129,6 +137,7 @@ class KvdServer:
 
     async def stop(self) -> None:
         """Answer what was asked, end every watch, and close the store cleanly."""
+        self._monitoring.health.stops()
         self._http.stop()
         await self._accept_last()
         await self._answer_all()
@@ -141,6 +150,7 @@ class KvdServer:
         self._housekeeping.stop()
         self._sync.stop()
         self._store.close()
+        self._monitoring.stop()
         log.info("stopped at index %d", self._store.applied.index)
 
     async def _accept_last(self) -> None:
@@ -167,7 +177,7 @@ class KvdServer:
         self._hub.end_all()
         await self._keys.finish_listings()
 
-    def _open(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _open(self) -> None:
         config = self._config
         store = self._store = Store.open(
             config.data_dir,
@@ -190,7 +200,7 @@ class KvdServer:
         """Make the parts; the first batch, if one is due, comes with the next turn of the loop."""
         config, store, clock = self._config, self._store, self._clock
         sync = self._sync = SyncThread[Position](loop, "kvd-sync", store.wal.prepare_next)
-        stats = StoreStats()
+        stats = self._stats = StoreStats()
         hub = self._hub = Hub(store, loop)
         listings = Listings()
         self._housekeeping = Housekeeping(
@@ -206,6 +216,7 @@ class KvdServer:
             loop=loop,
             on_fatal=self._fail,
             on_commit=self._housekeeping.after_commit,
+            slow_s=config.slow_request_s,
         )
         self._keys = KeySpace(
             store=store,
@@ -215,6 +226,7 @@ class KvdServer:
             clock=clock,
             listings=listings,
             watchers_max=config.max_watchers,
+            slow_s=config.slow_request_s,
         )
         identity = store.identity
         advertised = (
@@ -224,14 +236,16 @@ class KvdServer:
             name=config.name, member_id=identity.member_id, started_ns=clock.now_ns()
         )
         application = make_application(
-            Sources(
+            [*ROUTES, *MONITORING, *DEBUGGING],
+            sources=Sources(
                 store_stats=lambda: stats.body(hub.count),
                 self_stats=lambda: self_stats.self_body(clock.now_ns()),
                 leader_stats=self_stats.leader_body,
-                healthy=lambda: not self._failing and self._committer.takes_writes,
                 member=Member(config.name, identity.member_id, tuple(advertised), config.peer_urls),
                 cluster_id=identity.cluster_id,
-            )
+            ),
+            raft_status=partial(raft_status, store),
+            **self._monitoring.settings,
         )
         limits = Limits(
             header_bytes_max=config.max_header_bytes,
@@ -243,6 +257,22 @@ class KvdServer:
         self._http = Server(Front(self._keys, application, config.cors), limits, loop)
         connection = LoggedConnection if config.access_log else Connection
         self._connect: Callable[[], Connection] = partial(connection, self._http)
+
+    def _parts(self, *, recovery_s: float) -> Parts:
+        return Parts(
+            store=self._store,
+            committer=self._committer,
+            hub=self._hub,
+            keys=self._keys,
+            stats=self._stats,
+            http=self._http,
+            housekeeping=self._housekeeping,
+            health=self._monitoring.health,
+            clock=self._clock,
+            syncs=self._monitoring.syncs,
+            recovery_s=recovery_s,
+            stall_s=lambda: self._monitoring.stall_s,
+        )
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         self._http.tick()
@@ -270,7 +300,6 @@ class KvdServer:
         No second attempt at a sync (it would succeed, and lie), no clean mark, no commit: the next
         start reads what the disk really holds.
         """
-        self._failing = True
         status = EXIT_BUG
         if isinstance(error, BROKEN):
             status = EXIT_TRY_AGAIN
@@ -319,6 +348,20 @@ def _bind(url: ListenUrl) -> socket.socket:
         raise AddressUnavailable(f"cannot listen on {url}: {error.strerror}") from None
     bound.setblocking(False)
     return bound
+
+
+async def _listen(
+    listeners: list[asyncio.Server],
+    url: str,
+    bound: socket.socket,
+    connect: Callable[[], Connection],
+) -> None:
+    """Let a bound socket listen, and add its server to the others."""
+    loop = asyncio.get_running_loop()
+    try:
+        listeners.append(await loop.create_server(connect, sock=bound, backlog=_BACKLOG))
+    except OSError as error:
+        raise AddressUnavailable(f"cannot listen on {url}: {error.strerror}") from None
 
 
 def url_of(bound: socket.socket) -> str:

@@ -8,6 +8,7 @@ tables as reads: not copied.)
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 
 from kvd.commands import (
@@ -21,6 +22,8 @@ from kvd.commands import (
     Set,
     Update,
 )
+from kvd.errors import TABLE, ApiError
+from kvd.histogram import Histogram
 from kvd.response import go_duration, timestamp
 
 _NAMES: dict[type, str] = {
@@ -33,34 +36,85 @@ _NAMES: dict[type, str] = {
     CompareAndSwap: "compareAndSwap",
     CompareAndDelete: "compareAndDelete",
 }
+_METHODS: dict[type, str] = {
+    Get: "GET",
+    **dict.fromkeys((Set, Create, Update, CompareAndSwap), "PUT"),
+    CreateInOrder: "POST",
+    Delete: "DELETE",
+    CompareAndDelete: "DELETE",
+}
+_WRITING = ("PUT", "POST", "DELETE")
+_TYPES = {
+    method: [kind for kind, by in _METHODS.items() if by == method] for method in ("GET", *_WRITING)
+}
 
 
 class StoreStats:
-    """What `/v2/stats/store` shows."""
+    """What `/v2/stats/store` shows, and what `/metrics` tells of the same operations.
+
+    Attributes:
+        expirations: Keys and directories that the server removed at the end of their time.
+        recursive_reads: Reads of whole subtrees, among all reads.
+        heads: Reads by HEAD, among all reads.
+        failed: How many operations failed, by method and HTTP status.
+        listings_s: How long reads of directories took that had to be rendered; other reads are not
+            timed.
+        writes: Successes and failures of each kind of write: set, create, update, compare-and-swap,
+            create in order, delete, compare-and-delete.
+    """
 
     def __init__(self) -> None:
-        # In etcd's order, each with its successes and failures.
-        self._counts = {name: [0, 0] for name in dict.fromkeys(_NAMES.values())}
-        self._by_type = {kind: self._counts[name] for kind, name in _NAMES.items()}
+        # Successes and failures.
+        self._by_type = {kind: [0, 0] for kind in _NAMES}
         self.gets = self._by_type[Get]
-        """Successes and failures of reads, to be counted without a call."""
-        self._expired = 0
+        """Those of reads, to be counted without a call."""
+        self.expirations = 0
+        self.recursive_reads = 0
+        self.heads = 0
+        self.failed: Counter[tuple[str, int]] = Counter()
+        self.listings_s = Histogram()
+        self.writes = tuple(self._by_type[kind] for method in _WRITING for kind in _TYPES[method])
 
     def count(self, command: Command | Get, *, succeeded: bool) -> None:
         """Count one finished operation."""
         self._by_type[type(command)][not succeeded] += 1
 
     def expired(self, count: int) -> None:
-        """Count keys and directories that the server removed at the end of their time."""
-        self._expired += count
+        """Count what the server removed at the end of its time."""
+        self.expirations += count
+
+    def refused(self, command: Command | Get, refusal: ApiError, *, method: str = "") -> None:
+        """Count one failure under its status, whether it is one of the store's or not."""
+        status = TABLE[refusal.code].status
+        self.failed[method or _METHODS[type(command)], status] += 1
+
+    def successes(self, method: str) -> int:
+        """Return how many operations by a method succeeded; HEAD is among GET."""
+        return sum(self._by_type[kind][0] for kind in _TYPES[method])
+
+    def received(self) -> dict[str, int]:
+        """Return how many operations each method asked for, successful or not."""
+        counts = dict.fromkeys(("GET", *_WRITING), 0)
+        for kind, both in self._by_type.items():
+            counts[_METHODS[kind]] += sum(both)
+        counts["GET"] -= self.heads
+        return counts | {"HEAD": self.heads}
+
+    def operations(self) -> dict[str, tuple[int, int]]:
+        """Return successes and failures by kind of operation, in etcd's order and words."""
+        counts = dict.fromkeys(_NAMES.values(), (0, 0))
+        for kind, (successes, failures) in self._by_type.items():
+            before = counts[_NAMES[kind]]
+            counts[_NAMES[kind]] = (before[0] + successes, before[1] + failures)
+        return counts
 
     def body(self, watchers: int) -> bytes:
         """Return the JSON object, with the current number of watchers."""
         fields: dict[str, int] = {}
-        for name, (successes, failures) in self._counts.items():
+        for name, (successes, failures) in self.operations().items():
             fields[f"{name}Success"] = successes
             fields[f"{name}Fail"] = failures
-        fields["expireCount"] = self._expired
+        fields["expireCount"] = self.expirations
         fields["watchers"] = watchers
         return _compact(fields)
 

@@ -42,17 +42,15 @@ class ListenUrl:
         return f"{self.scheme}://{host}:{self.port}"
 
 
-def listen_urls(settings: Settings) -> tuple[ListenUrl, ...]:
-    """Return where to listen; at least one URL."""
+def listen_urls(settings: Settings, *names: str) -> tuple[ListenUrl, ...]:
+    """Return where to listen by these settings together; none for empty texts."""
     urls: list[ListenUrl] = []
-    for name in ("listen-client-urls", "listen-client-http-urls"):
+    for name in names:
         for text in members(settings, name, "a URL"):
             url = _listen_url(settings, name, text)
             if (url.port or url.is_socket) and any(_clashes(url, other) for other in urls):
                 raise ConfigError(f"{settings[name].where}: {shown(text)} is there twice")
             urls.append(url)
-    if not urls:
-        raise ConfigError(f"{settings['listen-client-urls'].where}: expected at least one URL")
     return tuple(urls)
 
 

@@ -92,6 +92,8 @@ class Hub:
         self._telling = False
         self.count = 0
         """Registered watchers: the gauge of the statistics."""
+        self.requests = 0
+        """How many watches were asked for."""
 
     @property
     def waiting(self) -> int:
@@ -104,6 +106,7 @@ class Hub:
         Raises:
             ApiError: 401, the history from `wait_index` on has been cleared.
         """
+        self.requests += 1
         applied = self._store.applied
         wanted = watch.wait_index
         # Nothing has been dropped while the history still begins with the first event of all.

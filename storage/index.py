@@ -127,8 +127,7 @@ class Index:
 
     def reserve_is_low(self) -> bool:
         """Return whether the file reserves less than `RESERVE_BYTES` beyond what it uses."""
-        file = self.directory / "data.mdb"
-        return self._reservable and file.stat().st_size < self._used() + RESERVE_BYTES
+        return self._reservable and self.file_bytes < self.used_bytes + RESERVE_BYTES
 
     def reserve(self) -> None:
         """Have the file reserve twice `RESERVE_BYTES` beyond what it uses.
@@ -138,14 +137,21 @@ class Index:
         """
         fd = disk.open_to_write(self.directory / "data.mdb")
         try:
-            disk.allocate(fd, self._used(), 2 * RESERVE_BYTES)
+            disk.allocate(fd, self.used_bytes, 2 * RESERVE_BYTES)
         except OSError as error:
             self._reservable = error.errno in disk.REFUSALS
             raise
         finally:
             os.close(fd)
 
-    def _used(self) -> int:
+    @property
+    def file_bytes(self) -> int:
+        """The length of the file; what is reserved is in it."""
+        return (self.directory / "data.mdb").stat().st_size
+
+    @property
+    def used_bytes(self) -> int:
+        """How much of the file is in use."""
         pages: int = self.env.info()["last_pgno"] + 1
         return pages * self.env.stat()["psize"]
 

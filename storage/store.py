@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -297,6 +297,23 @@ class Store:
             self._snapshot_bytes = path.stat().st_size
             return LastSnapshot(header.pos, log_bytes, self._snapshot_bytes)
         return LastSnapshot(0, (position.segment - 1) * self._segment_bytes_max, 0)
+
+    def last_snapshot_ns(self) -> int | None:
+        """Return the time of the newest snapshot's file; None where there is none."""
+        for path in snapshot.available(self.directory.snap):
+            with suppress(FileNotFoundError):
+                return path.stat().st_mtime_ns
+        return None
+
+    @property
+    def index_bytes(self) -> int:
+        """The length of the index's file."""
+        return self._index.file_bytes
+
+    @property
+    def index_used_bytes(self) -> int:
+        """How much of its file the index uses."""
+        return self._index.used_bytes
 
     def distrust_index(self) -> None:
         """After an I/O error: what the index holds may be lost, let the next start rebuild it."""

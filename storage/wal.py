@@ -23,7 +23,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -61,6 +61,11 @@ class Wal:
 
     `append`, `prepare_next`, `purge` and `close` belong to one thread at a time. `position`,
     `log_bytes` and `room` may be read by any other meanwhile.
+
+    Attributes:
+        on_sync: Called after each sync of a frame with the seconds that it took, on the thread that
+            appends.
+        slow_syncs: How many of them took longer than a second.
     """
 
     def __init__(
@@ -93,6 +98,8 @@ class Wal:
         self._refusal: LogFull | None = None
         self._prepare_not_before = 0.0
         self._slow_since = float("-inf")
+        self.on_sync: Callable[[float], object] = _ignore
+        self.slow_syncs = 0
 
     @classmethod
     def open(
@@ -357,11 +364,15 @@ class Wal:
         disk.sync_data(self._fd)
         failpoints.reach("walAfterSync")
         now = time.monotonic()
-        if now - began > _SLOW_SYNC_S and now - self._slow_since > _SLOW_SYNC_QUIET_S:
-            self._slow_since = now
-            log.warning(
-                "the disk is slow: a sync of the log took %.1f s, writes wait for it", now - began
-            )
+        self.on_sync(now - began)
+        if now - began > _SLOW_SYNC_S:
+            self.slow_syncs += 1
+            if now - self._slow_since > _SLOW_SYNC_QUIET_S:
+                self._slow_since = now
+                log.warning(
+                    "the disk is slow: a sync of the log took %.1f s, writes wait for it",
+                    now - began,
+                )
 
     def _refused(self, error: OSError, end: int, intact_from: int) -> None:
         """Turn a refused write into `LogFull`; return where it is none."""
@@ -444,3 +455,7 @@ class Wal:
         if size < self._capacity:
             with suppress(OSError):  # an append will meet the full disk, and say so
                 disk.preallocate(self._fd, self._capacity)
+
+
+def _ignore(seconds: float) -> None:
+    """Nobody wants to know."""

@@ -332,7 +332,7 @@ async def test_a_full_log_refuses_a_batch_and_takes_its_indexes_back(tmp_path, m
             no_room = (300, b"no space left on device (wal)", 0)
             # The whole batch goes; from then on only what users write, each on its own.
             assert [error(outcome) for outcome in await engine.run(*commands)] == [no_room] * 4
-            assert not engine.committer.takes_writes
+            assert engine.committer.no_room == "no space left on device (wal)"
             *refused, missing = await engine.run(*commands)
             assert [error(outcome) for outcome in refused] == [no_room] * 3
             assert error(missing) == (100, b"/nothing", 2)
@@ -341,7 +341,7 @@ async def test_a_full_log_refuses_a_batch_and_takes_its_indexes_back(tmp_path, m
             assert engine.value(b"/a") == b"0"
             assert engine.store.view.find(b"/q") is None
         written, posted, swap, missing = await engine.run(*commands)
-        assert engine.committer.takes_writes
+        assert engine.committer.no_room == ""
         assert written.change.index == 3
         assert posted.change.key == b"/q/00000000000000000004"
         assert error(swap) == (101, b"[0 != 1]", 4)
@@ -414,7 +414,7 @@ async def test_a_durable_batch_is_performed_until_the_index_takes_it(tmp_path, m
             for _ in range(3):
                 attempt = engine.store.attempts
                 await until(lambda attempt=attempt: engine.store.attempts > attempt)
-            assert not engine.committer.takes_writes
+            assert engine.committer.index_waits
             late = engine.submit(Set(b"/0", b"later"))
             await turns()
             # Nobody was told, and reads go on with what was there.
@@ -431,7 +431,7 @@ async def test_a_durable_batch_is_performed_until_the_index_takes_it(tmp_path, m
         assert [record.getMessage()[:30] for record in caplog.records] == [
             "a durable batch waits, the ind", "the index has taken the batch ",
         ]  # fmt: skip
-        assert engine.committer.takes_writes
+        assert not engine.committer.index_waits
         await until(lambda: len(told) == 201)
         assert engine.failures == []
         held = digest(engine.store)

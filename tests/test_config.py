@@ -21,6 +21,7 @@ def test_defaults():
         name="default",
         listen=(ListenUrl("127.0.0.1", 2379),),
         advertise=("http://127.0.0.1:2379",),
+        listen_metrics=(),
         peer_urls=("http://localhost:2380",),
         cluster_token=None,
         must_exist=False,
@@ -39,6 +40,7 @@ def test_defaults():
         log_level="INFO",
         log_format="text",
         access_log=False,
+        slow_request_s=1.0,
         cors=(),
         warnings=(),
     )

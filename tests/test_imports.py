@@ -45,8 +45,9 @@ KEPT_IN = {
     },
     "tornado": {
         *("kvd.access", "kvd.app", "kvd.framing", "kvd.front"),
-        *("kvd.http1", "kvd.keys", "kvd.server"),
+        *("kvd.http1", "kvd.keys", "kvd.monitor", "kvd.server"),
     },
+    "prometheus_client": {"kvd.etcd_metrics", "kvd.measured", "kvd.metrics"},
     "httptools": {"kvd.framing", "kvd.http1"},
 }
 

@@ -1,0 +1,85 @@
+"""How the server is: what `/health`, `/readyz` and `/livez` say.
+
+One table of checks. Each returns what is wrong in a few words, or nothing:
+
+    startup    the store is still being recovered
+    log        a batch has been on its way to the disk for longer than a disk takes
+    space      there is no room for what users write; reads, removals and expiry go on
+    index      the index cannot take a batch that is durable already
+    shutdown   the server is stopping
+
+`/readyz` fails when any does. `/health` is etcd's: it says in one word whether writes are taken.
+`/livez` fails when the log does, which a restart might mend; no restart mends a full disk.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from typing import NamedTuple
+
+from kvd.committer import Committer
+
+# etcd calls itself unhealthy after one second; a disk that needs five does not flap.
+_SYNC_S_MAX = 5.0
+
+CHECKS = ("startup", "log", "space", "index", "shutdown")
+
+
+class Check(NamedTuple):
+    """One check's name, and what is wrong; empty if nothing is."""
+
+    name: str
+    problem: str
+
+
+class Health:
+    """The state of one server, from its first moment to its last."""
+
+    def __init__(self) -> None:
+        self._committer: Committer | None = None
+        self._stopping = False
+        self.successes = 0
+        """How often `/health` was asked and said yes."""
+        self.failures = 0
+
+    def serves(self, committer: Committer) -> None:
+        """The store is recovered: from now on it is as healthy as its committer."""
+        self._committer = committer
+
+    def stops(self) -> None:
+        """The server is about to end."""
+        self._stopping = True
+
+    def checks(self, exclude: Collection[str] = ()) -> list[Check]:
+        """Look at everything but what is excluded."""
+        problems = {
+            "startup": "" if self._committer else "the store is being recovered",
+            "log": self._log_problem(),
+            "space": self._committer.no_room if self._committer else "",
+            "index": self._index_problem(),
+            "shutdown": "the server is stopping" if self._stopping else "",
+        }
+        return [Check(name, problems[name]) for name in CHECKS if name not in exclude]
+
+    def is_ready(self) -> bool:
+        """Return whether nothing is wrong."""
+        return not any(check.problem for check in self.checks())
+
+    def is_healthy(self, exclude: Collection[str] = ()) -> bool:
+        """Return whether writes are taken, for somebody who asks `/health`."""
+        healthy = not any(check.problem for check in self.checks(exclude))
+        if healthy:
+            self.successes += 1
+        else:
+            self.failures += 1
+        return healthy
+
+    def _log_problem(self) -> str:
+        since = self._committer.syncing_since if self._committer else None
+        waited = time.monotonic() - since if since is not None else 0.0
+        return f"a sync has been taking {waited:.0f} s" if waited > _SYNC_S_MAX else ""
+
+    def _index_problem(self) -> str:
+        waits = self._committer is not None and self._committer.index_waits
+        return "a durable batch waits for room in the index" if waits else ""

@@ -1,0 +1,78 @@
+"""Monitoring of one server: its health and its metrics, and listeners of their own for the two.
+
+It is there before the store is recovered and goes on until that is closed, so that whoever asks in
+between is told why it is not ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from kvd.app import make_application
+from kvd.health import Health
+from kvd.histogram import Histogram
+from kvd.http1 import Connection, Limits, Server
+from kvd.measured import Parts
+from kvd.metrics import Metrics
+from kvd.monitor import MONITORING, MonitorFront
+
+# Whoever asks comes now and then, or on a connection that is kept: a few are enough.
+_LIMITS = Limits(
+    header_bytes_max=16 << 10,
+    header_timeout_s=10.0,
+    body_timeout_s=10.0,
+    idle_timeout_s=300.0,
+    connections_max=64,
+)
+_TICK_S = 1.0
+
+
+class Monitoring:
+    """Health and metrics.
+
+    Attributes:
+        syncs: How long the syncs of the log took.
+        stall_s: By how much the loop was late when it was last asked to be punctual, which it is
+            every second.
+        connect: Makes the connections of the listeners of its own.
+        listeners: These listeners.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.health = Health()
+        self.metrics = Metrics(self.health)
+        self.syncs = Histogram()
+        self.stall_s = 0.0
+        self._loop = loop
+        self.listeners: list[asyncio.Server] = []
+        application = make_application(MONITORING, **self.settings)
+        self._http = Server(MonitorFront(application), _LIMITS, loop)
+        self.connect: Callable[[], Connection] = partial(Connection, self._http)
+        self._ticker = loop.call_soon(self._tick, loop.time())
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """What the routes of kvd/monitor.py need."""
+        return {"health": self.health, "metrics": self.metrics}
+
+    def add(self, parts: Parts) -> None:
+        """The store is recovered, and is to be served by these parts."""
+        parts.store.wal.on_sync = self.syncs.observe
+        self.metrics.add(parts)
+        self.health.serves(parts.committer)
+
+    def stop(self) -> None:
+        """Answer nobody any more."""
+        self._ticker.cancel()
+        for listener in self.listeners:
+            listener.close()
+        for connection in list(self._http.connections):
+            connection.abort()
+
+    def _tick(self, due: float) -> None:
+        now = self._loop.time()
+        self.stall_s = max(0.0, now - due)
+        self._http.tick()
+        self._ticker = self._loop.call_at(now + _TICK_S, self._tick, now + _TICK_S)
