@@ -153,11 +153,13 @@ class Server:
         *flags: str,
         listen: str = "http://127.0.0.1:0",
         launch: Sequence[str] = ("-m", "kvd"),
+        python: Path | str = sys.executable,
         environment: Mapping[str, str] | None = None,
         descriptors: Sequence[int] = (),
     ) -> None:
         self.data_dir = data_dir
         self.launch = launch
+        self.python = python
         self.environment = environment or {}
         self.descriptors = descriptors
         self.flags = flags
@@ -187,7 +189,7 @@ class Server:
 
     def start(self, *flags: str) -> "Server":
         """Start the process and wait until it listens."""
-        command = [sys.executable, *self.launch, "--data-dir", str(self.data_dir)]
+        command = [self.python, *self.launch, "--data-dir", str(self.data_dir)]
         command += ["--listen-client-urls", self.listen, *self.flags, *flags]
         with self._changed:
             self.urls, self._ended = [], False
