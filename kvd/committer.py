@@ -284,7 +284,7 @@ class Committer:
 
     def _decide(self, pending: _Pending) -> list[bytes]:
         """Fill a batch from what has expired and the queue; return its records, encoded."""
-        txn, time_ns = pending.txn, pending.time_ns
+        txn, time_ns, queue, answers = pending.txn, pending.time_ns, self._queue, pending.answers
         records = self._log_start(pending)
         records += self._expire(pending)
         if (due_ns := txn.first_due_ns()) is not None and due_ns <= time_ns:
@@ -292,30 +292,31 @@ class Committer:
             return records
         expired = size = sum(map(len, records))
         room = min(self._space.room, self._record_bytes_max)
-        while self._queue and len(records) < BATCH_RECORDS_MAX and size < self._batch_bytes_max:
-            command, done = self._queue.popleft()
+        size_max = self._batch_bytes_max
+        while queue and len(records) < BATCH_RECORDS_MAX and size < size_max:
+            command, done = queue.popleft()
             try:
                 change = decide(txn, command, txn.index + 1, time_ns)
                 record = encode_record(change)
                 if size + len(record) > room:
                     self._check_size(command, record, size)
             except ApiError as refusal:
-                pending.answers.append((done, command, refusal))
+                answers.append((done, command, refusal))
                 continue
             is_first = size == expired
             size += len(record)
             # A removal is never too large, or what was written under larger segments would stay.
-            if records and size > (self._record_bytes_max if is_first else self._batch_bytes_max):
-                self._queue.appendleft((command, done))
+            if size > size_max and records and not (is_first and size <= self._record_bytes_max):
+                queue.appendleft((command, done))
                 break
             records.append(record)
             try:
                 event = self._perform(pending, change, record)
             except IndexRefused as error:
                 full = ApiError(RAFT_INTERNAL, str(error).encode())
-                pending.answers.append((done, command, full))
+                answers.append((done, command, full))
                 raise
-            pending.answers.append((done, command, event))
+            answers.append((done, command, event))
         return records
 
     def _log_start(self, pending: _Pending) -> list[bytes]:
@@ -385,7 +386,8 @@ class Committer:
             self._commit(pending, batch, outcome)
 
     def _commit(self, pending: _Pending, batch: Batch, position: Position) -> None:
-        self._note_late_watchers(pending)
+        if pending.asked:
+            self._note_late_watchers(pending)
         began = monotonic()
         try:
             self._store.commit(pending.txn, batch, position)
@@ -397,7 +399,7 @@ class Committer:
         if self._index_waits:
             self._index_waits = False
             log.warning("the index has taken the batch that waited")
-        if pending.performed[:1] == list(self._store.owed[:1]):
+        if self._store.owed and pending.performed[0] == self._store.owed[0]:
             self._store.owed = ()
         self._finish(pending)
         self._on_commit()

@@ -21,7 +21,7 @@ from storage.index import Index
 from storage.layout import DataDirectory
 from storage.restore import found_store
 from storage.segments import Position
-from storage.tree import Applied, Txn
+from storage.tree import Applied, Memory, Txn
 
 Item = tuple[bytes, bytes]
 """The cleaned path of a file, as `/a/b`, and its value."""
@@ -75,13 +75,13 @@ def _fill(index: Index, items: Iterable[Item], time_ns: int) -> Applied:
     applied = Applied(
         seq=1, chain=secrets.token_bytes(8), time_ns=time_ns, position=Position(1, PAGE_SIZE, 1, 0)
     )
-    directories: dict[bytes, int] = {}
+    memory = Memory()
     passable: set[bytes] = set()
     rest = iter(items)
     chunk: list[Item] | None = None
     while chunk or chunk is None:
         chunk = list(islice(rest, _ITEMS_PER_TRANSACTION))
-        txn = Txn(index.env.begin(write=True), index.tables, directories, applied)
+        txn = Txn(index.env.begin(write=True), index.tables, memory, applied)
         try:
             for path, value in chunk:
                 _check(txn, path, passable)

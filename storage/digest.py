@@ -38,7 +38,7 @@ import lmdb
 
 from storage.node import ROOT, CorruptIndex, Node
 from storage.segments import Position
-from storage.tree import TABLES, Applied, View
+from storage.tree import TABLES, Applied, Memory, View
 
 
 class IndexState(NamedTuple):
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str]) -> int:
         env = lmdb.open(directory, readonly=True, lock=False, max_dbs=len(TABLES))
         tables = {name: env.open_db(name, create=False) for name in TABLES}
         with env.begin() as txn:
-            view = View(txn, tables, {})
+            view = View(txn, tables, Memory())
             state = {"digest": digest(view), "applied": view.applied().encode().hex()}
     except (CorruptIndex, lmdb.Error, OSError) as error:
         sys.stderr.write(f"{error}\n")

@@ -30,7 +30,7 @@ import lmdb
 from storage import disk, failpoints
 from storage.errors import DirectoryUnusable
 from storage.node import CorruptIndex
-from storage.tree import TABLES, Applied, Tables, View
+from storage.tree import TABLES, Applied, Memory, Tables, View
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class Index:
             CorruptIndex: it does not say.
         """
         with self.env.begin() as txn:
-            return View(txn, self.tables, {}).applied()
+            return View(txn, self.tables, Memory()).applied()
 
     def mark_running(self) -> None:
         """Say, before the first write, whose page cache holds the index from now on.

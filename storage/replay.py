@@ -22,7 +22,7 @@ from storage.change import (
 from storage.errors import CorruptLog
 from storage.index import Index
 from storage.segments import Frame
-from storage.tree import APPLIED_KEY, TABLES, Applied, Txn
+from storage.tree import APPLIED_KEY, TABLES, Applied, Memory, Txn
 
 # A transaction holds so many records or bytes of log: enough to make the commit cheap, little
 # enough for LMDB to keep its dirty pages in memory.
@@ -55,9 +55,9 @@ def replay(index: Index, frames: Iterable[Frame], until: Until = lambda p: len(p
         CorruptLog: a frame belongs to another history, or holds what this version does not know.
     """
     applied = index.applied()
-    directories: dict[bytes, int] = {}
+    memory = Memory()
     total = records = log_bytes = 0
-    txn = Txn(index.env.begin(write=True), index.tables, directories, applied)
+    txn = Txn(index.env.begin(write=True), index.tables, memory, applied)
     try:
         for frame in frames:
             payload, encoded = decode(frame, applied), frame.payload
@@ -81,7 +81,7 @@ def replay(index: Index, frames: Iterable[Frame], until: Until = lambda p: len(p
             if records > _REPLAY_RECORDS or log_bytes > _REPLAY_BYTES:
                 txn.commit(applied)
                 total, records, log_bytes = total + records, 0, 0
-                txn = Txn(index.env.begin(write=True), index.tables, directories, applied)
+                txn = Txn(index.env.begin(write=True), index.tables, memory, applied)
         txn.commit(applied)
     except BaseException:
         txn.end()

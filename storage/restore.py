@@ -25,7 +25,7 @@ from storage.layout import DataDirectory
 from storage.replay import Until
 from storage.segments import Position, segment_name
 from storage.source import Source, to_index, to_the_end, to_time
-from storage.tree import APPLIED_KEY, TABLES, Applied, View
+from storage.tree import APPLIED_KEY, TABLES, Applied, Memory, View
 
 
 class Restored(NamedTuple):
@@ -106,7 +106,7 @@ def found_store(directory: DataDirectory, index: Path, applied: Applied) -> None
 def state(index: Index) -> tuple[Applied, str]:
     """Return how far the log has been performed on an index, and its digest."""
     with index.env.begin() as txn:
-        view = View(txn, index.tables, {})
+        view = View(txn, index.tables, Memory())
         return view.applied(), digest(view)
 
 

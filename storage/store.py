@@ -37,7 +37,7 @@ from storage.index import BROKEN, CLEAN_STOP, Index, reach_commit, vouched
 from storage.layout import DataDirectory, NewIds
 from storage.replay import load, replay
 from storage.segments import ADVICE
-from storage.tree import HISTORY_LIMIT, IndexRefused, Txn, View
+from storage.tree import HISTORY_LIMIT, IndexRefused, Memory, Txn, View
 from storage.wal import Position, Wal
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class Store:
         self._segment_bytes_max = segment_bytes_max
         self._snapshot_bytes = 0
         self._checkpoint = Checkpoint(index.env, directory.snap, directory.identity)
-        self._directories: dict[bytes, int] = {}
+        self._memory = Memory()
         self._view: View | None = None
 
     @classmethod
@@ -152,7 +152,7 @@ class Store:
     def view(self) -> View:
         """The committed state, for reads that end before the next commit: never across an await."""
         if self._view is None:
-            self._view = View(self._index.env.begin(), self._index.tables, self._directories)
+            self._view = View(self._index.env.begin(), self._index.tables, self._memory)
         return self._view
 
     @contextmanager
@@ -162,12 +162,12 @@ class Store:
         What the index frees meanwhile cannot be used again before it ends: few of them at a time.
         """
         with self._index.env.begin() as txn:
-            yield View(txn, self._index.tables, {})
+            yield View(txn, self._index.tables, Memory())
 
     def begin(self) -> Txn:
         """Begin the one write transaction."""
         txn = self._index.env.begin(write=True)
-        return Txn(txn, self._index.tables, self._directories, self.applied)
+        return Txn(txn, self._index.tables, self._memory, self.applied)
 
     def batch(self, txn: Txn, records: list[bytes], first_index: int, time_ns: int) -> Batch:
         """Return the frame's worth of what a transaction has performed."""

@@ -129,18 +129,36 @@ class Applied(NamedTuple):
         return cls._make((*fields[1:10], Position(*fields[10:])))
 
 
-class View:
-    """The nodes as one transaction sees them."""
+class Memory:
+    """What is remembered of a state, so that LMDB need not be asked again.
 
-    def __init__(
-        self, txn: lmdb.Transaction[bytes], tables: Tables, directories: dict[bytes, int]
-    ) -> None:
+    That of the committed state is changed by commits, and by what views of it have learned.
+
+    Attributes:
+        directories: the ids of directories, by path.
+        due_ns: the earliest expiration of all, 0 for none, None where it has to be looked up.
+        garbage: whether removed directories are left to be freed, None as above.
+    """
+
+    __slots__ = ("directories", "due_ns", "garbage")
+
+    def __init__(self, due_ns: int | None = None, *, garbage: bool | None = None) -> None:
+        self.directories: dict[bytes, int] = {}
+        self.due_ns = due_ns
+        self.garbage = garbage
+
+
+class View:
+    """The nodes as one transaction sees them; `memory` is of the same state."""
+
+    def __init__(self, txn: lmdb.Transaction[bytes], tables: Tables, memory: Memory) -> None:
         self._txn = txn
         self._get = txn.get
         self._tables = tables
         self._nodes = tables[b"nodes"]
         self._events = tables[b"events"]
-        self._directories = directories
+        self._memory = memory
+        self._directories = memory.directories
 
     def end(self) -> None:
         """End the transaction: the view cannot be used any more."""
@@ -199,13 +217,19 @@ class View:
 
     def first_due_ns(self) -> int | None:
         """Return the earliest expiration of all, in nanoseconds since the epoch, or None."""
-        with self._txn.cursor(db=self._tables[b"ttl"]) as cursor:
-            return _U64.unpack_from(cursor.key())[0] if cursor.first() else None
+        memory = self._memory
+        if memory.due_ns is None:
+            with self._txn.cursor(db=self._tables[b"ttl"]) as cursor:
+                memory.due_ns = _U64.unpack_from(cursor.key())[0] if cursor.first() else 0
+        return memory.due_ns or None
 
     def has_garbage(self) -> bool:
         """Return whether `reclaim` has work."""
-        with self._txn.cursor(db=self._tables[b"garbage"]) as cursor:
-            return cursor.first()
+        memory = self._memory
+        if memory.garbage is None:
+            with self._txn.cursor(db=self._tables[b"garbage"]) as cursor:
+                memory.garbage = cursor.first()
+        return memory.garbage
 
     def events(self, first_index: int) -> Iterator[Event]:
         """Yield the events of the history from an index on, in order."""
@@ -269,12 +293,12 @@ class Txn(View):
         self,
         txn: lmdb.Transaction[bytes],
         tables: Tables,
-        directories: dict[bytes, int],
+        committed: Memory,
         applied: Applied,
     ) -> None:
-        super().__init__(txn, tables, {})
+        super().__init__(txn, tables, Memory(committed.due_ns, garbage=committed.garbage))
         self._put = txn.put
-        self._committed = directories
+        self._committed = committed
         self._forget = False
         self._next_dir_id = applied.next_dir_id
         self._base = applied
@@ -309,7 +333,7 @@ class Txn(View):
             return ROOT_ID
         dir_id = self._directories.get(path)
         if dir_id is None and not self._forget:
-            dir_id = self._committed.get(path)
+            dir_id = self._committed.directories.get(path)
         return dir_id or self._walk(path)
 
     def perform(self, record: Record, time_ns: int, encoded: bytes | None = None) -> Event | None:
@@ -333,6 +357,8 @@ class Txn(View):
         """Return path and node of what has expired by `now_ns`, earliest first, at most `limit`."""
         due: list[tuple[bytes, Node]] = []
         stale: list[bytes] = []
+        if (self.first_due_ns() or now_ns + 1) > now_ns:
+            return due
         with self._txn.cursor(db=self._tables[b"ttl"]) as cursor:
             for row_key, row in cursor.iternext():
                 if _U64.unpack_from(row_key)[0] > now_ns or len(due) + len(stale) >= limit:
@@ -346,14 +372,14 @@ class Txn(View):
         for row_key in stale:
             self._txn.delete(row_key, db=self._tables[b"ttl"])
             self.tidied = True
+            self._memory.due_ns = None
         return due
 
     def reclaim(self, limit: int) -> None:
         """Free up to `limit` nodes below removed directories."""
-        while limit > 0:
+        while limit > 0 and self.has_garbage():
             with self._txn.cursor(db=self._tables[b"garbage"]) as cursor:
-                if not cursor.first():
-                    return
+                cursor.first()
                 prefix = cursor.key()
             self.tidied = True
             rows = list(islice(self._range(prefix), limit))
@@ -366,22 +392,23 @@ class Txn(View):
                     self._put(id_prefix(node.dir_id), b"", db=self._tables[b"garbage"])
             if len(rows) < limit:
                 self._txn.delete(prefix, db=self._tables[b"garbage"])
+                self._memory.garbage = None
             limit -= len(rows) + 1
 
     def next_applied(self, *, seq: int, chain: bytes, time_ns: int, position: Position) -> Applied:
         """Return how far the log will have been performed once this transaction commits."""
         self._trim()
         return Applied(
-            seq=seq,
-            chain=chain,
-            pos=self.pos,
-            term=self.term,
-            index=self.index,
-            time_ns=time_ns,
-            next_dir_id=self._next_dir_id,
-            history_limit=self.history_limit,
-            oldest_event=self._oldest_event,
-            position=position,
+            seq,
+            chain,
+            self.pos,
+            self.term,
+            self.index,
+            time_ns,
+            self._next_dir_id,
+            self.history_limit,
+            self._oldest_event,
+            position,
         )
 
     def commit(self, applied: Applied) -> None:
@@ -394,9 +421,12 @@ class Txn(View):
         if applied is not self._base:
             self._put(APPLIED_KEY, applied.encode(), db=self._tables[b"meta"])
         self._txn.commit()
-        if self._forget or len(self._committed) > _CACHED_PATHS_MAX:
-            self._committed.clear()
-        self._committed.update(self._directories)
+        committed, memory = self._committed, self._memory
+        committed.due_ns, committed.garbage = memory.due_ns, memory.garbage
+        if self._forget or len(committed.directories) > _CACHED_PATHS_MAX:
+            committed.directories.clear()
+        if self._directories:
+            committed.directories.update(self._directories)
 
     def _change(self, change: Change, time_ns: int, record: bytes | None) -> Event:
         kind, index, path, value, is_dir, created, expiration_ns, _ = change
@@ -415,6 +445,7 @@ class Txn(View):
             self._txn.delete(key, db=self._nodes)
             if prev is not None and prev.dir_id:
                 self._put(id_prefix(prev.dir_id), b"", db=self._tables[b"garbage"])
+                self._memory.garbage = True
                 self._directories.clear()
                 self._forget = True
         else:
@@ -429,6 +460,9 @@ class Txn(View):
             if expiration_ns:
                 row_key = _U64.pack(expiration_ns) + key
                 self._put(row_key, _encode_path(row_key, path), db=self._tables[b"ttl"])
+                due_ns = self._memory.due_ns
+                if due_ns is not None and (due_ns == 0 or expiration_ns < due_ns):
+                    self._memory.due_ns = expiration_ns
         event_row_key = event_key(index)
         event_row = encode_event(event_row_key, record or encode_record(change), prev_row, time_ns)
         self._put(event_row_key, event_row, append=True, db=self._events)
@@ -467,13 +501,15 @@ class Txn(View):
         if oldest <= self._oldest_event:
             return
         with self._txn.cursor(db=self._events) as cursor:
-            # An etcd index of each event: what is deleted is what stands before the oldest kept.
-            found = cursor.first()
-            while found and _U64.unpack(cursor.key())[0] < oldest:
-                found = cursor.delete() and bool(cursor.key())
+            # Each etcd index has its event, so they need only be counted.
+            if cursor.first():
+                for _ in range(_U64.unpack(cursor.key())[0], oldest):
+                    cursor.delete()
         self._oldest_event = oldest
 
     def _delete_ttl(self, key: bytes, node: Node) -> None:
+        if node.expiration_ns == self._memory.due_ns:
+            self._memory.due_ns = None
         self._txn.delete(_U64.pack(node.expiration_ns) + key, db=self._tables[b"ttl"])
 
     def _reached(self, path: bytes, row_key: bytes) -> Node | None:

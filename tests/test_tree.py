@@ -5,7 +5,7 @@ import pytest
 from storage.change import Change, Entry, Kind, Setting, Term
 from storage.index import Index
 from storage.node import ROOT, CorruptIndex, Node, Obstacle
-from storage.tree import Applied, Txn, View
+from storage.tree import Applied, Memory, Txn, View
 from storage.wal import Position
 
 NOW_NS = 1_700_000_000_000_000_000
@@ -18,11 +18,11 @@ class Tree:
     def __init__(self, path):
         self.index = Index.create(path)
         self.applied = Applied()
-        self.directories = {}
+        self.memory = Memory()
 
     def begin(self):
         env = self.index.env
-        return Txn(env.begin(write=True), self.index.tables, self.directories, self.applied)
+        return Txn(env.begin(write=True), self.index.tables, self.memory, self.applied)
 
     def commit(self, txn):
         applied = txn.next_applied(
@@ -39,7 +39,7 @@ class Tree:
         return events
 
     def view(self):
-        return View(self.index.env.begin(), self.index.tables, self.directories)
+        return View(self.index.env.begin(), self.index.tables, self.memory)
 
     def rows(self):
         """How many rows each table holds."""
@@ -259,14 +259,21 @@ def test_a_pending_transaction_is_invisible(tree):
 
 def test_an_aborted_transaction_leaves_no_trace(tree):
     tree.do(set_(b"/d/e/a", b"1"))
-    remembered, applied = dict(tree.directories), tree.applied
+    tree.do(set_(b"/ends", expiration_ns=20))
+    assert tree.view().first_due_ns() == 20
+    assert not tree.view().has_garbage()
+    remembered, applied = dict(tree.memory.directories), tree.applied
     txn = tree.begin()
     perform(txn, *delete(b"/d"))
-    perform(txn, *set_(b"/d/e/b"))
+    perform(txn, *set_(b"/d/e/b", expiration_ns=10))
+    assert txn.first_due_ns() == 10
+    assert txn.has_garbage()
     perform(txn, *set_(b"/new/x"))
     assert txn.find(b"/d/e/b")
     txn.end()
-    assert tree.directories == remembered
+    assert tree.memory.directories == remembered
+    assert tree.view().first_due_ns() == 20
+    assert not tree.view().has_garbage()
     assert tree.applied == applied == tree.view().applied()
     view = tree.view()
     assert names(view, b"/d/e") == [b"a"]
