@@ -21,6 +21,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=servers.SCRATCH,
         help=f"directory for the servers' data, on a disk (default: {servers.SCRATCH})",
     )
+    parser.addoption(
+        "--bench-full",
+        action="store_true",
+        help="rows at full size (a million keys, 10,000 watchers), not at that of --quick",
+    )
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING
 
 from bench import servers, wrk
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
     from bench.servers import Server
 
-VERIFIED_AT_SIZE = 100_000
-"""So many keys chosen at random are compared at the end of a store made by bulk load."""
+VERIFIED_MAX = 1_000_000
+"""At the end of a group all keys are compared, of larger stores so many chosen at random."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,8 @@ class Scale:
     """Records after which both servers take a snapshot, where one is wanted."""
     snapshot_s: int = 8
     """How long writers go on in which a snapshot is to be taken."""
+    limit_s: float = inf
+    """When this is over rows get no further rounds, but each gets one."""
 
 
 QUICK = Scale(
@@ -60,6 +63,7 @@ QUICK = Scale(
     events=3,
     snapshot_count=2_000,
     snapshot_s=2,
+    limit_s=360,
 )
 
 
@@ -75,8 +79,9 @@ class Fleet:
             self.makers.append(servers.etcd)
         self.loaded: dict[str, Measured] = {}
         """What the servers of the group `million` needed when they had just been loaded."""
+        self.group = ""
+        """The group of rows whose servers run, for whoever keeps account of it."""
         self._stack = ExitStack()
-        self._group = ""
         self._plain: list[Server] = []
         self._standing: list[Standing] = []
 
@@ -88,29 +93,22 @@ class Fleet:
 
     def close(self) -> None:
         """End all servers."""
+        self._plain, self._standing = [], []
         self._stack.close()
-        self._group, self._plain, self._standing = "", [], []
 
-    def enter(self, group: str) -> None:
-        """Begin with the rows of a group; what another group's keys hold is compared at its end.
+    def leave(self) -> None:
+        """End the servers of a group, after comparing what keys they were to keep.
 
         Raises:
-            WrongAnswer: a key of the group before does not hold what was acknowledged.
+            WrongAnswer: a key does not hold what was acknowledged.
         """
-        if group == self._group:
-            return
-        before, standing = self._group, self._standing
         try:
-            if standing:
-                self.tell(f"comparing the keys of {', '.join(s.server.name for s in standing)}")
-            for each in standing:
-                if before == "million":
-                    each.verify()
-                else:
-                    each.verify_some(VERIFIED_AT_SIZE)
+            for each in self._standing:
+                keys = min(each.space.keys, VERIFIED_MAX)
+                self.tell(f"comparing {keys:,} keys of {each.server.name}")
+                each.verify_some(keys)
         finally:
             self.close()
-        self._group = group
 
     def plain(self) -> list[Server]:
         """Return both servers, empty."""

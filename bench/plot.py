@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bench.rows import Result
 
 WIDTH, HEIGHT = 460, 320
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 40, 44
+LEFT, RIGHT, TOP, BOTTOM = 64, 24, 62, 44
 COLORS = {OURS: "#1b6ca8", THEIRS: "#c8553d"}
 DASHES = {"GET": "", "PUT": "6 4"}
 
@@ -50,7 +50,6 @@ class Chart:
     x: str
     y: str
     lines: list[Line]
-    label_x: Callable[[float], str]
 
 
 def svg(results: Sequence[Result]) -> str:
@@ -82,7 +81,7 @@ def rates(by_name: dict[str, Result]) -> Chart:
             ]
             if points:
                 lines.append(Line(server, work, points))
-    return Chart("Requests per second", "connections", "requests/s", lines, number)
+    return Chart("Requests per second", "connections", "requests/s", lines)
 
 
 def tails(by_name: dict[str, Result]) -> Chart:
@@ -101,7 +100,7 @@ def tails(by_name: dict[str, Result]) -> Chart:
             if points:
                 lines.append(Line(server, work, points))
     title = "Latency, 64 connections"
-    return Chart(title, "ms", "% of answers that took longer", lines, number)
+    return Chart(title, "ms", "% of answers that took longer", lines)
 
 
 def sizes(by_name: dict[str, Result]) -> Chart:
@@ -118,7 +117,7 @@ def sizes(by_name: dict[str, Result]) -> Chart:
         ]
         lines.append(Line(OURS, work, points))
     title = "Cost against store size, 64 connections"
-    return Chart(title, "keys in the store", "us per request", lines, number)
+    return Chart(title, "keys in the store", "us per request", lines)
 
 
 def number(value: float) -> str:
@@ -133,14 +132,16 @@ def draw(chart: Chart) -> str:
     """Return a chart's elements."""
     xs = [x for line in chart.lines for x, _ in line.points]
     ys = [y for line in chart.lines for _, y in line.points]
-    to_x = scale(xs, LEFT, WIDTH - RIGHT)
-    to_y = scale(ys, HEIGHT - BOTTOM, TOP)
+    few_places = len(set(xs)) <= 4  # as with connections: the grid shows just those
+    x_ticks = sorted(set(xs)) if few_places else ticks(xs)
+    to_x = scale(x_ticks, LEFT, WIDTH - RIGHT)
+    to_y = scale(ticks(ys), HEIGHT - BOTTOM, TOP)
     parts = [text(WIDTH / 2, 18, chart.title, "middle", bold=True)]
     parts.append(text(WIDTH / 2, HEIGHT - 8, chart.x, "middle"))
     parts.append(text(8, TOP - 8, chart.y, "start"))
-    for tick in ticks(xs):
+    for tick in x_ticks:
         parts.append(rule(to_x(tick), TOP, to_x(tick), HEIGHT - BOTTOM))
-        parts.append(text(to_x(tick), HEIGHT - BOTTOM + 14, chart.label_x(tick), "middle"))
+        parts.append(text(to_x(tick), HEIGHT - BOTTOM + 14, number(tick), "middle"))
     for tick in ticks(ys):
         parts.append(rule(LEFT, to_y(tick), WIDTH - RIGHT, to_y(tick)))
         parts.append(text(LEFT - 6, to_y(tick) + 4, number(tick), "end"))
@@ -150,10 +151,13 @@ def draw(chart: Chart) -> str:
     return "".join(parts)
 
 
-def scale(values: Sequence[float], start: float, end: float) -> Callable[[float], float]:
-    """Return what places a value between two coordinates, by its logarithm."""
-    low, high = math.log(ticks(values)[0]), math.log(ticks(values)[-1])
-    return lambda value: start + (end - start) * (math.log(value) - low) / (high - low)
+def scale(marks: Sequence[float], start: float, end: float) -> Callable[[float], float]:
+    """Return what places a value between two coordinates, by its logarithm.
+
+    The first and the last mark of the axis stand at the coordinates.
+    """
+    low, high = math.log(marks[0]), math.log(marks[-1])
+    return lambda value: start + (end - start) * (math.log(value) - low) / ((high - low) or 1)
 
 
 def ticks(values: Sequence[float]) -> list[float]:
@@ -180,7 +184,7 @@ def curve(line: Line, to_x: Callable[[float], float], to_y: Callable[[float], fl
 
 def legend(line: Line, n: int) -> str:
     """Return the entry of a line in the legend."""
-    x, y = LEFT + 70 * n, TOP - 8 + 14
+    x, y = LEFT + 92 * n, TOP - 24
     color, dash = COLORS[line.server], DASHES[line.work]
     return (
         f'<line x1="{x + 4}" y1="{y - 4}" x2="{x + 22}" y2="{y - 4}" stroke="{color}" '

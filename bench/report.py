@@ -120,11 +120,13 @@ def describe_run(machine: dict[str, object], scale: Scale, results: Sequence[Res
     """Return the sentence that stands above the table."""
     found = {m.generator for result in results for r in result.rounds for m in r.values()}
     generators = " and ".join(sorted(found - {""})) or "none"
+    rounds = sorted({len(r.rounds) for r in results if not r.row.once} or {0})
+    turns = f"{rounds[0]} to {rounds[-1]}" if len(rounds) > 1 else f"{rounds[0]}"
     return (
         f"{machine['date']}, kvd {machine['commit']}: {machine['processor']}, "
         f"{machine['cores']} cores, {machine['system']}, {machine['file_system']}, "
         f"Python {machine['python']}, etcd {machine['etcd']}; load average at the start "
-        f"{machine['load_average']:.1f}; rounds: {scale.rounds} of {scale.seconds} s, "
+        f"{machine['load_average']:.1f}; rounds: {turns} of {scale.seconds} s, "
         f"interleaved; medians over the rounds; 1,000 keys and values of {scale.value_bytes} bytes "
         f"where nothing else is said; generator: {generators}; all verified"
     )

@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import time
 from dataclasses import fields, replace
+from itertools import groupby
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -29,25 +31,42 @@ if TYPE_CHECKING:
 OUT = servers.CHECKOUT / "build" / "versus-etcd"
 
 
+FAILURES = (LoadError, WrongAnswer, OSError)
+
+
 def run(results: Sequence[Result], fleet: Fleet, out: Written) -> None:
-    """Fill the results with rounds, turn by turn, and tell each round on stderr."""
-    for position, result in enumerate(results, 1):
-        row = result.row
+    """Fill the results with rounds, group by group, and tell each round on stderr."""
+    started_s = time.monotonic()
+    done = 0
+    for _, members in groupby(results, key=lambda result: result.row.group):
+        group = list(members)
+        for result in group:
+            done += 1
+            # Each row has its share of the time that there is.
+            end_s = started_s + fleet.scale.limit_s * done / len(results)
+            fill(result, fleet, end_s, f"[{done}/{len(results)}]")
+            out.write()
         try:
-            fleet.enter(row.group)
-            for turn in range(1 if row.once else fleet.scale.rounds):
-                result.rounds.append(row.measure(fleet, turn))
-                progress(f"[{position}/{len(results)}] {row.name}, {told(result, turn)}")
-        except (LoadError, WrongAnswer, OSError) as error:
-            result.failed = str(error)
-            progress("\n".join([f"{row.name}: {error}", *getattr(error, "__notes__", [])]))
-            fleet.close()
-        out.write()
+            fleet.leave()
+        except FAILURES as error:
+            for result in group:
+                result.failed = result.failed or str(error)
+            progress(str(error))
+
+
+def fill(result: Result, fleet: Fleet, end_s: float, place: str) -> None:
+    """Measure a row, at least once; a failure ends it, and its servers."""
+    row = result.row
     try:
-        fleet.enter("")
-    except (LoadError, WrongAnswer, OSError) as error:
-        results[-1].failed = str(error)
-        progress(str(error))
+        for turn in range(1 if row.once else fleet.scale.rounds):
+            if turn and time.monotonic() > end_s:
+                break
+            result.rounds.append(row.measure(fleet, turn))
+            progress(f"{place} {row.name}, {told(result, turn)}")
+    except FAILURES as error:
+        result.failed = str(error)
+        progress("\n".join([f"{row.name}: {error}", *getattr(error, "__notes__", [])]))
+        fleet.close()
 
 
 def told(result: Result, turn: int) -> str:
