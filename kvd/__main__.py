@@ -20,11 +20,12 @@ from pathlib import Path
 
 from kvd import logs
 from kvd.config import EXIT_USAGE, Config, ConfigError, Printout, parse
+from kvd.listeners import AddressUnavailable
+from kvd.selfsigned import TlsUnusable
 from kvd.server import (
     EXIT_IO,
     EXIT_TRY_AGAIN,
     EXIT_UNAVAILABLE,
-    AddressUnavailable,
     KvdServer,
 )
 from kvd.systemd import BadHandover, Handed, Notifier, take_sockets
@@ -71,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 -- one per 
     except (AddressUnavailable, BadHandover) as error:
         log.critical("%s", error)
         return EXIT_UNAVAILABLE
+    except TlsUnusable as error:
+        log.critical("%s", error)
+        return error.exit_status
     except StorageError as error:
         log.critical("%s", explained(error, config.data_dir))
         return error.exit_status
@@ -104,6 +108,7 @@ async def _run(config: Config, notifier: Notifier, handed: Sequence[Handed]) -> 
     await server.start()
     notifier.ready(f"serving {', '.join(server.urls)}")
     notifier.keep_alive(loop)
+    loop.add_signal_handler(signal.SIGHUP, _reload, server, notifier)
     await stop.wait()
     log.info("stopping")
     notifier.stopping("answering what was asked")
@@ -116,6 +121,12 @@ async def _run(config: Config, notifier: Notifier, handed: Sequence[Handed]) -> 
     patience.start()
     await server.stop()
     patience.cancel()
+
+
+def _reload(server: KvdServer, notifier: Notifier) -> None:
+    notifier.reloading()
+    server.reload()
+    notifier.ready(f"serving {', '.join(server.urls)}")
 
 
 def _end_unclean() -> None:

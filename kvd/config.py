@@ -9,13 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
+from urllib.parse import urlsplit
 
 from kvd.configfile import from_file
 from kvd.etcdflags import NO_EFFECT, REFUSALS
 from kvd.flags import EXIT_USAGE, ConfigError, shown
 from kvd.help import help_text, settings_text, version_text
 from kvd.settings import BY_NAME, DEFAULTS, Setting, Settings, from_command_line, from_environment
-from kvd.urls import ListenUrl, listen_urls, origins, told_urls
+from kvd.tlsconfig import TlsConfig, tls_config, tls_flags
+from kvd.urls import WILDCARDS, ListenUrl, listen_urls, origins, told_urls
 from kvd.values import boolean, integer, integer_or_none, members, refusal, seconds, word
 
 __all__ = ["EXIT_USAGE", "Config", "ConfigError", "ListenUrl", "Printout", "parse"]
@@ -55,12 +57,14 @@ class Config:
         event_history_limit: How many events a watch can look back.
         wal_segment_bytes: Size of a segment of the log.
         rebuild_index: Whether to build the index anew from snapshot and log.
+        tls: How TLS is spoken; None where no URL asks for it.
         cors: The origins that may read answers in a browser; empty sends no CORS headers.
         max_header_bytes: Limit of request line and headers together.
         max_connections: Limit of open connections; None goes by the limit of open files.
         max_watchers: Limit of waiting watches; None leaves it to the limit of connections.
         idle_timeout_s: How long a connection may stay open between two requests.
-        header_timeout_s: How long request line and headers may take from their first byte.
+        header_timeout_s: How long request line and headers may take from their first byte, and
+            a handshake of TLS.
         body_timeout_s: How long a request body may take.
         log_level: The name of a level of the logging module.
         log_format: text or json.
@@ -82,6 +86,7 @@ class Config:
     event_history_limit: int
     wal_segment_bytes: int
     rebuild_index: bool
+    tls: TlsConfig | None
     cors: tuple[str, ...]
     max_header_bytes: int
     max_connections: int | None
@@ -94,7 +99,7 @@ class Config:
     access_log: bool
     slow_request_s: float
     failpoints: tuple[str, ...]
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 # etcd's levels in words of the logging module, which has nothing above CRITICAL.
@@ -134,24 +139,26 @@ def parse(
         assert read_file is not None
         given = _from_file(given["config-file"], read_file) | given
     settings = _with_old_names(DEFAULTS | given)
-    config = _config(settings, _warnings(given, unknown))
+    config = _config(settings)
+    config = replace(config, warnings=_warnings(given, unknown, config))
     if boolean(settings, "print-config"):
         return Printout(settings_text(settings | _derived(settings, config)))
     return config
 
 
-def _config(settings: Settings, warnings: tuple[str, ...]) -> Config:
+def _config(settings: Settings) -> Config:
     """Read each setting: the line that belongs to a field."""
     _refuse_what_cannot_be_ignored(settings)
     listen = listen_urls(settings, "listen-client-urls", "listen-client-http-urls")
     if not listen:
         where = settings["listen-client-urls"].where
         raise ConfigError(f"{where}: expected at least one URL")
+    metrics = listen_urls(settings, "listen-metrics-urls")
     return Config(
         name=_name(settings),
         listen=listen,
         advertise=told_urls(settings, "advertise-client-urls") or tuple(map(str, listen)),
-        listen_metrics=listen_urls(settings, "listen-metrics-urls"),
+        listen_metrics=metrics,
         peer_urls=told_urls(settings, "initial-advertise-peer-urls"),
         cluster_token=settings["initial-cluster-token"].text or None,
         must_exist=word(settings, "initial-cluster-state", "new", "existing") == "existing",
@@ -165,6 +172,7 @@ def _config(settings: Settings, warnings: tuple[str, ...]) -> Config:
             highest=WAL_SEGMENT_BYTES_MAX,
         ),
         rebuild_index=boolean(settings, "rebuild-index"),
+        tls=tls_config(settings, (*listen, *metrics)),
         cors=origins(settings, "cors"),
         max_header_bytes=integer(settings, "max-header-bytes", lowest=HEADER_BYTES_MIN),
         max_connections=integer_or_none(settings, "max-connections"),
@@ -177,7 +185,6 @@ def _config(settings: Settings, warnings: tuple[str, ...]) -> Config:
         access_log=boolean(settings, "access-log"),
         slow_request_s=seconds(settings, "slow-request-s"),
         failpoints=_failpoints(settings),
-        warnings=warnings,
     )
 
 
@@ -199,6 +206,12 @@ def _with_old_names(settings: Settings) -> Settings:
         if not settings[new].is_default:
             raise ConfigError(f"{setting.where} and {settings[new].where} say the same: give one")
         renamed[new] = Setting(f"http://{setting.text}", setting.where)
+    if (authority := settings["ca-file"]).text:
+        if not settings["trusted-ca-file"].is_default:
+            where = settings["trusted-ca-file"].where
+            raise ConfigError(f"{authority.where} and {where} say the same: give one")
+        renamed["trusted-ca-file"] = authority
+        renamed["client-cert-auth"] = replace(authority, text="true")
     if boolean(settings, "debug"):
         renamed["log-level"] = Setting("debug", settings["debug"].where)
     return renamed
@@ -210,9 +223,15 @@ def _derived(settings: Settings, config: Config) -> Settings:
     return {name: replace(settings[name], text=text) for name, text in texts.items()}
 
 
-def _warnings(given: Settings, unknown: Sequence[str]) -> tuple[str, ...]:
+def _warnings(given: Settings, unknown: Sequence[str], config: Config) -> tuple[str, ...]:
     ignored = [s.where for name, s in given.items() if BY_NAME[name].group == NO_EFFECT]
-    lines = {"without effect here, ignored": ignored, "unknown variables, ignored": unknown}
+    nobodys = [url for url in config.advertise if urlsplit(url).hostname in WILDCARDS]
+    lines = {
+        "without effect here, ignored": ignored,
+        "unknown variables, ignored": unknown,
+        "no https:// URL is listened on, ignored": [] if config.tls else tls_flags(given),
+        "clients are told URLs that lead to themselves, see --advertise-client-urls": nobodys,
+    }
     return tuple(f"{line}: {' '.join(names)}" for line, names in lines.items() if names)
 
 

@@ -24,7 +24,7 @@ _IGNORED = {
         experimental-watch-progress-notify-interval experimental-warning-apply-duration""",
     "N": """max-snapshots max-wals quota-backend-bytes backend-batch-limit max-txn-ops
         max-request-bytes max-concurrent-streams bcrypt-cost max-result-buffer max-retry-attempts
-        self-signed-cert-validity experimental-compaction-batch-limit
+        experimental-compaction-batch-limit
         experimental-bootstrap-defrag-threshold-megabytes""",
     "URL,...": "listen-peer-urls",
     "HOST:PORT": "peer-addr peer-bind-addr",

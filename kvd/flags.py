@@ -108,6 +108,44 @@ FLAGS = (
     Flag("event-history-limit", "1000", "N", "how many events a watch can look back", STORAGE),
     Flag("wal-segment-bytes", str(64 * 1024 * 1024), "N", "size of a segment of the log", STORAGE),
     Flag("rebuild-index", "false", "", "build the index anew from snapshot and log", STORAGE),
+    Flag("cert-file", "", "FILE", "certificate of https:// URLs, in PEM", SECURITY),
+    Flag("key-file", "", "FILE", "its private key, in PEM, not encrypted", SECURITY),
+    Flag("auto-tls", "false", "", "make a self-signed certificate instead", SECURITY),
+    Flag(
+        "self-signed-cert-validity", "1", "YEARS", "how long such a certificate is valid", SECURITY
+    ),
+    Flag(
+        "trusted-ca-file",
+        "",
+        "FILE",
+        "authorities; each client then needs a certificate that one of them has signed",
+        SECURITY,
+    ),
+    Flag(
+        "client-cert-auth",
+        "false",
+        "",
+        "the common name of a client's certificate is its user",
+        SECURITY,
+    ),
+    Flag("client-crl-file", "", "FILE", "client certificates that are revoked", SECURITY),
+    Flag(
+        "client-cert-allowed-hostname",
+        "",
+        "NAME",
+        "a name that each client's certificate must have",
+        SECURITY,
+    ),
+    Flag("tls-min-version", "TLS1.2", "VERSION", "TLS1.2 or TLS1.3", SECURITY),
+    Flag("tls-max-version", "", "VERSION", "the same", SECURITY),
+    Flag(
+        "cipher-suites",
+        "",
+        "SUITE,...",
+        "suites of TLS 1.2, by Go's names, such as TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 "
+        "(default: those that OpenSSL holds for secure)",
+        SECURITY,
+    ),
     Flag(
         "cors",
         "",
@@ -132,7 +170,13 @@ FLAGS = (
     ),
     # etcd never closes an idle connection and its clients keep theirs: an hour only finds the dead.
     Flag("idle-timeout-s", "3600", "SECONDS", "close a connection without requests", LIMITS),
-    Flag("header-timeout-s", "30", "SECONDS", "how long the head of a request may take", LIMITS),
+    Flag(
+        "header-timeout-s",
+        "30",
+        "SECONDS",
+        "how long the head of a request, or a handshake of TLS, may take",
+        LIMITS,
+    ),
     Flag("body-timeout-s", "60", "SECONDS", "how long the body of a request may take", LIMITS),
     Flag("log-level", "info", "LEVEL", "debug, info, warn, error, panic or fatal", LOGGING),
     Flag("log-format", "text", "FORMAT", "text, or json: one object per line", LOGGING),
@@ -160,6 +204,7 @@ FLAGS = (
     Flag("version", "false", "", "print the version and exit", OTHER),
     Flag("help", "false", "", "print this text and exit", OTHER),
     Flag("debug", "false", "", "--log-level=debug", OLD),
+    Flag("ca-file", "", "FILE", "--trusted-ca-file=FILE --client-cert-auth", OLD),
     Flag("addr", "", "HOST:PORT", "--advertise-client-urls=http://HOST:PORT", OLD),
     Flag("bind-addr", "", "HOST:PORT", "--listen-client-urls=http://HOST:PORT", OLD),
 )

@@ -33,6 +33,8 @@ from tornado import httputil
 
 from kvd import __version__
 from kvd.framing import Block, Chunks, parse_block
+from kvd.logs import Rarely
+from kvd.peer import Peer, peer_of, shown_address
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,8 @@ _HEAD_SIZED_BYTES_MAX = 2048
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([^\x00-\x20\x7f]+) HTTP/1\.([01])")
 _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
+# The first byte of a client that speaks TLS: a record of its handshake (RFC 8446 section 5.1).
+_TLS_HANDSHAKE = 0x16
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -80,13 +84,6 @@ class Limits(NamedTuple):
     body_timeout_s: float = 60.0
     idle_timeout_s: float = 3600.0
     connections_max: int = 10_000
-
-
-class _Peer(NamedTuple):
-    """What Tornado's requests want to know of a connection."""
-
-    remote_ip: str
-    protocol: str = "http"
 
 
 class Delegate(httputil.HTTPServerConnectionDelegate):
@@ -128,6 +125,8 @@ class Server:
         """How many connections there have been."""
         self.rejected = dict.fromkeys(_REASONS.values(), 0)
         """How many requests or connections HTTP itself has refused, by reason."""
+        self.refuses_tls = Rarely(10.0)
+        """A client that goes wrong does so again and again."""
         self.buffer = memoryview(bytearray(_READ_BYTES_MAX))
         self.blocks: dict[bytes, Block] = {}
         """Header blocks that were parsed, by their bytes."""
@@ -224,7 +223,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         """The present request may be answered by `reply`."""
         self.streaming = False
         """The answer may take for ever: a client that stops sending is taken to have gone."""
-        self.context = _Peer("")
+        self.context = Peer()
         self.content_type = ""
         """The Content-Type of the present request."""
         self.extra_headers = b""
@@ -236,8 +235,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         """Start to serve, unless there are too many."""
         server = self._server
         self._transport = cast(asyncio.Transport, transport)
-        peer = transport.get_extra_info("peername")
-        self.context = _Peer(peer[0] if isinstance(peer, tuple) else "")
+        self.context = peer_of(transport)
         server.connections.add(self)
         server.accepted += 1
         if len(server.connections) > server.limits.connections_max:
@@ -598,6 +596,8 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         if end < 0 or end > server.limits.header_bytes_max:
             if max(end, len(buffer)) > server.limits.header_bytes_max:
                 self.reject(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+            elif buffer[0] == _TLS_HANDSHAKE:
+                self._refuse_tls()
             elif _BARE_LF.search(buffer):
                 # Its end would be waited for in vain.
                 self.reject(HTTPStatus.BAD_REQUEST)
@@ -617,6 +617,16 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self._buffer = buffer[end + 4 :]
         self.http10 = match[3] == b"0"
         return self._start(match[1].decode(), match[2].decode("latin-1"), block)
+
+    def _refuse_tls(self) -> None:
+        if self._server.refuses_tls():
+            log.warning(
+                "%s spoke TLS to %s, where http:// is served%s",
+                shown_address(self._transport),
+                shown_address(self._transport, "sockname"),
+                self._server.refuses_tls.kept_back(),
+            )
+        self.reject(HTTPStatus.BAD_REQUEST)
 
     def _start(self, method: str, target: str, block: Block) -> bool:
         version = "HTTP/1.1"

@@ -7,16 +7,19 @@ between is told why it is not ready.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
+from kvd.acceptor import Acceptor
 from kvd.app import make_application
 from kvd.health import Health
 from kvd.histogram import Histogram
 from kvd.http1 import Connection, Limits, Server
+from kvd.listeners import Listener
 from kvd.measured import Parts
 from kvd.metrics import Metrics
 from kvd.monitor import MONITORING, MonitorFront
+from kvd.tls import Tls
 
 # Whoever asks comes now and then, or on a connection that is kept: a few are enough.
 _LIMITS = Limits(
@@ -36,8 +39,6 @@ class Monitoring:
         syncs: How long the syncs of the log took.
         stall_s: By how much the loop was late when it was last asked to be punctual, which it is
             every second.
-        connect: Makes the connections of the listeners of its own.
-        listeners: These listeners.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -46,16 +47,28 @@ class Monitoring:
         self.syncs = Histogram()
         self.stall_s = 0.0
         self._loop = loop
-        self.listeners: list[asyncio.Server] = []
+        self._acceptors: dict[Listener, Acceptor] = {}
         application = make_application(MONITORING, **self.settings)
         self._http = Server(MonitorFront(application), _LIMITS, loop)
-        self.connect: Callable[[], Connection] = partial(Connection, self._http)
+        self._connect: Callable[[], Connection] = partial(Connection, self._http)
         self._ticker = loop.call_soon(self._tick, loop.time())
 
     @property
     def settings(self) -> Mapping[str, object]:
         """What the routes of kvd/monitor.py need."""
         return {"health": self.health, "metrics": self.metrics}
+
+    async def listen(self, listeners: Iterable[Listener], tls: Tls | None) -> None:
+        """Serve those of the listeners that can be served now: with TLS, or without.
+
+        Raises:
+            AddressUnavailable: the system refuses.
+        """
+        for listener in listeners:
+            if listener not in self._acceptors and (tls is not None or not listener.speaks_tls):
+                acceptor = Acceptor(listener, self._http, self._connect, tls)
+                await acceptor.start("serving metrics")
+                self._acceptors[listener] = acceptor
 
     def add(self, parts: Parts) -> None:
         """The store is recovered, and is to be served by these parts."""
@@ -66,8 +79,8 @@ class Monitoring:
     def stop(self) -> None:
         """Answer nobody any more."""
         self._ticker.cancel()
-        for listener in self.listeners:
-            listener.close()
+        for acceptor in self._acceptors.values():
+            acceptor.close()
         for connection in list(self._http.connections):
             connection.abort()
 

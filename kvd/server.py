@@ -12,21 +12,22 @@ import gc
 import logging
 import os
 import resource
-import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
+from kvd.acceptor import Acceptor
 from kvd.access import LoggedConnection
 from kvd.app import ROUTES, Sources, make_application
 from kvd.clock import Clock
 from kvd.committer import Committer
-from kvd.config import Config, ListenUrl
+from kvd.config import Config
 from kvd.front import Front
 from kvd.housekeeping import Housekeeping
 from kvd.http1 import Connection, Limits, Server
 from kvd.keys import KeySpace
+from kvd.listeners import Listener, bind, handed_over
 from kvd.listing import Listings
 from kvd.measured import Parts
 from kvd.members import Member, ids_of
@@ -35,6 +36,7 @@ from kvd.monitoring import Monitoring
 from kvd.stats import SelfStats, StoreStats
 from kvd.syncthread import SyncThread
 from kvd.systemd import Handed
+from kvd.tls import Tls, certified_hosts
 from kvd.watch import Hub
 from storage.index import BROKEN
 from storage.layout import NewIds
@@ -50,15 +52,10 @@ EXIT_TRY_AGAIN = 75
 
 # Files that are open beside the connections: the log, the index, the listeners, a snapshot.
 _FILES_RESERVED = 64
-_BACKLOG = 4096
 _FLUSH_S = 0.5
 _LEAVE_S = 0.1
 _COLLECT_AFTER = 50_000
 _CLOCK_S = 60
-
-
-class AddressUnavailable(Exception):
-    """An address cannot be listened on; the message says which and why."""
 
 
 class KvdServer:
@@ -73,8 +70,8 @@ class KvdServer:
         self.urls: list[str] = []
         """Where it listens, once it does, with the ports that the system chose."""
         self._store: Store
-        self._listeners: list[asyncio.Server] = []
-        self._sockets: list[socket.socket] = []
+        self._acceptors: list[Acceptor] = []
+        self._tls: Tls | None = None
         self._ticks = 0
         self._ticker: asyncio.TimerHandle | None = None
         self._monitoring: Monitoring
@@ -84,6 +81,7 @@ class KvdServer:
 
         Raises:
             AddressUnavailable: an address is taken, or not this machine's.
+            TlsUnusable: a certificate or a key cannot be served.
             StorageError: the data directory cannot be used, or is damaged.
         """
         config = self._config
@@ -91,24 +89,25 @@ class KvdServer:
         started = time.monotonic()
         files = _raise_file_limit()
         if self._handed:
-            sockets = [handed.socket for handed in self._handed]
-            urls = [url_of(bound) for bound in sockets]
+            listeners = handed_over(self._handed, config.listen)
         else:
-            sockets = [_bind(url) for url in config.listen]
-            urls = [_url(url, bound) for url, bound in zip(config.listen, sockets, strict=True)]
+            listeners = bind(config.listen)
         monitoring = self._monitoring = Monitoring(loop)
+        metrics: list[Listener] = []
         try:
-            for address in config.listen_metrics:
-                sockets.append(bound := _bind(address))
-                url = _url(address, bound)
-                await _listen(monitoring.listeners, url, bound, monitoring.connect)
-                log.info("serving metrics on %s", url)
+            metrics = bind(config.listen_metrics)
+            urls = [str(url) for listener in listeners for url in listener.urls]
+            # What is missing is found before the store is opened; what is made is kept in it.
+            self._load_tls(urls, self_signed=False)
+            await monitoring.listen(metrics, self._tls)
             # On a thread, so that whoever asks how it is gets an answer meanwhile.
             await asyncio.to_thread(self._open)
+            self._load_tls(urls, self_signed=True)
+            await monitoring.listen(metrics, self._tls)
         except BaseException:
             monitoring.stop()
-            for bound in sockets:
-                bound.close()
+            for listener in (*listeners, *metrics):
+                listener.close()
             raise
         store = self._store
         recovery = store.recovery
@@ -123,23 +122,23 @@ class KvdServer:
         self._serve(loop, urls, connections_max=config.max_connections or files - _FILES_RESERVED)
         monitoring.add(self._parts(recovery_s=time.monotonic() - started))
         await self._committer.settle()
-        for url, bound in zip(urls, sockets, strict=False):
-            await _listen(self._listeners, url, bound, self._connect)
-            self._sockets.append(bound)
         # What is alive now stays so: the collector need not look at it again and again.
         gc.freeze()
         # A request makes hardly any cycles: collecting as often as Python does cost 7 % (measured).
         gc.set_threshold(_COLLECT_AFTER)
         self._tick(loop)
         self.urls = urls
-        for url in urls:
-            log.info("listening on %s", url)
+        for listener in listeners:
+            acceptor = Acceptor(listener, self._http, self._connect, self._tls)
+            await acceptor.start("listening")
+            self._acceptors.append(acceptor)
 
     async def stop(self) -> None:
         """Answer what was asked, end every watch, and close the store cleanly."""
         self._monitoring.health.stops()
         self._http.stop()
-        await self._accept_last()
+        for acceptor in self._acceptors:
+            await acceptor.finish()
         await self._answer_all()
         await self._http.finish()
         await self._answer_all()
@@ -153,29 +152,24 @@ class KvdServer:
         self._monitoring.stop()
         log.info("stopped at index %d", self._store.applied.index)
 
-    async def _accept_last(self) -> None:
-        """Listen no more, but take in who has connected already.
-
-        What still waits at a socket when it is closed is reset; at one that was handed over it
-        waits for the next start.
-        """
-        loop = asyncio.get_running_loop()
-        last = [] if self._handed else [bound.dup() for bound in self._sockets]
-        for listener in self._listeners:
-            listener.close()
-        accepted: list[socket.socket] = []
-        for bound in last:
-            with bound, suppress(OSError):  # nobody waits, or there are too many open files
-                while len(accepted) < _BACKLOG:
-                    accepted.append(bound.accept()[0])
-        for client in accepted:
-            await loop.connect_accepted_socket(self._connect, client)
+    def reload(self) -> None:
+        """Read certificates and keys again; new connections get them."""
+        if self._tls is None:
+            log.info("there are no certificates to read again")
+        else:
+            self._tls.reload()
 
     async def _answer_all(self) -> None:
         """Answer everything that has been asked, and end every watch."""
         await self._committer.drain()
         self._hub.end_all()
         await self._keys.finish_listings()
+
+    def _load_tls(self, urls: Sequence[str], *, self_signed: bool) -> None:
+        config = self._config
+        if config.tls is not None and config.tls.is_self_signed == self_signed:
+            hosts = certified_hosts([*config.advertise, *urls])
+            self._tls = Tls(config.tls, config.data_dir / "tls", hosts)
 
     def _open(self) -> None:
         config = self._config
@@ -326,52 +320,3 @@ def _raise_file_limit() -> int:
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard if hard != resource.RLIM_INFINITY else 1 << 20
-
-
-def _bind(url: ListenUrl) -> socket.socket:
-    """Return a socket bound to an address, not listening yet."""
-    try:
-        found = socket.getaddrinfo(
-            url.host or None, url.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-    except socket.gaierror as error:
-        raise AddressUnavailable(f"cannot listen on {url}: {error.strerror}") from None
-    family, kind, protocol, _, address = found[0]
-    bound = socket.socket(family, kind, protocol)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        bound.bind(address)
-    except OSError as error:
-        bound.close()
-        raise AddressUnavailable(f"cannot listen on {url}: {error.strerror}") from None
-    bound.setblocking(False)
-    return bound
-
-
-async def _listen(
-    listeners: list[asyncio.Server],
-    url: str,
-    bound: socket.socket,
-    connect: Callable[[], Connection],
-) -> None:
-    """Let a bound socket listen, and add its server to the others."""
-    loop = asyncio.get_running_loop()
-    try:
-        listeners.append(await loop.create_server(connect, sock=bound, backlog=_BACKLOG))
-    except OSError as error:
-        raise AddressUnavailable(f"cannot listen on {url}: {error.strerror}") from None
-
-
-def url_of(bound: socket.socket) -> str:
-    """Return the URL of a socket that was bound by somebody else."""
-    address = bound.getsockname()
-    if bound.family == socket.AF_UNIX:
-        return f"unix://{address}"
-    return str(ListenUrl(address[0], address[1]))
-
-
-def _url(url: ListenUrl, bound: socket.socket) -> str:
-    """Return the URL of a listener, with the port that the system chose."""
-    return str(ListenUrl(url.host, bound.getsockname()[1]))

@@ -7,7 +7,9 @@ from kvd.flags import ConfigError, shown
 from kvd.settings import Settings
 from kvd.values import members
 
+WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 -- the addresses that mean all of a machine's
 _SOCKETS = ("unix", "unixs")
+_FORMS = "expected http://HOST:PORT, https://HOST:PORT or unix:///PATH"
 _TLS = ("https", "unixs")
 
 
@@ -48,7 +50,7 @@ def listen_urls(settings: Settings, *names: str) -> tuple[ListenUrl, ...]:
     for name in names:
         for text in members(settings, name, "a URL"):
             url = _listen_url(settings, name, text)
-            if (url.port or url.is_socket) and any(_clashes(url, other) for other in urls):
+            if (url.port or url.is_socket) and url in urls:
                 raise ConfigError(f"{settings[name].where}: {shown(text)} is there twice")
             urls.append(url)
     return tuple(urls)
@@ -77,20 +79,16 @@ def origins(settings: Settings, name: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _clashes(one: ListenUrl, other: ListenUrl) -> bool:
-    return (one.host, one.port, one.is_socket) == (other.host, other.port, other.is_socket)
-
-
 def _is_socket(text: str) -> bool:
     scheme, separator, path = text.partition("://")
     return scheme in _SOCKETS and bool(separator and path) and text.isprintable()
 
 
 def _listen_url(settings: Settings, name: str, text: str) -> ListenUrl:
+    if _is_socket(text):
+        scheme, _, path = text.partition("://")
+        return ListenUrl(path, scheme=scheme)
     parts, host, port = _url(settings, name, text)
-    if parts.scheme != "http":
-        where = settings[name].where
-        raise ConfigError(f"{where}: kvd does not speak TLS; expected http://, found {shown(text)}")
     return ListenUrl(host, port, parts.scheme)
 
 
@@ -104,9 +102,9 @@ def _url(settings: Settings, name: str, text: str) -> tuple[SplitResult, str, in
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port
     except ValueError:  # a port that is no number up to 65535, brackets around no address
-        raise refused("expected http://HOST:PORT") from None
+        raise refused(_FORMS) from None
     if parts.scheme not in ("http", "https") or not text.isprintable() or " " in text:
-        raise refused("expected http://HOST:PORT")
+        raise refused(_FORMS)
     if parts.path or "?" in text or "#" in text:
         raise refused("a URL must not contain a path")
     if "@" in parts.netloc:

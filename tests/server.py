@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -61,8 +62,14 @@ class Answer:
 class Client:
     """One keep-alive connection, opened when it is first needed and again when the server left."""
 
-    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
-        self._connection = http.client.HTTPConnection(host, port, timeout=PATIENCE_S)
+    def __init__(
+        self, port: int, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+    ) -> None:
+        self._connection = (
+            http.client.HTTPConnection(host, port, timeout=PATIENCE_S)
+            if tls is None
+            else http.client.HTTPSConnection(host, port, timeout=PATIENCE_S, context=tls)
+        )
 
     def request(
         self,
@@ -117,8 +124,8 @@ class Client:
 class Watch:
     """A watch on a connection of its own. Made when its headers have come."""
 
-    def __init__(self, port: int, target: str) -> None:
-        self._client = Client(port)
+    def __init__(self, port: int, target: str, tls: ssl.SSLContext | None = None) -> None:
+        self._client = Client(port, tls=tls)
         self._client._send("GET", target, None, None)
         self._response = self._client._connection.getresponse()
         self.head = _answer(self._response, b"")
@@ -213,21 +220,21 @@ class Server:
         assert len(self.urls) == expected, f"kvd does not listen; it says:\n{self.stderr}"
         return self
 
-    def client(self, url: str = "") -> Client:
+    def client(self, url: str = "", tls: ssl.SSLContext | None = None) -> Client:
         """A new client, of one of several URLs where one is named."""
         parts = urlsplit(url or self.url)
         assert parts.port is not None
         assert parts.hostname is not None
-        client = Client(parts.port, parts.hostname)
+        client = Client(parts.port, parts.hostname, tls)
         self._connections.append(client)
         return client
 
     def watch(self, key: str, **params: object) -> Watch:
         return self.open(_target(key, {"wait": "true", **params}))
 
-    def open(self, target: str) -> Watch:
+    def open(self, target: str, tls: ssl.SSLContext | None = None) -> Watch:
         """Start a request whose answer takes its time."""
-        watch = Watch(self.port, target)
+        watch = Watch(self.port, target, tls)
         self._connections.append(watch)
         return watch
 
@@ -277,7 +284,7 @@ class Server:
                 with self._changed:
                     self.stderr += line
                     if "listening on" in line:
-                        self.urls += re.findall(r"http://[^\s,]+:\d+", line)
+                        self.urls += re.findall(r"(?:https?|unixs?)://[^\s,\"]+", line)
                     self._changed.notify_all()
         with self._changed:
             self._ended = True

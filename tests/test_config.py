@@ -41,6 +41,7 @@ def test_defaults():
         log_format="text",
         access_log=False,
         slow_request_s=1.0,
+        tls=None,
         cors=(),
         warnings=(),
     )
@@ -140,6 +141,8 @@ def test_each_flag_sets_its_field(argv, field, expected):
             [ListenUrl("127.0.0.1", 2379), ListenUrl("127.0.0.1", 4001)],
         ),
         ("http://127.0.0.1:0,http://127.0.0.1:0", [ListenUrl("127.0.0.1", 0)] * 2),
+        ("unix:///run/kvd.sock", [ListenUrl("/run/kvd.sock", scheme="unix")]),
+        ("unix://kvd.sock", [ListenUrl("kvd.sock", scheme="unix")]),
     ],
 )
 def test_listen_urls(text, expected):
@@ -147,7 +150,7 @@ def test_listen_urls(text, expected):
 
 
 def test_a_listen_url_is_written_as_it_is_read():
-    for text in ("http://127.0.0.1:2379", "http://[::1]:0", "http://localhost:4001"):
+    for text in ("http://127.0.0.1:2379", "http://[::1]:0", "http://localhost:1", "unix:///a/b"):
         assert [str(url) for url in config("--listen-client-urls", text).listen] == [text]
 
 
@@ -159,6 +162,21 @@ def test_clients_are_told_the_urls_listened_on_unless_others_are_advertised():
         "https://kv.example:443",
         "http://10.0.0.1:2379",
     )
+
+
+def test_more_urls_to_listen_on_are_added():
+    parsed = config("--listen-client-http-urls", "http://127.0.0.1:8080")
+    assert parsed.listen == (ListenUrl("127.0.0.1", 2379), ListenUrl("127.0.0.1", 8080))
+
+
+@pytest.mark.parametrize("url", ["http://0.0.0.0:2379", "http://[::]:2379"])
+def test_urls_that_lead_clients_to_themselves_are_warned_of(url):
+    (warning,) = config("--listen-client-urls", url).warnings
+    assert warning == (
+        f"clients are told URLs that lead to themselves, see --advertise-client-urls: {url}"
+    )
+    told = ("--advertise-client-urls", "http://kv.example:2379")
+    assert config("--listen-client-urls", url, *told).warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -261,15 +279,16 @@ def test_a_bad_command_line_is_refused_in_one_line(argv, message):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("https://127.0.0.1:2379", "kvd does not speak TLS; expected http://"),
-        ("127.0.0.1:2379", "expected http://HOST:PORT"),
+        ("ftp://127.0.0.1:2379", "expected http://HOST:PORT, https://HOST:PORT or unix:///PATH"),
+        ("unix://", "expected http://HOST:PORT, https://HOST:PORT or unix:///PATH"),
+        ("127.0.0.1:2379", "expected http://HOST:PORT, https://HOST:PORT or unix:///PATH"),
         ("http://127.0.0.1", "a URL needs a port"),
         ("http://127.0.0.1:", "a URL needs a port"),
-        ("http://127.0.0.1:65536", "expected http://HOST:PORT"),
-        ("http://127.0.0.1:http", "expected http://HOST:PORT"),
-        ("http://127.0.0.1:-1", "expected http://HOST:PORT"),
-        ("http://[::1:2379", "expected http://HOST:PORT"),
-        ("http://a b:2379", "expected http://HOST:PORT"),
+        ("http://127.0.0.1:65536", "expected http://HOST:PORT, https://HOST:PORT or unix:///PATH"),
+        ("http://127.0.0.1:http", "expected http://HOST:PORT, https://HOST:PORT or unix:///PATH"),
+        ("http://127.0.0.1:-1", "expected http://HOST:PORT, https://HOST:PORT or unix:///PATH"),
+        ("http://[::1:2379", "expected http://HOST:PORT, https://HOST:PORT or unix:///PATH"),
+        ("http://a b:2379", "expected http://HOST:PORT, https://HOST:PORT or unix:///PATH"),
         ("http://127.0.0.1:2379/", "a URL must not contain a path"),
         ("http://127.0.0.1:2379/v2", "a URL must not contain a path"),
         ("http://127.0.0.1:2379?x", "a URL must not contain a path"),
@@ -292,6 +311,7 @@ def test_a_bad_listen_url_is_refused_with_its_reason(text, reason):
             "http://a:1,,http://b:1",
             '--listen-client-urls: expected a URL beside each comma, found "http://a:1,,http://b:1"',
         ),
+        ("unix:///a,unix:///a", '--listen-client-urls: "unix:///a" is there twice'),
         ("http://a:1,http://A:1", '--listen-client-urls: "http://A:1" is there twice'),
     ],
 )

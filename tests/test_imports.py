@@ -22,6 +22,7 @@ PURE = (
     "kvd.request",
     "kvd.response",
     "kvd.settings",
+    "kvd.tlsconfig",
     "kvd.urls",
     "kvd.values",
     "storage.change",
@@ -49,6 +50,9 @@ KEPT_IN = {
     },
     "prometheus_client": {"kvd.etcd_metrics", "kvd.measured", "kvd.metrics"},
     "httptools": {"kvd.framing", "kvd.http1"},
+    "yaml": {"kvd.configfile", "kvd.help"},
+    "ssl": {"kvd.tls", "kvd.tlsconnection"},
+    "cryptography": {"kvd.selfsigned"},
 }
 
 MODULES = {

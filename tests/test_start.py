@@ -59,7 +59,7 @@ def test_the_kvd_command_is_the_module():
         (["--no-such-flag"], ["--no-such-flag"]),
         (["serve"], ["serve"]),
         (["--snapshot-count", "x"], ["--snapshot-count", '"x"']),
-        (["--listen-client-urls", "https://127.0.0.1:2379"], ["TLS"]),
+        (["--listen-client-urls", "https://127.0.0.1:2379"], ["--cert-file", "--auto-tls"]),
         (["--listen-client-urls", "http://127.0.0.1"], ["port"]),
     ],
     ids=lambda value: value[0],

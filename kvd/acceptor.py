@@ -1,0 +1,89 @@
+"""Taking the connections of one listener, with TLS where that is spoken."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+
+from kvd.http1 import Connection, Server
+from kvd.listeners import AddressUnavailable, Listener
+from kvd.tls import Tls
+from kvd.tlsconnection import TlsListener
+
+log = logging.getLogger(__name__)
+
+_BACKLOG = 4096
+
+
+class Acceptor:
+    """Makes a connection of each client that comes to a listener."""
+
+    def __init__(
+        self,
+        listener: Listener,
+        server: Server,
+        connect: Callable[[], Connection],
+        tls: Tls | None,
+    ) -> None:
+        """Take connections, once it is started.
+
+        Args:
+            listener: where from.
+            server: what they share.
+            connect: makes a connection.
+            tls: how they are secured, where the listener speaks TLS.
+        """
+        self._listener = listener
+        self._connect: Callable[[], asyncio.BaseProtocol] = connect
+        self._secured: TlsListener | None = None
+        if listener.speaks_tls:
+            assert tls is not None
+            self._connect = self._secured = TlsListener(tls, server, connect, listener)
+        self._server: asyncio.Server | None = None
+
+    async def start(self, what: str) -> None:
+        """Listen, and log that `what` is done there.
+
+        Raises:
+            AddressUnavailable: the system refuses.
+        """
+        loop = asyncio.get_running_loop()
+        bound, urls = self._listener.socket, self._listener.urls
+        create = loop.create_server
+        if bound.family == socket.AF_UNIX:
+            create = loop.create_unix_server  # type: ignore[assignment]
+        try:
+            self._server = await create(self._connect, sock=bound, backlog=_BACKLOG)
+        except OSError as error:
+            raise AddressUnavailable(f"cannot listen on {urls[0]}: {error.strerror}") from None
+        for url in urls:
+            log.info("%s on %s", what, url)
+
+    def close(self) -> None:
+        """Listen no more."""
+        if self._secured is not None:
+            self._secured.stop()
+        if self._server is not None:
+            self._server.close()
+        self._listener.remove_path()
+
+    async def finish(self) -> None:
+        """Listen no more, but take in who has connected already.
+
+        What still waits at a socket when it is closed is reset; at one that was handed over it
+        waits for the next start.
+        """
+        last = self._listener.socket.dup() if self._listener.is_own else None
+        self.close()
+        if last is None:
+            return
+        accepted: list[socket.socket] = []
+        with last, suppress(OSError):  # nobody waits, or there are too many open files
+            while len(accepted) < _BACKLOG:
+                accepted.append(last.accept()[0])
+        loop = asyncio.get_running_loop()
+        for client in accepted:
+            await loop.connect_accepted_socket(self._connect, client)

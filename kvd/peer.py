@@ -1,0 +1,41 @@
+"""Who is at the other end of a connection."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NamedTuple
+
+# How an IPv4 client looks to a socket that takes both families.
+_MAPPED = "::ffff:"
+
+
+class Peer(NamedTuple):
+    """The client of a connection; its first fields are what Tornado's requests want to know.
+
+    Attributes:
+        remote_ip: its address; empty on a socket in the file system.
+        protocol: http or https.
+        common_name: what its certificate calls it, where that is the name of a user; else empty.
+    """
+
+    remote_ip: str = ""
+    protocol: str = "http"
+    common_name: str = ""
+
+
+def peer_of(transport: asyncio.BaseTransport) -> Peer:
+    """Return the client that a transport leads to."""
+    address = transport.get_extra_info("peername")
+    ip = address[0].removeprefix(_MAPPED) if isinstance(address, tuple) else ""
+    if transport.get_extra_info("ssl_object") is None:
+        return Peer(ip)
+    return Peer(ip, "https", transport.get_extra_info("common_name", ""))
+
+
+def shown_address(transport: asyncio.BaseTransport | None, end: str = "peername") -> str:
+    """Return one end of a connection (`peername`, `sockname`) for a line of log."""
+    address = None if transport is None else transport.get_extra_info(end)
+    if not isinstance(address, tuple):
+        return "a client of the socket" if end == "peername" else str(address)
+    ip = address[0].removeprefix(_MAPPED)
+    return f"[{ip}]:{address[1]}" if ":" in ip else f"{ip}:{address[1]}"
