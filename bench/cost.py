@@ -42,8 +42,8 @@ CHILDREN = 100
 WATCHERS = 64
 STEPS_BEFORE = 6
 STEPS = 21
-STEPS_KEPT = 200
-"""So many that what is made once, some thirty blocks, is lost in them."""
+STEPS_KEPT = 100
+"""So many that what is made once, some forty blocks, is less than one each."""
 
 KEYS = "/v2/keys/cost"
 _VALUE = b"x" * 100
