@@ -104,10 +104,9 @@ async def _run(config: Config, notifier: Notifier, handed: Sequence[Handed]) -> 
     for number in _SIGNALS:
         loop.add_signal_handler(number, stop.set)
     server = KvdServer(config, handed)
-    notifier.status(f"recovering {config.data_dir}")
+    notifier.starting(loop, f"recovering {config.data_dir}")
     await server.start()
-    notifier.ready(f"serving {', '.join(server.urls)}")
-    notifier.keep_alive(loop)
+    notifier.serving(loop, f"serving {', '.join(server.urls)}")
     loop.add_signal_handler(signal.SIGHUP, _reload, server, notifier)
     await stop.wait()
     log.info("stopping")

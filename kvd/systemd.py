@@ -25,6 +25,8 @@ _FDS_MAX = 1024
 _FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 # The receiver is another process with a queue, which may be full for a moment.
 _SEND_S = 1.0
+# An index of many millions of keys takes minutes to build; whoever ends that has it begun again.
+_EXTENSION_S = 30
 
 
 class BadHandover(Exception):
@@ -57,6 +59,18 @@ class Notifier:
         asked = period_us.isdecimal() and int(period_us) > 0 and pid in ("", str(os.getpid()))
         return cls(address, int(period_us) / 1e6 if asked else None)
 
+    def starting(self, loop: asyncio.AbstractEventLoop, status: str) -> None:
+        """The service is getting ready, which takes as long as it takes: time-outs are extended."""
+        self._send(f"EXTEND_TIMEOUT_USEC={_EXTENSION_S * 1_000_000}", f"STATUS={status}")
+        self._timer = loop.call_later(_EXTENSION_S / 3, self.starting, loop, status)
+
+    def serving(self, loop: asyncio.AbstractEventLoop, status: str) -> None:
+        """The service is ready; from now on the watchdog watches."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.ready(status)
+        self._pat(loop)
+
     def ready(self, status: str) -> None:
         """The service serves, for the first time or after a reload."""
         self._send("READY=1", f"STATUS={status}")
@@ -70,16 +84,12 @@ class Notifier:
         """The service is about to end."""
         self._send("STOPPING=1", f"STATUS={status}")
 
-    def status(self, status: str) -> None:
-        """Show one line to whoever asks for the state of the service."""
-        self._send(f"STATUS={status}")
-
-    def keep_alive(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Pat the watchdog from the loop twice a period: it bites when the loop stands still."""
+    def _pat(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Pat the watchdog from the loop, twice a period: it bites when the loop stands still."""
         if self._watchdog_s is None:
             return
         self._send("WATCHDOG=1")
-        self._timer = loop.call_later(self._watchdog_s / 2, self.keep_alive, loop)
+        self._timer = loop.call_later(self._watchdog_s / 2, self._pat, loop)
 
     def _send(self, *lines: str) -> None:
         if not self._address:

@@ -69,7 +69,9 @@ def listener(tmp_path: Path) -> Iterator[Callable[..., socket.socket]]:
 class TestNotifications:
     def test_ready_is_told_when_requests_are_answered(self, make_server, manager):
         server = make_server(environment={"NOTIFY_SOCKET": manager.address}).start()
-        assert manager.next() == [f"STATUS=recovering {server.data_dir}"]
+        extension, status = manager.next()
+        assert extension.startswith("EXTEND_TIMEOUT_USEC=")
+        assert status == f"STATUS=recovering {server.data_dir}"
         assert manager.next() == ["READY=1", f"STATUS=serving {server.url}"]
         assert server.client().put("/a", "1").status == 201
 
@@ -121,10 +123,10 @@ class TestNotifications:
         environment = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "50000"}
         loop = asyncio.new_event_loop()
         with contextlib.closing(loop):
-            Notifier.take({**environment, "WATCHDOG_PID": "1"}).keep_alive(loop)
-            assert manager.waiting() == []
-            Notifier.take({**environment, "WATCHDOG_PID": str(os.getpid())}).keep_alive(loop)
-            assert manager.waiting() == [["WATCHDOG=1"]]
+            Notifier.take({**environment, "WATCHDOG_PID": "1"}).serving(loop, "up")
+            assert manager.waiting() == [["READY=1", "STATUS=up"]]
+            Notifier.take({**environment, "WATCHDOG_PID": str(os.getpid())}).serving(loop, "up")
+            assert manager.waiting() == [["READY=1", "STATUS=up"], ["WATCHDOG=1"]]
 
     def test_a_reload_is_told_with_its_time(self, manager):
         notifier = Notifier.take({"NOTIFY_SOCKET": manager.address})
@@ -145,10 +147,10 @@ class TestNotifications:
 
     def test_without_a_manager_nothing_is_said(self, caplog):
         notifier = Notifier.take({})
-        notifier.ready("serving")
         loop = asyncio.new_event_loop()
         with contextlib.closing(loop):
-            notifier.keep_alive(loop)
+            notifier.starting(loop, "recovering")
+            notifier.serving(loop, "serving")
         assert caplog.records == []
 
     def test_what_is_meant_for_kvd_reaches_no_child(self):
