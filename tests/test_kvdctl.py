@@ -334,10 +334,13 @@ class Load:
             thread.join()
 
 
-def test_backups_under_load_hold_all_that_was_acknowledged_before(make_server, tmp_path, capsys):
+@pytest.mark.parametrize("backups", [10, pytest.param(100, marks=pytest.mark.durability_full)])
+def test_backups_under_load_hold_all_that_was_acknowledged_before(
+    make_server, tmp_path, capsys, backups
+):
     server = make_server("--wal-segment-bytes", "65536", "--snapshot-count", "400").start()
     with Load(server) as load:
-        for number in range(10):
+        for number in range(backups):
             acknowledged = load.index
             copy = tmp_path / f"backup-{number}"
             status, _, err = kvdctl(capsys, "backup", server.data_dir, copy)

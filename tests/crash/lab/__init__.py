@@ -2,15 +2,23 @@
 
     experiment.py   what an experiment is, and a trial of it
     process.py      the server under test: plain, under strace, or with a bug put in
+    nursery.py      forks it from a process that is ready, and traces its threads one by one
+    calls.py        every system call of a life: written down, then made to fail
     mutant.py       the bugs, each of which an experiment must catch
     workload.py     clients that write all they can, and remember what they were told
     ledger.py       what is true: the order of events against what every client was told
     disks.py        looking into a data directory without a server
-    killing.py      kill-random, kill-syscall, kill-failpoint, history
+    killing.py      kill-random, kill-failpoint, history
+    callfaults.py   kill-syscall, syscall-eio, syscall-enospc, syscall-refused
+    limits.py       short-write
     damage.py       truncate, bitflip
+    disorder.py     shuffle
+    indexflip.py    index-flip
     faults.py       fsync-eio, full-disk, slow-disk, clock, recovery-time
+    lives.py        replay, expiry, churn
     powerloss.py    power-loss: a model of a disk, fed with recorded system calls
-    powercut.py     power-cut: a real file system that loses what it had not written
+    powercut.py     power-cut, forced-reuse: a real file system that loses what it had not written
+    realdisk.py     fsync-lost, block-image
     page.py         the report
     __main__.py     the command, `scripts/crashlab`
 
@@ -18,11 +26,26 @@ A violation is found by comparing with what clients were told, never by asking t
 is well. Every experiment names the bug it must catch; `--mutant` runs it with that bug put in.
 """
 
-from tests.crash.lab import damage, faults, killing, powercut, powerloss
+from tests.crash.lab import (
+    callfaults,
+    damage,
+    disorder,
+    faults,
+    indexflip,
+    killing,
+    limits,
+    lives,
+    powercut,
+    powerloss,
+    realdisk,
+)
 from tests.crash.lab.experiment import Experiment
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
-    for module in (killing, damage, faults, powerloss, powercut)
+    for module in (
+        *(killing, callfaults, limits, damage, disorder, indexflip, faults, lives),
+        *(powerloss, powercut, realdisk),
+    )
     for experiment in module.EXPERIMENTS
 }

@@ -19,6 +19,8 @@ from tests.crash.lab import EXPERIMENTS
 from tests.crash.lab.experiment import Experiment, Skipped, Trial, Violation
 from tests.crash.lab.page import page
 
+_DETAIL = 1000  # characters; the files have all of it
+
 
 @dataclass
 class Report:
@@ -122,7 +124,7 @@ def _text(report: Report) -> str:
         f"{report.seconds} s",
     ]
     if report.detail:
-        lines.append(f"         {report.detail}")
+        lines.append(f"         {report.detail[:_DETAIL]}")
     if report.directory:
         lines.append(f"         what it left is in {report.directory}; look at a store in it with")
         lines.append("         kvdctl verify DIRECTORY")

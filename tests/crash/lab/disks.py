@@ -1,16 +1,19 @@
 """Looking into a data directory without a server: what recovery finds there."""
 
-import json
-import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 from storage.change import Kind
 from storage.errors import StorageError
 from storage.event import Event
+from storage.index import Index
 from storage.node import ROOT_ID, CorruptIndex
+from storage.restore import state
+from storage.source import reading
 from storage.store import Store
 from storage.tree import View
+from storage.verify import Verdict, verify
 from tests.crash.lab.experiment import Violation
 from tests.crash.lab.ledger import Fact, File
 
@@ -88,9 +91,26 @@ def files_of_view(view: View) -> dict[str, File]:
     return found
 
 
-if __name__ == "__main__":
-    # In a process of its own: a damaged index may end it.
-    outcome = recover(Path(sys.argv[1]))
-    if outcome.refusal:
-        sys.exit(outcome.refusal)
-    sys.stdout.write(json.dumps(outcome.files))
+def digest_of(directory: Path) -> tuple[int, str]:
+    """Return the index and the digest of a stopped store's state, from its index on disk."""
+    found = Index.reuse(directory / "index")
+    if found is None:
+        raise Violation("after a clean stop nothing vouches for the index")
+    index, _ = found
+    try:
+        applied, digest = state(index)
+    finally:
+        index.env.close()
+    return applied.index, digest
+
+
+def verified(directory: Path) -> tuple[bool, bool]:
+    """Return whether `kvdctl verify` finds no damage, and whether it says that a start succeeds."""
+    findings = []
+    try:
+        with reading(directory) as source, tempfile.TemporaryDirectory() as scratch:
+            findings = list(verify(source, Path(scratch)))
+    except StorageError:
+        return False, False
+    damaged = any(finding.verdict is Verdict.DAMAGED for finding in findings)
+    return not damaged, findings[-1].verdict is not Verdict.DAMAGED

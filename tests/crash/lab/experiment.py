@@ -1,6 +1,8 @@
 """What an experiment is: one promise, a seed, rounds, figures, and the bugs it must catch."""
 
 import random
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +16,16 @@ class Violation(Exception):
 
 class Skipped(Exception):
     """This machine lacks what the experiment needs; the text says what."""
+
+
+def need_strace() -> None:
+    """Raise `Skipped` on a machine where strace may not trace."""
+    strace = shutil.which("strace")
+    if strace is None:
+        raise Skipped("strace is not installed")
+    tried = subprocess.run([strace, "-qq", "-o", "/dev/null", "true"], check=False)
+    if tried.returncode != 0:
+        raise Skipped("strace may not trace here")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.crash.lab.experiment import Experiment, Skipped, Trial, Violation
+from tests.crash.lab.experiment import Experiment, Skipped, Trial, Violation, need_strace
 from tests.crash.lab.killing import (
     FLAGS,
     SMALL_FLAGS,
     check_directory,
-    need_strace,
     script,
     settle,
     start,
@@ -350,14 +349,14 @@ def recovery_time(trial: Trial) -> None:
             check=True,
         )
         with Kvd(data, mutant=trial.mutant) as kvd:
-            start(kvd)
+            start(kvd, fresh=True)
             trial.check(
                 "from same boot" in kvd.stderr,
                 "after the death of its process the index is rebuilt",
             )
             reused.append((size, round(kvd.ready_s, 3)))
             kvd.kill()
-            start(kvd, "--rebuild-index")
+            start(kvd, "--rebuild-index", fresh=True)
             rebuilt.append((size, round(kvd.ready_s, 3)))
             with Connection(kvd.port) as connection:
                 trial.check(connection.get("/").index == size + 1, "records are missing")

@@ -1,18 +1,16 @@
-"""The process dies: at random, at each system call, and while everybody watches."""
+"""The process dies: at random, at each named place, and while everybody watches."""
 
 import contextlib
 import http.client
 import json
-import re
 import shutil
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 
 from storage import failpoints
 from tests.crash.lab.disks import recover
-from tests.crash.lab.experiment import Experiment, Skipped, Trial, Violation
+from tests.crash.lab.experiment import Experiment, Trial, Violation
 from tests.crash.lab.ledger import Fact, Ledger, fact_of, files_of
 from tests.crash.lab.process import Kvd, NotListening
 from tests.crash.lab.workload import Clients, Connection, Op
@@ -24,10 +22,6 @@ FLAGS = (
 SMALL_FLAGS = (
     *("--wal-segment-bytes", "65536", "--snapshot-count", "40"),
     *("--event-history-limit", "1000000"),
-)
-SYSCALLS = (
-    *("pwrite64", "write", "fdatasync", "fsync", "rename", "unlink", "ftruncate", "fallocate"),
-    *("mkdir", "openat"),
 )
 
 
@@ -92,7 +86,7 @@ def kill_random(trial: Trial) -> None:
 
 
 def script(port: int, book: list[Op]) -> None:
-    """A fixed run of one client through cuts, snapshots and purges."""
+    """A fixed run of one client through cuts and snapshots, which is not waited for."""
     connection = Connection(port)
     with contextlib.suppress(OSError, http.client.HTTPException, json.JSONDecodeError):
         for number in range(120):
@@ -114,82 +108,7 @@ def script(port: int, book: list[Op]) -> None:
     connection.close()
 
 
-def need_strace() -> None:
-    """Raise `Skipped` on a machine without strace."""
-    if shutil.which("strace") is None:
-        raise Skipped("strace is not installed")
-
-
-def count_calls(trial: Trial) -> Counter[str]:
-    """Run the script once; return how often any one thread makes each system call."""
-    trace = trial.directory / "calls.txt"
-    strace = ("-o", str(trace), "-e", f"trace={','.join(SYSCALLS)}")
-    with Kvd(trial.directory / "counted", *SMALL_FLAGS) as kvd:
-        kvd.start(strace=strace)
-        script(kvd.port, [])
-        kvd.terminate()
-    by_thread: Counter[tuple[str, str]] = Counter()
-    for line in trace.read_text().splitlines():
-        found = re.match(r"(\d+) +(\w+)\(", line)
-        if found:
-            by_thread[found[1], found[2]] += 1
-    most: Counter[str] = Counter()
-    for (_, name), number in by_thread.items():
-        most[name] = max(most[name], number)
-    return most
-
-
-def kill_points(trial: Trial, calls: Counter[str]) -> list[tuple[str, int]]:
-    """Return each call to be killed at; all of them, or a sample of as many as there are rounds."""
-    points = [(name, number) for name in SYSCALLS for number in range(1, calls[name] + 1)]
-    # The interpreter opens hundreds of files before it opens one of ours.
-    first_of_ours = max(1, calls["openat"] - 120)
-    points = [p for p in points if p[0] != "openat" or p[1] >= first_of_ours]
-    if len(points) <= trial.rounds:
-        return points
-    # The first writes of all make the store; what is left half there must not be in the way.
-    first = [("pwrite64", number) for number in range(1, 1 + min(4, trial.rounds // 2))]
-    return sorted({*first, *trial.dice.sample(points, trial.rounds - len(first))})
-
-
-def kill_syscall(trial: Trial) -> None:
-    """SIGKILL on entering the Nth call of a scripted run, for every N; then again in recovery."""
-    need_strace()
-    points = kill_points(trial, count_calls(trial))
-    trial.rounds = len(points)
-    for done, (name, number) in enumerate(points, 1):
-        data = trial.directory / "data"
-        shutil.rmtree(data, ignore_errors=True)
-        ops: list[Op] = []
-        with Kvd(data, *SMALL_FLAGS, mutant=trial.mutant) as kvd:
-            if _run_to_kill(kvd, name, number, ops, script):
-                trial.count("killed")
-            else:
-                trial.count("ended before")
-            depth = trial.dice.randrange(4)
-            for _ in range(depth):
-                again = trial.dice.randrange(1, 25)
-                if _run_to_kill(kvd, trial.dice.choice(("pwrite64", "fsync")), again, [], None):
-                    trial.count("killed in recovery")
-        try:
-            check_directory(data, ops)
-        except Violation as error:
-            raise Violation(f"killed at {name} number {number}: {error}") from None
-        trial.figures["points"] = done
-        trial.figures["lost"] = 0
-        trial.progress(done)
-
-
-def _run_to_kill(kvd: Kvd, name: str, number: int, ops: list[Op], work: object) -> bool:
-    """Run a server under the order to die; return whether it did."""
-    order = f"inject={name}:signal=KILL:when={number}"
-    try:
-        kvd.start(strace=("-o", "/dev/null", "-e", f"trace={name}", "-e", order))
-    except NotListening:
-        return kvd.wait() == -9
-    if work is not None:
-        script(kvd.port, ops)
-    return kvd.terminate() == -9
+_AT_A_TORN_TAIL = "walBeforeWrite=tear:100@20"
 
 
 def faults_at_places(trial: Trial) -> list[str]:
@@ -206,17 +125,19 @@ def faults_at_places(trial: Trial) -> list[str]:
 def kill_failpoint(trial: Trial) -> None:
     """End the server at each of its named places; then at another one while it recovers."""
     faults = faults_at_places(trial)
+    every_place = len(faults) > len(failpoints.NAMES)
     trial.rounds = len(faults)
     reached = set()
+    at_start = [name for name in failpoints.NAMES if name.startswith(("start", "tail"))]
     for done, fault in enumerate(faults, 1):
         data = trial.directory / "data"
         shutil.rmtree(data, ignore_errors=True)
         ops: list[Op] = []
-        at_start = trial.dice.choice(
-            [name for name in failpoints.NAMES if name.startswith(("start", "tail"))]
-        )
+        places = [fault, f"{trial.dice.choice(at_start)}=crash"]
+        if fault.startswith("tail"):
+            places.insert(0, _AT_A_TORN_TAIL)  # there must be one
         with Kvd(data, *SMALL_FLAGS, "--enable-failpoints", mutant=trial.mutant) as kvd:
-            for place in (fault, f"{at_start}=crash"):
+            for place in places:
                 try:
                     kvd.start("--failpoint", place)
                 except NotListening:
@@ -225,11 +146,13 @@ def kill_failpoint(trial: Trial) -> None:
                     script(kvd.port, ops)
                 if kvd.wait_or_terminate() == -9:
                     reached.add(place.partition("=")[0])
-                _check_copy(data, ops, f"{fault}, then {at_start}")
+                _check_copy(data, ops, ", then ".join(places))
         trial.figures["faults"] = done
         trial.figures["places reached"] = f"{len(reached)} of {len(failpoints.NAMES)}"
         trial.figures["lost"] = 0
         trial.progress(done)
+    never = sorted(failpoints.NAMES.keys() - reached)
+    trial.check(not every_place or not never, f"places that were never reached: {never}")
 
 
 def _check_copy(data: Path, ops: list[Op], where: str) -> None:
@@ -335,13 +258,6 @@ EXPERIMENTS = (
         "answer stands in one order",
         ("late-write",),
         *(1000, 6, "kills", kill_random),
-    ),
-    Experiment(
-        "kill-syscall",
-        "SIGKILL at any system call of a life, recovery included, leaves a directory that opens "
-        "with all that was acknowledged",
-        ("in-place",),
-        *(1000, 4, "points", kill_syscall),
     ),
     Experiment(
         "kill-failpoint",

@@ -5,20 +5,25 @@
 The product has no switch for any of them: its functions are replaced in this process.
 """
 
+import ctypes
 import itertools
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from kvd import watch
 from kvd.__main__ import main
 from kvd.clock import Clock
 from kvd.syncthread import SyncThread
-from storage import disk, frame
+from storage import change, disk, frame, index, node, replay, segments, snapshot, tree
 from storage.index import Index
+from storage.wal import Wal
 
 _sync_data, _write_at = disk.sync_data, disk.write_at
 
@@ -107,6 +112,26 @@ def die_when_full() -> None:
     disk.REFUSALS = frozenset()
 
 
+def shrug() -> None:
+    """What the system says to a write is not looked at."""
+
+    def write_at(fd: int, data: bytes, offset: int) -> None:
+        with suppress(OSError):
+            _write_at(fd, data, offset)
+
+    disk.write_at = write_at
+
+
+def no_retry() -> None:
+    """A write that a signal interrupts is taken for done."""
+    pwrite = ctypes.CDLL(None).pwrite64
+
+    def write_at(fd: int, data: bytes, offset: int) -> None:
+        pwrite(fd, bytes(data), ctypes.c_size_t(len(data)), ctypes.c_int64(offset))
+
+    disk.write_at = write_at
+
+
 def sync_on_loop() -> None:
     """The event loop itself waits for the disk."""
 
@@ -141,6 +166,86 @@ def no_reuse() -> None:
     Index.reuse = staticmethod(lambda directory: None)
 
 
+def trust_index() -> None:
+    """An index that stands there is used, whatever happened to the disk."""
+    index.vouched = lambda directory: "same boot" if (directory / "data.mdb").exists() else None
+
+
+def clean_stays() -> None:
+    """The mark of a clean stop is left where it is while the server runs, and no size is in it."""
+    fingerprint = index._fingerprint
+
+    def sizeless(directory: Path, *, with_size: bool = False) -> dict[str, str] | None:
+        return (fingerprint(directory, with_size=with_size) or {}) | {"bytes": "any"}
+
+    Index.mark_running = lambda self: None
+    index._fingerprint = sizeless
+
+
+def short_write() -> None:
+    """A write that was taken in part is taken for whole."""
+
+    def write_at(fd: int, data: bytes, offset: int) -> None:
+        os.pwrite(fd, data, offset)
+
+    disk.write_at = write_at
+
+
+def keep_cache() -> None:
+    """Recovery reads what the page cache holds, be it on the disk or not."""
+    disk.drop_cache = lambda fd: None
+
+
+def purge_early() -> None:
+    """The log is purged before the snapshot that covers it is durable."""
+    disk.rename_durably = disk.rename
+
+
+def keep_segments() -> None:
+    """The log is never purged."""
+    Wal.purge = lambda self, below_seq: 0
+
+
+def lossy_load() -> None:
+    """One row of a snapshot is left out when it is loaded."""
+    read = snapshot.read
+
+    def lossy(path: Path) -> tuple:
+        header, rows = read(path)
+        kept = list(rows)
+        del kept[len(kept) // 2]
+        return header, iter(kept)
+
+    snapshot.read = lossy
+
+
+def no_order() -> None:
+    """Neither the sequence of frames nor what chains them is looked at."""
+    segments._check_place = lambda *args: None
+    replay.decode = lambda found, applied: change.decode_payload(found.payload)
+
+
+def no_index_crc() -> None:
+    """The checksums of the index are found good."""
+    node.crc32 = tree.crc32 = lambda data, seed=0: 0
+
+
+def interrupted() -> None:
+    """No bug: each thread is interrupted by a signal a thousand times a second."""
+    signal.signal(signal.SIGUSR1, lambda *_: None)
+    signal.siginterrupt(signal.SIGUSR1, True)
+
+    def interrupt() -> None:
+        while True:
+            time.sleep(0.001)
+            for thread in threading.enumerate():
+                if thread is not threading.current_thread() and thread.ident:
+                    with suppress(ProcessLookupError):
+                        signal.pthread_kill(thread.ident, signal.SIGUSR1)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+
+
 def none() -> None:
     """No bug: only what the environment asks for."""
 
@@ -149,8 +254,18 @@ MUTANTS: dict[str, Callable[[], None]] = {
     function.__name__.replace("_", "-"): function
     for function in (
         *(late_write, in_place, no_directory_fsync, no_file_fsync, fsync_every_other, no_fsync),
-        *(ack_before_fsync, retry_fsync, no_crc, die_when_full, sync_on_loop, drop_event),
-        *(wall_clock, no_reuse, none),
+        *(
+            ack_before_fsync,
+            retry_fsync,
+            no_crc,
+            die_when_full,
+            shrug,
+            no_retry,
+            sync_on_loop,
+            drop_event,
+        ),
+        *(wall_clock, no_reuse, trust_index, clean_stays, short_write, keep_cache, purge_early),
+        *(keep_segments, lossy_load, no_order, no_index_crc, interrupted, none),
     )
 }
 
@@ -182,10 +297,15 @@ def step_clock(path: str) -> None:
     time.time_ns = time_ns
 
 
-if __name__ == "__main__":
-    MUTANTS[sys.argv[1]]()
+def launch(name: str, argv: list[str]) -> int:
+    """Put a bug in, and what the environment asks for, and be a kvd; return its exit status."""
+    MUTANTS[name]()
     if CLOCK_FILE in os.environ:
         step_clock(os.environ[CLOCK_FILE])
     if SLOW_SYNC in os.environ:
         slow_syncs(float(os.environ[SLOW_SYNC]))
-    sys.exit(main(sys.argv[3:]))
+    return main(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(launch(sys.argv[1], sys.argv[3:]))

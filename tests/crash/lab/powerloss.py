@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.crash.lab.disks import recover
-from tests.crash.lab.experiment import Experiment, Trial, Violation
-from tests.crash.lab.killing import SMALL_FLAGS, events_between, need_strace
+from tests.crash.lab.experiment import Experiment, Trial, Violation, need_strace
+from tests.crash.lab.killing import SMALL_FLAGS, events_between
 from tests.crash.lab.ledger import Fact, State
 from tests.crash.lab.process import Kvd, NotListening
 from tests.crash.lab.workload import Clients, Connection
@@ -320,7 +320,7 @@ def explore(truth: Truth, seed: int, part: int, parts: int, share: float) -> Out
     judge = Judge(truth.facts)
     dice = random.Random(f"{seed} {part}")
     told = steps = states = longest = 0
-    with tempfile.TemporaryDirectory(dir=_fast_directory()) as scratch:
+    with tempfile.TemporaryDirectory(dir=fast_directory()) as scratch:
         for call in read_trace(Path(truth.trace)):
             now_told = told_by(call)
             told = max(told, now_told)
@@ -400,7 +400,8 @@ def _digest(found: dict[str, bytes | None]) -> bytes:
     return digest.digest()
 
 
-def _fast_directory() -> str | None:
+def fast_directory() -> str | None:
+    """Return a directory in memory, None where there is none."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
@@ -483,7 +484,7 @@ EXPERIMENTS = (
         "a prefix of the true history that holds all that was told",
         (
             *("no-directory-fsync", "no-file-fsync", "fsync-every-other", "ack-before-fsync"),
-            "no-fsync",
+            *("no-fsync", "purge-early"),
         ),
         *(50_000, 600, "states", power_loss),
     ),

@@ -7,10 +7,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
-ROOT = Path(__file__).parents[3]
+from tests.crash.lab import nursery
+from tests.crash.lab.nursery import ROOT
+
+__all__ = ["PATIENCE_S", "ROOT", "Kvd", "NotListening"]
 PATIENCE_S = 60.0
 
 
@@ -28,7 +32,7 @@ class Kvd:
         self.stderr = ""
         self.port = 0
         self.ready_s = 0.0
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[str] | nursery.Forked | None = None
         self._changed = threading.Condition()
         self._ended = False
         self._reader: threading.Thread | None = None
@@ -40,10 +44,15 @@ class Kvd:
         return self._process.pid
 
     def start(
-        self, *flags: str, strace: Sequence[str] = (), env: dict[str, str] | None = None
+        self,
+        *flags: str,
+        strace: Sequence[str] = (),
+        straces: Mapping[str, Sequence[str]] | None = None,
+        env: dict[str, str] | None = None,
+        fresh: bool = False,
     ) -> "Kvd":
         """Start and wait until it listens; `NotListening` when it ends before."""
-        self.launch(*flags, strace=strace, env=env)
+        self.launch(*flags, strace=strace, straces=straces, env=env, fresh=fresh)
         with self._changed:
             self._changed.wait_for(lambda: self._ended or self.port, timeout=PATIENCE_S)
         if not self.port:
@@ -52,29 +61,55 @@ class Kvd:
         return self
 
     def launch(
-        self, *flags: str, strace: Sequence[str] = (), env: dict[str, str] | None = None
+        self,
+        *flags: str,
+        strace: Sequence[str] = (),
+        straces: Mapping[str, Sequence[str]] | None = None,
+        env: dict[str, str] | None = None,
+        fresh: bool = False,
     ) -> None:
-        """Start without waiting. `strace` are arguments to it; it traces from aside (-D)."""
-        module = ["tests.crash.lab.mutant", self.mutant, "--"] if self.mutant else ["kvd"]
-        # A filter in the kernel makes tracing cheap, but signals are not injected through it.
-        fast = [] if any("signal=KILL" in word for word in strace) else ["--seccomp-bpf"]
-        tracer = ["strace", "-D", "-f", "-qq", *fast, *strace] if strace else []
-        command = [*tracer, sys.executable, "-m", *module, "--data-dir", str(self.data_dir)]
-        command += ["--listen-client-urls", "http://127.0.0.1:0", *self.flags, *flags]
+        """Start without waiting.
+
+        Args:
+            flags: further flags of kvd.
+            strace: arguments to a strace of the whole process, from its first instruction.
+            straces: the same by the name of a thread, from the first line of kvd; see nursery.py.
+            env: what is added to the environment.
+            fresh: in an interpreter of its own, instead of forked from one that is ready.
+        """
+        argv = ["--data-dir", str(self.data_dir), "--listen-client-urls", "http://127.0.0.1:0"]
+        argv += [*self.flags, *flags]
         self.port, self._ended, self.stderr = 0, False, ""
         self._started = time.monotonic()
-        self._process = subprocess.Popen(
-            command,
+        if fresh or strace:
+            self._process = self._open(argv, strace, env or {})
+        else:
+            self._process = nursery.fork(
+                self.mutant or "none", argv, env=env or {}, straces=straces or {}
+            )
+        stderr = self._process.stderr
+        assert stderr is not None
+        self._reader = threading.Thread(target=self._read, args=[stderr], daemon=True)
+        self._reader.start()
+
+    def _open(
+        self, argv: Sequence[str], strace: Sequence[str], env: dict[str, str]
+    ) -> subprocess.Popen[str]:
+        module = ["tests.crash.lab.mutant", self.mutant, "--"] if self.mutant else ["kvd"]
+        # It traces from aside (-D). A filter in the kernel makes it cheap, but signals are not
+        # injected through it.
+        fast = [] if any("signal=KILL" in word for word in strace) else ["--seccomp-bpf"]
+        tracer = ["strace", "-D", "-f", "-qq", *fast, *strace] if strace else []
+        return subprocess.Popen(
+            [*tracer, sys.executable, "-m", *module, *argv],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
             errors="backslashreplace",
-            env=os.environ | (env or {}),
+            env=os.environ | env,
         )
-        self._reader = threading.Thread(target=self._read, args=[self._process], daemon=True)
-        self._reader.start()
 
     def kill(self) -> None:
         """SIGKILL, and wait for the end."""
@@ -87,6 +122,11 @@ class Kvd:
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
         return self.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def wait(self, timeout_s: float = PATIENCE_S) -> int:
         """Wait for the end, and for that of its tracer; the exit status."""
@@ -115,10 +155,9 @@ class Kvd:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _read(self, process: "subprocess.Popen[str]") -> None:
-        assert process.stderr is not None
-        with process.stderr:
-            for line in process.stderr:
+    def _read(self, stderr: IO[str]) -> None:
+        with stderr:
+            for line in stderr:
                 with self._changed:
                     self.stderr += line
                     found = re.search(r"listening on http://[^\s,]+:(\d+)", line)

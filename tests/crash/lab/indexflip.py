@@ -1,0 +1,120 @@
+"""Bits of the index's file, turned under a server's feet; what it then tells its clients."""
+
+import http.client
+import json
+from pathlib import Path
+
+from tests.crash.lab.damage import make_store
+from tests.crash.lab.disks import Found
+from tests.crash.lab.experiment import Experiment, Trial
+from tests.crash.lab.ledger import File
+from tests.crash.lab.process import Kvd, NotListening
+from tests.crash.lab.workload import Connection
+
+_PAGE = 4096
+_WRITES = 30
+# So many of a hundred bits are turned before the server starts, the others while it runs.
+_COLD = 20
+_EXIT_BUG = 70
+
+
+class Target:
+    """A stopped store, its files as they were, and a server for it."""
+
+    def __init__(self, directory: Path, whole: Found, mutant: str | None) -> None:
+        self.whole = whole
+        self.kvd = Kvd(directory, mutant=mutant)
+        self._directory = directory
+        self._kept = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+        self.file = directory / "index" / "data.mdb"
+        good = self._kept[self.file]
+        self.pages = [
+            page
+            for page in range(len(good) // _PAGE)
+            if any(good[page * _PAGE : (page + 1) * _PAGE])
+        ]
+
+    def restore(self) -> None:
+        """End the server and put everything back, each file in its inode."""
+        self.kvd.stop()
+        for path in [path for path in self._directory.rglob("*") if path.is_file()]:
+            if path not in self._kept:
+                path.unlink()
+        for path, content in self._kept.items():
+            path.write_bytes(content)
+
+    def flip(self, bit: int) -> None:
+        """Turn one bit, in place."""
+        with self.file.open("r+b", buffering=0) as file:
+            file.seek(bit // 8)
+            byte = file.read(1)[0]
+            file.seek(bit // 8)
+            file.write(bytes([byte ^ 1 << bit % 8]))
+
+
+def index_flip(trial: Trial) -> None:
+    """Turn a random bit of the index and GET every key: right, or the server ends."""
+    directory = trial.directory / "data"
+    whole = make_store(directory, _WRITES, None, clean=True, value_bytes=4000)
+    target = Target(directory, whole, trial.mutant)
+    with target.kvd as kvd:
+        for done in range(1, trial.rounds + 1):
+            bit = 8 * _PAGE * trial.dice.choice(target.pages) + trial.dice.randrange(8 * _PAGE)
+            live = trial.dice.randrange(100) >= _COLD
+            if not live or not kvd.running():
+                target.restore()
+                if not live:
+                    target.flip(bit)
+                try:
+                    kvd.start()
+                except NotListening:
+                    trial.count("starts refused")
+            if kvd.running():
+                _look(trial, target, bit, live=live)
+            if not live:
+                target.restore()
+            trial.figures["bits"] = done
+            trial.figures["wrong values"] = 0
+            trial.progress(done)
+
+
+def _look(trial: Trial, target: Target, bit: int, *, live: bool) -> None:
+    """Read every key of a server whose index has a turned bit."""
+    kvd = target.kvd
+    if live:
+        target.flip(bit)
+    elif "rebuilt" in kvd.stderr or "built anew" in kvd.stderr:
+        trial.count("starts that built the index anew")
+    try:
+        _read_all(trial, target, bit)
+    except (OSError, http.client.HTTPException, json.JSONDecodeError):
+        status = kvd.wait(20)
+        trial.count("ended by a signal" if status < 0 else f"ended with {status}")
+        trial.check(status != _EXIT_BUG, f"bit {bit}: a bug: {kvd.stderr[-600:]}")
+    else:
+        trial.count("all keys served right")
+        if live:
+            target.flip(bit)
+
+
+def _read_all(trial: Trial, target: Target, bit: int) -> None:
+    with Connection(target.kvd.port, timeout_s=5) as connection:
+        for key, file in target.whole.files.items():
+            op = connection.get(key)
+            node = op.body.get("node", {})
+            if op.status == 404:
+                trial.count("keys said to be missing")
+                continue
+            found = File(node.get("value", ""), node["createdIndex"], node["modifiedIndex"])
+            trial.check(found == file, f"bit {bit}: {key} is served as {found}, expected {file}")
+
+
+EXPERIMENTS = (
+    Experiment(
+        "index-flip",
+        "a turned bit of the index's file is never served: every key is right, or the server ends "
+        "or builds the index anew",
+        ("no-index-crc",),
+        *(10_000, 60, "bits", index_flip),
+    ),
+)

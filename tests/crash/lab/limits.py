@@ -1,0 +1,97 @@
+"""Writes that the system takes in part: the limit on file size falls on every byte of a frame."""
+
+import resource
+from pathlib import Path
+
+from tests.crash.lab.experiment import Experiment, Trial
+from tests.crash.lab.killing import settle, start
+from tests.crash.lab.ledger import Ledger
+from tests.crash.lab.process import Kvd
+from tests.crash.lab.workload import Connection, Op
+
+_FLAGS = (
+    *("--wal-segment-bytes", str(8 << 20), "--snapshot-count", "1000000"),
+    *("--event-history-limit", "60"),
+)
+_KEY = "/k/1"
+# The log's end has to lie behind everything that is written into the index's file.
+_WRITES_BEFORE, _VALUE_BEFORE = 500, "v" * 9000
+_VALUE = "s" * 600
+_KILL_EACH = 20
+
+
+def short_write(trial: Trial) -> None:
+    """Let the limit on file size fall on each byte of a frame, write, and lift it again."""
+    ledger = Ledger()
+    ops: list[Op] = []
+    with Kvd(trial.directory / "data", *_FLAGS, mutant=trial.mutant) as kvd:
+        start(kvd)
+        connection = Connection(kvd.port)
+        for number in range(_WRITES_BEFORE):
+            ops.append(connection.put(_KEY, f"{number}.{_VALUE_BEFORE}"))
+            if number % 40 == 39:
+                settle(ledger, ops, kvd.port)
+                ops = []
+        assert 4096 * _index_pages(kvd.data_dir) < _log_end(kvd.data_dir)
+        for position in range(trial.rounds):
+            op = _write_up_to(trial, kvd, connection, position)
+            ops.append(op)
+            if position % _KILL_EACH == _KILL_EACH - 1 or position == trial.rounds - 1:
+                connection.close()
+                kvd.kill()
+                start(kvd, *(["--rebuild-index"] if position % 2 else []))
+                settle(ledger, ops, kvd.port)
+                ops = []
+                connection = Connection(kvd.port)
+                trial.count("kills behind a short write")
+            else:
+                _limit(kvd, resource.RLIM_INFINITY)
+                op = connection.put(_KEY, f"{position}.after")
+                ops.append(op)
+                trial.check(op.acked, f"position {position}: with room again: {op.body}")
+            trial.figures["positions"] = position + 1
+            trial.figures["lost"] = 0
+            trial.progress(position + 1)
+        connection.close()
+
+
+def _write_up_to(trial: Trial, kvd: Kvd, connection: Connection, position: int) -> Op:
+    """Write a frame of which only `position` bytes are taken; it must be refused."""
+    _limit(kvd, _log_end(kvd.data_dir) + position)
+    op = connection.put(_KEY, f"{position}.{_VALUE}")
+    trial.check(
+        op.status == 500 and op.body["errorCode"] == 300,
+        f"{position} bytes of a frame were taken, and the answer is {op.status} {op.body}",
+    )
+    read = connection.get(_KEY)
+    trial.check(
+        read.acked and not read.body["node"]["value"].endswith("s"),
+        f"after a refusal the value is {str(read.body)[:80]}",
+    )
+    return op
+
+
+def _limit(kvd: Kvd, size: int) -> None:
+    _, hard = resource.prlimit(kvd.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(kvd.pid, resource.RLIMIT_FSIZE, (size, hard))
+
+
+def _log_end(data: Path) -> int:
+    content = max((data / "wal").glob("*.wal")).read_bytes().rstrip(b"\0")
+    return -(-len(content) // 8) * 8
+
+
+def _index_pages(data: Path) -> int:
+    content = (data / "index" / "data.mdb").read_bytes().rstrip(b"\0")
+    return -(-len(content) // 4096)
+
+
+EXPERIMENTS = (
+    Experiment(
+        "short-write",
+        "a frame that the system takes in part, up to any of its bytes, is refused whole; the next "
+        "one is written over it, and nothing is lost",
+        ("short-write",),
+        *(500, 12, "positions", short_write),
+    ),
+)
