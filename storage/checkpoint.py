@@ -42,16 +42,12 @@ class Checkpoint:
         try:
             scratch.unlink(missing_ok=True)
             target.unlink(missing_ok=True)
-            fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             try:
-                failpoints.reach("snapshotBeforeCopy")
-                self._env.copyfd(fd, compact=True)
+                self._copy(scratch)
+                header = header_of(_applied(scratch), self._identity)
             except lmdb.Error as error:
                 # A full disk, as a rule; LMDB's errors are no `OSError`.
                 raise OSError(f"{scratch.name}: {error}") from error
-            finally:
-                os.close(fd)
-            header = header_of(_applied(scratch), self._identity)
             failpoints.reach("snapshotBeforeWrite")
             self._convert(scratch, target, header)
             failpoints.reach("snapshotBeforeRename")
@@ -67,6 +63,14 @@ class Checkpoint:
         self._stopped = True
         if self._worker is not None:
             self._worker.kill()
+
+    def _copy(self, scratch: Path) -> None:
+        fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            failpoints.reach("snapshotBeforeCopy")
+            self._env.copyfd(fd, compact=True)
+        finally:
+            os.close(fd)
 
     def _convert(self, scratch: Path, target: Path, header: snapshot.Header) -> None:
         command = [sys.executable, "-m", "storage.snapshot", str(scratch), str(target)]

@@ -601,6 +601,23 @@ def test_a_snapshot_that_finds_no_room_changes_nothing(tmp_path, monkeypatch):
     assert len(snapshot.available(tmp_path / "data" / "snap")) == 2
 
 
+def test_a_snapshot_whose_copy_cannot_be_opened_is_a_failure_of_the_disk(tmp_path, monkeypatch):
+    """Which housekeeping tries again later; LMDB's own errors would be taken for a bug."""
+    store = open_store(tmp_path / "data")
+    write(store, Set(b"/a", b"1"))
+
+    def refuse(path, **options):
+        raise lmdb.DiskError(f"{path}: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("storage.checkpoint.lmdb.open", refuse)
+        with pytest.raises(OSError, match=r"scratch\.tmp.*No space"):
+            store.snapshot()
+    assert list((tmp_path / "data" / "snap").iterdir()) == []
+    store.snapshot()
+    store.close()
+
+
 def test_a_snapshot_that_is_given_up_leaves_nothing(tmp_path):
     store = open_store(tmp_path / "data")
     write(store, Set(b"/a", b"1"))
