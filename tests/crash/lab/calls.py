@@ -35,6 +35,7 @@ TELLS = ("sendto", "sendmsg", "write")
 _FD = re.compile(r"^\d+<([^>]*)>")
 _NAMES = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _WRITES = 44
+_SNAPSHOT_S = 1.0  # it takes 0.2 s
 _SNAPSHOTS_AT = {15: 1, 30: 2, 43: 3}
 
 T = TypeVar("T")
@@ -68,14 +69,16 @@ class Life(NamedTuple):
 
 def write_through(port: int, data: Path, book: list[Op], *, writes: int = _WRITES) -> None:
     """Let one client write through cuts, snapshots and purges, until it is done or the end."""
-    connection = Connection(port, timeout_s=1.5)
+    connection = Connection(port, timeout_s=1.0)
+    waits = True
     with contextlib.suppress(OSError, http.client.HTTPException, json.JSONDecodeError):
         for number in range(writes):
             op = _choose(number)
             book.append(op)
             connection.request(op)
-            if number in _SNAPSHOTS_AT:
-                _wait_for_snapshots(connection, data, _SNAPSHOTS_AT[number])
+            if waits and number in _SNAPSHOTS_AT:
+                # Where one has failed, there will be none for a while.
+                waits = _wait_for_snapshots(connection, data, _SNAPSHOTS_AT[number])
     connection.close()
 
 
@@ -93,16 +96,17 @@ def _choose(number: int) -> Op:
     return Op("PUT", key, {"value": value}, now())
 
 
-def _wait_for_snapshots(connection: Connection, data: Path, number: int) -> None:
-    """Wait until so many have been made, so that the log is purged; or two seconds."""
+def _wait_for_snapshots(connection: Connection, data: Path, number: int) -> bool:
+    """Wait until so many have been made, so that the log is purged; return whether they are."""
     newest = min(number, 2)
-    end = time.monotonic() + 2
+    end = time.monotonic() + _SNAPSHOT_S
     while time.monotonic() < end:
         made = list((data / "snap").glob("*.snap"))
         if len(made) >= newest and not list((data / "snap").glob("*.tmp")):
-            return
+            return True
         connection.get("/k")  # which fails when the server has gone
         time.sleep(0.005)
+    return False
 
 
 def record(

@@ -25,10 +25,10 @@ SMALL_FLAGS = (
 )
 
 
-def start(kvd: Kvd, *flags: str, strace: tuple[str, ...] = ()) -> None:
+def start(kvd: Kvd, *flags: str, fresh: bool = False) -> None:
     """Start a server that must recover; its refusal is a violation."""
     try:
-        kvd.start(*flags, strace=strace)
+        kvd.start(*flags, fresh=fresh)
     except NotListening as error:
         raise Violation(f"the server does not start again: {str(error)[-400:]}") from None
 

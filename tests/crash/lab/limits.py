@@ -23,36 +23,36 @@ _KILL_EACH = 20
 def short_write(trial: Trial) -> None:
     """Let the limit on file size fall on each byte of a frame, write, and lift it again."""
     ledger = Ledger()
-    ops: list[Op] = []
     with Kvd(trial.directory / "data", *_FLAGS, mutant=trial.mutant) as kvd:
         start(kvd)
-        connection = Connection(kvd.port)
-        for number in range(_WRITES_BEFORE):
-            ops.append(connection.put(_KEY, f"{number}.{_VALUE_BEFORE}"))
-            if number % 40 == 39:
-                settle(ledger, ops, kvd.port)
-                ops = []
+        for number in range(0, _WRITES_BEFORE, 40):
+            with Connection(kvd.port) as connection:
+                ops = [connection.put(_KEY, f"{number + n}.{_VALUE_BEFORE}") for n in range(40)]
+            settle(ledger, ops, kvd.port)
         assert 4096 * _index_pages(kvd.data_dir) < _log_end(kvd.data_dir)
-        for position in range(trial.rounds):
-            op = _write_up_to(trial, kvd, connection, position)
-            ops.append(op)
-            if position % _KILL_EACH == _KILL_EACH - 1 or position == trial.rounds - 1:
-                connection.close()
-                kvd.kill()
-                start(kvd, *(["--rebuild-index"] if position % 2 else []))
-                settle(ledger, ops, kvd.port)
-                ops = []
-                connection = Connection(kvd.port)
-                trial.count("kills behind a short write")
-            else:
-                _limit(kvd, resource.RLIM_INFINITY)
-                op = connection.put(_KEY, f"{position}.after")
-                ops.append(op)
-                trial.check(op.acked, f"position {position}: with room again: {op.body}")
-            trial.figures["positions"] = position + 1
+        for first in range(0, trial.rounds, _KILL_EACH):
+            ops = []
+            with Connection(kvd.port) as connection:
+                for position in range(first, min(first + _KILL_EACH, trial.rounds)):
+                    if position > first:
+                        _write_with_room(trial, kvd, connection, position, ops)
+                    ops.append(_write_up_to(trial, kvd, connection, position))
+                    trial.figures["positions"] = position + 1
+                    trial.progress(position + 1)
+            kvd.kill()
+            start(kvd, *(["--rebuild-index"] if first % 40 else []))
+            settle(ledger, ops, kvd.port)
+            trial.count("kills behind a short write")
             trial.figures["lost"] = 0
-            trial.progress(position + 1)
-        connection.close()
+
+
+def _write_with_room(
+    trial: Trial, kvd: Kvd, connection: Connection, position: int, ops: list[Op]
+) -> None:
+    _limit(kvd, resource.RLIM_INFINITY)
+    op = connection.put(_KEY, f"{position}.after")
+    ops.append(op)
+    trial.check(op.acked, f"before position {position}, with room again: {op.body}")
 
 
 def _write_up_to(trial: Trial, kvd: Kvd, connection: Connection, position: int) -> Op:
