@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 
 from kvd.histogram import SNAPSHOTS_S, Histogram
 from kvd.syncthread import SyncThread
@@ -105,7 +106,9 @@ class Housekeeping:
             raise outcome
         else:
             self.snapshot_s.observe(self._loop.time() - self._snapshot_began)
-            self._snapshot_size = self._store.last_snapshot().size
+            # Without it the size of the one before decides when the next is due.
+            with suppress(OSError):
+                self._snapshot_size = self._store.last_snapshot().size
             # The list of segments belongs to the thread that appends to the last of them.
             store = self._store
             self._sync.run(lambda: store.purge(outcome), self._purged)

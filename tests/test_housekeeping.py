@@ -160,6 +160,24 @@ def test_a_snapshot_that_fails_is_tried_again_later(tmp_path, monkeypatch, caplo
     assert "Exception in callback" not in caplog.text
 
 
+def test_a_snapshot_that_cannot_be_looked_at_again_is_taken_all_the_same(
+    tmp_path, monkeypatch, caplog
+):
+    def refuse():
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def scenario():
+        async with kept(tmp_path / "data") as house:
+            house.commit(1)
+            first = house.log_begins_with()
+            monkeypatch.setattr(house.store, "last_snapshot", refuse)
+            await until(lambda: house.commit(10) or len(house.taken()) == 2)
+            await until(lambda: house.log_begins_with() != first)
+
+    asyncio.run(scenario())
+    assert "Exception in callback" not in caplog.text
+
+
 def test_a_stop_gives_up_a_snapshot_without_a_word(tmp_path, caplog):
     async def scenario():
         async with kept(tmp_path / "data") as house:
