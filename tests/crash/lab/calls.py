@@ -168,14 +168,21 @@ def _place(call: str, rest: str, root: str) -> str | None:
 
 
 def injection(
-    point: Point, fault: str, data: Path, paths: Sequence[str], *, lasting: bool = False
+    point: Point,
+    fault: str,
+    data: Path,
+    paths: Sequence[str],
+    *,
+    lasting: bool = False,
+    output: Path = Path(os.devnull),
 ) -> dict[str, list[str]]:
     """Return the straces that make a fault at a point; `lasting`: and at all such calls after it.
 
-    A fault other than a kill meets only calls that concern the life's files.
+    A fault other than a kill meets only calls that concern the life's files; what was met is
+    written to `output`.
     """
     number = point.number
-    words = ["-o", "/dev/null", "-e", f"trace={point.call}"]
+    words = ["-o", str(output), "-e", f"trace={point.call}"]
     if not fault.startswith("signal"):
         number = point.in_data
         for path in paths:

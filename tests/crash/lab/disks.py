@@ -112,5 +112,7 @@ def verified(directory: Path) -> tuple[bool, bool]:
             findings = list(verify(source, Path(scratch)))
     except StorageError:
         return False, False
+    except Exception as error:
+        raise Violation(f"`kvdctl verify` meets a bug: {error!r}") from error
     damaged = any(finding.verdict is Verdict.DAMAGED for finding in findings)
     return not damaged, findings[-1].verdict is not Verdict.DAMAGED
