@@ -185,8 +185,9 @@ def fail_syscalls(kind: str) -> Callable[[Trial], None]:
             if not (lasting and refusal.code == "EINTR")  # a signal comes and goes
         ]
         if len(troubles) > trial.rounds:
-            # Frames that no snapshot covers later: a mistake with one of them is for good.
-            frames = [t for t in troubles if _is_frame(t.point)][-4:]
+            # Frames that are surely written, and some that no snapshot covers later.
+            frames = [t for t in troubles if _is_frame(t.point)]
+            frames = [*frames[len(frames) // 2 :][:2], *frames[-5:]] if frames else []
             troubles = [*frames, *trial.dice.sample(troubles, trial.rounds)][: trial.rounds]
 
         def fail(number: int, trouble: Trouble) -> None:
@@ -275,20 +276,20 @@ EXPERIMENTS = (
         "EIO at any system call on a file, once or for good, loses nothing; a frame that cannot be "
         "written or synced ends the server within 2 s with status 74",
         ("shrug",),
-        *(100_000, 6, "failing calls", fail_syscalls("eio")),
+        *(100_000, 8, "failing calls", fail_syscalls("eio")),
     ),
     Experiment(
         "syscall-enospc",
         "ENOSPC or EDQUOT at any system call that needs room, once or for good, loses nothing; a "
         "frame that finds no room is refused and the server goes on",
         ("die-when-full", "shrug"),
-        *(100_000, 6, "refused calls", fail_syscalls("no-space")),
+        *(100_000, 8, "refused calls", fail_syscalls("no-space")),
     ),
     Experiment(
         "syscall-refused",
         "EMFILE, ENFILE, EROFS or EINTR at any system call on a file loses nothing that was "
         "acknowledged and shows nobody a traceback",
         ("no-retry",),
-        *(100_000, 6, "refused calls", fail_syscalls("refusals")),
+        *(100_000, 8, "refused calls", fail_syscalls("refusals")),
     ),
 )
