@@ -56,8 +56,11 @@ class Kvd:
         with self._changed:
             self._changed.wait_for(lambda: self._ended or self.port, timeout=PATIENCE_S)
         if not self.port:
+            late = self.running()
             self.kill()
-            raise NotListening(self.stderr)
+            status = self.wait()
+            why = f"does not listen after {PATIENCE_S} s" if late else f"ended with {status}"
+            raise NotListening(f"{self.stderr}\n(it {why})")
         return self
 
     def launch(
