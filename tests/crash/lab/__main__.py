@@ -18,6 +18,7 @@ from pathlib import Path
 from tests.crash.lab import EXPERIMENTS
 from tests.crash.lab.experiment import Experiment, Skipped, Trial, Violation
 from tests.crash.lab.page import page
+from tests.crash.lab.process import NotListening
 
 _DETAIL = 1000  # characters; the files have all of it
 
@@ -66,6 +67,9 @@ def run(
     except Violation as violation:
         report.verdict = "caught" if mutant else "broken"
         report.detail = str(violation)
+    except NotListening as error:
+        report.verdict = "caught" if mutant else "broken"
+        report.detail = f"a server does not start: {error}"
     except (ConnectionError, http.client.HTTPException) as error:
         report.verdict = "caught" if mutant else "broken"
         report.detail = f"the server went while it was spoken to: {error!r}"
