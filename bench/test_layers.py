@@ -18,6 +18,7 @@ from kvd.framing import parse_block
 from kvd.http1 import Connection, Limits, Server
 from kvd.listing import render as render_listing
 from kvd.machine import decide
+from kvd.memory import Memory
 from kvd.request import parse
 from kvd.response import event_body, get_body
 from storage.change import Change, Kind, encode_payload, encode_record, next_chain
@@ -76,6 +77,9 @@ class Wire:
         """Return the client's address."""
         return "127.0.0.1", 1
 
+    def set_write_buffer_limits(self, _high: int) -> None:
+        """Nothing is buffered."""
+
     def is_closing(self) -> bool:
         """It never does."""
         return False
@@ -98,7 +102,7 @@ class Clock:
 def test_http(benchmark: BenchmarkFixture, method: str) -> None:
     """A connection with nothing behind it, its header block met before."""
     loop = cast("asyncio.AbstractEventLoop", Clock())
-    connection, wire = Connection(Server(Echo(), Limits(), loop)), Wire()
+    connection, wire = Connection(Server(Echo(), Limits(), loop, Memory(1 << 20))), Wire()
     connection.connection_made(cast("asyncio.Transport", wire))
     body = b"value=" + VALUE if method == "PUT" else b""
     request = render(method, "/v2/keys" + KEY.decode(), body)

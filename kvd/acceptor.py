@@ -15,8 +15,6 @@ from kvd.tlsconnection import TlsListener
 
 log = logging.getLogger(__name__)
 
-_BACKLOG = 4096
-
 
 class Acceptor:
     """Makes a connection of each client that comes to a listener."""
@@ -37,6 +35,7 @@ class Acceptor:
             tls: how they are secured, where the listener speaks TLS.
         """
         self._listener = listener
+        self._backlog = server.limits.backlog
         self._connect: Callable[[], asyncio.BaseProtocol] = connect
         self._secured: TlsListener | None = None
         if listener.speaks_tls:
@@ -56,7 +55,7 @@ class Acceptor:
         if bound.family == socket.AF_UNIX:
             create = loop.create_unix_server  # type: ignore[assignment]
         try:
-            self._server = await create(self._connect, sock=bound, backlog=_BACKLOG)
+            self._server = await create(self._connect, sock=bound, backlog=self._backlog)
         except OSError as error:
             raise AddressUnavailable(f"cannot listen on {urls[0]}: {error.strerror}") from None
         for url in urls:
@@ -82,7 +81,7 @@ class Acceptor:
             return
         accepted: list[socket.socket] = []
         with last, suppress(OSError):  # nobody waits, or there are too many open files
-            while len(accepted) < _BACKLOG:
+            while len(accepted) < self._backlog:
                 accepted.append(last.accept()[0])
         loop = asyncio.get_running_loop()
         for client in accepted:

@@ -13,12 +13,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 
 from tornado import httputil
 
 from kvd.framing import Block
 from kvd.http1 import Connection, Server
+from kvd.memory import Payload
 
 log = logging.getLogger(__name__)
 # Who asks for it gets it, whatever the level of the other lines.
@@ -79,14 +81,19 @@ class LoggedConnection(Connection):
         self._sent_bytes += len(data)
         super().send(data)
 
+    def send_large(self, payloads: Iterable[Payload], then: Callable[[], object] | None) -> None:
+        """Count what is sent."""
+        payloads = list(payloads)
+        self._sent_bytes += sum(len(payload.data) for payload in payloads)
+        super().send_large(payloads, then)
+
     def done(self) -> None:
         """Log the request."""
         self._log()
         super().done()
 
-    def reject(self, status: HTTPStatus, detail: str = "") -> None:
-        """Log also what was no request."""
-        super().reject(status, detail)
+    def _refuse(self, reason: str, status: HTTPStatus, detail: str) -> None:
+        super()._refuse(reason, status, detail)
         self._status = status
         self._request = self._request or "-"
         self._log()

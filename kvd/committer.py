@@ -55,13 +55,12 @@ Done = Callable[[Outcome], None]
 # A batch closes at so many records or bytes of them; a larger command goes alone.
 BATCH_RECORDS_MAX = 1000
 BATCH_BYTES_MAX = 4 << 20
-_REMOVING = (Delete, CompareAndDelete)
 # What a payload holds beside its records: the envelope and the heads of two arrays.
 _ENVELOPE_BYTES_MAX = 128
 # How many nodes of removed directories a batch frees on its way: about a millisecond.
 _RECLAIMED_PER_BATCH = 500
 _RETRY_S = 0.5
-_REMOVING = (Delete, CompareAndDelete)
+REMOVING = (Delete, CompareAndDelete)
 
 
 class _Pending(NamedTuple):
@@ -348,7 +347,7 @@ class Committer:
 
     def _check_size(self, command: Command, record: bytes, batch_bytes: int) -> None:
         """Refuse what the log's reader would refuse, or what there is no room for."""
-        if isinstance(command, _REMOVING):
+        if isinstance(command, REMOVING):
             return
         if len(record) > self._record_bytes_max:  # a limit of small segments only
             raise ApiError(INVALID_FORM, b"http: POST too large")

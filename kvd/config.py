@@ -15,6 +15,7 @@ from kvd.configfile import from_file
 from kvd.etcdflags import NO_EFFECT, REFUSALS
 from kvd.flags import EXIT_USAGE, ConfigError, shown
 from kvd.help import help_text, settings_text, version_text
+from kvd.request import FORM_BYTES_MAX
 from kvd.settings import BY_NAME, DEFAULTS, Setting, Settings, from_command_line, from_environment
 from kvd.tlsconfig import TlsConfig, tls_config, tls_flags
 from kvd.urls import WILDCARDS, ListenUrl, listen_urls, origins, told_urls
@@ -27,6 +28,9 @@ WAL_SEGMENT_BYTES_MIN = 64 * 1024
 WAL_SEGMENT_BYTES_MAX = 1024 * 1024 * 1024
 # Less than this refuses the heads that ordinary clients send.
 HEADER_BYTES_MIN = 1024
+BODY_BYTES_MIN = 1024
+# One body of the largest size must fit.
+BUFFERED_BYTES_MIN = FORM_BYTES_MAX
 
 _NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 
@@ -60,12 +64,19 @@ class Config:
         tls: How TLS is spoken; None where no URL asks for it.
         cors: The origins that may read answers in a browser; empty sends no CORS headers.
         max_header_bytes: Limit of request line and headers together.
+        max_body_bytes: Limit of the body of a request.
+        max_value_bytes: Limit of a value.
+        max_key_depth: Limit of the components of a key.
         max_connections: Limit of open connections; None goes by the limit of open files.
         max_watchers: Limit of waiting watches; None leaves it to the limit of connections.
+        max_watchers_per_key: Limit of the watchers of one key; None leaves it to the others.
+        max_stream_bytes: Limit of what a stream leaves unread.
+        max_buffered_bytes: Limit of what waits in memory for all clients together, each way.
         idle_timeout_s: How long a connection may stay open between two requests.
         header_timeout_s: How long request line and headers may take from their first byte, and
             a handshake of TLS.
         body_timeout_s: How long a request body may take.
+        write_timeout_s: How long a client may read nothing of its answer.
         log_level: The name of a level of the logging module.
         log_format: text or json.
         access_log: Whether each request is a line of the log.
@@ -89,11 +100,18 @@ class Config:
     tls: TlsConfig | None
     cors: tuple[str, ...]
     max_header_bytes: int
+    max_body_bytes: int
+    max_value_bytes: int
+    max_key_depth: int
     max_connections: int | None
     max_watchers: int | None
+    max_watchers_per_key: int | None
+    max_stream_bytes: int
+    max_buffered_bytes: int
     idle_timeout_s: float
     header_timeout_s: float
     body_timeout_s: float
+    write_timeout_s: float
     log_level: str
     log_format: str
     access_log: bool
@@ -175,11 +193,20 @@ def _config(settings: Settings) -> Config:
         tls=tls_config(settings, (*listen, *metrics)),
         cors=origins(settings, "cors"),
         max_header_bytes=integer(settings, "max-header-bytes", lowest=HEADER_BYTES_MIN),
+        max_body_bytes=integer(
+            settings, "max-body-bytes", lowest=BODY_BYTES_MIN, highest=FORM_BYTES_MAX
+        ),
+        max_value_bytes=integer(settings, "max-value-bytes", highest=FORM_BYTES_MAX),
+        max_key_depth=integer(settings, "max-key-depth"),
         max_connections=integer_or_none(settings, "max-connections"),
         max_watchers=integer_or_none(settings, "max-watchers"),
+        max_watchers_per_key=integer_or_none(settings, "max-watchers-per-key"),
+        max_stream_bytes=integer(settings, "max-stream-bytes"),
+        max_buffered_bytes=integer(settings, "max-buffered-bytes", lowest=BUFFERED_BYTES_MIN),
         idle_timeout_s=seconds(settings, "idle-timeout-s"),
         header_timeout_s=seconds(settings, "header-timeout-s"),
         body_timeout_s=seconds(settings, "body-timeout-s"),
+        write_timeout_s=seconds(settings, "write-timeout-s"),
         log_level=_log_level(settings),
         log_format=word(settings, "log-format", "text", "json"),
         access_log=boolean(settings, "access-log"),

@@ -154,6 +154,9 @@ FLAGS = (
         BROWSERS,
     ),
     Flag("max-header-bytes", "65536", "N", "limit of request line and headers together", LIMITS),
+    Flag("max-body-bytes", str(10 << 20), "N", "limit of the body of a request", LIMITS),
+    Flag("max-value-bytes", str(10 << 20), "N", "limit of a value", LIMITS),
+    Flag("max-key-depth", "4096", "N", "limit of the components of a key", LIMITS),
     Flag(
         "max-connections",
         "",
@@ -168,6 +171,21 @@ FLAGS = (
         "limit of waiting watches (default: as many as there may be connections)",
         LIMITS,
     ),
+    Flag(
+        "max-watchers-per-key",
+        "",
+        "N",
+        "limit of the watches of one key (default: that of all watches)",
+        LIMITS,
+    ),
+    Flag("max-stream-bytes", str(1 << 20), "N", "cut a stream that leaves more unread", LIMITS),
+    Flag(
+        "max-buffered-bytes",
+        str(256 << 20),
+        "N",
+        "limit of what waits in memory for all clients: unfinished requests, unread answers",
+        LIMITS,
+    ),
     # etcd never closes an idle connection and its clients keep theirs: an hour only finds the dead.
     Flag("idle-timeout-s", "3600", "SECONDS", "close a connection without requests", LIMITS),
     Flag(
@@ -178,6 +196,7 @@ FLAGS = (
         LIMITS,
     ),
     Flag("body-timeout-s", "60", "SECONDS", "how long the body of a request may take", LIMITS),
+    Flag("write-timeout-s", "60", "SECONDS", "how long an answer may be left unread", LIMITS),
     Flag("log-level", "info", "LEVEL", "debug, info, warn, error, panic or fatal", LOGGING),
     Flag("log-format", "text", "FORMAT", "text, or json: one object per line", LOGGING),
     Flag("access-log", "false", "", "log each request when it has been answered", LOGGING),

@@ -16,12 +16,11 @@ from http import HTTPStatus
 
 from tornado import httputil
 
-from kvd.errors import INVALID_FORM, ApiError
+from kvd.errors import INVALID_FORM, RAFT_INTERNAL, ApiError
 from kvd.framing import Block
 from kvd.http1 import Connection, Delegate
-from kvd.keys import METHODS, KeySpace
+from kvd.keys import METHODS, TOO_LARGE, TOO_MUCH, KeySpace
 from kvd.request import (
-    FORM_BYTES_MAX,
     BadEscape,
     clean_path,
     decode_path,
@@ -68,6 +67,8 @@ class Front(Delegate):
                 return True
             body = b""
         elif body:
+            if len(body) > keys.limits.body_bytes_max:
+                return False
             try:
                 if method == b"DELETE" or not is_form(block.content_type):
                     body = b""
@@ -164,25 +165,34 @@ class Exchange(httputil.HTTPMessageDelegate):
 
     def data_received(self, chunk: bytes) -> None:
         """Take a piece of the body: kept where it is a form, else dropped."""
+        if self._other is None and self._form is None:
+            return
+        self._body_bytes += len(chunk)
+        too_large = self._body_bytes > self._front.keys.limits.body_bytes_max
+        too_much = not self._connection.hold(len(chunk))
         if self._other is not None:
-            self._body_bytes += len(chunk)
-            if self._body_bytes > FORM_BYTES_MAX:
+            if too_large or too_much:
                 # Tornado's handlers keep what they are given.
                 other, self._other = self._other, None
                 other.on_connection_close()
                 self._connection.reject(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-                return
-            self._other.data_received(chunk)
+            else:
+                self._other.data_received(chunk)
         elif self._form is not None:
             self._form.append(chunk)
-            self._body_bytes += len(chunk)
-            if self._body_bytes > FORM_BYTES_MAX:
-                # Far more may be on its way: answer now, and close.
-                self._form = None
-                self._key = b""
-                self._connection.keep_alive = False
-                too_large = ApiError(INVALID_FORM, b"http: POST too large", limit="body_too_large")
-                self._front.keys.refuse(self._connection, self._method, too_large)
+            if too_large:
+                self._give_up(ApiError(INVALID_FORM, b"http: POST too large", limit=TOO_LARGE))
+            elif too_much:
+                self._give_up(
+                    ApiError(RAFT_INTERNAL, b"etcdserver: too many requests", limit=TOO_MUCH)
+                )
+
+    def _give_up(self, refusal: ApiError) -> None:
+        """Answer before the end of a body, and close: far more may be on its way."""
+        self._form = None
+        self._key = b""
+        self._connection.keep_alive = False
+        self._front.keys.refuse(self._connection, self._method, refusal)
 
     def finish(self) -> None:
         """The request is complete: answer it, or see to it that it will be."""

@@ -21,9 +21,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from email.utils import formatdate
-from functools import partial
 from http import HTTPStatus
 from math import inf
 from typing import NamedTuple, cast
@@ -33,7 +32,9 @@ from tornado import httputil
 
 from kvd import __version__
 from kvd.framing import Block, Chunks, parse_block
-from kvd.logs import Rarely
+from kvd.logs import SLOW_QUIET_S, Rarely
+from kvd.memory import Memory, Payload
+from kvd.outbox import Outbox
 from kvd.peer import Peer, peer_of, shown_address
 
 log = logging.getLogger(__name__)
@@ -43,8 +44,16 @@ SERVER_HEADER = f"kvd/{__version__}"
 # What is read from a connection at once. One buffer for all: asyncio's own way allocates 256 KiB
 # for each read, which costs as much as the rest of reading a small request.
 _READ_BYTES_MAX = 64 << 10
-# What a connection may have waiting unparsed before it is not read any more.
-_UNPARSED_BYTES_MAX = 256 << 10
+# What may wait behind the request that is being served before the connection is not read any more.
+_AHEAD_BYTES_MAX = 16 << 10
+# What a client may have begun to ask without being counted.
+_UNCOUNTED_BYTES_MAX = 4 << 10
+# What an event loop keeps of an answer for a client that reads slowly, before it is told to wait.
+_WRITE_BUFFER_BYTES = 32 << 10
+# A larger answer is counted, and sent in slices.
+LARGE_BYTES = 64 << 10
+# A client that reads nothing for so long is cut where memory is short.
+_PATIENCE_S = 2.0
 _BLOCKS_MAX = 4096
 _BLOCK_BYTES_MAX = 4096
 # After a refusal: how much more is read and dropped, and how long, so that the client gets to read
@@ -72,18 +81,26 @@ _REASONS: dict[int, str] = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "body_too_large",
     HTTPStatus.EXPECTATION_FAILED: "expectation",
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "head_too_large",
-    HTTPStatus.SERVICE_UNAVAILABLE: "too_many_connections",
+    HTTPStatus.SERVICE_UNAVAILABLE: "stopping",
 }
+_TOO_MANY = "too_many_connections"
+_TOO_MUCH = "too_much_at_once"
+_UNREAD = "answer_not_read"
 
 
 class Limits(NamedTuple):
-    """What a client may take: bytes of a head, seconds for its parts, connections in all."""
+    """What a client may take: bytes of a head, seconds for its parts; and what all may together."""
 
     header_bytes_max: int = 64 << 10
     header_timeout_s: float = 30.0
     body_timeout_s: float = 60.0
     idle_timeout_s: float = 3600.0
+    write_timeout_s: float = 60.0
     connections_max: int = 10_000
+    lingering_max: int = 256
+    """How many more may wait for their client to read why they are closed."""
+    backlog: int = 128
+    """How many clients may wait to be accepted."""
 
 
 class Delegate(httputil.HTTPServerConnectionDelegate):
@@ -113,6 +130,7 @@ class Server:
         delegate: Delegate,
         limits: Limits,
         loop: asyncio.AbstractEventLoop,
+        memory: Memory,
     ) -> None:
         self.delegate = delegate
         self.limits = limits
@@ -123,10 +141,14 @@ class Server:
         self.stopping = False
         self.accepted = 0
         """How many connections there have been."""
-        self.rejected = dict.fromkeys(_REASONS.values(), 0)
+        self.rejected = dict.fromkeys((*_REASONS.values(), _TOO_MANY, _TOO_MUCH, _UNREAD), 0)
         """How many requests or connections HTTP itself has refused, by reason."""
         self.refuses_tls = Rarely(10.0)
         """A client that goes wrong does so again and again."""
+        self.may_warn = Rarely(SLOW_QUIET_S)
+        self.memory = memory
+        # Connections whose clients do not read: what was unsent when it last became less, and when.
+        self.stalled: dict[Connection, tuple[int, float]] = {}
         self.buffer = memoryview(bytearray(_READ_BYTES_MAX))
         self.blocks: dict[bytes, Block] = {}
         """Header blocks that were parsed, by their bytes."""
@@ -150,6 +172,31 @@ class Server:
         self.starts = ({}, {})
         for connection in [c for c in self.connections if c.deadline < self.now]:
             connection.expire()
+        if self.stalled:
+            self._cut_stalled()
+
+    def _cut_stalled(self) -> None:
+        """Cut the clients that have read nothing for too long, which is less where memory is short.
+
+        They stand in the order in which they last read.
+        """
+        now = self.now
+        stalled = list(self.stalled)
+        kept = self.memory.answers + sum(connection.kept_bytes for connection in stalled)
+        excess = kept - self.memory.bytes_max
+        for connection in stalled:
+            left = connection.unsent_bytes
+            before, since = self.stalled[connection]
+            if left < before:
+                del self.stalled[connection]
+                self.stalled[connection] = (left, now)
+                continue
+            self.stalled[connection] = (left, since)
+            is_in_the_way = excess > 0 and now - since > _PATIENCE_S
+            if is_in_the_way or now - since > self.limits.write_timeout_s:
+                excess -= left
+                self.rejected[_UNREAD] += 1
+                connection.abort()
 
     def stop(self) -> None:
         """Let every answer from now on be the last of its connection, and say so."""
@@ -194,10 +241,11 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
     """One client connection; also the `HTTPConnection` that Tornado's handlers answer to."""
 
     __slots__ = (
-        "_buffer", "_busy", "_chunks", "_close_callback", "_dropped", "_ended", "_left",
-        "_message", "_on_writable", "_parsing", "_paused", "_server", "_transport", "_writable",
-        "_written_chunked", "content_type", "context", "deadline", "extra_headers", "http10",
-        "is_plain", "keep_alive", "streaming",
+        "_after_outbox", "_ahead", "_buffer", "_busy", "_chunks", "_close_callback", "_dropped",
+        "_ended", "_held", "_left", "_message", "_on_writable", "_outbox", "_parsing",
+        "_paused", "_server", "_transport", "_writable", "_written_chunked", "content_type",
+        "context", "deadline", "extra_headers", "flows", "http10", "is_plain", "keep_alive",
+        "streaming",
     )  # fmt: skip
 
     def __init__(self, server: Server) -> None:
@@ -207,7 +255,14 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self._busy = False
         self._parsing = False
         self._paused = False
+        # What is counted of what has been read: not looked at yet; the present request's body.
+        self._ahead = self._held = 0
+        self.flows = True
+        """The client reads what it is sent: what the event loop keeps for it is not much."""
+        # And nothing waits in the outbox either.
         self._writable = True
+        self._outbox: Outbox | None = None
+        self._after_outbox: Callable[[], object] | None = None
         self._message: httputil.HTTPMessageDelegate | None = None
         self._left = 0
         self._chunks: Chunks | None = None
@@ -238,9 +293,11 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self.context = peer_of(transport)
         server.connections.add(self)
         server.accepted += 1
-        if len(server.connections) > server.limits.connections_max:
-            self.reject(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections")
+        excess = len(server.connections) - server.limits.connections_max
+        if excess > 0:
+            self._turn_away(excess)
         else:
+            self._transport.set_write_buffer_limits(_WRITE_BUFFER_BYTES)
             self.deadline = server.now + server.limits.header_timeout_s
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -255,12 +312,48 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
             if self._dropped > _DROPPED_BYTES_MAX:
                 self.abort()
             return
-        self._buffer = self._buffer + data if self._buffer else data
+        if self._buffer:
+            if self._ahead:
+                self._release_ahead()
+            data = self._buffer + data
+        self._buffer = data
         if not self._parsing:
             self._parse()
-        if len(self._buffer) > _UNPARSED_BYTES_MAX and not self._paused and self._transport:
-            self._paused = True
-            self._transport.pause_reading()
+        if len(self._buffer) > _UNCOUNTED_BYTES_MAX:
+            self._count_ahead()
+
+    def _count_ahead(self) -> None:
+        """Count what has been read and cannot be served yet, and read no more for the moment."""
+        if self._transport is None or self._dropped is not None:
+            return
+        held_up = self._busy or not self._writable
+        if held_up and len(self._buffer) <= _AHEAD_BYTES_MAX:
+            return
+        memory = self._server.memory
+        self._ahead = len(self._buffer)
+        memory.requests += self._ahead
+        if held_up:
+            if not self._paused:
+                self._paused = True
+                self._transport.pause_reading()
+        elif memory.requests > memory.bytes_max:
+            self._refuse(_TOO_MUCH, HTTPStatus.SERVICE_UNAVAILABLE, "too much is sent at once")
+
+    def _release_ahead(self) -> None:
+        self._server.memory.requests -= self._ahead
+        self._ahead = 0
+
+    def hold(self, size: int) -> bool:
+        """Count a piece of a body that is kept until it is answered; return whether it may be."""
+        memory = self._server.memory
+        self._held += size
+        memory.requests += size
+        return memory.requests <= memory.bytes_max
+
+    def _release(self) -> None:
+        """What was kept of a request is not any more."""
+        self._server.memory.requests -= self._held
+        self._held = 0
 
     def eof_received(self) -> bool:
         """Keep the connection for the answers that are due; a watch ends with its client."""
@@ -276,7 +369,12 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self._buffer = b""
         self.deadline = inf
         self._server.connections.discard(self)
-        self._on_writable = None
+        self._server.stalled.pop(self, None)
+        self._release_ahead()
+        self._release()
+        if self._outbox is not None:
+            self._outbox.clear()
+        self._after_outbox = self._on_writable = None
         callback, self._close_callback = self._close_callback, None
         message, self._message = self._message, None
         if message is not None:
@@ -286,12 +384,18 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
     def pause_writing(self) -> None:
         """Stop serving a client that does not read."""
-        self._writable = False
+        self.flows = self._writable = False
+        self._server.stalled[self] = (self.unsent_bytes, self._server.now)
 
     def resume_writing(self) -> None:
         """Go on serving, in a step of its own: asyncio cannot bear to be closed in this one."""
-        self._writable = True
-        self._server.loop.call_soon(self._go_on)
+        self.flows = True
+        self._server.stalled.pop(self, None)
+        if self._outbox:
+            self._server.loop.call_soon(self._send_outbox)
+        else:
+            self._writable = True
+            self._server.loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
         if (self._buffer or self._ended) and not self._parsing:
@@ -369,6 +473,11 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
     @property
     def unsent_bytes(self) -> int:
         """What the client has not read yet, beyond what the kernel holds for it."""
+        return self.kept_bytes + (self._outbox.unsent_bytes if self._outbox is not None else 0)
+
+    @property
+    def kept_bytes(self) -> int:
+        """What the event loop keeps for the client."""
         return self._transport.get_write_buffer_size() if self._transport else 0
 
     def reply(self, answer: bytes) -> None:
@@ -390,27 +499,49 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         # net/http does not know the length of what a HEAD is not sent, unless it is short.
         if not head_only or 0 < len(body) <= _HEAD_SIZED_BYTES_MAX:
             head += b"Content-Length: %d\r\n" % len(body)
+        if len(body) > LARGE_BYTES and not head_only:
+            self.send(head + b"\r\n")
+            self.send_large([Payload(body, self._server.memory)], self.done)
+            return
         self.send(head + b"\r\n" if head_only else head + b"\r\n" + body)
         self.done()
 
-    async def respond_slowly(self, status: int, headers: bytes, pieces: list[bytes]) -> None:
+    def respond_in_pieces(self, status: int, headers: bytes, pieces: list[bytes]) -> None:
         """Send a whole answer of many pieces, no faster than the client reads it."""
         length = sum(map(len, pieces))
         self._begin(status, headers + b"Content-Length: %d\r\n" % length)
-        loop = self._server.loop
-        for piece in pieces:
-            self.deadline = self._server.now + self._server.limits.idle_timeout_s
-            self.send(piece)
-            room: asyncio.Future[None] = loop.create_future()
-            self.set_close_callback(partial(_resolve, room))
-            if not self.ready(partial(_resolve, room)):
-                await room
-            else:
-                # Others have their turn between two pieces.
-                await asyncio.sleep(0)
-            if self.gone:
+        self.send_large([Payload(piece, self._server.memory) for piece in pieces], self.done)
+
+    def send_large(self, payloads: Iterable[Payload], then: Callable[[], object] | None) -> None:
+        """Send payloads in slices, as the client reads them; when all are sent call `then`."""
+        if self._transport is None:
+            return
+        if self._outbox is None:
+            self._outbox = Outbox()
+        for payload in payloads:
+            self._outbox.add(payload)
+        self._after_outbox = then
+        self._writable = False
+        if self.flows:
+            self._send_outbox()
+
+    def _send_outbox(self) -> None:
+        outbox = self._outbox
+        if not outbox or self._transport is None:
+            return
+        for piece in outbox.slices():
+            self._transport.write(piece)
+            if not self.flows:
                 return
-        self.done()
+        if outbox:
+            self._server.loop.call_soon(self._send_outbox)
+            return
+        self._writable = True
+        after, self._after_outbox = self._after_outbox, None
+        if after is not None:
+            after()
+        else:
+            self._go_on()
 
     def begin_stream(self, status: int, headers: bytes) -> None:
         """Send the head of an answer that comes in chunks, and may take for ever."""
@@ -424,15 +555,24 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
             # The client has said its last word long ago: it would never be heard to leave.
             self._server.loop.call_soon(self.abort)
 
-    def send_chunk(self, chunk: bytes, *, last: bool) -> None:
-        """Send a chunk of such an answer (it may be empty), with `last` also its end."""
-        if chunk and not self.http10:
-            chunk = b"%x\r\n%b\r\n" % (len(chunk), chunk)
-        if not last:
-            self.send(chunk)
+    def send_event(self, payload: Payload, *, last: bool) -> None:
+        """Send a framed piece of such an answer, which others may be sent too; or also its end."""
+        then = self.done if last else None
+        if len(payload.data) > LARGE_BYTES:
+            self.send_large([payload], then)
             return
-        self.send(chunk if self.http10 else chunk + b"0\r\n\r\n")
-        self.done()
+        self.send(payload.data)
+        if last:
+            self.done()
+
+    def end_stream(self) -> None:
+        """End such an answer without a further piece."""
+        if not self.http10:
+            self.send(b"0\r\n\r\n")
+        if self._outbox:
+            self._after_outbox = self.done
+        else:
+            self.done()
 
     def _begin(self, status: int, headers: bytes) -> None:
         start = self._server.start(status, http10=self.http10)
@@ -446,12 +586,16 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         return b"Connection: keep-alive\r\n" if self.http10 else b""
 
     def send(self, data: bytes) -> None:
-        """Send bytes of an answer."""
-        if self._transport is not None and not self._transport.is_closing():
+        """Send bytes of an answer, behind what waits to be sent."""
+        if self._outbox:
+            self._outbox.add(Payload(data, self._server.memory))
+        elif self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
     def done(self) -> None:
         """The answer is complete: go on with the next request, or close."""
+        if self._held:
+            self._release()
         self._busy = False
         self.streaming = False
         self._message = None
@@ -478,7 +622,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self._buffer = b""
         self._dropped = 0
         # Closing waits until the client has read, which it may never do.
-        self.deadline = self._server.now + self._server.limits.idle_timeout_s
+        self.deadline = self._server.now + self._server.limits.write_timeout_s
         if self._transport is not None:
             self._transport.close()
 
@@ -487,6 +631,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         if self._transport is None:
             return
         self._buffer = b""
+        self._release_ahead()
         self._message = None
         self._dropped = 0
         self.deadline = self._server.loop.time() + _LINGER_S
@@ -498,7 +643,10 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
     def reject(self, status: HTTPStatus, detail: str = "") -> None:
         """Answer a request that HTTP itself refuses, and close."""
-        self._server.rejected[_REASONS[status]] += 1
+        self._refuse(_REASONS[status], status, detail)
+
+    def _refuse(self, reason: str, status: HTTPStatus, detail: str) -> None:
+        self._server.rejected[reason] += 1
         text = f"{status.value} {status.phrase}" + (f": {detail}" if detail else "")
         self.send(
             f"HTTP/1.1 {status.value} {status.phrase}\r\n"
@@ -506,6 +654,19 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
             f"Connection: close\r\n\r\n{text}".encode()
         )
         self.linger()
+
+    def _turn_away(self, excess: int) -> None:
+        """Say that there are too many connections; of a few it is awaited that they read it."""
+        server = self._server
+        if server.may_warn():
+            log.warning(
+                "too many connections: %d are open, further ones are turned away%s",
+                server.limits.connections_max,
+                server.may_warn.kept_back(),
+            )
+        self._refuse(_TOO_MANY, HTTPStatus.SERVICE_UNAVAILABLE, "too many connections")
+        if excess > server.limits.lingering_max and self._transport is not None:
+            self._transport.close()
 
     def abort(self) -> None:
         """Drop the connection at once; what is still sent goes nowhere."""
@@ -557,8 +718,9 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         if self._ended and self._dropped is None and self._writable and not self._busy:
             # All that the client has asked is answered; the rest of a request will not come.
             self._close()
-        elif self._paused and len(self._buffer) <= _UNPARSED_BYTES_MAX and self._transport:
+        elif self._paused and len(self._buffer) <= _AHEAD_BYTES_MAX and self._transport:
             self._paused = False
+            self._release_ahead()
             self._transport.resume_reading()
 
     def _read_head(self) -> bool:
@@ -713,8 +875,3 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         done: asyncio.Future[None] = self._server.loop.create_future()
         done.set_result(None)
         return done
-
-
-def _resolve(room: asyncio.Future[None]) -> None:
-    if not room.done():
-        room.set_result(None)

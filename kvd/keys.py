@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from functools import partial
 from http import HTTPStatus
 from time import monotonic
@@ -21,13 +20,14 @@ from typing import NamedTuple
 
 from kvd import machine
 from kvd.clock import Clock
-from kvd.commands import Get, Watch
-from kvd.committer import Committer, Outcome
-from kvd.errors import RAFT_INTERNAL, TABLE, ApiError
-from kvd.http1 import Connection
+from kvd.commands import Command, Get, Watch
+from kvd.committer import REMOVING, Committer, Outcome
+from kvd.errors import INVALID_FIELD, INVALID_FORM, RAFT_INTERNAL, TABLE, ApiError
+from kvd.http1 import LARGE_BYTES, Connection
 from kvd.listing import Listing, Listings, render
 from kvd.logs import SLOW_QUIET_S, Rarely
-from kvd.request import parse
+from kvd.memory import Memory, Payload
+from kvd.request import FORM_BYTES_MAX, parse
 from kvd.response import action_body, error_body, event_body, get_body
 from kvd.stats import StoreStats
 from kvd.watch import Hub
@@ -44,16 +44,30 @@ _CREATED = int(HTTPStatus.CREATED)
 
 METHODS = ("HEAD", "GET", "PUT", "POST", "DELETE")
 
-# A stream that leaves so much unread when its next event comes is cut.
-_STREAM_BYTES_MAX = 1 << 20
 # How many large listings are rendered side by side; each holds a read transaction open.
 _LARGE_LISTINGS_MAX = 4
 # How long those that are being answered may take when the server stops.
 _LISTINGS_END_S = 0.3
 
 # Why requests are refused that have no result at all, not even that of a failed condition.
-_REASONS = dict.fromkeys(range(200, 300), "invalid_parameter") | {RAFT_INTERNAL: "not_written"}
-_LIMITS = ("invalid_parameter", "not_written", "body_too_large", "too_many_watchers")
+TOO_LARGE, TOO_MUCH, NOT_WRITTEN = "body_too_large", "too_much_at_once", "not_written"
+_BAD, _DEEP, _LONG = "invalid_parameter", "key_too_deep", "value_too_large"
+_WATCHERS, _WATCHERS_OF_KEY = "too_many_watchers", "too_many_watchers_of_key"
+_SLOW_STREAM = "stream_not_read"
+_REASONS = dict.fromkeys(range(200, 300), _BAD) | {RAFT_INTERNAL: NOT_WRITTEN}
+
+
+class KeyLimits(NamedTuple):
+    """What a request to the key space may take; None is no limit of its own."""
+
+    body_bytes_max: int = FORM_BYTES_MAX
+    value_bytes_max: int = FORM_BYTES_MAX
+    depth_max: int = 4096
+    watchers_max: int | None = None
+    watchers_per_key_max: int | None = None
+    stream_bytes_max: int = 1 << 20
+    """A stream that leaves so much unread when its next event comes is cut."""
+
 
 Slices = Generator[None, None, tuple[bytes, Listing]]
 """Pauses between slices, returns the head and the body."""
@@ -71,7 +85,8 @@ class KeySpace:
         stats: StoreStats,
         clock: Clock,
         listings: Listings,
-        watchers_max: int | None = None,
+        memory: Memory,
+        limits: KeyLimits,
         slow_s: float = 1.0,
     ) -> None:
         self._store = store
@@ -80,14 +95,25 @@ class KeySpace:
         self._stats = stats
         self._clock = clock
         self._kept = listings
-        self._watchers_max = watchers_max
+        self._memory = memory
+        self.limits = limits
+        # What is not longer than this, all in all, meets neither limit of a write.
+        self._unsuspicious_bytes = min(2 * limits.depth_max, limits.value_bytes_max)
+        self.frames = Frames(memory)
+        """The last event, as watchers are sent it."""
         self._few = asyncio.Semaphore(_LARGE_LISTINGS_MAX)
         self._listings: set[asyncio.Task[None]] = set()
         self._slow_s = slow_s
         self._may_warn = Rarely(SLOW_QUIET_S)
         self.slow = 0
         """How many listings took longer than `slow_s`."""
-        self.rejected = Counter(dict.fromkeys(_LIMITS, 0))
+        self.rejected = dict.fromkeys(
+            (
+                *(TOO_LARGE, TOO_MUCH, NOT_WRITTEN, _BAD, _DEEP, _LONG),
+                *(_WATCHERS, _WATCHERS_OF_KEY, _SLOW_STREAM),
+            ),
+            0,
+        )
         """How many requests met a limit or could not be understood, by reason."""
         self._fixed = (
             "Content-Type: application/json\r\n"
@@ -106,6 +132,8 @@ class KeySpace:
             elif isinstance(request, Watch):
                 self._watch(connection, request)
             else:
+                if len(key) + len(query) + len(form) > self._unsuspicious_bytes:
+                    self._check(request)
                 self._committer.submit(request, partial(self._answer, connection, no_value))
         except ApiError as refusal:
             self.refuse(connection, method, refusal)
@@ -121,6 +149,30 @@ class KeySpace:
         head = b"%bX-Etcd-Index: %d\r\n" % (self._fixed, refusal.index)
         status = HTTPStatus(TABLE[refusal.code].status)
         connection.respond(status, head, body, head_only=method == "HEAD")
+
+    def _check(self, command: Command) -> None:
+        """Refuse a write by its size."""
+        limits = self.limits
+        depth = command.key.count(b"/")
+        if depth > limits.depth_max and not isinstance(command, REMOVING):
+            cause = f"the key has {depth} components, {limits.depth_max} are allowed"
+            raise ApiError(INVALID_FIELD, cause.encode(), limit=_DEEP)
+        value = getattr(command, "value", b"")
+        if len(value) > limits.value_bytes_max:
+            cause = f"the value has {len(value)} bytes, {limits.value_bytes_max} are allowed"
+            raise ApiError(INVALID_FORM, cause.encode(), limit=_LONG)
+
+    def cut(self, connection: Connection) -> bool:
+        """Cut a stream whose client leaves too much unread; return whether it was."""
+        if connection.unsent_bytes <= self.limits.stream_bytes_max:
+            return False
+        self.rejected[_SLOW_STREAM] += 1
+        connection.abort()
+        return True
+
+    def tick(self) -> None:
+        """Forget what was kept for the watchers told last; called every second."""
+        self.frames.clear()
 
     async def finish_listings(self) -> None:
         """Wait for the large listings that are being answered; give up those that take long."""
@@ -140,10 +192,10 @@ class KeySpace:
         removal = change.kind in REMOVALS
         body = action_body(change.kind) if no_value and not removal else event_body(outcome)
         made = outcome.prev is None and not removal
-        if connection.is_plain:
+        if connection.is_plain and len(body) <= LARGE_BYTES:
             self._reply(connection, body, change.index, made=made)
         else:
-            connection.respond(_CREATED if made else _OK, self._head(change.index), body)
+            connection.respond(_CREATED if made else _OK, self.head(change.index), body)
 
     def _reply(
         self, connection: Connection, body: bytes, index: int, *, made: bool = False
@@ -174,7 +226,9 @@ class KeySpace:
         except BROKEN as damage:
             self._committer.fail(damage)
             return True
-        if node is None or node.dir_id or node.expiration_ns:
+        if node is None or (value := node.value) is None or node.expiration_ns:
+            return False
+        if len(value) > LARGE_BYTES:
             return False
         self._stats.gets[0] += 1
         self._reply(connection, get_body(key, node, 0), store.applied.index)
@@ -199,14 +253,41 @@ class KeySpace:
             kept = self._kept.find(get.key, recursive=get.recursive)
             if kept is None:
                 self._list(connection, method, get)
+            elif self._waits_for_room(connection, method, get, len(kept)):
+                return
             else:
                 self._stats.count(get, succeeded=True)
-                connection.respond(_OK, self._head(index), kept, head_only=method == "HEAD")
+                connection.respond(_OK, self.head(index), kept, head_only=method == "HEAD")
+            return
+        if self._waits_for_room(connection, method, get, len(node.value or b"")):
             return
         now_ns = self._clock.now_ns() if node.expiration_ns else 0
         body = get_body(get.key, node, now_ns)
         self._stats.count(get, succeeded=True)
-        connection.respond(_OK, self._head(index), body, head_only=method == "HEAD")
+        connection.respond(_OK, self.head(index), body, head_only=method == "HEAD")
+
+    def _waits_for_room(
+        self, connection: Connection, method: str, get: Get, body_bytes: int
+    ) -> bool:
+        """Return whether an answer has to wait until others have read theirs: it will by itself."""
+        if body_bytes <= LARGE_BYTES or not self._memory.is_full:
+            return False
+        self._start_task(connection, self._get_later(connection, method, get))
+        return True
+
+    async def _get_later(self, connection: Connection, method: str, get: Get) -> None:
+        await self._memory.room()
+        if connection.gone:
+            return
+        try:
+            self._get(connection, method, get)
+        except ApiError as refusal:
+            self.refuse(connection, method, refusal)
+
+    def _start_task(self, connection: Connection, answer: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(answer)
+        self._listings.add(task)
+        task.add_done_callback(partial(self._listed, connection))
 
     def _list(self, connection: Connection, method: str, get: Get) -> None:
         began = monotonic()
@@ -222,15 +303,13 @@ class KeySpace:
             return
         # Too large for one turn. It begins anew when its turn has come, so that no more than a
         # few transactions are held open.
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(self._list_in_turns(connection, method, get, began))
-        self._listings.add(task)
-        task.add_done_callback(partial(self._listed, connection))
+        self._start_task(connection, self._list_in_turns(connection, method, get, began))
 
     async def _list_in_turns(
         self, connection: Connection, method: str, get: Get, began: float
     ) -> None:
         async with self._few:
+            await self._memory.room()
             with self._store.long_view() as view:
                 slices = self._listing(view, get)
                 try:
@@ -249,7 +328,7 @@ class KeySpace:
         if method == "HEAD":
             connection.respond(_OK, head, b"".join(listing.pieces), head_only=True)
         else:
-            await connection.respond_slowly(_OK, head, listing.pieces)
+            connection.respond_in_pieces(_OK, head, listing.pieces)
 
     def _note_duration(self, get: Get, seconds: float) -> None:
         self._stats.listings_s.observe(seconds)
@@ -273,7 +352,7 @@ class KeySpace:
 
     def _listing(self, view: View, get: Get) -> Slices:
         """Return head and body of a listing as a view has it, pausing between slices."""
-        head = self._head(self._store.applied.index)
+        head = self.head(self._store.applied.index)
         node = machine.existing(view, get.key, self._store.applied.index)
         now_ns = self._clock.now_ns()
         listing = yield from render(view, get.key, node, now_ns, recursive=get.recursive)
@@ -281,14 +360,20 @@ class KeySpace:
         return head, listing
 
     def _watch(self, connection: Connection, watch: Watch) -> None:
-        if self._watchers_max is not None and self._hub.waiting >= self._watchers_max:
-            raise ApiError(RAFT_INTERNAL, b"too many watchers", limit="too_many_watchers")
-        listener = _WatchAnswer(connection, self._head, stream=watch.stream)
-        watcher = self._hub.watch(watch, listener)
+        limits, hub = self.limits, self._hub
+        if limits.watchers_max is not None and hub.waiting >= limits.watchers_max:
+            raise ApiError(RAFT_INTERNAL, b"too many watchers", limit=_WATCHERS)
+        most = limits.watchers_per_key_max
+        if most is not None and hub.count_of(watch.key) >= most:
+            cause = b"too many watchers of this key"
+            raise ApiError(RAFT_INTERNAL, cause, limit=_WATCHERS_OF_KEY)
+        listener = _WatchAnswer(connection, self, stream=watch.stream)
+        watcher = hub.watch(watch, listener)
         if connection.streaming:
-            connection.set_close_callback(partial(self._hub.forget, watcher))
+            connection.set_close_callback(partial(hub.forget, watcher))
 
-    def _head(self, index: int) -> bytes:
+    def head(self, index: int) -> bytes:
+        """Return the header lines of a success at an index."""
         applied = self._store.applied
         return b"%bX-Etcd-Index: %d\r\nX-Raft-Index: %d\r\nX-Raft-Term: %d\r\n" % (
             self._fixed,
@@ -318,28 +403,52 @@ class _ReplyFrame(NamedTuple):
     end: bytes
 
 
+class Frames:
+    """The last event that was told, framed: those who watch the same share its bytes."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._body = b""
+        self._made: dict[tuple[bool, bool], Payload] = {}
+
+    def of(self, body: bytes, *, chunked: bool, last: bool) -> Payload:
+        """Return the frame of an event: a chunk, perhaps the last of its answer, or as it is."""
+        if body is not self._body:
+            self._body = body
+            self._made = {}
+        payload = self._made.get((chunked, last))
+        if payload is None:
+            end = b"\r\n0\r\n\r\n" if last else b"\r\n"
+            data = b"%x\r\n%b%b" % (len(body), body, end) if chunked else body
+            payload = self._made[chunked, last] = Payload(data, self._memory)
+        return payload
+
+    def clear(self) -> None:
+        """Forget it, as it may be large."""
+        self._body = b""
+        self._made = {}
+
+
 class _WatchAnswer:
     """The answer to a watch: `kvd.watch.Listener` on a connection."""
 
-    __slots__ = ("_connection", "_head", "_stream")
+    __slots__ = ("_connection", "_keys", "_stream")
 
-    def __init__(
-        self, connection: Connection, head: Callable[[int], bytes], *, stream: bool
-    ) -> None:
+    def __init__(self, connection: Connection, keys: KeySpace, *, stream: bool) -> None:
         self._connection = connection
-        self._head = head
+        self._keys = keys
         self._stream = stream
 
     def begin(self, index: int) -> None:
         # Clients wait for the head with a time-out of a second or two: it goes out at once.
-        self._connection.begin_stream(HTTPStatus.OK, self._head(index))
+        self._connection.begin_stream(HTTPStatus.OK, self._keys.head(index))
 
     def tell(self, body: bytes) -> None:
-        connection = self._connection
-        if self._stream and connection.unsent_bytes > _STREAM_BYTES_MAX:
-            self.close()
+        connection, last = self._connection, not self._stream
+        if not connection.flows and not last and self._keys.cut(connection):
             return
-        connection.send_chunk(body, last=not self._stream)
+        frame = self._keys.frames.of(body, chunked=not connection.http10, last=last)
+        connection.send_event(frame, last=last)
 
     def ready(self, resume: Callable[[], object]) -> bool:
         return self._connection.ready(resume)
@@ -348,4 +457,4 @@ class _WatchAnswer:
         self._connection.abort()
 
     def end(self) -> None:
-        self._connection.send_chunk(b"", last=True)
+        self._connection.end_stream()

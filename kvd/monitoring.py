@@ -17,6 +17,7 @@ from kvd.histogram import Histogram
 from kvd.http1 import Connection, Limits, Server
 from kvd.listeners import Listener
 from kvd.measured import Parts
+from kvd.memory import Memory
 from kvd.metrics import Metrics
 from kvd.monitor import MONITORING, MonitorFront
 from kvd.tls import Tls
@@ -29,6 +30,7 @@ _LIMITS = Limits(
     idle_timeout_s=300.0,
     connections_max=64,
 )
+_BUFFERED_BYTES_MAX = 1 << 20
 _TICK_S = 1.0
 
 
@@ -49,7 +51,7 @@ class Monitoring:
         self._loop = loop
         self._acceptors: dict[Listener, Acceptor] = {}
         application = make_application(MONITORING, **self.settings)
-        self._http = Server(MonitorFront(application), _LIMITS, loop)
+        self._http = Server(MonitorFront(application), _LIMITS, loop, Memory(_BUFFERED_BYTES_MAX))
         self._connect: Callable[[], Connection] = partial(Connection, self._http)
         self._ticker = loop.call_soon(self._tick, loop.time())
 

@@ -11,7 +11,6 @@ import asyncio
 import gc
 import logging
 import os
-import resource
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,14 +22,16 @@ from kvd.app import ROUTES, Sources, make_application
 from kvd.clock import Clock
 from kvd.committer import Committer
 from kvd.config import Config
+from kvd.files import Files, divide, raise_limit
 from kvd.front import Front
 from kvd.housekeeping import Housekeeping
 from kvd.http1 import Connection, Limits, Server
-from kvd.keys import KeySpace
+from kvd.keys import KeyLimits, KeySpace
 from kvd.listeners import Listener, bind, handed_over
 from kvd.listing import Listings
 from kvd.measured import Parts
 from kvd.members import Member, ids_of
+from kvd.memory import Memory
 from kvd.monitor import DEBUGGING, MONITORING, raft_status
 from kvd.monitoring import Monitoring
 from kvd.stats import SelfStats, StoreStats
@@ -50,8 +51,6 @@ EXIT_BUG = 70
 EXIT_IO = 74
 EXIT_TRY_AGAIN = 75
 
-# Files that are open beside the connections: the log, the index, the listeners, a snapshot.
-_FILES_RESERVED = 64
 _FLUSH_S = 0.5
 _LEAVE_S = 0.1
 _COLLECT_AFTER = 50_000
@@ -87,7 +86,7 @@ class KvdServer:
         config = self._config
         loop = asyncio.get_running_loop()
         started = time.monotonic()
-        files = _raise_file_limit()
+        files = divide(raise_limit(), config.max_connections)
         if self._handed:
             listeners = handed_over(self._handed, config.listen)
         else:
@@ -119,7 +118,7 @@ class KvdServer:
             recovery.records,
             time.monotonic() - started,
         )
-        self._serve(loop, urls, connections_max=config.max_connections or files - _FILES_RESERVED)
+        self._serve(loop, urls, files)
         monitoring.add(self._parts(recovery_s=time.monotonic() - started))
         await self._committer.settle()
         # What is alive now stays so: the collector need not look at it again and again.
@@ -188,9 +187,7 @@ class KvdServer:
         with suppress(OSError):  # without room there is nothing to keep free
             store.reserve_index()
 
-    def _serve(
-        self, loop: asyncio.AbstractEventLoop, urls: list[str], *, connections_max: int
-    ) -> None:
+    def _serve(self, loop: asyncio.AbstractEventLoop, urls: list[str], files: Files) -> None:
         """Make the parts; the first batch, if one is due, comes with the next turn of the loop."""
         config, store, clock = self._config, self._store, self._clock
         sync = self._sync = SyncThread[Position](loop, "kvd-sync", store.wal.prepare_next)
@@ -212,6 +209,7 @@ class KvdServer:
             on_commit=self._housekeeping.after_commit,
             slow_s=config.slow_request_s,
         )
+        memory = Memory(config.max_buffered_bytes)
         self._keys = KeySpace(
             store=store,
             committer=self._committer,
@@ -219,7 +217,15 @@ class KvdServer:
             stats=stats,
             clock=clock,
             listings=listings,
-            watchers_max=config.max_watchers,
+            memory=memory,
+            limits=KeyLimits(
+                body_bytes_max=config.max_body_bytes,
+                value_bytes_max=config.max_value_bytes,
+                depth_max=config.max_key_depth,
+                watchers_max=config.max_watchers,
+                watchers_per_key_max=config.max_watchers_per_key,
+                stream_bytes_max=config.max_stream_bytes,
+            ),
             slow_s=config.slow_request_s,
         )
         identity = store.identity
@@ -246,9 +252,12 @@ class KvdServer:
             header_timeout_s=config.header_timeout_s,
             body_timeout_s=config.body_timeout_s,
             idle_timeout_s=config.idle_timeout_s,
-            connections_max=connections_max,
+            write_timeout_s=config.write_timeout_s,
+            connections_max=files.connections_max,
+            lingering_max=files.lingering_max,
+            backlog=files.backlog,
         )
-        self._http = Server(Front(self._keys, application, config.cors), limits, loop)
+        self._http = Server(Front(self._keys, application, config.cors), limits, loop, memory)
         connection = LoggedConnection if config.access_log else Connection
         self._connect: Callable[[], Connection] = partial(connection, self._http)
 
@@ -270,6 +279,7 @@ class KvdServer:
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         self._http.tick()
+        self._keys.tick()
         self._committer.tick()
         self._housekeeping.tick()
         self._ticks += 1
@@ -312,11 +322,3 @@ class KvdServer:
 def _new_ids(config: Config) -> NewIds | None:
     token = config.cluster_token
     return None if token is None else NewIds(*ids_of(config.peer_urls, token))
-
-
-def _raise_file_limit() -> int:
-    """Raise the limit of open files as far as it goes; return it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard if hard != resource.RLIM_INFINITY else 1 << 20

@@ -235,6 +235,11 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
             self._raw.resume_reading()
             self._server.loop.call_soon(self._decrypt)
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Say how much is kept for a client that reads slowly."""
+        if self._raw is not None:
+            self._raw.set_write_buffer_limits(high, low)
+
     def get_write_buffer_size(self) -> int:
         """Return how many encrypted bytes wait to be sent."""
         return 0 if self._raw is None else self._raw.get_write_buffer_size()

@@ -100,6 +100,10 @@ class Hub:
         """How many watches are open, registered or still reading history."""
         return self.count + len(self._replaying)
 
+    def count_of(self, key: bytes) -> int:
+        """Return how many watchers of a key are registered."""
+        return len(self._by_path.get(key, ()))
+
     def watch(self, watch: Watch, listener: Listener) -> Watcher:
         """Start a watch: from history as far as that goes, then live.
 

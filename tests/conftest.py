@@ -6,8 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.server import Client, Server, running
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("kvd", deadline=None)
+settings.load_profile("kvd")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

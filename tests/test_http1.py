@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from storage.bulk import bulk_load
 from tests.raw import Raw, chunked, request
 from tests.server import FORM, PATIENCE_S, Client, Server, running
 
@@ -36,6 +37,7 @@ def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         Server(
             tmp_path_factory.mktemp("data"),
             *("--header-timeout-s", "1", "--body-timeout-s", "1", "--idle-timeout-s", "2"),
+            *("--write-timeout-s", "2"),
         )
     )
 
@@ -1067,13 +1069,11 @@ def test_any_bytes_are_answered_or_refused(server, seed):
     assert server.client().request("GET", "/health").json == {"health": "true"}
 
 
-def test_a_large_listing_that_is_not_read_holds_nobody_up(fresh_server):
-    value = b"value=" + b"v" * 10_000
-    with Raw(fresh_server.port) as writer:
-        for i in range(LARGE):
-            assert writer.ask("PUT", f"/v2/keys/d/{i:05}", body=value).status == 201
-    with Raw(fresh_server.port, receive_buffer=4096) as lazy:
+def test_a_large_listing_that_is_not_read_holds_nobody_up(make_server, tmp_path):
+    bulk_load(tmp_path / "data", ((b"/d/%05d" % i, b"v" * 10_000) for i in range(LARGE)))
+    server = make_server().start()
+    with Raw(server.port, receive_buffer=4096) as lazy:
         lazy.send(request("GET", "/v2/keys/d"))
         assert lazy.head().status == 200
-        assert fresh_server.client().get("/d/00000").status == 200
-        assert fresh_server.terminate() == 0
+        assert server.client().get("/d/00000").status == 200
+        assert server.terminate() == 0
