@@ -97,6 +97,7 @@ class Committer:
         stats: StoreStats,
         clock: Clock,
         sync: SyncThread[Position],
+        append: Callable[[Batch, Callable[[Position | BaseException], None]], None],
         loop: asyncio.AbstractEventLoop,
         on_fatal: Callable[[BaseException], None],
         on_commit: Callable[[], None],
@@ -108,6 +109,7 @@ class Committer:
         self._stats = stats
         self._clock = clock
         self._sync = sync
+        self._append = append
         self._loop = loop
         self._on_fatal = on_fatal
         self._on_commit = on_commit
@@ -272,9 +274,8 @@ class Committer:
             self._busy = True
             self.syncing_since = began
             batch = self._store.batch(txn, records, pending.first_index, time_ns)
-            self._sync.run(
-                partial(self._store.append, batch),
-                lambda outcome: self._step(partial(self._appended, pending, batch, outcome)),
+            self._append(
+                batch, lambda outcome: self._step(partial(self._appended, pending, batch, outcome))
             )
             return
         if not txn.tidied:

@@ -60,6 +60,7 @@ class Config:
         snapshot_count: Log records after which a snapshot is made; None decides by size.
         event_history_limit: How many events a watch can look back.
         wal_segment_bytes: Size of a segment of the log.
+        wal_sync: `auto` or `thread`: who syncs the log, see `kvd.appender`.
         rebuild_index: Whether to build the index anew from snapshot and log.
         tls: How TLS is spoken; None where no URL asks for it.
         cors: The origins that may read answers in a browser; empty sends no CORS headers.
@@ -96,6 +97,7 @@ class Config:
     snapshot_count: int | None
     event_history_limit: int
     wal_segment_bytes: int
+    wal_sync: str
     rebuild_index: bool
     tls: TlsConfig | None
     cors: tuple[str, ...]
@@ -208,6 +210,7 @@ def _config(settings: Settings) -> Config:
         body_timeout_s=seconds(settings, "body-timeout-s"),
         write_timeout_s=seconds(settings, "write-timeout-s"),
         log_level=_log_level(settings),
+        wal_sync=word(settings, "wal-sync", "auto", "thread"),
         log_format=word(settings, "log-format", "text", "json"),
         access_log=boolean(settings, "access-log"),
         slow_request_s=seconds(settings, "slow-request-s"),

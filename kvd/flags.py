@@ -107,6 +107,14 @@ FLAGS = (
     ),
     Flag("event-history-limit", "1000", "N", "how many events a watch can look back", STORAGE),
     Flag("wal-segment-bytes", str(64 * 1024 * 1024), "N", "size of a segment of the log", STORAGE),
+    Flag(
+        "wal-sync",
+        "auto",
+        "WAY",
+        "who syncs the log: auto leaves it to the kernel where that can, thread always takes a "
+        "thread of kvd's, whose calls a tracer sees",
+        STORAGE,
+    ),
     Flag("rebuild-index", "false", "", "build the index anew from snapshot and log", STORAGE),
     Flag("cert-file", "", "FILE", "certificate of https:// URLs, in PEM", SECURITY),
     Flag("key-file", "", "FILE", "its private key, in PEM, not encrypted", SECURITY),

@@ -19,6 +19,7 @@ from functools import partial
 from kvd.acceptor import Acceptor
 from kvd.access import LoggedConnection
 from kvd.app import ROUTES, Sources, make_application
+from kvd.appender import Appender
 from kvd.clock import Clock
 from kvd.committer import Committer
 from kvd.config import Config
@@ -147,6 +148,7 @@ class KvdServer:
             self._ticker.cancel()
         self._housekeeping.stop()
         self._sync.stop()
+        self._appender.close()
         self._store.close()
         self._monitoring.stop()
         log.info("stopped at index %d", self._store.applied.index)
@@ -191,6 +193,7 @@ class KvdServer:
         """Make the parts; the first batch, if one is due, comes with the next turn of the loop."""
         config, store, clock = self._config, self._store, self._clock
         sync = self._sync = SyncThread[Position](loop, "kvd-sync", store.wal.prepare_next)
+        self._appender = Appender(store, sync, loop, thread_only=config.wal_sync == "thread")
         stats = self._stats = StoreStats()
         hub = self._hub = Hub(store, loop)
         listings = Listings()
@@ -204,6 +207,7 @@ class KvdServer:
             stats=stats,
             clock=clock,
             sync=sync,
+            append=self._appender.append,
             loop=loop,
             on_fatal=self._fail,
             on_commit=self._housekeeping.after_commit,

@@ -28,6 +28,8 @@ class SyncThread(Generic[T]):
         name: str,
         when_idle: Callable[[], None] | None = None,
     ) -> None:
+        self.waiting = 0
+        """How many jobs have not been told to be done."""
         self._loop = loop
         self._when_idle = when_idle
         self._jobs: SimpleQueue[
@@ -43,6 +45,7 @@ class SyncThread(Generic[T]):
 
     def run(self, job: Callable[[], T], done: Callable[[T | BaseException], None]) -> None:
         """Run `job` on the thread; call `done` with its outcome on the loop."""
+        self.waiting += 1
         self._jobs.put((job, done))
 
     def stop(self) -> None:
@@ -71,4 +74,5 @@ class SyncThread(Generic[T]):
             os.eventfd_read(self._wake)
         while self._outcomes:
             done, outcome = self._outcomes.popleft()
+            self.waiting -= 1
             done(outcome)

@@ -106,6 +106,11 @@ def arm(faults: Iterable[Fault]) -> None:
         _armed.setdefault(fault.name, []).append(fault)
 
 
+def armed() -> bool:
+    """Return whether any fault is armed."""
+    return bool(_armed)
+
+
 def reach(name: str) -> None:
     """Be at a place: nothing happens unless a fault is armed there.
 

@@ -186,7 +186,7 @@ class Store:
         return Batch(payload, applied.seq + 1, chain, first_index, len(records), time_ns)
 
     def append(self, batch: Batch) -> Position:
-        """Make a batch durable. The one call for the sync thread.
+        """Make a batch durable. A call for the sync thread; or, without one, see `begin_append`.
 
         Raises:
             LogFull: it was not written, and never will be.
@@ -194,6 +194,16 @@ class Store:
         """
         return self.wal.append(
             batch.payload, first_index=batch.first_index, count=batch.records, oversize=True
+        )
+
+    def begin_append(self, batch: Batch) -> int | None:
+        """Write a batch, to be synced by the caller; see `Wal.begin_append`.
+
+        Raises:
+            LogFull, OSError: as for `append`.
+        """
+        return self.wal.begin_append(
+            batch.payload, first_index=batch.first_index, count=batch.records
         )
 
     def heartbeat(self, *, probe: bool = False) -> Position:

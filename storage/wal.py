@@ -54,6 +54,8 @@ _NO_FILE = -1
 _SLOW_SYNC_S = 1.0
 _SLOW_SYNC_QUIET_S = 30.0
 _PREPARE_AGAIN_S = 0.5
+# `begin_append` is for a thread that has more to do than to copy a large frame.
+_BEGUN_BYTES_MAX = 256 * 1024
 
 
 class Wal:
@@ -94,6 +96,8 @@ class Wal:
         self._dirty_end = 0
         self._spare = Spare(directory, segment_bytes_max)
         self._tail = self._position = START
+        # Where the log ends once the frame that was put last is durable, and its length.
+        self._begun = START, 0
         self._log_bytes = 0
         self._refusal: LogFull | None = None
         self._prepare_not_before = 0.0
@@ -244,6 +248,73 @@ class Wal:
         self._position = self._tail
         return self._position
 
+    def begin_append(self, payload: bytes, *, first_index: int, count: int) -> int | None:
+        """Write one frame as `append` does, but leave the sync to the caller.
+
+        Nothing else may be done to the log before `end_append`. Only short frames that fit the
+        segment are taken, and none while a failpoint is armed: `append` does the rest.
+
+        Returns:
+            The file whose data is to be synced; None where nothing was done.
+
+        Raises:
+            LogFull, OSError: as for `append`.
+        """
+        size = frame.frame_size(len(payload))
+        if (
+            size > _BEGUN_BYTES_MAX
+            or self._fd == _NO_FILE
+            or self._tail.offset + size + SEAL_SIZE > self._capacity
+            or not self._writable
+            or failpoints.armed()
+        ):
+            return None
+        try:
+            self._put(payload, first_index, count, 0)
+        except OSError:
+            self._writable = False
+            raise
+        return self._fd
+
+    def end_append(self, took_s: float, code: int = 0) -> Position:
+        """Take note that the data of the file has been synced since `begin_append`.
+
+        Args:
+            took_s: how long that took, in seconds.
+            code: an errno if it failed.
+
+        Returns:
+            The end of the frame.
+
+        Raises:
+            OSError: it failed. Later appends are refused.
+        """
+        if code:
+            self._writable = False
+            raise OSError(code, os.strerror(code))
+        self._synced(took_s)
+        self._position = self._tail
+        return self._position
+
+    def sync_begun(self) -> Position:
+        """Do what is left to do after `begin_append`, waiting for the disk.
+
+        Raises:
+            OSError: as for `append`.
+        """
+        try:
+            self._sync()
+        except OSError:
+            self._writable = False
+            raise
+        self._position = self._tail
+        return self._position
+
+    @property
+    def wants_next(self) -> bool:
+        """Whether `prepare_next` has something to do, or may have."""
+        return self._spare.fd is None and self._tail.offset * 2 > self._capacity
+
     def heartbeat(self, first_index: int, *, probe: bool = False) -> None:
         """Give the last frame a successor, if it has none, by an empty frame; durable on return.
 
@@ -334,7 +405,11 @@ class Wal:
             raise
 
     def _write_frame(self, payload: bytes, first_index: int, count: int, flags: int) -> None:
-        """Write one frame at the tail, over what refused writes left there, and sync it."""
+        self._put(payload, first_index, count, flags)
+        self._sync()
+
+    def _put(self, payload: bytes, first_index: int, count: int, flags: int) -> None:
+        """Write one frame at the tail, over what refused writes left there; durable once synced."""
         segment, offset, seq, chain = self._tail
         data = frame.encode_frame(
             payload,
@@ -353,25 +428,28 @@ class Wal:
         except OSError as error:
             self._refused(error, end, offset + frame.essential_size(len(payload)))
             raise
-        self._sync()
-        self._dirty_end = 0
-        self._tail = Position(segment, end, seq + 1, frame.body_crc(data))
-        self._log_bytes += len(data)
+        self._begun = Position(segment, end, seq + 1, frame.body_crc(data)), len(data)
 
     def _sync(self) -> None:
         began = time.monotonic()
         failpoints.reach("walBeforeSync")
         disk.sync_data(self._fd)
         failpoints.reach("walAfterSync")
-        now = time.monotonic()
-        self.on_sync(now - began)
-        if now - began > _SLOW_SYNC_S:
+        self._synced(time.monotonic() - began)
+
+    def _synced(self, took_s: float) -> None:
+        """The frame that was put is durable: the log goes on behind it."""
+        self._tail, length = self._begun
+        self._dirty_end = 0
+        self._log_bytes += length
+        self.on_sync(took_s)
+        if took_s > _SLOW_SYNC_S:
             self.slow_syncs += 1
+            now = time.monotonic()
             if now - self._slow_since > _SLOW_SYNC_QUIET_S:
                 self._slow_since = now
                 log.warning(
-                    "the disk is slow: a sync of the log took %.1f s, writes wait for it",
-                    now - began,
+                    "the disk is slow: a sync of the log took %.1f s, writes wait for it", took_s
                 )
 
     def _refused(self, error: OSError, end: int, intact_from: int) -> None:

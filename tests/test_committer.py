@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 import lmdb
 import pytest
 
+from kvd.appender import Appender
 from kvd.commands import (
     CompareAndSwap,
     Create,
@@ -81,6 +82,8 @@ class Engine:
             stats=self.stats,
             clock=clock,
             sync=self.sync,
+            # Its calls can be made to fail and to wait; tests/test_appender.py has both ways.
+            append=Appender(store, self.sync, loop, thread_only=True).append,
             loop=loop,
             on_fatal=self._fail,
             on_commit=self._count,

@@ -226,7 +226,8 @@ def under_strace(inject: str) -> tuple[str, str]:
     strace += ["-e", f"trace={inject.partition(':')[0]}", "-e", f"inject={inject}"]
     program = (
         f"import os, sys; strace = {strace!r}; "
-        "os.execvp('strace', [*strace, sys.executable, '-m', 'kvd', *sys.argv[1:]])"
+        "kvd = [sys.executable, '-m', 'kvd', *sys.argv[1:], '--wal-sync', 'thread']; "
+        "os.execvp('strace', [*strace, *kvd])"
     )
     return "-c", program
 

@@ -181,6 +181,8 @@ class Threads:
 
 def without_ttl(event: Any) -> Any:
     """An event or node without the field that depends on when it is looked at."""
+    if isinstance(event, list):
+        return [without_ttl(node) for node in event]
     if not isinstance(event, dict):
         return event
     return {name: without_ttl(value) for name, value in event.items() if name != "ttl"}

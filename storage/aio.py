@@ -1,0 +1,113 @@
+"""A sync that the kernel does by itself: Linux AIO, whose completion an eventfd tells of.
+
+A thread of ours that waits for the disk has to get the interpreter twice for each frame, against a
+loop that keeps it busy. The kernel's own worker does not: a sync of 105 us took 150 us on a thread
+and 138 us this way, and half of the CPU time (58 and 26 us, measured with frames of 300 bytes).
+
+The system calls (io_setup(2), io_submit(2), io_getevents(2), linux/aio_abi.h) have no wrappers in
+the C library. Where a kernel or a container does not have them, or IOCB_CMD_FDSYNC (Linux 4.18),
+`DataSync` cannot be made.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import sys
+from contextlib import suppress
+from struct import Struct
+from typing import NamedTuple
+
+_ZERO, _ONE = ctypes.c_long(0), ctypes.c_long(1)
+_IOCB_CMD_FDSYNC = 3
+_IOCB_FLAG_RESFD = 1
+
+
+class _Calls(NamedTuple):
+    """The numbers of the system calls on one architecture."""
+
+    setup: int
+    destroy: int
+    submit: int
+    getevents: int
+
+
+_CALLS = {
+    "x86_64": _Calls(206, 207, 209, 208),
+    "aarch64": _Calls(0, 1, 2, 4),
+    "riscv64": _Calls(0, 1, 2, 4),
+}
+
+#     0 u64 data, 8 u32 key, 12 i32 flags of the write, 16 u16 command, 18 i16 priority,
+#    20 u32 file, 24 u64 buffer, 32 u64 length, 40 i64 offset, 48 u64 reserved, 56 u32 flags,
+#    60 u32 eventfd; the key and the flags change places on big-endian machines, which are not above
+_IOCB = Struct("<QIiHhIQQqQII")
+assert _IOCB.size == 64
+#     0 u64 data, 8 u64 address of the iocb, 16 i64 result, 24 i64 second result
+_EVENT = Struct("<QQqq")
+assert _EVENT.size == 32
+
+
+class DataSync:
+    """Makes the data of one file at a time durable, as fdatasync does, without waiting for it.
+
+    Attributes:
+        fileno: an eventfd that becomes readable once the sync has ended.
+    """
+
+    def __init__(self) -> None:
+        """Set up a queue for one request.
+
+        Raises:
+            OSError: it cannot be had here.
+        """
+        calls = _CALLS.get(platform.machine())
+        if calls is None or sys.platform != "linux":
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        self._calls = calls
+        # None of these calls waits, so the interpreter is not let go of for them.
+        self._syscall = ctypes.PyDLL(None, use_errno=True).syscall
+        self._context = ctypes.c_ulong(0)
+        self._call(calls.setup, _ONE, ctypes.byref(self._context))
+        self._iocb = ctypes.create_string_buffer(_IOCB.size)
+        self._iocbs = (ctypes.c_void_p * 1)(ctypes.addressof(self._iocb))
+        self._event = ctypes.create_string_buffer(_EVENT.size)
+        self.fileno = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def submit(self, fd: int) -> None:
+        """Begin to sync a file; `outcome` tells how it went.
+
+        Raises:
+            OSError: nothing has begun: too many requests in the system, or not for such a file.
+        """
+        _IOCB.pack_into(
+            self._iocb,
+            0,
+            *(0, 0, 0, _IOCB_CMD_FDSYNC, 0, fd),
+            *(0, 0, 0, 0, _IOCB_FLAG_RESFD, self.fileno),
+        )
+        self._call(self._calls.submit, self._context, _ONE, self._iocbs)
+
+    def outcome(self) -> int | None:
+        """Return 0 once the data is durable, an errno if that failed, None while it is unknown."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self.fileno)
+        arguments = (self._context, _ZERO, _ONE, self._event, None)
+        if self._call(self._calls.getevents, *arguments) == 0:
+            return None
+        result: int = _EVENT.unpack_from(self._event)[2]
+        return -result
+
+    def close(self) -> None:
+        """Let go of the queue; waits for a sync that is under way."""
+        self._call(self._calls.destroy, self._context)
+        os.close(self.fileno)
+
+    def _call(self, number: int, *arguments: object) -> int:
+        result: int = self._syscall(ctypes.c_long(number), *arguments)
+        if result < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        return result
