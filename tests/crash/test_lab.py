@@ -131,6 +131,8 @@ def test_the_command_writes_its_results(tmp_path, capsys):
     assert (report["verdict"], report["seed"], report["rounds"]) == ("held", 7, 20)
     assert "HELD     truncate" in capsys.readouterr().out
     assert "truncate" in html.read_text()
+    assert main(["page", str(results), str(results)]) == 0
+    assert capsys.readouterr().out.count("with exactly the writes before the cut") == 2
     assert not (tmp_path / "work" / "truncate").exists()
 
 

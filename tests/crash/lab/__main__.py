@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tests.crash.lab import EXPERIMENTS
-from tests.crash.lab.experiment import Experiment, Skipped, Trial, Violation
+from tests.crash.lab.experiment import ALL, Experiment, Skipped, Trial, Violation
 from tests.crash.lab.page import page
 from tests.crash.lab.process import NotListening
 
@@ -87,13 +87,18 @@ def run(
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     args = _parser().parse_args(argv)
+    if args.verb == "page":
+        results = [json.loads(Path(name).read_text()) for name in args.results]
+        sys.stdout.write(page([report for reports in results for report in reports]))
+        return 0
     logging.disable(logging.WARNING)  # recovery tells of each torn tail; here they are the rule
     if args.verb == "list":
         for experiment in EXPERIMENTS.values():
             mutants = ", ".join(experiment.mutants)
+            rounds = "all" if experiment.rounds == ALL else experiment.rounds
             sys.stdout.write(
-                f"{experiment.name:<14} {experiment.promise}\n{'':<14} "
-                f"{experiment.rounds} {experiment.unit} ({experiment.quick} with --quick); "
+                f"{experiment.name:<15} {experiment.promise}\n{'':<15} "
+                f"{rounds} {experiment.unit} ({experiment.quick} with --quick); "
                 f"catches: {mutants}\n"
             )
         return 0
@@ -141,6 +146,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("list", help="name the experiments and their promises")
+    pages = verbs.add_parser("page", help="write one report, as HTML, on what --json has kept")
+    pages.add_argument("results", nargs="+", metavar="FILE", help="files that --json has written")
     runs = verbs.add_parser("run", help="run some of them, or all")
     runs.add_argument("names", nargs="+", metavar="NAME", choices=[*EXPERIMENTS, "all"])
     runs.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="default: random")

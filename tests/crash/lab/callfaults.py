@@ -23,7 +23,7 @@ from tests.crash.lab.calls import (
     start_to_fail,
     write_through,
 )
-from tests.crash.lab.experiment import Experiment, Trial, Violation, need_strace
+from tests.crash.lab.experiment import ALL, Experiment, Trial, Violation, need_strace
 from tests.crash.lab.killing import check_directory
 from tests.crash.lab.process import Kvd
 from tests.crash.lab.workload import Op
@@ -269,27 +269,27 @@ EXPERIMENTS = (
         "SIGKILL at any system call that changes the disk or tells a client, from the first start "
         "to the clean stop and three deep in recovery, loses nothing that was acknowledged",
         ("in-place",),
-        *(100_000, 8, "system calls", kill_syscall),
+        *(ALL, 8, "system calls", kill_syscall),
     ),
     Experiment(
         "syscall-eio",
         "EIO at any system call on a file, once or for good, loses nothing; a frame that cannot be "
         "written or synced ends the server within 2 s with status 74",
         ("shrug",),
-        *(100_000, 8, "failing calls", fail_syscalls("eio")),
+        *(ALL, 8, "failing calls", fail_syscalls("eio")),
     ),
     Experiment(
         "syscall-enospc",
         "ENOSPC or EDQUOT at any system call that needs room, once or for good, loses nothing; a "
         "frame that finds no room is refused and the server goes on",
         ("die-when-full", "shrug"),
-        *(100_000, 8, "refused calls", fail_syscalls("no-space")),
+        *(ALL, 8, "refused calls", fail_syscalls("no-space")),
     ),
     Experiment(
         "syscall-refused",
         "EMFILE, ENFILE, EROFS or EINTR at any system call on a file loses nothing that was "
         "acknowledged and shows nobody a traceback",
         ("no-retry",),
-        *(100_000, 8, "refused calls", fail_syscalls("refusals")),
+        *(ALL, 8, "refused calls", fail_syscalls("refusals")),
     ),
 )

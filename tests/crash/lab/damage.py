@@ -12,7 +12,7 @@ from pathlib import Path
 from storage import disk, frame, index, node, replay, segments, snapshot, tree
 from storage.wal import Wal
 from tests.crash.lab.disks import SEGMENT_BYTES, Found, recover, verified
-from tests.crash.lab.experiment import Experiment, Trial, Violation
+from tests.crash.lab.experiment import ALL, Experiment, Trial, Violation
 from tests.crash.lab.killing import SMALL_FLAGS, start
 from tests.crash.lab.mutant import MUTANTS
 from tests.crash.lab.powerloss import fast_directory
@@ -238,12 +238,12 @@ EXPERIMENTS = (
         "truncate",
         "a log cut at any byte opens with exactly the writes before the cut",
         ("no-crc",),
-        *(100_000, 90, "cuts", truncate),
+        *(ALL, 90, "cuts", truncate),
     ),
     Experiment(
         "bitflip",
         "a turned bit is refused, or costs no more than the last write; no wrong value is served",
         ("no-crc",),
-        *(100_000, 90, "bits", bitflip),
+        *(ALL, 90, "bits", bitflip),
     ),
 )

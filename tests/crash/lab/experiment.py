@@ -9,6 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+ALL = 1 << 30
+"""As many rounds as there are cases."""
+
 
 class Violation(Exception):
     """A promise was seen broken; the text says which and where."""

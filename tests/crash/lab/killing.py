@@ -10,7 +10,7 @@ from pathlib import Path
 
 from storage import failpoints
 from tests.crash.lab.disks import recover
-from tests.crash.lab.experiment import Experiment, Trial, Violation
+from tests.crash.lab.experiment import ALL, Experiment, Trial, Violation
 from tests.crash.lab.ledger import Fact, Ledger, fact_of, files_of
 from tests.crash.lab.process import Kvd, NotListening
 from tests.crash.lab.workload import Clients, Connection, Op
@@ -264,7 +264,7 @@ EXPERIMENTS = (
         "SIGKILL at any of the server's named places, or amid the write there, leaves a directory "
         "that opens with all that was acknowledged",
         ("late-write",),
-        *(1000, 3, "faults", kill_failpoint),
+        *(ALL, 3, "faults", kill_failpoint),
     ),
     Experiment(
         "history",

@@ -85,6 +85,9 @@ class Kvd:
         if strace or straces or self.mutant:
             # What the kernel syncs by itself neither strace nor a bug of ours can meddle with.
             argv += ["--wal-sync", "thread"]
+        if self._reader is not None:
+            # Or the end of the last life would be taken for this one's.
+            self._reader.join(PATIENCE_S)
         self.port, self._ended, self.stderr = 0, False, ""
         self._started = time.monotonic()
         if fresh or strace:
