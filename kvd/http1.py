@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections import deque
 from collections.abc import Callable, Iterable
 from email.utils import formatdate
 from http import HTTPStatus
@@ -52,6 +53,8 @@ _UNCOUNTED_BYTES_MAX = 4 << 10
 _WRITE_BUFFER_BYTES = 32 << 10
 # A larger answer is counted, and sent in slices.
 LARGE_BYTES = 64 << 10
+# How much is sent of such answers in one turn of the loop, to all clients: about two milliseconds.
+_TURN_BYTES = 4 << 20
 # A client that reads nothing for so long is cut where memory is short.
 _PATIENCE_S = 2.0
 _BLOCKS_MAX = 4096
@@ -149,6 +152,8 @@ class Server:
         self.memory = memory
         # Connections whose clients do not read: what was unsent when it last became less, and when.
         self.stalled: dict[Connection, tuple[int, float]] = {}
+        self._sending: deque[Connection] = deque()
+        self._is_sending = False
         self.buffer = memoryview(bytearray(_READ_BYTES_MAX))
         self.blocks: dict[bytes, Block] = {}
         """Header blocks that were parsed, by their bytes."""
@@ -174,6 +179,26 @@ class Server:
             connection.expire()
         if self.stalled:
             self._cut_stalled()
+
+    def send_soon(self, connection: Connection) -> None:
+        """Let a connection send of its outbox when its turn has come."""
+        self._sending.append(connection)
+        if not self._is_sending:
+            self._is_sending = True
+            self.loop.call_soon(self._send)
+
+    def _send(self) -> None:
+        """Send of the outboxes by turns, in all not so much that others wait for it."""
+        sent = 0
+        try:
+            for _ in range(len(self._sending)):
+                sent += self._sending.popleft().send_some()
+                if sent >= _TURN_BYTES:
+                    break
+        finally:
+            self._is_sending = bool(self._sending)
+            if self._is_sending:
+                self.loop.call_soon(self._send)
 
     def _cut_stalled(self) -> None:
         """Cut the clients that have read nothing for too long, which is less where memory is short.
@@ -392,7 +417,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self.flows = True
         self._server.stalled.pop(self, None)
         if self._outbox:
-            self._server.loop.call_soon(self._send_outbox)
+            self._server.send_soon(self)
         else:
             self._writable = True
             self._server.loop.call_soon(self._go_on)
@@ -523,24 +548,31 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self._after_outbox = then
         self._writable = False
         if self.flows:
-            self._send_outbox()
+            self._server.send_soon(self)
 
-    def _send_outbox(self) -> None:
+    def send_some(self) -> int:
+        """Send something of what waits, if the client reads; return how many bytes."""
         outbox = self._outbox
         if not outbox or self._transport is None:
-            return
+            return 0
+        before = outbox.unsent_bytes
         for piece in outbox.slices():
             self._transport.write(piece)
             if not self.flows:
-                return
-        if outbox:
-            self._server.loop.call_soon(self._send_outbox)
-            return
-        self._writable = True
+                break
+        sent = before - outbox.unsent_bytes
+        if not outbox:
+            self._outbox_is_empty()
+        elif self.flows:
+            self._server.send_soon(self)
+        return sent
+
+    def _outbox_is_empty(self) -> None:
+        self._writable = self.flows
         after, self._after_outbox = self._after_outbox, None
         if after is not None:
             after()
-        else:
+        elif self._writable:
             self._go_on()
 
     def begin_stream(self, status: int, headers: bytes) -> None:

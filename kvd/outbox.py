@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from kvd.memory import Payload
 
 _SLICE_BYTES = 32 << 10
-# Others have their turn after this much, however fast it is read.
-_TURN_BYTES = 1 << 20
+# The next connection has its turn after this much, however fast it is read.
+_VISIT_BYTES = 256 << 10
 
 
 class Outbox:
@@ -37,14 +37,14 @@ class Outbox:
         self.unsent_bytes += len(payload.data)
 
     def slices(self) -> Iterator[memoryview]:
-        """Yield what may be sent in one turn; what has been yielded counts as sent."""
-        turn = 0
-        while self._payloads and turn < _TURN_BYTES:
+        """Yield what may be sent at once; what has been yielded counts as sent."""
+        sent = 0
+        while self._payloads and sent < _VISIT_BYTES:
             payload = self._payloads[0]
             piece = memoryview(payload.data)[self._offset : self._offset + _SLICE_BYTES]
             self._offset += len(piece)
             self.unsent_bytes -= len(piece)
-            turn += len(piece)
+            sent += len(piece)
             if self._offset == len(payload.data):
                 self._offset = 0
                 self._payloads.popleft().drop()

@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 # How many watchers are told in one turn of the loop, and how long a turn may read history.
 _TOLD_PER_TURN = 256
+# To tell what is longer by this counts as telling one more.
+_LONG_BYTES = 16 << 10
 _SLICE_S = 0.005
 
 # The first index that an event can have; see `Applied.index`.
@@ -183,10 +185,11 @@ class Hub:
         told = 0
         while self._to_tell and told < _TOLD_PER_TURN:
             watchers, body = self._to_tell[0]
+            weight = 1 + len(body) // _LONG_BYTES
             for watcher in watchers:
                 watcher.listener.tell(body)
-                told += 1
-                if told == _TOLD_PER_TURN:
+                told += weight
+                if told >= _TOLD_PER_TURN:
                     break
             else:
                 self._to_tell.popleft()
