@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, cast
 
 import tornado.web
 
+from kvd.entries import Decide, Replied
+from kvd.guard import Guard
 from kvd.http1 import SERVER_HEADER
 from kvd.members import Member
 
@@ -35,6 +37,8 @@ class Sources(NamedTuple):
     leader_stats: Callable[[], bytes]
     member: Member
     cluster_id: int
+    guard: Guard
+    administer: Callable[[Decide, Replied], None]
 
 
 class Endpoint(tornado.web.RequestHandler):
@@ -72,7 +76,7 @@ class Endpoint(tornado.web.RequestHandler):
 
     def decode_argument(self, value: bytes, name: str | None = None) -> str:
         """Take any bytes in a path: what is no UTF-8 names nothing, but is no error of its own."""
-        return value.decode("utf-8", "replace")
+        return value.decode("utf-8", "surrogateescape")
 
     def log_exception(
         self,
@@ -154,51 +158,6 @@ class Machines(Endpoint):
         self.get()
 
 
-class Members(Endpoint):
-    """`/v2/members` and everything below it: one member, and no way to have others."""
-
-    allow: tuple[str, ...] = ("GET", "POST", "DELETE", "PUT")
-
-    def set_default_headers(self) -> None:
-        """Name the cluster."""
-        super().set_default_headers()
-        self.set_header("X-Etcd-Cluster-Id", f"{self.sources.cluster_id:x}")
-
-    def get(self, path: str) -> None:
-        """Answer the list, or the leader."""
-        match path.removeprefix("/"):
-            case "":
-                self._json(self.sources.member.list_body())
-            case "leader":
-                self._json(self.sources.member.body())
-            case _:
-                self._refuse(404, "Not found")
-
-    def post(self, path: str) -> None:
-        """Refuse to reconfigure, as a member does that cannot."""
-        self._refuse(500, "Internal Server Error")
-
-    def put(self, path: str) -> None:
-        """Refuse to change a member."""
-        member = path.removeprefix("/")
-        if not member:
-            # etcd names no methods here.
-            self.allow = ()
-            raise tornado.web.HTTPError(405)
-        if member != f"{self.sources.member.member_id:x}":
-            self._refuse(404, f"No such member: {member}")
-        else:
-            self._refuse(500, "Internal Server Error")
-
-    def delete(self, path: str) -> None:
-        """Refuse to remove a member."""
-        self.put(path)
-
-    def _refuse(self, status: int, message: str) -> None:
-        self.set_status(status)
-        self._json(json.dumps({"message": message}, separators=(",", ":")).encode())
-
-
 Route = tuple[str, type[tornado.web.RequestHandler]]
 
 ROUTES: tuple[Route, ...] = (
@@ -207,7 +166,6 @@ ROUTES: tuple[Route, ...] = (
     (r"/v2/stats/self", SelfStatistics),
     (r"/v2/stats/leader", LeaderStatistics),
     (r"/v2/machines", Machines),
-    (r"/v2/members(|/.*)", Members),
 )
 
 

@@ -26,12 +26,13 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from kvd.batchtimes import BatchTimes
 from kvd.clock import Clock
 from kvd.commands import Command, CompareAndDelete, Delete
-from kvd.errors import INVALID_FORM, RAFT_INTERNAL, ApiError
+from kvd.entries import Decide, Replied, Reply
+from kvd.errors import INVALID_FORM, RAFT_INTERNAL, ApiError, RouteError
 from kvd.listing import Listings
 from kvd.logs import SLOW_QUIET_S, Rarely
 from kvd.machine import decide, expire
@@ -39,7 +40,7 @@ from kvd.space import Space
 from kvd.stats import StoreStats
 from kvd.syncthread import SyncThread
 from kvd.watch import Hub, is_below
-from storage.change import REMOVALS, Change, Record, encode_record
+from storage.change import REMOVALS, Change, Entry, Record, encode_record
 from storage.errors import LogFull
 from storage.event import Event
 from storage.index import BROKEN
@@ -49,6 +50,7 @@ from storage.wal import Position
 
 log = logging.getLogger(__name__)
 
+_Told = TypeVar("_Told")
 Outcome = Event | ApiError
 Done = Callable[[Outcome], None]
 
@@ -70,6 +72,8 @@ class _Pending(NamedTuple):
     performed: list[Record]
     events: list[tuple[Event, list[bytes]]]
     answers: list[tuple[Done, Command, Outcome]]
+    replies: list[tuple[Replied, Reply | RouteError]]
+    """What is told to those who change something beside the keys."""
     asked: dict[int, set[bytes]]
     """By a removal's index, the watched paths of which is known whether it took them along."""
     first_index: int
@@ -113,7 +117,10 @@ class Committer:
         self._loop = loop
         self._on_fatal = on_fatal
         self._on_commit = on_commit
+        self.on_entries: Callable[[], None] = lambda: None
+        """Called when something beside the keys may have changed, before anybody is told."""
         self._queue: deque[tuple[Command, Done]] = deque()
+        self._others: deque[tuple[Decide, Replied]] = deque()
         self._record_bytes_max = store.wal.max_payload - _ENVELOPE_BYTES_MAX
         self._batch_bytes_max = min(BATCH_BYTES_MAX, self._record_bytes_max)
         self._space = Space(store)
@@ -142,6 +149,14 @@ class Committer:
         self._queue.append((command, done))
         self._schedule()
 
+    def administer(self, decide_entries: Decide, done: Replied) -> None:
+        """Queue a change beside the keys; `done` gets its reply once that may be told."""
+        if self._stopped:
+            done(RouteError(500, "the server has stopped"))
+            return
+        self._others.append((decide_entries, done))
+        self._schedule()
+
     @property
     def no_room(self) -> str:
         """Why users' writes are refused, or nothing."""
@@ -156,7 +171,7 @@ class Committer:
     @property
     def waiting(self) -> int:
         """How many commands are queued."""
-        return len(self._queue)
+        return len(self._queue) + len(self._others)
 
     def fail(self, error: BaseException) -> None:
         """End the process: somebody has met damage while reading."""
@@ -184,7 +199,7 @@ class Committer:
 
     async def drain(self) -> None:
         """Wait until every queued command has been answered."""
-        while self._busy or self._queue:
+        while self._busy or self._queue or self._others:
             await self._batch_end()
 
     async def settle(self) -> None:
@@ -257,7 +272,7 @@ class Committer:
         txn = self._store.begin()
         began = monotonic()
         queued = self._queued or began
-        pending = _Pending(txn, [], [], [], {}, txn.index + 1, time_ns, queued)
+        pending = _Pending(txn, [], [], [], [], {}, txn.index + 1, time_ns, queued)
         try:
             records = self._decide(pending)
             self._queued = queued if self._queue else began
@@ -290,6 +305,8 @@ class Committer:
         if (due_ns := txn.first_due_ns()) is not None and due_ns <= time_ns:
             # The rest goes first in the next batch: no command sees what has ended.
             return records
+        if self._others:
+            records += self._decide_others(pending)
         expired = size = sum(map(len, records))
         room = min(self._space.room, self._record_bytes_max)
         size_max = self._batch_bytes_max
@@ -318,6 +335,42 @@ class Committer:
                 raise
             answers.append((done, command, event))
         return records
+
+    def _decide_others(self, pending: _Pending) -> list[bytes]:
+        """Decide what is changed beside the keys, as far as a batch takes it."""
+        records: list[bytes] = []
+        size, size_max = 0, self._batch_bytes_max // 2
+        while self._others and size < size_max:
+            decide_entries, done = self._others.popleft()
+            try:
+                entries, reply = decide_entries(pending.txn)
+                encoded = self._encode(entries, size)
+            except RouteError as refusal:
+                pending.replies.append((done, refusal))
+                continue
+            pending.replies.append((done, reply))
+            records += encoded
+            size += sum(map(len, encoded))
+            for entry in entries:
+                pending.txn.perform(entry, pending.time_ns)
+                pending.performed.append(entry)
+        return records
+
+    def _encode(self, entries: list[Entry], size: int) -> list[bytes]:
+        """Return entries as records, which follow `size` bytes of others.
+
+        Raises:
+            RouteError: they are too large for the log, or there is no room.
+        """
+        encoded = [encode_record(entry) for entry in entries]
+        added = sum(map(len, encoded))
+        if added > self._batch_bytes_max // 2:
+            raise RouteError(413, "too large for the log")
+        if any(entry.document is not None for entry in entries):
+            no_room = self._space.check(size + added)
+            if no_room is not None:
+                raise RouteError(500, no_room.cause.decode())
+        return encoded
 
     def _log_start(self, pending: _Pending) -> list[bytes]:
         """Log what the start of the server had no room for, if there is room now."""
@@ -465,6 +518,10 @@ class Committer:
                 count(command, succeeded=False)
                 stats.refused(command, outcome)
             _answer(done, outcome)
+        if pending.replies:
+            self.on_entries()
+            for replied, reply in pending.replies:
+                _answer(replied, reply)
         stats.expired(len(pending.events) - succeeded)
         self._note_duration(pending)
         self._arm()
@@ -503,7 +560,7 @@ class Committer:
         for end in ends:
             if not end.done():
                 end.set_result(committed)
-        if self._queue:
+        if self._queue or self._others:
             self._schedule()
         else:
             self._queued = None
@@ -533,7 +590,7 @@ def _raise_if_broken(error: BaseException) -> None:
         raise error
 
 
-def _answer(done: Done, outcome: Outcome) -> None:
+def _answer(done: Callable[[_Told], None], outcome: _Told) -> None:
     try:
         done(outcome)
     except Exception:
@@ -544,3 +601,5 @@ def _answer(done: Done, outcome: Outcome) -> None:
 def _answer_all(pending: _Pending, refusal: ApiError) -> None:
     for done, _, _ in pending.answers:
         _answer(done, refusal)
+    for replied, _ in pending.replies:
+        _answer(replied, RouteError(500, refusal.cause.decode()))

@@ -1,4 +1,4 @@
-"""The error table of the etcd v2 API, and the one exception that carries its errors.
+"""The errors of the etcd v2 API: the table of the key space, and the exceptions that carry them.
 
 Numbers, texts and HTTP statuses are etcd's (server/etcdserver/api/v2error/error.go); nothing else
 in kvd knows them.
@@ -15,6 +15,7 @@ NOT_A_DIRECTORY = 104
 KEY_EXISTS = 105
 ROOT_READ_ONLY = 107
 DIRECTORY_NOT_EMPTY = 108
+UNAUTHORIZED = 110
 PREV_VALUE_REQUIRED = 201
 TTL_NOT_A_NUMBER = 202
 INDEX_NOT_A_NUMBER = 203
@@ -39,6 +40,7 @@ TABLE = {
     KEY_EXISTS: _Error("Key already exists", 412),
     ROOT_READ_ONLY: _Error("Root is read only", 400),
     DIRECTORY_NOT_EMPTY: _Error("Directory not empty", 403),
+    UNAUTHORIZED: _Error("The request requires user authentication", 401),
     PREV_VALUE_REQUIRED: _Error("PrevValue is Required in POST form", 400),
     TTL_NOT_A_NUMBER: _Error("The given TTL in POST form is not a number", 400),
     INDEX_NOT_A_NUMBER: _Error("The given index in POST form is not a number", 400),
@@ -65,3 +67,12 @@ class ApiError(Exception):
         self.cause = cause
         self.index = index
         self.limit = limit
+
+
+class RouteError(Exception):
+    """An error of a route beside the key space: a status and a message, as `{"message":...}`."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(status, message)
+        self.status = status
+        self.message = message

@@ -18,9 +18,11 @@ from tornado import httputil
 
 from kvd.errors import INVALID_FORM, RAFT_INTERNAL, ApiError
 from kvd.framing import Block
+from kvd.guard import Caller, Guard, KeyRequest, caller_of
 from kvd.http1 import Connection, Delegate
 from kvd.keys import METHODS, TOO_LARGE, TOO_MUCH, KeySpace
 from kvd.request import (
+    KEYS,
     BadEscape,
     clean_path,
     decode_path,
@@ -48,17 +50,26 @@ class Front(Delegate):
         self,
         keys: KeySpace,
         others: httputil.HTTPServerConnectionDelegate,
+        guard: Guard,
         cors: tuple[str, ...] = (),
     ) -> None:
         self.keys = keys
         self.others = others
+        self.guard = guard
         self.has_cors = bool(cors)
         self._cors = frozenset(cors)
+        self.needs_headers = False
+        """Whether headers decide on the answers of the key space: there is no short way then."""
+        guard.on_refresh = self._look
+        self._look()
+
+    def _look(self) -> None:
+        self.needs_headers = self.has_cors or self.guard.enabled
 
     def serve_whole(self, connection: Connection, line: bytes, block: Block, body: bytes) -> bool:
         """Serve a request to the key space that needs nothing but that, or decline it."""
         match = _PLAIN_LINE.fullmatch(line)
-        if match is None or self.has_cors:
+        if match is None or self.needs_headers:
             return False
         method, key, query = match.groups()
         keys = self.keys
@@ -106,12 +117,14 @@ class Exchange(httputil.HTTPMessageDelegate):
     __slots__ = (
         "_act",
         "_body_bytes",
+        "_caller",
         "_connection",
         "_form",
         "_front",
         "_key",
         "_method",
         "_other",
+        "_path",
         "_query",
     )
 
@@ -125,6 +138,8 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._method = ""
         self._key = b""
         self._query = b""
+        self._caller: Caller | None = None
+        self._path = b""
 
     def headers_received(
         self,
@@ -161,6 +176,10 @@ class Exchange(httputil.HTTPMessageDelegate):
             status = HTTPStatus.METHOD_NOT_ALLOWED
             self._act = partial(self._plain, status, allow, "Method Not Allowed\n")
         else:
+            if self._front.guard.enabled:
+                given = headers.get_list("Authorization")
+                self._caller = caller_of(given, connection.context.common_name)
+                self._path = path[len(KEYS) :]
             self._keys_request(key, query)
 
     def data_received(self, chunk: bytes) -> None:
@@ -202,8 +221,15 @@ class Exchange(httputil.HTTPMessageDelegate):
             self._act()
         elif self._key:
             form = b"".join(self._form) if self._form else b""
-            keys = self._front.keys
-            keys.serve(self._connection, self._method, self._key, self._query, form)
+            asked = (self._connection, self._method, self._key, self._query, form)
+            guard = self._front.guard
+            if guard.enabled:
+                if self._caller is None:
+                    # Users were not asked for yet when the head came.
+                    self._path, self._caller = self._key, Caller()
+                guard.serve(KeyRequest(*asked, self._path, self._caller))
+            else:
+                self._front.keys.serve(*asked)
 
     def on_connection_close(self) -> None:
         """The client has gone before it was answered."""

@@ -59,6 +59,9 @@ _TURN_BYTES = 4 << 20
 _PATIENCE_S = 2.0
 _BLOCKS_MAX = 4096
 _BLOCK_BYTES_MAX = 4096
+# Blocks that hold a password are kept, too, or whoever sends one would pay for the parsing each
+# time (a quarter of a request), but no longer than this.
+_SECRET_S = 60.0
 # After a refusal: how much more is read and dropped, and how long, so that the client gets to read
 # the answer before its connection is reset.
 _DROPPED_BYTES_MAX = 1 << 20
@@ -157,6 +160,8 @@ class Server:
         self.buffer = memoryview(bytearray(_READ_BYTES_MAX))
         self.blocks: dict[bytes, Block] = {}
         """Header blocks that were parsed, by their bytes."""
+        self._secret: list[bytes] = []
+        self._forget_s = 0.0
         self.starts: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
         """Beginnings of answers of the present second, by status; those of HTTP/1.0 second."""
 
@@ -179,6 +184,11 @@ class Server:
             connection.expire()
         if self.stalled:
             self._cut_stalled()
+        if self.now >= self._forget_s:
+            self._forget_s = self.now + _SECRET_S
+            for raw in self._secret:
+                self.blocks.pop(raw, None)
+            self._secret.clear()
 
     def send_soon(self, connection: Connection) -> None:
         """Let a connection send of its outbox when its turn has come."""
@@ -258,7 +268,10 @@ class Server:
             if len(raw) <= _BLOCK_BYTES_MAX and not self.stopping:
                 if len(self.blocks) >= _BLOCKS_MAX:
                     self.blocks.clear()
+                    self._secret.clear()
                 self.blocks[raw] = block
+                if "Authorization" in block.headers:
+                    self._secret.append(raw)
         return block
 
 

@@ -22,7 +22,14 @@ from kvd import machine
 from kvd.clock import Clock
 from kvd.commands import Command, Get, Watch
 from kvd.committer import REMOVING, Committer, Outcome
-from kvd.errors import INVALID_FIELD, INVALID_FORM, RAFT_INTERNAL, TABLE, ApiError
+from kvd.errors import (
+    INVALID_FIELD,
+    INVALID_FORM,
+    RAFT_INTERNAL,
+    TABLE,
+    UNAUTHORIZED,
+    ApiError,
+)
 from kvd.http1 import LARGE_BYTES, Connection
 from kvd.listing import Listing, Listings, render
 from kvd.logs import SLOW_QUIET_S, Rarely
@@ -54,7 +61,11 @@ TOO_LARGE, TOO_MUCH, NOT_WRITTEN = "body_too_large", "too_much_at_once", "not_wr
 _BAD, _DEEP, _LONG = "invalid_parameter", "key_too_deep", "value_too_large"
 _WATCHERS, _WATCHERS_OF_KEY = "too_many_watchers", "too_many_watchers_of_key"
 _SLOW_STREAM = "stream_not_read"
-_REASONS = dict.fromkeys(range(200, 300), _BAD) | {RAFT_INTERNAL: NOT_WRITTEN}
+_DENIED, PASSWORDS = "unauthorized", "too_many_passwords"
+_REASONS = dict.fromkeys(range(200, 300), _BAD) | {
+    UNAUTHORIZED: _DENIED,
+    RAFT_INTERNAL: NOT_WRITTEN,
+}
 
 
 class KeyLimits(NamedTuple):
@@ -110,7 +121,7 @@ class KeySpace:
         self.rejected = dict.fromkeys(
             (
                 *(TOO_LARGE, TOO_MUCH, NOT_WRITTEN, _BAD, _DEEP, _LONG),
-                *(_WATCHERS, _WATCHERS_OF_KEY, _SLOW_STREAM),
+                *(_WATCHERS, _WATCHERS_OF_KEY, _SLOW_STREAM, _DENIED, PASSWORDS),
             ),
             0,
         )

@@ -1,11 +1,28 @@
-"""The one member: what `/v2/members`, `/v2/machines` and `/v2/stats` say of it."""
+"""The one member: what `/v2/members`, `/v2/machines` and `/v2/stats` say of it, and may change.
+
+    entry  "member"   by the id in hexadecimal: {"peerURLs"}, once they were changed
+
+A cluster of one that took a second member would, in etcd, lose its quorum until that member is
+there. There are no others here, so another one is refused instead, and so is removing the only one.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from hashlib import sha1
 from typing import NamedTuple
+
+from kvd import gojson
+from kvd.entries import Decision, Entries, Reply
+from kvd.errors import RouteError
+from kvd.peerurls import read_urls
+from storage.change import Entry, Kind
+
+_MEMBER = "member"
+_ID_MAX = (1 << 64) - 1
+_HEX = frozenset("0123456789abcdefABCDEF")
+_TYPE = 'struct { PeerURLs []string "json:\\"peerURLs\\"" }'
+"""What Go calls the type that it reads requests into."""
 
 
 class Member(NamedTuple):
@@ -16,25 +33,125 @@ class Member(NamedTuple):
     client_urls: tuple[str, ...]
     peer_urls: tuple[str, ...]
 
+    @property
+    def shown_id(self) -> str:
+        """The id as it is shown."""
+        return f"{self.member_id:x}"
+
+    def as_told(self, state: Entries) -> Member:
+        """Return the member with the peer URLs that it was told to have, if it was."""
+        entry = state.entry(_MEMBER, self.shown_id)
+        if entry is None or entry.document is None:
+            return self
+        return self._replace(peer_urls=tuple(_peer_urls(entry.document)))
+
     def body(self) -> bytes:
         """Return the member as JSON."""
-        return json.dumps(self._as_json(), separators=(",", ":")).encode() + b"\n"
+        return gojson.encode(self._fields_shown()) + b"\n"
 
     def list_body(self) -> bytes:
         """Return the list of all members as JSON."""
-        return json.dumps({"members": [self._as_json()]}, separators=(",", ":")).encode() + b"\n"
+        return gojson.encode({"members": [self._fields_shown()]}) + b"\n"
 
     def machines_body(self) -> bytes:
         """Return the client URLs as `/v2/machines` lists them."""
         return ", ".join(sorted(self.client_urls)).encode()
 
-    def _as_json(self) -> dict[str, object]:
+    def _fields_shown(self) -> dict[str, gojson.Value]:
         return {
-            "id": f"{self.member_id:x}",
+            "id": self.shown_id,
             "name": self.name,
-            "peerURLs": list(self.peer_urls),
-            "clientURLs": list(self.client_urls),
+            "peerURLs": self.peer_urls,
+            "clientURLs": self.client_urls,
         }
+
+
+class PutMember(NamedTuple):
+    """Change the URLs of a member."""
+
+    member_id: int
+    peer_urls: tuple[str, ...]
+
+
+def read_id(text: str) -> int:
+    """Return the id in a path.
+
+    Raises:
+        RouteError: 404, it is none, so there is no such member.
+    """
+    number = int(text, 16) if text and _HEX.issuperset(text) else -1
+    if not 0 <= number <= _ID_MAX:
+        raise RouteError(404, f"No such member: {text}")
+    return number
+
+
+def read_peer_urls(content_type: str, body: bytes) -> tuple[str, ...]:
+    """Return the URLs that a request gives a member.
+
+    Raises:
+        RouteError: 415, it is not called JSON; 400, it is none, or a URL is none.
+    """
+    media_type, semicolon, _ = content_type.partition(";")
+    if semicolon:
+        media_type = media_type.lower().strip()
+    if media_type != "application/json":
+        raise RouteError(415, f"Bad Content-Type {media_type}, accept application/json")
+    try:
+        return read_urls(_peer_urls(body))
+    except gojson.Malformed as error:
+        raise RouteError(400, str(error)) from None
+
+
+def decide(state: Entries, command: PutMember, member: Member) -> Decision:
+    """Return what a change of the one member comes to.
+
+    Raises:
+        RouteError: 404, it is about another one.
+    """
+    if command.member_id != member.member_id:
+        raise RouteError(404, f"No such member: {command.member_id:x}")
+    document = gojson.encode({"peerURLs": command.peer_urls})
+    return Decision([Entry(Kind.MEMBER, _MEMBER, member.shown_id, document)], Reply(204))
+
+
+def refuse_another(member: Member, peer_urls: Sequence[str]) -> RouteError:
+    """Return why a member of these URLs is not added."""
+    if set(peer_urls) & set(member.peer_urls):
+        return RouteError(409, "membership: peerURL exists")
+    return RouteError(500, "kvd is a store of one member: no other one can be added")
+
+
+def refuse_removal(member: Member, member_id: int) -> RouteError:
+    """Return why a member is not removed."""
+    if member_id != member.member_id:
+        return RouteError(404, f"No such member: {member_id:x}")
+    return RouteError(500, "Internal Server Error")
+
+
+def _peer_urls(document: bytes) -> list[str]:
+    """Return the field of a document, in whose type Go finds fault in its own words."""
+    value = gojson.decode(document)
+    urls: list[str] = []
+    if value is None:
+        return urls
+    if not isinstance(value, tuple):
+        name = gojson.name_of(value)
+        raise gojson.Malformed(f"json: cannot unmarshal {name} into Go value of type {_TYPE}")
+    for _, field in gojson.fields(value, ("peerURLs",)):
+        if field is not None and not isinstance(field, list):
+            raise _mistyped(field, "[]string")
+        for item in field or ():
+            if item is not None and not isinstance(item, str):
+                raise _mistyped(item, "string")
+        urls = [gojson.text_of(item) for item in field or ()]
+    return urls
+
+
+def _mistyped(value: gojson.Value, wanted: str) -> gojson.Malformed:
+    return gojson.Malformed(
+        f"json: cannot unmarshal {gojson.name_of(value)} into Go struct field .peerURLs "
+        f"of type {wanted}"
+    )
 
 
 def ids_of(peer_urls: Sequence[str], token: str) -> tuple[int, int]:

@@ -236,6 +236,14 @@ def parse(  # noqa: PLR0911 -- one per method, and those that cannot be wrong
     return _delete(key, params), False
 
 
+def asks_recursively(query: bytes, form: bytes) -> bool:
+    """Return whether a request that `parse` has taken says `recursive`, whatever its method."""
+    params: Parameters = {}
+    _read_form(form, params)
+    _read_form(query, params)
+    return _flag(params, b"recursive")
+
+
 def _read_form(raw: bytes, params: Parameters) -> None:
     """Add the pairs of a form or query string, unless their name is there already."""
     # Before any bad escape, wherever it stands: in Go this error replaces those before it.
@@ -253,12 +261,12 @@ def _read_form(raw: bytes, params: Parameters) -> None:
 def _unescape(raw: bytes) -> bytes:
     if bad := _BAD_ESCAPE.search(raw):
         text = raw[bad.start() : bad.start() + 3]
-        raise ApiError(INVALID_FORM, b"invalid URL escape " + _quote(text))
+        raise ApiError(INVALID_FORM, b"invalid URL escape " + quote(text))
     return unquote_to_bytes(raw.replace(b"+", b" "))
 
 
-def _quote(raw: bytes) -> bytes:
-    """Return text in double quotes as Go's %q prints it, as far as three bytes can need it."""
+def quote(raw: bytes) -> bytes:
+    """Return text in double quotes as Go's %q prints it."""
     shown = []
     # What is no UTF-8 becomes lone surrogates, U+DC80 and up, whose low byte is the byte.
     for character in raw.decode("utf-8", "surrogateescape"):
@@ -269,7 +277,8 @@ def _quote(raw: bytes) -> bytes:
             shown.append(character)
         else:
             is_byte = code < 0x80 or 0xDC80 <= code <= 0xDCFF
-            shown.append(f"\\x{code & 0xFF:02x}" if is_byte else f"\\u{code:04x}")
+            wide = f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+            shown.append(f"\\x{code & 0xFF:02x}" if is_byte else wide)
     return f'"{"".join(shown)}"'.encode()
 
 

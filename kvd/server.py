@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
+from kvd import authroutes, memberroutes
 from kvd.acceptor import Acceptor
 from kvd.access import LoggedConnection
 from kvd.app import ROUTES, Sources, make_application
@@ -23,8 +24,10 @@ from kvd.appender import Appender
 from kvd.clock import Clock
 from kvd.committer import Committer
 from kvd.config import Config
+from kvd.credentials import Credentials
 from kvd.files import Files, divide, raise_limit
 from kvd.front import Front
+from kvd.guard import Guard
 from kvd.housekeeping import Housekeeping
 from kvd.http1 import Connection, Limits, Server
 from kvd.keys import KeyLimits, KeySpace
@@ -147,6 +150,7 @@ class KvdServer:
         if self._ticker is not None:
             self._ticker.cancel()
         self._housekeeping.stop()
+        self._credentials.close()
         self._sync.stop()
         self._appender.close()
         self._store.close()
@@ -162,6 +166,7 @@ class KvdServer:
 
     async def _answer_all(self) -> None:
         """Answer everything that has been asked, and end every watch."""
+        await self._guard.settle()
         await self._committer.drain()
         self._hub.end_all()
         await self._keys.finish_listings()
@@ -232,6 +237,11 @@ class KvdServer:
             ),
             slow_s=config.slow_request_s,
         )
+        self._credentials = Credentials(loop)
+        guard = self._guard = Guard(
+            store=store, credentials=self._credentials, keys=self._keys, on_damage=self._fail
+        )
+        self._committer.on_entries = guard.refresh
         identity = store.identity
         advertised = (
             urls if config.advertise == tuple(map(str, config.listen)) else config.advertise
@@ -240,13 +250,15 @@ class KvdServer:
             name=config.name, member_id=identity.member_id, started_ns=clock.now_ns()
         )
         application = make_application(
-            [*ROUTES, *MONITORING, *DEBUGGING],
+            [*ROUTES, *authroutes.ROUTES, *memberroutes.ROUTES, *MONITORING, *DEBUGGING],
             sources=Sources(
                 store_stats=lambda: stats.body(hub.count),
                 self_stats=lambda: self_stats.self_body(clock.now_ns()),
                 leader_stats=self_stats.leader_body,
                 member=Member(config.name, identity.member_id, tuple(advertised), config.peer_urls),
                 cluster_id=identity.cluster_id,
+                guard=guard,
+                administer=self._committer.administer,
             ),
             raft_status=partial(raft_status, store),
             **self._monitoring.settings,
@@ -261,7 +273,8 @@ class KvdServer:
             lingering_max=files.lingering_max,
             backlog=files.backlog,
         )
-        self._http = Server(Front(self._keys, application, config.cors), limits, loop, memory)
+        front = Front(self._keys, application, guard, config.cors)
+        self._http = Server(front, limits, loop, memory)
         connection = LoggedConnection if config.access_log else Connection
         self._connect: Callable[[], Connection] = partial(connection, self._http)
 

@@ -28,8 +28,9 @@ def entry_prefix(what: str) -> bytes:
 
 
 def entry_key(what: str, name: str) -> bytes:
-    """Return the key under which an entry stands."""
-    return entry_prefix(what) + blake2b(name.encode(), digest_size=_NAME_BYTES).digest()
+    """Return the key under which an entry stands; a name that is no text has one, but no entry."""
+    raw = name.encode("utf-8", "surrogateescape")
+    return entry_prefix(what) + blake2b(raw, digest_size=_NAME_BYTES).digest()
 
 
 def encode_entry(key: bytes, entry: Entry) -> bytes:

@@ -124,7 +124,8 @@ def test_members_without_an_id_cannot_be_changed(raw, method):
     ],
 )
 def test_an_unknown_member_is_named(raw, method, path, shown):
-    answer = raw.ask(method, f"/v2/members/{path}")
+    body = b'{"peerURLs":["http://h:1"]}' if method == "PUT" else None
+    answer = raw.ask(method, f"/v2/members/{path}", "Content-Type: application/json", body=body)
     assert answer.status == 404
     assert answer.json == {"message": f"No such member: {shown}"}
     assert not answer.body.endswith(b"\n")

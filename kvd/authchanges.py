@@ -1,0 +1,210 @@
+"""Changing users and roles: what a command comes to on the present state, or why it is refused.
+
+What etcd does not check is not checked: a user may be given roles that do not exist. What it tells
+apart is told apart: `null` is another list than an empty one when it is asked whether an update
+changes anything.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, assert_never
+
+from kvd import gojson
+from kvd.auth import (
+    ENABLED,
+    EVERYTHING,
+    GUEST,
+    ROLE,
+    ROOT,
+    SETTING,
+    USER,
+    existing_role,
+    existing_user,
+    find_role,
+    find_user,
+    is_enabled,
+    refusal,
+    with_root,
+)
+from kvd.authjson import Names, Permissions, Role, User, role_fields, user_fields
+from kvd.entries import Decision, Entries, Reply
+from storage.change import Entry, Kind
+
+
+class PutUser(NamedTuple):
+    """Make a user, or change one; `secret` is the hash of a new password, None without one."""
+
+    name: str
+    secret: bytes | None
+    roles: Names | None = None
+    grant: Names | None = None
+    revoke: Names | None = None
+
+
+class DeleteUser(NamedTuple):
+    """Remove a user."""
+
+    name: str
+
+
+class PutRole(NamedTuple):
+    """Make a role, or change one."""
+
+    role: Role
+
+
+class DeleteRole(NamedTuple):
+    """Remove a role."""
+
+    name: str
+
+
+class Switch(NamedTuple):
+    """Ask for users from now on, or let everybody do everything."""
+
+    on: bool
+
+
+Command = PutUser | DeleteUser | PutRole | DeleteRole | Switch
+
+
+def decide(state: Entries, command: Command) -> Decision:
+    """Return what a command comes to.
+
+    Raises:
+        RouteError: it is refused.
+    """
+    match command:
+        case PutUser():
+            return _put_user(state, command)
+        case DeleteUser(name):
+            return _delete_user(state, name)
+        case PutRole(role):
+            return _change_role(state, role) if role.asks_for_changes else _make_role(state, role)
+        case DeleteRole(name):
+            return _delete_role(state, name)
+        case Switch(on):
+            return _enable(state) if on else _disable(state)
+        case _:
+            assert_never(command)
+
+
+def _put_user(state: Entries, command: PutUser) -> Decision:
+    changes = command.grant or command.revoke
+    if not changes and command.roles:
+        return _make_user(state, command, 200)
+    if not changes and find_user(state, command.name) is None:
+        return _make_user(state, command, 201)
+    return _change_user(state, command)
+
+
+def _make_user(state: Entries, command: PutUser, status: int) -> Decision:
+    name = command.name
+    if command.secret is None:
+        raise refusal(400, f"Cannot create user {name} with an empty password")
+    if find_user(state, name) is not None:
+        raise refusal(409, f"User {name} already exists.")
+    return _put(User(name, with_root(name, command.roles), command.secret), status)
+
+
+def _change_user(state: Entries, command: PutUser) -> Decision:
+    old = existing_user(state, command.name)
+    roles = set(old.roles or ())
+    for role in command.grant or ():
+        if role in roles:
+            raise refusal(409, f"Granting duplicate role {role} for user {old.name}")
+        roles.add(role)
+    for role in command.revoke or ():
+        if role not in roles:
+            raise refusal(409, f"Revoking ungranted role {role} for user {old.name}")
+        roles.remove(role)
+    new = User(old.name, tuple(sorted(roles)), command.secret or old.secret)
+    if new == old:
+        raise refusal(400, "User not updated. Use grant/revoke/password to update the user.")
+    return _put(new, 200)
+
+
+def _put(user: User, status: int) -> Decision:
+    document = gojson.encode(user_fields(user))
+    entry = Entry(Kind.AUTH, USER, user.name, document, user.secret)
+    return Decision([entry], Reply(status, document + b"\n"))
+
+
+def _delete_user(state: Entries, name: str) -> Decision:
+    if name == ROOT and is_enabled(state):
+        raise refusal(403, "Cannot delete root user while auth is enabled.")
+    if state.entry(USER, name) is None:
+        raise refusal(404, f"User {name} does not exist")
+    return Decision([Entry(Kind.AUTH, USER, name, None)], Reply())
+
+
+def _make_role(state: Entries, role: Role) -> Decision:
+    _check_not_root(role.name)
+    if state.entry(ROLE, role.name) is not None:
+        raise refusal(409, f"Role {role.name} already exists.")
+    return _put_role(role, 201)
+
+
+def _change_role(state: Entries, asked: Role) -> Decision:
+    _check_not_root(asked.name)
+    old = existing_role(state, asked.name)
+    permissions = old.permissions
+    for ask, change in ((asked.grant, _granted), (asked.revoke, _revoked)):
+        if ask is not None:
+            permissions = Permissions(
+                change(permissions.read, ask.read, "read"),
+                change(permissions.write, ask.write, "write"),
+            )
+    new = Role(old.name, permissions)
+    if new == old:
+        raise refusal(400, "Role not updated. Use grant/revoke to update the role.")
+    return _put_role(new, 200)
+
+
+def _granted(old: Names | None, asked: Names | None, verb: str) -> Names:
+    patterns = set(old or ())
+    for pattern in asked or ():
+        if pattern in patterns:
+            raise refusal(409, f"Granting duplicate {verb} permission {pattern}")
+        patterns.add(pattern)
+    return tuple(sorted(patterns))
+
+
+def _revoked(old: Names | None, asked: Names | None, _verb: str) -> Names:
+    return tuple(sorted(set(old or ()) - set(asked or ())))
+
+
+def _put_role(role: Role, status: int) -> Decision:
+    document = gojson.encode(role_fields(role))
+    entry = Entry(Kind.AUTH, ROLE, role.name, document)
+    return Decision([entry], Reply(status, document + b"\n"))
+
+
+def _delete_role(state: Entries, name: str) -> Decision:
+    _check_not_root(name)
+    if state.entry(ROLE, name) is None:
+        raise refusal(404, f"Role {name} doesn't exist.")
+    return Decision([Entry(Kind.AUTH, ROLE, name, None)], Reply())
+
+
+def _check_not_root(name: str) -> None:
+    if name == ROOT:
+        raise refusal(403, f"Cannot modify role {name}: is root role.")
+
+
+def _enable(state: Entries) -> Decision:
+    if is_enabled(state):
+        raise refusal(409, "already enabled")
+    if find_user(state, ROOT) is None:
+        raise refusal(409, "No root user available, please create one")
+    entries = []
+    if find_role(state, GUEST) is None:
+        # Who has no name may do everything, as before: until somebody says otherwise.
+        entries += _put_role(Role(GUEST, EVERYTHING), 201).entries
+    return Decision([*entries, Entry(Kind.AUTH, SETTING, ENABLED, b"true")], Reply())
+
+
+def _disable(state: Entries) -> Decision:
+    if not is_enabled(state):
+        raise refusal(409, "already disabled")
+    return Decision([Entry(Kind.AUTH, SETTING, ENABLED, b"false")], Reply())

@@ -1,0 +1,107 @@
+"""The routes below `/v2/auth`: users, roles, and whether users are asked for."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from kvd import auth, authchanges, gojson
+from kvd.authchanges import Command, DeleteRole, DeleteUser, PutRole, PutUser, Switch
+from kvd.authjson import read_role, read_user
+from kvd.errors import RouteError
+from kvd.guarded import GuardedEndpoint
+
+# etcd reads any body; a role of ten thousand patterns has its place in this.
+_BODY_BYTES_MAX = 1 << 20
+_OF_ONE = ("GET", "PUT", "DELETE")
+
+
+class _AuthEndpoint(GuardedEndpoint):
+    """A route whose changes are those of `kvd.authchanges`."""
+
+    async def change(self, command: Command) -> None:
+        """Have a command decided and logged; answer when that is durable."""
+        await self.administer(partial(authchanges.decide, command=command))
+
+    @property
+    def body(self) -> bytes:
+        """The body of the request.
+
+        Raises:
+            RouteError: 413, it is too large.
+        """
+        if len(self.request.body) > _BODY_BYTES_MAX:
+            raise RouteError(413, f"Request body larger than {_BODY_BYTES_MAX} bytes.")
+        return self.request.body
+
+
+class _Named(_AuthEndpoint):
+    """All users or roles, or the one that the rest of the path names."""
+
+    def check_path(self) -> None:
+        """Take the name, which has no slashes."""
+        self.name = self.path_args[0].strip("/")
+        if "/" in self.name:
+            raise RouteError(400, "Invalid path")
+        self.allow = _OF_ONE if self.name else ("GET",)
+
+
+class Users(_Named):
+    """`/v2/auth/users` and `/v2/auth/users/NAME`."""
+
+    def get(self, _: str) -> None:
+        """Answer a user with its roles, or all users."""
+        state = self.guard.state
+        self._json(auth.user_body(state, self.name) if self.name else auth.users_body(state))
+
+    async def put(self, _: str) -> None:
+        """Make a user, or change one."""
+        asked = read_user(self.body, self.name)
+        secret = await self.guard.hash(asked.password) if asked.password else None
+        await self.change(PutUser(asked.name, secret, asked.roles, asked.grant, asked.revoke))
+
+    async def delete(self, _: str) -> None:
+        """Remove a user."""
+        await self.change(DeleteUser(self.name))
+
+
+class Roles(_Named):
+    """`/v2/auth/roles` and `/v2/auth/roles/NAME`."""
+
+    def get(self, _: str) -> None:
+        """Answer a role, or all of them."""
+        state = self.guard.state
+        self._json(auth.role_body(state, self.name) if self.name else auth.roles_body(state))
+
+    async def put(self, _: str) -> None:
+        """Make a role, or change one."""
+        await self.change(PutRole(read_role(self.body, self.name)))
+
+    async def delete(self, _: str) -> None:
+        """Remove a role."""
+        await self.change(DeleteRole(self.name))
+
+
+class Enable(_AuthEndpoint):
+    """`/v2/auth/enable`: whether users are asked for, which everybody may know."""
+
+    allow = _OF_ONE
+    for_all = ("GET",)
+
+    def get(self) -> None:
+        """Answer whether users are asked for."""
+        self._json(gojson.encode({"enabled": self.guard.enabled}) + b"\n")
+
+    async def put(self) -> None:
+        """Ask for users from now on."""
+        await self.change(Switch(on=True))
+
+    async def delete(self) -> None:
+        """Let everybody do everything."""
+        await self.change(Switch(on=False))
+
+
+ROUTES = [
+    (r"/v2/auth/users(|/.*)", Users),
+    (r"/v2/auth/roles(|/.*)", Roles),
+    (r"/v2/auth/enable", Enable),
+]

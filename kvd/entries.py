@@ -1,0 +1,45 @@
+"""What is changed beside the keys (users, roles, members), as plain values.
+
+A command is decided on the pending state by a pure function, as one of the key space is by
+`kvd.machine`; what it decides is a list of entries for the log, and the reply that may be told once
+they are durable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from kvd.errors import RouteError
+from storage.change import Entry
+
+
+class Entries(Protocol):
+    """What of the state a rule may look at: a view of the store, or the tests' dict."""
+
+    def entry(self, what: str, name: str) -> Entry | None:
+        """Return the entry of a name, or None."""
+
+    def entries(self, what: str) -> list[Entry]:
+        """Return all entries of one sort, by their names."""
+
+
+class Reply(NamedTuple):
+    """A successful answer of a route; `body` is JSON with its newline, or empty."""
+
+    status: int = 200
+    body: bytes = b""
+
+
+class Decision(NamedTuple):
+    """What a command comes to: what is to be logged, and what is told when it is."""
+
+    entries: list[Entry]
+    reply: Reply
+
+
+Decide = Callable[[Entries], Decision]
+"""Decides one command; raises `RouteError` where it is refused, and then nothing has happened."""
+
+Replied = Callable[[Reply | RouteError], None]
+"""Gets the reply or the refusal of a command."""

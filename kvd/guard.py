@@ -1,0 +1,221 @@
+"""Who asks, and whether they may: the check before a request, where users are asked for.
+
+While they are not, `enabled` is False and nothing else here is reached. It is read from the
+committed state, as users and roles are; the committer says when they have changed.
+
+Without an Authorization header it is the user whom a client certificate names, where these count,
+or else a guest. With one it is the user of that name and password, or nobody: no guest either. A
+request is let in by what is committed when its password has been checked; a watch that has begun
+goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+from kvd import auth
+from kvd.authjson import Role, User
+from kvd.credentials import Basic, Busy, Credentials, read_basic
+from kvd.errors import RAFT_INTERNAL, UNAUTHORIZED, ApiError, RouteError
+from kvd.http1 import Connection
+from kvd.keys import PASSWORDS, KeySpace
+from kvd.request import asks_recursively, parse
+from storage.index import BROKEN
+from storage.store import Store
+from storage.tree import View
+
+log = logging.getLogger(__name__)
+
+# How many users, and roles, are kept as they were read until something changes.
+_KEPT_MAX = 10_000
+_BUSY = "too many passwords are being checked"
+
+
+class Caller(NamedTuple):
+    """Who says to be asking: by the Authorization header, by a certificate that names a user."""
+
+    authorization: str = ""
+    common_name: str = ""
+
+
+def caller_of(headers: list[str], common_name: str) -> Caller:
+    """Return who asks; of several Authorization headers the first counts."""
+    return Caller(headers[0] if headers else "", common_name)
+
+
+class KeyRequest(NamedTuple):
+    """A complete request to the key space, as `KeySpace.serve` takes it, and what it is judged by.
+
+    `path` is the key as it was asked for, decoded, behind `/v2/keys`.
+    """
+
+    connection: Connection
+    method: str
+    key: bytes
+    query: bytes
+    form: bytes
+    path: bytes
+    caller: Caller
+
+
+class Guard:
+    """Lets requests in, or not."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        credentials: Credentials,
+        keys: KeySpace,
+        on_damage: Callable[[BaseException], None],
+    ) -> None:
+        self.enabled = False
+        """Whether users are asked for."""
+        self.on_refresh: Callable[[], None] = lambda: None
+        """Called when users or roles have changed."""
+        self.damaged = on_damage
+        """To be told of damage to the index, which ends the process."""
+        self._store = store
+        self._credentials = credentials
+        self._keys = keys
+        self._users: dict[str, User | None] = {}
+        self._roles: dict[str, Role | None] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.refresh()
+
+    @property
+    def state(self) -> View:
+        """The committed state, for one look: never across an await."""
+        return self._store.view
+
+    def refresh(self) -> None:
+        """Users or roles have changed: forget what was known of them."""
+        self._users.clear()
+        self._roles.clear()
+        self._credentials.forget()
+        try:
+            self.enabled = auth.is_enabled(self.state)
+        except BROKEN as damage:
+            self.damaged(damage)
+        self.on_refresh()
+
+    async def hash(self, password: str) -> bytes:
+        """Return the hash of a new password.
+
+        Raises:
+            RouteError: 503, too many are asked for.
+        """
+        try:
+            return await self._credentials.hash(password)
+        except Busy:
+            raise RouteError(503, _BUSY) from None
+
+    async def administrator(self, caller: Caller) -> str:
+        """Return the name of who may do what only those with the role root may, for the log.
+
+        Raises:
+            RouteError: 401, it is somebody else; 503, too many passwords are being checked.
+        """
+        if not self.enabled:
+            return "anybody"
+        found = self._recognize(caller)
+        try:
+            user = await self._check(found) if isinstance(found, Basic) else found
+        except Busy:
+            raise RouteError(503, _BUSY) from None
+        if user is None or auth.ROOT not in (user.roles or ()):
+            raise RouteError(401, "Insufficient credentials")
+        return user.name
+
+    def serve(self, request: KeyRequest) -> None:
+        """Serve a request to the key space, now or later, if that is allowed."""
+        try:
+            # What is wrong with it comes before who asks.
+            parse(request.method, request.key, request.query, request.form)
+            found = self._recognize(request.caller)
+            if isinstance(found, Basic):
+                task = asyncio.get_running_loop().create_task(self._serve_later(request, found))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            else:
+                self._serve(request, found)
+        except ApiError as refusal:
+            self._keys.refuse(request.connection, request.method, refusal)
+        except BROKEN as damage:
+            self.damaged(damage)
+
+    async def settle(self) -> None:
+        """Wait until nobody's password is being checked."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _serve_later(self, request: KeyRequest, given: Basic) -> None:
+        try:
+            user = await self._check(given)
+            if not request.connection.gone:
+                self._serve(request, user)
+        except Busy:
+            busy = ApiError(RAFT_INTERNAL, _BUSY.encode(), limit=PASSWORDS)
+            self._keys.refuse(request.connection, request.method, busy)
+        except ApiError as refusal:
+            self._keys.refuse(request.connection, request.method, refusal)
+        except BROKEN as damage:
+            self.damaged(damage)
+        except Exception:
+            log.exception("a request could not be served")
+            request.connection.abort()
+
+    def _serve(self, request: KeyRequest, user: User | None) -> None:
+        connection, method, key, query, form, path, caller = request
+        write = method not in ("GET", "HEAD")
+        if not self.enabled:
+            may = True  # by now
+        elif user is not None:
+            recursive = asks_recursively(query, form)
+            may = auth.user_may(user, self._role, path, write=write, recursive=recursive)
+        else:
+            may = not caller.authorization and auth.guest_may(self._role, path, write=write)
+        if not may:
+            raise ApiError(UNAUTHORIZED, b"Insufficient credentials")
+        self._keys.serve(connection, method, key, query, form)
+
+    def _recognize(self, caller: Caller) -> User | Basic | None:
+        """Return who asks, None where that is nobody, or what has to be checked first."""
+        if not caller.authorization:
+            return self._user(caller.common_name) if caller.common_name else None
+        given = read_basic(caller.authorization)
+        if given is None:
+            return None
+        user = self._user(given.name)
+        return user if user and self._credentials.are_known(given, user.secret) else given
+
+    async def _check(self, given: Basic) -> User | None:
+        """Return the user whose name and password these are, or None.
+
+        Raises:
+            Busy: too many are being checked.
+        """
+        user = self._user(given.name)
+        secret = user.secret if user else None
+        if not await self._credentials.are_right(given, secret):
+            return None
+        # Meanwhile the user may have got another password, or be there no more.
+        user = self._user(given.name)
+        return user if user and user.secret == secret else None
+
+    def _user(self, name: str) -> User | None:
+        if name not in self._users:
+            if len(self._users) >= _KEPT_MAX:
+                self._users.clear()
+            self._users[name] = auth.find_user(self.state, name)
+        return self._users[name]
+
+    def _role(self, name: str) -> Role | None:
+        if name not in self._roles:
+            if len(self._roles) >= _KEPT_MAX:
+                self._roles.clear()
+            self._roles[name] = auth.find_role(self.state, name)
+        return self._roles[name]
