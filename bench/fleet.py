@@ -149,12 +149,12 @@ class Fleet:
     def _made(self, keys: int) -> Standing:
         server = servers.kvd(self.scratch)
         standing = Standing(server, keys=keys, value_bytes=self.scale.value_bytes)
+        self._stack.callback(server.stop)  # also removes what there is of the store
         started_s = time.monotonic()
         try:
             bulk_load(server.data, standing.items())
         except OSError as error:
-            server.stop()
             raise LoadError(f"a store of {keys:,} keys could not be made: {error}") from error
-        self._stack.enter_context(server)
+        server.start()
         self.tell(f"made a store of {keys:,} keys in {time.monotonic() - started_s:.0f} s")
         return standing
