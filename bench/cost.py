@@ -252,6 +252,11 @@ def kept(directory: Path) -> Iterator[tuple[str, float]]:
     """Count blocks of memory that are there afterwards."""
 
     def measured(kvd: Inside, step: Step) -> float:
+        # What leaks does so each time; what the server does by the second comes in between.
+        return min(once(kvd, step) for _ in range(3))
+
+    def once(kvd: Inside, step: Step) -> float:
+        gc.collect()
         before = sys.getallocatedblocks()
         for _ in range(STEPS_KEPT):
             step()
