@@ -414,7 +414,7 @@ class Committer:
         if change.dir and change.kind in REMOVALS:
             # Only now can be told which of the watched paths exist.
             paths = self._hub.removable(change.key)
-            removed = [path for path in paths if pending.txn.find(path) is not None]
+            removed += (path for path in paths if pending.txn.find(path) is not None)
             pending.asked[change.index] = set(paths)
         event = pending.txn.perform(change, pending.time_ns, record)
         assert event is not None
@@ -506,16 +506,16 @@ class Committer:
                 self._listings.changed(change.key, removed=change.kind in REMOVALS)
         self._hub.publish(pending.events)
         stats = self._stats
-        count = stats.count
+        counts = stats.counts
         # Whatever was not asked for has expired.
         succeeded = 0
         for done, command, outcome in pending.answers:
             if type(outcome) is Event:
                 succeeded += 1
-                count(command, succeeded=True)
+                counts[type(command)][0] += 1
             else:
                 assert isinstance(outcome, ApiError)
-                count(command, succeeded=False)
+                counts[type(command)][1] += 1
                 stats.refused(command, outcome)
             _answer(done, outcome)
         if pending.replies:

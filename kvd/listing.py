@@ -68,9 +68,12 @@ class Listings:
             for kept in [kept for kept in self._bodies if kept[0].startswith(below)]:
                 self._drop(kept)
         path = key
+        bodies = self._bodies
         while True:
-            self._drop((path, False))
-            self._drop((path, True))
+            if (path, False) in bodies:
+                self._drop((path, False))
+            if (path, True) in bodies:
+                self._drop((path, True))
             if path == b"/":
                 return
             path = path.rpartition(b"/")[0] or b"/"

@@ -121,7 +121,7 @@ def _set(nodes: Nodes, command: Set, index: int, now_ns: int) -> Change:
         None if is_dir else value,
         is_dir,
         index,
-        _expiration_ns(ttl_s, now_ns),
+        0 if ttl_s is None else _expiration_ns(ttl_s, now_ns),
         refresh,
     )
 

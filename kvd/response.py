@@ -156,11 +156,8 @@ def event_body(event: Event) -> bytes:
         shown = node_object(key, node, time_ns)
     if prev is None:
         return b'{"action":"%b","node":%b}\n' % (_ACTION_BY_KIND[kind], shown)
-    return b'{"action":"%b","node":%b,"prevNode":%b}\n' % (
-        _ACTION_BY_KIND[kind],
-        shown,
-        node_object(key, prev, time_ns),
-    )
+    before = node_object(key, prev, time_ns)
+    return b'{"action":"%b","node":%b,"prevNode":%b}\n' % (_ACTION_BY_KIND[kind], shown, before)
 
 
 def action_body(kind: int) -> bytes:

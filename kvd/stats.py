@@ -65,19 +65,20 @@ class StoreStats:
 
     def __init__(self) -> None:
         # Successes and failures.
-        self._by_type = {kind: [0, 0] for kind in _NAMES}
-        self.gets = self._by_type[Get]
-        """Those of reads, to be counted without a call."""
+        self.counts: dict[type, list[int]] = {kind: [0, 0] for kind in _NAMES}
+        """Successes and failures, by the type of what was asked."""
+        self.gets = self.counts[Get]
+        """Those of reads."""
         self.expirations = 0
         self.recursive_reads = 0
         self.heads = 0
         self.failed: Counter[tuple[str, int]] = Counter()
         self.listings_s = Histogram()
-        self.writes = tuple(self._by_type[kind] for method in _WRITING for kind in _TYPES[method])
+        self.writes = tuple(self.counts[kind] for method in _WRITING for kind in _TYPES[method])
 
     def count(self, command: Command | Get, *, succeeded: bool) -> None:
         """Count one finished operation."""
-        self._by_type[type(command)][not succeeded] += 1
+        self.counts[type(command)][not succeeded] += 1
 
     def expired(self, count: int) -> None:
         """Count what the server removed at the end of its time."""
@@ -90,12 +91,12 @@ class StoreStats:
 
     def successes(self, method: str) -> int:
         """Return how many operations by a method succeeded; HEAD is among GET."""
-        return sum(self._by_type[kind][0] for kind in _TYPES[method])
+        return sum(self.counts[kind][0] for kind in _TYPES[method])
 
     def received(self) -> dict[str, int]:
         """Return how many operations each method asked for, successful or not."""
         counts = dict.fromkeys(("GET", *_WRITING), 0)
-        for kind, both in self._by_type.items():
+        for kind, both in self.counts.items():
             counts[_METHODS[kind]] += sum(both)
         counts["GET"] -= self.heads
         return counts | {"HEAD": self.heads}
@@ -103,7 +104,7 @@ class StoreStats:
     def operations(self) -> dict[str, tuple[int, int]]:
         """Return successes and failures by kind of operation, in etcd's order and words."""
         counts = dict.fromkeys(_NAMES.values(), (0, 0))
-        for kind, (successes, failures) in self._by_type.items():
+        for kind, (successes, failures) in self.counts.items():
             before = counts[_NAMES[kind]]
             counts[_NAMES[kind]] = (before[0] + successes, before[1] + failures)
         return counts

@@ -316,17 +316,19 @@ class Txn(View):
         if path == b"/":
             return ROOT
         seen = self._seen = self._look_up(path)
-        return seen.node
+        return seen[4]
 
     def _look_up(self, path: bytes) -> _Seen:
         parent, _, name = path.rpartition(b"/")
-        parent_id = self._directory(parent)
-        if parent_id is None:
+        # Nearly always the directory is one that was there before this batch.
+        parent_id = None if self._forget else self._committed.directories.get(parent)
+        if parent_id is None and (parent_id := self._directory(parent)) is None:
             return _Seen(path, name, None, b"", None)
         key = encode_key(parent_id, name)
         data = self._get(key, db=self._nodes)
-        node = None if data is None else decode_node(key, data)
-        return _new(_Seen, (path, name, key, data or b"", node))
+        if data is None:
+            return _Seen(path, name, key, b"", None)
+        return _new(_Seen, (path, name, key, data, decode_node(key, data)))
 
     def _directory(self, path: bytes) -> int | None:
         if not path:
