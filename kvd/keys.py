@@ -309,7 +309,7 @@ class KeySpace:
             self._stats.listings_s.observe(monotonic() - began)
             body = b"".join(listing.pieces)
             if listing.lasting:
-                self._kept.keep(get.key, body, recursive=get.recursive)
+                self._kept.keep(get.key, [body], recursive=get.recursive)
             connection.respond(_OK, head, body, head_only=method == "HEAD")
             return
         # Too large for one turn. It begins anew when its turn has come, so that no more than a
@@ -321,6 +321,7 @@ class KeySpace:
     ) -> None:
         async with self._few:
             await self._memory.room()
+            applied = self._store.applied
             with self._store.long_view() as view:
                 slices = self._listing(view, get)
                 try:
@@ -334,8 +335,11 @@ class KeySpace:
                     self.refuse(connection, method, refusal)
                     return
         self._note_duration(get, monotonic() - began)
-        # The transaction has ended: a slow client holds up nothing but its own answer.
         head, listing = answer
+        if listing.lasting and self._store.applied is applied:
+            # Nothing was changed while it was rendered.
+            self._kept.keep(get.key, listing.pieces, recursive=get.recursive)
+        # The transaction has ended: a slow client holds up nothing but its own answer.
         if method == "HEAD":
             connection.respond(_OK, head, b"".join(listing.pieces), head_only=True)
         else:

@@ -15,12 +15,15 @@ from collections import OrderedDict
 from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
-from kvd.response import directory_end, directory_start, escape, node_object
+from kvd.response import FILE, directory_end, directory_start, escape, is_plain, node_object
 from storage.node import Node
 from storage.tree import View
 
 NODES_PER_SLICE = 2500
 """About five milliseconds of rendering."""
+
+_FIRST = b',"nodes":['
+_FIRST_FILE, _NEXT_FILE = _FIRST + FILE, b"," + FILE
 
 _KEPT_BYTES_MAX = 32 << 20
 _KEPT_BODY_BYTES_MAX = 4 << 20
@@ -51,10 +54,11 @@ class Listings:
             self._bodies.move_to_end((key, recursive))
         return body
 
-    def keep(self, key: bytes, body: bytes, *, recursive: bool) -> None:
-        """Keep a body of the committed state."""
-        if len(body) > _KEPT_BODY_BYTES_MAX:
+    def keep(self, key: bytes, pieces: list[bytes], *, recursive: bool) -> None:
+        """Keep a body of the committed state, unless it is too large."""
+        if sum(map(len, pieces)) > _KEPT_BODY_BYTES_MAX:
             return
+        body = b"".join(pieces)
         self._drop((key, recursive))
         self._bodies[key, recursive] = body
         self._bytes += len(body)
@@ -100,20 +104,28 @@ def render(
     rendered = 0
     lasting = not node.expiration_ns
     while True:
+        prefix = level.prefix
         for name, child in level.children:
             rendered += 1
             if rendered % NODES_PER_SLICE == 0:
                 pieces.append(b"".join(parts))
                 parts.clear()
                 yield
-            if name.startswith(b"_"):
+            if name[:1] == b"_":
                 continue
-            parts.append(b"," if level.shown else b',"nodes":[')
+            value, created, modified, expiration_ns, dir_id = child
+            if value is not None and not expiration_ns and is_plain(name + value):
+                # Most children are of this kind, and take half as long this way.
+                form = _NEXT_FILE if level.shown else _FIRST_FILE
+                level.shown = True
+                parts.append(form % (prefix + name, value, modified, created))
+                continue
+            parts.append(b"," if level.shown else _FIRST)
             level.shown = True
-            if child.expiration_ns:
+            if expiration_ns:
                 lasting = False
-            path = level.prefix + escape(name)
-            if not child.dir_id or not recursive:
+            path = prefix + escape(name)
+            if not dir_id or not recursive:
                 parts.append(node_object(path, child, now_ns))
                 continue
             parts.append(directory_start(path, child, now_ns))

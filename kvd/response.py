@@ -37,7 +37,8 @@ ACTIONS: dict[int, bytes] = {
 _ACTION_BY_KIND = [ACTIONS.get(kind, b"") for kind in range(max(ACTIONS) + 1)]
 _BODY_BY_KIND = [b'{"action":"%b"}\n' % action for action in _ACTION_BY_KIND]
 
-_FILE = b'{"key":"%b","value":"%b","modifiedIndex":%d,"createdIndex":%d}'
+FILE = b'{"key":"%b","value":"%b","modifiedIndex":%d,"createdIndex":%d}'
+"""A file that does not expire: key and value (escaped), modified index, created index."""
 _FILE_THAT_EXPIRES = b'{"key":"%b","value":"%b"%b,"modifiedIndex":%d,"createdIndex":%d}'
 
 _NS = 1_000_000_000
@@ -63,6 +64,11 @@ def _replace_by_escapes(error: UnicodeError) -> tuple[str, int]:
 
 
 codecs.register_error("kvd-ufffd", _replace_by_escapes)
+
+
+def is_plain(raw: bytes) -> bool:
+    """Return whether bytes stand for themselves inside a JSON string."""
+    return not raw.translate(None, _PLAIN)
 
 
 def escape(raw: bytes) -> bytes:
@@ -116,7 +122,7 @@ def node_object(key: bytes, node: Node, now_ns: int) -> bytes:
     if expiration_ns:
         middle = _expiration(expiration_ns, now_ns)
         return _FILE_THAT_EXPIRES % (key, escape(value), middle, modified, created)
-    return _FILE % (key, escape(value), modified, created)
+    return FILE % (key, escape(value), modified, created)
 
 
 def directory_start(key: bytes, node: Node, now_ns: int) -> bytes:
@@ -150,7 +156,7 @@ def event_body(event: Event) -> bytes:
             created,
         )
     elif value is not None and not expiration_ns:
-        shown = _FILE % (key, escape(value), index, created)
+        shown = FILE % (key, escape(value), index, created)
     else:
         node = Node(value, created, index, expiration_ns, int(is_dir))
         shown = node_object(key, node, time_ns)

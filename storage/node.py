@@ -14,6 +14,7 @@ directory; ids are never given twice.
 
 from __future__ import annotations
 
+import struct
 from hashlib import blake2b
 from struct import Struct
 from typing import NamedTuple
@@ -95,9 +96,12 @@ def decode_node(key: bytes, data: bytes) -> Node:
     Raises:
         CorruptIndex: the value is not what was written under this key.
     """
-    if len(data) < HEADER.size:
-        raise CorruptIndex(f"a node record of {len(data)} bytes, expected {HEADER.size} or more")
-    crc, flags, created, modified, expiration_ns, dir_id = _unpack(data)
+    try:
+        crc, flags, created, modified, expiration_ns, dir_id = _unpack(data)
+    except struct.error:
+        raise CorruptIndex(
+            f"a node record of {len(data)} bytes, expected {HEADER.size} or more"
+        ) from None
     if crc32(data[4:], crc32(key)) != crc:
         raise CorruptIndex(f"the node record under {key.hex()} fails its checksum")
     if flags:

@@ -197,8 +197,17 @@ class View:
         # Keys of long names stand behind all others and are not in the order of the names.
         rows = self._range(prefix + b"\1")
         long = sorted((decode_name(*row), decode_node(*row)) for row in rows)
-        short = ((key[9:], decode_node(key, data)) for key, data in self._range(prefix + b"\0"))
+        short = self._short_named(prefix + b"\0")
         return merge(short, long, key=itemgetter(0)) if long else short
+
+    def _short_named(self, prefix: bytes) -> Iterator[tuple[bytes, Node]]:
+        # One generator, not one around another: a listing passes here for each child.
+        with self._txn.cursor(db=self._nodes) as cursor:
+            if cursor.set_range(prefix):
+                for key, data in cursor.iternext():
+                    if key[:9] != prefix:
+                        return
+                    yield key[9:], decode_node(key, data)
 
     def _range(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         length = len(prefix)

@@ -827,6 +827,21 @@ def test_the_head_of_a_large_listing_has_no_length(raw, large):
     assert raw.ask("HEAD", f"{large}/00000").headers["content-length"] != "0"
 
 
+def test_a_large_listing_shows_each_change(raw, large):
+    def listed() -> dict[str, str]:
+        answer = raw.ask("GET", large)
+        assert raw.ask("GET", large).body == answer.body
+        return {node["key"]: node["value"] for node in answer.json["node"]["nodes"]}
+
+    before = listed()
+    raw.ask("PUT", f"{large}/00007", body=b"value=other")
+    raw.ask("PUT", f"{large}/new", body=b"value=new")
+    changes = {"/large-dir/00007": "other", "/large-dir/new": "new"}
+    assert listed() == before | changes
+    raw.ask("DELETE", f"{large}/new")
+    assert listed() == before | {"/large-dir/00007": "other"}
+
+
 def test_others_are_served_while_large_listings_are_made(server, client, large):
     listings = [Raw(server.port) for _ in range(8)]
     for listing in listings:
