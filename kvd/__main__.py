@@ -46,24 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 -- one per 
     """Run the command; return its exit status."""
     try:
         config = parse(sys.argv[1:] if argv is None else argv, os.environ, _read_file)
+        if isinstance(config, Printout):
+            sys.stdout.write(config.text)
+            return 0
+        _prepare(config)
     except ConfigError as error:
         sys.stderr.write(f"kvd: {error}\n")
         return EXIT_USAGE
-    if isinstance(config, Printout):
-        sys.stdout.write(config.text)
-        return 0
-    try:
-        failpoints.arm(map(failpoints.parse, config.failpoints))
-    except ValueError as error:
-        sys.stderr.write(f"kvd: --failpoint: {error}\n")
-        return EXIT_USAGE
-    logs.configure(config.log_format, config.log_level)
-    for warning in config.warnings:
-        log.warning("%s", warning)
-    if config.failpoints:
-        log.warning("failpoints are armed: %s", ", ".join(config.failpoints))
-    sys.setswitchinterval(_SWITCH_S)
-    os.umask(0o077)
     notifier = Notifier.take(os.environ)
     try:
         handed = take_sockets(os.environ)
@@ -82,6 +71,28 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 -- one per 
         log.critical("%s: %s", config.data_dir, error)
         return EXIT_IO
     return 0
+
+
+def _prepare(config: Config) -> None:
+    """Set up what belongs to the process.
+
+    Raises:
+        ConfigError: a fault cannot be made, or the log cannot be written.
+    """
+    os.umask(0o077)
+    try:
+        failpoints.arm(map(failpoints.parse, config.failpoints))
+    except ValueError as error:
+        raise ConfigError(f"--failpoint: {error}") from None
+    try:
+        logs.configure(config.log_format, config.log_level, config.log_outputs)
+    except OSError as error:
+        raise ConfigError(f"--log-outputs: {error.filename}: {error.strerror}") from None
+    for warning in config.warnings:
+        log.warning("%s", warning)
+    if config.failpoints:
+        log.warning("failpoints are armed: %s", ", ".join(config.failpoints))
+    sys.setswitchinterval(_SWITCH_S)
 
 
 def _read_file(path: str) -> bytes:

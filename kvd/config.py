@@ -57,13 +57,16 @@ class Config:
             random ones.
         must_exist: Refuse to make a new store.
         data_dir: The data directory, as it was given (it may be relative, or not there yet).
+        wal_dir: Where the log is, if not in the data directory.
         snapshot_count: Log records after which a snapshot is made; None decides by size.
+        snapshots_kept: How many snapshots are kept, and the log since the oldest; None keeps all.
         event_history_limit: How many events a watch can look back.
         wal_segment_bytes: Size of a segment of the log.
         wal_sync: `auto` or `thread`: who syncs the log, see `kvd.appender`.
         rebuild_index: Whether to build the index anew from snapshot and log.
         tls: How TLS is spoken; None where no URL asks for it.
         cors: The origins that may read answers in a browser; empty sends no CORS headers.
+        host_whitelist: The hosts that requests may name, `*` for any; None without the setting.
         max_header_bytes: Limit of request line and headers together.
         max_body_bytes: Limit of the body of a request.
         max_value_bytes: Limit of a value.
@@ -79,6 +82,7 @@ class Config:
         body_timeout_s: How long a request body may take.
         write_timeout_s: How long a client may read nothing of its answer.
         log_level: The name of a level of the logging module.
+        log_outputs: Where the log goes: stderr, stdout, names of files.
         log_format: text or json.
         access_log: Whether each request is a line of the log.
         slow_request_s: From how many seconds on a request is told to be slow.
@@ -94,13 +98,16 @@ class Config:
     cluster_token: str | None
     must_exist: bool
     data_dir: Path
+    wal_dir: Path | None
     snapshot_count: int | None
+    snapshots_kept: int | None
     event_history_limit: int
     wal_segment_bytes: int
     wal_sync: str
     rebuild_index: bool
     tls: TlsConfig | None
     cors: tuple[str, ...]
+    host_whitelist: tuple[str, ...] | None
     max_header_bytes: int
     max_body_bytes: int
     max_value_bytes: int
@@ -115,6 +122,7 @@ class Config:
     body_timeout_s: float
     write_timeout_s: float
     log_level: str
+    log_outputs: tuple[str, ...]
     log_format: str
     access_log: bool
     slow_request_s: float
@@ -131,6 +139,11 @@ _LOG_LEVELS = {
     "panic": "CRITICAL",
     "fatal": "CRITICAL",
 }
+
+
+# What etcd's loggers write. To the journal of systemd goes what is written to standard error.
+_LOGGERS = {"zap": "json", "capnslog": "text"}
+_STANDARD_ERROR = ("default", "systemd/journal")
 
 
 def parse(
@@ -183,7 +196,9 @@ def _config(settings: Settings) -> Config:
         cluster_token=settings["initial-cluster-token"].text or None,
         must_exist=word(settings, "initial-cluster-state", "new", "existing") == "existing",
         data_dir=Path(settings["data-dir"].text or f"{settings['name'].text}.etcd"),
+        wal_dir=Path(settings["wal-dir"].text) if settings["wal-dir"].text else None,
         snapshot_count=integer_or_none(settings, "snapshot-count"),
+        snapshots_kept=integer(settings, "max-snapshots", lowest=0) or None,
         event_history_limit=integer(settings, "event-history-limit"),
         wal_segment_bytes=integer(
             settings,
@@ -194,6 +209,9 @@ def _config(settings: Settings) -> Config:
         rebuild_index=boolean(settings, "rebuild-index"),
         tls=tls_config(settings, (*listen, *metrics)),
         cors=origins(settings, "cors"),
+        host_whitelist=None
+        if settings["host-whitelist"].is_default
+        else tuple(members(settings, "host-whitelist", "a host")),
         max_header_bytes=integer(settings, "max-header-bytes", lowest=HEADER_BYTES_MIN),
         max_body_bytes=integer(
             settings, "max-body-bytes", lowest=BODY_BYTES_MIN, highest=FORM_BYTES_MAX
@@ -211,6 +229,7 @@ def _config(settings: Settings) -> Config:
         write_timeout_s=seconds(settings, "write-timeout-s"),
         log_level=_log_level(settings),
         wal_sync=word(settings, "wal-sync", "auto", "thread"),
+        log_outputs=_log_outputs(settings),
         log_format=word(settings, "log-format", "text", "json"),
         access_log=boolean(settings, "access-log"),
         slow_request_s=seconds(settings, "slow-request-s"),
@@ -242,6 +261,9 @@ def _with_old_names(settings: Settings) -> Settings:
             raise ConfigError(f"{authority.where} and {where} say the same: give one")
         renamed["trusted-ca-file"] = authority
         renamed["client-cert-auth"] = replace(authority, text="true")
+    logger = word(settings, "logger", "", *_LOGGERS)
+    if logger and settings["log-format"].is_default:
+        renamed["log-format"] = replace(settings["logger"], text=_LOGGERS[logger])
     if boolean(settings, "debug"):
         renamed["log-level"] = Setting("debug", settings["debug"].where)
     return renamed
@@ -307,6 +329,13 @@ def _failpoints(settings: Settings) -> tuple[str, ...]:
     if faults and not boolean(settings, "enable-failpoints"):
         raise ConfigError("--failpoint needs --enable-failpoints: it makes faults on purpose")
     return faults
+
+
+def _log_outputs(settings: Settings) -> tuple[str, ...]:
+    outputs = members(settings, "log-outputs", "an output")
+    if not outputs:
+        raise refusal(settings, "log-outputs", "stderr, stdout or the name of a file")
+    return tuple("stderr" if output in _STANDARD_ERROR else output for output in outputs)
 
 
 def _log_level(settings: Settings) -> str:

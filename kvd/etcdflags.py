@@ -12,8 +12,10 @@ NO_EFFECT = "Accepted for etcd's sake, without effect on a single member"
 REFUSED = "Refused, unless at the value that asks for nothing"
 
 # Peers, elections, proxies, the v3 API and its storage: there are none here. The log is always
-# synced (unsafe-no-fsync), always checked (corrupt-check); two snapshots and the log behind them
-# are always kept (max-snapshots, max-wals); a cluster of one is all there is (force-new-cluster).
+# synced (unsafe-no-fsync), always checked (corrupt-check), and goes with the oldest snapshot
+# (max-wals); a cluster of one is all there is (force-new-cluster). quota-backend-bytes and
+# max-request-bytes bound etcd's v3 API alone, so that v2 data beyond them is nothing new; kvd has
+# limits of its own.
 _IGNORED = {
     "MS": """heartbeat-interval election-timeout peer-heartbeat-interval peer-election-timeout
         proxy-failure-wait proxy-refresh-interval proxy-dial-timeout proxy-write-timeout
@@ -22,7 +24,7 @@ _IGNORED = {
         grpc-keepalive-interval grpc-keepalive-timeout auth-token-ttl
         experimental-corrupt-check-time experimental-compact-hash-check-time
         experimental-watch-progress-notify-interval experimental-warning-apply-duration""",
-    "N": """max-snapshots max-wals quota-backend-bytes backend-batch-limit max-txn-ops
+    "N": """max-wals quota-backend-bytes backend-batch-limit max-txn-ops
         max-request-bytes max-concurrent-streams bcrypt-cost max-result-buffer max-retry-attempts
         experimental-compaction-batch-limit
         experimental-bootstrap-defrag-threshold-megabytes""",
@@ -30,8 +32,8 @@ _IGNORED = {
     "HOST:PORT": "peer-addr peer-bind-addr",
     "FILE": "peer-cert-file peer-key-file peer-trusted-ca-file peer-ca-file peer-crl-file",
     "TEXT": """auto-compaction-mode discovery-fallback discovery-proxy discovery-srv-name
-        peer-cert-allowed-cn peer-cert-allowed-hostname auth-token metrics logger log-outputs
-        log-package-levels log-rotation-config-json backend-bbolt-freelist-type
+        peer-cert-allowed-cn peer-cert-allowed-hostname auth-token metrics log-package-levels
+        log-rotation-config-json backend-bbolt-freelist-type
         experimental-backend-bbolt-freelist-type v2-deprecation
         experimental-distributed-tracing-address experimental-distributed-tracing-service-name
         experimental-distributed-tracing-instance-id""",

@@ -8,6 +8,7 @@ came.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from functools import partial
@@ -16,11 +17,13 @@ from http import HTTPStatus
 
 from tornado import httputil
 
+from kvd.browsers import BrowserPolicy
 from kvd.errors import INVALID_FORM, RAFT_INTERNAL, ApiError
 from kvd.framing import Block
 from kvd.guard import Caller, Guard, KeyRequest, caller_of
 from kvd.http1 import Connection, Delegate
 from kvd.keys import METHODS, TOO_LARGE, TOO_MUCH, KeySpace
+from kvd.logs import Rarely
 from kvd.request import (
     KEYS,
     BadEscape,
@@ -30,6 +33,8 @@ from kvd.request import (
     is_form,
     key_of,
 )
+
+log = logging.getLogger(__name__)
 
 # A request line that needs neither cleaning nor decoding: no component begins with a dot, and
 # nothing is escaped.
@@ -51,11 +56,14 @@ class Front(Delegate):
         keys: KeySpace,
         others: httputil.HTTPServerConnectionDelegate,
         guard: Guard,
+        browsers: BrowserPolicy,
         cors: tuple[str, ...] = (),
     ) -> None:
         self.keys = keys
         self.others = others
         self.guard = guard
+        self.browsers = browsers
+        self._complains = Rarely(10.0)
         self.has_cors = bool(cors)
         self._cors = frozenset(cors)
         self.needs_headers = False
@@ -86,6 +94,24 @@ class Front(Delegate):
             except ApiError:
                 return False
         keys.serve(connection, _PLAIN_METHODS[method], key, query or b"", body)
+        return True
+
+    def is_usual(self, headers: httputil.HTTPHeaders) -> bool:
+        """Return whether no browser can have been talked into requests with these headers."""
+        return self.browsers.is_usual(headers)
+
+    def is_refused(
+        self, connection: Connection, method: str, headers: httputil.HTTPHeaders
+    ) -> bool:
+        """Refuse a request that a browser may have been talked into, or return False."""
+        peer = connection.context
+        refusal = self.browsers.refusal(method, headers, is_secured=peer.protocol == "https")
+        if refusal is None:
+            return False
+        if self._complains():
+            more = self._complains.kept_back()
+            log.warning("a request of %s was refused: %s%s", peer.remote_ip, refusal[1], more)
+        connection.reject(*refusal)
         return True
 
     def start_request(
@@ -151,6 +177,8 @@ class Exchange(httputil.HTTPMessageDelegate):
         method, target, version = start_line
         self._method = method
         connection = self._connection
+        if self._front.is_refused(connection, method, headers):
+            return
         if self._front.has_cors:
             connection.extra_headers = self._front.cors(headers)
         raw, _, query = target.encode("latin-1").partition(b"?")

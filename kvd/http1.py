@@ -84,8 +84,10 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _REASONS: dict[int, str] = {
     HTTPStatus.BAD_REQUEST: "malformed",
     HTTPStatus.REQUEST_TIMEOUT: "timeout",
+    HTTPStatus.FORBIDDEN: "cross_site",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "body_too_large",
     HTTPStatus.EXPECTATION_FAILED: "expectation",
+    HTTPStatus.MISDIRECTED_REQUEST: "foreign_host",
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "head_too_large",
     HTTPStatus.SERVICE_UNAVAILABLE: "stopping",
 }
@@ -126,6 +128,10 @@ class Delegate(httputil.HTTPServerConnectionDelegate):
             body: all of it.
         """
         raise NotImplementedError
+
+    def is_usual(self, headers: httputil.HTTPHeaders) -> bool:
+        """Return whether requests with these headers may go the short way; asked once for each."""
+        return True
 
 
 class Server:
@@ -265,6 +271,8 @@ class Server:
         block = self.blocks.get(raw)
         if block is None:
             block = parse_block(raw)
+            if not self.delegate.is_usual(block.headers):
+                block = block._replace(is_sized=False)
             if len(raw) <= _BLOCK_BYTES_MAX and not self.stopping:
                 if len(self.blocks) >= _BLOCKS_MAX:
                     self.blocks.clear()

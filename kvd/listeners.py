@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from kvd.systemd import Handed
 from kvd.urls import WILDCARDS, ListenUrl
@@ -92,6 +93,16 @@ def handed_over(handed: Iterable[Handed], urls: Sequence[ListenUrl]) -> list[Lis
     They speak TLS where the URLs of the settings say so of their port or path.
     """
     return [Listener(_urls_of(given.socket, urls), given.socket, is_own=False) for given in handed]
+
+
+def own_hosts(urls: Iterable[str]) -> list[str]:
+    """Return the names and addresses of this server: the hosts of these URLs, and this machine."""
+    parts = [urlsplit(url) for url in urls]
+    hosts = [part.hostname or "" for part in parts if part.scheme in ("http", "https")]
+    hosts += [socket.gethostname(), "localhost", "127.0.0.1", "::1"]
+    unnamed = ("", *WILDCARDS)
+    # A certificate has its names in ASCII.
+    return list(dict.fromkeys(host for host in hosts if host not in unnamed and host.isascii()))
 
 
 def _urls_of(bound: socket.socket, urls: Sequence[ListenUrl]) -> tuple[ListenUrl, ...]:

@@ -15,7 +15,9 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from logging.handlers import WatchedFileHandler
 
 SLOW_QUIET_S = 30.0
 """How often, at most, one kind of slowness is told."""
@@ -32,11 +34,29 @@ _RUNTIME_LEVELS = {
 }  # fmt: skip
 
 
-def configure(kind: str, level: str) -> None:
-    """Send the log to standard error as `text` or `json`; `level` is a name of `logging`."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if kind == "json" else TextFormatter())
-    logging.basicConfig(handlers=[handler], level=level)
+def configure(kind: str, level: str, outputs: Sequence[str] = ("stderr",)) -> None:
+    """Send the log somewhere, as `text` or `json`.
+
+    Args:
+        kind: its form.
+        level: a name of `logging`.
+        outputs: `stderr`, `stdout`, or names of files; these are appended to, and made anew when
+            somebody has renamed them.
+
+    Raises:
+        OSError: a file cannot be opened.
+    """
+    handlers = list(map(_handler, outputs))
+    for handler in handlers:
+        handler.setFormatter(JsonFormatter() if kind == "json" else TextFormatter())
+    logging.basicConfig(handlers=handlers, level=level)
+
+
+def _handler(output: str) -> logging.Handler:
+    streams = {"stderr": sys.stderr, "stdout": sys.stdout}
+    if output in streams:
+        return logging.StreamHandler(streams[output])
+    return WatchedFileHandler(output, encoding="utf-8")
 
 
 def set_level(name: str) -> bool:

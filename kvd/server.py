@@ -11,6 +11,7 @@ import asyncio
 import gc
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ from kvd.acceptor import Acceptor
 from kvd.access import LoggedConnection
 from kvd.app import ROUTES, Sources, make_application
 from kvd.appender import Appender
+from kvd.browsers import BrowserPolicy, hosts_of
 from kvd.clock import Clock
 from kvd.committer import Committer
 from kvd.config import Config
@@ -31,7 +33,7 @@ from kvd.guard import Guard
 from kvd.housekeeping import Housekeeping
 from kvd.http1 import Connection, Limits, Server
 from kvd.keys import KeyLimits, KeySpace
-from kvd.listeners import Listener, bind, handed_over
+from kvd.listeners import Listener, bind, handed_over, own_hosts
 from kvd.listing import Listings
 from kvd.measured import Parts
 from kvd.members import Member, ids_of
@@ -41,7 +43,8 @@ from kvd.monitoring import Monitoring
 from kvd.stats import SelfStats, StoreStats
 from kvd.syncthread import SyncThread
 from kvd.systemd import Handed
-from kvd.tls import Tls, certified_hosts
+from kvd.tls import Tls
+from kvd.urls import ListenUrl
 from kvd.watch import Hub
 from storage.index import BROKEN
 from storage.layout import NewIds
@@ -99,7 +102,8 @@ class KvdServer:
         metrics: list[Listener] = []
         try:
             metrics = bind(config.listen_metrics)
-            urls = [str(url) for listener in listeners for url in listener.urls]
+            listening = [url for listener in listeners for url in listener.urls]
+            urls = list(map(str, listening))
             # What is missing is found before the store is opened; what is made is kept in it.
             self._load_tls(urls, self_signed=False)
             await monitoring.listen(metrics, self._tls)
@@ -122,7 +126,7 @@ class KvdServer:
             recovery.records,
             time.monotonic() - started,
         )
-        self._serve(loop, urls, files)
+        self._serve(loop, listening, files)
         monitoring.add(self._parts(recovery_s=time.monotonic() - started))
         await self._committer.settle()
         # What is alive now stays so: the collector need not look at it again and again.
@@ -174,7 +178,7 @@ class KvdServer:
     def _load_tls(self, urls: Sequence[str], *, self_signed: bool) -> None:
         config = self._config
         if config.tls is not None and config.tls.is_self_signed == self_signed:
-            hosts = certified_hosts([*config.advertise, *urls])
+            hosts = own_hosts([*config.advertise, *urls])
             self._tls = Tls(config.tls, config.data_dir / "tls", hosts)
 
     def _open(self) -> None:
@@ -182,9 +186,11 @@ class KvdServer:
         store = self._store = Store.open(
             config.data_dir,
             segment_bytes_max=config.wal_segment_bytes,
+            snapshots_kept=config.snapshots_kept or sys.maxsize,
             rebuild_index=config.rebuild_index,
             new_ids=_new_ids(config),
             must_exist=config.must_exist,
+            wal_dir=config.wal_dir,
         )
         self._clock = Clock(store.applied.time_ns)
         try:
@@ -194,7 +200,9 @@ class KvdServer:
         with suppress(OSError):  # without room there is nothing to keep free
             store.reserve_index()
 
-    def _serve(self, loop: asyncio.AbstractEventLoop, urls: list[str], files: Files) -> None:
+    def _serve(
+        self, loop: asyncio.AbstractEventLoop, listening: Sequence[ListenUrl], files: Files
+    ) -> None:
         """Make the parts; the first batch, if one is due, comes with the next turn of the loop."""
         config, store, clock = self._config, self._store, self._clock
         sync = self._sync = SyncThread[Position](loop, "kvd-sync", store.wal.prepare_next)
@@ -243,9 +251,9 @@ class KvdServer:
         )
         self._committer.on_entries = guard.refresh
         identity = store.identity
-        advertised = (
-            urls if config.advertise == tuple(map(str, config.listen)) else config.advertise
-        )
+        is_told = config.advertise != tuple(map(str, config.listen))
+        advertised = config.advertise if is_told else tuple(map(str, listening))
+        hosts = hosts_of(config.host_whitelist, listening, own_hosts(advertised))
         self_stats = SelfStats(
             name=config.name, member_id=identity.member_id, started_ns=clock.now_ns()
         )
@@ -255,7 +263,7 @@ class KvdServer:
                 store_stats=lambda: stats.body(hub.count),
                 self_stats=lambda: self_stats.self_body(clock.now_ns()),
                 leader_stats=self_stats.leader_body,
-                member=Member(config.name, identity.member_id, tuple(advertised), config.peer_urls),
+                member=Member(config.name, identity.member_id, advertised, config.peer_urls),
                 cluster_id=identity.cluster_id,
                 guard=guard,
                 administer=self._committer.administer,
@@ -273,7 +281,8 @@ class KvdServer:
             lingering_max=files.lingering_max,
             backlog=files.backlog,
         )
-        front = Front(self._keys, application, guard, config.cors)
+        browsers = BrowserPolicy(hosts, config.cors)
+        front = Front(self._keys, application, guard, browsers, config.cors)
         self._http = Server(front, limits, loop, memory)
         connection = LoggedConnection if config.access_log else Connection
         self._connect: Callable[[], Connection] = partial(connection, self._http)

@@ -8,17 +8,14 @@ at once. Files that cannot be used change nothing; that is one line of log for e
 from __future__ import annotations
 
 import logging
-import socket
 import ssl
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from kvd.selfsigned import TlsUnusable, self_signed
 from kvd.tlsconfig import TlsConfig
-from kvd.urls import WILDCARDS
 
 log = logging.getLogger(__name__)
 
@@ -95,16 +92,6 @@ class Tls:
                 status = path.stat()
                 state.append((status.st_ino, status.st_mtime_ns, status.st_size))
         return state
-
-
-def certified_hosts(urls: Iterable[str]) -> list[str]:
-    """Return whom a self-signed certificate is for: the hosts of these URLs, and this machine."""
-    parts = [urlsplit(url) for url in urls]
-    hosts = [part.hostname or "" for part in parts if part.scheme in ("http", "https")]
-    hosts += [socket.gethostname(), "localhost", "127.0.0.1", "::1"]
-    unnamed = ("", *WILDCARDS)
-    # A certificate has its names in ASCII.
-    return list(dict.fromkeys(host for host in hosts if host not in unnamed and host.isascii()))
 
 
 def make_context(config: TlsConfig, cert: Path, key: Path) -> ssl.SSLContext:

@@ -4,7 +4,7 @@
       FORMAT       one line of JSON (format, min_reader, store_uuid, cluster_id, member_id, created)
                    and one with its crc32; the directory is a store once this file is durable
       LOCK         locked (flock) for as long as it is open; says by whom, for the error message
-      wal/         storage/wal.py
+      wal/         storage/wal.py; a symbolic link where the log has a disk of its own
       snap/        storage/snapshot.py
       index/       storage/index.py
       quarantine/  what recovery cut off
@@ -67,7 +67,14 @@ class DataDirectory:
         self._lock_fd = lock_fd
 
     @classmethod
-    def open(cls, path: Path, *, new_ids: NewIds | None = None, must_exist: bool = False) -> Self:
+    def open(
+        cls,
+        path: Path,
+        *,
+        new_ids: NewIds | None = None,
+        must_exist: bool = False,
+        wal_dir: Path | None = None,
+    ) -> Self:
         """Lock a data directory, or make a new one where there is none.
 
         A directory of one's own that others may enter is made private, with one line of log.
@@ -76,6 +83,7 @@ class DataDirectory:
             path: the directory.
             new_ids: what a new store is called; random ids without.
             must_exist: make no new one.
+            wal_dir: where the log is to be, if not in the directory itself.
 
         Raises:
             DirectoryLocked: another process has it.
@@ -90,7 +98,7 @@ class DataDirectory:
             _claim(path)
             lock_fd = _lock(path)
             try:
-                created = _initialise(path, new_ids)
+                created = _initialise(path, new_ids, wal_dir)
                 _remove_unfinished(path)
                 return cls(path, lock_fd, read_format(path), created=created)
             except BaseException:
@@ -160,12 +168,16 @@ def _sign(fd: int) -> None:
         disk.write_at(fd, holder.encode(errors="replace"), 0)
 
 
-def _initialise(path: Path, new_ids: NewIds | None) -> bool:
+def _initialise(path: Path, new_ids: NewIds | None, wal_dir: Path | None) -> bool:
     """Make the directory a store, unless it is one; return whether it was made."""
     if (path / "FORMAT").exists():
         for room in _ROOMS:
             _require(path, room)
+        if wal_dir is not None:
+            _require_log_in(path, wal_dir)
         return False
+    if wal_dir is not None:
+        _place_log(path, wal_dir)
     for room in _ROOMS:
         _require_empty(path, room)
         (path / room).mkdir(mode=disk.DIRECTORY_MODE, exist_ok=True)
@@ -177,10 +189,41 @@ def _initialise(path: Path, new_ids: NewIds | None) -> bool:
     return True
 
 
+def _place_log(path: Path, wal_dir: Path) -> None:
+    """Have the log of a store that is to be made in a directory of its own.
+
+    The data directory leads there, so that whoever opens it needs to know nothing else.
+    """
+    link, target = path / "wal", wal_dir.absolute()
+    disk.make_directory_durably(target)
+    _claim(target)
+    if link.is_symlink() or link.exists():
+        # A start that was cut short may have left one.
+        _require_empty(path, "wal")
+        link.unlink() if link.is_symlink() else link.rmdir()
+    link.symlink_to(target)
+
+
+def _require_log_in(path: Path, wal_dir: Path) -> None:
+    log_dir = (path / "wal").resolve()
+    if log_dir != wal_dir.resolve():
+        raise DirectoryUnusable(
+            f"{path}: the log of this store is in {log_dir}, not in {wal_dir}; to move it, stop "
+            f"the server, move that directory and let {path / 'wal'} be a symbolic link to it",
+            exit_status=EX_CONFIG,
+        )
+
+
 def _require(path: Path, room: str) -> None:
     """Check that a room of a store is there; make it again if nothing is lost without it."""
     if (path / room).is_dir():
         return
+    if (path / room).is_symlink():
+        target = (path / room).readlink()
+        raise DirectoryUnusable(
+            f"{path}: {room}/ leads to {target}, which is missing; is its disk mounted?",
+            exit_status=EX_DATAERR,
+        )
     if room in _PRECIOUS:
         raise DirectoryUnusable(
             f"{path}: {room}/ is missing; restore it from a backup", exit_status=EX_DATAERR

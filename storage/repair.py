@@ -15,6 +15,7 @@ copied before they are cut, and whole files go, newest first, before the tail do
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -312,6 +313,12 @@ def _apply(directory: DataDirectory, cut: Cut, kept: Path) -> None:
 
 
 def _move(path: Path, kept: Path) -> None:
-    disk.rename(path, kept / path.name)
+    try:
+        disk.rename(path, kept / path.name)
+    except OSError as error:
+        if error.errno != errno.EXDEV:  # the log may have a disk of its own
+            raise
+        disk.write_file_durably(kept / path.name, path.read_bytes())
+        disk.remove(path)
     disk.sync_directory(kept)
     disk.sync_directory(path.parent)

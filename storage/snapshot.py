@@ -88,7 +88,7 @@ def set_aside(path: Path) -> None:
     log.warning("%s/%s is set aside as %s", path.parent.name, path.name, broken.name)
 
 
-def prune(directory: Path, keep: int = 2) -> list[Header]:
+def prune(directory: Path, keep: int) -> list[Header]:
     """Delete all but the newest snapshots; return the headers of those kept, newest first.
 
     Raises:

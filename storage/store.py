@@ -43,6 +43,7 @@ from storage.wal import Position, Wal
 log = logging.getLogger(__name__)
 
 SEGMENT_BYTES_MAX = 64 << 20
+SNAPSHOTS_KEPT_MIN = 2
 
 
 class Batch(NamedTuple):
@@ -82,6 +83,7 @@ class Store:
         *,
         recovery: Recovery,
         segment_bytes_max: int,
+        snapshots_kept: int,
     ) -> None:
         self.directory = directory
         self.identity = directory.identity
@@ -93,6 +95,7 @@ class Store:
         """What this start has not been able to log yet: part of the next batch that commits."""
         self._index = index
         self._segment_bytes_max = segment_bytes_max
+        self._snapshots_kept = snapshots_kept
         self._snapshot_bytes = 0
         self._checkpoint = Checkpoint(index.env, directory.snap, directory.identity)
         self._memory = Memory()
@@ -104,24 +107,31 @@ class Store:
         path: Path,
         *,
         segment_bytes_max: int = SEGMENT_BYTES_MAX,
+        snapshots_kept: int = SNAPSHOTS_KEPT_MIN,
         rebuild_index: bool = False,
         new_ids: NewIds | None = None,
         must_exist: bool = False,
+        wal_dir: Path | None = None,
     ) -> Store:
         """Open or create the store in a directory, with all that was acknowledged.
 
         Args:
             path: the directory.
             segment_bytes_max: size of a segment of the log.
+            snapshots_kept: how many, and the log since the oldest of them; at least two, should one
+                be damaged.
             rebuild_index: build the index anew, even if it can be trusted.
             new_ids: what a store that is created is called; random ids without.
             must_exist: create none.
+            wal_dir: where the log is to be, if not in the directory itself.
 
         Raises:
             StorageError: the directory cannot be used, or something in it is damaged; nothing was
                 changed but, at most, the index, which can be built again.
         """
-        directory = DataDirectory.open(path, new_ids=new_ids, must_exist=must_exist)
+        directory = DataDirectory.open(
+            path, new_ids=new_ids, must_exist=must_exist, wal_dir=wal_dir
+        )
         try:
             failpoints.reach("startAfterLock")
             wal = Wal.open(
@@ -136,7 +146,12 @@ class Store:
                 log.warning("the index is damaged and is built anew: %s", damage)
                 index, recovery = _recover(directory, wal, rebuild_index=True)
             return cls(
-                directory, wal, index, recovery=recovery, segment_bytes_max=segment_bytes_max
+                directory,
+                wal,
+                index,
+                recovery=recovery,
+                segment_bytes_max=segment_bytes_max,
+                snapshots_kept=max(snapshots_kept, SNAPSHOTS_KEPT_MIN),
             )
         except IndexRefused as error:
             directory.close()
@@ -272,16 +287,16 @@ class Store:
         it is copied, which happens outside of the interpreter's lock.
 
         Returns:
-            The frame before which the log may be purged: the older of two snapshots goes on from
-            it. 0 while there is only one: should that be damaged, the log is all there is.
+            The frame before which the log may be purged: the oldest snapshot goes on from it. 0
+            while there is only one: should that be damaged, the log is all there is.
 
         Raises:
             OSError, CorruptSnapshot: none was made; what was there is still there.
         """
         header = self._checkpoint.take()
         log.info("wrote a snapshot of index %d", header.index)
-        kept = snapshot.prune(self.directory.snap, keep=2)
-        return kept[1].seq if len(kept) == 2 else 0
+        kept = snapshot.prune(self.directory.snap, keep=self._snapshots_kept)
+        return kept[-1].seq if len(kept) > 1 else 0
 
     def stop_snapshot(self) -> None:
         """Give up the snapshot that another thread is taking; none is begun after it."""
@@ -335,11 +350,13 @@ class Store:
         return self._segment_bytes_max + self._snapshot_bytes
 
     def is_low_on_space(self) -> bool:
-        """Return whether the file system has less than `low_water_bytes` left."""
+        """Return whether a file system of the store has less than `low_water_bytes` left."""
+        directory = self.directory
         try:
-            return disk.free_bytes(self.directory.path) < self.low_water_bytes
+            free = min(map(disk.free_bytes, (directory.path, directory.wal)))
         except OSError:
             return False  # nobody can say; the log will meet it
+        return free < self.low_water_bytes
 
     def index_reserve_is_low(self) -> bool:
         """Return whether `reserve_index` has something to do."""

@@ -112,9 +112,11 @@ class Raw:
         return line[:-2]
 
 
-def request(method: str, target: str, *headers: str, body: bytes | None = None) -> bytes:
+def request(
+    method: str, target: str, *headers: str, body: bytes | None = None, host: str = "h"
+) -> bytes:
     """The bytes of a request; a body is a form."""
-    lines = [f"{method} {target} HTTP/1.1", "Host: h", *headers]
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", *headers]
     if body is not None:
         lines += [f"Content-Type: {FORM}", f"Content-Length: {len(body)}"]
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")

@@ -196,8 +196,12 @@ class Server:
 
     def start(self, *flags: str) -> "Server":
         """Start the process and wait until it listens."""
-        command = [self.python, *self.launch, "--data-dir", str(self.data_dir)]
-        command += ["--listen-client-urls", self.listen, *self.flags, *flags]
+        own = ("--data-dir", str(self.data_dir), "--listen-client-urls", self.listen)
+        return self.start_as(*own, *self.flags, *flags)
+
+    def start_as(self, *argv: str) -> "Server":
+        """Start the process by exactly these flags."""
+        command = [sys.executable, *self.launch, *argv]
         with self._changed:
             self.urls, self._ended = [], False
         self._process = subprocess.Popen(

@@ -14,6 +14,7 @@ PURE = (
     "kvd.authchanges",
     "kvd.authjson",
     "kvd",
+    "kvd.browsers",
     "kvd.commands",
     "kvd.config",
     "kvd.configfile",

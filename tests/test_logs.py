@@ -150,3 +150,26 @@ def test_no_request_is_logged_unasked(make_server):
     server.client().put("/a", 1)
     server.terminate()
     assert "/v2/keys" not in server.stderr
+
+
+def test_the_log_goes_where_it_is_sent_and_follows_a_file_that_is_renamed(make_server, tmp_path):
+    path = tmp_path / "kvd.log"
+    server = make_server("--log-outputs", f"stderr,{path}", "--access-log").start()
+    client = server.client()
+    # A connection's request is logged before its next one is looked at.
+    for key in ("first", "between"):
+        assert client.request("GET", f"/v2/keys/{key}").status == 404
+    path.rename(tmp_path / "kvd.log.1")
+    assert client.request("GET", "/v2/keys/second").status == 404
+    server.terminate()
+    before, after = ((tmp_path / name).read_text() for name in ("kvd.log.1", "kvd.log"))
+    assert "/v2/keys/first" in before
+    assert "/v2/keys/second" in after
+    assert before + after == server.stderr
+
+
+def test_a_file_of_the_log_that_cannot_be_made_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "missing" / "kvd.log"
+    ended = run_kvd("--data-dir", str(tmp_path / "data"), "--log-outputs", str(path))
+    assert ended.returncode == 64
+    assert ended.stderr == f"kvd: --log-outputs: {path}: No such file or directory\n"

@@ -236,7 +236,7 @@ def test_the_newest_two_are_kept(tmp_path):
     assert paths[0].name == "0000000000000009-0000000000000004.snap"
     newest = [paths[2], paths[1], paths[3], paths[0]]
     assert snapshot.available(tmp_path) == newest
-    assert [header.index for header in snapshot.prune(tmp_path)] == [70_000, 300]
+    assert [header.index for header in snapshot.prune(tmp_path, keep=2)] == [70_000, 300]
     assert snapshot.available(tmp_path) == newest[:2]
     assert [header.index for header in snapshot.prune(tmp_path, keep=1)] == [70_000]
 
@@ -246,7 +246,7 @@ def test_nothing_is_deleted_while_one_that_is_kept_is_damaged(tmp_path):
         install(tmp_path, index, index)
     os.truncate(snapshot.available(tmp_path)[1], 100)
     with pytest.raises(CorruptSnapshot):
-        snapshot.prune(tmp_path)
+        snapshot.prune(tmp_path, keep=2)
     assert len(snapshot.available(tmp_path)) == 3
 
 

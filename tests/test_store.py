@@ -17,7 +17,14 @@ import storage.store
 from kvd.commands import Delete, Set
 from storage import disk, snapshot
 from storage.change import Setting, Term, encode_payload, encode_record, next_chain
-from storage.errors import CorruptLog, CorruptSnapshot, DirectoryLocked, LogFull, StorageError
+from storage.errors import (
+    CorruptLog,
+    CorruptSnapshot,
+    DirectoryLocked,
+    DirectoryUnusable,
+    LogFull,
+    StorageError,
+)
 from storage.node import CorruptIndex
 from tests.stores import (
     NOW_NS,
@@ -559,6 +566,73 @@ def test_the_log_goes_only_where_two_snapshots_cover_it(tmp_path):
         damage(path)
     options = {"segment_bytes_max": SMALL_SEGMENT, "rebuild_index": True}
     assert reopened(tmp_path / "data", **options)[0] == held
+
+
+def test_more_snapshots_are_kept_with_the_log_since_the_oldest(tmp_path):
+    path = tmp_path / "data"
+    store = open_store(path, segment_bytes_max=SMALL_SEGMENT, snapshots_kept=4)
+    for seed in range(6):
+        live(store, Random(seed), 30)
+        store.purge(store.snapshot())
+    kept = snapshot.available(path / "snap")
+    assert len(kept) == 4
+    held = digest(store)
+    store.close()
+    for newer in kept[:-1]:
+        damage(newer)
+    found, recovery = reopened(path, segment_bytes_max=SMALL_SEGMENT, rebuild_index=True)
+    assert (found, recovery.source) == (held, f"snapshot {kept[-1].name}")
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_no_fewer_than_two_snapshots_are_kept(tmp_path, asked):
+    store = open_store(tmp_path / "data", snapshots_kept=asked)
+    for seed in range(3):
+        live(store, Random(seed), 5)
+        store.snapshot()
+    store.close()
+    assert len(snapshot.available(tmp_path / "data" / "snap")) == 2
+
+
+def test_the_log_may_have_a_directory_of_its_own(tmp_path):
+    path, log_dir = tmp_path / "data", tmp_path / "disk" / "log"
+    store = open_store(path, wal_dir=log_dir)
+    live(store, Random(1), 20)
+    held = digest(store)
+    store.close()
+    assert list(log_dir.glob("*.wal"))
+    assert log_dir.stat().st_mode & 0o777 == 0o700
+    # Whoever opens it later need not know.
+    assert reopened(path, rebuild_index=True)[0] == held
+    assert reopened(path, wal_dir=log_dir)[0] == held
+
+
+def test_a_log_elsewhere_than_it_is_said_to_be_is_refused(tmp_path):
+    open_store(tmp_path / "data").close()
+    with pytest.raises(DirectoryUnusable, match=r"the log of this store is in .*/data/wal, not in"):
+        open_store(tmp_path / "data", wal_dir=tmp_path / "log")
+    assert not (tmp_path / "log").exists()
+
+
+def test_a_log_whose_disk_is_not_mounted_is_refused(tmp_path):
+    path, log_dir = tmp_path / "data", tmp_path / "log"
+    store = open_store(path, wal_dir=log_dir)
+    live(store, Random(1), 5)
+    store.close()
+    log_dir.rename(tmp_path / "away")
+    with pytest.raises(DirectoryUnusable, match=r"is its disk mounted"):
+        open_store(path)
+    log_dir.mkdir()  # the mount point, empty
+    with pytest.raises(CorruptLog):
+        open_store(path)
+
+
+def test_a_log_of_another_store_is_not_taken(tmp_path):
+    store = open_store(tmp_path / "one", wal_dir=tmp_path / "log")
+    live(store, Random(1), 5)
+    store.close()
+    with pytest.raises(DirectoryUnusable, match=r"holds wal/.*\.wal, but no FORMAT"):
+        open_store(tmp_path / "two", wal_dir=tmp_path / "log")
 
 
 def test_a_snapshot_is_of_one_moment_while_others_write(tmp_path):

@@ -1,0 +1,131 @@
+"""Which requests a browser may have been talked into: their hosts, and the pages they come from.
+
+A page on the Internet can have the browser of a visitor send requests to this server. By DNS
+rebinding it makes the name of its own site resolve to an address of ours, so that the browser takes
+us for that site: then `Host` names a host that we are not (etcd's CVE-2018-1099). Or it posts a
+form: then the browser tells where the page is from, in `Sec-Fetch-Site` or `Origin`. Programs send
+neither of these two headers.
+
+Which headers need a look is decided once for each header block (`BrowserPolicy.is_usual`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from ipaddress import ip_address
+
+from kvd.urls import ListenUrl
+
+# They change nothing, so that it is enough when a page cannot read their answers.
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_OWN_SITES = ("same-origin", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """The hosts that requests may name.
+
+    Attributes:
+        names: In lower case.
+        takes_local: Also addresses, names without a dot, and `*.localhost`: no site on the Internet
+            has such a name.
+    """
+
+    names: frozenset[str]
+    takes_local: bool
+
+    def allow(self, host: str) -> bool:
+        """Return whether a Host header, with its port or without, names one of them."""
+        name = _without_port(host).lower().removesuffix(".")
+        if name in self.names:
+            return True
+        return self.takes_local and (
+            "." not in name or name.endswith(".localhost") or _is_address(name)
+        )
+
+
+def hosts_of(
+    whitelist: Collection[str] | None, urls: Iterable[ListenUrl], own: Iterable[str]
+) -> Hosts | None:
+    """Return the hosts that requests may name, or None for any.
+
+    Args:
+        whitelist: What the setting lists, `*` for any host; None without the setting. Then a server
+            that only this machine reaches takes its own names alone.
+        urls: Where it listens.
+        own: The names that are its own.
+    """
+    if whitelist is not None:
+        if not whitelist or "*" in whitelist:
+            return None
+        return Hosts(frozenset(map(str.lower, whitelist)), takes_local=False)
+    if all(url.is_socket or _is_loopback(url.host) for url in urls):
+        return Hosts(frozenset(name.lower() for name in own if name), takes_local=True)
+    return None
+
+
+class BrowserPolicy:
+    """Refuses what a browser may have been talked into."""
+
+    def __init__(self, hosts: Hosts | None, origins: Collection[str]) -> None:
+        """Take requests for these hosts, and writes from pages of these origins (`*`: of any)."""
+        self._hosts = hosts
+        self._origins = frozenset(origins)
+        self._takes_any_page = "*" in self._origins
+
+    def is_usual(self, headers: Mapping[str, str]) -> bool:
+        """Return whether no request with these headers can be refused here."""
+        if self._hosts is not None and not self._hosts.allow(headers.get("Host", "")):
+            return False
+        return self._takes_any_page or not ("Origin" in headers or "Sec-Fetch-Site" in headers)
+
+    def refusal(
+        self, method: str, headers: Mapping[str, str], *, is_secured: bool
+    ) -> tuple[HTTPStatus, str] | None:
+        """Return the status and the reason with which a request is refused, or None.
+
+        With TLS the host is as good as the certificate, and taken as it is (as in etcd).
+        """
+        host = headers.get("Host", "")
+        if self._hosts is not None and not is_secured and not self._hosts.allow(host):
+            return HTTPStatus.MISDIRECTED_REQUEST, (
+                f"{_without_port(host) or 'no host'} is not a host of this server; "
+                "see kvd --host-whitelist"
+            )
+        if method not in _SAFE_METHODS and not self._takes_any_page and _is_foreign(headers, host):
+            origin = headers.get("Origin", "")
+            if origin not in self._origins:
+                return HTTPStatus.FORBIDDEN, (
+                    f"a page of {origin or 'another site'} may change nothing here; see kvd --cors"
+                )
+        return None
+
+
+def _is_foreign(headers: Mapping[str, str], host: str) -> bool:
+    """Return whether a page of another origin has sent a request."""
+    site = headers.get("Sec-Fetch-Site")
+    if site is not None:
+        return site not in _OWN_SITES
+    origin = headers.get("Origin")
+    # A browser that does not tell the site, or not to a host that it holds for insecure.
+    return origin is not None and origin.partition("://")[2].lower() != host.lower()
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or (_is_address(host) and ip_address(host).is_loopback)
