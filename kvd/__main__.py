@@ -115,10 +115,10 @@ async def _run(config: Config, notifier: Notifier, handed: Sequence[Handed]) -> 
     for number in _SIGNALS:
         loop.add_signal_handler(number, stop.set)
     server = KvdServer(config, handed)
+    loop.add_signal_handler(signal.SIGHUP, _reload, server, notifier)
     notifier.starting(loop, f"recovering {config.data_dir}")
     await server.start()
     notifier.serving(loop, f"serving {', '.join(server.urls)}")
-    loop.add_signal_handler(signal.SIGHUP, _reload, server, notifier)
     await stop.wait()
     log.info("stopping")
     notifier.stopping("answering what was asked")
@@ -134,6 +134,8 @@ async def _run(config: Config, notifier: Notifier, handed: Sequence[Handed]) -> 
 
 
 def _reload(server: KvdServer, notifier: Notifier) -> None:
+    if not server.urls:  # nothing is served yet, and so nothing has been read
+        return
     notifier.reloading()
     server.reload()
     notifier.ready(f"serving {', '.join(server.urls)}")

@@ -134,11 +134,11 @@ class KvdServer:
         # A request makes hardly any cycles: collecting as often as Python does cost 7 % (measured).
         gc.set_threshold(_COLLECT_AFTER)
         self._tick(loop)
-        self.urls = urls
         for listener in listeners:
             acceptor = Acceptor(listener, self._http, self._connect, self._tls)
             await acceptor.start("listening")
             self._acceptors.append(acceptor)
+        self.urls = urls
 
     async def stop(self) -> None:
         """Answer what was asked, end every watch, and close the store cleanly."""
