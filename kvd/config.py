@@ -12,8 +12,9 @@ from types import MappingProxyType
 from urllib.parse import urlsplit
 
 from kvd.configfile import from_file
-from kvd.etcdflags import NO_EFFECT, REFUSALS
-from kvd.flags import EXIT_USAGE, ConfigError, shown
+from kvd.etcdflags import NO_EFFECT
+from kvd.etcdsettings import refuse_what_cannot_be_ignored, with_present_names
+from kvd.flags import EXIT_USAGE, ConfigError
 from kvd.help import help_text, settings_text, version_text
 from kvd.request import FORM_BYTES_MAX
 from kvd.settings import BY_NAME, DEFAULTS, Setting, Settings, from_command_line, from_environment
@@ -141,8 +142,7 @@ _LOG_LEVELS = {
 }
 
 
-# What etcd's loggers write. To the journal of systemd goes what is written to standard error.
-_LOGGERS = {"zap": "json", "capnslog": "text"}
+# To the journal of systemd goes what is written to standard error.
 _STANDARD_ERROR = ("default", "systemd/journal")
 
 
@@ -171,7 +171,7 @@ def parse(
     if "config-file" in given and given["config-file"].text:
         assert read_file is not None
         given = _from_file(given["config-file"], read_file) | given
-    settings = _with_old_names(DEFAULTS | given)
+    settings = with_present_names(DEFAULTS | given)
     config = _config(settings)
     config = replace(config, warnings=_warnings(given, unknown, config))
     if boolean(settings, "print-config"):
@@ -181,7 +181,7 @@ def parse(
 
 def _config(settings: Settings) -> Config:
     """Read each setting: the line that belongs to a field."""
-    _refuse_what_cannot_be_ignored(settings)
+    refuse_what_cannot_be_ignored(settings)
     listen = listen_urls(settings, "listen-client-urls", "listen-client-http-urls")
     if not listen:
         where = settings["listen-client-urls"].where
@@ -245,30 +245,6 @@ def _from_file(setting: Setting, read_file: Callable[[str], bytes]) -> Settings:
     return from_file(setting.text, data)
 
 
-def _with_old_names(settings: Settings) -> Settings:
-    """Return the settings with those of etcd 0.4 and 2 under their present names."""
-    renamed = dict(settings)
-    for old, new in (("addr", "advertise-client-urls"), ("bind-addr", "listen-client-urls")):
-        setting = settings[old]
-        if not setting.text:
-            continue
-        if not settings[new].is_default:
-            raise ConfigError(f"{setting.where} and {settings[new].where} say the same: give one")
-        renamed[new] = Setting(f"http://{setting.text}", setting.where)
-    if (authority := settings["ca-file"]).text:
-        if not settings["trusted-ca-file"].is_default:
-            where = settings["trusted-ca-file"].where
-            raise ConfigError(f"{authority.where} and {where} say the same: give one")
-        renamed["trusted-ca-file"] = authority
-        renamed["client-cert-auth"] = replace(authority, text="true")
-    logger = word(settings, "logger", "", *_LOGGERS)
-    if logger and settings["log-format"].is_default:
-        renamed["log-format"] = replace(settings["logger"], text=_LOGGERS[logger])
-    if boolean(settings, "debug"):
-        renamed["log-level"] = Setting("debug", settings["debug"].where)
-    return renamed
-
-
 def _derived(settings: Settings, config: Config) -> Settings:
     """Return the settings whose defaults depend on others, with what they come to."""
     texts = {"data-dir": str(config.data_dir), "advertise-client-urls": ",".join(config.advertise)}
@@ -285,35 +261,6 @@ def _warnings(given: Settings, unknown: Sequence[str], config: Config) -> tuple[
         "clients are told URLs that lead to themselves, see --advertise-client-urls": nobodys,
     }
     return tuple(f"{line}: {' '.join(names)}" for line, names in lines.items() if names)
-
-
-def _refuse_what_cannot_be_ignored(settings: Settings) -> None:
-    for refused in REFUSALS:
-        setting = settings[refused.name]
-        if setting.text not in refused.harmless:
-            raise ConfigError(f"{setting.where}={shown(setting.text)}: {refused.reason}")
-    if not boolean(settings, "enable-v2"):
-        where = settings["enable-v2"].where
-        raise ConfigError(f"{where}=false: the v2 API is all that kvd serves")
-    _refuse_other_members(settings)
-
-
-def _refuse_other_members(settings: Settings) -> None:
-    cluster = settings["initial-cluster"]
-    names = {
-        member.partition("=")[0].strip()
-        for member in members(settings, "initial-cluster", "a member")
-    }
-    if len(names) > 1:
-        raise ConfigError(
-            f"{cluster.where}: kvd runs as a single member, found {shown(cluster.text)}"
-        )
-    # etcd refuses this too: it cannot find itself in the cluster.
-    if names and names != {settings["name"].text}:
-        raise ConfigError(
-            f"{cluster.where}: expected this member, {shown(settings['name'].text)} "
-            f"({settings['name'].where}), found {shown(cluster.text)}"
-        )
 
 
 def _name(settings: Settings) -> str:

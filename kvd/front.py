@@ -100,18 +100,18 @@ class Front(Delegate):
         """Return whether no browser can have been talked into requests with these headers."""
         return self.browsers.is_usual(headers)
 
-    def is_refused(
-        self, connection: Connection, method: str, headers: httputil.HTTPHeaders
-    ) -> bool:
-        """Refuse a request that a browser may have been talked into, or return False."""
+    def admit(self, connection: Connection, method: str, headers: httputil.HTTPHeaders) -> bool:
+        """Refuse a request that a browser may have been talked into; return whether it goes on."""
         peer = connection.context
         refusal = self.browsers.refusal(method, headers, is_secured=peer.protocol == "https")
-        if refusal is None:
+        if refusal is not None:
+            if self._complains():
+                more = self._complains.kept_back()
+                log.warning("a request of %s was refused: %s%s", peer.remote_ip, refusal[1], more)
+            connection.reject(*refusal)
             return False
-        if self._complains():
-            more = self._complains.kept_back()
-            log.warning("a request of %s was refused: %s%s", peer.remote_ip, refusal[1], more)
-        connection.reject(*refusal)
+        if self.has_cors:
+            connection.extra_headers = self.cors(headers)
         return True
 
     def start_request(
@@ -177,10 +177,8 @@ class Exchange(httputil.HTTPMessageDelegate):
         method, target, version = start_line
         self._method = method
         connection = self._connection
-        if self._front.is_refused(connection, method, headers):
+        if not self._front.admit(connection, method, headers):
             return
-        if self._front.has_cors:
-            connection.extra_headers = self._front.cors(headers)
         raw, _, query = target.encode("latin-1").partition(b"?")
         try:
             if not raw.startswith(b"/") and method != "CONNECT":

@@ -21,6 +21,7 @@ PURE = (
     "kvd.entries",
     "kvd.errors",
     "kvd.etcdflags",
+    "kvd.etcdsettings",
     "kvd.flags",
     "kvd.help",
     "kvd.gojson",
