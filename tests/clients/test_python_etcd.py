@@ -1,0 +1,77 @@
+"""python-etcd's own integration tests, as its package ships them, with kvd in place of etcd."""
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import etcd
+import pytest
+
+from tests.clients.processes import free_port, kvd_as_etcd, run
+from tests.server import ROOT
+
+SHIPPED = Path(etcd.__file__).parent / "tests"
+TESTS = {
+    "integration/test_simple.py": {
+        *("TestSimple.test_machines", "TestSimple.test_leader", "TestSimple.test_update"),
+        *("TestSimple.test_get_set_delete", "TestSimple.test_retrieve_subkeys"),
+        *("TestSimple.test_directory_ttl_update", "TestErrors.test_is_not_a_file"),
+        "TestErrors.test_test_and_set",
+        "TestErrors.test_creating_already_existing_directory",
+        "TestClusterFunctions.test_reconnect_not_allowed",
+        "TestClusterFunctions.test_reconnet_fails",
+        *("TestWatch.test_watch", "TestWatch.test_watch_indexed"),
+        *("TestWatch.test_watch_generator", "TestWatch.test_watch_indexed_generator"),
+    },
+    "integration/test_ssl.py": {
+        "TestEncryptedAccess.test_get_set_unauthenticated",
+        "TestEncryptedAccess.test_get_set_unauthenticated_with_ca",
+        "TestEncryptedAccess.test_get_set_authenticated",
+        "TestClientAuthenticatedAccess.test_get_set_unauthenticated",
+    },
+}
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    """The tests, on ports of their own."""
+    ports = {name: str(free_port()) for name in ("6001", "6002", "6003", "6004", "8001", "9999")}
+    package = tmp_path / "shipped"
+    shutil.copytree(SHIPPED, package, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in package.rglob("*.py"):
+        text = path.read_text().replace("etcd.tests.integration", "shipped.integration")
+        path.write_text(re.sub("|".join(ports), lambda found: ports[found[0]], text))
+    (tmp_path / "conftest.py").write_text("import tests.clients.shipped\n")
+    return package
+
+
+def outcomes(suite: Path, file: str) -> dict[str, str]:
+    """Run a file of the suite; what became of each test, by class and name."""
+    bin_dir = kvd_as_etcd(suite.parent / "bin")
+    report = suite.parent / "report.xml"
+    ended = run(
+        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull),
+        *("--rootdir", suite.parent, "--junit-xml", report, suite / file),
+        environment={
+            "PATH": f"{bin_dir}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": f"{suite.parent}{os.pathsep}{ROOT}",
+        },
+        timeout_s=110,
+        cwd=suite.parent,
+    )
+    assert report.exists(), ended.stdout + ended.stderr
+    found: dict[str, str] = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        what = [f"{child.tag}: {child.text}" for child in case if "system" not in child.tag]
+        name = f"{case.get('classname', '').rpartition('.')[2]}.{case.get('name')}"
+        found[name] = "\n".join(what) or "passed"
+    return found
+
+
+@pytest.mark.parametrize("file", TESTS)
+def test_its_own_tests_pass(suite, file):
+    found = outcomes(suite, file)
+    assert found == dict.fromkeys(TESTS[file], "passed")
