@@ -277,7 +277,10 @@ class Committer:
             records = self._decide(pending)
             self._queued = queued if self._queue else began
             txn.reclaim(_RECLAIMED_PER_BATCH)
-            if not records and txn.tidied:
+            batch = None
+            if records:
+                batch = self._store.batch(txn, records, pending.first_index, time_ns)
+            elif txn.tidied:
                 self._store.tidy(txn)
         except IndexRefused as error:
             # Nothing is logged yet, so nothing has happened.
@@ -285,10 +288,9 @@ class Committer:
             log.warning("a batch was refused, the index could not take it: %s", error)
             self._abort(pending, str(error))
             return
-        if records:
+        if batch is not None:
             self._busy = True
             self.syncing_since = began
-            batch = self._store.batch(txn, records, pending.first_index, time_ns)
             self._append(
                 batch, lambda outcome: self._step(partial(self._appended, pending, batch, outcome))
             )

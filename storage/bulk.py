@@ -26,7 +26,7 @@ from storage.tree import Applied, Memory, Txn
 Item = tuple[bytes, bytes]
 """The cleaned path of a file, as `/a/b`, and its value."""
 
-_ITEMS_PER_TRANSACTION = 20_000
+_ITEMS_PER_TRANSACTION = 50_000
 
 
 class Loaded(NamedTuple):

@@ -30,7 +30,8 @@ The array may grow at its end.
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import NamedTuple
+from itertools import product
+from typing import Any, NamedTuple
 
 import cbor2
 
@@ -57,6 +58,22 @@ class Kind:
     SETTING = 19
 
 
+_NONE = type(None)
+_CHANGE_TYPES = frozenset(
+    product(
+        (int,),
+        (int,),
+        (bytes,),
+        (bytes, _NONE),
+        (bool,),
+        (int,),
+        (int, _NONE),
+        (bool,),
+        (bytes, _NONE),
+    )
+)
+"""The types of what a change is written as, where it is written as this version does."""
+_PAYLOAD_TYPES = (int, int, int, bytes, int, int, int, int, list)
 ENTRIES = frozenset((Kind.AUTH, Kind.MEMBER))
 CHANGES = frozenset(range(Kind.SET, Kind.EXPIRE + 1))
 REMOVALS = frozenset((Kind.DELETE, Kind.COMPARE_AND_DELETE, Kind.EXPIRE))
@@ -141,18 +158,19 @@ def encode_record(record: Record) -> bytes:
     return cbor2.dumps([Kind.SETTING, record.name, record.value])
 
 
-def decode_record(item: list[object]) -> Record:
+def decode_record(item: Any) -> Record:
     """Return the record that a decoded CBOR array stands for.
 
     Raises:
         UnknownRecord: its kind or its shape is not one this version writes.
     """
-    match item:
-        case [
-            int(kind), int(index), bytes(key), bytes() | None as value, bool(is_dir), int(created),
-            int() | None as expiration_ns, bool(refresh), bytes() | None, *_,
-        ] if kind in CHANGES:  # fmt: skip
+    # A table of the types instead of patterns: a third of the time, and a replay does it for each
+    # record of the log (measured).
+    if isinstance(item, list) and tuple(map(type, item[:9])) in _CHANGE_TYPES:
+        kind, index, key, value, is_dir, created, expiration_ns, refresh = item[:8]
+        if kind in CHANGES:
             return Change(kind, index, key, value, is_dir, created, expiration_ns or 0, refresh)
+    match item:
         case [Kind.TERM, int(term), *_]:
             return Term(term)
         case [
@@ -191,18 +209,15 @@ def decode_payload(data: bytes) -> Payload:
         UnknownRecord: the payload is not one that this version can read.
     """
     try:
-        item = cbor2.loads(data)
+        item: Any = cbor2.loads(data)
     except (cbor2.CBORDecodeError, ValueError) as error:
         raise UnknownRecord(f"a payload that is not CBOR: {error}") from None
-    match item:
-        case [
-            1, int(term), int(seq), bytes(prev_chain), int(pos), int(first_index), int(time_ns),
-            int(writer), list(items), *_,
-        ]:  # fmt: skip
+    if isinstance(item, list) and tuple(map(type, item[:9])) == _PAYLOAD_TYPES:
+        version, term, seq, prev_chain, pos, first_index, time_ns, writer, items = item[:9]
+        if version == VERSION:
             records = [decode_record(record) for record in items]
             return Payload(term, seq, prev_chain, pos, first_index, time_ns, writer, records)
-        case _:
-            raise UnknownRecord("a payload of an unknown version or shape")
+    raise UnknownRecord("a payload of an unknown version or shape")
 
 
 def next_chain(prev_chain: bytes, payload: bytes) -> bytes:

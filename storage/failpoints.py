@@ -28,7 +28,7 @@ from storage import disk
 NAMES = {
     "startAfterLock": "start: the directory is locked, nothing has been read",
     "startAfterScan": "start: the whole log has been read, nothing has been changed",
-    "startAfterMark": "start: the index is marked as in use, nothing has been performed on it",
+    "startAfterMark": "start: the index is marked as in use; one that was built anew has its place",
     "startAfterReplay": "start: the log has been performed on the index, its torn tail stands",
     "tailBeforeCut": "start: before a torn tail is copied to the quarantine",
     "tailAfterCut": "start: the torn tail is gone",

@@ -201,49 +201,38 @@ def ends_with_crc(before: bytes, crc: int) -> bool:
     )
 
 
-def parse(buffer: bytes, offset: int, salt: int) -> Parsed:
+def parse(  # noqa: PLR0911 -- one per way to be bad, in one piece: it runs for each frame of a log
+    buffer: bytes, offset: int, salt: int
+) -> Parsed:
     """Judge the frame that starts at `offset`, by its checksums alone.
 
     Sequence and chain are for the caller to compare: they tell a frame in the wrong place from
     a damaged one.
     """
     body = offset + HEADER_SIZE
-    if body > len(buffer):
+    head = buffer[offset:body]
+    if len(head) < HEADER_SIZE:
         return Parsed(State.SHORT, HEADER_SIZE)
-    magic, length, seq, first_index, kind, chain, header_crc, _ = _HEADER.unpack_from(
-        buffer, offset
-    )
+    magic, length, seq, first_index, kind, chain, header_crc, _ = _HEADER.unpack(head)
     if magic != FRAME_MAGIC:
-        if buffer[offset:body] == _ZEROS[:HEADER_SIZE]:
+        if head == _ZEROS[:HEADER_SIZE]:
             return _END
         return Parsed(State.BAD, 0, reason=f"starts with {magic!r}, expected {FRAME_MAGIC!r}")
-    expected = crc32(buffer[offset : offset + 32], salt & 0xFFFFFFFF)
-    if header_crc != expected:
-        return Parsed(
-            State.BAD,
-            0,
-            reason=f"fails its header checksum ({header_crc:08x}, expected {expected:08x})",
-        )
-    known = (frame_size(length), seq, first_index, kind & MAX_COUNT, kind >> 24, chain)
-    return _parse_body(buffer, offset, length, known)
-
-
-def _parse_body(
-    buffer: bytes, offset: int, length: int, known: tuple[int, int, int, int, int, int]
-) -> Parsed:
-    """Judge the rest of a frame whose header, and so its length, can be trusted."""
-    body = offset + HEADER_SIZE
-    end = offset + known[0]
-    if end > len(buffer):
+    if header_crc != (expected := crc32(head[:32], salt & 0xFFFFFFFF)):
+        reason = f"fails its header checksum ({header_crc:08x}, expected {expected:08x})"
+        return Parsed(State.BAD, 0, reason=reason)
+    # From here on the length can be trusted.
+    size = (length + _OVERHEAD + 7) & ~7
+    known = (size, seq, first_index, kind & MAX_COUNT, kind >> 24, chain)
+    if offset + size > len(buffer):
         return Parsed(State.SHORT, *known)
-    payload = buffer[body : body + length]
-    expected = crc32(payload, crc32(buffer[offset:body]))
-    (crc,) = _CRC.unpack_from(buffer, body + length)
-    if crc != expected:
+    body_end = body + length
+    payload = buffer[body:body_end]
+    (crc,) = _CRC.unpack_from(buffer, body_end)
+    if crc != (expected := crc32(payload, crc32(head))):
         reason = f"fails its checksum ({crc:08x}, expected {expected:08x})"
         return Parsed(State.BAD, *known, reason=reason)
-    padding = buffer[body + length + _CRC.size : end]
-    if padding != _ZEROS[: len(padding)]:
+    if any(buffer[body_end + _CRC.size : offset + size]):
         return Parsed(State.BAD, *known, reason="is not followed by zeros to a multiple of 8")
     return Parsed(State.INTACT, *known, crc, payload)
 

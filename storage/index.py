@@ -102,6 +102,14 @@ class Index:
         directory.mkdir(mode=0o700)
         return cls(_open(directory), directory, new=True)
 
+    def take_place(self, directory: Path) -> None:
+        """Move to a directory, instead of the index that stands there; which goes."""
+        # Closed in between, because LMDB keeps the memory of all that was written.
+        self.env.close()
+        shutil.rmtree(directory, ignore_errors=True)
+        disk.rename_durably(self.directory, directory)
+        self.__init__(_open(directory), directory)  # type: ignore[misc]
+
     def applied(self) -> Applied:
         """Return how far the log has been performed on it.
 

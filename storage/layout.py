@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import socket
 import stat
 from contextlib import suppress
@@ -270,7 +271,11 @@ def _entries(path: Path) -> list[Path]:
 def _remove_unfinished(path: Path) -> None:
     for directory in (path, *(path / room for room in _ROOMS)):
         for entry in _entries(directory):
-            if entry.suffix == ".tmp" and entry.name != SPARE_NAME and entry.is_file():
+            if entry.suffix != ".tmp" or entry.name == SPARE_NAME:
+                continue
+            if entry.is_dir():
+                shutil.rmtree(entry)  # an index
+            else:
                 disk.remove(entry)
 
 

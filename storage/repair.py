@@ -217,7 +217,7 @@ def _cut_behind(source: Source, extent: Extent) -> Cut:
     segments = sorted(source.wal.glob("*.wal"), reverse=True)
     kept, whole = _connected(source, segments, None if is_whole else end.segment)
     for path in snapshot.available(source.snap):
-        if int(path.name[17:33], 16) > end.seq:
+        if snapshot.seq_of(path) > end.seq:
             whole.append(path)
     last = kept.get(end.segment)
     if is_whole or last is None:

@@ -22,9 +22,9 @@ from storage.errors import OutOfReach
 from storage.frame import PAGE_SIZE, WAL_MAGIC, SegmentHeader
 from storage.index import Index
 from storage.layout import DataDirectory
-from storage.replay import Until
+from storage.replay import Until, to_the_end
 from storage.segments import Position, segment_name
-from storage.source import Source, to_index, to_the_end, to_time
+from storage.source import Source, to_index, to_time
 from storage.tree import APPLIED_KEY, TABLES, Applied, Memory, View
 
 

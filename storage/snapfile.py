@@ -159,9 +159,15 @@ def read(path: Path) -> tuple[Header, Iterator[Row]]:
         CorruptSnapshot: the file is damaged or incomplete; from here and from the iterator.
         OSError: the file cannot be read.
     """
+    header, chunks = read_chunks(path)
+    return header, ((table, key, value) for chunk in chunks for table, key, value in chunk)
+
+
+def read_chunks(path: Path) -> tuple[Header, Iterator[list[Row]]]:
+    """As `read`, but the rows come as they stand in the file: by chunks, none of them empty."""
     frames = _frames(path)
     header = _first(path, frames)
-    return header, _rows(path, header, frames)
+    return header, _chunks_in(path, header, frames)
 
 
 def verify(path: Path) -> Header:
@@ -171,8 +177,8 @@ def verify(path: Path) -> Header:
         CorruptSnapshot: it is damaged or incomplete.
         OSError: it cannot be read.
     """
-    header, rows = read(path)
-    for _ in rows:
+    header, chunks = read_chunks(path)
+    for _ in chunks:
         pass
     return header
 
@@ -304,8 +310,10 @@ def _first(path: Path, frames: Iterator[tuple[int, bytes]]) -> Header:
     raise CorruptSnapshot.at(path, PAGE_SIZE, "the header is missing")
 
 
-def _rows(path: Path, header: Header, frames: Iterator[tuple[int, bytes]]) -> Iterator[Row]:
-    """Yield the rows of all chunks, then check the footer."""
+def _chunks_in(
+    path: Path, header: Header, frames: Iterator[tuple[int, bytes]]
+) -> Iterator[list[Row]]:
+    """Yield all chunks, then check the footer."""
     counts: Counter[int] = Counter()
     digest = hashlib.sha256()
     footer: object = None
@@ -320,7 +328,7 @@ def _rows(path: Path, header: Header, frames: Iterator[tuple[int, bytes]]) -> It
         if isinstance(content, list):
             digest.update(payload)
             counts.update(map(_TABLE, content))
-            yield from map(tuple, content)
+            yield content
         else:
             footer = content
     if footer != {"rows": counts, "sha256": digest.digest()}:

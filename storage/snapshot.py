@@ -29,6 +29,7 @@ from storage.snapfile import (
     decode_header,
     encode_header,
     read,
+    read_chunks,
     read_header,
     verify,
     write,
@@ -42,9 +43,12 @@ __all__ = [
     "decode_header",
     "encode_header",
     "install",
+    "must_reach",
     "prune",
     "read",
+    "read_chunks",
     "read_header",
+    "seq_of",
     "set_aside",
     "verify",
     "write",
@@ -63,6 +67,16 @@ def available(directory: Path) -> list[Path]:
     return sorted(
         (path for path in directory.iterdir() if _NAME.fullmatch(path.name)), reverse=True
     )
+
+
+def seq_of(path: Path) -> int:
+    """Return the last frame that a snapshot covers, by its name; it was durable before that."""
+    return int(path.name[17:33], 16)
+
+
+def must_reach(directory: Path) -> int:
+    """Return the last frame that a snapshot covers, good or bad: the log has been that long."""
+    return max(map(seq_of, available(directory)), default=0)
 
 
 def install(temporary: Path, directory: Path, header: Header) -> Path:

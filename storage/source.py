@@ -26,7 +26,7 @@ from storage.errors import (
 )
 from storage.index import Index
 from storage.layout import Identity, read_format
-from storage.replay import Until, load, replay
+from storage.replay import Until, load, replay, to_the_end
 from storage.segments import Frame, Position, Scan, Segment, list_segments
 from storage.snapshot import Header
 from storage.tree import Applied
@@ -181,11 +181,6 @@ class Source:
     def latest(self, scratch: Path) -> Index:
         """Build an index of the last state of all; see `rebuild`."""
         return self.rebuild(scratch, lambda _: True, to_the_end)
-
-
-def to_the_end(payload: Payload) -> int:
-    """The replay goes on as far as the log does."""
-    return len(payload.records)
 
 
 def to_index(last: int) -> Until:

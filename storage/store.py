@@ -7,8 +7,9 @@ The order of a write, which `kvd.committer` keeps and this module serves:
     position = store.append(batch)          durable on return; on the sync thread
     store.commit(txn, batch, position)      visible; on the thread that began
 
-Recovery: take the index if it can be trusted, else the newest good snapshot, else nothing; read the
-whole log behind it, and only when every frame of it has proved good perform it, frame by frame.
+Recovery: take the index if it can be trusted; else build one from the newest good snapshot, or from
+nothing; read the whole log behind it. Nothing that stands there is changed before every frame has
+proved good.
 
 Invariants: `applied` is written in the transaction whose effects it counts. Sequence, chain and
 position of each payload must follow those of the one before it: another history is refused.
@@ -17,6 +18,7 @@ position of each payload must follow those of the one before it: another history
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -44,6 +46,8 @@ log = logging.getLogger(__name__)
 
 SEGMENT_BYTES_MAX = 64 << 20
 SNAPSHOTS_KEPT_MIN = 2
+# The index that is being built; a leftover of a crash goes with the other `*.tmp`.
+_DRAFT = "index.tmp"
 
 
 class Batch(NamedTuple):
@@ -185,7 +189,12 @@ class Store:
         return Txn(txn, self._index.tables, self._memory, self.applied)
 
     def batch(self, txn: Txn, records: list[bytes], first_index: int, time_ns: int) -> Batch:
-        """Return the frame's worth of what a transaction has performed."""
+        """Return the frame's worth of what a transaction has performed.
+
+        Raises:
+            IndexRefused: the transaction is dead; nothing of it has happened.
+        """
+        txn.write_history()
         applied = self.applied
         payload = encode_payload(
             term=txn.term,
@@ -389,47 +398,81 @@ class Store:
 
 
 def _recover(directory: DataDirectory, wal: Wal, *, rebuild_index: bool) -> tuple[Index, Recovery]:
+    mark = vouched(directory.index)
     reused = None if rebuild_index else Index.reuse(directory.index)
-    base: Position | None
-    newest: Path | None = None
-    if reused:
+    records = 0
+    base: Position | None = None
+    if reused is not None:
         index, source = reused
         base = index.applied().position
     else:
-        index = None
-        newest, base = _newest_snapshot(directory, wal)
-        source = f"snapshot {newest.name}" if newest else "log"
+        index, source, records = _build(directory, wal, beside=mark is not None)
     try:
-        # Two passes: nothing is performed and nothing cut before every byte has been looked at.
-        _check(directory, wal, base)
+        if base is not None:
+            # Two passes: nothing is performed before every byte has been looked at.
+            for _ in wal.scan(base, must_reach=base.seq):
+                pass
+        _check_end(wal, stopped_cleanly=mark == CLEAN_STOP)
         failpoints.reach("startAfterScan")
-        if index is None:
-            index = Index.create(directory.index)
-            index.mark_running()
-            load(index, newest)
-        else:
-            index.mark_running()
+        if base is None:
+            index.take_place(directory.index)
+        index.mark_running()
         failpoints.reach("startAfterMark")
-        records = replay(index, wal.scan(base))
+        if base is not None:
+            records = replay(index, wal.scan(base))
         failpoints.reach("startAfterReplay")
         wal.begin()
     except BaseException:
-        if index is not None:
-            index.env.close()
+        index.env.close()
         raise
     return index, Recovery(source, records)
 
 
-def _check(directory: DataDirectory, wal: Wal, base: Position | None) -> None:
-    """Read the log to its end.
+def _build(directory: DataDirectory, wal: Wal, *, beside: bool) -> tuple[Index, str, int]:
+    """Build a draft of the index from a snapshot and the whole log behind it.
+
+    All is performed while it is being checked, in one pass: the draft only counts when every byte
+    has been looked at.
+
+    Args:
+        directory: where the draft is made.
+        wal: the log; its scan has come to its end on return.
+        beside: whether the index that stands there may still be of use; else it goes first, because
+            there may be no room for two.
+
+    Returns:
+        The draft, what it was begun with, and how many records were performed.
+    """
+    if not beside:
+        shutil.rmtree(directory.index, ignore_errors=True)
+        directory.index.mkdir(mode=disk.DIRECTORY_MODE)
+    must_reach = snapshot.must_reach(directory.snap)
+    while True:
+        newest, base = _newest_snapshot(directory, wal)
+        draft = Index.create(directory.path / _DRAFT)
+        try:
+            load(draft, newest)
+            records = replay(draft, wal.scan(base, must_reach=must_reach))
+        except CorruptSnapshot as error:
+            assert newest is not None
+            draft.env.close()
+            log.warning("%s", error)
+            snapshot.set_aside(newest)
+        except BaseException:
+            draft.env.close()
+            raise
+        else:
+            return draft, f"snapshot {newest.name}" if newest else "log", records
+
+
+def _check_end(wal: Wal, *, stopped_cleanly: bool) -> None:
+    """Refuse a torn tail where nothing was being written at the stop.
 
     Raises:
-        CorruptLog: it is damaged, or has a torn tail though nothing was being written at the stop.
+        CorruptLog: the log was damaged after a clean stop.
     """
-    for _ in wal.scan(base, must_reach=base.seq if base else 0):
-        pass
     torn = wal.torn
-    if torn is not None and vouched(directory.index) == CLEAN_STOP:
+    if torn is not None and stopped_cleanly:
         raise CorruptLog.at(
             torn.file,
             torn.offset,
@@ -439,21 +482,23 @@ def _check(directory: DataDirectory, wal: Wal, base: Position | None) -> None:
 
 
 def _newest_snapshot(directory: DataDirectory, wal: Wal) -> tuple[Path | None, Position | None]:
-    """Return the newest good snapshot and where the log goes on behind it, or twice None.
+    """Return the newest snapshot and where the log goes on behind it, or twice None.
+
+    Its rows have not been looked at.
 
     Raises:
         CorruptLog: there is none, and the beginning of the log is gone.
     """
     for path in snapshot.available(directory.snap):
         try:
-            header = snapshot.verify(path)
+            header = snapshot.read_header(path)
         except CorruptSnapshot as error:
             log.warning("%s", error)
             snapshot.set_aside(path)
             continue
         if header.store_uuid != directory.identity.store_uuid:
             raise CorruptSnapshot(f"{path}: a snapshot of another store")
-        return path, Position(header.segment, header.offset, header.seq, header.crc)
+        return path, header.position
     if wal.first_seq != 1:
         raise CorruptLog(
             f"{directory.wal}: the log begins with frame {wal.first_seq}, expected frame 1 or a "

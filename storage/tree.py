@@ -24,7 +24,7 @@ from heapq import merge
 from itertools import islice
 from operator import itemgetter
 from struct import Struct
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 from zlib import crc32
 
 import lmdb
@@ -80,12 +80,17 @@ class _Seen(NamedTuple):
 
 _NOTHING_SEEN = _Seen(b"", b"", None, b"", None)
 
+# Beyond so many, events are dropped that would be forgotten anyway before they are written.
+_UNTOLD_MAX = 4000
+_Untold = tuple[Change, bytes | None, bytes, int]
+"""An event that is not in the history yet: change, its record, the row before it, its time."""
 
 IndexRefused = lmdb.Error
 """The index cannot take a change (a full disk, a full map); the transaction is dead."""
 
 Table = lmdb._Database
 Tables = dict[bytes, Table]
+Transaction: TypeAlias = "lmdb.Transaction[bytes]"
 
 
 class Applied(NamedTuple):
@@ -151,7 +156,7 @@ class Memory:
 class View:
     """The nodes as one transaction sees them; `memory` is of the same state."""
 
-    def __init__(self, txn: lmdb.Transaction[bytes], tables: Tables, memory: Memory) -> None:
+    def __init__(self, txn: Transaction, tables: Tables, memory: Memory) -> None:
         self._txn = txn
         self._get = txn.get
         self._tables = tables
@@ -300,7 +305,7 @@ class Txn(View):
 
     def __init__(
         self,
-        txn: lmdb.Transaction[bytes],
+        txn: Transaction,
         tables: Tables,
         committed: Memory,
         applied: Applied,
@@ -317,6 +322,7 @@ class Txn(View):
         self.history_limit = applied.history_limit
         self._oldest_event = applied.oldest_event
         self._seen = _NOTHING_SEEN
+        self._untold: list[_Untold] = []
         self.tidied = False
         """Rows were freed that no record speaks of: worth a commit even without a record."""
 
@@ -406,9 +412,19 @@ class Txn(View):
                 self._memory.garbage = None
             limit -= len(rows) + 1
 
+    def end_batch(self) -> None:
+        """Note that a batch ends here: what the history is too short for is forgotten now."""
+        oldest = self.index - self.history_limit + 1
+        if oldest > self._oldest_event:  # noqa: PLR1730 -- `max` takes three times as long
+            self._oldest_event = oldest
+        if len(self._untold) > _UNTOLD_MAX:
+            kept = max(self.index - self._oldest_event + 1, 0)
+            if len(self._untold) > 2 * kept:
+                del self._untold[: len(self._untold) - kept]
+
     def next_applied(self, *, seq: int, chain: bytes, time_ns: int, position: Position) -> Applied:
         """Return how far the log will have been performed once this transaction commits."""
-        self._trim()
+        self.end_batch()
         return Applied(
             seq,
             chain,
@@ -422,6 +438,21 @@ class Txn(View):
             position,
         )
 
+    def write_history(self) -> None:
+        """Write the events that were performed, but those that are forgotten already.
+
+        They cannot be read before. `commit` does it, too: what may fail should fail before the log
+        is written.
+        """
+        self.end_batch()
+        untold, self._untold = self._untold, []
+        for change, record, prev_row, time_ns in untold:
+            index = change[1]
+            if index >= self._oldest_event:
+                key = event_key(index)
+                row = encode_event(key, record or encode_record(change), prev_row, time_ns)
+                self._put(key, row, append=True, db=self._events)
+
     def commit(self, applied: Applied) -> None:
         """Make everything visible, together with `applied`.
 
@@ -429,6 +460,10 @@ class Txn(View):
             lmdb.Error: the transaction is dead and nothing of it has happened; `MapFullError` and
                 disk errors come from here, not from `perform` alone.
         """
+        if self._untold:
+            self.write_history()
+        if self._oldest_event > self._base.oldest_event:
+            self._forget_events()
         if applied is not self._base:
             self._put(APPLIED_KEY, applied.encode(), db=self._tables[b"meta"])
         self._txn.commit()
@@ -474,9 +509,7 @@ class Txn(View):
                 due_ns = self._memory.due_ns
                 if due_ns is not None and (due_ns == 0 or expiration_ns < due_ns):
                     self._memory.due_ns = expiration_ns
-        event_row_key = event_key(index)
-        event_row = encode_event(event_row_key, record or encode_record(change), prev_row, time_ns)
-        self._put(event_row_key, event_row, append=True, db=self._events)
+        self._untold.append((change, record, prev_row, time_ns))
         self.index = index
         return _new(Event, (change, prev, time_ns))
 
@@ -506,17 +539,14 @@ class Txn(View):
         self._next_dir_id += 1
         return self._next_dir_id - 1
 
-    def _trim(self) -> None:
-        """Drop the events that the history does not hold any more: once a transaction, in a row."""
-        oldest = self.index - self.history_limit + 1
-        if oldest <= self._oldest_event:
-            return
+    def _forget_events(self) -> None:
+        """Delete what the history does not hold any more of what was there before."""
+        oldest = min(self._oldest_event, self._base.index + 1)
         with self._txn.cursor(db=self._events) as cursor:
             # Each etcd index has its event, so they need only be counted.
             if cursor.first():
                 for _ in range(_U64.unpack(cursor.key())[0], oldest):
                     cursor.delete()
-        self._oldest_event = oldest
 
     def _delete_ttl(self, key: bytes, node: Node) -> None:
         if node.expiration_ns == self._memory.due_ns:

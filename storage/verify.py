@@ -19,6 +19,7 @@ from storage.node import CorruptIndex
 from storage.replay import decode, load, replay
 from storage.restore import state
 from storage.segments import Frame, Position, TornTail
+from storage.snapshot import must_reach
 from storage.source import Base, Source, place
 from storage.tree import Applied
 
@@ -189,27 +190,32 @@ def _start(source: Source, bases: list[Base], known: IndexState | None) -> str:
     """
     source.segments()
     if known is not None:
-        _read_on(source, place(known.applied), known.applied.seq + 1, known.applied.chain)
+        start = place(known.applied)
+        reach = start.seq if start else 0
+        _read_on(source, start, reach, known.applied.seq + 1, known.applied.chain)
         return "the index"
     if not bases:
         raise CorruptLog(
             f"{source.wal}: the log does not begin with frame 1, and there is no good snapshot"
         )
+    reach = must_reach(source.snap)
     path, header = bases[0]
     if path is None or header is None:
-        _read_on(source, None, 1, CHAIN_START)
+        _read_on(source, None, reach, 1, CHAIN_START)
         return "the log"
     # A snapshot's header counts frames; the first batch behind it says how many those were.
-    _read_on(source, header.position, None, header.chain)
+    _read_on(source, header.position, reach, None, header.chain)
     return f"snap/{path.name}"
 
 
-def _read_on(source: Source, start: Position | None, seq: int | None, chain: bytes) -> None:
-    """Read the log behind a place, where batch `seq` on `chain` goes on."""
-    for frame in source.frames(start, must_reach=start.seq if start else 0):
+def _read_on(
+    source: Source, start: Position | None, reach: int, seq: int | None, chain: bytes
+) -> None:
+    """Read the log behind a place, where batch `seq` on `chain` goes on, at least to `reach`."""
+    for frame in source.frames(start, must_reach=reach):
         if seq is None:
             seq = _batch(frame)
-        decode(frame, Applied(seq=seq - 1, chain=chain))
+        decode(frame, seq - 1, chain)
         seq, chain = seq + 1, next_chain(chain, frame.payload)
     torn = source.scan.torn if source.scan else None
     if torn and _was_stopped_cleanly(source):

@@ -16,7 +16,7 @@ import pytest
 import storage.store
 from kvd.commands import Delete, Set
 from storage import disk, snapshot
-from storage.change import Setting, Term, encode_payload, encode_record, next_chain
+from storage.change import Setting, Term, encode_payload, encode_record
 from storage.errors import (
     CorruptLog,
     CorruptSnapshot,
@@ -223,7 +223,9 @@ def test_a_start_that_has_no_room_for_the_index_says_so_in_one_line(tmp_path, mo
     assert reopened(path)[0] == held
 
 
-def test_a_crash_in_the_middle_of_a_rebuild_costs_another_rebuild(tmp_path, monkeypatch):
+@pytest.mark.parametrize("stop", ["clean", "killed"])
+@pytest.mark.parametrize("place", ["storage.snapshot.read_chunks", "storage.replay.next_chain"])
+def test_a_crash_in_the_middle_of_a_rebuild_takes_nothing_away(tmp_path, monkeypatch, place, stop):
     path = tmp_path / "data"
     store = open_store(path)
     live(store, Random(1), 20)
@@ -231,41 +233,55 @@ def test_a_crash_in_the_middle_of_a_rebuild_costs_another_rebuild(tmp_path, monk
     live(store, Random(2), 20)
     held = digest(store)
     store.close()
+    if stop == "killed":
+        (path / "index" / "CLEAN").unlink()  # and the machine went, too: nothing vouches for it
 
     def crash(*_):
         raise OSError(errno.EIO, "the machine goes here")
 
+    monkeypatch.setattr("storage.replay._REPLAY_RECORDS", 7)
     with monkeypatch.context() as patch:
-        patch.setattr(snapshot, "read", crash)
+        patch.setattr(place, crash)
         with pytest.raises(OSError, match="goes here"):
             open_store(path, rebuild_index=True)
-    with monkeypatch.context() as patch:
-        patch.setattr("storage.replay.next_chain", crash)
-        with pytest.raises(OSError, match="goes here"):
-            open_store(path)
     found, recovery = reopened(path)
     assert found == held
-    assert recovery.records > 0
+    assert (recovery.source == "clean stop") == (stop == "clean")
+    assert not (path / "index.tmp").exists()
 
 
-def test_an_index_that_was_rebuilt_in_part_goes_on_from_there(tmp_path, monkeypatch):
+def test_a_refused_rebuild_leaves_the_index_that_is_good(tmp_path):
     path = tmp_path / "data"
-    held = live_and_die(path, 6)
-    monkeypatch.setattr("storage.replay._REPLAY_RECORDS", 7)
-    frames = 0
+    store = open_store(path)
+    write(store, Set(b"/a", b"1"))
+    held = digest(store)
+    store.close()
+    (segment,) = (path / "wal").glob("*.wal")
+    good = segment.read_bytes()
+    segment.write_bytes(good.replace(b"/a", b"/b", 1))
+    with pytest.raises(CorruptLog):
+        open_store(path, rebuild_index=True)
+    segment.write_bytes(good)
+    found, recovery = reopened(path)
+    assert (found, recovery.source) == (held, "clean stop")
 
-    def crash(prev_chain, payload):
-        nonlocal frames
-        frames += 1
-        if frames == 20:
-            raise OSError(errno.EIO, "the machine goes here")
-        return next_chain(prev_chain, payload)
 
-    with monkeypatch.context() as patch:
-        patch.setattr("storage.replay.next_chain", crash)
-        with pytest.raises(OSError, match="goes here"):
-            open_store(path, rebuild_index=True)
-    assert reopened(path)[0] == held
+def test_a_log_that_ends_before_a_snapshot_is_refused_though_that_one_is_damaged(tmp_path, caplog):
+    path = tmp_path / "data"
+    store = open_store(path)
+    write(store, Set(b"/a", b"1"))
+    before = store.wal.position.offset
+    write(store, Set(b"/b", b"2"))
+    store.snapshot()
+    store.close()
+    (newest,) = (path / "snap").iterdir()
+    newest.write_bytes(newest.read_bytes()[:-1])
+    (segment,) = (path / "wal").glob("*.wal")
+    segment.write_bytes(segment.read_bytes()[:before])
+    shutil.rmtree(path / "index")
+    with pytest.raises(CorruptLog, match="the log ends with frame 1, but frame 2 was acknowledged"):
+        open_store(path)
+    assert "set aside" in caplog.text
 
 
 def test_a_torn_tail_is_no_part_of_the_state(tmp_path, caplog):
