@@ -61,19 +61,23 @@ def hosts_of(
         if not whitelist or "*" in whitelist:
             return None
         return Hosts(frozenset(map(str.lower, whitelist)), takes_local=False)
-    if all(url.is_socket or _is_loopback(url.host) for url in urls):
+    if all(url.is_local for url in urls):
         return Hosts(frozenset(name.lower() for name in own if name), takes_local=True)
     return None
 
 
 class BrowserPolicy:
-    """Refuses what a browser may have been talked into."""
+    """Refuses what a browser may have been talked into.
+
+    Attributes:
+        origins: The origins whose pages may read and write; `*` for any.
+    """
 
     def __init__(self, hosts: Hosts | None, origins: Collection[str]) -> None:
         """Take requests for these hosts, and writes from pages of these origins (`*`: of any)."""
         self._hosts = hosts
-        self._origins = frozenset(origins)
-        self._takes_any_page = "*" in self._origins
+        self.origins = frozenset(origins)
+        self._takes_any_page = "*" in self.origins
 
     def is_usual(self, headers: Mapping[str, str]) -> bool:
         """Return whether no request with these headers can be refused here."""
@@ -96,7 +100,7 @@ class BrowserPolicy:
             )
         if method not in _SAFE_METHODS and not self._takes_any_page and _is_foreign(headers, host):
             origin = headers.get("Origin", "")
-            if origin not in self._origins:
+            if origin not in self.origins:
                 return HTTPStatus.FORBIDDEN, (
                     f"a page of {origin or 'another site'} may change nothing here; see kvd --cors"
                 )
@@ -125,7 +129,3 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or (_is_address(host) and ip_address(host).is_loopback)

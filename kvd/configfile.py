@@ -27,12 +27,19 @@ def from_file(path: str, data: bytes) -> Settings:
         ConfigError: It is no YAML, or not what a configuration file is.
     """
     try:
-        # The safe loader makes plain values only; the others run what a file says.
-        content = yaml.safe_load(data)
-    except (yaml.YAMLError, ValueError) as error:  # a day that is none is a ValueError
+        return _settings(path, data)
+    except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is no YAML: {_reason(error)}") from None
+    except ValueError as error:  # a day that is none, a number of thousands of digits
+        raise ConfigError(f"{path}: {str(error).partition(';')[0]}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: is nested too deeply") from None
+
+
+def _settings(path: str, data: bytes) -> Settings:
     given: Settings = {}
-    for key, value in _mapping(path, content).items():
+    # The safe loader makes plain values only; the others run what a file says.
+    for key, value in _mapping(path, yaml.safe_load(data)).items():
         if key in _NESTED:
             for inner, text in _mapping(f"{path}: {key}", value).items():
                 _add(given, f"{path}: {key}: {inner}", _NESTED[key] + inner, text)
@@ -68,7 +75,7 @@ def _text(where: str, value: object) -> str:
     raise ConfigError(f"{where}: expected a text, a number, a truth value or a list of these")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: yaml.YAMLError) -> str:
     """Return in one line what PyYAML says in many."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"line {error.problem_mark.line + 1}: {error.problem}"

@@ -57,21 +57,37 @@ class Front(Delegate):
         others: httputil.HTTPServerConnectionDelegate,
         guard: Guard,
         browsers: BrowserPolicy,
-        cors: tuple[str, ...] = (),
+        exposed: str = "",
     ) -> None:
+        """Serve the requests of all connections.
+
+        Args:
+            keys: the key space.
+            others: all other routes.
+            guard: who may do what.
+            browsers: what pages may have a browser do.
+            exposed: the URLs on the way to which passwords can be read, for a warning.
+        """
         self.keys = keys
         self.others = others
         self.guard = guard
         self.browsers = browsers
+        self._exposed = exposed
         self._complains = Rarely(10.0)
-        self.has_cors = bool(cors)
-        self._cors = frozenset(cors)
+        self.has_cors = bool(browsers.origins)
         self.needs_headers = False
         """Whether headers decide on the answers of the key space: there is no short way then."""
         guard.on_refresh = self._look
         self._look()
 
     def _look(self) -> None:
+        if self._exposed and self.guard.enabled:
+            log.warning(
+                "users are asked for, but their passwords can be read on the way to %s; "
+                "listen on https:// URLs alone",
+                self._exposed,
+            )
+            self._exposed = ""
         self.needs_headers = self.has_cors or self.guard.enabled
 
     def serve_whole(self, connection: Connection, line: bytes, block: Block, body: bytes) -> bool:
@@ -123,8 +139,8 @@ class Front(Delegate):
 
     def cors(self, headers: httputil.HTTPHeaders) -> bytes:
         """Return the header lines that let a browser's page read an answer, if it may."""
-        origin = "*" if "*" in self._cors else headers.get("Origin", "")
-        if origin not in self._cors:
+        origin = "*" if "*" in self.browsers.origins else headers.get("Origin", "")
+        if origin not in self.browsers.origins:
             return b""
         return (
             "Access-Control-Allow-Methods: POST, GET, OPTIONS, PUT, DELETE\r\n"

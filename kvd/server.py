@@ -282,7 +282,8 @@ class KvdServer:
             backlog=files.backlog,
         )
         browsers = BrowserPolicy(hosts, config.cors)
-        front = Front(self._keys, application, guard, browsers, config.cors)
+        exposed = " ".join(str(url) for url in listening if not (url.is_tls or url.is_local))
+        front = Front(self._keys, application, guard, browsers, exposed)
         self._http = Server(front, limits, loop, memory)
         connection = LoggedConnection if config.access_log else Connection
         self._connect: Callable[[], Connection] = partial(connection, self._http)

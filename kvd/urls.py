@@ -1,6 +1,7 @@
 """URLs in settings: the ones listened on, the ones that others are told, and origins of pages."""
 
 from dataclasses import dataclass
+from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
 
 from kvd.flags import ConfigError, shown
@@ -36,6 +37,11 @@ class ListenUrl:
     def is_tls(self) -> bool:
         """Whether TLS is spoken there."""
         return self.scheme in _TLS
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can connect there."""
+        return self.is_socket or self.host == "localhost" or _is_loopback(self.host)
 
     def __str__(self) -> str:
         if self.is_socket:
@@ -77,6 +83,13 @@ def origins(settings: Settings, name: str) -> tuple[str, ...]:
                 f"{where}: expected * or origins such as http://host:80, found {shown(text)}"
             )
     return tuple(found)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _is_socket(text: str) -> bool:

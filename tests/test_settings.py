@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvd.config import Config, ConfigError, Printout, parse
+from kvd.flags import FLAGS
 
 FILE = "/etc/kvd.yml"
 
@@ -140,7 +143,11 @@ def test_a_file_that_says_nothing_changes_nothing(text):
             "is no YAML: line 2: found character '\\t' that cannot start any token",
         ),
         ("name: \x00", "is no YAML: unacceptable character #x0000: special characters are not"),
-        ("when: 2026-99-99", "is no YAML: month must be in 1..12"),
+        ("when: 2026-99-99", "month must be in 1..12"),
+        ("snapshot-count: 0x" + "f" * 5000, "Exceeds the limit (4300 digits) for integer string"),
+        ("cors: " + "[" * 5000 + "]" * 5000, "is nested too deeply"),
+        ("cors: &a [*a]", "is nested too deeply"),
+        ("? [a]\n: b", "is no YAML: line 1: found unhashable key"),
         ("just text", "expected lines of the form `flag: value`"),
         ("- name", "expected lines of the form `flag: value`"),
         ("nmae: x", 'unknown key "nmae"; did you mean name?'),
@@ -167,6 +174,28 @@ def test_a_bad_file_is_refused_with_its_name_and_the_reason(text, message):
     refused = refusal("--config-file", FILE, file=text)
     assert refused.startswith(f"{FILE}: {message.partition(';')[0]}")
     assert "\n" not in refused
+
+
+def said(*argv: str, file: bytes = b"") -> str:
+    """What a person reads of a refusal; empty where there is none."""
+    try:
+        parse(argv, {}, lambda _path: file)
+    except ConfigError as refused:
+        return str(refused)
+    return ""
+
+
+@given(st.binary() | st.text().map(str.encode))
+def test_any_bytes_are_a_configuration_or_refused_in_one_line(data):
+    assert len(said("--config-file", FILE, file=data).splitlines()) <= 1
+
+
+WORDS = st.sampled_from([f"--{flag.name}" for flag in FLAGS]) | st.text()
+
+
+@given(st.lists(WORDS | st.tuples(WORDS, st.text()).map("=".join)))
+def test_any_command_line_is_a_configuration_or_refused_in_one_line(argv):
+    assert len(said(*argv).splitlines()) <= 1
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path):

@@ -2,11 +2,13 @@
 
 import contextlib
 import http.client
+import json
 import os
 import signal
 import socket
 import ssl
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from tests.server import PATIENCE_S, Server, run_kvd, running
 ON_ASYNCIO = (
     "import sys; sys.modules['uvloop'] = None; from kvd.__main__ import main; sys.exit(main())"
 )
+LOOPS = {"uvloop": ("-m", "kvd"), "asyncio": ("-c", ON_ASYNCIO)}
 HTTPS = "https://127.0.0.1:0"
 CONFIGURATION = 78
 HANDSHAKE = b"\x16\x03\x01"
@@ -38,12 +41,12 @@ def flags(pair: Pair, *more: str) -> tuple[str, ...]:
     return ("--cert-file", str(pair.cert), "--key-file", str(pair.key), *more)
 
 
-@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
+@pytest.fixture(scope="module", params=LOOPS)
 def secured(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pair: Pair
 ) -> Iterator[Server]:
     """A server with one https URL, on either event loop."""
-    launch = ("-m", "kvd") if request.param == "uvloop" else ("-c", ON_ASYNCIO)
+    launch = LOOPS[request.param]
     directory = tmp_path_factory.mktemp("data")
     yield from running(Server(directory, *flags(pair), listen=HTTPS, launch=launch))
 
@@ -241,11 +244,12 @@ class TestClientsThatGoWrong:
         line = line_with(fresh_server, "spoke TLS")
         assert f"127.0.0.1:{fresh_server.port}, where http://" in line
 
-    def test_one_port_may_speak_both(self, start, trusting, make_server, pair):
+    @pytest.mark.parametrize("loop", LOOPS)
+    def test_one_port_may_speak_both(self, trusting, make_server, pair, loop):
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
         both = f"http://127.0.0.1:{port},https://127.0.0.1:{port}"
-        server = make_server(*flags(pair), listen=both).start()
+        server = make_server(*flags(pair), listen=both, launch=LOOPS[loop]).start()
         assert server.client(tls=trusting).put("/a", "1").status == 201
         assert server.client(server.urls[0]).get("/a").json["node"]["value"] == "1"
         assert "WARNING" not in server.stderr
@@ -353,6 +357,37 @@ class TestClientCertificates:
         assert not is_served(server, bad)
         line = line_with(server, "no TLS with")
         assert line.endswith("the client's certificate is not for good.example")
+
+    def test_the_common_name_is_a_user_where_it_is_asked_for(self, start, authority):
+        argv = ("--trusted-ca-file", str(authority.cert))
+        root, alice, nobody = (
+            client_context(authority.cert, authority.sign(name))
+            for name in ("root", "alice", "nobody")
+        )
+        server = start(*argv, "--client-cert-auth")
+        client = server.client(tls=root)
+        for path, body in (
+            ("users/root", {"user": "root", "password": "secret"}),
+            ("users/alice", {"user": "alice", "password": "secret", "roles": ["own"]}),
+            ("roles/own", {"role": "own", "permissions": {"kv": {"read": [], "write": ["/a"]}}}),
+            ("enable", {}),
+        ):
+            answer = client.request("PUT", f"/v2/auth/{path}", json.dumps(body))
+            assert answer.status in (200, 201), answer.body
+        guest = {"role": "guest", "revoke": {"kv": {"read": [], "write": ["/*"]}}}
+        assert client.request("PUT", "/v2/auth/roles/guest", json.dumps(guest)).status == 200
+        assert server.client(tls=alice).put("/a", "1").status == 201
+        assert server.client(tls=alice).put("/b", "1").status == 401
+        assert server.client(tls=nobody).put("/a", "1").status == 401
+        # A name and a password count more than the certificate.
+        given = {"Authorization": "Basic " + b64encode(b"root:secret").decode()}
+        answer = server.client(tls=alice).request("PUT", "/v2/keys/b", "value=1", given)
+        assert answer.status == 201
+        server.terminate()
+        # Without the flag a certificate lets its client in, and that is all.
+        server.flags = server.flags[:-1]
+        server.start()
+        assert server.client(tls=alice).put("/a", "2").status == 401
 
     def test_the_common_name_is_the_one_of_the_subject(self):
         subject = ((("organizationName", "x"),), (("commonName", "alice"), ("commonName", "bob")))
@@ -495,6 +530,32 @@ class TestSelfSigned:
         assert server.wait() == CONFIGURATION
         (line,) = server.stderr.splitlines()
         assert "--auto-tls needs the package cryptography: pip install 'kvd[tls]'" in line
+
+
+@pytest.mark.parametrize(("host", "expected"), [("0.0.0.0", True), ("127.0.0.1", False)])
+def test_passwords_that_others_can_read_are_warned_of_once(make_server, host, expected):
+    told = ("--advertise-client-urls", "http://kv.example:2379")
+    server = make_server(*told, listen=f"http://{host}:0").start()
+    client = server.client(server.url.replace(host, "127.0.0.1"))
+    root = json.dumps({"user": "root", "password": "secret"})
+    assert client.request("PUT", "/v2/auth/users/root", root).status == 201
+    assert "passwords can be read" not in server.stderr
+    assert client.request("PUT", "/v2/auth/enable", "").status == 200
+    server.terminate()
+    assert server.stderr.count(f"can be read on the way to {server.url}; listen on") == expected
+    server.start()  # and again by each start
+    assert server.stderr.count("can be read on the way") == 2 * expected
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["given", "self-signed"])
+def test_metrics_are_served_with_tls_too(make_server, pair, authority, own):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    how = ("--auto-tls",) if own else flags(pair)
+    server = make_server(*how, "--listen-metrics-urls", f"https://127.0.0.1:{port}").start()
+    context = client_context(server.data_dir / "tls" / "cert.pem" if own else authority.cert)
+    client = server.client(f"https://127.0.0.1:{port}", tls=context)
+    assert client.request("GET", "/readyz").status == 200
 
 
 def test_a_stop_ends_watches_and_connections_properly(start, trusting):
