@@ -43,7 +43,7 @@ def fsync_eio(trial: Trial) -> None:
         ops: list[Op] = []
         with Kvd(data, *SMALL_FLAGS, "--snapshot-count", "1000000", mutant=trial.mutant) as kvd:
             try:
-                kvd.start(strace=strace)
+                kvd.start(straces={"*": strace})
             except NotListening:
                 pass
             else:

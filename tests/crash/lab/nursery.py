@@ -200,9 +200,10 @@ def _attach(straces: dict[str, list[str]], name: str) -> None:
         return
     thread = threading.get_native_id()
     words = [word.replace("{thread}", name) for word in args]
-    # A grandchild: the server must not find a child of which it knows nothing.
+    # A grandchild: the server must not find a child of which it knows nothing. It holds the
+    # server's stderr open: whoever waits for the end of that waits for the whole trace.
     command = ["strace", "-qq", *words, "-p", str(thread)]
-    subprocess.run(["sh", "-c", 'exec "$@" 2>/dev/null &', "sh", *command], check=True)
+    subprocess.run(["sh", "-c", 'exec "$@" &', "sh", *command], check=True)
     end = time.monotonic() + 10
     while "TracerPid:\t0\n" in Path(f"/proc/self/task/{thread}/status").read_text():
         if time.monotonic() > end:

@@ -411,7 +411,7 @@ def record(directory: Path, seed: int, mutant: str | None, requests: int) -> Tru
     data.mkdir(mode=0o700)
     trace = directory / "trace.txt"
     strace = (
-        *("-y", "-xx", "-s", "4000000", "-A", "-o", str(trace)),
+        *("-f", "-y", "-xx", "-s", "4000000", "-A", "-o", str(trace)),
         *("-e", f"trace={','.join(CALLS)}", "-e", "signal=none"),
     )
     clients = Clients(8, seed, keys=6)
@@ -419,7 +419,7 @@ def record(directory: Path, seed: int, mutant: str | None, requests: int) -> Tru
     with Kvd(data, *SMALL_FLAGS, mutant=mutant) as kvd:
         for life in range(3):
             try:
-                kvd.start(strace=strace)
+                kvd.start(straces={"MainThread": strace})
             except NotListening as error:
                 raise Violation(f"the server does not start again: {error}") from None
             clients.start(kvd.port, requests // 3 // 8 + 1)

@@ -46,13 +46,12 @@ class Kvd:
     def start(
         self,
         *flags: str,
-        strace: Sequence[str] = (),
         straces: Mapping[str, Sequence[str]] | None = None,
         env: dict[str, str] | None = None,
         fresh: bool = False,
     ) -> "Kvd":
         """Start and wait until it listens; `NotListening` when it ends before."""
-        self.launch(*flags, strace=strace, straces=straces, env=env, fresh=fresh)
+        self.launch(*flags, straces=straces, env=env, fresh=fresh)
         with self._changed:
             self._changed.wait_for(lambda: self._ended or self.port, timeout=PATIENCE_S)
         if not self.port:
@@ -66,7 +65,6 @@ class Kvd:
     def launch(
         self,
         *flags: str,
-        strace: Sequence[str] = (),
         straces: Mapping[str, Sequence[str]] | None = None,
         env: dict[str, str] | None = None,
         fresh: bool = False,
@@ -75,14 +73,14 @@ class Kvd:
 
         Args:
             flags: further flags of kvd.
-            strace: arguments to a strace of the whole process, from its first instruction.
-            straces: the same by the name of a thread, from the first line of kvd; see nursery.py.
+            straces: arguments to a strace by the name of the thread that it traces, `*` for each;
+                see nursery.py.
             env: what is added to the environment.
             fresh: in an interpreter of its own, instead of forked from one that is ready.
         """
         argv = ["--data-dir", str(self.data_dir), "--listen-client-urls", "http://127.0.0.1:0"]
         argv += [*self.flags, *flags]
-        if strace or straces or self.mutant:
+        if straces or self.mutant:
             # What the kernel syncs by itself neither strace nor a bug of ours can meddle with.
             argv += ["--wal-sync", "thread"]
         if self._reader is not None:
@@ -90,8 +88,8 @@ class Kvd:
             self._reader.join(PATIENCE_S)
         self.port, self._ended, self.stderr = 0, False, ""
         self._started = time.monotonic()
-        if fresh or strace:
-            self._process = self._open(argv, strace, env or {})
+        if fresh:
+            self._process = self._open(argv, env or {})
         else:
             self._process = nursery.fork(
                 self.mutant or "none", argv, env=env or {}, straces=straces or {}
@@ -101,16 +99,10 @@ class Kvd:
         self._reader = threading.Thread(target=self._read, args=[stderr], daemon=True)
         self._reader.start()
 
-    def _open(
-        self, argv: Sequence[str], strace: Sequence[str], env: dict[str, str]
-    ) -> subprocess.Popen[str]:
+    def _open(self, argv: Sequence[str], env: dict[str, str]) -> subprocess.Popen[str]:
         module = ["tests.crash.lab.mutant", self.mutant, "--"] if self.mutant else ["kvd"]
-        # It traces from aside (-D). A filter in the kernel makes it cheap, but signals are not
-        # injected through it.
-        fast = [] if any("signal=KILL" in word for word in strace) else ["--seccomp-bpf"]
-        tracer = ["strace", "-D", "-f", "-qq", *fast, *strace] if strace else []
         return subprocess.Popen(
-            [*tracer, sys.executable, "-m", *module, *argv],
+            [sys.executable, "-m", *module, *argv],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -161,8 +153,12 @@ class Kvd:
     def __enter__(self) -> "Kvd":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self.stop()
+        if kind is not None:
+            # Beside the directory that is left, what its last server has said.
+            self.wait()
+            self.data_dir.with_name(f"{self.data_dir.name}.log").write_text(self.stderr)
 
     def _read(self, stderr: IO[str]) -> None:
         with stderr:
