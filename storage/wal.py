@@ -459,8 +459,9 @@ class Wal:
         self._dirty_end = max(self._dirty_end, end)
         written = error.written if isinstance(error, disk.PartialWrite) else 0
         if self._tail.offset + written >= intact_from:
-            # Only padding is missing: a restart would take the frame for a good one.
-            self._erase_dirty()
+            # Only padding is missing, or zeros over what an earlier write left: a restart would
+            # take the frame for a good one. What was taken can be written again, and no more.
+            disk.write_at(self._fd, bytes(written), self._tail.offset)
             disk.sync_data(self._fd)
         raise log_full(error, self._segments[-1].path) from error
 

@@ -717,6 +717,30 @@ def test_a_refused_write_is_never_found_again_however_much_of_it_was_written(tmp
     wal.close()
 
 
+def test_a_small_frame_over_what_a_large_one_left_is_refused_like_it(tmp_path, monkeypatch):
+    """The small one fits the room there is, the zeros over the rest of the large one do not."""
+    wal = begin(tmp_path)
+    append(wal, b"x")
+    end = wal.position.offset + 100
+    real = disk.write_at
+
+    def up_to_the_end(fd, data, offset):
+        room = max(0, end - offset)
+        real(fd, data[:room], offset)
+        if len(data) > room:
+            raise disk.PartialWrite(OSError(errno.EFBIG, os.strerror(errno.EFBIG)), room)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "write_at", up_to_the_end)
+        for payload in (b"z" * 500, b"y"):
+            with pytest.raises(LogFull):
+                append(wal, payload)
+            assert payloads_of(tmp_path) == [b"x"]
+    append(wal, b"y")
+    assert payloads_of(tmp_path) == [b"x", b"y"]
+    wal.close()
+
+
 def test_a_full_disk_is_no_reason_to_keep_a_torn_tail(tmp_path, monkeypatch, caplog):
     ends = fill(tmp_path, [b"x", b"y"])
     os.truncate(segments(tmp_path)[0], ends[-1].offset - 8)
