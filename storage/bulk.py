@@ -87,6 +87,7 @@ def _fill(index: Index, items: Iterable[Item], time_ns: int) -> Applied:
                 _check(txn, path, passable)
                 number = txn.index + 1
                 txn.perform(Change(Kind.SET, number, path, value, False, number), time_ns)
+                txn.end_batch()
             applied = txn.next_applied(
                 seq=applied.seq, chain=applied.chain, time_ns=time_ns, position=applied.position
             )

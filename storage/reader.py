@@ -13,6 +13,7 @@ from storage import disk, frame
 from storage.frame import PAGE_SIZE, Parsed, State
 
 WINDOW_BYTES = 1024 * 1024
+_SHORT, _INTACT = State.SHORT, State.INTACT
 _ZEROS = bytes(WINDOW_BYTES)
 
 
@@ -43,6 +44,7 @@ class FrameReader:
         except BaseException:
             os.close(self._fd)
             raise
+        self._salt = self.header.salt
         self.offset = PAGE_SIZE
         self._window = b""
         self._window_start = PAGE_SIZE
@@ -68,10 +70,10 @@ class FrameReader:
         Never returns SHORT: a frame that the file does not hold completely is BAD, and END says
         that zeros stand there or the file ends (what comes after them is not looked at).
         """
-        parsed = frame.parse(self._window, self.offset - self._window_start, self.header.salt)
-        if parsed.state is State.SHORT:
+        parsed = frame.parse(self._window, self.offset - self._window_start, self._salt)
+        if parsed.state is _SHORT:
             parsed = self._parse_further(parsed.size)
-        if parsed.state is State.INTACT:
+        if parsed.state is _INTACT:
             self.offset += parsed.size
         return parsed
 
@@ -98,7 +100,7 @@ class FrameReader:
         while needed <= left:
             self._window = disk.read_at(self._fd, max(WINDOW_BYTES, needed), self.offset)
             self._window_start = self.offset
-            parsed = frame.parse(self._window, 0, self.header.salt)
+            parsed = frame.parse(self._window, 0, self._salt)
             if parsed.state is not State.SHORT:
                 return parsed
             if len(self._window) < needed:  # the file got shorter under us

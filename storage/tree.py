@@ -312,6 +312,11 @@ class Txn(View):
     ) -> None:
         super().__init__(txn, tables, Memory(committed.due_ns, garbage=committed.garbage))
         self._put = txn.put
+        # A row that is read and written again is looked for in the tree only once by a cursor (a
+        # quarter of the time of both, measured).
+        nodes = txn.cursor(self._nodes)
+        self._get_node = nodes.get
+        self._put_node = nodes.put
         self._committed = committed
         self._forget = False
         self._next_dir_id = applied.next_dir_id
@@ -414,17 +419,20 @@ class Txn(View):
 
     def end_batch(self) -> None:
         """Note that a batch ends here: what the history is too short for is forgotten now."""
-        oldest = self.index - self.history_limit + 1
-        if oldest > self._oldest_event:  # noqa: PLR1730 -- `max` takes three times as long
-            self._oldest_event = oldest
+        self._advance_history()
         if len(self._untold) > _UNTOLD_MAX:
             kept = max(self.index - self._oldest_event + 1, 0)
             if len(self._untold) > 2 * kept:
                 del self._untold[: len(self._untold) - kept]
 
+    def _advance_history(self) -> None:
+        oldest = self.index - self.history_limit + 1
+        if oldest > self._oldest_event:  # noqa: PLR1730 -- `max` takes three times as long
+            self._oldest_event = oldest
+
     def next_applied(self, *, seq: int, chain: bytes, time_ns: int, position: Position) -> Applied:
         """Return how far the log will have been performed once this transaction commits."""
-        self.end_batch()
+        self._advance_history()
         return Applied(
             seq,
             chain,
@@ -444,7 +452,7 @@ class Txn(View):
         They cannot be read before. `commit` does it, too: what may fail should fail before the log
         is written.
         """
-        self.end_batch()
+        self._advance_history()
         untold, self._untold = self._untold, []
         for change, record, prev_row, time_ns in untold:
             index = change[1]
@@ -502,7 +510,7 @@ class Txn(View):
             elif is_dir:
                 dir_id = self._take_dir_id()
             node = _new(Node, (value, created, modified, expiration_ns, dir_id))
-            self._put(key, encode_node(key, name, node), db=self._nodes)
+            self._put_node(key, encode_node(key, name, node))
             if expiration_ns:
                 row_key = _U64.pack(expiration_ns) + key
                 self._put(row_key, _encode_path(row_key, path), db=self._tables[b"ttl"])
@@ -529,7 +537,7 @@ class Txn(View):
             node = self._node(key)
             if node is None:
                 node = Node(None, index, index, 0, self._take_dir_id())
-                self._put(key, encode_node(key, name, node), db=self._nodes)
+                self._put_node(key, encode_node(key, name, node))
             dir_id = node.dir_id
             length += 1 + len(name)
             self._remember(path, length, dir_id)
