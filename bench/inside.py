@@ -33,7 +33,9 @@ class Inside:
 
     def __init__(self, directory: Path, *flags: str, connections: int = 1) -> None:
         url = f"http://{HOST}:0"
-        arguments = ["--data-dir", str(directory), "--listen-client-urls", url, *flags]
+        # Some connections wait for their case to come.
+        patient = ("--header-timeout-s", "3600")
+        arguments = ["--data-dir", str(directory), "--listen-client-urls", url, *patient, *flags]
         parsed = config.parse(arguments)
         assert isinstance(parsed, config.Config)
         self._server = KvdServer(parsed)

@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 _OK = int(HTTPStatus.OK)
 _CREATED = int(HTTPStatus.CREATED)
 
+_FRAME_END = b"\r\nX-Raft-Index: %d\r\nX-Raft-Term: %d\r\nContent-Length: "
+
 METHODS = ("HEAD", "GET", "PUT", "POST", "DELETE")
 
 # How many large listings are rendered side by side; each holds a read transaction open.
@@ -130,7 +132,7 @@ class KeySpace:
             "Content-Type: application/json\r\n"
             f"X-Etcd-Cluster-Id: {store.identity.cluster_id:x}\r\n"
         ).encode()
-        self._frame = _ReplyFrame(None, {}, b"", b"", b"")
+        self._frame = _ReplyFrame()
 
     def serve(
         self, connection: Connection, method: str, key: bytes, query: bytes, form: bytes
@@ -212,22 +214,15 @@ class KeySpace:
         self, connection: Connection, body: bytes, index: int, *, made: bool = False
     ) -> None:
         """Send a success as `respond` would, from parts that only a commit or a second changes."""
-        applied, starts, ok, created, end = self._frame
-        if applied is not self._store.applied or starts is not connection.starts:
-            applied, starts, ok, created, end = self._frame = self._new_frame(connection)
-        start = created if made else ok
-        connection.reply(b"%b%d%b%d\r\n\r\n%b" % (start, index, end, len(body), body))
-
-    def _new_frame(self, connection: Connection) -> _ReplyFrame:
+        frame = self._frame
+        if frame.starts is not connection.starts:
+            frame.renew(connection, self._fixed)
         applied = self._store.applied
-        ok, created = (
-            b"%b%bX-Etcd-Index: " % (connection.start(status), self._fixed)
-            for status in (_OK, _CREATED)
-        )
-        end = b"\r\nX-Raft-Index: %d\r\nX-Raft-Term: %d\r\nContent-Length: "
-        return _ReplyFrame(
-            applied, connection.starts, ok, created, end % (applied.pos, applied.term)
-        )
+        if frame.applied is not applied:
+            frame.applied = applied
+            frame.end = _FRAME_END % (applied.pos, applied.term)
+        start = frame.created if made else frame.ok
+        connection.reply(b"%b%d%b%d\r\n\r\n%b" % (start, index, frame.end, len(body), body))
 
     def answer_file(self, connection: Connection, key: bytes) -> bool:
         """Answer a plain read if it leads to a file that does not expire; else do nothing."""
@@ -408,14 +403,21 @@ def _advance(slices: Slices) -> tuple[bytes, Listing] | None:
     return None
 
 
-class _ReplyFrame(NamedTuple):
-    """What answers to successes have in common between two commits, within a second."""
+class _ReplyFrame:
+    """What answers to successes have in common within a second, and between two commits."""
 
-    applied: Applied | None
-    starts: dict[int, bytes]
-    ok: bytes
-    created: bytes
-    end: bytes
+    __slots__ = ("applied", "created", "end", "ok", "starts")
+
+    def __init__(self) -> None:
+        self.starts: dict[int, bytes] = {}
+        self.applied: Applied | None = None
+        self.ok = self.created = self.end = b""
+
+    def renew(self, connection: Connection, fixed: bytes) -> None:
+        """Take the beginnings of another second."""
+        self.starts = connection.starts
+        self.ok = b"%b%bX-Etcd-Index: " % (connection.start(_OK), fixed)
+        self.created = b"%b%bX-Etcd-Index: " % (connection.start(_CREATED), fixed)
 
 
 class Frames:
