@@ -308,7 +308,7 @@ class Committer:
             # The rest goes first in the next batch: no command sees what has ended.
             return records
         if self._others:
-            records += self._decide_others(pending)
+            records += self._decide_others(pending, sum(map(len, records)))
         expired = size = sum(map(len, records))
         room = min(self._space.room, self._record_bytes_max)
         size_max = self._batch_bytes_max
@@ -338,11 +338,11 @@ class Committer:
             answers.append((done, command, event))
         return records
 
-    def _decide_others(self, pending: _Pending) -> list[bytes]:
-        """Decide what is changed beside the keys, as far as a batch takes it."""
+    def _decide_others(self, pending: _Pending, size: int) -> list[bytes]:
+        """Decide what is changed beside the keys, as far as a batch of so many bytes takes it."""
         records: list[bytes] = []
-        size, size_max = 0, self._batch_bytes_max // 2
-        while self._others and size < size_max:
+        # One that is as large as it may be fits behind this.
+        while self._others and size < self._batch_bytes_max // 2:
             decide_entries, done = self._others.popleft()
             try:
                 entries, reply = decide_entries(pending.txn)
@@ -520,10 +520,10 @@ class Committer:
                 counts[type(command)][1] += 1
                 stats.refused(command, outcome)
             _answer(done, outcome)
-        if pending.replies:
+        if any(isinstance(reply, Reply) for _, reply in pending.replies):
             self.on_entries()
-            for replied, reply in pending.replies:
-                _answer(replied, reply)
+        for replied, reply in pending.replies:
+            _answer(replied, reply)
         stats.expired(len(pending.events) - succeeded)
         self._note_duration(pending)
         self._arm()

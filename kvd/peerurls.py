@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from urllib.parse import quote as quote_url
 
 from kvd.errors import RouteError
 from kvd.request import quote
@@ -26,7 +27,7 @@ class _BadUrl(Exception):
 
 
 def read_urls(texts: Iterable[str]) -> tuple[str, ...]:
-    """Return URLs in their order, without blanks around them.
+    """Return URLs, sorted, as Go writes them.
 
     Raises:
         RouteError: 400, there is none, or one that nobody could listen on.
@@ -50,7 +51,8 @@ def _read(text: str) -> str:
         raise RouteError(400, f'URL address does not have the form "host:port": {text}')
     if path:
         raise RouteError(400, f"URL must not contain a path: {text}")
-    return scheme + text[len(scheme) :]
+    rest = text[len(scheme) :].removesuffix("#")
+    return scheme + "".join(c if c.isascii() else quote_url(c) for c in rest)
 
 
 def _split(text: str) -> tuple[str, str, str]:

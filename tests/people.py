@@ -1,0 +1,31 @@
+"""Users and roles in a dict: `kvd.entries.Entries` without a store."""
+
+from kvd import authchanges
+from kvd.entries import Reply
+from storage.change import Entry
+
+
+class People:
+    """What `kvd.auth` looks at, and what a decided command changes."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, str], Entry] = {}
+
+    def entry(self, what: str, name: str) -> Entry | None:
+        return self.rows.get((what, name))
+
+    def entries(self, what: str) -> list[Entry]:
+        return sorted(
+            (entry for entry in self.rows.values() if entry.what == what),
+            key=lambda entry: entry.name,
+        )
+
+    def do(self, command: authchanges.Command) -> Reply:
+        """Decide a command and do what is decided; return the reply."""
+        entries, reply = authchanges.decide(self, command)
+        for entry in entries:
+            if entry.document is None:
+                del self.rows[entry.what, entry.name]
+            else:
+                self.rows[entry.what, entry.name] = entry
+        return reply

@@ -1,0 +1,140 @@
+"""kvd/auth.py: who may do what, and what is shown of users and roles."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvd import auth
+from kvd.auth import allows, guest_may, user_may
+from kvd.authchanges import PutRole, PutUser, Switch
+from kvd.authjson import Permissions, Role, User
+from tests.people import People
+
+# Pattern, key, whether it matches the key alone, whether it allows what is recursive.
+PATTERNS = [
+    ("/a", b"/a", True, False),
+    ("/a", b"/a/", False, False),
+    ("/a", b"/a/b", False, False),
+    ("/a", b"/A", False, False),
+    ("/a*", b"/a", True, True),
+    ("/a*", b"/a/", True, True),
+    ("/a*", b"/ab/c", True, True),
+    ("/a*", b"/", False, False),
+    ("/a/*", b"/a", False, False),
+    ("/a/*", b"/a/", True, True),
+    ("/a/*", b"/a/b/c", True, True),
+    ("/*", b"/", True, True),
+    ("/*", b"", False, False),
+    ("*", b"", True, True),
+    ("*", b"/a", True, True),
+    ("", b"", False, False),
+    ("", b"/a", False, False),
+    ("/a*b", b"/a*b", True, False),
+    ("/a*b", b"/aXb", False, False),
+    ("/a**", b"/a*c", True, True),
+    ("/a**", b"/ab", False, False),
+    ("/\u00e9*", "/\u00e9t\u00e9".encode(), True, True),
+    ("/\ufffd", b"/\xff", False, False),
+    ("/*", b"/\xff", True, True),
+]
+
+
+def reader(*patterns):
+    return Role("r", Permissions(read=patterns))
+
+
+@pytest.mark.parametrize(("pattern", "key", "alone", "recursive"), PATTERNS, ids=repr)
+@pytest.mark.parametrize("write", [False, True], ids=["read", "write"])
+def test_a_pattern_ends_in_a_star_or_is_the_key(pattern, key, alone, recursive, write):
+    role = Role("r", Permissions(write=(pattern,)) if write else Permissions(read=(pattern,)))
+    assert allows(role, key, write=write, recursive=False) == alone
+    assert allows(role, key, write=write, recursive=True) == recursive
+    assert not allows(role, key, write=not write, recursive=False)
+
+
+keys = st.text("/ab\u00e9", max_size=5).map(str.encode)
+patterns = st.text("/ab\u00e9*", max_size=5)
+
+
+@given(st.lists(patterns, max_size=4), st.lists(patterns, max_size=4), keys, st.booleans())
+def test_more_patterns_allow_no_less_and_what_is_recursive_is_allowed_alone(one, more, key, wide):
+    def may(held, *, recursive):
+        return allows(reader(*held), key, write=False, recursive=recursive)
+
+    assert may([*one, *more], recursive=wide) == (
+        may(one, recursive=wide) or may(more, recursive=wide)
+    )
+    if may(one, recursive=True):
+        assert may(one, recursive=False)
+        assert any(p.endswith("*") and key.startswith(p[:-1].encode()) for p in one)
+    elif may(one, recursive=False):
+        assert key.decode() in one
+
+
+def test_the_role_root_allows_everything_and_one_without_patterns_nothing():
+    for key in (b"", b"/", b"/a"):
+        for write in (False, True):
+            assert allows(auth.find_role(People(), "root"), key, write=write, recursive=True)
+            for permissions in (Permissions(), Permissions((), ())):
+                assert not allows(Role("r", permissions), key, write=write, recursive=False)
+
+
+def test_one_role_is_enough_and_one_that_does_not_exist_is_nothing():
+    roles = {"a": reader("/a"), "b": reader("/b*")}
+    user = User("al", ("none", "a", "b"), b"")
+
+    def may(key, *, recursive=False):
+        return user_may(user, roles.get, key, write=False, recursive=recursive)
+
+    assert may(b"/a")
+    assert may(b"/b", recursive=True)
+    assert not may(b"/a", recursive=True)
+    assert not user_may(user, {}.get, b"/a", write=False, recursive=False)
+    assert not user_may(user._replace(roles=None), roles.get, b"/a", write=False, recursive=False)
+
+
+def test_a_guest_may_what_the_role_guest_allows():
+    assert guest_may({"guest": reader("/a")}.get, b"/a", write=False)
+    assert not guest_may({"guest": reader("/a")}.get, b"/a", write=True)
+    assert not guest_may({}.get, b"/a", write=False)
+
+
+def test_lists_are_sorted_by_name_and_leave_out_what_is_hidden_or_does_not_exist():
+    people = People()
+    for name in ("bo", "Al", "\u00e9", "_hidden"):
+        people.do(PutUser(name, b"hash", ("r", "none")))
+        people.do(PutRole(Role(name)))
+    people.do(PutRole(Role("r", Permissions(("/a",), None))))
+    role = b'{"role":"r","permissions":{"kv":{"read":["/a"],"write":null}}}'
+    users = b",".join(
+        b'{"user":"%b","roles":[%b]}' % (n.encode(), role) for n in ("Al", "bo", "\u00e9")
+    )
+    assert auth.users_body(people) == b'{"users":[%b]}\n' % users
+    roles = auth.roles_body(people)
+    shown = [
+        roles.index(b'"role":"%b"' % name) for name in (b"Al", b"bo", b"r", b"root", b"\xc3\xa9")
+    ]
+    assert shown == sorted(shown)
+    assert b"_hidden" not in roles
+
+
+def test_no_hash_is_ever_shown():
+    people = People()
+    people.do(PutUser("root", b"SECRET"))
+    changed = people.do(PutUser("root", b"SECRET2"))
+    for body in (changed.body, auth.users_body(people), auth.user_body(people, "root")):
+        assert b"SECRET" not in body
+        assert b"password" not in body
+    assert not any(b"SECRET" in entry.document for entry in people.entries("user"))
+
+
+def test_users_are_asked_for_from_the_switch_on():
+    people = People()
+    assert not auth.is_enabled(people)
+    people.do(PutUser("root", b"hash"))
+    people.do(Switch(on=True))
+    assert auth.is_enabled(people)
+    assert auth.find_role(people, "guest").permissions == Permissions(("/*",), ("/*",))
+    people.do(Switch(on=False))
+    assert not auth.is_enabled(people)
+    assert auth.find_role(people, "guest") is not None
