@@ -128,7 +128,7 @@ class Guard:
             raise RouteError(503, _BUSY) from None
         if user is None or auth.ROOT not in (user.roles or ()):
             raise RouteError(401, "Insufficient credentials")
-        return user.name
+        return f"user {user.name!r}"
 
     def serve(self, request: KeyRequest) -> None:
         """Serve a request to the key space, now or later, if that is allowed."""

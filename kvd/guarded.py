@@ -61,7 +61,7 @@ class GuardedEndpoint(Endpoint):
         outcome = await told
         if isinstance(outcome, RouteError):
             raise outcome
-        log.info("%s %s, asked by %r", self.request.method, self.request.path, self._who)
+        log.info("%s %s, asked for by %s", self.request.method, self.request.path, self._who)
         self.set_status(outcome.status)
         if outcome.status != 204:
             self._json(outcome.body)

@@ -1,0 +1,220 @@
+"""kvd/credentials.py: a password is checked beside the loop, once a minute, and never kept."""
+
+import asyncio
+import base64
+import gc
+import threading
+
+import bcrypt
+import pytest
+
+from kvd import credentials
+from kvd.credentials import Basic, Busy, Credentials, read_basic
+from tests.test_committer import PATIENCE_S, on_a_loop, turns
+
+AL = Basic("al", b"secret")
+
+
+def header(text):
+    return "Basic " + base64.b64encode(text).decode()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (header(b"al:secret"), AL),
+        (header(b"al:secret").replace("Basic", "bASIC"), AL),
+        (header(b"al:a:b"), Basic("al", b"a:b")),
+        (header(b":"), Basic("", b"")),
+        (header(b"a\xff:\xff\0"), Basic("a\udcff", b"\xff\0")),
+        (header(b"al"), None),
+        (header(b"al:secret").replace(" ", "  "), None),
+        (header(b"al:secret") + "=", None),
+        (header(b"al:secre") + "A", None),
+        (header(b"al:secre").rstrip("="), None),
+        ("Basic YWw6c2VjcmV!", None),
+        ("Basic YWw6c2Vj\u017f2V0", None),
+        ("Bearer YWw6c2VjcmV0", None),
+        ("Basic", None),
+        ("junk", None),
+    ],
+)
+def test_a_header_says_name_and_password_or_nothing(given, expected):
+    assert read_basic(given) == expected
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch):
+    monkeypatch.setattr(credentials, "_COST", 4)
+
+
+class Checks:
+    """Counts the checks, and holds them until they may go on."""
+
+    def __init__(self, monkeypatch):
+        self.passwords = []
+        self.costs = set()
+        self.threads = set()
+        self.go_on = threading.Event()
+        self.go_on.set()
+        real = bcrypt.checkpw
+
+        def check(password, secret):
+            self.passwords.append(password)
+            self.costs.add(secret[:7])
+            self.threads.add(threading.get_ident())
+            assert self.go_on.wait(PATIENCE_S)
+            return real(password, secret)
+
+        monkeypatch.setattr(bcrypt, "checkpw", check)
+
+
+@pytest.fixture
+def checks(monkeypatch):
+    return Checks(monkeypatch)
+
+
+@on_a_loop
+async def test_a_hash_is_one_that_etcd_reads_too(monkeypatch):
+    monkeypatch.setattr(credentials, "_COST", 10)
+    held = Credentials(asyncio.get_running_loop())
+    secret = await held.hash("p\u00e4ss")
+    assert secret.startswith(b"$2a$10$")
+    assert bcrypt.checkpw("p\u00e4ss".encode(), secret)
+    assert await held.hash("p\u00e4ss") != secret
+    held.close()
+
+
+@on_a_loop
+async def test_of_a_password_seventy_two_bytes_count():
+    held = Credentials(asyncio.get_running_loop())
+    secret = await held.hash("p" * 73)
+    for password, is_right in ((b"p" * 72, True), (b"p" * 72 + b"x", True), (b"p" * 71, False)):
+        assert await held.are_right(Basic("al", password), secret) is is_right
+    held.close()
+
+
+@on_a_loop
+async def test_who_was_right_is_known_for_a_minute(checks, monkeypatch):
+    loop = asyncio.get_running_loop()
+    held = Credentials(loop)
+    secret = await held.hash("secret")
+    assert not held.are_known(AL, secret)
+    assert await held.are_right(AL, secret)
+    now_s = loop.time()
+    for other in (Basic("bo", b"secret"), Basic("al", b"secreT"), Basic("a", b"lsecret")):
+        assert not held.are_known(other, secret)
+    assert not held.are_known(AL, await held.hash("secret"))
+    monkeypatch.setattr(loop, "time", lambda: now_s + 59)
+    assert held.are_known(AL, secret)
+    monkeypatch.setattr(loop, "time", lambda: now_s + 61)
+    assert not held.are_known(AL, secret)
+    monkeypatch.undo()
+    assert len(checks.passwords) == 1
+    held.close()
+
+
+@on_a_loop
+async def test_who_was_wrong_is_checked_each_time_and_never_known(checks):
+    held = Credentials(asyncio.get_running_loop())
+    secret = await held.hash("other")
+    for _ in range(2):
+        assert not await held.are_right(AL, secret)
+        assert not held.are_known(AL, secret)
+    assert checks.passwords == [b"secret"] * 2
+    held.close()
+
+
+@on_a_loop
+async def test_an_unknown_user_costs_what_a_known_one_does(checks, monkeypatch):
+    monkeypatch.setattr(credentials, "_COST", 10)
+    held = Credentials(asyncio.get_running_loop())
+    assert not await held.are_right(AL, None)
+    assert not await held.are_right(AL, await held.hash("other"))
+    assert len(checks.passwords) == 2
+    assert checks.costs == {b"$2a$10$"}
+    held.close()
+
+
+@on_a_loop
+async def test_all_are_forgotten_when_users_change():
+    held = Credentials(asyncio.get_running_loop())
+    secret = await held.hash("secret")
+    assert await held.are_right(AL, secret)
+    held.forget()
+    assert not held.are_known(AL, secret)
+    held.close()
+
+
+@on_a_loop
+async def test_the_loop_goes_on_and_equal_checks_are_one(checks):
+    held = Credentials(asyncio.get_running_loop())
+    secret = await held.hash("secret")
+    checks.go_on.clear()
+    waiting = [asyncio.create_task(held.are_right(AL, secret)) for _ in range(50)]
+    await turns()
+    waiting.pop().cancel()  # one who has gone takes nobody along
+    await turns()
+    assert not any(task.done() for task in waiting)
+    checks.go_on.set()
+    assert all(await asyncio.wait_for(asyncio.gather(*waiting), PATIENCE_S))
+    assert len(checks.passwords) == 1
+    assert threading.get_ident() not in checks.threads
+    held.close()
+
+
+@on_a_loop
+async def test_too_many_are_turned_away(checks, monkeypatch):
+    monkeypatch.setattr(credentials, "_WAITING_MAX", 3)
+    held = Credentials(asyncio.get_running_loop())
+    secret = await held.hash("secret")
+    checks.go_on.clear()
+    names = ("a", "b", "c")
+    waiting = [
+        asyncio.create_task(held.are_right(Basic(name, b"secret"), secret)) for name in names
+    ]
+    await turns()
+    with pytest.raises(Busy):
+        await held.are_right(AL, secret)
+    with pytest.raises(Busy):
+        await held.hash("secret")
+    checks.go_on.set()
+    assert all(await asyncio.wait_for(asyncio.gather(*waiting), PATIENCE_S))
+    assert await held.are_right(AL, secret)
+    held.close()
+
+
+@on_a_loop
+async def test_what_is_known_is_bounded(monkeypatch):
+    monkeypatch.setattr(credentials, "_KNOWN_MAX", 3)
+    held = Credentials(asyncio.get_running_loop())
+    secret = await held.hash("secret")
+    people = [Basic(name, b"secret") for name in "abcde"]
+    for who in people:
+        assert await held.are_right(who, secret)
+    assert [held.are_known(who, secret) for who in people] == [False, False, True, True, True]
+    held.close()
+
+
+@on_a_loop
+async def test_no_password_is_kept():
+    held = Credentials(asyncio.get_running_loop())
+    secret = await held.hash("secret")
+    assert await held.are_right(AL, secret)
+    await turns()
+    reached, todo = set(), [kept for kept in vars(held).values() if isinstance(kept, dict)]
+    while todo:
+        one = todo.pop()
+        if id(one) not in reached and not callable(one):
+            reached.add(id(one))
+            todo += gc.get_referents(one)
+            assert not (isinstance(one, str | bytes) and ("secret" in str(one)))
+    held.close()
+
+
+@on_a_loop
+async def test_what_is_no_hash_is_nobodys():
+    held = Credentials(asyncio.get_running_loop())
+    for secret in (b"", b"secret", b"$2a$10$short"):
+        assert not await held.are_right(AL, secret)
+    held.close()
