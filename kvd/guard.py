@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from kvd import auth
@@ -23,6 +23,7 @@ from kvd.errors import RAFT_INTERNAL, UNAUTHORIZED, ApiError, RouteError
 from kvd.http1 import Connection
 from kvd.keys import PASSWORDS, KeySpace
 from kvd.request import asks_recursively, parse
+from kvd.urls import in_the_open
 from storage.index import BROKEN
 from storage.store import Store
 from storage.tree import View
@@ -71,6 +72,7 @@ class Guard:
         credentials: Credentials,
         keys: KeySpace,
         on_damage: Callable[[BaseException], None],
+        urls: Sequence[str] = (),
     ) -> None:
         self.enabled = False
         """Whether users are asked for."""
@@ -80,6 +82,7 @@ class Guard:
         """To be told of damage to the index, which ends the process."""
         self._store = store
         self._credentials = credentials
+        self._open_urls = [url for url in urls if in_the_open(url)]
         self._keys = keys
         self._users: dict[str, User | None] = {}
         self._roles: dict[str, Role | None] = {}
@@ -96,10 +99,17 @@ class Guard:
         self._users.clear()
         self._roles.clear()
         self._credentials.forget()
+        was_enabled = self.enabled
         try:
             self.enabled = auth.is_enabled(self.state)
         except BROKEN as damage:
             self.damaged(damage)
+        if self.enabled and not was_enabled and self._open_urls:
+            log.warning(
+                "users are asked for their passwords, which can be read on their way to %s: "
+                "serve https there",
+                ", ".join(self._open_urls),
+            )
         self.on_refresh()
 
     async def hash(self, password: str) -> bytes:

@@ -247,7 +247,11 @@ class KvdServer:
         )
         self._credentials = Credentials(loop)
         guard = self._guard = Guard(
-            store=store, credentials=self._credentials, keys=self._keys, on_damage=self._fail
+            store=store,
+            credentials=self._credentials,
+            keys=self._keys,
+            on_damage=self._fail,
+            urls=urls,
         )
         self._committer.on_entries = guard.refresh
         identity = store.identity

@@ -71,6 +71,17 @@ def told_urls(settings: Settings, name: str) -> tuple[str, ...]:
     return tuple(urls)
 
 
+def in_the_open(url: str) -> bool:
+    """Return whether what is said at a URL can be read on its way: over a network, without TLS."""
+    parts = urlsplit(url)
+    if parts.scheme != "http" or parts.hostname == "localhost":
+        return False
+    try:
+        return not ip_address(parts.hostname or "").is_loopback
+    except ValueError:  # a name: where it leads is not known here
+        return True
+
+
 def origins(settings: Settings, name: str) -> tuple[str, ...]:
     """Return the origins of pages, as browsers send them, and `*`."""
     found = members(settings, name, "an origin")

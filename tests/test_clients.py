@@ -6,11 +6,16 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import etcd
 import pytest
+from etcd.auth import Auth, EtcdRole, EtcdUser
 
 from tests.server import PATIENCE_S, Server
+
+Ended = subprocess.CompletedProcess[str]
+AL = {"username": "al", "password": "other"}
 
 # python-etcd says `_log.warn` where the logging module wants `_log.warning`.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:etcd.*")
@@ -228,6 +233,53 @@ class TestPythonEtcd:
         client.http.clear()
 
 
+class TestPythonEtcdUsers:
+    def test_users_and_roles_are_administered_and_asked_for(self, fresh_server):
+        client = etcd.Client(port=fresh_server.port, username="root", password="secret")
+        root, al = EtcdUser(client, "root"), EtcdUser(client, "al")
+        for user in (root, al):
+            user.password = "secret"
+            user.write()
+        assert (root.roles, al.roles) == ({"root"}, set())
+        al.password = "other"
+        al.write()
+        with pytest.raises(etcd.EtcdKeyNotFound):
+            EtcdUser(client, "bo").read()
+        role = EtcdRole(client, "rw")
+        role.grant("/al/*", "RW")
+        role.write()
+        role.revoke("/al/*", "W")
+        role.write()
+        role.read()
+        assert role.acls == {"/al/*": "R"}
+        auth = Auth(client)
+        assert not auth.active
+        auth.active = True
+        assert auth.active
+        guest = EtcdRole(client, "guest")
+        guest.read()
+        guest.revoke("/*", "RW")
+        guest.write()
+        client.write("/al/x", "1")
+        others = [etcd.Client(port=fresh_server.port, **who) for who in ({}, AL)]
+        for other in others:
+            with pytest.raises(etcd.EtcdInsufficientPermissions):
+                other.read("/al/x")
+        al.roles = {"rw"}
+        al.write()
+        assert others[1].read("/al/x").value == "1"
+        with pytest.raises(etcd.EtcdInsufficientPermissions):
+            others[1].write("/al/x", "2")
+        with pytest.raises(etcd.EtcdInsufficientPermissions):
+            EtcdUser(others[1], "al").read()
+        for one in (al, role):
+            one.delete()
+        auth.active = False
+        assert not auth.active
+        for one in (client, *others):
+            one.http.clear()
+
+
 def _speaks_v2() -> bool:
     if shutil.which("etcdctl") is None:
         return False
@@ -241,10 +293,10 @@ def _speaks_v2() -> bool:
 @pytest.mark.skipif(not _speaks_v2(), reason="there is no etcdctl that speaks the v2 API")
 class TestEtcdctl:
     @pytest.fixture
-    def etcdctl(self, server: Server) -> Callable[..., "subprocess.CompletedProcess[str]"]:
-        """Runs etcdctl with a command line and returns how it ended."""
+    def etcdctl_of(self) -> Callable[[Server], Callable[..., Ended]]:
+        """Makes what runs etcdctl on a server with a command line and returns how it ended."""
 
-        def run(*argv: str) -> "subprocess.CompletedProcess[str]":
+        def run(server: Server, *argv: str) -> Ended:
             return subprocess.run(
                 self.command(server, *argv),
                 env={**os.environ, "ETCDCTL_API": "2"},
@@ -254,7 +306,14 @@ class TestEtcdctl:
                 check=False,
             )
 
-        return run
+        return lambda server: partial(run, server)
+
+    @pytest.fixture
+    def etcdctl(
+        self, server: Server, etcdctl_of: Callable[[Server], Callable[..., Ended]]
+    ) -> Callable[..., Ended]:
+        """Runs etcdctl with a command line and returns how it ended."""
+        return etcdctl_of(server)
 
     @staticmethod
     def command(server: Server, *argv: str) -> list[str]:
@@ -307,6 +366,36 @@ class TestEtcdctl:
         assert etcdctl("updatedir", "--ttl", "60", "/ttl").returncode == 0
         shown = etcdctl("-o", "extended", "get", "/ttl/a").stdout
         assert "TTL: 60" in shown or "TTL: 59" in shown
+
+    def test_users_and_roles_are_administered_and_asked_for(self, fresh_server, etcdctl_of):
+        etcdctl = etcdctl_of(fresh_server)
+        root = ("--username", "root:secret")
+        assert etcdctl("auth", "enable").stderr == (
+            "auth: No root user available, please create one\n"
+        )
+        assert etcdctl("user", "add", "root:secret").stdout == "User root created\n"
+        assert etcdctl("user", "add", "al:pw").stdout == "User al created\n"
+        assert etcdctl("role", "add", "rw").stdout == "Role rw created\n"
+        assert etcdctl("role", "add", "rw").stderr == "Role rw already exists\n"
+        granted = etcdctl("role", "grant", "rw", "--path", "/al/*", "--readwrite")
+        assert granted.stdout == "Role rw updated\n"
+        shown = "Role: rw\nKV Read:\n\t/al/*\nKV Write:\n\t/al/*\n"
+        assert etcdctl("role", "get", "rw").stdout == shown
+        assert etcdctl("user", "grant", "--roles", "rw", "al").stdout == "User al updated\n"
+        assert etcdctl("user", "get", "al").stdout == "User: al\nRoles:  rw\n"
+        assert etcdctl("auth", "enable").stdout == "Authentication Enabled\n"
+        assert etcdctl("user", "list").stderr == "Insufficient credentials\n"
+        assert etcdctl(*root, "user", "list").stdout == "al\nroot\n"
+        revoked = etcdctl(*root, "role", "revoke", "guest", "--path", "/*", "--readwrite")
+        assert revoked.stdout == "Role guest updated\n"
+        assert etcdctl("--username", "al:pw", "set", "/al/x", "1").stdout == "1\n"
+        denied = "110: The request requires user authentication (Insufficient credentials)"
+        assert denied in etcdctl("--username", "al:pw", "set", "/other", "1").stderr
+        assert denied in etcdctl("--username", "al:wrong", "get", "/al/x").stderr
+        assert denied in etcdctl("get", "/al/x").stderr
+        assert "is healthy" in etcdctl(*root, "cluster-health").stdout
+        assert etcdctl(*root, "user", "remove", "al").stdout == "User al removed\n"
+        assert etcdctl(*root, "auth", "disable").stdout == "Authentication Disabled\n"
 
     def test_a_watch_tells_the_next_change(self, server, etcdctl):
         with self.start(server, "watch", "/watch", "-r") as watch:

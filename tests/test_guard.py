@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from kvd.urls import in_the_open
 from tests.certs import Authority, client_context
 from tests.raw import Raw, request
 from tests.server import PATIENCE_S, Client, Server, running
@@ -225,6 +226,39 @@ def test_a_stop_answers_those_whose_password_is_being_checked(guarded):
         status.join(PATIENCE_S)
     assert statuses == [201] * 5
     assert guarded.start().client().request("GET", "/v2/keys/al/4", None, AL).status == 200
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://0.0.0.0:2379", True),
+        ("http://[::]:2379", True),
+        ("http://10.0.0.1:2379", True),
+        ("http://etcd.example:2379", True),
+        ("http://127.0.0.1:2379", False),
+        ("http://127.9.9.9:2379", False),
+        ("http://[::1]:2379", False),
+        ("http://localhost:2379", False),
+        ("https://0.0.0.0:2379", False),
+        ("unix:///run/kvd.sock", False),
+    ],
+)
+def test_what_is_said_over_a_network_without_tls_is_in_the_open(url, expected):
+    assert in_the_open(url) is expected
+
+
+def test_passwords_in_the_open_are_warned_of_once_they_are_asked_for(make_server):
+    told = ("--advertise-client-urls", "http://127.0.0.1:1")
+    server = make_server(*told, listen="http://0.0.0.0:0").start()
+    client = server.client(f"http://127.0.0.1:{server.port}")
+    assert "WARNING" not in server.stderr
+    ask_for_users(client)
+    client.request("PUT", "/v2/auth/roles/x", '{"role":"x"}', ROOT)
+    server.wait_for_log(f"can be read on their way to {server.url}: serve https there")
+    server.terminate()
+    assert server.stderr.count("WARNING") == 1
+    server.start().terminate()
+    assert server.stderr.count("can be read on their way") == 2
 
 
 # Certificates
