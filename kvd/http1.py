@@ -36,7 +36,7 @@ from kvd.framing import Block, Chunks, parse_block
 from kvd.logs import SLOW_QUIET_S, Rarely
 from kvd.memory import Memory, Payload
 from kvd.outbox import Outbox
-from kvd.peer import Peer, peer_of, shown_address
+from kvd.peer import Peer, peer_of, shown_address, unacknowledged_bytes
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ class Server:
         """A client that goes wrong does so again and again."""
         self.may_warn = Rarely(SLOW_QUIET_S)
         self.memory = memory
-        # Connections whose clients do not read: what was unsent when it last became less, and when.
+        # Connections whose clients do not read: what was unread when it last became less, and when.
         self.stalled: dict[Connection, tuple[int, float]] = {}
         self._sending: deque[Connection] = deque()
         self._is_sending = False
@@ -225,17 +225,18 @@ class Server:
         stalled = list(self.stalled)
         kept = self.memory.answers + sum(connection.kept_bytes for connection in stalled)
         excess = kept - self.memory.bytes_max
+        waited_for = self.memory.is_waited_for
         for connection in stalled:
-            left = connection.unsent_bytes
+            left = connection.unread_bytes
             before, since = self.stalled[connection]
             if left < before:
                 del self.stalled[connection]
                 self.stalled[connection] = (left, now)
                 continue
             self.stalled[connection] = (left, since)
-            is_in_the_way = excess > 0 and now - since > _PATIENCE_S
+            is_in_the_way = (excess > 0 or waited_for) and now - since > _PATIENCE_S
             if is_in_the_way or now - since > self.limits.write_timeout_s:
-                excess -= left
+                excess -= connection.unsent_bytes
                 self.rejected[_UNREAD] += 1
                 connection.abort()
 
@@ -431,7 +432,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
     def pause_writing(self) -> None:
         """Stop serving a client that does not read."""
         self.flows = self._writable = False
-        self._server.stalled[self] = (self.unsent_bytes, self._server.now)
+        self._server.stalled[self] = (self.unread_bytes, self._server.now)
 
     def resume_writing(self) -> None:
         """Go on serving, in a step of its own: asyncio cannot bear to be closed in this one."""
@@ -522,6 +523,15 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         return self.kept_bytes + (self._outbox.unsent_bytes if self._outbox is not None else 0)
 
     @property
+    def unread_bytes(self) -> int:
+        """What the client has not read yet, as far as can be told: with what the kernel holds.
+
+        The kernel lets go of a megabyte at once, which a slow client takes long to read.
+        """
+        held = unacknowledged_bytes(self._transport) if self._transport else 0
+        return self.unsent_bytes + held
+
+    @property
     def kept_bytes(self) -> int:
         """What the event loop keeps for the client."""
         return self._transport.get_write_buffer_size() if self._transport else 0
@@ -573,15 +583,17 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
     def send_some(self) -> int:
         """Send something of what waits, if the client reads; return how many bytes."""
-        outbox = self._outbox
-        if not outbox or self._transport is None:
+        outbox, transport = self._outbox, self._transport
+        if not outbox or transport is None or transport.is_closing():
             return 0
         before = outbox.unsent_bytes
         for piece in outbox.slices():
-            self._transport.write(piece)
-            if not self.flows:
+            transport.write(piece)
+            if not self.flows or transport.is_closing():
                 break
         sent = before - outbox.unsent_bytes
+        if transport.is_closing():
+            return sent
         if not outbox:
             self._outbox_is_empty()
         elif self.flows:

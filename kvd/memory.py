@@ -31,6 +31,11 @@ class Memory:
         """Whether no further large answer should be made."""
         return self.answers >= self.bytes_max
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether an answer waits for room."""
+        return bool(self._waiters)
+
     def give_back(self, size: int) -> None:
         """An answer, or a part of one, has been read or is dropped."""
         self.answers -= size

@@ -141,6 +141,10 @@ class KvdCollector(Collector):
         yield gauge("kvd_connections", "Open connections", len(http.connections))
         yield gauge("kvd_connections_max", "Their limit", http.limits.connections_max)
         yield counter("kvd_connections_accepted", "Connections there have been", http.accepted)
+        memory = http.memory
+        yield gauge("kvd_buffered_request_bytes", "Unfinished requests", memory.requests)
+        yield gauge("kvd_buffered_answer_bytes", "Unread large answers", memory.answers)
+        yield gauge("kvd_buffered_bytes_max", "The limit of each of the two", memory.bytes_max)
         yield gauge("kvd_watchers", "Open watches, replaying or live", hub.waiting)
         yield labelled(
             CounterMetricFamily(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
+from fcntl import ioctl
+from termios import TIOCOUTQ
 from typing import NamedTuple
 
 # How an IPv4 client looks to a socket that takes both families.
@@ -39,3 +42,13 @@ def shown_address(transport: asyncio.BaseTransport | None, end: str = "peername"
         return "a client of the socket" if end == "peername" else str(address)
     ip = address[0].removeprefix(_MAPPED)
     return f"[{ip}]:{address[1]}" if ":" in ip else f"{ip}:{address[1]}"
+
+
+def unacknowledged_bytes(transport: asyncio.BaseTransport) -> int:
+    """Return what the kernel holds for a client that has not acknowledged it (TIOCOUTQ)."""
+    held = array("i", [0])
+    try:
+        ioctl(transport.get_extra_info("socket").fileno(), TIOCOUTQ, held)
+    except OSError:
+        return 0
+    return held[0]

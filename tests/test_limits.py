@@ -1,0 +1,530 @@
+"""Limits: each is a flag, answered with a clear error and counted.
+
+And all clients together can take neither the server's memory nor its files.
+
+`pytest -m limits_full` does it with a hundred thousand connections and a million children.
+"""
+
+import contextlib
+import json
+import resource
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kvd.files import divide
+from kvd.memory import Memory, Payload
+from kvd.outbox import Outbox
+from storage.bulk import bulk_load
+from tests.raw import Raw, request
+from tests.server import FORM, PATIENCE_S, ROOT, Client, Server
+from tests.test_metrics import scrape
+
+MIB = 1 << 20
+
+
+def rejected(client: Client, reason: str) -> float:
+    return scrape(client)[f'kvd_rejected_requests_total{{reason="{reason}"}}']
+
+
+def resident_bytes(server: Server) -> int:
+    return int(Path(f"/proc/{server.pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def peak_bytes(server: Server) -> int:
+    """The most that it has had resident so far."""
+    lines = Path(f"/proc/{server.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Ask again and again, which takes its time by itself."""
+    end = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < end, "it does not come true"
+
+
+def assert_refused(answer, code: int, cause: str) -> None:
+    assert (answer.json["errorCode"], answer.json["cause"], answer.json["index"]) == (
+        code,
+        cause,
+        0,
+    )
+    assert answer.status == (500 if code == 300 else 400)
+
+
+# Keys and values.
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [("PUT", {}), ("PUT", {"prevExist": "true"}), ("PUT", {"prevIndex": "2"}), ("POST", {})],
+    ids=["set", "update", "compare-and-swap", "in order"],
+)
+@pytest.mark.parametrize("place", ["form", "query"])
+def test_a_value_up_to_its_limit_is_taken(make_server, method, params, place):
+    client = make_server("--max-value-bytes", "1000").start().client()
+    client.put("/k", "v")
+
+    def write(size: int):
+        query = "&".join(f"{name}={value}" for name, value in params.items())
+        if place == "query":
+            return client.request(method, f"/v2/keys/k2?{query}&value={'v' * size}")
+        return client.request(method, f"/v2/keys/k?{query}", {"value": "v" * size})
+
+    cause = "the value has 1001 bytes, 1000 are allowed"
+    assert_refused(write(1001), 210, cause)
+    assert rejected(client, "value_too_large") == 1
+    assert client.get("/k").json["node"]["value"] == "v"
+    assert client.get("/k").index == 2
+    # What else it meets it would meet without a limit, too.
+    assert write(1000).json.get("cause") != cause
+
+
+def test_a_body_up_to_its_limit_is_taken(make_server):
+    client = make_server("--max-body-bytes", "2000").start().client()
+    assert client.put("/k", "v" * 1994).status == 201
+    assert_refused(client.put("/k", "v" * 1995), 210, "http: POST too large")
+    assert client.request("POST", "/v2/members", b"x" * 3000, {"Content-Type": "a/b"}).status == 413
+    assert rejected(client, "body_too_large") == 2
+    assert client.get("/k").json["node"]["value"] == "v" * 1994
+
+
+def test_a_key_up_to_its_depth_is_taken(make_server):
+    server = make_server().start("--max-key-depth", "5000")
+    deep = "/k" * 4500
+    assert server.client().put(deep, 1).status == 201
+    server.terminate()
+    client = server.start().client()
+    assert client.put("/a" * 4096, 1).status == 201
+    for answer in (client.put("/a" * 4097, 1), client.post("/a" * 4097, 1)):
+        assert_refused(answer, 209, "the key has 4097 components, 4096 are allowed")
+    assert rejected(client, "key_too_deep") == 2
+    # What has been let in before can be read, and removed.
+    assert client.get(deep).json["node"]["value"] == "1"
+    assert client.delete(deep).status == 200
+
+
+# Watches.
+
+
+def test_watchers_of_a_key_are_limited_and_those_of_others_are_not(make_server):
+    server = make_server("--max-watchers-per-key", "2").start()
+    watches = [server.watch("/w") for _ in range(2)]
+    client = server.client()
+    refused = client.get("/w", wait="true")
+    assert_refused(refused, 300, "too many watchers of this key")
+    assert rejected(client, "too_many_watchers_of_key") == 1
+    assert server.watch("/v").head.status == 200
+    client.put("/w", 1)
+    assert [watch.event()["action"] for watch in watches] == ["set", "set"]
+    assert server.watch("/w").head.status == 200
+
+
+def test_all_watchers_are_limited_and_counted(make_server):
+    server = make_server("--max-watchers", "1").start()
+    watch = server.watch("/w")
+    client = server.client()
+    assert_refused(client.get("/v", wait="true"), 300, "too many watchers")
+    assert rejected(client, "too_many_watchers") == 1
+    client.put("/w", 1)
+    assert watch.event()["action"] == "set"
+
+
+def test_a_stream_is_cut_at_its_backlog_and_counted(make_server):
+    server = make_server("--max-stream-bytes", str(128 << 10)).start()
+    client = server.client()
+    with Raw(server.port, receive_buffer=4096) as raw:
+        raw.send(request("GET", "/v2/keys/s?wait=true&stream=true")).head()
+        while rejected(client, "stream_not_read") == 0:
+            client.put("/s", "v" * 50_000)
+        raw.rest()
+    assert client.request("GET", "/v2/stats/store").json["watchers"] == 0
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_a_large_event_is_one_object_however_many_are_told(make_server, loop):
+    server = make_server("--write-timeout-s", "600", launch=launch(loop)).start()
+    client = server.client()
+    with contextlib.ExitStack() as stack:
+        lazy = []
+        for _ in range(150):
+            lazy.append(stack.enter_context(Raw(server.port, receive_buffer=4096)))
+            lazy[-1].send(request("GET", "/v2/keys/large?wait=true")).head()
+        reading = [server.watch("/large", stream="true") for _ in range(3)]
+        client.put("/large", "warm")
+        for raw in lazy:
+            list(raw.chunks())
+            raw.send(request("GET", "/v2/keys/large?wait=true")).head()
+        for watch in reading:
+            watch.event()
+        before = resident_bytes(server)
+        value = "v" * (8 * MIB)
+        client.put("/large", value)
+        # Those who read get all of it, whatever the others do.
+        for watch in reading:
+            assert watch.event()["node"]["value"] == value
+        assert client.get("/none").status == 404
+        assert resident_bytes(server) - before < 150 * MIB, "not a copy each: 1,200 MiB"
+        assert json.loads(b"".join(lazy[0].chunks()))["node"]["value"] == value
+        client.put("/large", "small")
+        assert reading[0].event()["node"]["value"] == "small"
+
+
+def launch(loop: str) -> tuple[str, ...]:
+    """How to run the server on an event loop, whatever is installed."""
+    if loop == "uvloop":
+        pytest.importorskip("uvloop")
+        return ("-m", "kvd")
+    code = (
+        "import sys; sys.modules['uvloop'] = None; from kvd.__main__ import main; sys.exit(main())"
+    )
+    return ("-c", code)
+
+
+# Memory.
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_clients_that_never_read_take_no_more_than_the_limit(make_server, loop):
+    server = make_server("--max-buffered-bytes", str(20 * MIB), launch=launch(loop)).start()
+    client = server.client()
+    value = "v" * (9 * MIB)
+    client.put("/large", value)
+    client.get("/large")
+    before = peak_bytes(server)
+    with contextlib.ExitStack() as stack:
+        for _ in range(14):
+            lazy = stack.enter_context(Raw(server.port, receive_buffer=4096))
+            lazy.send(request("GET", "/v2/keys/large"))
+        wait_until(lambda: scrape(client)["kvd_buffered_answer_bytes"] > 20 * MIB)
+        # They are in the way of who does read, and so they are cut.
+        assert client.get("/large").json["node"]["value"] == value
+        assert rejected(client, "answer_not_read") > 0
+        assert peak_bytes(server) - before < 80 * MIB, "not what they asked for: 126 MiB"
+
+
+def test_a_client_that_reads_nothing_for_long_is_cut_and_one_that_reads_slowly_is_not(make_server):
+    server = make_server("--write-timeout-s", "2").start()
+    client = server.client()
+    client.put("/large", "v" * (8 * MIB))
+    with (
+        Raw(server.port, receive_buffer=4096) as slow,
+        Raw(server.port, receive_buffer=4096) as lazy,
+    ):
+        for raw in (slow, lazy):
+            raw.send(request("GET", "/v2/keys/large")).head()
+        read = 0
+        while rejected(client, "answer_not_read") == 0:
+            read += len(slow._file.read(64 << 10))
+            time.sleep(0.1)
+        assert rejected(client, "answer_not_read") == 1
+        assert len(lazy.rest()) < 8 * MIB
+        while read < 8 * MIB and (piece := slow._file.read(64 << 10)):
+            read += len(piece)
+        assert read > 8 * MIB - 64 * 1024
+
+
+def test_unfinished_requests_take_no_more_than_the_limit(make_server):
+    server = make_server("--max-buffered-bytes", str(10 * MIB)).start()
+    client = server.client()
+    size = 4 * MIB
+    head = "PUT /v2/keys/k HTTP/1.1\r\nHost: h\r\n"
+    head += f"Content-Type: {FORM}\r\nContent-Length: {size}\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        begun = [stack.enter_context(Raw(server.port)) for _ in range(3)]
+        for raw in begun[:2]:
+            raw.send(head.encode(), b"value=" + b"v" * (size - 7))
+        # Small ones go on.
+        assert client.put("/small", 1).status == 201
+        begun[2].send_what_fits(head.encode() + b"value=" + b"v" * (size - 7), timeout_s=5)
+        refused = begun[2].answer()
+        assert_refused(refused, 300, "etcdserver: too many requests")
+        assert refused.headers["connection"] == "close"
+        assert rejected(client, "too_much_at_once") == 1
+        # Those that were begun can be finished, and make room.
+        for raw in begun[:2]:
+            assert raw.send(b"v").answer().status in (200, 201)
+        assert client.put("/k", "v" * size).status == 200
+
+
+def test_unfinished_heads_take_no_more_than_the_limit(make_server):
+    flags = ("--max-buffered-bytes", str(10 * MIB), "--max-header-bytes", str(MIB))
+    server = make_server(*flags).start()
+    client = server.client()
+    with contextlib.ExitStack() as stack:
+        begun = [stack.enter_context(Raw(server.port)) for _ in range(12)]
+        for raw in begun:
+            raw.send_what_fits(b"GET / HTTP/1.1\r\nX: " + b"x" * (MIB - 100), timeout_s=1)
+        wait_until(lambda: rejected(client, "too_much_at_once") >= 2)
+        assert client.put("/small", 1).status == 201
+    wait_until(lambda: scrape(client)["kvd_connections"] == 1)
+    with Raw(server.port) as raw:
+        answer = raw.ask("GET", "/version", "X: " + "x" * (MIB - 200))
+        assert answer.status == 200
+
+
+def test_what_waits_behind_a_request_is_not_read(fresh_server):
+    client = fresh_server.client()
+    with contextlib.ExitStack() as stack:
+        watching = [stack.enter_context(Raw(fresh_server.port)) for _ in range(20)]
+        for raw in watching:
+            raw.send(request("GET", "/v2/keys/w?wait=true")).head()
+        before = resident_bytes(fresh_server)
+        for raw in watching:
+            raw.send_what_fits(request("GET", "/version") * 40_000, timeout_s=0.1)
+        assert client.get("/none").status == 404
+        assert resident_bytes(fresh_server) - before < 20 * MIB
+        client.put("/w", 1)
+        for raw in watching:
+            list(raw.chunks())
+            assert raw.answer().status == 200
+
+
+def test_what_is_counted_is_let_go_again():
+    memory = Memory(100)
+    shared = Payload(b"x" * 60, memory)
+    first, second = Outbox(), Outbox()
+    first.add(shared)
+    second.add(shared)
+    assert memory.answers == 60
+    assert b"".join(first.slices()) == b"x" * 60
+    assert memory.answers == 60
+    second.add(Payload(b"y" * 50, memory))
+    assert memory.is_full
+    assert second.unsent_bytes == 110
+    second.clear()
+    assert (memory.answers, second.unsent_bytes, bool(second)) == (0, 0, False)
+
+
+def test_large_payloads_are_sent_in_slices():
+    memory = Memory(MIB)
+    outbox = Outbox()
+    data = bytes(range(256)) * 4000
+    outbox.add(Payload(data, memory))
+    outbox.add(Payload(b"end", memory))
+    sent = b""
+    while outbox:
+        visit = [bytes(piece) for piece in outbox.slices()]
+        assert sum(map(len, visit)) <= 300 << 10
+        sent += b"".join(visit)
+    assert sent == data + b"end"
+    assert memory.answers == 0
+
+
+# Connections.
+
+
+def test_connections_beyond_the_limit_are_told_so_and_others_served(make_server):
+    server = make_server("--max-connections", "20").start()
+    client = server.client()
+    with contextlib.ExitStack() as stack:
+        kept = [stack.enter_context(Raw(server.port)) for _ in range(19)]
+        assert all(raw.ask("GET", "/version").status == 200 for raw in kept)
+        assert client.put("/k", 1).status == 201
+        for _ in range(300):
+            with Raw(server.port) as turned_away:
+                assert turned_away.answer().body == b"503 Service Unavailable: too many connections"
+        assert rejected(client, "too_many_connections") == 300
+        assert all(raw.ask("GET", "/version").status == 200 for raw in kept)
+    assert server.stderr.count("too many connections: 20 are open") == 1
+
+
+def test_a_flood_takes_no_file_that_the_log_needs(make_server):
+    limited = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256)); "
+        "sys.argv[0] = 'kvd'; runpy.run_module('kvd', run_name='__main__')"
+    )
+    flags = ("--wal-segment-bytes", "65536", "--snapshot-count", "50")
+    server = make_server(*flags, launch=("-c", limited)).start()
+    client = server.client()
+    samples = scrape(client)
+    most = int(samples["kvd_connections_max"])
+    assert samples["process_max_fds"] == 256
+    assert 100 < most < 200
+    stop = threading.Event()
+    flood = threading.Thread(target=connect_and_keep, args=[server.port, 400, stop])
+    flood.start()
+    wait_until(lambda: rejected(client, "too_many_connections") > 50)
+    for i in range(400):
+        assert client.put(f"/k{i}", "v" * 2000).status == 201
+    stop.set()
+    flood.join()
+    for words in ("too many open files", "Too many open files", "out of system resource"):
+        assert words not in server.stderr
+    assert "wrote a snapshot" in server.stderr
+
+
+def connect_and_keep(port: int, count: int, stop: threading.Event) -> None:
+    """Keep as many connections open as there may be, and ask for more again and again."""
+    with contextlib.ExitStack() as stack:
+        kept = []
+        while not stop.is_set():
+            with contextlib.suppress(OSError):
+                made = stack.enter_context(
+                    contextlib.closing(socket.create_connection(("127.0.0.1", port), 5))
+                )
+                kept.append(made)
+            if len(kept) > count:
+                kept.pop(0).close()
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted", "expected"),
+    [
+        (20_000, None, (2500, 256, 17_180)),
+        (1 << 20, None, (4096, 256, 1_044_160)),
+        (1024, None, (128, 128, 704)),
+        (1024, 500, (128, 128, 500)),
+        (1024, 5000, (128, 128, 704)),
+        (20, None, (2, 2, 1)),
+    ],
+)
+def test_files_are_divided_so_that_some_are_left(files, wanted, expected, caplog):
+    assert divide(files, wanted) == expected
+    assert sum(expected) <= max(files, 60)
+    warned = "--max-connections 5000: this process may open 1024 files" in caplog.text
+    assert warned == (wanted == 5000)
+
+
+@pytest.mark.limits_full
+@pytest.mark.timeout(900)
+def test_a_hundred_thousand_attempts_to_connect(make_server):
+    server = make_server().start()
+    client = server.client()
+    most = int(scrape(client)["kvd_connections_max"])
+    # A process of its own for each, because a process has no more files than the server.
+    code = FLOOD.format(port=server.port, count=25_000)
+    floods = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    slowest = 0.0
+    while any(flood.poll() is None for flood in floods):
+        began = time.monotonic()
+        assert client.put("/alive", 1).status in (200, 201)
+        slowest = max(slowest, time.monotonic() - began)
+    counts = [json.loads(flood.communicate()[0]) for flood in floods]
+    total = {key: sum(count[key] for count in counts) for key in counts[0]}
+    assert total["open"] + total["told"] + total["dropped"] == 100_000
+    assert total["dropped"] == 0, total
+    assert total["open"] <= most
+    assert slowest < PATIENCE_S
+
+
+FLOOD = """
+import json, resource, socket
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+kept, told, dropped = [], 0, 0
+for _ in range({count}):
+    made = socket.create_connection(("127.0.0.1", {port}), 60)
+    made.sendall(b"GET /version HTTP/1.1\\r\\nHost: h\\r\\n\\r\\n")
+    try:
+        answer = made.recv(4096)
+    except ConnectionError:
+        answer = b""
+    if answer.startswith(b"HTTP/1.1 200"):
+        kept.append(made)
+        continue
+    told += b"503" in answer
+    dropped += b"503" not in answer
+    made.close()
+print(json.dumps({{"open": len(kept), "told": told, "dropped": dropped}}))
+"""
+
+
+# Trees.
+
+DEPTH = 2000
+
+
+def test_every_endpoint_goes_two_thousand_levels_deep(make_server):
+    server = make_server("--snapshot-count", "5").start()
+    client = server.client()
+    directory = "/d" * (DEPTH - 1)
+    leaf = directory + "/leaf"
+    watch_leaf = server.watch(leaf)
+    watch_all = server.watch("/d", recursive="true", stream="true")
+    assert client.put(leaf, 1).status == 201
+    assert watch_leaf.event()["node"]["key"] == leaf
+    assert watch_all.event()["node"]["key"] == leaf
+    assert client.get(leaf).json["node"]["value"] == "1"
+    assert client.request("HEAD", f"/v2/keys{leaf}").status == 200
+    assert client.get(directory).json["node"]["nodes"][0]["key"] == leaf
+    whole = client.get("/", recursive="true", sorted="true").body
+    assert whole.count(b'"nodes":[') == DEPTH
+    assert client.put(leaf, 2, prevExist="true").json["action"] == "update"
+    assert client.put(leaf, 3, prevValue="2").json["action"] == "compareAndSwap"
+    assert client.put(leaf, prevExist="true", refresh="true", ttl=600).status == 200
+    posted = client.post(directory, "in order").json["node"]["key"]
+    assert client.get(posted).json["node"]["value"] == "in order"
+    assert client.put(f"{leaf}/below", 1).json["errorCode"] == 104
+    assert client.delete(directory, dir="true").json["errorCode"] == 108
+    assert client.delete(posted, prevValue="in order").json["action"] == "compareAndDelete"
+    assert client.get(leaf, wait="true", waitIndex=2).json["action"] == "set"
+    assert client.get("/d", wait="true", recursive="true", waitIndex=3).json["action"] == "update"
+    server.wait_for_log("wrote a snapshot")
+    # Tests cannot parse it: the JSON of Python's library ends at a thousand levels.
+    before = client.get("/", recursive="true").body
+    server.kill()
+    server.start("--rebuild-index")
+    client = server.client()
+    assert len(client.get("/", recursive="true").body) == len(before)
+    gone = server.watch(leaf)
+    assert client.put("/d", dir="true", prevExist="true", ttl=1).status == 200
+    assert gone.event()["action"] == "expire"
+    assert client.put(leaf, 1).status == 201
+    gone = server.watch(leaf)
+    assert client.delete("/d", recursive="true").json["action"] == "delete"
+    assert gone.event()["action"] == "delete"
+    assert client.get("/").json["node"].get("nodes") is None
+    assert server.terminate() == 0
+    for verb in ("verify", "digest", "dump"):
+        run = subprocess.run(
+            [sys.executable, "-m", "kvd.ctl", verb, str(server.data_dir)],
+            cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize(
+    "children",
+    [20_000, pytest.param(1_000_000, marks=[pytest.mark.limits_full, pytest.mark.timeout(900)])],
+)
+def test_others_are_served_while_a_wide_directory_is_listed_and_removed(
+    make_server, tmp_path, children
+):
+    bulk_load(tmp_path / "data", ((b"/wide/%07d" % i, b"v") for i in range(children)))
+    server = make_server().start()
+    client, other = server.client(), server.client()
+    served = 0
+    outcome: list[bytes] = []
+
+    def meanwhile(act: Callable[[], bytes]) -> bytes:
+        nonlocal served
+        outcome.clear()
+        acting = threading.Thread(target=lambda: outcome.append(act()))
+        acting.start()
+        while acting.is_alive():
+            assert other.put("/other", served).status in (200, 201)
+            served += 1
+        return outcome[0]
+
+    listed = meanwhile(lambda: client.get("/wide").body)
+    assert listed.count(b'"key":') == children + 1
+    assert client.get(f"/wide/{children - 1:07}").json["node"]["value"] == "v"
+    removed = meanwhile(lambda: client.delete("/wide", recursive="true").body)
+    assert json.loads(removed)["action"] == "delete"
+    assert client.get("/wide").status == 404
+    assert served > 4
+    assert client.put("/wide/again", 1).status == 201
+    server.terminate()
+    client = server.start().client()
+    assert [node["key"] for node in client.get("/wide").json["node"]["nodes"]] == ["/wide/again"]
