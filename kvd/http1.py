@@ -63,8 +63,8 @@ _BLOCK_BYTES_MAX = 4096
 # time (a quarter of a request), but no longer than this.
 _SECRET_S = 60.0
 # After a refusal: how much more is read and dropped, and how long, so that the client gets to read
-# the answer before its connection is reset.
-_DROPPED_BYTES_MAX = 1 << 20
+# the answer before its connection is reset. The largest body is less.
+_DROPPED_BYTES_MAX = 16 << 20
 _LINGER_S = 2.0
 # How long a stop waits: for the request that a client was about to send on an open connection, and
 # for the rest of one that has begun to come.

@@ -23,7 +23,7 @@ from kvd.memory import Memory, Payload
 from kvd.outbox import Outbox
 from storage.bulk import bulk_load
 from tests.raw import Raw, request
-from tests.server import FORM, PATIENCE_S, ROOT, Client, Server
+from tests.server import FORM, PATIENCE_S, ROOT, Answer, Client, Server
 from tests.test_metrics import scrape
 
 MIB = 1 << 20
@@ -50,7 +50,8 @@ def wait_until(holds: Callable[[], bool]) -> None:
         assert time.monotonic() < end, "it does not come true"
 
 
-def assert_refused(answer, code: int, cause: str) -> None:
+def assert_refused(answer: Answer, code: int, cause: str) -> None:
+    assert answer.body.startswith(b"{"), answer
     assert (answer.json["errorCode"], answer.json["cause"], answer.json["index"]) == (
         code,
         cause,
