@@ -14,6 +14,9 @@ The way of a write:
         watch.Hub.publish         watchers are told, then the writers answered
     client <-- 200 {"action"...   response.py   events to JSON
 
+Users and roles go the same way: authroutes.py, auth.py and authchanges.py for the rules, entries
+in the log; guard.py asks for them, credentials.py checks passwords.
+
 A read is request, committed state, response; it never enters the committer. listing.py reads
 directories, space.py knows whether there is room, housekeeping.py takes snapshots, server.py wires
 it all, app.py has the small endpoints, and ctl.py is kvdctl. Settings: flags.py is the table,

@@ -23,7 +23,7 @@ from kvd.errors import RAFT_INTERNAL, UNAUTHORIZED, ApiError, RouteError
 from kvd.http1 import Connection
 from kvd.keys import PASSWORDS, KeySpace
 from kvd.request import asks_recursively, parse
-from kvd.urls import in_the_open
+from kvd.urls import ListenUrl
 from storage.index import BROKEN
 from storage.store import Store
 from storage.tree import View
@@ -45,6 +45,11 @@ class Caller(NamedTuple):
 def caller_of(headers: list[str], common_name: str) -> Caller:
     """Return who asks; of several Authorization headers the first counts."""
     return Caller(headers[0] if headers else "", common_name)
+
+
+def in_the_open(url: ListenUrl) -> bool:
+    """Return whether what is said at a URL can be read on its way: over a network, without TLS."""
+    return not (url.is_tls or url.is_local)
 
 
 class KeyRequest(NamedTuple):
@@ -72,7 +77,7 @@ class Guard:
         credentials: Credentials,
         keys: KeySpace,
         on_damage: Callable[[BaseException], None],
-        urls: Sequence[str] = (),
+        urls: Sequence[ListenUrl],
     ) -> None:
         self.enabled = False
         """Whether users are asked for."""
@@ -82,7 +87,7 @@ class Guard:
         """To be told of damage to the index, which ends the process."""
         self._store = store
         self._credentials = credentials
-        self._open_urls = [url for url in urls if in_the_open(url)]
+        self._open_urls = [str(url) for url in urls if in_the_open(url)]
         self._keys = keys
         self._users: dict[str, User | None] = {}
         self._roles: dict[str, Role | None] = {}

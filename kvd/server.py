@@ -251,7 +251,7 @@ class KvdServer:
             credentials=self._credentials,
             keys=self._keys,
             on_damage=self._fail,
-            urls=urls,
+            urls=listening,
         )
         self._committer.on_entries = guard.refresh
         identity = store.identity

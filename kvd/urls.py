@@ -1,7 +1,6 @@
 """URLs in settings: the ones listened on, the ones that others are told, and origins of pages."""
 
 from dataclasses import dataclass
-from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
 
 from kvd.flags import ConfigError, shown
@@ -69,17 +68,6 @@ def told_urls(settings: Settings, name: str) -> tuple[str, ...]:
         if not _is_socket(text):
             _url(settings, name, text)
     return tuple(urls)
-
-
-def in_the_open(url: str) -> bool:
-    """Return whether what is said at a URL can be read on its way: over a network, without TLS."""
-    parts = urlsplit(url)
-    if parts.scheme != "http" or parts.hostname == "localhost":
-        return False
-    try:
-        return not ip_address(parts.hostname or "").is_loopback
-    except ValueError:  # a name: where it leads is not known here
-        return True
 
 
 def origins(settings: Settings, name: str) -> tuple[str, ...]:

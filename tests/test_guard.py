@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvd.urls import in_the_open
+from kvd.guard import in_the_open
+from kvd.urls import ListenUrl
 from tests.certs import Authority, client_context
 from tests.raw import Raw, request
 from tests.server import PATIENCE_S, Client, Server, running
@@ -231,17 +232,18 @@ def test_a_stop_answers_those_whose_password_is_being_checked(guarded):
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("http://0.0.0.0:2379", True),
-        ("http://[::]:2379", True),
-        ("http://10.0.0.1:2379", True),
-        ("http://etcd.example:2379", True),
-        ("http://127.0.0.1:2379", False),
-        ("http://127.9.9.9:2379", False),
-        ("http://[::1]:2379", False),
-        ("http://localhost:2379", False),
-        ("https://0.0.0.0:2379", False),
-        ("unix:///run/kvd.sock", False),
+        (ListenUrl("0.0.0.0", 2379), True),
+        (ListenUrl("::", 2379), True),
+        (ListenUrl("10.0.0.1", 2379), True),
+        (ListenUrl("etcd.example", 2379), True),
+        (ListenUrl("127.0.0.1", 2379), False),
+        (ListenUrl("127.9.9.9", 2379), False),
+        (ListenUrl("::1", 2379), False),
+        (ListenUrl("localhost", 2379), False),
+        (ListenUrl("0.0.0.0", 2379, "https"), False),
+        (ListenUrl("/run/kvd.sock", scheme="unix"), False),
     ],
+    ids=str,
 )
 def test_what_is_said_over_a_network_without_tls_is_in_the_open(url, expected):
     assert in_the_open(url) is expected
