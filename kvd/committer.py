@@ -520,10 +520,8 @@ class Committer:
                 counts[type(command)][1] += 1
                 stats.refused(command, outcome)
             _answer(done, outcome)
-        if any(isinstance(reply, Reply) for _, reply in pending.replies):
-            self.on_entries()
-        for replied, reply in pending.replies:
-            _answer(replied, reply)
+        if pending.replies:
+            self._reply(pending)
         stats.expired(len(pending.events) - succeeded)
         self._note_duration(pending)
         self._arm()
@@ -543,6 +541,13 @@ class Committer:
                     took,
                     self._may_warn.kept_back(),
                 )
+
+    def _reply(self, pending: _Pending) -> None:
+        """Tell those who change something beside the keys."""
+        if any(isinstance(reply, Reply) for _, reply in pending.replies):
+            self.on_entries()
+        for replied, reply in pending.replies:
+            _answer(replied, reply)
 
     def _abort(self, pending: _Pending, reason: str) -> None:
         self._refuse(pending, ApiError(RAFT_INTERNAL, reason.encode()))

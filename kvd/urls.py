@@ -1,6 +1,7 @@
 """URLs in settings: the ones listened on, the ones that others are told, and origins of pages."""
 
 from dataclasses import dataclass
+from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
 
 from kvd.flags import ConfigError, shown
