@@ -6,6 +6,7 @@ One table of checks. Each returns what is wrong in a few words, or nothing:
     log        a batch has been on its way to the disk for longer than a disk takes
     space      there is no room for what users write; reads, removals and expiry go on
     index      the index cannot take a batch that is durable already
+    damage     the log behind the index has rotted, and no snapshot lies behind that yet
     shutdown   the server is stopping
 
 `/readyz` fails when any does. `/health` is etcd's: it says in one word whether writes are taken.
@@ -19,11 +20,12 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from kvd.committer import Committer
+from kvd.housekeeping import Housekeeping
 
 # etcd calls itself unhealthy after one second; a disk that needs five does not flap.
 _SYNC_S_MAX = 5.0
 
-CHECKS = ("startup", "log", "space", "index", "shutdown")
+CHECKS = ("startup", "log", "space", "index", "damage", "shutdown")
 
 
 class Check(NamedTuple):
@@ -38,14 +40,16 @@ class Health:
 
     def __init__(self) -> None:
         self._committer: Committer | None = None
+        self._housekeeping: Housekeeping | None = None
         self._stopping = False
         self.successes = 0
         """How often `/health` was asked and said yes."""
         self.failures = 0
 
-    def serves(self, committer: Committer) -> None:
-        """The store is recovered: from now on it is as healthy as its committer."""
+    def serves(self, committer: Committer, housekeeping: Housekeeping) -> None:
+        """The store is recovered: from now on it is as healthy as these say."""
         self._committer = committer
+        self._housekeeping = housekeeping
 
     def stops(self) -> None:
         """The server is about to end."""
@@ -58,6 +62,7 @@ class Health:
             "log": self._log_problem(),
             "space": self._committer.no_room if self._committer else "",
             "index": self._index_problem(),
+            "damage": self._housekeeping.damage if self._housekeeping else "",
             "shutdown": "the server is stopping" if self._stopping else "",
         }
         return [Check(name, problems[name]) for name in CHECKS if name not in exclude]

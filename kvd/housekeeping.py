@@ -2,6 +2,12 @@
 
 It happens on a thread of its own, one job at a time. No answer depends on it: what fails is logged
 and tried again later.
+
+Once the server listens, the log that its start has not read is read here, in slices of a few
+milliseconds with pauses between them, so that the loop hardly notices. Damage there is told in one
+line and by `/health`; a snapshot is taken at once, because until then only the index, which is
+never synced, holds all that was acknowledged. Nobody is served anything of it, so the server goes
+on. See storage/keptlog.py.
 """
 
 from __future__ import annotations
@@ -9,10 +15,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from functools import partial
 
 from kvd.histogram import SNAPSHOTS_S, Histogram
 from kvd.syncthread import SyncThread
 from storage.errors import StorageError
+from storage.keptlog import KeptLog
 from storage.store import Store
 from storage.wal import Position
 
@@ -20,20 +28,28 @@ log = logging.getLogger(__name__)
 
 _SNAPSHOT_BYTES_MIN = 64 << 20
 _INDEX_BYTES = 64 << 20
+# When the log has outgrown this part of the last snapshot, the next one is due: a rebuild replays
+# that much of log, which takes five times as long as it takes to load as much of a snapshot.
+_SNAPSHOT_PART = 2
 _BACK_OFF_S = 30.0
+_BACK_OFF_S_MAX = 600.0
+# The kept log is read for so long at a time: a tenth of what one thread could.
+_CHECK_S = 0.002
+_CHECK_PAUSE_S = 0.02
 
 
 class Housekeeping:
     """Decides after each commit whether something is due.
 
     A snapshot is due after `snapshot_count` records; without that number, once the log since the
-    last snapshot exceeds both 64 MiB and the size of that snapshot, so that writing snapshots never
-    costs more than writing the log. The index is written out every 64 MiB of log, so that a commit
-    never waits because the kernel holds too much of it unwritten.
+    last snapshot exceeds both 64 MiB and half the size of that snapshot, so that writing snapshots
+    never costs more than twice as much as writing the log. The index is written out every 64 MiB of
+    log, so that a commit never waits because the kernel holds too much of it unwritten.
 
     Attributes:
         snapshot_s: How long snapshots took.
         snapshots_failed: How many could not be made.
+        damage: What is wrong with the log that is kept, as long as no snapshot lies behind it.
     """
 
     def __init__(
@@ -56,7 +72,11 @@ class Housekeeping:
         self._index_at = store.wal.log_bytes
         self._busy = False
         self._not_before = 0.0
+        self._back_off_s = _BACK_OFF_S
         self._snapshot_began = 0.0
+        self._kept_log: KeptLog | None = store.kept_log()
+        self._is_checking = False
+        self.damage = ""
         self.snapshot_s = Histogram(SNAPSHOTS_S)
         self.snapshots_failed = 0
         self._stopped = False
@@ -67,18 +87,23 @@ class Housekeeping:
             return
         log_bytes = self._store.wal.log_bytes
         if self._snapshot_due(log_bytes):
-            self._busy = True
-            self._snapshot_pos, self._snapshot_at = self._store.applied.pos, log_bytes
-            self._snapshot_began = self._loop.time()
-            self._thread.run(self._store.snapshot, self._snapshot_taken)
+            self._take_snapshot()
         elif log_bytes - self._index_at > _INDEX_BYTES:
             self._busy = True
             self._index_at = log_bytes
             self._thread.run(self._sync_index, self._done)
 
     def tick(self) -> None:
-        """Keep room in the index for removals on a full disk, about once a second."""
-        if not self._busy and not self._stopped and self._store.index_reserve_is_low():
+        """Do what must not wait for a commit, about once a second."""
+        if not self._is_checking and self._kept_log is not None:
+            self._is_checking = True
+            self._check()
+        if self._busy or self._stopped:
+            return
+        if self.damage and self._loop.time() >= self._not_before:
+            self._take_snapshot()
+        elif self._store.index_reserve_is_low():
+            # Room for removals on a full disk.
             self._busy = True
             self._thread.run(self._reserve, self._reserved)
 
@@ -93,18 +118,31 @@ class Housekeeping:
             return False
         if self._count is not None:
             return self._store.applied.pos - self._snapshot_pos >= self._count
-        return log_bytes - self._snapshot_at > max(_SNAPSHOT_BYTES_MIN, self._snapshot_size)
+        due_bytes = max(_SNAPSHOT_BYTES_MIN, self._snapshot_size // _SNAPSHOT_PART)
+        return log_bytes - self._snapshot_at > due_bytes
 
-    def _snapshot_taken(self, outcome: int | BaseException) -> None:
+    def _take_snapshot(self) -> None:
+        self._busy = True
+        self._snapshot_began = self._loop.time()
+        begun = self._store.applied.pos, self._store.wal.log_bytes
+        self._thread.run(self._store.snapshot, partial(self._snapshot_taken, begun))
+
+    def _snapshot_taken(self, begun: tuple[int, int], outcome: int | BaseException) -> None:
         self._busy = False
         if isinstance(outcome, (OSError, StorageError)):
             if not self._stopped:
                 log.warning("no snapshot was made, the old ones stay: %s", outcome)
-                self._not_before = self._loop.time() + _BACK_OFF_S
+                self._not_before = self._loop.time() + self._back_off_s
+                self._back_off_s = min(2 * self._back_off_s, _BACK_OFF_S_MAX)
                 self.snapshots_failed += 1
         elif isinstance(outcome, BaseException):
             raise outcome
         else:
+            self._snapshot_pos, self._snapshot_at = begun
+            self._back_off_s = _BACK_OFF_S
+            if self.damage:
+                self.damage = ""
+                log.warning("a snapshot lies behind the damaged log now: nothing depends on that")
             self.snapshot_s.observe(self._loop.time() - self._snapshot_began)
             # Without it the size of the one before decides when the next is due.
             with suppress(OSError):
@@ -118,6 +156,40 @@ class Housekeeping:
             log.warning("the log before the oldest snapshot could not be purged: %s", outcome)
         elif isinstance(outcome, BaseException):
             raise outcome
+
+    def _check(self) -> None:
+        """Look at the next slice of the kept log, as soon as the thread is free."""
+        kept_log = self._kept_log
+        if kept_log is None or self._stopped:
+            return
+        if self._busy:
+            self._loop.call_later(_CHECK_PAUSE_S, self._check)
+            return
+        self._busy = True
+        self._thread.run(lambda: kept_log.check(_CHECK_S), self._checked)
+
+    def _checked(self, outcome: int | BaseException) -> None:
+        self._busy = False
+        kept_log, self._kept_log = self._kept_log, None
+        assert kept_log is not None
+        if isinstance(outcome, (OSError, StorageError)):
+            self.damage = "the log behind the index is damaged, and no snapshot lies behind it yet"
+            log.error(
+                "%s. What is kept of the log is damaged behind index %d; nothing of it is served, "
+                "the index is good. A snapshot is taken now: until then do not use "
+                "--rebuild-index. To inspect: kvdctl verify --force %s",
+                outcome,
+                kept_log.last_index,
+                self._store.directory.path,
+            )
+            self.tick()
+        elif isinstance(outcome, BaseException):
+            raise outcome
+        elif outcome:
+            self._kept_log = kept_log
+            self._loop.call_later(_CHECK_PAUSE_S, self._check)
+        elif kept_log.frames:
+            log.info("the log behind the index is good: %d frames", kept_log.frames)
 
     def _sync_index(self) -> int:
         self._store.sync_index()

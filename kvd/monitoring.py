@@ -76,7 +76,7 @@ class Monitoring:
         """The store is recovered, and is to be served by these parts."""
         parts.store.wal.on_sync = self.syncs.observe
         self.metrics.add(parts)
-        self.health.serves(parts.committer)
+        self.health.serves(parts.committer, parts.housekeeping)
 
     def stop(self) -> None:
         """Answer nobody any more."""

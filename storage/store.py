@@ -36,11 +36,12 @@ from storage.change import (
 from storage.checkpoint import Checkpoint
 from storage.errors import CorruptLog, CorruptSnapshot, LogFull, StorageError
 from storage.index import BROKEN, CLEAN_STOP, Index, reach_commit, vouched
+from storage.keptlog import KeptLog
 from storage.layout import DataDirectory, NewIds
 from storage.replay import load, replay
 from storage.segments import ADVICE
 from storage.tree import HISTORY_LIMIT, IndexRefused, Memory, Txn, View
-from storage.wal import Position, Wal
+from storage.wal import START, Position, Wal
 
 log = logging.getLogger(__name__)
 
@@ -86,12 +87,15 @@ class Store:
         index: Index,
         *,
         recovery: Recovery,
+        read_from: Position,
         segment_bytes_max: int,
         snapshots_kept: int,
     ) -> None:
         self.directory = directory
         self.identity = directory.identity
         self.recovery = recovery
+        self.read_from = read_from
+        """Where this start began to read the log: what is kept before it has not been read."""
         self.wal = wal
         self.applied = index.applied()
         """The committed state's place in the history: what readers see."""
@@ -145,15 +149,16 @@ class Store:
                 segment_bytes_max=segment_bytes_max,
             )
             try:
-                index, recovery = _recover(directory, wal, rebuild_index=rebuild_index)
+                index, recovery, read_from = _recover(directory, wal, rebuild_index=rebuild_index)
             except BROKEN as damage:
                 log.warning("the index is damaged and is built anew: %s", damage)
-                index, recovery = _recover(directory, wal, rebuild_index=True)
+                index, recovery, read_from = _recover(directory, wal, rebuild_index=True)
             return cls(
                 directory,
                 wal,
                 index,
                 recovery=recovery,
+                read_from=read_from,
                 segment_bytes_max=segment_bytes_max,
                 snapshots_kept=max(snapshots_kept, SNAPSHOTS_KEPT_MIN),
             )
@@ -166,6 +171,11 @@ class Store:
         except BaseException:
             directory.close()
             raise
+
+    def kept_log(self) -> KeptLog:
+        """Return what this start has not read of the log, to be read now."""
+        directory = self.directory
+        return KeptLog(directory.wal, self.identity.store_uuid, self.read_from)
 
     @property
     def view(self) -> View:
@@ -397,16 +407,17 @@ class Store:
             self._view = None
 
 
-def _recover(directory: DataDirectory, wal: Wal, *, rebuild_index: bool) -> tuple[Index, Recovery]:
+def _recover(
+    directory: DataDirectory, wal: Wal, *, rebuild_index: bool
+) -> tuple[Index, Recovery, Position]:
     mark = vouched(directory.index)
     reused = None if rebuild_index else Index.reuse(directory.index)
-    records = 0
     base: Position | None = None
     if reused is not None:
-        index, source = reused
-        base = index.applied().position
+        (index, source), records = reused, 0
+        read_from = base = index.applied().position
     else:
-        index, source, records = _build(directory, wal, beside=mark is not None)
+        index, source, records, read_from = _build(directory, wal, beside=mark is not None)
     try:
         if base is not None:
             # Two passes: nothing is performed before every byte has been looked at.
@@ -425,10 +436,10 @@ def _recover(directory: DataDirectory, wal: Wal, *, rebuild_index: bool) -> tupl
     except BaseException:
         index.env.close()
         raise
-    return index, Recovery(source, records)
+    return index, Recovery(source, records), read_from
 
 
-def _build(directory: DataDirectory, wal: Wal, *, beside: bool) -> tuple[Index, str, int]:
+def _build(directory: DataDirectory, wal: Wal, *, beside: bool) -> tuple[Index, str, int, Position]:
     """Build a draft of the index from a snapshot and the whole log behind it.
 
     All is performed while it is being checked, in one pass: the draft only counts when every byte
@@ -441,7 +452,7 @@ def _build(directory: DataDirectory, wal: Wal, *, beside: bool) -> tuple[Index, 
             there may be no room for two.
 
     Returns:
-        The draft, what it was begun with, and how many records were performed.
+        The draft, what it was begun with, how many records were performed, and from where on.
     """
     if not beside:
         shutil.rmtree(directory.index, ignore_errors=True)
@@ -462,7 +473,8 @@ def _build(directory: DataDirectory, wal: Wal, *, beside: bool) -> tuple[Index, 
             draft.env.close()
             raise
         else:
-            return draft, f"snapshot {newest.name}" if newest else "log", records
+            source = f"snapshot {newest.name}" if newest else "log"
+            return draft, source, records, base or START
 
 
 def _check_end(wal: Wal, *, stopped_cleanly: bool) -> None:

@@ -9,7 +9,7 @@ from tests.server import Answer, Client
 from tests.test_metrics import monitor, monitored, scrape  # noqa: F401 -- a fixture
 
 METRICS = ("--listen-metrics-urls", "http://127.0.0.1:0")
-CHECKS = ("startup", "log", "space", "index", "shutdown")
+CHECKS = ("startup", "log", "space", "index", "damage", "shutdown")
 
 
 def ready(client: Client, query: str = "") -> Answer:
@@ -69,6 +69,32 @@ def test_without_room_for_writes_it_is_not_ready_but_alive(make_server):
     assert samples['kvd_rejected_requests_total{reason="not_written"}'] == 1
     assert samples["etcd_server_proposals_failed_total"] == 1
     assert samples['etcd_http_failed_total{code="500",method="PUT"}'] == 1
+
+
+def test_damage_behind_the_index_is_told_until_a_snapshot_lies_behind_it(make_server, tmp_path):
+    server = make_server("--wal-segment-bytes", "65536").start()
+    client = server.client()
+    for i in range(40):
+        assert client.put(f"/k{i}", "v" * 4000).status == 201
+    server.terminate()
+    first = min((tmp_path / "data" / "wal").glob("*.wal"))
+    content = bytearray(first.read_bytes())
+    content[5000] ^= 1
+    first.write_bytes(content)
+    server.start(*METRICS, *faulty("snapshotBeforeCopy=delay:600"))
+    server.wait_for_log("What is kept of the log is damaged")
+    client = server.client()
+    # Nothing of it is served, so everything is served.
+    assert all(client.get(f"/k{i}").json["node"]["value"] == "v" * 4000 for i in range(40))
+    assert client.put("/k0", "1").status == 200
+    assert_failed(client, "damage", "the log behind the index is damaged, and .*")
+    server.kill()
+    server.start()
+    server.wait_for_log("a snapshot lies behind the damaged log")
+    assert ready(server.client()).body == b"ok\n"
+    server.kill()
+    server.start("--rebuild-index")
+    assert server.client().get("/k0").json["node"]["value"] == "1"
 
 
 def test_a_sync_that_does_not_come_back_is_told(make_server):
