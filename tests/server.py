@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,6 +248,14 @@ class Server:
         with self._changed:
             found = self._changed.wait_for(lambda: text in self.stderr, timeout=PATIENCE_S)
         assert found, f"{text!r} is not in the log:\n{self.stderr}"
+
+    def wait_for_watchers(self, count: int) -> None:
+        """Wait until so many watches are registered, which nothing but the statistics tells."""
+        connection = self.client()
+        deadline = time.monotonic() + PATIENCE_S
+        while connection.request("GET", "/v2/stats/store").json["watchers"] != count:
+            assert time.monotonic() < deadline, f"there are never {count} watchers"
+            time.sleep(0.005)
 
     def kill(self) -> None:
         """End the process as a power cut would, but for the page cache."""

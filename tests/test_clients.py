@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -19,15 +18,6 @@ AL = {"username": "al", "password": "other"}
 
 # python-etcd says `_log.warn` where the logging module wants `_log.warning`.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:etcd.*")
-
-
-def wait_for_watchers(server: Server, count: int) -> None:
-    """Wait until so many watches are registered, which nothing but the statistics tells."""
-    connection = server.client()
-    deadline = time.monotonic() + PATIENCE_S
-    while connection.request("GET", "/v2/stats/store").json["watchers"] != count:
-        assert time.monotonic() < deadline, f"there are never {count} watchers"
-        time.sleep(0.005)
 
 
 class Background:
@@ -164,7 +154,7 @@ class TestPythonEtcd:
 
     def test_a_watch_ends_with_the_next_change(self, server, client, other):
         watch = Background(lambda: other.watch("/watch", recursive=True))
-        wait_for_watchers(server, 1)
+        server.wait_for_watchers(1)
         client.write("/watch/a", "1")
         assert (watch.result().key, watch.result().value) == ("/watch/a", "1")
 
@@ -172,7 +162,7 @@ class TestPythonEtcd:
         with pytest.raises(etcd.EtcdWatchTimedOut):
             client.watch("/never", timeout=0.05)
         client.http.clear()
-        wait_for_watchers(server, 0)
+        server.wait_for_watchers(0)
 
     def test_an_eternal_watch_sees_every_change_in_order(self, client, other):
         index = client.write("/eternal/start", "0").modifiedIndex + 1
@@ -187,7 +177,7 @@ class TestPythonEtcd:
         assert first.acquire(lock_ttl=60)
         assert not second.acquire(blocking=False)
         waiting = Background(lambda: second.acquire(blocking=True, lock_ttl=60))
-        wait_for_watchers(server, 1)
+        server.wait_for_watchers(1)
         assert second.is_acquired is False
         first.release()
         assert waiting.result() is True
@@ -399,7 +389,7 @@ class TestEtcdctl:
 
     def test_a_watch_tells_the_next_change(self, server, etcdctl):
         with self.start(server, "watch", "/watch", "-r") as watch:
-            wait_for_watchers(server, 1)
+            server.wait_for_watchers(1)
             etcdctl("set", "/watch/a", "told")
             assert watch.stdout.read() == "[set] /watch/a\ntold\n"
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -58,13 +58,14 @@ def program(*names: str) -> str:
     pytest.skip(f"there is no {names[0]} here; scripts/setup-clients installs it")
 
 
-def kvd_as_etcd(directory: Path) -> Path:
-    """A directory to put in front of PATH: `etcd` is kvd there."""
+KVD_COMMAND = f'PYTHONPATH="{ROOT}" exec "{sys.executable}" -m kvd'
+
+
+def as_etcd(directory: Path, command: str = KVD_COMMAND) -> Path:
+    """A directory to put in front of PATH: `etcd` is this shell command there."""
     directory.mkdir(exist_ok=True)
     script = directory / "etcd"
-    script.write_text(
-        f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m kvd "$@"\n', encoding="utf-8"
-    )
+    script.write_text(f'#!/bin/sh\n{command} "$@"\n', encoding="utf-8")
     script.chmod(0o755)
     return directory
 
@@ -151,19 +152,6 @@ class Process:
         with self._changed:
             self._ended = True
             self._changed.notify_all()
-
-
-@contextlib.contextmanager
-def processes() -> Iterator[Callable[..., Process]]:
-    """Makes processes that are ended, however, when the block is left."""
-    with contextlib.ExitStack() as stack:
-
-        def start(*command: Path | str, **options: object) -> Process:
-            process = Process(*command, **options)  # type: ignore[arg-type]
-            stack.callback(process.kill)
-            return process
-
-        yield start
 
 
 def run(

@@ -4,24 +4,18 @@ behind the one of Debian (discovery.etcd.io)."""
 import contextlib
 import http.client
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.clients.processes import Process, free_port, processes, program, wait_for_port
+from tests.clients.processes import Process, free_port, program, wait_for_port
 from tests.server import PATIENCE_S, Client, Server
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(300)]
 
 TOKEN = "/discovery/6c007a14875d53d9bf0ef5a6fc0257c8"
 SIZE = 3
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Process]]:
-    with processes() as start:
-        yield start
 
 
 class Member:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients.processes import CACHE, Process, free_port, processes, program, run
+from tests.clients.processes import CACHE, Process, free_port, program, run
 from tests.server import Server
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(400)]
@@ -233,7 +233,7 @@ class Deadline:
 
 
 @pytest.fixture
-def cluster(fresh_server: Server) -> Iterator[Cluster]:
+def cluster(fresh_server: Server, start: Callable[..., Process]) -> Iterator[Cluster]:
     """Two nodes, the first of which leads."""
     bin_dir = skip_what_is_missing()
     fresh_server.listen = fresh_server.url  # of its next starts
@@ -245,13 +245,12 @@ def cluster(fresh_server: Server) -> Iterator[Cluster]:
         if user() is not None:
             shutil.chown(node.config, "postgres", "postgres")
     try:
-        with processes() as start:
-            cluster = Cluster(fresh_server, nodes, start)
-            cluster.start("pg0")
-            assert cluster.leader() == "pg0"
-            cluster.start("pg1")
-            cluster.wait_for_order("pg0")
-            yield cluster
+        cluster = Cluster(fresh_server, nodes, start)
+        cluster.start("pg0")
+        assert cluster.leader() == "pg0"
+        cluster.start("pg1")
+        cluster.wait_for_order("pg0")
+        yield cluster
     finally:
         for node in nodes:
             node.stop()

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import etcd
 import pytest
 
-from tests.clients.processes import free_port, kvd_as_etcd, run
+from tests.clients.processes import KVD_COMMAND, as_etcd, free_port, program, run
 from tests.server import ROOT
 
 SHIPPED = Path(etcd.__file__).parent / "tests"
@@ -48,9 +48,9 @@ def suite(tmp_path: Path) -> Path:
     return package
 
 
-def outcomes(suite: Path, file: str) -> dict[str, str]:
+def outcomes(suite: Path, file: str, etcd_command: str = KVD_COMMAND) -> dict[str, str]:
     """Run a file of the suite; what became of each test, by class and name."""
-    bin_dir = kvd_as_etcd(suite.parent / "bin")
+    bin_dir = as_etcd(suite.parent / "bin", etcd_command)
     report = suite.parent / "report.xml"
     ended = run(
         *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull),
@@ -75,3 +75,20 @@ def outcomes(suite: Path, file: str) -> dict[str, str]:
 def test_its_own_tests_pass(suite, file):
     found = outcomes(suite, file)
     assert found == dict.fromkeys(TESTS[file], "passed")
+
+
+@pytest.mark.clients
+def test_its_tests_of_users_end_as_with_etcd(suite):
+    # This release reads what etcd 2.2 said of users, and fails with what 2.3 and later say.
+    real = f'exec "{program("etcd")}" --enable-v2=true'
+    expected = outcomes(suite, "test_auth.py", real)
+    found = outcomes(suite, "test_auth.py")
+    assert len(found) == 6
+    assert {name: last(what) for name, what in found.items()} == {
+        name: last(what) for name, what in expected.items()
+    }
+
+
+def last(what: str) -> str:
+    """Where a test failed, and with which exception."""
+    return what.rpartition("\n")[2]

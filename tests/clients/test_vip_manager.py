@@ -6,11 +6,11 @@ Everything runs in a network of its own, with a pair of interfaces that lead now
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
-from tests.clients.processes import Process, processes, program, run
+from tests.clients.processes import Process, program, run
 from tests.server import Server
 
 pytestmark = pytest.mark.clients
@@ -22,12 +22,6 @@ NETWORK = (
     " && ip address add 10.77.0.2/24 dev vip0 && ip link set vip0 up && ip link set vip1 up"
     " && echo made && exec sleep 300"
 )
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Process]]:
-    with processes() as start:
-        yield start
 
 
 @pytest.fixture
