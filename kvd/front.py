@@ -57,22 +57,11 @@ class Front(Delegate):
         others: httputil.HTTPServerConnectionDelegate,
         guard: Guard,
         browsers: BrowserPolicy,
-        exposed: str = "",
     ) -> None:
-        """Serve the requests of all connections.
-
-        Args:
-            keys: the key space.
-            others: all other routes.
-            guard: who may do what.
-            browsers: what pages may have a browser do.
-            exposed: the URLs on the way to which passwords can be read, for a warning.
-        """
         self.keys = keys
         self.others = others
         self.guard = guard
         self.browsers = browsers
-        self._exposed = exposed
         self._complains = Rarely(10.0)
         self.has_cors = bool(browsers.origins)
         self.needs_headers = False
@@ -81,13 +70,6 @@ class Front(Delegate):
         self._look()
 
     def _look(self) -> None:
-        if self._exposed and self.guard.enabled:
-            log.warning(
-                "users are asked for, but their passwords can be read on the way to %s; "
-                "listen on https:// URLs alone",
-                self._exposed,
-            )
-            self._exposed = ""
         self.needs_headers = self.has_cors or self.guard.enabled
 
     def serve_whole(self, connection: Connection, line: bytes, block: Block, body: bytes) -> bool:

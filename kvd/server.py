@@ -286,8 +286,7 @@ class KvdServer:
             backlog=files.backlog,
         )
         browsers = BrowserPolicy(hosts, config.cors)
-        exposed = " ".join(str(url) for url in listening if not (url.is_tls or url.is_local))
-        front = Front(self._keys, application, guard, browsers, exposed)
+        front = Front(self._keys, application, guard, browsers)
         self._http = Server(front, limits, loop, memory)
         connection = LoggedConnection if config.access_log else Connection
         self._connect: Callable[[], Connection] = partial(connection, self._http)

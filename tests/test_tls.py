@@ -532,21 +532,6 @@ class TestSelfSigned:
         assert "--auto-tls needs the package cryptography: pip install 'kvd[tls]'" in line
 
 
-@pytest.mark.parametrize(("host", "expected"), [("0.0.0.0", True), ("127.0.0.1", False)])
-def test_passwords_that_others_can_read_are_warned_of_once(make_server, host, expected):
-    told = ("--advertise-client-urls", "http://kv.example:2379")
-    server = make_server(*told, listen=f"http://{host}:0").start()
-    client = server.client(server.url.replace(host, "127.0.0.1"))
-    root = json.dumps({"user": "root", "password": "secret"})
-    assert client.request("PUT", "/v2/auth/users/root", root).status == 201
-    assert "passwords can be read" not in server.stderr
-    assert client.request("PUT", "/v2/auth/enable", "").status == 200
-    server.terminate()
-    assert server.stderr.count(f"can be read on the way to {server.url}; listen on") == expected
-    server.start()  # and again by each start
-    assert server.stderr.count("can be read on the way") == 2 * expected
-
-
 @pytest.mark.parametrize("own", [False, True], ids=["given", "self-signed"])
 def test_metrics_are_served_with_tls_too(make_server, pair, authority, own):
     with socket.create_server(("127.0.0.1", 0)) as probe:
