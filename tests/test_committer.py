@@ -99,21 +99,17 @@ class Engine:
 
     def submit(self, *commands):
         """Queue commands in one turn of the loop; return a future for each."""
-        futures = []
-        for command in commands:
-            future = asyncio.get_running_loop().create_future()
-            self.committer.submit(command, future.set_result)
-            futures.append(future)
-        return futures
+        return [self._queued(self.committer.submit, command) for command in commands]
 
     def administer(self, *decisions):
         """Queue changes beside the keys in one turn of the loop; return a future for each."""
-        futures = []
-        for decide in decisions:
-            future = asyncio.get_running_loop().create_future()
-            self.committer.administer(decide, future.set_result)
-            futures.append(future)
-        return futures
+        return [self._queued(self.committer.administer, decide) for decide in decisions]
+
+    @staticmethod
+    def _queued(queue, item):
+        future = asyncio.get_running_loop().create_future()
+        queue(item, future.set_result)
+        return future
 
     def document(self, name):
         entry = self.store.view.entry("user", name)
