@@ -574,6 +574,8 @@ class Committer:
 
     def _arm(self) -> None:
         """Set the timer to the first expiration."""
+        if self._stopped:
+            return
         due_ns = self._store.view.first_due_ns() or 0
         if due_ns == self._timer_ns:
             return
