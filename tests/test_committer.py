@@ -980,13 +980,16 @@ async def test_draining_waits_for_entries_and_after_a_stop_they_are_refused(tmp_
 @on_a_loop
 async def test_a_stop_right_after_a_refusal_leaves_nothing_to_do(tmp_path, monkeypatch):
     """An expiry that was refused tries again later, but not on a store that is closed."""
-    monkeypatch.setattr("kvd.committer._RETRY_S", 0.0)
+    monkeypatch.setattr("kvd.committer._RETRY_S", 0.1)
     errors = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: errors.append(context))
     async with started(tmp_path / "data") as engine:
         with monkeypatch.context() as patch:
             fail_writes(patch, "write_at", errno.ENOSPC)
             (refused,) = await engine.run(Set(b"/a", b"1"))
         assert error(refused)[0] == 300
+        again = loop.time() + 0.1
+    await until(lambda: loop.time() > again)
     await turns()
     assert errors == []
