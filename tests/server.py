@@ -1,8 +1,10 @@
 """What the tests of the public interface share: a kvd in a process of its own, and HTTP clients."""
 
+import contextlib
 import http.client
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -21,6 +23,8 @@ ROOT = Path(__file__).parent.parent
 FORM = "application/x-www-form-urlencoded"
 # A machine that is busy with other tests takes its time; nothing here waits longer than needed.
 PATIENCE_S = 30.0
+# Below what Linux gives to outgoing connections: nobody takes one of these by chance.
+_PORTS = range(15_000, 32_000)
 
 # Becomes what systemd starts: LISTEN_PID is known only in there, and the descriptors begin at 3.
 HANDED_OVER = """
@@ -202,7 +206,7 @@ class Server:
 
     def start_as(self, *argv: str) -> "Server":
         """Start the process by exactly these flags."""
-        command = [sys.executable, *self.launch, *argv]
+        command = [self.python, *self.launch, *argv]
         with self._changed:
             self.urls, self._ended = [], False
         self._process = subprocess.Popen(
@@ -302,6 +306,14 @@ class Server:
         with self._changed:
             self._ended = True
             self._changed.notify_all()
+
+
+def free_port() -> int:
+    """A port on this machine that nobody listens on."""
+    while True:
+        port = random.choice(_PORTS)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def run_kvd(*argv: str, timeout_s: float = PATIENCE_S) -> "subprocess.CompletedProcess[str]":

@@ -12,7 +12,7 @@ import pytest
 from kvd.listeners import AddressUnavailable, Listener, bind, handed_over
 from kvd.systemd import Handed
 from kvd.urls import ListenUrl
-from tests.server import PATIENCE_S, Client, run_kvd
+from tests.server import PATIENCE_S, Client, free_port, run_kvd
 
 UNAVAILABLE = 69
 
@@ -52,11 +52,6 @@ def ask(path: Path, target: str) -> bytes:
         return connection.getresponse().read()
     finally:
         connection.close()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def reaches(port: int, host: str) -> bool:

@@ -96,6 +96,7 @@ def test_it_runs_on_a_clean_python(built, clean_python, make_server, kind):
     assert run(commands / "kvd", "--version").split() == ["kvd", kvd.__version__]
     # -I: nothing is imported from the directory that the process is started in.
     server = make_server(python=python, launch=("-I", "-m", "kvd")).start()
+    assert Path(f"/proc/{server.pid}/cmdline").read_text().startswith(str(python))
     exercise(server)
     assert server.terminate() == 0
     run(commands / "kvdctl", "verify", server.data_dir)

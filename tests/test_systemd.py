@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from kvd.systemd import Notifier, take_sockets
-from tests.server import HANDED_OVER, PATIENCE_S, ROOT, Client, handed_over
+from tests.server import HANDED_OVER, PATIENCE_S, ROOT, Client, free_port, handed_over
 
 UNAVAILABLE = 69
 
@@ -67,20 +68,22 @@ def listener(tmp_path: Path) -> Iterator[Callable[..., socket.socket]]:
 
 
 class TestNotifications:
-    def test_ready_is_told_when_requests_are_answered(self, make_server, manager):
-        server = make_server(environment={"NOTIFY_SOCKET": manager.address}).start()
+    def test_ready_is_told_once_requests_are_answered(self, make_server, manager):
+        port = free_port()
+        server = make_server(
+            *("--enable-failpoints", "--failpoint", "startAfterLock=delay:0.5"),
+            listen=f"http://127.0.0.1:{port}",
+            environment={"NOTIFY_SOCKET": manager.address},
+        )
+        starting = threading.Thread(target=server.start)
+        starting.start()
         extension, status = manager.next()
         assert extension.startswith("EXTEND_TIMEOUT_USEC=")
         assert status == f"STATUS=recovering {server.data_dir}"
-        assert manager.next() == ["READY=1", f"STATUS=serving {server.url}"]
-        assert server.client().put("/a", "1").status == 201
-
-    def test_ready_waits_for_the_recovery(self, make_server, manager):
-        server = make_server("--enable-failpoints", environment={"NOTIFY_SOCKET": manager.address})
-        server.start("--failpoint", "startAfterLock=delay:0.3")
-        recovering, ready = manager.next(), manager.next()
-        assert "READY=1" not in recovering
-        assert "READY=1" in ready
+        assert manager.next() == ["READY=1", f"STATUS=serving http://127.0.0.1:{port}"]
+        with contextlib.closing(Client(port)) as client:
+            assert client.put("/a", "1").status == 201
+        starting.join()
 
     def test_a_refused_start_is_never_ready(self, tmp_path, manager):
         (tmp_path / "data").write_text("not a directory")
@@ -174,18 +177,16 @@ class TestSockets:
         assert sorted(members[0]["clientURLs"]) == sorted(urls)
 
     def test_a_unix_socket_stays_when_kvd_goes(self, make_server, listener, tmp_path):
-        beside = listener()
-        path = listener("kvd.sock").getsockname()
-        server = make_server(**handed_over(beside, listener("other.sock")))
-        server.start()
+        path = tmp_path / "kvd.sock"
+        server = make_server(**handed_over(listener(path.name))).start()
+        assert server.url == f"unix://{path}"
         with contextlib.closing(socket.socket(socket.AF_UNIX)) as client:
             client.settimeout(PATIENCE_S)
-            client.connect(str(tmp_path / "other.sock"))
+            client.connect(str(path))
             client.sendall(b"GET /version HTTP/1.0\r\n\r\n")
             assert b"etcdserver" in client.makefile("rb").read()
         assert server.terminate() == 0
-        assert Path(path).is_socket()
-        assert (tmp_path / "other.sock").is_socket()
+        assert path.is_socket()
 
     def test_who_connects_between_two_starts_is_answered_by_the_second(self, make_server, listener):
         listening = listener()
@@ -240,8 +241,7 @@ class TestSockets:
         shutil.which("systemd-socket-activate") is None, reason="there is no systemd here"
     )
     def test_the_first_client_starts_it_and_is_answered(self, tmp_path):
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
+        port = free_port()
         command = ["systemd-socket-activate", "--listen", f"127.0.0.1:{port}"]
         command += ["--setenv", f"PYTHONPATH={ROOT}", sys.executable, "-m", "kvd"]
         command += ["--data-dir", str(tmp_path / "data")]

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import random
 import shutil
 import signal
 import socket
@@ -24,16 +23,6 @@ _DEBIAN = CACHE / "debian" / "usr"
 _PATH = os.pathsep.join(
     [os.environ["PATH"], str(_DEBIAN / "bin"), str(_DEBIAN / "sbin"), "/usr/sbin"]
 )
-# Below what Linux gives to outgoing connections: nobody takes one of these by chance.
-_PORTS = range(15_000, 32_000)
-
-
-def free_port() -> int:
-    """A port on this machine that nobody listens on."""
-    while True:
-        port = random.choice(_PORTS)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
 
 
 def wait_for_port(port: int, has_ended: Callable[[], object]) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.processes import Process, free_port, program, wait_for_port
-from tests.server import PATIENCE_S, Client, Server
+from tests.clients.processes import Process, program, wait_for_port
+from tests.server import PATIENCE_S, Client, Server, free_port
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(300)]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.processes import CACHE, PYTHON, free_port, run
-from tests.server import ROOT
+from tests.clients.processes import CACHE, PYTHON, run
+from tests.server import ROOT, free_port
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(300)]
 

@@ -18,14 +18,15 @@ from typing import Any
 
 import pytest
 
-from tests.clients.processes import CACHE, Process, free_port, program, run
-from tests.server import Server
+from tests.clients.processes import CACHE, Process, program, run
+from tests.server import Server, free_port
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(400)]
 
 SCOPE = "/service/acc"
-# The shortest that Patroni takes; a leader that has died is noticed after so long.
-TTL_S = 20
+# A leader that has died is noticed after so long; one whose store is gone steps down after RETRY_S.
+TTL_S = 30
+RETRY_S = 10
 # A cluster is made, a node is copied, a lock runs out: on a busy machine.
 PATIENCE_S = 120.0
 
@@ -108,7 +109,7 @@ class Node:
                 "dcs": {
                     "ttl": TTL_S,
                     "loop_wait": 2,
-                    "retry_timeout": 5,
+                    "retry_timeout": RETRY_S,
                     "postgresql": {"use_pg_rewind": True},
                 },
                 "initdb": [{"encoding": "UTF8"}, {"locale": "C"}, "data-checksums"],

@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 import etcd
 import pytest
 
-from tests.clients.processes import KVD_COMMAND, as_etcd, free_port, program, run
-from tests.server import ROOT
+from tests.clients.processes import KVD_COMMAND, as_etcd, program, run
+from tests.server import ROOT, free_port
 
 SHIPPED = Path(etcd.__file__).parent / "tests"
 TESTS = {
