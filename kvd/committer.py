@@ -11,7 +11,9 @@ Invariants:
 - When a batch is aborted all its members get the same error with index 0, the refused ones too,
   and the indexes it took are given again: nobody was told them.
 - Once a frame is durable its batch *is* committed. If the index cannot take it (a full disk) the
-  batch is performed again until it can; other batches wait, reads go on.
+  batch is performed again until it can; other batches wait, reads go on. Where there is room, it is
+  the disk that fails: the process ends, nobody is told a failure, and the next start finds the
+  batch in the log.
 - Without room for what users write (space.py) they are refused one by one, and each batch asks the
   disk anew before it does so. Removals, expiry and reads go on.
 - What has expired at the batch's time goes first, so that writers cannot starve expiry and no
@@ -40,10 +42,11 @@ from kvd.space import Space
 from kvd.stats import StoreStats
 from kvd.syncthread import SyncThread
 from kvd.watch import Hub, is_below
+from storage import disk
 from storage.change import REMOVALS, Change, Entry, Record, encode_record
 from storage.errors import LogFull
 from storage.event import Event
-from storage.index import BROKEN
+from storage.index import BROKEN, MapFull
 from storage.store import Batch, Store
 from storage.tree import IndexRefused, Txn
 from storage.wal import Position
@@ -62,6 +65,8 @@ _ENVELOPE_BYTES_MAX = 128
 # How many nodes of removed directories a batch frees on its way: about a millisecond.
 _RECLAIMED_PER_BATCH = 500
 _RETRY_S = 0.5
+# So often the index may be refused though there is room: that may have come a moment ago.
+_INDEX_FAILURES_MAX = 3
 REMOVING = (Delete, CompareAndDelete)
 
 
@@ -125,6 +130,7 @@ class Committer:
         self._batch_bytes_max = min(BATCH_BYTES_MAX, self._record_bytes_max)
         self._space = Space(store)
         self._index_waits = False
+        self._index_failures = 0
         self._beaten = store.wal.position
         self._busy = False
         self._scheduled = False
@@ -453,6 +459,7 @@ class Committer:
         self._busy = False
         if self._index_waits:
             self._index_waits = False
+            self._index_failures = 0
             log.warning("the index has taken the batch that waited")
         if self._store.owed and pending.performed[0] == self._store.owed[0]:
             self._store.owed = ()
@@ -477,8 +484,27 @@ class Committer:
         if not self._index_waits:
             self._index_waits = True
             log.warning("a durable batch waits, the index cannot take it yet: %s", error)
-        step = partial(self._commit_again, pending, batch, position)
-        self._loop.call_later(_RETRY_S, self._step, step)
+        again = partial(self._commit_again, pending, batch, position)
+        # LMDB takes a short write for an I/O error, so ask the disk which one it is.
+        self._sync.run(
+            self._store.probe_index,
+            lambda outcome: self._step(partial(self._wait_for_index, again, error, outcome)),
+        )
+
+    def _wait_for_index(
+        self, again: Callable[[], None], error: IndexRefused, outcome: Position | BaseException
+    ) -> None:
+        """Try again in a while; give up when the index is refused again and again for no reason."""
+        no_room = isinstance(outcome, OSError) and outcome.errno in disk.REFUSALS
+        if no_room or isinstance(error, MapFull):
+            self._index_failures = 0
+        elif isinstance(outcome, BaseException):
+            raise outcome
+        else:
+            self._index_failures += 1
+            if self._index_failures >= _INDEX_FAILURES_MAX:
+                raise error
+        self._loop.call_later(_RETRY_S, self._step, again)
 
     def _note_late_watchers(self, pending: _Pending) -> None:
         """Add the watched paths that a directory took along, watched only since it was decided."""

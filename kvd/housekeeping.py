@@ -1,7 +1,8 @@
 """What a store needs now and then: snapshots, purging the log behind them, writing the index out.
 
 It happens on a thread of its own, one job at a time. No answer depends on it: what fails is logged
-and tried again later.
+and tried again later. But for a sync of the index that failed: pages of it may be lost, and the old
+ones of the disk would be read instead, whose checksums are good. So that ends the process.
 
 Once the server listens, the log that its start has not read is read here, in slices of a few
 milliseconds with pauses between them, so that the loop hardly notices. Damage there is told in one
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
@@ -58,11 +60,13 @@ class Housekeeping:
         store: Store,
         sync: SyncThread[Position],
         loop: asyncio.AbstractEventLoop,
+        on_fatal: Callable[[BaseException], None],
         snapshot_count: int | None,
     ) -> None:
         self._store = store
         self._sync = sync
         self._loop = loop
+        self._on_fatal = on_fatal
         self._count = snapshot_count
         self._thread: SyncThread[int] = SyncThread(loop, "kvd-housekeeping")
         last = store.last_snapshot()
@@ -208,4 +212,4 @@ class Housekeeping:
     def _done(self, outcome: int | BaseException) -> None:
         self._busy = False
         if isinstance(outcome, BaseException):
-            log.warning("the index could not be written out: %s", outcome)
+            self._on_fatal(outcome)

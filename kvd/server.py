@@ -49,6 +49,7 @@ from kvd.watch import Hub
 from storage.index import BROKEN
 from storage.layout import NewIds
 from storage.store import Store
+from storage.tree import IndexRefused
 from storage.wal import Position
 
 log = logging.getLogger(__name__)
@@ -211,7 +212,11 @@ class KvdServer:
         hub = self._hub = Hub(store, loop)
         listings = Listings()
         self._housekeeping = Housekeeping(
-            store=store, sync=sync, loop=loop, snapshot_count=config.snapshot_count
+            store=store,
+            sync=sync,
+            loop=loop,
+            on_fatal=self._fail,
+            snapshot_count=config.snapshot_count,
         )
         self._committer = Committer(
             store=store,
@@ -338,9 +343,16 @@ class KvdServer:
         if isinstance(error, BROKEN):
             status = EXIT_TRY_AGAIN
             log.critical("the index is damaged, stopping; the next start rebuilds it: %s", error)
+        elif isinstance(error, IndexRefused):
+            status = EXIT_IO
+            log.critical(
+                "the index could not be written though there is room, stopping; the log has all "
+                "that was acknowledged, the next start rebuilds the index: %s",
+                error,
+            )
         elif isinstance(error, OSError):
             status = EXIT_IO
-            log.critical("the log could not be written, stopping at once: %s", error)
+            log.critical("the disk failed, stopping at once: %s", error)
         else:
             log.critical("stopping at once", exc_info=error)
         with suppress(OSError):

@@ -46,6 +46,7 @@ NAMES = {
     "segmentAfterInstall": "the next segment is durable and empty",
     "indexBeforeCommit": "a batch is durable, not visible",
     "indexAfterCommit": "a batch is visible, nobody has been told",
+    "indexBeforeSync": "before the index is written out, now and then and at a clean stop",
     "snapshotBeforeCopy": "before the index is copied for a snapshot",
     "snapshotBeforeWrite": "the index is copied, the snapshot is not written",
     "snapshotBeforeRename": "a snapshot is written and verified, but has no name",

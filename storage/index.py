@@ -51,6 +51,9 @@ BROKEN = (
 )
 """What says that the index is damaged: nothing may be read from it, and it must be built again."""
 
+MapFull = lmdb.MapFullError
+"""The map is full, which says nothing about the disk."""
+
 # Space that is reserved in the index's file beyond what it uses, so that removals can be performed
 # on a full disk: they, too, write new pages before old ones are free.
 RESERVE_BYTES = 4 << 20
@@ -163,6 +166,41 @@ class Index:
         pages: int = self.env.info()["last_pgno"] + 1
         return pages * self.env.stat()["psize"]
 
+    def probe(self) -> None:
+        """Find out whether there is room for the file to grow by `RESERVE_BYTES`.
+
+        Raises:
+            OSError: there is none; one of `disk.REFUSALS`.
+        """
+        path = self.directory / "probe.tmp"
+        disk.remove_if_there(path)
+        fd = disk.create(path)
+        try:
+            # At the same place in another file, because there may be a limit to lengths, too.
+            os.posix_fallocate(fd, self.file_bytes, RESERVE_BYTES)
+        except OSError as error:
+            if error.errno in disk.REFUSALS:
+                raise
+        finally:
+            os.close(fd)
+            disk.remove_if_there(path)
+
+    def sync(self) -> None:
+        """Write it out; durable on return.
+
+        Raises:
+            OSError: the disk failed: what was written may be lost though it can still be read, so
+                nothing may be served from it any more, and nobody may use it again.
+        """
+        try:
+            failpoints.reach("indexBeforeSync")
+            self.env.sync(True)
+        except (lmdb.Error, OSError) as error:
+            self.distrust()
+            # LMDB's errors are no `OSError`; its older versions do not say which error it was.
+            code = getattr(error, "code", None) or getattr(error, "errno", None) or errno.EIO
+            raise OSError(code, f"the index could not be synced: {error}") from error
+
     def distrust(self) -> None:
         """After an I/O error: the next start rebuilds the index."""
         (self.directory / "RUNNING").unlink(missing_ok=True)
@@ -171,7 +209,7 @@ class Index:
         """Close it; with `clean`, sync it whole and vouch for it."""
         if clean:
             failpoints.reach("stopBeforeIndex")
-            self.env.sync(True)
+            self.sync()
         self.env.close()
         if clean and (fingerprint := _fingerprint(self.directory, with_size=True)):
             failpoints.reach("stopBeforeMark")
@@ -258,13 +296,13 @@ def reach_commit() -> None:
     """Be at the failpoint before a commit; its errors are those that LMDB would raise.
 
     Raises:
-        lmdb.Error: ENOSPC stands for a full map, EBADMSG for damage, any other for the disk's.
+        lmdb.Error: ENOSPC stands for a full map, EBADMSG for damage, any other for itself.
     """
     try:
         failpoints.reach("indexBeforeCommit")
     except OSError as error:
         kinds = {errno.ENOSPC: lmdb.MapFullError, errno.EBADMSG: lmdb.CorruptedError}
-        raise kinds.get(error.errno or 0, lmdb.DiskError)(str(error)) from error
+        raise kinds.get(error.errno or 0, lmdb.Error)(str(error)) from error
 
 
 def _write_mark(path: Path, fields: dict[str, str]) -> bool:

@@ -164,10 +164,7 @@ class Store:
             )
         except IndexRefused as error:
             directory.close()
-            raise StorageError(
-                f"{path}: the index could not be written: {error}; is the disk full? "
-                f"{disk.free_bytes(path)} bytes are free. Nothing is lost: start again with room"
-            ) from error
+            raise _refused_at_start(path, error) from error
         except BaseException:
             directory.close()
             raise
@@ -278,6 +275,10 @@ class Store:
 
         A full disk does not keep the store from being read: the old term then stays until there is
         room, and what could not be logged is `owed`.
+
+        Raises:
+            StorageError: the index cannot take it; it is logged, so the next start performs it.
+            OSError: as for `append`.
         """
         failpoints.reach("startBeforeTerm")
         txn = self.begin()
@@ -297,7 +298,12 @@ class Store:
                 "this start could not be logged, its term stays the old one for now: %s", error
             )
             return
-        self.commit(txn, batch, position)
+        try:
+            self.commit(txn, batch, position)
+        except BROKEN:
+            raise
+        except IndexRefused as error:
+            raise _refused_at_start(self.directory.path, error) from error
 
     def snapshot(self) -> int:
         """Write a snapshot of the committed state, verify it, and forget the oldest.
@@ -389,9 +395,22 @@ class Store:
         """
         self._index.reserve()
 
+    def probe_index(self) -> Position:
+        """Find out whether there is room for the index to grow. A call for the sync thread.
+
+        Raises:
+            OSError: there is none; one of `disk.REFUSALS`.
+        """
+        self._index.probe()
+        return self.wal.position
+
     def sync_index(self) -> None:
-        """Write the index out, so that the kernel never has too much of it to write at once."""
-        self._index.env.sync(True)
+        """Write the index out, so that the kernel never has too much of it to write at once.
+
+        Raises:
+            OSError: the disk failed, and nothing may be served from the index any more.
+        """
+        self._index.sync()
 
     def close(self) -> None:
         """Stop cleanly: everything on disk, and marked so. May take long for a large index."""
@@ -405,6 +424,13 @@ class Store:
         if self._view is not None:
             self._view.end()
             self._view = None
+
+
+def _refused_at_start(path: Path, error: Exception) -> StorageError:
+    return StorageError(
+        f"{path}: the index could not be written: {error}; is the disk full? "
+        f"{disk.free_bytes(path)} bytes are free. Nothing is lost: start again with room"
+    )
 
 
 def _recover(

@@ -12,7 +12,7 @@ import pytest
 from kvd.commands import Set
 from kvd.housekeeping import Housekeeping
 from kvd.syncthread import SyncThread
-from storage import snapshot
+from storage import failpoints, snapshot
 from storage.errors import CorruptLog
 from tests.stores import digest, open_store, write
 
@@ -28,10 +28,15 @@ class House:
         self.segments = path / "wal"
         self.store = open_store(path, segment_bytes_max=SMALL_SEGMENT)
         self.begun = 0
+        self.fatal = []
         self._take, self.store.snapshot = self.store.snapshot, self._snapshot
         self.sync = SyncThread(loop, "test-sync")
         self.housekeeping = Housekeeping(
-            store=self.store, sync=self.sync, loop=loop, snapshot_count=snapshot_count
+            store=self.store,
+            sync=self.sync,
+            loop=loop,
+            on_fatal=self.fatal.append,
+            snapshot_count=snapshot_count,
         )
 
     def _snapshot(self):
@@ -209,6 +214,23 @@ def test_the_index_is_written_out_now_and_then(tmp_path, monkeypatch):
         assert len(synced) == 1
 
     asyncio.run(scenario())
+
+
+def test_a_sync_of_the_index_that_fails_ends_the_process(tmp_path, monkeypatch):
+    monkeypatch.setattr("kvd.housekeeping._INDEX_BYTES", 10_000)
+
+    async def scenario():
+        failpoints.arm([failpoints.parse("indexBeforeSync=error:EIO@1")])
+        async with kept(tmp_path / "data", None) as house:
+            house.commit(100)
+            await until(lambda: house.fatal)
+        assert house.fatal[0].errno == errno.EIO
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        failpoints.arm([])
+    assert not (tmp_path / "data" / "index" / "RUNNING").exists()
 
 
 def rot(path):

@@ -125,7 +125,7 @@ def survives_a_crash(make_server: Any, fault: str, *, seed: int = 1) -> None:
     if fault.startswith("tail"):
         leave_a_torn_tail(server)
     if start_or_die(server, *faulty(fault)):
-        if fault.startswith("stop"):
+        if fault.startswith(("stop", "indexBeforeSync")):
             script.check(server)
             client = server.client()
             for _ in range(20):
@@ -155,7 +155,12 @@ def test_what_was_acknowledged_survives_a_crash_at(make_server, name):
 @pytest.mark.parametrize("nth", [2, 3, 5, 8, 13, 40])
 @pytest.mark.parametrize(
     "name",
-    [n for n in failpoints.NAMES if n.startswith(("wal", "segment", "index", "snapshot", "purge"))],
+    [
+        name
+        for name in failpoints.NAMES
+        if name.startswith(("wal", "segment", "index", "snapshot", "purge"))
+        and name != "indexBeforeSync"  # so small a store has that only at its stop
+    ],
 )
 def test_so_it_does_a_crash_the_nth_time_at(make_server, name, nth):
     if nth > 8 and name.startswith(("segment", "snapshot", "purge")):
@@ -358,6 +363,48 @@ def test_a_full_map_keeps_a_durable_write_waiting_and_nothing_else(make_server):
     assert "a durable batch waits" in server.stderr
     server.wait_for_log("the index has taken the batch that waited")
     assert client.request("GET", "/health").json == {"health": "true"}
+
+
+def test_an_index_that_cannot_be_written_though_there_is_room_ends_the_server(make_server):
+    faults = [f"indexBeforeCommit=error:EIO@{nth}" for nth in (2, 3, 4)]
+    server = make_server().start(*faulty(*faults))
+    client = server.client()
+    # What is durable is never told to have failed.
+    with pytest.raises(GONE):
+        client.put("/a", "1")
+    assert server.wait() == EXIT_IO
+    assert server.stderr.count("a durable batch waits") == 1
+    assert "could not be written though there is room" in server.stderr
+    server.start()
+    assert "from log" in server.stderr
+    assert server.client().get("/a").json["node"]["value"] == "1"
+
+
+def test_an_index_that_fails_for_a_moment_costs_a_moment(make_server):
+    faults = [f"indexBeforeCommit=error:EIO@{nth}" for nth in (2, 3, 5, 6)]
+    server = make_server().start(*faulty(*faults))
+    client = server.client()
+    assert client.put("/a", "1").status == 201
+    assert client.put("/a", "2").status == 200
+    assert server.stderr.count("a durable batch waits") == 2
+
+
+def test_an_index_that_cannot_be_written_at_the_start_refuses_it_in_one_line(make_server):
+    server = make_server()
+    assert not start_or_die(server, *faulty("indexBeforeCommit=error:EIO"))
+    assert server.wait() == EXIT_IO
+    assert server.stderr.splitlines()[-1].endswith("Nothing is lost: start again with room")
+    server.start()
+
+
+def test_a_clean_stop_whose_index_cannot_be_synced_leaves_no_mark(make_server):
+    server = make_server().start(*faulty("indexBeforeSync=error:EIO"))
+    assert server.client().put("/a", "1").status == 201
+    assert server.terminate() == EXIT_IO
+    assert "Traceback" not in server.stderr
+    server.start()
+    assert "from log" in server.stderr
+    assert server.client().get("/a").json["node"]["value"] == "1"
 
 
 @pytest.mark.parametrize("recursive", ["false", "true"])
