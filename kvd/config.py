@@ -65,6 +65,7 @@ class Config:
         wal_segment_bytes: Size of a segment of the log.
         wal_sync: `auto` or `thread`: who syncs the log, see `kvd.appender`.
         rebuild_index: Whether to build the index anew from snapshot and log.
+        allow_network_fs: Whether the data may be on a network file system.
         tls: How TLS is spoken; None where no URL asks for it.
         cors: The origins that may read answers in a browser; empty sends no CORS headers.
         host_whitelist: The hosts that requests may name, `*` for any; None without the setting.
@@ -106,6 +107,7 @@ class Config:
     wal_segment_bytes: int
     wal_sync: str
     rebuild_index: bool
+    allow_network_fs: bool
     tls: TlsConfig | None
     cors: tuple[str, ...]
     host_whitelist: tuple[str, ...] | None
@@ -207,6 +209,7 @@ def _config(settings: Settings) -> Config:
             highest=WAL_SEGMENT_BYTES_MAX,
         ),
         rebuild_index=boolean(settings, "rebuild-index"),
+        allow_network_fs=boolean(settings, "allow-network-fs"),
         tls=tls_config(settings, (*listen, *metrics)),
         cors=origins(settings, "cors"),
         host_whitelist=None

@@ -130,6 +130,13 @@ FLAGS = (
         STORAGE,
     ),
     Flag("rebuild-index", "false", "", "build the index anew from snapshot and log", STORAGE),
+    Flag(
+        "allow-network-fs",
+        "false",
+        "",
+        "keep data on a network file system, where locks and syncs may not hold",
+        STORAGE,
+    ),
     Flag("cert-file", "", "FILE", "certificate of https:// URLs, in PEM", SECURITY),
     Flag("key-file", "", "FILE", "its private key, in PEM, not encrypted", SECURITY),
     Flag("auto-tls", "false", "", "make a self-signed certificate instead", SECURITY),

@@ -189,6 +189,7 @@ class KvdServer:
             segment_bytes_max=config.wal_segment_bytes,
             snapshots_kept=config.snapshots_kept or sys.maxsize,
             rebuild_index=config.rebuild_index,
+            allow_network_fs=config.allow_network_fs,
             new_ids=_new_ids(config),
             must_exist=config.must_exist,
             wal_dir=config.wal_dir,

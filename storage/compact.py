@@ -41,11 +41,11 @@ def compact(path: Path) -> None:
         OSError: the disk failed, or is full.
     """
     identity_of(path)  # or `open` would make a store of what is none
-    Store.open(path, segment_bytes_max=_SEGMENT_BYTES).close()  # cuts a torn tail, and keeps it
+    _open(path).close()  # cuts a torn tail, and keeps it
     # Without room behind its frames, the last segment cannot take the next one: that begins a new
     # segment, and the old one can go with the others.
     _release_reserved(path)
-    store = Store.open(path, segment_bytes_max=_SEGMENT_BYTES)
+    store = _open(path)
     try:
         _log_a_term(store)
         store.snapshot()
@@ -53,8 +53,18 @@ def compact(path: Path) -> None:
         store.purge(store.snapshot())
     finally:
         store.close()
-    Store.open(path, segment_bytes_max=_SEGMENT_BYTES, rebuild_index=True).close()
+    _open(path, rebuild_index=True).close()
     _release_reserved(path)
+
+
+def _open(path: Path, *, rebuild_index: bool = False) -> Store:
+    # Where the directory is was decided when its server was started.
+    return Store.open(
+        path,
+        segment_bytes_max=_SEGMENT_BYTES,
+        rebuild_index=rebuild_index,
+        allow_network_fs=True,
+    )
 
 
 def _log_a_term(store: Store) -> None:

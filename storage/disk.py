@@ -20,6 +20,7 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
+from struct import Struct
 
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
@@ -27,6 +28,22 @@ DIRECTORY_MODE = 0o700
 # Errors by which the system says "no" before or instead of writing. Anything else (EIO above all)
 # leaves the file in an unknown state.
 REFUSALS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE})
+
+
+# What statfs(2) calls file systems whose locks, renames and memory maps go through a network.
+_NETWORK_FILE_SYSTEMS = {
+    0x6969: "NFS",
+    0x517B: "SMB",
+    0xFF534D42: "CIFS",
+    0xFE534D42: "SMB2",
+    0x01021997: "9P",
+    0x00C36400: "Ceph",
+    0x5346414F: "AFS",
+    0x0BD00BD0: "Lustre",
+}
+_STATFS_BYTES = 256
+# f_type, the first field: a word of the machine's on every 64-bit Linux.
+_STATFS_TYPE = Struct("@l")
 
 
 class PartialWrite(OSError):
@@ -220,6 +237,19 @@ def free_bytes(path: Path) -> int:
     """Return how many bytes may still be written to the file system that holds `path`."""
     status = os.statvfs(path)
     return status.f_bavail * status.f_frsize
+
+
+def network_file_system(path: Path) -> str | None:
+    """Return the kind of network file system that holds `path`; None for a local or unknown one."""
+    try:
+        statfs = ctypes.CDLL(None, use_errno=True).statfs
+    except (AttributeError, OSError):
+        return None
+    answer = ctypes.create_string_buffer(_STATFS_BYTES)
+    if statfs(os.fsencode(path), answer) != 0:
+        return None
+    (kind,) = _STATFS_TYPE.unpack_from(answer.raw)
+    return _NETWORK_FILE_SYSTEMS.get(kind & 0xFFFFFFFF)
 
 
 def wall_clock_ns() -> int:

@@ -10,7 +10,8 @@ directory says that nothing was lost, and is thrown away otherwise:
              named by the id that the kernel never gives twice (statx, Linux 6.8): the ordinary one
              is given to the next mount, after a forced unmount that dropped what was not synced.
 
-Both are one line of JSON with a checksum. A process that met an I/O error removes RUNNING.
+Both are one line of JSON with a checksum. A process that met an I/O error removes RUNNING. They say
+also how far the log was, at the start or the stop: it can never end before that again.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import lmdb
 from storage import disk, failpoints
 from storage.errors import DirectoryUnusable
 from storage.node import CorruptIndex
+from storage.snapshot import available, seq_of
 from storage.tree import TABLES, Applied, Memory, Tables, View
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,10 @@ MapFull = lmdb.MapFullError
 # Space that is reserved in the index's file beyond what it uses, so that removals can be performed
 # on a full disk: they, too, write new pages before old ones are free.
 RESERVE_BYTES = 4 << 20
+
+_MARKS = ("CLEAN", "RUNNING")
+# What the marks call the last frame of the log, beside what tells the index.
+_FRAME = "frame"
 
 _AT_FDCWD = -100
 _STATX_MNT_ID_UNIQUE = 0x4000
@@ -130,9 +136,9 @@ class Index:
         (self.directory / "CLEAN").unlink(missing_ok=True)
         running = self.directory / "RUNNING"
         fingerprint = _fingerprint(self.directory)
-        if fingerprint is None or not (
-            fingerprint == _read_mark(running) or _write_mark(running, fingerprint)
-        ):
+        stands = _tells(_read_mark(running), fingerprint)
+        written = fingerprint is not None and _write_mark(running, fingerprint | self._frame())
+        if not (written or stands):
             running.unlink(missing_ok=True)
         disk.sync_directory(self.directory)
 
@@ -210,21 +216,47 @@ class Index:
         if clean:
             failpoints.reach("stopBeforeIndex")
             self.sync()
+        frame = self._frame() if clean else {}
         self.env.close()
         if clean and (fingerprint := _fingerprint(self.directory, with_size=True)):
             failpoints.reach("stopBeforeMark")
-            _write_mark(self.directory / "CLEAN", fingerprint)
+            _write_mark(self.directory / "CLEAN", fingerprint | frame)
             failpoints.reach("stopAfterMark")
+
+    def _frame(self) -> dict[str, str]:
+        return {_FRAME: str(self.applied().position.seq)}
 
 
 def vouched(directory: Path) -> str | None:
     """Return the name of the mark by which nothing of an index can have been lost, or None."""
-    clean, running = (_read_mark(directory / name) for name in ("CLEAN", "RUNNING"))
-    if clean and clean == _fingerprint(directory, with_size=True):
+    clean, running = (_read_mark(directory / name) for name in _MARKS)
+    if _tells(clean, _fingerprint(directory, with_size=True)):
         return CLEAN_STOP
-    if running and running == _fingerprint(directory):
+    if _tells(running, _fingerprint(directory)):
         return "same boot"
     return None
+
+
+def _tells(mark: dict[str, str] | None, fingerprint: dict[str, str] | None) -> bool:
+    """Return whether a mark is of this very file, and this life of it."""
+    return bool(mark and fingerprint and mark.items() >= fingerprint.items())
+
+
+def discard(directory: Path) -> None:
+    """Remove an index that nothing vouches for; its marks stay: see `must_reach`."""
+    for name in ("data.mdb", "lock.mdb"):
+        disk.remove_if_there(directory / name)
+
+
+def must_reach(directory: Path, snapshots: Path) -> int:
+    """Return a frame that the log has had, for all we know: it must not end before that.
+
+    The marks of an index, even of a useless one, and the names of snapshots, even of bad ones, were
+    made when that frame was durable.
+    """
+    marks = [_read_mark(directory / name) or {} for name in _MARKS]
+    named = [seq_of(path) for path in available(snapshots)]
+    return max([int(mark.get(_FRAME, 0)) for mark in marks] + named)
 
 
 def _open(directory: Path) -> lmdb.Environment:

@@ -114,6 +114,23 @@ class DataDirectory:
         os.close(self._lock_fd)
 
 
+def require_local(*paths: Path) -> None:
+    """Refuse directories, there already or not, that are on a network file system.
+
+    LMDB maps its file into memory, and a lock or a sync may mean something else there.
+    """
+    for path in paths:
+        there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+        kind = disk.network_file_system(there)
+        if kind is not None:
+            raise DirectoryUnusable(
+                f"{path}: is on a network file system ({kind}), where neither locks nor syncs can "
+                "be relied on; name a local one by --data-dir, or take the risk by "
+                "--allow-network-fs",
+                exit_status=EX_CONFIG,
+            )
+
+
 def _refuse_to_make(path: Path, *, must_exist: bool) -> None:
     """Refuse where a new store would not be what somebody wants."""
     if must_exist:

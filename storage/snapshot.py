@@ -43,7 +43,6 @@ __all__ = [
     "decode_header",
     "encode_header",
     "install",
-    "must_reach",
     "prune",
     "read",
     "read_chunks",
@@ -72,11 +71,6 @@ def available(directory: Path) -> list[Path]:
 def seq_of(path: Path) -> int:
     """Return the last frame that a snapshot covers, by its name; it was durable before that."""
     return int(path.name[17:33], 16)
-
-
-def must_reach(directory: Path) -> int:
-    """Return the last frame that a snapshot covers, good or bad: the log has been that long."""
-    return max(map(seq_of, available(directory)), default=0)
 
 
 def install(temporary: Path, directory: Path, header: Header) -> Path:

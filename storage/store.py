@@ -18,7 +18,6 @@ position of each payload must follow those of the one before it: another history
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,9 +34,9 @@ from storage.change import (
 )
 from storage.checkpoint import Checkpoint
 from storage.errors import CorruptLog, CorruptSnapshot, LogFull, StorageError
-from storage.index import BROKEN, CLEAN_STOP, Index, reach_commit, vouched
+from storage.index import BROKEN, CLEAN_STOP, Index, discard, must_reach, reach_commit, vouched
 from storage.keptlog import KeptLog
-from storage.layout import DataDirectory, NewIds
+from storage.layout import DataDirectory, NewIds, require_local
 from storage.replay import load, replay
 from storage.segments import ADVICE
 from storage.tree import HISTORY_LIMIT, IndexRefused, Memory, Txn, View
@@ -120,6 +119,7 @@ class Store:
         new_ids: NewIds | None = None,
         must_exist: bool = False,
         wal_dir: Path | None = None,
+        allow_network_fs: bool = False,
     ) -> Store:
         """Open or create the store in a directory, with all that was acknowledged.
 
@@ -132,11 +132,14 @@ class Store:
             new_ids: what a store that is created is called; random ids without.
             must_exist: create none.
             wal_dir: where the log is to be, if not in the directory itself.
+            allow_network_fs: use the directory even on a network file system.
 
         Raises:
             StorageError: the directory cannot be used, or something in it is damaged; nothing was
                 changed but, at most, the index, which can be built again.
         """
+        if not allow_network_fs:
+            require_local(path, path / "wal", *([wal_dir] if wal_dir else []))
         directory = DataDirectory.open(
             path, new_ids=new_ids, must_exist=must_exist, wal_dir=wal_dir
         )
@@ -481,15 +484,14 @@ def _build(directory: DataDirectory, wal: Wal, *, beside: bool) -> tuple[Index, 
         The draft, what it was begun with, how many records were performed, and from where on.
     """
     if not beside:
-        shutil.rmtree(directory.index, ignore_errors=True)
-        directory.index.mkdir(mode=disk.DIRECTORY_MODE)
-    must_reach = snapshot.must_reach(directory.snap)
+        discard(directory.index)
+    reach = must_reach(directory.index, directory.snap)
     while True:
         newest, base = _newest_snapshot(directory, wal)
         draft = Index.create(directory.path / _DRAFT)
         try:
             load(draft, newest)
-            records = replay(draft, wal.scan(base, must_reach=must_reach))
+            records = replay(draft, wal.scan(base, must_reach=reach))
         except CorruptSnapshot as error:
             assert newest is not None
             draft.env.close()

@@ -14,12 +14,11 @@ from typing import NamedTuple
 from storage.change import CHAIN_START, UnknownRecord, decode_payload, next_chain
 from storage.digest import IndexState, index_state, without_place
 from storage.errors import Corrupt, CorruptLog, CorruptSnapshot
-from storage.index import CLEAN_STOP, Index, vouched
+from storage.index import CLEAN_STOP, Index, must_reach, vouched
 from storage.node import CorruptIndex
 from storage.replay import decode, load, replay
 from storage.restore import state
 from storage.segments import Frame, Position, TornTail
-from storage.snapshot import must_reach
 from storage.source import Base, Source, place
 from storage.tree import Applied
 
@@ -198,7 +197,7 @@ def _start(source: Source, bases: list[Base], known: IndexState | None) -> str:
         raise CorruptLog(
             f"{source.wal}: the log does not begin with frame 1, and there is no good snapshot"
         )
-    reach = must_reach(source.snap)
+    reach = must_reach(source.index, source.snap)
     path, header = bases[0]
     if path is None or header is None:
         _read_on(source, None, reach, 1, CHAIN_START)

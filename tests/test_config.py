@@ -33,6 +33,7 @@ def test_defaults():
         wal_segment_bytes=64 * 1024 * 1024,
         wal_sync="auto",
         rebuild_index=False,
+        allow_network_fs=False,
         max_header_bytes=65536,
         max_body_bytes=10 << 20,
         max_value_bytes=10 << 20,

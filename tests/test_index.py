@@ -13,6 +13,7 @@ from kvd.commands import Set
 from storage import disk, index
 from storage.index import RESERVE_BYTES, Index
 from storage.node import ROOT_ID, CorruptIndex, encode_key
+from storage.replay import load
 from tests.stores import FOREVER_NS, digest, open_store, write
 
 ROOT = Path(__file__).parent.parent
@@ -186,6 +187,7 @@ def test_after_an_io_error_it_is_rebuilt(path):
     (path / "index" / "CLEAN").unlink()
     directory = path / "index"
     opened = Index.create(directory)
+    load(opened, None)
     opened.mark_running()
     opened.distrust()
     opened.close(clean=False)

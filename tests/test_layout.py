@@ -11,8 +11,9 @@ from zlib import crc32
 import pytest
 
 from storage import disk
-from storage.errors import DirectoryLocked, DirectoryUnusable
+from storage.errors import EX_CONFIG, DirectoryLocked, DirectoryUnusable
 from storage.layout import DataDirectory
+from storage.store import Store
 
 ROOMS = ("wal", "snap", "index", "quarantine")
 
@@ -128,6 +129,29 @@ def test_what_the_system_refuses_is_told_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(disk, "create", refuse)
     with pytest.raises(DirectoryUnusable, match=r"^the file: Read-only file system$"):
         DataDirectory.open(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["the data", "the log"])
+def test_a_network_file_system_is_refused_unless_it_is_asked_for(tmp_path, monkeypatch, place):
+    log = tmp_path / "log"
+    remote = log if place == "the log" else tmp_path / "data"
+    remote.mkdir()
+    monkeypatch.setattr(
+        disk, "network_file_system", lambda path: "NFS" if path.resolve() == remote else None
+    )
+    with pytest.raises(DirectoryUnusable, match=r"\(NFS\), .* --allow-network-fs$") as refused:
+        Store.open(tmp_path / "data", wal_dir=log)
+    assert refused.value.exit_status == EX_CONFIG
+    assert list(remote.iterdir()) == []
+    Store.open(tmp_path / "data", wal_dir=log, allow_network_fs=True).close()
+    # The log is found there though nobody names it.
+    with pytest.raises(DirectoryUnusable, match="NFS"):
+        Store.open(tmp_path / "data")
+
+
+def test_a_local_file_system_is_known_as_one(tmp_path):
+    assert disk.network_file_system(tmp_path) is None
+    assert disk.network_file_system(tmp_path / "not there") is None
 
 
 def set_format(path, **changes):

@@ -284,6 +284,28 @@ def test_a_log_that_ends_before_a_snapshot_is_refused_though_that_one_is_damaged
     assert "set aside" in caplog.text
 
 
+@pytest.mark.parametrize("stop", ["clean", "killed"])
+def test_a_log_that_ends_before_what_a_mark_of_the_index_names_is_refused(tmp_path, stop):
+    path = tmp_path / "data"
+    store = open_store(path)
+    write(store, Set(b"/a", b"1"))
+    before = store.wal.position.offset
+    write(store, Set(b"/b", b"2"))
+    store.close()
+    if stop == "killed":
+        script = "import os, sys; from pathlib import Path; from tests.stores import open_store; "
+        script += "store = open_store(Path(sys.argv[1])); os._exit(0)"
+        subprocess.run([sys.executable, "-c", script, path], cwd=ROOT, check=True)
+        assert not (path / "index" / "CLEAN").exists()
+    (segment,) = (path / "wal").glob("*.wal")
+    segment.write_bytes(segment.read_bytes()[:before])
+    (path / "index" / "data.mdb").unlink()
+    # The second start knows as much as the first.
+    for _ in range(2):
+        with pytest.raises(CorruptLog, match="log ends with frame 1, but frame 2 was acknowledged"):
+            open_store(path)
+
+
 def test_a_torn_tail_is_no_part_of_the_state(tmp_path, caplog):
     path = tmp_path / "data"
     store = open_store(path)

@@ -26,7 +26,7 @@ from tests.server import Answer, Client, Server
 
 SEGMENT = 64 * 1024
 KILLED = -signal.SIGKILL
-EXIT_IO, EXIT_TRY_AGAIN = 74, 75
+EXIT_CANT_CREATE, EXIT_IO, EXIT_TRY_AGAIN = 73, 74, 75
 SMALL = ("--wal-segment-bytes", str(SEGMENT), "--snapshot-count", "30")
 # What a client sees of a server that dies under it.
 GONE = (OSError, http.client.HTTPException)
@@ -447,6 +447,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield path
     finally:
         assert libc.umount2(bytes(path), 2) == 0
+
+
+def test_a_disk_that_is_read_only_is_refused_in_one_line(make_server, small_disk):
+    server = make_server(*SMALL, data_dir=small_disk / "data").start()
+    assert server.client().put("/a", "1").status == 201
+    assert server.terminate() == 0
+    libc = ctypes.CDLL(None, use_errno=True)
+    remount, read_only = 0x20, 1
+    assert libc.mount(b"", bytes(small_disk), b"", remount | read_only, None) == 0
+    server = make_server(data_dir=small_disk / "data")
+    assert not start_or_die(server)
+    assert server.wait() == EXIT_CANT_CREATE
+    (line,) = server.stderr.splitlines()
+    assert line.endswith(f"{small_disk}/data/LOCK: Read-only file system")
 
 
 class Ballast:
