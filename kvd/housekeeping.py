@@ -129,7 +129,15 @@ class Housekeeping:
         self._busy = True
         self._snapshot_began = self._loop.time()
         begun = self._store.applied.pos, self._store.wal.log_bytes
-        self._thread.run(self._store.snapshot, partial(self._snapshot_taken, begun))
+        self._thread.run(self._snapshot, partial(self._snapshot_taken, begun))
+
+    def _snapshot(self) -> int:
+        purge_below = self._store.snapshot()
+        # Here and not on the loop, because the file's pages are dropped before it is looked at. If
+        # it cannot be, the size of the one before decides when the next is due.
+        with suppress(OSError):
+            self._snapshot_size = self._store.last_snapshot().size
+        return purge_below
 
     def _snapshot_taken(self, begun: tuple[int, int], outcome: int | BaseException) -> None:
         self._busy = False
@@ -148,9 +156,6 @@ class Housekeeping:
                 self.damage = ""
                 log.warning("a snapshot lies behind the damaged log now: nothing depends on that")
             self.snapshot_s.observe(self._loop.time() - self._snapshot_began)
-            # Without it the size of the one before decides when the next is due.
-            with suppress(OSError):
-                self._snapshot_size = self._store.last_snapshot().size
             # The list of segments belongs to the thread that appends to the last of them.
             store = self._store
             self._sync.run(lambda: store.purge(outcome), self._purged)

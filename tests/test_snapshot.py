@@ -13,9 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kvd.commands import Set
 from storage import disk, frame, snapshot
+from storage.checkpoint import Checkpoint
 from storage.errors import CorruptSnapshot
 from storage.segments import Position
+from tests.stores import open_store
+from tests.stores import write as write_to
 
 HEADER = snapshot.Header(
     store_uuid=bytes(range(16)),
@@ -331,3 +335,23 @@ def test_the_worker_is_a_program(tmp_path):
         HEADER,
         [(number, b"key of " + name, b"value") for number, name in enumerate(TABLES)],
     )
+
+
+def test_nothing_of_the_index_is_read_while_a_snapshot_is_written(tmp_path, monkeypatch):
+    store = open_store(tmp_path / "data")
+    write_to(store, Set(b"/a", b"1"))
+    convert = Checkpoint._convert
+    seen = []
+
+    def look(checkpoint, *args):
+        seen.append(store._index.env.readers())
+        # Nobody reads an older state either, so what is freed from now on can be used again.
+        write_to(store, Set(b"/a", b"2"))
+        convert(checkpoint, *args)
+
+    monkeypatch.setattr(Checkpoint, "_convert", look)
+    store.snapshot()
+    (readers,) = seen
+    transactions = [line.split()[2] for line in readers.splitlines()[1:]]
+    assert set(transactions) <= {"-"}
+    store.close()

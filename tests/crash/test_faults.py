@@ -341,6 +341,20 @@ def test_reads_do_not_wait_for_a_slow_disk(make_server):
     server.wait_for_log("the disk is slow: a sync of the log took 2.")
 
 
+@pytest.mark.parametrize("place", ["snapshotBeforeCopy", "snapshotBeforeWrite"])
+def test_nobody_waits_for_a_snapshot_that_stands_still(make_server, place):
+    server = make_server("--snapshot-count", "30").start(*faulty(f"{place}=delay:600"))
+    client = server.client()
+    for i in range(300):
+        assert client.put("/a", i).index == i + 2
+        assert client.get("/a").json["node"]["value"] == str(i)
+    unfinished = (server.data_dir / "snap").iterdir()
+    assert [path.name for path in unfinished] == ["scratch.tmp"]
+    server.kill()
+    server.start("--rebuild-index")
+    assert server.client().get("/a").json["node"]["value"] == "299"
+
+
 # A damaged index
 
 
