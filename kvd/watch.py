@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -44,6 +45,10 @@ _TOLD_PER_TURN = 256
 # To tell what is longer by this counts as telling one more.
 _LONG_BYTES = 16 << 10
 _SLICE_S = 0.005
+
+# How many of the last events are remembered, and how long their keys may be together.
+RECENT_MAX = 8192
+_RECENT_BYTES_MAX = 4 << 20
 
 # The first index that an event can have; see `Applied.index`.
 _FIRST_INDEX = 2
@@ -92,6 +97,7 @@ class Hub:
         self._replaying: dict[Watcher, Iterator[None]] = {}
         self._to_tell: deque[tuple[Iterator[Watcher], bytes]] = deque()
         self._telling = False
+        self._recent = Recent()
         self.count = 0
         """Registered watchers: the gauge of the statistics."""
         self.requests = 0
@@ -123,6 +129,9 @@ class Hub:
             )
         watcher = Watcher(watch, listener, wanted or applied.index + 1)
         listener.begin(applied.index)
+        if self.requests == 1:
+            self._recent.begin(applied.index + 1)
+        self._recent.skip(watcher, applied.index)
         if watcher.next_index > applied.index:
             self._register(watcher)
         else:
@@ -142,12 +151,12 @@ class Hub:
 
     def publish(self, events: Iterable[tuple[Event, list[bytes]]]) -> None:
         """Match committed events, each with the watched paths that it removed below its key."""
-        if not self._by_path:
+        if not self.requests:
             return
         for event, removed in events:
             if not event.change.refresh:
-                watchers = self._matching(event, removed)
-                if watchers:
+                self._recent.add(event)
+                if self._by_path and (watchers := self._matching(event, removed)):
                     self._to_tell.append((iter(watchers), event_body(event)))
         if self._to_tell and not self._telling:
             self._telling = True
@@ -232,6 +241,7 @@ class Hub:
                 del self._replaying[watcher]
                 watcher.listener.close()
                 return
+            self._recent.skip(watcher, applied.index)
             for event in self._store.view.events(watcher.next_index):
                 watcher.next_index = event.change.index + 1
                 if _matches_history(event, watcher):
@@ -252,15 +262,61 @@ class Hub:
             yield
 
 
+class Recent:
+    """What the last events were of: a watch that comes back soon need not read them again.
+
+    Long polls come back after each event, from just behind it. In between many events of other keys
+    may have happened, and to read one from the index costs as much as to look at twenty here.
+    """
+
+    def __init__(self, most: int = RECENT_MAX) -> None:
+        self._most = most
+        # Index, key, and whether a directory was removed; refreshes are left out.
+        self._events: deque[tuple[int, bytes, bool]] = deque()
+        self._key_bytes = 0
+        self._begins = sys.maxsize
+
+    def begin(self, index: int) -> None:
+        """Be told of every event from an index on."""
+        self._begins = index
+
+    def add(self, event: Event) -> None:
+        """Remember an event, and forget the oldest if there are too many."""
+        change = event.change
+        events = self._events
+        events.append((change.index, change.key, change.dir and change.kind in REMOVALS))
+        self._key_bytes += len(change.key)
+        while len(events) > self._most or self._key_bytes > _RECENT_BYTES_MAX:
+            index, key, _ = events.popleft()
+            self._key_bytes -= len(key)
+            self._begins = index + 1
+
+    def skip(self, watcher: Watcher, last_index: int) -> None:
+        """Move a watcher on to the next event that is for it, or behind the last of all."""
+        following = watcher.next_index
+        if not self._begins <= following <= last_index:
+            return
+        watcher.next_index = last_index + 1
+        for index, key, takes_along in reversed(self._events):
+            if index < following:
+                return
+            if _is_for(watcher, key, takes_along=takes_along):
+                watcher.next_index = index
+
+
 def _matches_history(event: Event, watcher: Watcher) -> bool:
     change = event.change
-    if change.refresh:
-        return False
-    if change.key == watcher.key:
+    takes_along = change.dir and change.kind in REMOVALS
+    return not change.refresh and _is_for(watcher, change.key, takes_along=takes_along)
+
+
+def _is_for(watcher: Watcher, key: bytes, *, takes_along: bool) -> bool:
+    """Return whether an event of a key, in history, is for a watcher."""
+    if key == watcher.key:
         return True
-    if watcher.recursive and is_below(change.key, watcher.key):
+    if watcher.recursive and is_below(key, watcher.key):
         return True
-    return change.kind in REMOVALS and change.dir and is_below(watcher.key, change.key)
+    return takes_along and is_below(watcher.key, key)
 
 
 def is_below(path: bytes, ancestor: bytes) -> bool:

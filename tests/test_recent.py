@@ -1,0 +1,95 @@
+"""The last events, remembered: a watch that comes back skips what is not for it, nothing else."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvd import watch
+from kvd.commands import Set, Watch
+from kvd.watch import Recent, Watcher, _matches_history
+from storage.change import REMOVALS, Change, Kind
+from storage.event import Event
+from storage.tree import View
+from tests.test_committer import on_a_loop, started, until
+
+PATHS = [b"/", b"/a", b"/a/b", b"/a/b/c", b"/ab", b"/a/_h", b"/d/e"]
+KEYS = PATHS[1:]
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[Event]:
+    events = []
+    for index in range(draw(st.integers(2, 5)), draw(st.integers(5, 25))):
+        kind = draw(st.sampled_from([Kind.SET, Kind.UPDATE, Kind.DELETE, Kind.EXPIRE]))
+        change = Change(
+            kind=kind,
+            index=index,
+            key=draw(st.sampled_from(KEYS)),
+            value=None if kind in REMOVALS else b"v",
+            dir=draw(st.booleans()),
+            created_index=2,
+            refresh=kind == Kind.UPDATE and draw(st.booleans()),
+        )
+        events.append(Event(change, None, 0))
+    return events
+
+
+@given(
+    histories(), st.sampled_from(PATHS), st.booleans(), st.integers(1, 30), st.sampled_from([2, 99])
+)
+def test_a_watcher_is_moved_to_the_first_event_that_is_for_it(
+    events, path, recursive, wanted, most
+):
+    last = events[-1].change.index if events else 1
+    recent = Recent(most)
+    recent.begin(events[0].change.index if events else 2)
+    for event in events:
+        if not event.change.refresh:
+            recent.add(event)
+    watcher = Watcher(Watch(path, recursive, False, wanted), None, wanted)
+    recent.skip(watcher, last)
+    matching = [
+        event.change.index
+        for event in events
+        if event.change.index >= wanted and _matches_history(event, watcher)
+    ]
+    expected = min(matching, default=max(wanted, last + 1))
+    # Where it does not remember far enough it leaves the watcher where it is.
+    assert watcher.next_index in ({expected} if most == 99 and wanted >= 5 else {expected, wanted})
+    assert not [index for index in matching if index < watcher.next_index]
+
+
+@on_a_loop
+async def test_watches_that_come_back_read_no_events_of_others(tmp_path, monkeypatch):
+    read = []
+    whole = View.events
+
+    def events(self: View, index: int):
+        read.append(index)
+        return whole(self, index)
+
+    monkeypatch.setattr(View, "events", events)
+    async with started(tmp_path) as engine:
+        told = engine.watch(b"/mine")
+        await engine.run(Set(b"/mine", b"1"), *(Set(b"/other/%d" % i, b"") for i in range(500)))
+        await until(lambda: told)
+        again = engine.watch(b"/mine", wait_index=3)
+        assert (again, read, engine.hub.count) == ([], [], 1)
+        await engine.run(Set(b"/mine", b"2"))
+        await until(lambda: again)
+        late = engine.watch(b"/mine", wait_index=3)
+        assert b'"value":"2"' in late[0]
+        assert read == [503], "only from the event itself on"
+
+
+def test_what_is_remembered_is_bounded():
+    recent = Recent(watch.RECENT_MAX)
+    recent.begin(2)
+    long = b"/" + b"k" * 60_000
+    for index in range(2, 300):
+        recent.add(Event(Change(Kind.SET, index, long, b"", False, index), None, 0))
+    watcher = Watcher(Watch(b"/mine", False, False, 2), None, 2)
+    recent.skip(watcher, 299)
+    assert watcher.next_index == 2, "it was forgotten: to be read"
+    watcher.next_index = 290
+    recent.skip(watcher, 299)
+    assert watcher.next_index == 300
