@@ -776,7 +776,7 @@ async def test_a_watcher_is_told_once_of_a_batch_that_had_to_be_performed_again(
             if self.refusals:
                 self.refusals -= 1
                 txn.end()
-                raise lmdb.DiskError("no room")
+                raise lmdb.MapFullError("no room")
             super().commit(txn, batch, position)
 
     async with started(tmp_path / "data", store_class=Reluctant) as engine:

@@ -233,7 +233,8 @@ def test_a_client_that_reads_nothing_for_long_is_cut_and_one_that_reads_slowly_i
 
 
 def test_unfinished_requests_take_no_more_than_the_limit(make_server):
-    server = make_server("--max-buffered-bytes", str(10 * MIB)).start()
+    flags = ("--max-buffered-bytes", str(10 * MIB), "--body-timeout-s", "600")
+    server = make_server(*flags).start()
     client = server.client()
     size = 4 * MIB
     head = "PUT /v2/keys/k HTTP/1.1\r\nHost: h\r\n"

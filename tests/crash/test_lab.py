@@ -4,10 +4,11 @@
 """
 
 import json
+import logging
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,13 @@ from tests.crash.lab.workload import Op
 from tests.server import ROOT
 
 MUTANTS = [(name, bug) for name, experiment in EXPERIMENTS.items() for bug in experiment.mutants]
+
+
+@pytest.fixture(autouse=True)
+def others_see_their_logs() -> Iterator[None]:
+    """What an experiment does not want to hear of, other tests of this process do."""
+    yield
+    logging.disable(logging.NOTSET)
 
 
 def try_out(experiment: Experiment, place: Path, rounds: int, bug: str | None = None) -> Report:

@@ -91,7 +91,6 @@ def main(argv: list[str] | None = None) -> int:
         results = [json.loads(Path(name).read_text()) for name in args.results]
         sys.stdout.write(page([report for reports in results for report in reports]))
         return 0
-    logging.disable(logging.WARNING)  # recovery tells of each torn tail; here they are the rule
     if args.verb == "list":
         for experiment in EXPERIMENTS.values():
             mutants = ", ".join(experiment.mutants)
@@ -162,4 +161,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)  # recovery tells of each torn tail; here they are the rule
     sys.exit(main())
