@@ -549,6 +549,27 @@ def test_damage_larger_than_a_window_is_told_from_a_torn_tail(tmp_path):
 # Cutting to a new segment
 
 
+def test_a_seal_that_stands_twice_at_the_end_is_cut_and_kept(tmp_path, caplog):
+    """Nothing acknowledged can stand behind the last seal, so it is a tail like any other."""
+    payloads = [b"x" * 3000 for _ in range(40)]
+    fill(tmp_path, payloads)
+    *_, sealed, last = segments(tmp_path)
+    last.unlink()
+    held = payloads_of(tmp_path)
+    whole = sealed.read_bytes()
+    sealed.write_bytes(whole + whole[-frame.SEAL_SIZE :])
+    wal = open_wal(tmp_path)
+    assert [f.payload for f in wal.scan()] == held
+    wal.begin()
+    (record,) = caplog.records
+    assert f"offset {len(whole)}: cut off" in record.getMessage()
+    (kept,) = (tmp_path / "quarantine").iterdir()
+    assert kept.read_bytes() == whole[-frame.SEAL_SIZE :].rstrip(b"\0")
+    append(wal, b"next")
+    wal.close()
+    assert payloads_of(tmp_path) == [*held, b"next"]
+
+
 def test_a_log_sealed_but_not_continued_goes_on_in_a_new_segment(tmp_path):
     payloads, ends = small_log(tmp_path)
     segments(tmp_path)[-1].unlink()

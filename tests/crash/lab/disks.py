@@ -82,7 +82,7 @@ def files_of_view(view: View) -> dict[str, File]:
     while waiting:
         dir_id, path = waiting.pop()
         for name, node in view.children(dir_id):
-            key = f"{path}/{name.decode()}"
+            key = f"{path}/{name.decode('utf-8', 'backslashreplace')}"
             if node.dir_id:
                 waiting.append((node.dir_id, key))
             else:

@@ -14,6 +14,7 @@ from tests.crash.lab.experiment import ALL, Experiment, Trial
 from tests.crash.lab.powerloss import fast_directory
 
 _SEGMENTS = 5
+_FLAGS_AT = 27  # of a frame, see storage/frame.py
 _PLACE = ("offset", ".wal", "segment", "frame")
 
 
@@ -53,14 +54,18 @@ class Disorder(NamedTuple):
 def frame_disorders(log: list[Segment]) -> Iterator[Disorder]:
     """Drop, double, swap and replace each frame of each segment.
 
-    The last frame of all may go: nobody could know of it. What replaces a frame is an older one.
+    The last frame of all may go: nobody could know of it. If it is a seal it may also stand twice:
+    nothing that was acknowledged can be behind it, so the second one is cut off and kept, as any
+    torn tail is. What replaces a frame is an older one.
     """
     for number, segment in enumerate(log):
         frames = segment.frames
         last = len(frames) - (1 if number == len(log) - 1 else 0)
         for at in range(len(frames)):
             before, this, after = frames[:at], frames[at], frames[at + 1 :]
-            ways = {"doubled": [*before, this, this, *after]}
+            ways = {}
+            if at < last or not this[_FLAGS_AT] & frame.SEAL:
+                ways["doubled"] = [*before, this, this, *after]
             if at < last:
                 ways["dropped"] = [*before, *after]
             if after:
