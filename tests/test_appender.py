@@ -195,3 +195,34 @@ def failing(code):
         raise OSError(code, os.strerror(code))
 
     return fail
+
+
+@needs_the_kernel
+@on_a_loop
+async def test_nobody_is_told_before_the_kernel_has_synced(tmp_path, monkeypatch):
+    async with a_log(tmp_path / "data", thread_only=False) as log:
+        await log.append(b"first")
+        asked = asyncio.Event()
+        with monkeypatch.context() as patch:
+            patch.setattr(DataSync, "outcome", lambda _: asked.set())  # not known yet
+            txn, batch, told = log.begin(b"second")
+            await asyncio.wait_for(asked.wait(), PATIENCE_S)
+            await asyncio.sleep(0)
+            assert not told.done()
+            assert log.store.wal.position.seq == log.store.applied.position.seq
+        log.store.commit(txn, batch, await asyncio.wait_for(told, PATIENCE_S))
+
+
+@needs_the_kernel
+@on_a_loop
+async def test_a_sync_that_the_kernel_failed_is_told_as_a_failure(tmp_path, monkeypatch):
+    log = Log(open_store(tmp_path / "data"), thread_only=False)
+    await log.append(b"first")
+    held = log.store.wal.position
+    with monkeypatch.context() as patch:
+        patch.setattr(DataSync, "outcome", lambda _: errno.EIO)
+        assert (await log.append(b"lost")).errno == errno.EIO
+    assert log.store.wal.position == held
+    assert isinstance(await log.append(b"more"), OSError)
+    log.sync.stop()
+    log.appender.close()
