@@ -22,6 +22,7 @@ import json
 import logging
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from struct import Struct
 from zlib import crc32
@@ -117,6 +118,7 @@ class Index:
         self.env.close()
         shutil.rmtree(directory, ignore_errors=True)
         disk.rename_durably(self.directory, directory)
+        _release_memory()
         self.__init__(_open(directory), directory)  # type: ignore[misc]
 
     def applied(self) -> Applied:
@@ -287,6 +289,12 @@ def _open(directory: Path) -> lmdb.Environment:
         env.close()
         raise CorruptIndex("its file is shorter than it says")
     return env
+
+
+def _release_memory() -> None:
+    """Give back to the system what was freed: glibc keeps small blocks, which LMDB's pages are."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _fingerprint(directory: Path, *, with_size: bool = False) -> dict[str, str] | None:

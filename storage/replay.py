@@ -5,6 +5,7 @@ The server's start and the tools share this, so that what a tool rebuilds is wha
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
@@ -24,11 +25,12 @@ from storage.segments import Frame
 from storage.snapfile import Row
 from storage.tree import APPLIED_KEY, TABLES, Applied, Memory, Transaction, Txn
 
-# A transaction holds so many records or bytes of log: enough for many changes to meet on a page
-# before it is written (a fifth of the time of a replay of random keys, measured), few enough for
-# LMDB to keep the pages in memory, 200 MB at worst.
-_REPLAY_RECORDS = 50_000
+# LMDB keeps the pages that a transaction changes in memory, and writes each of them once: so a
+# transaction ends after so much log, and after so many records unless the whole index is so small
+# that all its pages may be kept. (A fourth of the time of a replay of random keys, measured.)
 _REPLAY_BYTES = 64 << 20
+_REPLAY_RECORDS = 50_000
+_INDEX_BYTES = 256 << 20
 # A transaction that loads a snapshot takes so many chunks of 1 MiB, for the same reason.
 _LOAD_CHUNKS = 64
 
@@ -84,6 +86,7 @@ def replay(index: Index, frames: Iterable[Frame], until: Until = to_the_end) -> 
     applied = index.applied()
     memory = Memory()
     total = records = log_bytes = 0
+    records_max = _records_max(index)
     seq, chain, time_ns, end = applied.seq, applied.chain, applied.time_ns, applied.position
     txn = Txn(index.env.begin(write=True), index.tables, memory, applied)
     try:
@@ -103,10 +106,11 @@ def replay(index: Index, frames: Iterable[Frame], until: Until = to_the_end) -> 
             log_bytes += len(encoded)
             if ends_here:
                 break
-            if records > _REPLAY_RECORDS or log_bytes > _REPLAY_BYTES:
+            if records > records_max or log_bytes > _REPLAY_BYTES:
                 applied = txn.next_applied(seq=seq, chain=chain, time_ns=time_ns, position=end)
                 txn.commit(applied)
                 total, records, log_bytes = total + records, 0, 0
+                records_max = _records_max(index)
                 txn = Txn(index.env.begin(write=True), index.tables, memory, applied)
         if end != applied.position:
             applied = txn.next_applied(seq=seq, chain=chain, time_ns=time_ns, position=end)
@@ -115,6 +119,10 @@ def replay(index: Index, frames: Iterable[Frame], until: Until = to_the_end) -> 
         txn.end()
         raise
     return total + records
+
+
+def _records_max(index: Index) -> int:
+    return sys.maxsize if index.used_bytes < _INDEX_BYTES else _REPLAY_RECORDS
 
 
 def decode(frame: Frame, seq: int, chain: bytes) -> Payload:

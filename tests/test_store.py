@@ -179,7 +179,7 @@ def test_a_store_lives_on_after_a_rebuild(tmp_path):
 
 
 def test_a_log_larger_than_one_transaction_is_replayed_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("storage.replay._REPLAY_RECORDS", 7)
+    monkeypatch.setattr("storage.replay._REPLAY_BYTES", 700)
     path = tmp_path / "data"
     held = live_and_die(path, 5)
     assert reopened(path, rebuild_index=True)[0] == held
@@ -239,7 +239,7 @@ def test_a_crash_in_the_middle_of_a_rebuild_takes_nothing_away(tmp_path, monkeyp
     def crash(*_):
         raise OSError(errno.EIO, "the machine goes here")
 
-    monkeypatch.setattr("storage.replay._REPLAY_RECORDS", 7)
+    monkeypatch.setattr("storage.replay._REPLAY_BYTES", 700)
     with monkeypatch.context() as patch:
         patch.setattr(place, crash)
         with pytest.raises(OSError, match="goes here"):
