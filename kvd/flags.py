@@ -230,7 +230,7 @@ FLAGS = (
         "header-timeout-s",
         "30",
         "SECONDS",
-        "how long the head of a request, or a handshake of TLS, may take",
+        "how long the head of a request may take from its first byte, or a handshake of TLS",
         LIMITS,
     ),
     Flag("body-timeout-s", "60", "SECONDS", "how long the body of a request may take", LIMITS),

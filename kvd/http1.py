@@ -289,10 +289,10 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
     __slots__ = (
         "_after_outbox", "_ahead", "_buffer", "_busy", "_chunks", "_close_callback", "_dropped",
-        "_ended", "_held", "_left", "_message", "_on_writable", "_outbox", "_parsing",
-        "_paused", "_server", "_transport", "_writable", "_written_chunked", "content_type",
-        "context", "deadline", "extra_headers", "flows", "http10", "is_plain", "keep_alive",
-        "streaming",
+        "_ended", "_head_deadline", "_held", "_left", "_message", "_on_writable", "_outbox",
+        "_parsing", "_paused", "_server", "_transport", "_writable", "_written_chunked",
+        "content_type", "context", "deadline", "extra_headers", "flows", "http10", "is_plain",
+        "keep_alive", "streaming",
     )  # fmt: skip
 
     def __init__(self, server: Server) -> None:
@@ -319,6 +319,8 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self._on_writable: Callable[[], object] | None = None
         self._written_chunked = False
         self.deadline = inf
+        # The deadline that was set for the head which has begun to come; older ones are over.
+        self._head_deadline = inf
         self.http10 = False
         self.keep_alive = True
         self.is_plain = False
@@ -345,7 +347,8 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
             self._turn_away(excess)
         else:
             self._transport.set_write_buffer_limits(_WRITE_BUFFER_BYTES)
-            self.deadline = server.now + server.limits.header_timeout_s
+            # Clients connect ahead of need: before its first byte a connection is merely idle.
+            self.deadline = server.now + server.limits.idle_timeout_s
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Lend the buffer that all connections share: what is read is taken before the next is."""
@@ -828,8 +831,10 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
             elif _BARE_LF.search(buffer):
                 # Its end would be waited for in vain.
                 self.reject(HTTPStatus.BAD_REQUEST)
-            elif self.deadline > server.now + server.limits.header_timeout_s:
+            elif self.deadline != self._head_deadline:
+                # Its first bytes: those that follow do not prolong the time.
                 self.deadline = server.now + server.limits.header_timeout_s
+                self._head_deadline = self.deadline
             return False
         line_end = buffer.find(b"\r\n")
         match = _REQUEST_LINE.fullmatch(buffer, 0, line_end)
@@ -873,10 +878,9 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         message.headers_received(httputil.RequestStartLine(method, target, version), block.headers)
         if not left and not block.chunked:
             self._complete(message)
-        elif self._buffer:
-            return self._dropped is None and self._read_body()
         elif self._dropped is None:
             self.deadline = server.now + server.limits.body_timeout_s
+            return not self._buffer or self._read_body()
         return True
 
     def _accept(self, block: Block) -> bool:
@@ -919,8 +923,6 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         if complete:
             self._chunks = None
             self._complete(message)
-        elif self.deadline > self._server.now + self._server.limits.body_timeout_s:
-            self.deadline = self._server.now + self._server.limits.body_timeout_s
         return complete
 
     def _complete(self, message: httputil.HTTPMessageDelegate) -> None:

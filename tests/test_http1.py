@@ -17,6 +17,7 @@ from kvd.memory import Memory
 from storage.bulk import bulk_load
 from tests.raw import Raw, chunked, request
 from tests.server import FORM, PATIENCE_S, Client, Server, running
+from tests.test_metrics import scrape
 
 TEXT = "text/plain; charset=utf-8"
 CLOSE = "Connection: close"
@@ -26,6 +27,12 @@ HEADER_BYTES_MAX = 64 << 10
 LARGE = 6000
 # Headers that are the same whenever the same is answered.
 FIXED = ("content-type", "x-etcd-cluster-id", "x-raft-term", "server")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that is patient: `nobody_else_is_touched` leaves half a head with it for a while."""
+    yield from running(Server(tmp_path_factory.mktemp("data"), "--header-timeout-s", "600"))
 
 
 @pytest.fixture
@@ -649,6 +656,32 @@ def test_an_idle_connection_is_closed_without_a_word(impatient):
         assert used.closed()
 
 
+def test_the_time_of_a_head_counts_from_its_first_byte(make_server):
+    server = make_server("--header-timeout-s", "1").start()
+    with Raw(server.port) as silent, Raw(server.port) as begun:
+        assert_refused(begun.send(b"GET").answer(), 408)
+        assert silent.ask("GET", "/version").status == 200
+
+
+def test_the_time_of_a_head_is_none_of_the_idle_time(make_server):
+    server = make_server("--idle-timeout-s", "1").start()
+    with Raw(server.port) as begun, Raw(server.port) as silent:
+        whole = request("GET", "/version")
+        begun.send(whole[:9])
+        assert silent.closed()
+        assert begun.send(whole[9:]).answer().status == 200
+        assert begun.closed()
+
+
+def test_the_time_of_a_body_is_none_of_its_head(make_server):
+    server = make_server("--header-timeout-s", "1").start()
+    with Raw(server.port) as body, Raw(server.port) as head:
+        whole = request("PUT", "/v2/keys/slow", body=b"value=1")
+        body.send(whole[:-3])
+        assert_refused(head.send(b"GET").answer(), 408)
+        assert body.send(whole[-3:]).answer().status == 201
+
+
 def test_a_watch_is_not_idle(impatient):
     with Raw(impatient.port) as idle:
         watch = impatient.watch("/w")
@@ -658,15 +691,14 @@ def test_a_watch_is_not_idle(impatient):
         assert watch.event()["action"] == "set"
 
 
-def test_a_client_that_never_reads_its_last_answer_is_cut(impatient):
-    client = impatient.client()
+def test_a_client_that_never_reads_its_last_answer_is_cut(make_server):
+    server = make_server("--write-timeout-s", "1").start()
+    client = server.client()
     client.put("/big", "x" * (8 << 20))
-    with Raw(impatient.port, receive_buffer=4096) as raw, Raw(impatient.port) as idle:
+    unread = 'kvd_rejected_requests_total{reason="answer_not_read"}'
+    with Raw(server.port, receive_buffer=4096) as raw:
         raw.send(request("GET", "/v2/keys/big", CLOSE))
-        assert idle.ask("GET", "/version").status == 200
-        assert idle.closed()
-        with Raw(impatient.port) as idle_again:
-            assert idle_again.closed()
+        wait_until(lambda: scrape(client)[unread] == 1)
         assert len(raw.rest()) < 8 << 20
 
 

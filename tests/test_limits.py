@@ -258,6 +258,7 @@ def test_unfinished_requests_take_no_more_than_the_limit(make_server):
 
 def test_unfinished_heads_take_no_more_than_the_limit(make_server):
     flags = ("--max-buffered-bytes", str(10 * MIB), "--max-header-bytes", str(MIB))
+    flags += ("--header-timeout-s", "600")
     server = make_server(*flags).start()
     client = server.client()
     with contextlib.ExitStack() as stack:
