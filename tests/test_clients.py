@@ -11,6 +11,7 @@ import etcd
 import pytest
 from etcd.auth import Auth, EtcdRole, EtcdUser
 
+from tests.certs import Authority
 from tests.server import PATIENCE_S, Server
 
 Ended = subprocess.CompletedProcess[str]
@@ -386,6 +387,41 @@ class TestEtcdctl:
         assert "is healthy" in etcdctl(*root, "cluster-health").stdout
         assert etcdctl(*root, "user", "remove", "al").stdout == "User al removed\n"
         assert etcdctl(*root, "auth", "disable").stdout == "Authentication Disabled\n"
+
+    def test_a_client_certificate_is_asked_for_and_names_the_user(
+        self, make_server, etcdctl_of, tmp_path
+    ):
+        authority = Authority(tmp_path / "authority")
+        own = authority.sign("server", "127.0.0.1")
+        server = make_server(
+            *("--cert-file", str(own.cert), "--key-file", str(own.key)),
+            *("--trusted-ca-file", str(authority.cert), "--client-cert-auth"),
+            listen="https://127.0.0.1:0",
+        ).start()
+        etcdctl = partial(etcdctl_of(server), "--ca-file", str(authority.cert))
+
+        def holder_of(name: str) -> Callable[..., Ended]:
+            pair = authority.sign(name)
+            return partial(etcdctl, "--cert-file", str(pair.cert), "--key-file", str(pair.key))
+
+        root, alice, stranger = map(holder_of, ("root", "alice", "stranger"))
+        refused = etcdctl("set", "/tls/a", "1")
+        assert refused.returncode != 0
+        assert "certificate required" in refused.stderr
+        assert stranger("set", "/tls/a", "1").stdout == "1\n"
+        assert stranger("get", "/tls/a").stdout == "1\n"
+        assert f"healthy result from {server.url}" in stranger("cluster-health").stdout
+        for line in (
+            *("user add root:secret", "user add alice:secret", "role add rw"),
+            *("role grant rw --path /tls/* --readwrite", "user grant --roles rw alice"),
+            *("auth enable", "role revoke guest --path /* --readwrite"),
+        ):
+            assert root(*line.split()).returncode == 0, line
+        assert alice("set", "/tls/a", "2").stdout == "2\n"
+        assert "Insufficient credentials" in alice("user", "list").stderr
+        assert "Insufficient credentials" in stranger("get", "/tls/a").stderr
+        assert stranger("--username", "alice:secret", "get", "/tls/a").stdout == "2\n"
+        assert root("user", "list").stdout == "alice\nroot\n"
 
     def test_a_watch_tells_the_next_change(self, server, etcdctl):
         with self.start(server, "watch", "/watch", "-r") as watch:
