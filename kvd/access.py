@@ -110,7 +110,7 @@ class LoggedConnection(Connection):
         agent = _shown(self._agent)
         log.info(
             '%s "%s" %s %d bytes %.1f ms "%s"',
-            self.context.remote_ip,
+            self.context.remote_ip or "-",
             request.replace('"', r"\""),
             self._status or "-",
             self._sent_bytes,

@@ -8,6 +8,7 @@ at once. Files that cannot be used change nothing; that is one line of log for e
 from __future__ import annotations
 
 import logging
+import re
 import ssl
 import time
 from collections.abc import Sequence
@@ -136,8 +137,8 @@ def _load_certificate(context: ssl.SSLContext, cert: Path, key: Path) -> None:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise TlsUnusable(f"{key}: is not the private key of {cert}") from None
         raise TlsUnusable(
-            f"{cert} and {key}: expected a certificate and its key in PEM, found "
-            f"{(error.reason or str(error)).lower().replace('_', ' ')}"
+            f"{cert} and {key}: expected a certificate and its key in PEM; "
+            f"OpenSSL says: {plain_reason(error)}"
         ) from None
 
 
@@ -147,8 +148,9 @@ def _load_authorities(context: ssl.SSLContext, path: Path) -> None:
     try:
         context.load_verify_locations(path)
     except ssl.SSLError as error:
-        reason = (error.reason or str(error)).lower().replace("_", " ")
-        raise TlsUnusable(f"{path}: expected certificates in PEM, found {reason}") from None
+        raise TlsUnusable(
+            f"{path}: expected certificates in PEM; OpenSSL says: {plain_reason(error)}"
+        ) from None
 
 
 def _require_readable(path: Path) -> None:
@@ -156,3 +158,11 @@ def _require_readable(path: Path) -> None:
         path.read_bytes()
     except OSError as error:
         raise TlsUnusable(f"{path}: {error.strerror}") from None
+
+
+def plain_reason(error: ssl.SSLError) -> str:
+    """Return OpenSSL's reason in plain words."""
+    if error.reason:
+        return error.reason.lower().replace("_", " ")
+    # Python's own form, "[SSL] PEM lib (_ssl.c:3905)", says where in its source it was noticed.
+    return re.sub(r"^\[\w+\] | \(\w+\.c:\d+\)$", "", error.strerror or str(error))

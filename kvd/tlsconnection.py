@@ -27,7 +27,7 @@ from kvd.http1 import Connection, Server
 from kvd.listeners import Listener
 from kvd.logs import Rarely
 from kvd.peer import shown_address
-from kvd.tls import Tls
+from kvd.tls import Tls, plain_reason
 
 log = logging.getLogger(__name__)
 
@@ -357,4 +357,4 @@ def _reason(error: ssl.SSLError) -> str:
     """Return OpenSSL's reason in plain words."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the client's certificate was refused: {error.verify_message}"
-    return (error.reason or str(error)).lower().replace("_", " ")
+    return plain_reason(error)

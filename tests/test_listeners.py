@@ -162,6 +162,11 @@ class TestPaths:
         machines = ask(path, "/v2/machines").decode()
         assert machines == f"{served.urls[1]}, unix://{path}"
 
+    def test_its_clients_have_no_address_in_the_access_log(self, served, path):
+        served.start("--access-log")
+        ask(path, "/version")
+        served.wait_for_log(' - "GET /version HTTP/1.1" 200 ')
+
     def test_the_path_goes_with_the_server(self, served, path):
         served.start()
         assert served.terminate() == 0

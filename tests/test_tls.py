@@ -475,7 +475,9 @@ class TestFilesThatAreNoGood:
         nonsense = tmp_path / "nonsense.pem"
         nonsense.write_text("nonsense")
         argv = ("--cert-file", str(nonsense), "--key-file", str(pair.key))
-        assert f"{nonsense} and {pair.key}: expected a cert" in self.refused(tmp_path, *argv)
+        line = self.refused(tmp_path, *argv)
+        assert f"{nonsense} and {pair.key}: expected a certificate" in line
+        assert line.endswith("OpenSSL says: PEM lib")
         argv = flags(pair, "--trusted-ca-file", str(nonsense))
         assert f"{nonsense}: expected certificates in PEM" in self.refused(tmp_path, *argv)
 
