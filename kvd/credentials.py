@@ -70,7 +70,8 @@ class Credentials:
         self._known: dict[bytes, float] = {}
         self._checks: dict[bytes, asyncio.Task[bool]] = {}
         self._waiting = 0
-        threads = min(_THREADS_MAX, os.cpu_count() or 1)
+        # One processor is the loop's, however many guess at passwords.
+        threads = min(_THREADS_MAX, max(1, len(os.sched_getaffinity(0)) - 1))
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="kvd-password")
 
     def are_known(self, given: Basic, secret: bytes) -> bool:

@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 
 # How many users, and roles, are kept as they were read until something changes.
 _KEPT_MAX = 10_000
+# How long a stop waits for passwords: guesses at them may fill the queue for a minute, and a stop
+# that takes ten seconds is ended without a clean mark.
+_SETTLE_S = 2.0
 _BUSY = "too many passwords are being checked"
 
 
@@ -163,16 +166,20 @@ class Guard:
             self.damaged(damage)
 
     async def settle(self) -> None:
-        """Wait until nobody's password is being checked."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        """Wait for those whose password is being checked; turn away those who would take long."""
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=_SETTLE_S)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
 
     async def _serve_later(self, request: KeyRequest, given: Basic) -> None:
         try:
             user = await self._check(given)
             if not request.connection.gone:
                 self._serve(request, user)
-        except Busy:
+        except (Busy, asyncio.CancelledError):
             busy = ApiError(RAFT_INTERNAL, _BUSY.encode(), limit=PASSWORDS)
             self._keys.refuse(request.connection, request.method, busy)
         except ApiError as refusal:

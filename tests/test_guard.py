@@ -229,6 +229,22 @@ def test_a_stop_answers_those_whose_password_is_being_checked(guarded):
     assert guarded.start().client().request("GET", "/v2/keys/al/4", None, AL).status == 200
 
 
+def test_a_stop_waits_for_no_queue_of_guesses_at_passwords(guarded):
+    guesses = 700
+    with contextlib.ExitStack() as stack:
+        asking = [stack.enter_context(Raw(guarded.port)) for _ in range(guesses)]
+        for number, raw in enumerate(asking):
+            line = f"Authorization: {basic('al', f'guess {number}')['Authorization']}"
+            raw.send(request("GET", "/v2/keys/al/x", line))
+        # Much longer than a stop may take, and so than the server would wait for itself.
+        assert guarded.terminate() == 0
+        answers = [raw.answer() for raw in asking]
+    assert {answer.status for answer in answers} <= {401, 500}
+    late = next(answer for answer in reversed(answers) if answer.status == 500)
+    assert late.json["cause"] == "too many passwords are being checked"
+    assert "without a clean mark" not in guarded.stderr
+
+
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
