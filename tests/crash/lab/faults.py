@@ -28,6 +28,10 @@ from tests.crash.lab.workload import Clients, Connection, Op
 _EXIT_IO = 74
 _TMPFS_MB = 48
 
+# Reads on a full disk may take twice as long as before, and as long as a busy machine may take.
+_FULL_DISK_READ_S = 0.02
+_ENOUGH_FOR_P99 = 1000
+
 
 def fsync_eio(trial: Trial) -> None:
     """Let the Nth fdatasync of a thread fail, once or from then on; for every N."""
@@ -89,11 +93,18 @@ def small_disk(place: Path) -> Iterator[Path]:
 
 
 def full_disk(trial: Trial) -> None:
-    """Fill the disk under 8 writers and free it again; every other time kill the server between."""
+    """Fill the disk under 8 writers and free it again; every other time kill the server between.
+
+    Before each filling and on each full disk reads are timed beside one slow writer, which is
+    answered in one case and refused in the other.
+    """
     # Small segments and a short history: it is the log that meets the full disk, not the index.
     flags = ("--wal-segment-bytes", "65536", "--snapshot-count", "1000")
     ledger = Ledger()
     clients = Clients(8, trial.seed)
+    slow_writer = Clients(1, f"slow {trial.seed}", pause_s=0.005)
+    before: list[float] = []
+    while_full: list[float] = []
     with small_disk(trial.directory / "disk") as place:
         ballast = place / "ballast"
         ballast.touch()
@@ -103,12 +114,18 @@ def full_disk(trial: Trial) -> None:
                 clients.start(kvd.port, 90)
                 settle(ledger, clients.join(), kvd.port)
             for done in range(1, trial.rounds + 1):
+                slow_writer.start(kvd.port)
+                before += _read_for(kvd.port, 0.3)
+                settle(ledger, slow_writer.stop(), kvd.port)
                 clients.start(kvd.port, 90)
                 time.sleep(trial.dice.uniform(0.0, 0.1))
                 _fill(ballast)
                 _wait_until_refused(kvd, clients)
                 trial.check(kvd.running(), f"the full disk ended the server: {kvd.stderr[-300:]}")
                 ops = _read_while_full(trial, kvd)
+                _wait_until_quiet(clients)
+                slow_writer.start(kvd.port)
+                while_full += _read_for(kvd.port, 0.3)
                 if done % 2 == 0:
                     kvd.kill()
                     try:
@@ -121,9 +138,10 @@ def full_disk(trial: Trial) -> None:
                     _resume(trial, kvd, ops)
                 else:
                     start(kvd)
-                ops += clients.join()
+                ops += clients.join() + slow_writer.stop()
                 _count_refused(trial, ops)
                 settle(ledger, ops, kvd.port)
+                _compare_reads(trial, sorted(before), sorted(while_full))
                 trial.figures["fillings"] = done
                 trial.figures["acknowledged writes"] = ledger.acked
                 trial.figures["lost"] = 0
@@ -149,6 +167,30 @@ def _wait_until_refused(kvd: Kvd, clients: Clients) -> None:
         if now != answered:
             answered, since = now, time.monotonic()
         time.sleep(0.02)
+
+
+def _wait_until_quiet(clients: Clients) -> None:
+    """Wait until nobody is answered any more: all are done, or wait for space."""
+    answered, end = -1, time.monotonic() + 5
+    while time.monotonic() < end:
+        now = sum(op.status > 0 for op in clients.ops)
+        if now == answered:
+            return
+        answered = now
+        time.sleep(0.1)
+
+
+def _compare_reads(trial: Trial, before: list[float], while_full: list[float]) -> None:
+    # A short run has few samples, of a machine that may be busy with other things.
+    enough = min(len(before), len(while_full)) >= _ENOUGH_FOR_P99
+    for share in (50, 99):
+        free_s, full_s = (times[len(times) * share // 100] for times in (before, while_full))
+        trial.figures[f"GET p{share} ms before"] = round(free_s * 1000, 2)
+        trial.figures[f"GET p{share} ms on the full disk"] = round(full_s * 1000, 2)
+        trial.check(
+            full_s < max(2 * free_s, _FULL_DISK_READ_S) or (share == 99 and not enough),
+            f"GET p{share} {full_s * 1000:.1f} ms on the full disk, {free_s * 1000:.1f} ms before",
+        )
 
 
 def _count_refused(trial: Trial, ops: list[Op]) -> None:
@@ -377,9 +419,9 @@ EXPERIMENTS = (
     ),
     Experiment(
         "full-disk",
-        "on a full disk writes are refused, reads go on, nothing is lost, and writes are back "
-        "within two seconds of space",
-        ("die-when-full",),
+        "on a full disk writes are refused, reads go on as fast as before, nothing is lost, and "
+        "writes are back within two seconds of space",
+        ("die-when-full", "wait-when-full"),
         *(50, 2, "fillings", full_disk),
     ),
     Experiment(

@@ -20,6 +20,8 @@ from pathlib import Path
 from kvd import watch
 from kvd.__main__ import main
 from kvd.clock import Clock
+from kvd.errors import ApiError
+from kvd.space import Space
 from kvd.syncthread import SyncThread
 from storage import change, disk, frame, index, node, replay, segments, snapshot, tree
 from storage.index import Index
@@ -110,6 +112,19 @@ def no_crc() -> None:
 def die_when_full() -> None:
     """A full disk is taken for a broken one."""
     disk.REFUSALS = frozenset()
+
+
+def wait_when_full() -> None:
+    """A write for which there is no room is kept for a while, on the loop, before it is refused."""
+    check = Space.check
+
+    def waiting(self: Space, size: int) -> ApiError | None:
+        refusal = check(self, size)
+        if refusal is not None:
+            time.sleep(0.1)
+        return refusal
+
+    Space.check = waiting
 
 
 def shrug() -> None:
@@ -259,6 +274,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
             retry_fsync,
             no_crc,
             die_when_full,
+            wait_when_full,
             shrug,
             no_retry,
             sync_on_loop,

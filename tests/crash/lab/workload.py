@@ -98,12 +98,22 @@ class Clients:
     """Several clients at once, on keys that they share.
 
     They set, swap, create in order, delete (also whole directories) and give long TTLs; with
-    `reads` every other request is a GET. Each written value is unique.
+    `reads` every other request is a GET. Each written value is unique. After each answer a client
+    waits for `pause_s`.
     """
 
-    def __init__(self, number: int, seed: object, *, keys: int = 8, reads: bool = False) -> None:
+    def __init__(
+        self,
+        number: int,
+        seed: object,
+        *,
+        keys: int = 8,
+        reads: bool = False,
+        pause_s: float = 0.0,
+    ) -> None:
         self.number = number
         self.reads = reads
+        self._pause_s = pause_s
         self._keys = keys
         self._dice = [random.Random(f"{seed} {n}") for n in range(number)]
         self._counts = [0] * number
@@ -145,6 +155,8 @@ class Clients:
                 connection.request(op)
                 if op.acked and op.method != "GET":
                     self._versions[op.key] = op.body["node"]["modifiedIndex"]
+                if self._pause_s:
+                    time.sleep(self._pause_s)
         except (OSError, http.client.HTTPException, json.JSONDecodeError):
             # The server has gone; the request it left unanswered stands in `ops`.
             return
