@@ -20,7 +20,6 @@ from pathlib import Path
 from kvd import watch
 from kvd.__main__ import main
 from kvd.clock import Clock
-from kvd.errors import ApiError
 from kvd.space import Space
 from kvd.syncthread import SyncThread
 from storage import change, disk, frame, index, node, replay, segments, snapshot, tree
@@ -115,16 +114,15 @@ def die_when_full() -> None:
 
 
 def wait_when_full() -> None:
-    """A write for which there is no room is kept for a while, on the loop, before it is refused."""
-    check = Space.check
+    """While there is no room, each batch waits for it a while, on the loop."""
+    room = Space.room.__get__
 
-    def waiting(self: Space, size: int) -> ApiError | None:
-        refusal = check(self, size)
-        if refusal is not None:
+    def waiting(self: Space) -> int:
+        if self.refusal is not None:
             time.sleep(0.1)
-        return refusal
+        return room(self)
 
-    Space.check = waiting
+    Space.room = property(waiting)
 
 
 def shrug() -> None:
