@@ -108,6 +108,7 @@ def script(port: int, book: list[Op]) -> None:
     connection.close()
 
 
+_SNAPSHOTS_S = 10.0
 _AT_A_TORN_TAIL = "walBeforeWrite=tear:100@20"
 
 
@@ -144,6 +145,7 @@ def kill_failpoint(trial: Trial) -> None:
                     pass
                 else:
                     script(kvd.port, ops)
+                    _give_time_for_snapshots(kvd, place, ops)
                 if kvd.wait_or_terminate() == -9:
                     reached.add(place.partition("=")[0])
                 _check_copy(data, ops, ", then ".join(places))
@@ -153,6 +155,16 @@ def kill_failpoint(trial: Trial) -> None:
         trial.progress(done)
     never = sorted(failpoints.NAMES.keys() - reached)
     trial.check(not every_place or not never, f"places that were never reached: {never}")
+
+
+def _give_time_for_snapshots(kvd: Kvd, place: str, ops: list[Op]) -> None:
+    """Go on until the place is reached, where it may be: snapshots are made beside the writes."""
+    if not place.startswith(("snapshot", "purge")) or place.endswith("@20"):
+        return
+    end = time.monotonic() + _SNAPSHOTS_S
+    while kvd.running() and time.monotonic() < end:
+        time.sleep(0.2)
+        script(kvd.port, ops)
 
 
 def _check_copy(data: Path, ops: list[Op], where: str) -> None:
