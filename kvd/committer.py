@@ -35,7 +35,7 @@ from kvd.clock import Clock
 from kvd.commands import Command, CompareAndDelete, Delete
 from kvd.entries import Decide, Replied, Reply
 from kvd.errors import INVALID_FORM, RAFT_INTERNAL, ApiError, RouteError
-from kvd.listing import Listings
+from kvd.kept import Listings
 from kvd.logs import SLOW_QUIET_S, Rarely
 from kvd.machine import decide, expire
 from kvd.space import Space
@@ -530,8 +530,7 @@ class Committer:
         """Tell everybody; what they are told is durable, and visible."""
         if self._listings:
             for event, _ in pending.events:
-                change = event.change
-                self._listings.changed(change.key, removed=change.kind in REMOVALS)
+                self._listings.changed(event.change)
         self._hub.publish(pending.events)
         stats = self._stats
         counts = stats.counts

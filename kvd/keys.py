@@ -31,7 +31,8 @@ from kvd.errors import (
     ApiError,
 )
 from kvd.http1 import LARGE_BYTES, Connection
-from kvd.listing import Listing, Listings, render
+from kvd.kept import Listings
+from kvd.listing import Listing, render
 from kvd.logs import SLOW_QUIET_S, Rarely
 from kvd.memory import Memory, Payload
 from kvd.request import FORM_BYTES_MAX, parse
@@ -303,8 +304,8 @@ class KeySpace:
             head, listing = answer
             self._stats.listings_s.observe(monotonic() - began)
             body = b"".join(listing.pieces)
-            if listing.lasting:
-                self._kept.keep(get.key, [body], recursive=get.recursive)
+            if listing.parts is not None:
+                self._kept.keep(get.key, body, listing.parts, recursive=get.recursive)
             connection.respond(_OK, head, body, head_only=method == "HEAD")
             return
         # Too large for one turn. It begins anew when its turn has come, so that no more than a
@@ -331,9 +332,10 @@ class KeySpace:
                     return
         self._note_duration(get, monotonic() - began)
         head, listing = answer
-        if listing.lasting and self._store.applied is applied:
+        if listing.parts is not None and self._store.applied is applied:
             # Nothing was changed while it was rendered.
-            self._kept.keep(get.key, listing.pieces, recursive=get.recursive)
+            body = b"".join(listing.pieces)
+            self._kept.keep(get.key, body, listing.parts, recursive=get.recursive)
         # The transaction has ended: a slow client holds up nothing but its own answer.
         if method == "HEAD":
             connection.respond(_OK, head, b"".join(listing.pieces), head_only=True)

@@ -1,17 +1,15 @@
-"""Answers to reads of a directory or of a whole subtree, as JSON in slices, and those kept.
+"""The answer to a read of a directory or of a whole subtree, as JSON in slices.
 
 A large subtree takes long, so it is rendered a slice at a time: whoever renders it decides what
 happens in between. There is no recursion, and the text is put together once, so a tree of 2,000
 levels costs what its bytes cost.
 
-Clients of a configuration store read the same directories again and again, and seldom find them
-changed. So an answer is kept until something below its directory changes, unless it shows a TTL,
-which changes by itself. What is kept depends on the committed state alone.
+What is rendered of each child stays at hand in `Directory`, so that an answer can be kept and
+brought up to date instead of being made anew (kept.py).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
@@ -22,70 +20,68 @@ from storage.tree import View
 NODES_PER_SLICE = 2500
 """About five milliseconds of rendering."""
 
-_FIRST = b',"nodes":['
-_FIRST_FILE, _NEXT_FILE = _FIRST + FILE, b"," + FILE
+KEPT_BODY_BYTES_MAX = 4 << 20
+"""Of a larger answer, or of one nested deeper, no parts are kept."""
+KEPT_LEVELS_MAX = 100
 
-_KEPT_BYTES_MAX = 32 << 20
-_KEPT_BODY_BYTES_MAX = 4 << 20
+_BODY_START = b'{"action":"get","node":'
+_BODY_END = b"}\n"
+_FIRST = b',"nodes":['
 
 
 class Listing(NamedTuple):
-    """A body in pieces; `lasting` if it stays the same until something in it is changed."""
+    """A body in pieces, and its parts where it lasts: until something in it is changed.
+
+    What shows a TTL does not last, it changes by itself.
+    """
 
     pieces: list[bytes]
-    lasting: bool
+    parts: Directory | None
 
 
-class Listings:
-    """The bodies that are kept, by directory; those longest unread go first."""
+class Directory:
+    """A directory that is listed: what its listing is put together from.
 
-    def __init__(self) -> None:
-        self._bodies: OrderedDict[tuple[bytes, bool], bytes] = OrderedDict()
-        self._bytes = 0
+    Attributes:
+        start: its JSON as far as its children.
+        prefix: what the keys of its children begin with, escaped.
+        shown: the children that are not hidden, in their order: name, raw, and JSON; or, where it
+            is listed, too, its own parts.
+    """
 
-    def __len__(self) -> int:
-        """Return how many are kept."""
-        return len(self._bodies)
+    __slots__ = ("_node", "_text", "prefix", "shown", "start")
 
-    def find(self, key: bytes, *, recursive: bool) -> bytes | None:
-        """Return the body that answers a read of a directory, if it is kept."""
-        body = self._bodies.get((key, recursive))
-        if body is not None:
-            self._bodies.move_to_end((key, recursive))
-        return body
+    def __init__(self, key: bytes, node: Node, now_ns: int) -> None:
+        self._node = node
+        self._text: bytes | None = None
+        self.start = directory_start(key, node, now_ns)
+        self.prefix = key if key == b"/" else key + b"/"
+        self.shown: list[tuple[bytes, bytes | Directory]] = []
 
-    def keep(self, key: bytes, pieces: list[bytes], *, recursive: bool) -> None:
-        """Keep a body of the committed state, unless it is too large."""
-        if sum(map(len, pieces)) > _KEPT_BODY_BYTES_MAX:
-            return
-        body = b"".join(pieces)
-        self._drop((key, recursive))
-        self._bodies[key, recursive] = body
-        self._bytes += len(body)
-        while self._bytes > _KEPT_BYTES_MAX:
-            self._drop(next(iter(self._bodies)))
+    def end(self, *, has_nodes: bool) -> bytes:
+        """Return what ends its JSON."""
+        return directory_end(self._node, has_nodes=has_nodes)
 
-    def changed(self, key: bytes, *, removed: bool) -> None:
-        """Drop what a change of a node shows in: its directories and, if it was removed, itself."""
-        if removed:
-            below = key + b"/"
-            for kept in [kept for kept in self._bodies if kept[0].startswith(below)]:
-                self._drop(kept)
-        path = key
-        bodies = self._bodies
-        while True:
-            if (path, False) in bodies:
-                self._drop((path, False))
-            if (path, True) in bodies:
-                self._drop((path, True))
-            if path == b"/":
-                return
-            path = path.rpartition(b"/")[0] or b"/"
+    def body(self) -> bytes:
+        """Return the answer that shows it; what was touched in it is put together anew."""
+        return b"".join((_BODY_START, *self._pieces(), _BODY_END))
 
-    def _drop(self, kept: tuple[bytes, bool]) -> None:
-        body = self._bodies.pop(kept, None)
-        if body is not None:
-            self._bytes -= len(body)
+    def touch(self) -> None:
+        """Note that something in it has changed."""
+        self._text = None
+
+    def _pieces(self) -> tuple[bytes, ...]:
+        if not self.shown:
+            return self.start, self.end(has_nodes=False)
+        nodes = [
+            part if isinstance(part, bytes) else part._put_together() for _, part in self.shown
+        ]
+        return self.start, _FIRST, b",".join(nodes), self.end(has_nodes=True)
+
+    def _put_together(self) -> bytes:
+        if self._text is None:
+            self._text = b"".join(self._pieces())
+        return self._text
 
 
 def render(
@@ -96,57 +92,62 @@ def render(
     Of a directory all children are shown that are not hidden, sorted by name; with `recursive` also
     theirs. `now_ns` is what a shown `ttl` counts from.
     """
-    key = escape(key)
-    parts = [b'{"action":"get","node":', directory_start(key, node, now_ns)]
-    level = _Level(key, node, view)
+    root = Directory(escape(key), node, now_ns)
+    texts = [_BODY_START, root.start]
+    level = _Level(root, node, view)
     above: list[_Level] = []
     pieces: list[bytes] = []
-    rendered = 0
+    rendered = size = 0
     lasting = not node.expiration_ns
     while True:
-        prefix = level.prefix
+        prefix, shown = level.prefix, level.shown
         for name, child in level.children:
             rendered += 1
             if rendered % NODES_PER_SLICE == 0:
-                pieces.append(b"".join(parts))
-                parts.clear()
+                pieces.append(b"".join(texts))
+                texts.clear()
+                size += len(pieces[-1])
+                lasting = lasting and size <= KEPT_BODY_BYTES_MAX
                 yield
             if name[:1] == b"_":
                 continue
             value, created, modified, expiration_ns, dir_id = child
+            below = None
             if value is not None and not expiration_ns and is_plain(name + value):
                 # Most children are of this kind, and take half as long this way.
-                form = _NEXT_FILE if level.shown else _FIRST_FILE
-                level.shown = True
-                parts.append(form % (prefix + name, value, modified, created))
-                continue
-            parts.append(b"," if level.shown else _FIRST)
-            level.shown = True
-            if expiration_ns:
-                lasting = False
-            path = prefix + escape(name)
-            if not dir_id or not recursive:
-                parts.append(node_object(path, child, now_ns))
-                continue
-            parts.append(directory_start(path, child, now_ns))
-            above.append(level)
-            level = _Level(path, child, view)
-            break
+                text = FILE % (prefix + name, value, modified, created)
+            else:
+                lasting = lasting and not expiration_ns
+                path = prefix + escape(name)
+                if dir_id and recursive:
+                    below = Directory(path, child, now_ns)
+                    text = below.start
+                else:
+                    text = node_object(path, child, now_ns)
+            texts += (level.lead, text)
+            level.lead = b","
+            if lasting:
+                shown.append((name, below or text))
+            if below:
+                above.append(level)
+                lasting = lasting and len(above) < KEPT_LEVELS_MAX
+                level = _Level(below, child, view)
+                break
         else:
-            parts.append(directory_end(level.node, has_nodes=level.shown))
+            texts.append(level.directory.end(has_nodes=level.lead == b","))
             if not above:
-                parts.append(b"}\n")
-                return Listing([*pieces, b"".join(parts)], lasting)
+                texts.append(_BODY_END)
+                return Listing([*pieces, b"".join(texts)], root if lasting else None)
             level = above.pop()
 
 
 class _Level:
     """A directory that is being listed."""
 
-    __slots__ = ("children", "node", "prefix", "shown")
+    __slots__ = ("children", "directory", "lead", "prefix", "shown")
 
-    def __init__(self, key: bytes, node: Node, view: View) -> None:
-        self.node = node
-        self.prefix = key if key == b"/" else key + b"/"
+    def __init__(self, directory: Directory, node: Node, view: View) -> None:
+        self.directory = directory
+        self.prefix, self.shown = directory.prefix, directory.shown
         self.children: Iterator[tuple[bytes, Node]] = view.children(node.dir_id)
-        self.shown = False
+        self.lead = _FIRST

@@ -32,9 +32,9 @@ from kvd.front import Front
 from kvd.guard import Guard
 from kvd.housekeeping import Housekeeping
 from kvd.http1 import Connection, Limits, Server
+from kvd.kept import Listings
 from kvd.keys import KeyLimits, KeySpace
 from kvd.listeners import Listener, bind, handed_over, own_hosts
-from kvd.listing import Listings
 from kvd.measured import Parts
 from kvd.members import Member, ids_of
 from kvd.memory import Memory

@@ -24,7 +24,7 @@ from kvd.commands import (
 from kvd.committer import Committer
 from kvd.entries import Decision, Reply
 from kvd.errors import ApiError, RouteError
-from kvd.listing import Listings
+from kvd.kept import Listings
 from kvd.stats import StoreStats
 from kvd.syncthread import SyncThread
 from kvd.watch import Hub

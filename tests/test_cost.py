@@ -23,7 +23,7 @@ BUDGETS = {
     "PUT and DELETE": (269, 3_570, 1_500, 0.9),
     "TTL refresh": (334, 4_480, 2_800, 0.9),
     "listing, unchanged": (75.6, 980, 45_000, 0.9),
-    "listing, each child": (11.2, 171, 800, 0.9),
+    "listing, each child": (11.2, 180, 800, 0.9),
     "long poll, asked and told": (69.5, 1_320, 800, 0.9),
     "stream, told": (11.1, 205, 100, 0.9),
 }

@@ -3,17 +3,14 @@
 import json
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvd.commands import CreateInOrder, Delete, Set, Update
-from kvd.listing import NODES_PER_SLICE, Listing, Listings, render
-from storage.change import REMOVALS
-from storage.event import Event
+from kvd.commands import CreateInOrder, Delete, Set
+from kvd.listing import NODES_PER_SLICE, Listing, render
 from storage.node import Node
 from storage.store import Store
 from tests.stores import NOW_NS, SECOND_NS, open_store, write
@@ -225,72 +222,3 @@ def test_any_tree_is_nested_as_it_is(paths):
     root = Node(None, 0, 0, 0, 1)
     shown = json.loads(drain(render(tree, b"/", root, NOW_NS, recursive=True))[0])
     assert shown["node"].get("nodes", []) == tree.nested(1, "")
-
-
-# Answers that are kept.
-
-DIRECTORIES = (b"/", b"/a", b"/a/b", b"/a/b/c", b"/ab")
-
-
-def fresh(store: Store, key: bytes, *, recursive: bool) -> bytes | None:
-    node = store.view.find(key)
-    return body(store, key, recursive=recursive)[0] if node is not None and node.dir_id else None
-
-
-def test_what_is_kept_is_what_would_be_made_anew(store):
-    random = Random(7)
-    listings = Listings()
-    hits = 0
-    for _ in range(600):
-        key = random.choice(DIRECTORIES) + random.choice(
-            [b"/a", b"/b", b"/c", b"/_h", b"/b/c", b""]
-        )
-        key = key.removeprefix(b"/") if key.startswith(b"//") else key
-        command = random.choice([
-            Set(key, b"1"), Set(key, b"2"), CreateInOrder(key, b"3"), Set(key, b"", dir=True),
-            Delete(key, recursive=True), Update(key, b"", ttl_s=random.choice([None, 50])),
-        ])  # fmt: skip
-        for event in write(store, command):
-            if isinstance(event, Event):
-                change = event.change
-                listings.changed(change.key, removed=change.kind in REMOVALS)
-        for directory in DIRECTORIES:
-            for recursive in (False, True):
-                node = store.view.find(directory)
-                kept = listings.find(directory, recursive=recursive)
-                if kept is not None:
-                    hits += 1
-                    assert kept == fresh(store, directory, recursive=recursive)
-                elif node is not None and node.dir_id:
-                    slices = render(store.view, directory, node, NOW_NS, recursive=recursive)
-                    with pytest.raises(StopIteration) as end:
-                        next(slices)
-                    if end.value.value.lasting:
-                        listings.keep(directory, end.value.value.pieces, recursive=recursive)
-    assert hits > 1000
-
-
-def test_a_ttl_anywhere_in_it_keeps_a_listing_from_lasting(store):
-    write(store, Set(b"/a/b/c", b"1", ttl_s=5), Set(b"/a/d", b"1"), Set(b"/e/f", b"1"))
-    write(store, Update(b"/e", b"", ttl_s=5))
-
-    def lasting(key: bytes, *, recursive: bool) -> bool:
-        node = store.view.find(key)
-        with pytest.raises(StopIteration) as end:
-            next(render(store.view, key, node, NOW_NS, recursive=recursive))
-        return end.value.value.lasting
-
-    assert lasting(b"/a", recursive=False)
-    assert not lasting(b"/a", recursive=True)
-    assert not lasting(b"/e", recursive=False)
-    assert not lasting(b"/", recursive=False)
-
-
-def test_no_more_is_kept_than_there_is_room_for():
-    listings = Listings()
-    for number in range(64):
-        listings.keep(b"/%d" % number, [b"x" * (1 << 19)] * 2, recursive=False)
-    kept = [n for n in range(64) if listings.find(b"/%d" % n, recursive=False) is not None]
-    assert kept == list(range(32, 64))
-    listings.keep(b"/large", [b"x" * (5 << 20)], recursive=False)
-    assert listings.find(b"/large", recursive=False) is None
