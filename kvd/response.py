@@ -92,6 +92,8 @@ def escape(raw: bytes) -> bytes:
     return raw
 
 
+# A batch of refreshes has one expiration, and replaces those of few batches before it.
+@lru_cache(maxsize=1024)
 def timestamp(ns: int) -> bytes:
     """Return RFC 3339 in UTC with up to nine digits of a second, trailing zeros cut."""
     seconds, fraction = divmod(ns, _NS)
@@ -104,7 +106,7 @@ def timestamp(ns: int) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _second(seconds: int) -> bytes:
-    # What expires together, and node and previous node of a refresh, share most of their text.
+    # What expires within a second shares most of its text.
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
 
 
