@@ -55,7 +55,6 @@ _UINT_MAX = (1 << 64) - 1
 # nor an index is in it.
 _SHORT_BYTES_MAX = 128
 _VARYING = re.compile(rb"(?:alue|Index)=")
-_VALUE_ALONE = re.compile(rb"value=[^&;%+]*+")
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # noqa: S105 -- a token of RFC 7230
 _MEDIA_TYPE = re.compile(rf"({_TOKEN})?(/)?({_TOKEN})?(.*)", re.DOTALL)
@@ -212,7 +211,7 @@ def parse(method: str, key: bytes, query: bytes, form: bytes) -> tuple[Request, 
     Raises:
         ApiError: 2xx, the first thing wrong in the order that etcd checks.
     """
-    if method == "PUT" and not query and _VALUE_ALONE.fullmatch(form):
+    if method == "PUT" and not query and _is_value_alone(form):
         # Most writes are of this form, and nothing in it can be wrong.
         return Set(key, form[6:]), False
     said = form or query
@@ -239,6 +238,13 @@ def _parse(method: str, key: bytes, query: bytes, form: bytes) -> tuple[Request,
         value = params.get(b"value", b"")
         return CreateInOrder(key, value, _flag(params, b"dir"), _ttl_s(params)), no_value
     return _delete(key, params), False
+
+
+def _is_value_alone(form: bytes) -> bool:
+    # Four searches for a byte, because a pattern takes 94 us for 10 KB instead of one (measured).
+    return form[:6] == b"value=" and not (
+        b"&" in form or b"%" in form or b"+" in form or b";" in form
+    )
 
 
 @lru_cache(maxsize=1024)
