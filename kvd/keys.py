@@ -19,6 +19,7 @@ from time import monotonic
 from typing import NamedTuple
 
 from kvd import machine
+from kvd.bodies import Bodies
 from kvd.clock import Clock
 from kvd.commands import Command, Get, Watch
 from kvd.committer import REMOVING, Committer, Outcome
@@ -134,6 +135,7 @@ class KeySpace:
             f"X-Etcd-Cluster-Id: {store.identity.cluster_id:x}\r\n"
         ).encode()
         self._frame = _ReplyFrame()
+        self._bodies = Bodies(store)
 
     def serve(
         self, connection: Connection, method: str, key: bytes, query: bytes, form: bytes
@@ -227,18 +229,15 @@ class KeySpace:
 
     def answer_file(self, connection: Connection, key: bytes) -> bool:
         """Answer a plain read if it leads to a file that does not expire; else do nothing."""
-        store = self._store
         try:
-            node = store.view.find(key)
+            body = self._bodies.find(key)
         except BROKEN as damage:
             self._committer.fail(damage)
             return True
-        if node is None or (value := node.value) is None or node.expiration_ns:
-            return False
-        if len(value) > LARGE_BYTES:
+        if body is None:
             return False
         self._stats.gets[0] += 1
-        self._reply(connection, get_body(key, node, 0), store.applied.index)
+        self._reply(connection, body, self._store.applied.index)
         return True
 
     def _get(self, connection: Connection, method: str, get: Get) -> None:

@@ -93,7 +93,7 @@ def escape(raw: bytes) -> bytes:
 
 
 # A batch of refreshes has one expiration, and replaces those of few batches before it.
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=64)
 def timestamp(ns: int) -> bytes:
     """Return RFC 3339 in UTC with up to nine digits of a second, trailing zeros cut."""
     seconds, fraction = divmod(ns, _NS)

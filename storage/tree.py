@@ -181,6 +181,16 @@ class View:
         parent_id = self._directory(parent)
         return None if parent_id is None else self._node(encode_key(parent_id, name))
 
+    def row(self, path: bytes) -> tuple[bytes, bytes] | None:
+        """Return the row of a node, not decoded: key and value; None for the root, and nothing."""
+        parent, _, name = path.rpartition(b"/")
+        parent_id = self._directory(parent) if name else None
+        if parent_id is None:
+            return None
+        key = encode_key(parent_id, name)
+        data = self._get(key, db=self._nodes)
+        return None if data is None else (key, data)
+
     def _node(self, key: bytes) -> Node | None:
         data = self._get(key, db=self._nodes)
         return None if data is None else decode_node(key, data)

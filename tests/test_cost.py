@@ -15,14 +15,14 @@ from tests.server import ROOT
 KINDS = ("calls", "bytecodes", "peak bytes", "kept")
 # In the order of KINDS. Of what is kept, a part is what was made once; a leak is one or more.
 BUDGETS = {
-    "GET": (41.0, 579, 2_400, 0.9),
+    "GET": (20.0, 393, 2_400, 0.9),
     "PUT": (260, 3_550, 2_800, 0.9),
     "PUT, 16 in a batch": (110, 1_460, 1_800, 0.9),
     "compare-and-swap": (287, 3_950, 2_900, 0.9),
     "in-order POST": (307, 3_950, 2_800, 0.9),
     "PUT and DELETE": (269, 3_570, 1_500, 0.9),
-    "TTL refresh": (334, 4_480, 2_800, 0.9),
-    "listing, unchanged": (75.6, 980, 45_000, 0.9),
+    "TTL refresh": (280, 3_935, 2_800, 0.9),
+    "listing, unchanged": (77.7, 1_045, 45_000, 0.9),
     "listing, each child": (11.2, 180, 800, 0.9),
     "long poll, asked and told": (69.5, 1_320, 800, 0.9),
     "stream, told": (11.1, 205, 100, 0.9),
