@@ -211,9 +211,12 @@ def parse(method: str, key: bytes, query: bytes, form: bytes) -> tuple[Request, 
     Raises:
         ApiError: 2xx, the first thing wrong in the order that etcd checks.
     """
-    if method == "PUT" and not query and _is_value_alone(form):
+    if not query and _is_value_alone(form):
         # Most writes are of this form, and nothing in it can be wrong.
-        return Set(key, form[6:]), False
+        if method == "PUT":
+            return Set(key, form[6:]), False
+        if method == "POST":
+            return CreateInOrder(key, form[6:]), False
     said = form or query
     if len(said) > _SHORT_BYTES_MAX or (form and query) or _VARYING.search(said):
         return _parse(method, key, query, form)

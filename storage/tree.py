@@ -197,6 +197,8 @@ class View:
 
     def obstacle(self, path: bytes) -> Obstacle:
         """Return what keeps a path that `find` does not know from leading anywhere."""
+        if self._directory(path.rpartition(b"/")[0]) is not None:
+            return Obstacle(False, path)
         names = path.split(b"/")[1:]
         dir_id = ROOT_ID
         for depth, name in enumerate(names, 1):
