@@ -17,12 +17,13 @@ The way of a write:
 Users and roles go the same way: authroutes.py, auth.py and authchanges.py for the rules, entries
 in the log; guard.py asks for them, credentials.py checks passwords.
 
-A read is request, committed state, response; it never enters the committer. listing.py reads
-directories, space.py knows whether there is room, housekeeping.py takes snapshots, server.py wires
-it all, app.py has the small endpoints, and ctl.py is kvdctl. Settings: flags.py is the table,
-settings.py and configfile.py collect their texts, config.py says what they mean. Connections come
-through listeners.py (addresses), acceptor.py, and tls.py with tlsconnection.py. To know the system,
-read machine.py, committer.py and storage/wal.py, in that order.
+A read is request, committed state, response; it never enters the committer. bodies.py keeps the
+answers to files that are read often, listing.py reads directories, kept.py keeps what it made and
+brings it up to date. space.py knows whether there is room, housekeeping.py takes snapshots,
+server.py wires it all, app.py has the small endpoints, and ctl.py is kvdctl. Settings: flags.py is
+the table, settings.py and configfile.py collect their texts, config.py says what they mean.
+Connections come through listeners.py (addresses), acceptor.py, and tls.py with tlsconnection.py. To
+know the system, read machine.py, committer.py and storage/wal.py, in that order.
 
 kvd is not a cluster, has no v3 API, and keeps nothing that the log does not say.
 """
