@@ -207,7 +207,7 @@ def encode_payload(
     head = cbor2.dumps([VERSION, term, seq, prev_chain, pos, first_index, time_ns, writer])
     # A CBOR array of eight items becomes one of nine by its first byte; the ninth is the array of
     # the records, which are joined as they are instead of being encoded a second time.
-    return b"\x89" + head[1:] + _array_head(len(records)) + b"".join(records)
+    return b"".join((b"\x89", head[1:], _array_head(len(records)), *records))
 
 
 def decode_payload(data: bytes) -> Payload:
