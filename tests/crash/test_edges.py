@@ -89,6 +89,8 @@ def read_any(directory: Path, content: bytes) -> None:
     path = directory / "wal" / segment_name(1, 1)
     path.write_bytes(content)
     tracemalloc.reset_peak()
+    # Hypothesis remembers its examples: after some thousands it holds more than is allowed here.
+    held = tracemalloc.get_traced_memory()[0]
     told = path.name
     try:
         wal = Wal.open(
@@ -102,7 +104,7 @@ def read_any(directory: Path, content: bytes) -> None:
     except CorruptLog as refusal:
         told = str(refusal)
     assert path.name in told
-    assert tracemalloc.get_traced_memory()[1] < MEMORY_MAX
+    assert tracemalloc.get_traced_memory()[1] - held < MEMORY_MAX
     assert path.read_bytes() == content
 
 
