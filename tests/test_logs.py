@@ -9,6 +9,7 @@ import pytest
 from kvd import logs
 from tests.raw import Raw, request
 from tests.server import run_kvd
+from tests.test_metrics import scrape
 
 HOSTILE = [
     "a\r\n2026-01-01 00:00:00,000 CRITICAL forged",
@@ -150,6 +151,42 @@ def test_no_request_is_logged_unasked(make_server):
     server.client().put("/a", 1)
     server.terminate()
     assert "/v2/keys" not in server.stderr
+
+
+def test_the_level_can_be_changed_while_it_runs(make_server):
+    server = make_server()
+
+    def stop_is_told(*bodies: str) -> bool:
+        """Whether a server that was sent these levels tells of its stop, which it does at INFO."""
+        client = server.start().client()
+        for body in bodies:
+            assert client.request("PUT", "/config/local/log", body).status == 204
+        before = server.stderr.count("stopped at index")
+        server.terminate()
+        return server.stderr.count("stopped at index") > before
+
+    assert stop_is_told()
+    assert not stop_is_told('{"Level":"WARNING"}')
+    assert stop_is_told('{"Level":"WARNING"}', '{"Level":"info"}')
+
+
+def test_a_level_that_is_none_is_refused(make_server):
+    client = make_server().start().client()
+    refused = client.request("PUT", "/config/local/log", '{"Level":"bogus"}')
+    assert (refused.status, refused.json) == (400, {"message": "Invalid log level bogus"})
+    refused = client.request("PUT", "/config/local/log", "Level=DEBUG")
+    assert (refused.status, refused.json) == (400, {"message": "Invalid json body"})
+
+
+def test_slow_writes_are_counted_and_told_now_and_then(make_server):
+    slow = ("--enable-failpoints", "--failpoint", "walBeforeSync=delay:0.1")
+    server = make_server("--slow-request-s", "0.05", *slow).start()
+    client = server.client()
+    for number in range(4):
+        assert client.put("/a", number).status in (200, 201)
+    assert scrape(client)["kvd_slow_requests_total"] == 4
+    server.terminate()
+    assert server.stderr.count(" WARNING slow: 1 writes took up to 0.1 s") == 1
 
 
 def test_the_log_goes_where_it_is_sent_and_follows_a_file_that_is_renamed(make_server, tmp_path):

@@ -27,6 +27,9 @@ SCOPE = "/service/acc"
 # A leader that has died is noticed after so long; one whose store is gone steps down after RETRY_S.
 TTL_S = 30
 RETRY_S = 10
+# The same while kvd is started again, which takes a busy machine longer than that.
+PATIENT_TTL_S = 180
+PATIENT_RETRY_S = 80
 # A cluster is made, a node is copied, a lock runs out: on a busy machine.
 PATIENCE_S = 120.0
 
@@ -202,6 +205,19 @@ class Cluster:
             return member["role"] == "primary"
         return member["role"] == "replica" and member.get("replication_state") == "streaming"
 
+    def be_patient(self, ttl_s: int, retry_s: int) -> None:
+        """Change for how long a leader holds the lock, and waits for its store; wait for both."""
+        leader = self.nodes[self.leader()]
+        settings = {"ttl": ttl_s, "retry_timeout": retry_s}
+        assert leader.ask("/config", "PATCH", settings)[0] == 200
+
+        def holds(_: dict[str, str]) -> bool:
+            with contextlib.closing(self.server.client()) as client:
+                left_s = client.get(f"{SCOPE}/leader").json["node"]["ttl"]
+            return left_s > TTL_S if ttl_s > TTL_S else left_s <= ttl_s
+
+        self.wait_for(f"a lock for {ttl_s} s", holds)
+
     def _keys(self) -> tuple[dict[str, str], int]:
         with contextlib.closing(self.server.client()) as client:
             answer = client.get(f"{SCOPE}/", recursive="true")
@@ -279,6 +295,7 @@ def test_elections_switchover_and_crashes(cluster):
     timeline = second.query("SELECT timeline_id FROM pg_control_checkpoint()")
 
     # kvd is killed and comes back: the lock is as it was, and is held on to.
+    cluster.be_patient(PATIENT_TTL_S, PATIENT_RETRY_S)
     held = cluster.server.client().get(f"{SCOPE}/leader").json["node"]
     cluster.server.kill()
     cluster.server.start()
@@ -291,6 +308,7 @@ def test_elections_switchover_and_crashes(cluster):
     second.query("INSERT INTO kept VALUES (2)")
 
     # The leader dies: its lock runs out, and the other one takes over.
+    cluster.be_patient(TTL_S, RETRY_S)
     last = cluster.server.client().get(f"{SCOPE}/leader").index
     watch = cluster.server.watch(f"{SCOPE}/leader", waitIndex=last + 1, stream="true")
     second.crash()
