@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING
 
 from bench import servers
 from bench.engine import percentile
-from bench.wire import is_complete, render
+from bench.wire import Client, is_complete, render
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -322,6 +322,9 @@ def watch_over(server: servers.Server, options: argparse.Namespace) -> dict[str,
     for name, ms in said.get("ms", {}).items():
         figures = "  ".join(f"{key} {value:.1f} ms" for key, value in ms.items())
         print(f"{name:>6}: {said['counts'][name]:9} answered  {figures}")
+    print(f"  disk: {syncs(server)}")
+    warnings = [line for line in server.log().splitlines() if " WARNING " in line]
+    print("\n".join(["warnings of the server:", *warnings] if warnings else ["no warning"]))
     errors: dict[str, int] = said.get("errors", {})
     if driver.returncode or not said.get("final"):
         errors = errors | {"the driver ended early": 1}
@@ -329,6 +332,20 @@ def watch_over(server: servers.Server, options: argparse.Namespace) -> dict[str,
     print(f"memory under load: {loaded[0]:.1f} MB at first, {max(loaded):.1f} at most, "
           f"{loaded[-1]:.1f} at the end; errors: {errors or 'none'}")  # fmt: skip
     return errors
+
+
+def syncs(server: servers.Server) -> str:
+    """Return how long the server's syncs of its log took, as it has measured them."""
+    with Client(server.address) as client:
+        text = client.request("GET", "/metrics").body.decode()
+    name = "kvd_wal_sync_duration_seconds"
+    found = dict(re.findall(rf"^{name}_(sum|count) (\S+)$", text, re.MULTILINE))
+    count, total_s = float(found["count"]), float(found["sum"])
+    buckets = re.findall(rf'^{name}_bucket{{le="([^"]+)"}} (\S+)$', text, re.MULTILINE)
+    p99 = next(bound for bound, below in buckets if float(below) >= 0.99 * count)
+    return (
+        f"{count:.0f} syncs of the log, {total_s / count * 1e3:.1f} ms on average, p99 <= {p99} s"
+    )
 
 
 def lines(driver: subprocess.Popen[str]) -> Iterator[dict]:

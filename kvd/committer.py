@@ -38,10 +38,11 @@ from kvd.errors import INVALID_FORM, RAFT_INTERNAL, ApiError, RouteError
 from kvd.kept import Listings
 from kvd.logs import SLOW_QUIET_S, Rarely
 from kvd.machine import decide, expire
+from kvd.recent import is_below
 from kvd.space import Space
 from kvd.stats import StoreStats
 from kvd.syncthread import SyncThread
-from kvd.watch import Hub, is_below
+from kvd.watch import Hub
 from storage import disk
 from storage.change import REMOVALS, Change, Entry, Record, encode_record
 from storage.errors import LogFull

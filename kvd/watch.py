@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +32,7 @@ from typing import Protocol
 
 from kvd.commands import Watch
 from kvd.errors import EVENT_INDEX_CLEARED, ApiError
+from kvd.recent import Recent, is_below
 from kvd.response import event_body
 from storage.change import REMOVALS
 from storage.event import Event
@@ -45,10 +45,6 @@ _TOLD_PER_TURN = 256
 # To tell what is longer by this counts as telling one more.
 _LONG_BYTES = 16 << 10
 _SLICE_S = 0.005
-
-# How many of the last events are remembered, and how long their keys may be together.
-RECENT_MAX = 8192
-_RECENT_BYTES_MAX = 4 << 20
 
 # The first index that an event can have; see `Applied.index`.
 _FIRST_INDEX = 2
@@ -131,7 +127,8 @@ class Hub:
         listener.begin(applied.index)
         if self.requests == 1:
             self._recent.begin(applied.index + 1)
-        self._recent.skip(watcher, applied.index)
+        if watcher.next_index <= applied.index:
+            self._skip(watcher, applied.index)
         if watcher.next_index > applied.index:
             self._register(watcher)
         else:
@@ -155,7 +152,7 @@ class Hub:
             return
         for event, removed in events:
             if not event.change.refresh:
-                self._recent.add(event)
+                self._recent.add(event.change)
                 if self._by_path and (watchers := self._matching(event, removed)):
                     self._to_tell.append((iter(watchers), event_body(event)))
         if self._to_tell and not self._telling:
@@ -227,6 +224,14 @@ class Hub:
             if watcher in self._replaying and self._ready(watcher):
                 self._loop.call_soon(self._continue, watcher)
 
+    def _skip(self, watcher: Watcher, last_index: int) -> None:
+        """Move a watcher on past the events that are known not to be for it."""
+        following = self._recent.following(
+            watcher.next_index, watcher.key, recursive=watcher.recursive
+        )
+        if following is not None:
+            watcher.next_index = min(following, last_index + 1)
+
     def _ready(self, watcher: Watcher) -> bool:
         """Return whether a replay can go on; if not, it will by itself once the client has read."""
         return watcher.listener.ready(partial(self._loop.call_soon, self._continue, watcher))
@@ -241,7 +246,8 @@ class Hub:
                 del self._replaying[watcher]
                 watcher.listener.close()
                 return
-            self._recent.skip(watcher, applied.index)
+            if watcher.next_index <= applied.index:
+                self._skip(watcher, applied.index)
             for event in self._store.view.events(watcher.next_index):
                 watcher.next_index = event.change.index + 1
                 if _matches_history(event, watcher):
@@ -262,63 +268,12 @@ class Hub:
             yield
 
 
-class Recent:
-    """What the last events were of: a watch that comes back soon need not read them again.
-
-    Long polls come back after each event, from just behind it. In between many events of other keys
-    may have happened, and to read one from the index costs as much as to look at twenty here.
-    """
-
-    def __init__(self, most: int = RECENT_MAX) -> None:
-        self._most = most
-        # Index, key, and whether a directory was removed; refreshes are left out.
-        self._events: deque[tuple[int, bytes, bool]] = deque()
-        self._key_bytes = 0
-        self._begins = sys.maxsize
-
-    def begin(self, index: int) -> None:
-        """Be told of every event from an index on."""
-        self._begins = index
-
-    def add(self, event: Event) -> None:
-        """Remember an event, and forget the oldest if there are too many."""
-        change = event.change
-        events = self._events
-        events.append((change.index, change.key, change.dir and change.kind in REMOVALS))
-        self._key_bytes += len(change.key)
-        while len(events) > self._most or self._key_bytes > _RECENT_BYTES_MAX:
-            index, key, _ = events.popleft()
-            self._key_bytes -= len(key)
-            self._begins = index + 1
-
-    def skip(self, watcher: Watcher, last_index: int) -> None:
-        """Move a watcher on to the next event that is for it, or behind the last of all."""
-        following = watcher.next_index
-        if not self._begins <= following <= last_index:
-            return
-        watcher.next_index = last_index + 1
-        for index, key, takes_along in reversed(self._events):
-            if index < following:
-                return
-            if _is_for(watcher, key, takes_along=takes_along):
-                watcher.next_index = index
-
-
 def _matches_history(event: Event, watcher: Watcher) -> bool:
     change = event.change
-    takes_along = change.dir and change.kind in REMOVALS
-    return not change.refresh and _is_for(watcher, change.key, takes_along=takes_along)
-
-
-def _is_for(watcher: Watcher, key: bytes, *, takes_along: bool) -> bool:
-    """Return whether an event of a key, in history, is for a watcher."""
-    if key == watcher.key:
+    if change.refresh:
+        return False
+    if change.key == watcher.key:
         return True
-    if watcher.recursive and is_below(key, watcher.key):
+    if watcher.recursive and is_below(change.key, watcher.key):
         return True
-    return takes_along and is_below(watcher.key, key)
-
-
-def is_below(path: bytes, ancestor: bytes) -> bool:
-    """Return whether a path lies below another, component by component."""
-    return path != ancestor and path.startswith(ancestor.rstrip(b"/") + b"/")
+    return change.kind in REMOVALS and change.dir and is_below(watcher.key, change.key)

@@ -1,11 +1,13 @@
 """The last events, remembered: a watch that comes back skips what is not for it, nothing else."""
 
+import sys
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvd import watch
 from kvd.commands import Set, Watch
-from kvd.watch import Recent, Watcher, _matches_history
+from kvd.recent import Recent
+from kvd.watch import Watcher, _matches_history
 from storage.change import REMOVALS, Change, Kind
 from storage.event import Event
 from storage.tree import View
@@ -33,29 +35,25 @@ def histories(draw: st.DrawFn) -> list[Event]:
     return events
 
 
-@given(
-    histories(), st.sampled_from(PATHS), st.booleans(), st.integers(1, 30), st.sampled_from([2, 99])
-)
-def test_a_watcher_is_moved_to_the_first_event_that_is_for_it(
-    events, path, recursive, wanted, most
-):
-    last = events[-1].change.index if events else 1
-    recent = Recent(most)
+@given(histories(), st.sampled_from(PATHS), st.booleans(), st.integers(1, 30), st.integers(1, 30))
+def test_the_first_event_for_a_watcher_is_found(events, path, recursive, wanted, generation):
+    recent = Recent(generation)
     recent.begin(events[0].change.index if events else 2)
     for event in events:
         if not event.change.refresh:
-            recent.add(event)
+            recent.add(event.change)
     watcher = Watcher(Watch(path, recursive, False, wanted), None, wanted)
-    recent.skip(watcher, last)
     matching = [
         event.change.index
         for event in events
         if event.change.index >= wanted and _matches_history(event, watcher)
     ]
-    expected = min(matching, default=max(wanted, last + 1))
-    # Where it does not remember far enough it leaves the watcher where it is.
-    assert watcher.next_index in ({expected} if most == 99 and wanted >= 5 else {expected, wanted})
-    assert not [index for index in matching if index < watcher.next_index]
+    found = recent.following(wanted, path, recursive=recursive)
+    if found is None:
+        # It does not reach back so far, because of what has come since.
+        assert wanted < (events[0].change.index if events else 2) or len(events) > generation
+    else:
+        assert found == min(matching, default=sys.maxsize)
 
 
 @on_a_loop
@@ -82,14 +80,10 @@ async def test_watches_that_come_back_read_no_events_of_others(tmp_path, monkeyp
 
 
 def test_what_is_remembered_is_bounded():
-    recent = Recent(watch.RECENT_MAX)
+    recent = Recent()
     recent.begin(2)
-    long = b"/" + b"k" * 60_000
     for index in range(2, 300):
-        recent.add(Event(Change(Kind.SET, index, long, b"", False, index), None, 0))
-    watcher = Watcher(Watch(b"/mine", False, False, 2), None, 2)
-    recent.skip(watcher, 299)
-    assert watcher.next_index == 2, "it was forgotten: to be read"
-    watcher.next_index = 290
-    recent.skip(watcher, 299)
-    assert watcher.next_index == 300
+        recent.add(Change(Kind.SET, index, b"/" + b"k" * 60_000, b"", False, index))
+    assert recent.following(2, b"/mine", recursive=False) is None, "forgotten: to be read"
+    assert recent.following(290, b"/mine", recursive=False) == sys.maxsize
+    assert recent.following(290, b"/", recursive=True) == 290

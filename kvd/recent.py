@@ -1,0 +1,102 @@
+"""What the last events were of: a watch that comes back soon need not read those of others again.
+
+Long polls come back after each event, from just behind it. In between thousands of events of other
+keys may have happened, and to read one from the index costs five microseconds; of thousands of
+watchers each would read all of them.
+
+Two generations of events are remembered. When the younger is full it becomes the elder, and that is
+forgotten as a whole.
+"""
+
+from __future__ import annotations
+
+import sys
+from bisect import bisect_left
+from collections import defaultdict
+
+from storage.change import REMOVALS, Change
+
+# Watchers that are late, because the server is busy, must not cost it more for that: with a history
+# (`--event-history-limit`) much longer than this they read it from the index, each for itself.
+GENERATION_MAX = 16_384
+_KEY_BYTES_MAX = 2 << 20
+"""How long the keys of a generation may be together."""
+
+
+class _Generation:
+    """Indexes of events, ascending: by key, by the key's directory; and directories removed."""
+
+    __slots__ = ("begins", "by_directory", "by_key", "count", "key_bytes", "removals")
+
+    def __init__(self, begins: int) -> None:
+        self.begins = begins
+        self.by_key: defaultdict[bytes, list[int]] = defaultdict(list)
+        self.by_directory: defaultdict[bytes, list[int]] = defaultdict(list)
+        self.removals: list[tuple[int, bytes]] = []
+        self.count = 0
+        self.key_bytes = 0
+
+    def first(self, index: int, key: bytes, *, recursive: bool) -> int | None:
+        """Return the index of the first event, not before an index, that is for a watcher."""
+        lists = [self.by_key.get(key, [])]
+        if recursive:
+            below = key.rstrip(b"/") + b"/"
+            lists += [
+                indexes
+                for directory, indexes in self.by_directory.items()
+                if (directory + b"/").startswith(below)
+            ]
+        found = [
+            indexes[bisect_left(indexes, index)]
+            for indexes in lists
+            if indexes and indexes[-1] >= index
+        ]
+        found += [at for at, removed in self.removals if at >= index and is_below(key, removed)]
+        return min(found, default=None)
+
+
+class Recent:
+    """The last events of a store."""
+
+    def __init__(self, generation_max: int = GENERATION_MAX) -> None:
+        self._generation_max = generation_max
+        self._elder = self._younger = _Generation(sys.maxsize)
+
+    def begin(self, index: int) -> None:
+        """Be told of every event from an index on, but of refreshes, which are for nobody."""
+        self._elder = self._younger = _Generation(index)
+
+    def add(self, change: Change) -> None:
+        """Remember an event."""
+        index, key = change.index, change.key
+        generation = self._younger
+        if generation.count >= self._generation_max or generation.key_bytes > _KEY_BYTES_MAX:
+            self._elder, self._younger = generation, _Generation(index)
+            generation = self._younger
+        generation.count += 1
+        generation.key_bytes += len(key)
+        generation.by_key[key].append(index)
+        generation.by_directory[key.rpartition(b"/")[0]].append(index)
+        if change.dir and change.kind in REMOVALS:
+            generation.removals.append((index, key))
+
+    def following(self, index: int, key: bytes, *, recursive: bool) -> int | None:
+        """Return the index of the first event, not before an index, for a watcher of a key.
+
+        By the rules of history: hidden names are not looked at, and the removal of a directory is
+        for every key below it.
+
+        Returns:
+            A number beyond every index if there is none yet; None if it is not remembered so far.
+        """
+        if index < self._elder.begins:
+            return None
+        first = self._elder.first(index, key, recursive=recursive)
+        if first is None and self._younger is not self._elder:
+            first = self._younger.first(index, key, recursive=recursive)
+        return sys.maxsize if first is None else first
+
+
+def is_below(path: bytes, ancestor: bytes) -> bool:
+    """Return whether a path lies below another, component by component."""
+    return path != ancestor and path.startswith(ancestor.rstrip(b"/") + b"/")
