@@ -31,6 +31,7 @@ _TMPFS_MB = 48
 # Reads on a full disk may take twice as long as before, and as long as a busy machine may take.
 _FULL_DISK_READ_S = 0.02
 _ENOUGH_FOR_P99 = 1000
+_READS = 40
 
 
 def fsync_eio(trial: Trial) -> None:
@@ -95,14 +96,13 @@ def small_disk(place: Path) -> Iterator[Path]:
 def full_disk(trial: Trial) -> None:
     """Fill the disk under 8 writers and free it again; every other time kill the server between.
 
-    Before each filling and on each full disk reads are timed beside one slow writer, which is
+    Before each filling and on each full disk reads are timed, each right behind a write, which is
     answered in one case and refused in the other.
     """
     # Small segments and a short history: it is the log that meets the full disk, not the index.
     flags = ("--wal-segment-bytes", "65536", "--snapshot-count", "1000")
     ledger = Ledger()
     clients = Clients(8, trial.seed)
-    slow_writer = Clients(1, f"slow {trial.seed}", pause_s=0.005)
     before: list[float] = []
     while_full: list[float] = []
     with small_disk(trial.directory / "disk") as place:
@@ -114,9 +114,7 @@ def full_disk(trial: Trial) -> None:
                 clients.start(kvd.port, 90)
                 settle(ledger, clients.join(), kvd.port)
             for done in range(1, trial.rounds + 1):
-                slow_writer.start(kvd.port)
-                before += _read_for(kvd.port, 0.3)
-                settle(ledger, slow_writer.stop(), kvd.port)
+                settle(ledger, _read_behind_writes(kvd.port, before), kvd.port)
                 clients.start(kvd.port, 90)
                 time.sleep(trial.dice.uniform(0.0, 0.1))
                 _fill(ballast)
@@ -124,8 +122,7 @@ def full_disk(trial: Trial) -> None:
                 trial.check(kvd.running(), f"the full disk ended the server: {kvd.stderr[-300:]}")
                 ops = _read_while_full(trial, kvd)
                 _wait_until_quiet(clients)
-                slow_writer.start(kvd.port)
-                while_full += _read_for(kvd.port, 0.3)
+                ops += _read_behind_writes(kvd.port, while_full)
                 if done % 2 == 0:
                     kvd.kill()
                     try:
@@ -138,7 +135,7 @@ def full_disk(trial: Trial) -> None:
                     _resume(trial, kvd, ops)
                 else:
                     start(kvd)
-                ops += clients.join() + slow_writer.stop()
+                ops += clients.join()
                 _count_refused(trial, ops)
                 settle(ledger, ops, kvd.port)
                 _compare_reads(trial, sorted(before), sorted(while_full))
@@ -167,6 +164,26 @@ def _wait_until_refused(kvd: Kvd, clients: Clients) -> None:
         if now != answered:
             answered, since = now, time.monotonic()
         time.sleep(0.02)
+
+
+def _read_behind_writes(port: int, times: list[float]) -> list[Op]:
+    """Send a write and time a read behind it, again and again until a write is not answered."""
+    ops: list[Op] = []
+    with Connection(port, timeout_s=1) as writer, Connection(port) as reader:
+        for number in range(_READS):
+            now = time.monotonic()
+            write = Op("PUT", f"/k/{number % 8}", {"value": f"beside a read {now}"}, now)
+            ops.append(write)
+            writer.send(write)
+            # So it comes while the write is dealt with, not before.
+            time.sleep(0.001)
+            read = reader.get("/k/1")
+            times.append(read.end - read.start)
+            try:
+                writer.receive(write)
+            except TimeoutError:
+                break
+    return ops
 
 
 def _wait_until_quiet(clients: Clients) -> None:

@@ -55,12 +55,20 @@ class Connection:
 
     def request(self, op: Op) -> Op:
         """Send it and fill in the answer; the errors of a broken connection pass through."""
+        self.send(op)
+        return self.receive(op)
+
+    def send(self, op: Op) -> None:
+        """Send it; `receive` must come before the next one."""
         target, body = f"/v2/keys{op.key}", None
         if op.method in ("PUT", "POST"):
             body = urlencode(op.params).encode()
         elif op.params:
             target += "?" + urlencode(op.params)
         self._http.request(op.method, target, body, FORM if body is not None else {})
+
+    def receive(self, op: Op) -> Op:
+        """Wait for the answer to what was sent, and fill it in."""
         response = self._http.getresponse()
         data = response.read()
         op.end = time.monotonic()
@@ -98,8 +106,7 @@ class Clients:
     """Several clients at once, on keys that they share.
 
     They set, swap, create in order, delete (also whole directories) and give long TTLs; with
-    `reads` every other request is a GET. Each written value is unique. After each answer a client
-    waits for `pause_s`.
+    `reads` every other request is a GET. Each written value is unique.
     """
 
     def __init__(
@@ -109,11 +116,9 @@ class Clients:
         *,
         keys: int = 8,
         reads: bool = False,
-        pause_s: float = 0.0,
     ) -> None:
         self.number = number
         self.reads = reads
-        self._pause_s = pause_s
         self._keys = keys
         self._dice = [random.Random(f"{seed} {n}") for n in range(number)]
         self._counts = [0] * number
@@ -155,8 +160,6 @@ class Clients:
                 connection.request(op)
                 if op.acked and op.method != "GET":
                     self._versions[op.key] = op.body["node"]["modifiedIndex"]
-                if self._pause_s:
-                    time.sleep(self._pause_s)
         except (OSError, http.client.HTTPException, json.JSONDecodeError):
             # The server has gone; the request it left unanswered stands in `ops`.
             return
