@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.lab import EXPERIMENTS
+from tests.crash.lab import EXPERIMENTS, lives
 from tests.crash.lab.__main__ import Report, main, run
 from tests.crash.lab.experiment import Experiment, Violation
 from tests.crash.lab.ledger import Fact, File, Ledger
@@ -160,6 +160,15 @@ def test_a_broken_promise_leaves_the_data_and_fails(tmp_path):
     report = run(experiment, tmp_path / "lab", seed=1, rounds=1)
     assert (report.verdict, report.detail, report.good) == ("broken", "it is broken", False)
     assert (Path(report.directory) / "data").is_dir()
+
+
+def test_a_refused_write_ends_the_churn(tmp_path, monkeypatch):
+    def refuse(port, requests):
+        raise Violation("a request is answered by 500")
+
+    monkeypatch.setattr(lives, "exchange", refuse)
+    report = run(EXPERIMENTS["churn"], tmp_path / "lab", seed=1, rounds=400)
+    assert (report.verdict, report.detail) == ("broken", "a request is answered by 500")
 
 
 def test_the_page_draws_each_series_and_escapes_what_it_is_told():

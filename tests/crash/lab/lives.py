@@ -1,5 +1,6 @@
 """Long lives: what a store is made from gives one state, keys expire in order, nothing piles up."""
 
+import functools
 import json
 import random
 import shutil
@@ -7,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -248,13 +250,9 @@ def churn(trial: Trial) -> None:
         for part in range(1, parts + 1):
             requests = list(_churn_requests(trial, trial.rounds // parts))
             shares = [requests[n::4] for n in range(4)]
-            threads = [
-                threading.Thread(target=exchange, args=[kvd.port, share]) for share in shares
-            ]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            with ThreadPoolExecutor(len(shares)) as pool:
+                done = sum(pool.map(functools.partial(exchange, kvd.port), shares))
+            trial.count("writes done", done)
             _settle_down(kvd)
             weights.append(Weight(kvd))
             trial.progress(part * trial.rounds // parts)
