@@ -22,8 +22,9 @@ answers to files that are read often, listing.py reads directories, kept.py keep
 brings it up to date. space.py knows whether there is room, housekeeping.py takes snapshots,
 server.py wires it all, app.py has the small endpoints, and ctl.py is kvdctl. Settings: flags.py is
 the table, settings.py and configfile.py collect their texts, config.py says what they mean.
-Connections come through listeners.py (addresses), acceptor.py, and tls.py with tlsconnection.py. To
-know the system, read machine.py, committer.py and storage/wal.py, in that order.
+Connections come through listeners.py (addresses), acceptor.py, and tls.py with tlsconnection.py;
+framing.py and blocks.py read what is ahead of a body, outbox.py and sending.py send what is large.
+To know the system, read machine.py, committer.py and storage/wal.py, in that order.
 
 kvd is not a cluster, has no v3 API, and keeps nothing that the log does not say.
 """

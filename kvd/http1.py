@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections import deque
 from collections.abc import Callable, Iterable
 from email.utils import formatdate
 from http import HTTPStatus
@@ -32,11 +31,13 @@ import httptools
 from tornado import httputil
 
 from kvd import __version__
-from kvd.framing import Block, Chunks, parse_block
+from kvd.blocks import Blocks
+from kvd.framing import Block, Chunks
 from kvd.logs import SLOW_QUIET_S, Rarely
 from kvd.memory import Memory, Payload
 from kvd.outbox import Outbox
 from kvd.peer import Peer, peer_of, shown_address, unacknowledged_bytes
+from kvd.sending import Sending
 
 log = logging.getLogger(__name__)
 
@@ -53,15 +54,6 @@ _UNCOUNTED_BYTES_MAX = 4 << 10
 _WRITE_BUFFER_BYTES = 32 << 10
 # A larger answer is counted, and sent in slices.
 LARGE_BYTES = 64 << 10
-# How much is sent of such answers in one turn of the loop, to all clients: about two milliseconds.
-_TURN_BYTES = 4 << 20
-# A client that reads nothing for so long is cut where memory is short.
-_PATIENCE_S = 2.0
-_BLOCKS_MAX = 4096
-_BLOCK_BYTES_MAX = 4096
-# Blocks that hold a password are kept, too, or whoever sends one would pay for the parsing each
-# time (a quarter of a request), but no longer than this.
-_SECRET_S = 60.0
 # After a refusal: how much more is read and dropped, and how long, so that the client gets to read
 # the answer before its connection is reset. The largest body is less.
 _DROPPED_BYTES_MAX = 16 << 20
@@ -159,15 +151,9 @@ class Server:
         """A client that goes wrong does so again and again."""
         self.may_warn = Rarely(SLOW_QUIET_S)
         self.memory = memory
-        # Connections whose clients do not read: what was unread when it last became less, and when.
-        self.stalled: dict[Connection, tuple[int, float]] = {}
-        self._sending: deque[Connection] = deque()
-        self._is_sending = False
+        self.blocks = Blocks(delegate.is_usual)
+        self.sending = Sending(loop, memory, limits.write_timeout_s)
         self.buffer = memoryview(bytearray(_READ_BYTES_MAX))
-        self.blocks: dict[bytes, Block] = {}
-        """Header blocks that were parsed, by their bytes."""
-        self._secret: list[bytes] = []
-        self._forget_s = 0.0
         self.starts: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
         """Beginnings of answers of the present second, by status; those of HTTP/1.0 second."""
 
@@ -188,63 +174,14 @@ class Server:
         self.starts = ({}, {})
         for connection in [c for c in self.connections if c.deadline < self.now]:
             connection.expire()
-        if self.stalled:
-            self._cut_stalled()
-        if self.now >= self._forget_s:
-            self._forget_s = self.now + _SECRET_S
-            for raw in self._secret:
-                self.blocks.pop(raw, None)
-            self._secret.clear()
-
-    def send_soon(self, connection: Connection) -> None:
-        """Let a connection send of its outbox when its turn has come."""
-        self._sending.append(connection)
-        if not self._is_sending:
-            self._is_sending = True
-            self.loop.call_soon(self._send)
-
-    def _send(self) -> None:
-        """Send of the outboxes by turns, in all not so much that others wait for it."""
-        sent = 0
-        try:
-            for _ in range(len(self._sending)):
-                sent += self._sending.popleft().send_some()
-                if sent >= _TURN_BYTES:
-                    break
-        finally:
-            self._is_sending = bool(self._sending)
-            if self._is_sending:
-                self.loop.call_soon(self._send)
-
-    def _cut_stalled(self) -> None:
-        """Cut the clients that have read nothing for too long, which is less where memory is short.
-
-        They stand in the order in which they last read.
-        """
-        now = self.now
-        stalled = list(self.stalled)
-        kept = self.memory.answers + sum(connection.kept_bytes for connection in stalled)
-        excess = kept - self.memory.bytes_max
-        waited_for = self.memory.is_waited_for
-        for connection in stalled:
-            left = connection.unread_bytes
-            before, since = self.stalled[connection]
-            if left < before:
-                del self.stalled[connection]
-                self.stalled[connection] = (left, now)
-                continue
-            self.stalled[connection] = (left, since)
-            is_in_the_way = (excess > 0 or waited_for) and now - since > _PATIENCE_S
-            if is_in_the_way or now - since > self.limits.write_timeout_s:
-                excess -= connection.unsent_bytes
-                self.rejected[_UNREAD] += 1
-                connection.abort()
+        self.rejected[_UNREAD] += self.sending.cut_stalled(self.now)
+        self.blocks.tick(self.now)
 
     def stop(self) -> None:
         """Let every answer from now on be the last of its connection, and say so."""
         self.stopping = True
         # No request goes the short way any more, whose answers are ready made.
-        self.blocks.clear()
+        self.blocks.stop()
         for connection in self.connections:
             connection.keep_alive = connection.is_plain = False
 
@@ -262,26 +199,6 @@ class Server:
             await asyncio.sleep(0.01)
         for connection in list(self.connections):
             connection.stop()
-
-    def block(self, raw: bytes) -> Block:
-        """Return a header block, parsed.
-
-        Raises:
-            httptools.HttpParserError: it is malformed, or its framing is ambiguous.
-        """
-        block = self.blocks.get(raw)
-        if block is None:
-            block = parse_block(raw)
-            if not self.delegate.is_usual(block.headers):
-                block = block._replace(is_sized=False)
-            if len(raw) <= _BLOCK_BYTES_MAX and not self.stopping:
-                if len(self.blocks) >= _BLOCKS_MAX:
-                    self.blocks.clear()
-                    self._secret.clear()
-                self.blocks[raw] = block
-                if "Authorization" in block.headers:
-                    self._secret.append(raw)
-        return block
 
 
 class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
@@ -419,7 +336,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self._buffer = b""
         self.deadline = inf
         self._server.connections.discard(self)
-        self._server.stalled.pop(self, None)
+        self._server.sending.reads(self)
         self._release_ahead()
         self._release()
         if self._outbox is not None:
@@ -435,14 +352,14 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
     def pause_writing(self) -> None:
         """Stop serving a client that does not read."""
         self.flows = self._writable = False
-        self._server.stalled[self] = (self.unread_bytes, self._server.now)
+        self._server.sending.stalls(self, self._server.now)
 
     def resume_writing(self) -> None:
         """Go on serving, in a step of its own: asyncio cannot bear to be closed in this one."""
         self.flows = True
-        self._server.stalled.pop(self, None)
+        self._server.sending.reads(self)
         if self._outbox:
-            self._server.send_soon(self)
+            self._server.sending.soon(self)
         else:
             self._writable = True
             self._server.loop.call_soon(self._go_on)
@@ -582,7 +499,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self._after_outbox = then
         self._writable = False
         if self.flows:
-            self._server.send_soon(self)
+            self._server.sending.soon(self)
 
     def send_some(self) -> int:
         """Send something of what waits, if the client reads; return how many bytes."""
@@ -600,7 +517,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         if not outbox:
             self._outbox_is_empty()
         elif self.flows:
-            self._server.send_soon(self)
+            self._server.sending.soon(self)
         return sent
 
     def _outbox_is_empty(self) -> None:
@@ -797,7 +714,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         buffer = self._buffer
         end = buffer.find(b"\r\n\r\n")
         line_end = buffer.find(b"\r\n")
-        block = server.blocks.get(buffer[line_end + 2 : end + 2])
+        block = server.blocks.parsed.get(buffer[line_end + 2 : end + 2])
         if block is not None and block.is_sized and end <= server.limits.header_bytes_max:
             following = end + 4 + block.content_length
             if len(buffer) >= following:
@@ -842,7 +759,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
             self.reject(HTTPStatus.BAD_REQUEST)
             return False
         try:
-            block = server.block(buffer[line_end + 2 : end + 2])
+            block = server.blocks.parse(buffer[line_end + 2 : end + 2])
         except httptools.HttpParserError:
             self.reject(HTTPStatus.BAD_REQUEST)
             return False

@@ -6,7 +6,7 @@ is bounded by the number of connections.
 
 A request that would exceed the limit is refused. An answer to a read waits for room before it is
 rendered. An answer to a write has to be given: while the limit is exceeded, those clients are cut
-that have read nothing for the longest time (`kvd.http1.Server.tick`).
+that have read nothing for the longest time (`kvd.sending`).
 """
 
 from __future__ import annotations

@@ -7,13 +7,9 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from kvd.http1 import Delegate, Limits
-from kvd.http1 import Server as Connections
-from kvd.memory import Memory
 from storage.bulk import bulk_load
 from tests.raw import Raw, chunked, request
 from tests.server import FORM, PATIENCE_S, Client, Server, running
@@ -1127,22 +1123,3 @@ def test_a_large_listing_that_is_not_read_holds_nobody_up(make_server, tmp_path)
         assert lazy.head().status == 200
         assert server.client().get("/d/00000").status == 200
         assert server.terminate() == 0
-
-
-def test_header_blocks_with_a_password_are_remembered_for_a_minute_only():
-    loop = SimpleNamespace(time=lambda: now_s)
-    now_s = 1000.0
-    connections = Connections(Delegate(), Limits(), loop, Memory(1 << 20))
-    connections.tick()
-    plain = b"Host: h\r\n"
-    secret = b"Host: h\r\nAuthorization: Basic YWw6c2VjcmV0\r\n"
-    blocks = [connections.block(raw) for raw in (plain, secret)]
-    now_s += 59
-    connections.tick()
-    assert [connections.block(raw) for raw in (plain, secret)] == blocks
-    assert connections.block(secret) is blocks[1]
-    now_s += 2
-    connections.tick()
-    assert connections.blocks.keys() == {plain}
-    assert connections.block(secret) == blocks[1]
-    assert connections.block(plain) is blocks[0]

@@ -53,7 +53,7 @@ KEPT_IN = {
         *("storage.snapshot", "storage.tree"),
     },
     "tornado": {
-        *("kvd.access", "kvd.app", "kvd.framing", "kvd.front"),
+        *("kvd.access", "kvd.app", "kvd.blocks", "kvd.framing", "kvd.front"),
         *("kvd.guarded", "kvd.http1", "kvd.keys", "kvd.memberroutes"),
         *("kvd.monitor", "kvd.server"),
     },
