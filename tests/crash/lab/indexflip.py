@@ -14,7 +14,7 @@ from tests.crash.lab.workload import Connection
 _PAGE = 4096
 _WRITES = 30
 # So many of a hundred bits are turned before the server starts, the others while it runs.
-_COLD = 20
+_COLD = 10
 _EXIT_BUG = 70
 
 
