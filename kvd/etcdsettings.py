@@ -5,7 +5,7 @@ from dataclasses import replace
 from kvd.etcdflags import REFUSALS
 from kvd.flags import ConfigError, shown
 from kvd.settings import Setting, Settings
-from kvd.values import boolean, members, word
+from kvd.values import boolean, word
 
 # What etcd's loggers write.
 _LOGGERS = {"zap": "json", "capnslog": "text"}
@@ -58,8 +58,9 @@ def _require_default(settings: Settings, name: str, old: str) -> None:
 
 def _refuse_other_members(settings: Settings) -> None:
     cluster, name = settings["initial-cluster"], settings["name"]
-    listed = members(settings, "initial-cluster", "a member")
-    names = {member.partition("=")[0].strip() for member in listed}
+    # etcd passes over what is empty, and widespread tutorials end the list with a comma.
+    listed = [member.strip() for member in cluster.text.split(",")]
+    names = {member.partition("=")[0].strip() for member in listed if member}
     found = shown(cluster.text)
     if len(names) > 1:
         raise ConfigError(f"{cluster.where}: kvd runs as a single member, found {found}")

@@ -127,6 +127,13 @@ def test_what_a_single_member_cannot_do_is_refused_with_the_reason(argv, reason)
 
 
 @pytest.mark.parametrize(
+    "text", ["a=http://h:1,", ",a=http://h:1", "a=http://h:1,,a=http://h:2", ","]
+)
+def test_a_cluster_of_this_member_alone_may_have_empty_places(text):
+    assert config("--name", "a", "--initial-cluster", text).warnings == ()
+
+
+@pytest.mark.parametrize(
     ("argv", "expected"),
     [
         ((), "text"),
@@ -161,6 +168,30 @@ TUTORIALS = {
         --log-outputs=stderr --auto-compaction-retention=1 --quota-backend-bytes=8589934592
         --max-request-bytes=33554432 --log-level=info --strict-reconfig-check""",
 }
+
+# What tutorials about Patroni have for /etc/default/etcd, the comma at the end included.
+PATRONI = """
+ETCD_NAME=etcd1
+ETCD_DATA_DIR={data}
+ETCD_LISTEN_PEER_URLS=http://127.0.0.1:2380
+ETCD_LISTEN_CLIENT_URLS=http://localhost:0
+ETCD_INITIAL_ADVERTISE_PEER_URLS=http://127.0.0.1:2380
+ETCD_INITIAL_CLUSTER=etcd1=http://127.0.0.1:2380,
+ETCD_ADVERTISE_CLIENT_URLS=http://127.0.0.1:2379
+ETCD_INITIAL_CLUSTER_TOKEN=cluster1
+ETCD_INITIAL_CLUSTER_STATE=new
+ETCD_ENABLE_V2=true
+"""
+
+
+def test_an_environment_of_tutorials_starts_without_a_change(make_server, tmp_path):
+    lines = PATRONI.format(data=tmp_path / "data").split("\n")[1:-1]
+    server = make_server(environment=dict(line.split("=", 1) for line in lines))
+    server.start_as()
+    assert server.client().put("/a", "1").status == 201
+    warnings = [line for line in server.stderr.splitlines() if "WARN" in line]
+    assert len(warnings) == 1
+    assert "ignored: ETCD_LISTEN_PEER_URLS" in warnings[0]
 
 
 def test_debians_unit_starts_without_a_change(make_server, tmp_path):
