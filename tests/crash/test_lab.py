@@ -14,7 +14,7 @@ import pytest
 
 from tests.crash.lab import EXPERIMENTS, lives
 from tests.crash.lab.__main__ import Report, main, run
-from tests.crash.lab.experiment import Experiment, Violation
+from tests.crash.lab.experiment import Experiment, Stopped, Violation
 from tests.crash.lab.ledger import Fact, File, Ledger
 from tests.crash.lab.page import page
 from tests.crash.lab.workload import Op
@@ -160,6 +160,17 @@ def test_a_broken_promise_leaves_the_data_and_fails(tmp_path):
     report = run(experiment, tmp_path / "lab", seed=1, rounds=1)
     assert (report.verdict, report.detail, report.good) == ("broken", "it is broken", False)
     assert (Path(report.directory) / "data").is_dir()
+
+
+def test_a_run_that_is_stopped_says_how_far_it_came(tmp_path):
+    def stop_it(trial):
+        trial.progress(3)
+        raise Stopped
+
+    experiment = Experiment("stopped", "nothing", (), 9, 1, "rounds", stop_it)
+    report = run(experiment, tmp_path / "lab", seed=1, rounds=9)
+    assert (report.verdict, report.good) == ("stopped", False)
+    assert report.detail == "after 3 rounds, which held"
 
 
 def test_a_refused_write_ends_the_churn(tmp_path, monkeypatch):

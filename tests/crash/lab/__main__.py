@@ -1,6 +1,7 @@
 """`scripts/crashlab`: list the experiments, run them, and write down what they found.
 
 Exit status: 0 when every promise held (with `--mutant`: when every bug was caught), 1 otherwise.
+SIGINT and SIGTERM stop an experiment, which reports what it has found until then.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import json
 import logging
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -16,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tests.crash.lab import EXPERIMENTS
-from tests.crash.lab.experiment import ALL, Experiment, Skipped, Trial, Violation
+from tests.crash.lab.experiment import ALL, Experiment, Skipped, Stopped, Trial, Violation
 from tests.crash.lab.page import page
 from tests.crash.lab.process import NotListening
 
@@ -25,7 +27,7 @@ _DETAIL = 1000  # characters; the files have all of it
 
 @dataclass
 class Report:
-    """One line of the result; `verdict` is held, broken, caught, missed or skipped."""
+    """One line of the result; `verdict`: held, broken, caught, missed, skipped, stopped."""
 
     name: str
     promise: str
@@ -75,9 +77,11 @@ def run(
         report.detail = f"the server went while it was spoken to: {error!r}"
     except Skipped as reason:
         report.verdict, report.detail = "skipped", str(reason)
+    except Stopped:
+        report.verdict, report.detail = "stopped", f"after {trial.done} rounds, which held"
     report.seconds = round(time.monotonic() - started, 1)
     report.rounds, report.figures, report.series = trial.rounds, trial.figures, trial.series
-    if report.good:
+    if report.good or report.verdict == "stopped":
         shutil.rmtree(directory, ignore_errors=True)
     else:
         report.directory = str(directory)
@@ -104,17 +108,23 @@ def main(argv: list[str] | None = None) -> int:
     names = list(EXPERIMENTS) if args.names == ["all"] else args.names
     base = Path(args.directory or tempfile.mkdtemp(prefix="crashlab-"))
     reports: list[Report] = []
-    for experiment in (EXPERIMENTS[name] for name in names):
+    runs = [
+        (EXPERIMENTS[name], mutant)
+        for name in names
+        for mutant in (EXPERIMENTS[name].mutants if args.mutant else (None,))
+    ]
+    for experiment, mutant in runs:
         rounds = args.rounds or (experiment.quick if args.quick else experiment.rounds)
-        for mutant in experiment.mutants if args.mutant else (None,):
-            place = base / (experiment.name + (f"-{mutant}" if mutant else ""))
-            report = run(
-                experiment, place, seed=args.seed, rounds=rounds, mutant=mutant, bar=not args.no_bar
-            )
-            reports.append(report)
-            sys.stdout.write(_text(report))
-            sys.stdout.flush()
-    if not args.directory and all(report.good for report in reports):
+        place = base / (experiment.name + (f"-{mutant}" if mutant else ""))
+        report = run(
+            experiment, place, seed=args.seed, rounds=rounds, mutant=mutant, bar=not args.no_bar
+        )
+        reports.append(report)
+        sys.stdout.write(_text(report))
+        sys.stdout.flush()
+        if report.verdict == "stopped":
+            break
+    if not args.directory and not any(report.directory for report in reports):
         base.rmdir()
     if args.json:
         Path(args.json).write_text(json.dumps([asdict(report) for report in reports], indent=1))
@@ -160,6 +170,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _stop(*_: object) -> None:
+    raise Stopped
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
     logging.disable(logging.WARNING)  # recovery tells of each torn tail; here they are the rule
     sys.exit(main())

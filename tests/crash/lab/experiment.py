@@ -17,6 +17,10 @@ class Violation(Exception):
     """A promise was seen broken; the text says which and where."""
 
 
+class Stopped(BaseException):
+    """Whoever runs it wants it to end now, and to hear what it has found so far."""
+
+
 class Skipped(Exception):
     """This machine lacks what the experiment needs; the text says what."""
 
@@ -66,6 +70,7 @@ class Trial:
 
     def __post_init__(self) -> None:
         self.dice = random.Random(self.seed)
+        self.done = 0
         self._started = time.monotonic()
 
     def check(self, holds: object, problem: str) -> None:
@@ -82,7 +87,8 @@ class Trial:
         self.figures[name] = max(float(self.figures.get(name, 0)), round(number, 4))
 
     def progress(self, done: int) -> None:
-        """Draw the progress bar on standard error, where one is wanted."""
+        """Keep how many rounds are done; draw the bar on standard error, where one is wanted."""
+        self.done = done
         if not self.bar:
             return
         part = min(1.0, done / max(1, self.rounds))
