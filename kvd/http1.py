@@ -145,6 +145,8 @@ class Server:
         self.stopping = False
         self.accepted = 0
         """How many connections there have been."""
+        self.idle_closed = 0
+        """How many were closed because they asked nothing for too long."""
         self.rejected = dict.fromkeys((*_REASONS.values(), _TOO_MANY, _TOO_MUCH, _UNREAD), 0)
         """How many requests or connections HTTP itself has refused, by reason."""
         self.refuses_tls = Rarely(10.0)
@@ -170,9 +172,10 @@ class Server:
 
     def tick(self) -> None:
         """Let the Date go on, and close what has overstayed; called every second."""
-        self.now = self.loop.time()
+        # A deadline counts from the tick before it was set: it is up to a tick too early.
+        before, self.now = self.now, self.loop.time()
         self.starts = ({}, {})
-        for connection in [c for c in self.connections if c.deadline < self.now]:
+        for connection in [c for c in self.connections if c.deadline < before]:
             connection.expire()
         self.rejected[_UNREAD] += self.sending.cut_stalled(self.now)
         self.blocks.tick(self.now)
@@ -679,9 +682,12 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
     def expire(self) -> None:
         """The client has taken too long."""
-        if self._dropped is None and not self._busy and (self._buffer or self._message):
+        if self._dropped is not None or self._busy:
+            self.abort()
+        elif self._buffer or self._message:
             self.reject(HTTPStatus.REQUEST_TIMEOUT)
         else:
+            self._server.idle_closed += 1
             self.abort()
 
     # Parsing

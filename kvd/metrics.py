@@ -141,6 +141,9 @@ class KvdCollector(Collector):
         yield gauge("kvd_connections", "Open connections", len(http.connections))
         yield gauge("kvd_connections_max", "Their limit", http.limits.connections_max)
         yield counter("kvd_connections_accepted", "Connections there have been", http.accepted)
+        yield counter(
+            "kvd_connections_idle_closed", "Closed after --idle-timeout-s", http.idle_closed
+        )
         memory = http.memory
         yield gauge("kvd_buffered_request_bytes", "Unfinished requests", memory.requests)
         yield gauge("kvd_buffered_answer_bytes", "Unread large answers", memory.answers)

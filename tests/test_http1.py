@@ -652,6 +652,27 @@ def test_an_idle_connection_is_closed_without_a_word(impatient):
         assert used.closed()
 
 
+def test_idle_connections_that_are_closed_are_counted_and_others_are_not(make_server):
+    server = make_server("--idle-timeout-s", "1", "--header-timeout-s", "1").start()
+    with Raw(server.port) as idle, Raw(server.port) as slow:
+        assert_refused(slow.send(b"GET").answer(), 408)
+        assert idle.closed()
+    assert scrape(server.client())["kvd_connections_idle_closed_total"] == 1
+
+
+def test_no_time_is_cut_short(make_server):
+    server = make_server("--header-timeout-s", "1").start()
+    with contextlib.ExitStack() as stack:
+        # Whatever the server does once a second, one of these comes just before it.
+        began = []
+        for _ in range(10):
+            began.append((time.monotonic(), stack.enter_context(Raw(server.port)).send(b"GET")))
+            time.sleep(0.1)
+        for since, raw in began:
+            assert_refused(raw.answer(), 408)
+            assert time.monotonic() - since >= 1
+
+
 def test_the_time_of_a_head_counts_from_its_first_byte(make_server):
     server = make_server("--header-timeout-s", "1").start()
     with Raw(server.port) as silent, Raw(server.port) as begun:
