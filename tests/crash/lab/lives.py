@@ -242,14 +242,15 @@ def churn(trial: Trial) -> None:
     """Write the same few keys again and again, with snapshots; nothing may grow without end."""
     parts = 10
     count = max(200, trial.rounds // 40)
-    segment = 1 << 20 if trial.rounds > 100_000 else 1 << 16
+    # Each client has one write on its way: many of them share a sync.
+    segment, clients = (1 << 20, 32) if trial.rounds > 100_000 else (1 << 16, 4)
     flags = ("--wal-segment-bytes", str(segment), "--snapshot-count", str(count))
     weights: list[Weight] = []
     with Kvd(trial.directory / "data", *flags, mutant=trial.mutant) as kvd:
         start(kvd)
         for part in range(1, parts + 1):
             requests = list(_churn_requests(trial, trial.rounds // parts))
-            shares = [requests[n::4] for n in range(4)]
+            shares = [requests[n::clients] for n in range(clients)]
             with ThreadPoolExecutor(len(shares)) as pool:
                 done = sum(pool.map(functools.partial(exchange, kvd.port), shares))
             trial.count("writes done", done)
