@@ -355,7 +355,8 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
     def pause_writing(self) -> None:
         """Stop serving a client that does not read."""
         self.flows = self._writable = False
-        self._server.sending.stalls(self, self._server.now)
+        # By the clock itself: the last tick's time would end a client's patience a tick early.
+        self._server.sending.stalls(self, self._server.loop.time())
 
     def resume_writing(self) -> None:
         """Go on serving, in a step of its own: asyncio cannot bear to be closed in this one."""

@@ -718,6 +718,29 @@ def test_a_client_that_never_reads_its_last_answer_is_cut(make_server):
         assert len(raw.rest()) < 8 << 20
 
 
+def test_no_client_that_does_not_read_is_cut_early(make_server):
+    server = make_server("--write-timeout-s", "1").start()
+    client = server.client()
+    client.put("/big", "x" * (8 << 20))
+    client.put("/some", "x" * (64 << 10))
+    unread = 'kvd_rejected_requests_total{reason="answer_not_read"}'
+    with contextlib.ExitStack() as stack:
+        raws = [stack.enter_context(Raw(server.port, receive_buffer=4096)) for _ in range(10)]
+        for raw in raws:
+            # What its kernel takes is taken: from now on nothing more is read of it.
+            raw.send(request("GET", "/v2/keys/some"))
+        time.sleep(0.5)
+        # Whatever the server does once a second, one of these comes just before it.
+        began = []
+        for raw in raws:
+            began.append(time.monotonic())
+            raw.send(request("GET", "/v2/keys/big"))
+            time.sleep(0.1)
+        for number, since in enumerate(began):
+            wait_until(lambda cut=number: scrape(client)[unread] > cut)
+            assert time.monotonic() - since >= 1
+
+
 # Clients that go.
 
 
