@@ -324,6 +324,6 @@ EXPERIMENTS = (
         "writing the same keys for ever, the log, the index, the memory and the open files stop "
         "growing",
         ("keep-segments",),
-        *(2_000_000, 4000, "writes", churn),
+        *(10_000_000, 4000, "writes", churn),
     ),
 )
