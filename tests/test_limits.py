@@ -7,6 +7,7 @@ And all clients together can take neither the server's memory nor its files.
 
 import contextlib
 import json
+import re
 import resource
 import select
 import socket
@@ -15,11 +16,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
 from kvd.files import divide
+from kvd.flags import FLAGS, LIMITS
 from kvd.memory import Memory, Payload
 from kvd.outbox import Outbox
 from storage.bulk import bulk_load
@@ -59,6 +62,25 @@ def assert_refused(answer: Answer, code: int, cause: str) -> None:
         0,
     )
     assert answer.status == (500 if code == 300 else 400)
+
+
+# What is written of them.
+
+
+@pytest.mark.parametrize(
+    "flag", [flag for flag in FLAGS if flag.group == LIMITS], ids=attrgetter("name")
+)
+def test_each_flag_is_a_row_of_the_manual(flag):
+    rows = (ROOT / "kvd/manual/limits.md").read_text().splitlines()
+    assert any(row.startswith("| ") and f"`--{flag.name}`" in row for row in rows)
+
+
+def test_each_reason_that_the_manual_names_is_counted(client):
+    named = re.findall(r': "(\w+)"', (ROOT / "kvd/manual/limits.md").read_text())
+    counted = scrape(client)
+    assert named
+    for reason in named:
+        assert f'kvd_rejected_requests_total{{reason="{reason}"}}' in counted
 
 
 # Keys and values.

@@ -82,6 +82,13 @@ def test_the_wheel_holds_the_two_packages_and_nothing_else(built):
     assert rooms == {"kvd", "storage", f"kvd-{kvd.__version__}.dist-info"}
 
 
+def test_the_wheel_holds_the_manual(built):
+    with zipfile.ZipFile(the(built, "*.whl")) as archive:
+        held = {name for name in archive.namelist() if name.startswith("kvd/manual/")}
+    pages = {str(page.relative_to(ROOT)) for page in ROOT.glob("kvd/manual/*")}
+    assert held == pages > set()
+
+
 def test_the_version_is_the_same_everywhere(built):
     with zipfile.ZipFile(the(built, "*.whl")) as archive:
         metadata = archive.read(f"kvd-{kvd.__version__}.dist-info/METADATA").decode()
