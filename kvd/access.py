@@ -45,7 +45,7 @@ class LoggedConnection(Connection):
 
     def _read_head(self) -> bool:
         """Leave out the short way, which does not tell what it answers."""
-        return self._read_any_head(self._buffer)
+        return self._read_any_head()
 
     def _start(self, method: str, target: str, block: Block) -> bool:
         version = "HTTP/1.0" if self.http10 else "HTTP/1.1"

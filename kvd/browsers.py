@@ -11,6 +11,7 @@ Which headers need a look is decided once for each header block (`BrowserPolicy.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -21,6 +22,8 @@ from kvd.urls import ListenUrl
 # They change nothing, so that it is enough when a page cannot read their answers.
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _OWN_SITES = ("same-origin", "none")
+# A name or an address, and maybe a port. Nothing escaped: who decodes it may see another name.
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]*)\]|([A-Za-z0-9._~-]*))(?::[0-9]*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,10 @@ class Hosts:
 
     def allow(self, host: str) -> bool:
         """Return whether a Host header, with its port or without, names one of them."""
-        name = _without_port(host).lower().removesuffix(".")
+        name = _without_port(host)
+        if name is None:
+            return False
+        name = name.lower().removesuffix(".")
         if name in self.names:
             return True
         return self.takes_local and (
@@ -86,16 +92,30 @@ class BrowserPolicy:
         return self._takes_any_page or not ("Origin" in headers or "Sec-Fetch-Site" in headers)
 
     def refusal(
-        self, method: str, headers: Mapping[str, str], *, is_secured: bool
+        self,
+        method: str,
+        headers: Mapping[str, str],
+        *,
+        is_secured: bool,
+        authority: str | None = None,
     ) -> tuple[HTTPStatus, str] | None:
         """Return the status and the reason with which a request is refused, or None.
 
         With TLS the host is as good as the certificate, and taken as it is (as in etcd).
+
+        Args:
+            method: of the request.
+            headers: of the request.
+            is_secured: whether it came over TLS.
+            authority: the host and port of a target in absolute form. A target and a Host header
+                that differ are refused: a proxy may have judged either.
         """
-        host = headers.get("Host", "")
+        host = headers.get("Host", "" if authority is None else authority)
+        if authority is not None and authority.lower() != host.lower():
+            return HTTPStatus.MISDIRECTED_REQUEST, "the target names another host than Host"
         if self._hosts is not None and not is_secured and not self._hosts.allow(host):
             return HTTPStatus.MISDIRECTED_REQUEST, (
-                f"{_without_port(host) or 'no host'} is not a host of this server; "
+                f"{_without_port(host) or host or 'no host'} is not a host of this server; "
                 "see kvd --host-whitelist"
             )
         if method not in _SAFE_METHODS and not self._takes_any_page and _is_foreign(headers, host):
@@ -117,10 +137,10 @@ def _is_foreign(headers: Mapping[str, str], host: str) -> bool:
     return origin is not None and origin.partition("://")[2].lower() != host.lower()
 
 
-def _without_port(host: str) -> str:
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
+def _without_port(host: str) -> str | None:
+    """Return the name or address of a Host header, or None if it is malformed."""
+    match = _HOST.fullmatch(host)
+    return None if match is None else match[1] or match[2] or ""
 
 
 def _is_address(name: str) -> bool:

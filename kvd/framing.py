@@ -12,7 +12,16 @@ from tornado import httputil
 _CHUNK_LINE_BYTES_MAX = 4096
 # What Go's net/http takes for a host, with or without a port.
 _HOST = re.compile(r"[A-Za-z0-9!$%&'()*+,\-.:;=\[\]_~]*")
-_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
+# Text as RFC 9110 section 5.5 has it: no control characters but tabs.
+_TEXT = rb"[\t\x20-\x7e\x80-\xff]*"
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;%b)?" % _TEXT)
+_TRAILER = re.compile(rb"[!#$%%&'*+\-.^_`|~0-9A-Za-z]+:%b" % _TEXT)
+_LENGTH = re.compile(rb"(?i:content-length):[ \t]*([0-9]+)[ \t]*")
+# Fields that decide something here: these are not taken folded.
+_DECISIVE = frozenset(
+    b"authorization connection content-length content-type expect host origin sec-fetch-site "
+    b"transfer-encoding upgrade".split()
+)
 
 
 class Block(NamedTuple):
@@ -34,7 +43,7 @@ class Block(NamedTuple):
 
 
 class Chunks:
-    """A chunked body (RFC 9112 section 7.1); extensions and trailers are read and dropped."""
+    """A chunked body (RFC 9112 section 7.1); extensions and trailers are checked and dropped."""
 
     def __init__(self) -> None:
         self.complete = False
@@ -87,6 +96,8 @@ class Chunks:
         if end < 0:
             return position
         self.complete = end == position
+        if not self.complete and _TRAILER.fullmatch(data, position, end) is None:
+            raise ValueError("a trailer that is no field")
         self._trailer_bytes += end - position
         if self._trailer_bytes > _CHUNK_LINE_BYTES_MAX:
             raise ValueError("trailers without an end")
@@ -110,12 +121,65 @@ class _Collector:
         self.headers.add(name.decode("latin-1"), value.strip(b" \t").decode("latin-1"))
 
 
+def with_crlf(head: bytes) -> bytes:
+    r"""Return a head whose lines end in LF with lines that end in CRLF; empty if it is ambiguous.
+
+    Two forms are taken (RFC 9112 section 2.2): LF ends every line and there is no CR, or LF ends
+    the empty line alone. In any other mixture a proxy that knows CRLF only would see other fields
+    than this server does, and so maybe another end of the body.
+    """
+    if b"\r" not in head:
+        return head.replace(b"\n", b"\r\n")
+    if head.endswith(b"\r\n\n") and head.count(b"\n") == head.count(b"\r\n") + 1:
+        return head[:-1] + b"\r\n"
+    return b""
+
+
 def parse_block(raw: bytes) -> Block:
     """Return a header block, parsed.
 
     Raises:
         httptools.HttpParserError: it is malformed, or its framing is ambiguous or unknown here.
     """
+    try:
+        return _parse_strictly(raw)
+    except httptools.HttpParserError:
+        rewritten = _without_old_forms(raw)
+        if rewritten == raw:
+            raise
+        return _parse_strictly(rewritten)
+
+
+def _without_old_forms(raw: bytes) -> bytes:
+    """Return a block without folded lines and repeated lengths, or as it is if that is not safe.
+
+    Content-Length may be repeated with the same digits (RFC 9110 section 8.6). A field may be
+    folded (RFC 9112 section 5.2) if it decides nothing here and no continuation line could be
+    taken for a field or for the end of the head.
+    """
+    lines: list[bytes] = []
+    length: bytes | None = None
+    for line in raw.removesuffix(b"\r\n").split(b"\r\n"):
+        if line[:1] in (b" ", b"\t"):
+            more = line.strip(b" \t")
+            if not lines or not more or b":" in more or _name(lines[-1]) in _DECISIVE:
+                return raw
+            lines[-1] += b" " + more
+            continue
+        found = _LENGTH.fullmatch(line)
+        if found is not None:
+            if found[1] == length:
+                continue
+            length = found[1]
+        lines.append(line)
+    return b"\r\n".join([*lines, b""])
+
+
+def _name(line: bytes) -> bytes:
+    return line.partition(b":")[0].strip().lower()
+
+
+def _parse_strictly(raw: bytes) -> Block:
     collector = _Collector()
     parser = httptools.HttpRequestParser(collector)
     # An upgrade is an offer, declined by answering as if it had not been made.

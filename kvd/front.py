@@ -45,6 +45,7 @@ _PLAIN_LINE = re.compile(
 )
 _PLAIN_METHODS = {name.encode(): name for name in ("GET", "PUT", "POST", "DELETE")}
 
+_VARY = b"Vary: Origin\r\n"
 _TEXT = "Content-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\n"
 
 
@@ -98,10 +99,17 @@ class Front(Delegate):
         """Return whether no browser can have been talked into requests with these headers."""
         return self.browsers.is_usual(headers)
 
-    def admit(self, connection: Connection, method: str, headers: httputil.HTTPHeaders) -> bool:
+    def admit(
+        self, connection: Connection, method: str, target: str, headers: httputil.HTTPHeaders
+    ) -> bool:
         """Refuse a request that a browser may have been talked into; return whether it goes on."""
         peer = connection.context
-        refusal = self.browsers.refusal(method, headers, is_secured=peer.protocol == "https")
+        refusal = self.browsers.refusal(
+            method,
+            headers,
+            is_secured=peer.protocol == "https",
+            authority=None if target.startswith("/") else _authority(target),
+        )
         if refusal is not None:
             if self._complains():
                 more = self._complains.kept_back()
@@ -120,11 +128,15 @@ class Front(Delegate):
         return Exchange(self, request_conn)  # type: ignore[arg-type]
 
     def cors(self, headers: httputil.HTTPHeaders) -> bytes:
-        """Return the header lines that let a browser's page read an answer, if it may."""
+        """Return the header lines that let a browser's page read an answer, if it may.
+
+        Caches are told in any case that the answer to another page may differ (Fetch, section
+        3.2.5).
+        """
         origin = "*" if "*" in self.browsers.origins else headers.get("Origin", "")
         if origin not in self.browsers.origins:
-            return b""
-        return (
+            return _VARY
+        return _VARY + (
             "Access-Control-Allow-Methods: POST, GET, OPTIONS, PUT, DELETE\r\n"
             f"Access-Control-Allow-Origin: {origin}\r\n"
             "Access-Control-Allow-Headers: accept, content-type, authorization\r\n"
@@ -175,7 +187,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         method, target, version = start_line
         self._method = method
         connection = self._connection
-        if not self._front.admit(connection, method, headers):
+        if not self._front.admit(connection, method, target, headers):
             return
         raw, _, query = target.encode("latin-1").partition(b"?")
         try:
@@ -314,6 +326,12 @@ class Exchange(httputil.HTTPMessageDelegate):
             body.encode("latin-1"),
             head_only=self._method == "HEAD",
         )
+
+
+def _authority(target: str) -> str | None:
+    """Return the host and port of a target in absolute form, None of one in another form."""
+    scheme, separator, rest = target.partition("://")
+    return rest.partition("/")[0].partition("?")[0] if scheme and separator else None
 
 
 def _origin_form(raw: bytes) -> bytes:

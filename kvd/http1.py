@@ -32,7 +32,7 @@ from tornado import httputil
 
 from kvd import __version__
 from kvd.blocks import Blocks
-from kvd.framing import Block, Chunks
+from kvd.framing import Block, Chunks, with_crlf
 from kvd.logs import SLOW_QUIET_S, Rarely
 from kvd.memory import Memory, Payload
 from kvd.outbox import Outbox
@@ -67,7 +67,7 @@ _HEAD_SIZED_BYTES_MAX = 2048
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([^\x00-\x20\x7f]+) HTTP/1\.([01])")
 _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
-_BARE_LF = re.compile(rb"(?<!\r)\n")
+_HEAD_END = re.compile(rb"\n\r?\n")
 # The first byte of a client that speaks TLS: a record of its handshake (RFC 8446 section 5.1).
 _TLS_HANDSHAKE = 0x16
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -210,7 +210,8 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
     __slots__ = (
         "_after_outbox", "_ahead", "_buffer", "_busy", "_chunks", "_close_callback", "_dropped",
         "_ended", "_head_deadline", "_held", "_left", "_message", "_on_writable", "_outbox",
-        "_parsing", "_paused", "_server", "_transport", "_writable", "_written_chunked",
+        "_parsing", "_paused", "_scanned", "_server", "_transport", "_writable",
+        "_written_chunked",
         "content_type", "context", "deadline", "extra_headers", "flows", "http10", "is_plain",
         "keep_alive", "streaming",
     )  # fmt: skip
@@ -219,6 +220,8 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self._server = server
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
+        # How much of it was searched for the end of a head, in vain; then it may be a bytearray.
+        self._scanned = 0
         self._busy = False
         self._parsing = False
         self._paused = False
@@ -285,12 +288,22 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         if self._buffer:
             if self._ahead:
                 self._release_ahead()
-            data = self._buffer + data
-        self._buffer = data
+            if self._scanned:
+                self._extend_head(data)
+            else:
+                self._buffer += data
+        else:
+            self._buffer = data
         if not self._parsing:
             self._parse()
         if len(self._buffer) > _UNCOUNTED_BYTES_MAX:
             self._count_ahead()
+
+    def _extend_head(self, data: bytes) -> None:
+        """Append to an unfinished head in place: a copy for each byte would be quadratic."""
+        if isinstance(self._buffer, bytes):
+            self._buffer = cast(bytes, bytearray(self._buffer))
+        self._buffer += data
 
     def _count_ahead(self) -> None:
         """Count what has been read and cannot be served yet, and read no more for the moment."""
@@ -719,6 +732,8 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         """Read one head, if it is all there; return whether to go on."""
         server = self._server
         buffer = self._buffer
+        if self._scanned:
+            return self._read_any_head()
         end = buffer.find(b"\r\n\r\n")
         line_end = buffer.find(b"\r\n")
         block = server.blocks.parsed.get(buffer[line_end + 2 : end + 2])
@@ -734,43 +749,60 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
                     return True
                 self._buffer = buffer
                 self._busy = False
-        return self._read_any_head(buffer)
+        return self._read_any_head()
 
-    def _read_any_head(self, buffer: bytes) -> bool:
+    def _read_any_head(self) -> bool:
         server = self._server
         self.is_plain = False
-        if buffer.startswith(b"\r\n"):
+        if self._buffer.startswith(b"\r\n"):
             # Empty lines before a request line are passed over (RFC 9112 section 2.2).
-            empty = _EMPTY_LINES.match(buffer)
+            empty = _EMPTY_LINES.match(self._buffer)
             assert empty is not None
-            buffer = self._buffer = buffer[empty.end() :]
-            if not buffer:
+            self._buffer = bytes(self._buffer[empty.end() :])
+            self._scanned = 0
+            if not self._buffer:
                 return False
-        end = buffer.find(b"\r\n\r\n")
-        if end < 0 or end > server.limits.header_bytes_max:
-            if max(end, len(buffer)) > server.limits.header_bytes_max:
-                self.reject(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-            elif buffer[0] == _TLS_HANDSHAKE:
-                self._refuse_tls()
-            elif _BARE_LF.search(buffer):
-                # Its end would be waited for in vain.
-                self.reject(HTTPStatus.BAD_REQUEST)
-            elif self.deadline != self._head_deadline:
-                # Its first bytes: those that follow do not prolong the time.
-                self.deadline = server.now + server.limits.header_timeout_s
-                self._head_deadline = self.deadline
+        # Bytes that were searched before are not searched again, but for a beginning of the end.
+        end = _HEAD_END.search(self._buffer, max(0, self._scanned - 2))
+        if end is None or end.start() - 1 > server.limits.header_bytes_max:
+            self._wait_for_head(len(self._buffer) if end is None else end.start() - 1)
             return False
-        line_end = buffer.find(b"\r\n")
-        match = _REQUEST_LINE.fullmatch(buffer, 0, line_end)
+        self._scanned = 0
+        head, self._buffer = bytes(self._buffer[: end.end()]), bytes(self._buffer[end.end() :])
+        return self._take_head(head)
+
+    def _wait_for_head(self, size: int) -> None:
+        """Wait for the end of a head, unless `size` bytes of it are too many."""
+        server = self._server
+        if size > server.limits.header_bytes_max:
+            self.reject(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+            return
+        if self._buffer[0] == _TLS_HANDSHAKE:
+            self._refuse_tls()
+            return
+        self._scanned = size
+        if self.deadline != self._head_deadline:
+            # Its first bytes: those that follow do not prolong the time.
+            self.deadline = server.now + server.limits.header_timeout_s
+            self._head_deadline = self.deadline
+
+    def _take_head(self, head: bytes) -> bool:
+        """Take a head that is complete; return whether to go on."""
+        has_crlf = head.count(b"\n") == head.count(b"\r\n")
+        lines = head if has_crlf else with_crlf(head)
+        line_end = lines.find(b"\r\n")
+        match = _REQUEST_LINE.fullmatch(lines, 0, line_end)
         if match is None:
             self.reject(HTTPStatus.BAD_REQUEST)
             return False
         try:
-            block = server.blocks.parse(buffer[line_end + 2 : end + 2])
+            block = self._server.blocks.parse(lines[line_end + 2 : -2])
         except httptools.HttpParserError:
             self.reject(HTTPStatus.BAD_REQUEST)
             return False
-        self._buffer = buffer[end + 4 :]
+        if not has_crlf:
+            # Nothing behind it is looked at: a proxy may see another end of this request.
+            block = block._replace(close=True, is_plain=False)
         self.http10 = match[3] == b"0"
         return self._start(match[1].decode(), match[2].decode("latin-1"), block)
 

@@ -38,7 +38,21 @@ class TestHosts:
             ("localhost.evil.example", False),
             ("evil.example.", False),
             ("127.0.0.1.evil.example", False),
-            ("[::1", True),
+            ("[::1", False),
+            ("[::1].evil", False),
+            ("[::1].evil.example:80", False),
+            ("[::1]x", False),
+            ("[evil.example]", False),
+            ("localhost:80.evil", False),
+            ("localhost:evil", False),
+            ("localhost:80:80", False),
+            ("localhost:", True),
+            ("evil%2e..", False),
+            ("evil%2eexample", False),
+            ("evil%2Eexample", False),
+            ("localhost..", False),
+            ("user@localhost", False),
+            ("localhost,evil", False),
             ("127.0.0.256", False),
         ],
     )
@@ -129,6 +143,37 @@ class TestPages:
         usual = BrowserPolicy(None, ()).is_usual({"Host": "kv:1", **headers})
         assert usual is not bool(headers)
         assert not usual or expected
+
+
+@pytest.mark.parametrize(
+    ("authority", "headers", "expected"),
+    [
+        ("kv:1", {"Host": "kv:1"}, True),
+        ("KV:1", {"Host": "kv:1"}, True),
+        ("kv:1", {}, True),
+        ("kv", {"Host": "kv:1"}, False),
+        ("evil.example", {"Host": "kv:1"}, False),
+        ("kv:1", {"Host": "evil.example"}, False),
+        ("evil.example", {}, False),
+        ("x@kv:1", {}, False),
+        ("", {"Host": "kv:1"}, False),
+    ],
+)
+@pytest.mark.parametrize("is_secured", [False, True])
+def test_a_target_names_the_host_of_the_request(authority, headers, expected, is_secured):
+    policy = BrowserPolicy(Hosts(frozenset(["kv"]), takes_local=False), ())
+    refusal = policy.refusal("GET", headers, is_secured=is_secured, authority=authority)
+    # Over TLS without a Host header there is nothing that could differ.
+    assert (refusal is None) is (expected or (is_secured and not headers))
+
+
+@pytest.mark.parametrize("target", ["/v2/keys/absolute", "/version"])
+def test_a_target_of_another_host_is_refused(server, target):
+    sent = request("PUT", f"http://evil.example{target}", body=b"value=1")
+    assert answered(server, sent).status == 421
+    sent = request("GET", f"http://evil.example{target}")
+    assert answered(server, sent).status == 421
+    assert answered(server, request("GET", "http://h/v2/keys/absolute")).status == 404
 
 
 def test_headers_of_a_foreign_host_are_not_usual():
