@@ -62,6 +62,7 @@ class Config:
         snapshot_count: Log records after which a snapshot is made; None decides by size.
         snapshots_kept: How many snapshots are kept, and the log since the oldest; None keeps all.
         event_history_limit: How many events a watch can look back.
+        event_history_bytes: How many bytes these may have together; the last one always stays.
         wal_segment_bytes: Size of a segment of the log.
         wal_sync: `auto` or `thread`: who syncs the log, see `kvd.appender`.
         rebuild_index: Whether to build the index anew from snapshot and log.
@@ -104,6 +105,7 @@ class Config:
     snapshot_count: int | None
     snapshots_kept: int | None
     event_history_limit: int
+    event_history_bytes: int
     wal_segment_bytes: int
     wal_sync: str
     rebuild_index: bool
@@ -202,6 +204,7 @@ def _config(settings: Settings) -> Config:
         snapshot_count=integer_or_none(settings, "snapshot-count"),
         snapshots_kept=integer(settings, "max-snapshots", lowest=0) or None,
         event_history_limit=integer(settings, "event-history-limit"),
+        event_history_bytes=integer(settings, "event-history-bytes"),
         wal_segment_bytes=integer(
             settings,
             "wal-segment-bytes",

@@ -120,6 +120,14 @@ FLAGS = (
         STORAGE,
     ),
     Flag("event-history-limit", "1000", "N", "how many events a watch can look back", STORAGE),
+    Flag(
+        "event-history-bytes",
+        str(256 * 1024 * 1024),
+        "N",
+        "how many bytes these events may have together, values and previous values; the last one "
+        "is always kept",
+        STORAGE,
+    ),
     Flag("wal-segment-bytes", str(64 * 1024 * 1024), "N", "size of a segment of the log", STORAGE),
     Flag(
         "wal-sync",

@@ -43,10 +43,11 @@ _CHECK_PAUSE_S = 0.02
 class Housekeeping:
     """Decides after each commit whether something is due.
 
-    A snapshot is due after `snapshot_count` records; without that number, once the log since the
-    last snapshot exceeds both 64 MiB and half the size of that snapshot, so that writing snapshots
-    never costs more than twice as much as writing the log. The index is written out every 64 MiB of
-    log, so that a commit never waits because the kernel holds too much of it unwritten.
+    A snapshot is due after `snapshot_count` records, and, with that number and without, once the
+    log since the last snapshot exceeds both 64 MiB and half the size of that snapshot: so the log
+    never takes more than a part of the disk, and writing snapshots never costs more than twice as
+    much as writing the log. The index is written out every 64 MiB of log, so that a commit never
+    waits because the kernel holds too much of it unwritten.
 
     Attributes:
         snapshot_s: How long snapshots took.
@@ -120,8 +121,9 @@ class Housekeeping:
     def _snapshot_due(self, log_bytes: int) -> bool:
         if self._loop.time() < self._not_before:
             return False
-        if self._count is not None:
-            return self._store.applied.pos - self._snapshot_pos >= self._count
+        count = self._count
+        if count is not None and self._store.applied.pos - self._snapshot_pos >= count:
+            return True
         due_bytes = max(_SNAPSHOT_BYTES_MIN, self._snapshot_size // _SNAPSHOT_PART)
         return log_bytes - self._snapshot_at > due_bytes
 

@@ -196,7 +196,9 @@ class KvdServer:
         )
         self._clock = Clock(store.applied.time_ns)
         try:
-            store.start_term(self._clock.now_ns(), config.event_history_limit)
+            store.start_term(
+                self._clock.now_ns(), config.event_history_limit, config.event_history_bytes
+            )
         except BROKEN as damage:
             self._fail(damage)
         with suppress(OSError):  # without room there is nothing to keep free

@@ -39,7 +39,7 @@ from storage.keptlog import KeptLog
 from storage.layout import DataDirectory, NewIds, require_local
 from storage.replay import load, replay
 from storage.segments import ADVICE
-from storage.tree import HISTORY_LIMIT, IndexRefused, Memory, Txn, View
+from storage.tree import HISTORY_BYTES_MAX, HISTORY_LIMIT, IndexRefused, Memory, Txn, View
 from storage.wal import START, Position, Wal
 
 log = logging.getLogger(__name__)
@@ -273,8 +273,12 @@ class Store:
         txn.commit(self.applied)
         self._drop_view()
 
-    def start_term(self, time_ns: int, history_limit: int) -> None:
-        """Log this start: a new term, and the length of the history if it is another one now.
+    def start_term(
+        self, time_ns: int, history_limit: int, history_bytes_max: int | None = None
+    ) -> None:
+        """Log this start: a new term, and the limits of the history that are other ones now.
+
+        Without `history_bytes_max` that limit stays what it is.
 
         A full disk does not keep the store from being read: the old term then stays until there is
         room, and what could not be logged is `owed`.
@@ -288,6 +292,8 @@ class Store:
         records: list[Record] = [Term(txn.term + 1)]
         if history_limit != txn.history_limit:
             records.append(Setting(HISTORY_LIMIT, history_limit))
+        if history_bytes_max not in (None, txn.history_bytes_max()):
+            records.append(Setting(HISTORY_BYTES_MAX, history_bytes_max))
         for record in records:
             txn.perform(record, time_ns)
         encoded = [encode_record(record) for record in records]

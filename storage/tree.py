@@ -8,6 +8,7 @@ Tables (LMDB sub-databases; every row carries a checksum over its key and its va
     garbage  u64 directory id, big-endian -> nothing
     entries  storage/entry.py                                     what is there beside the keys
     meta     "applied" -> `Applied`, in the same transaction as what it speaks of
+             "history_bytes_max" -> u32 crc | u64: how long the rows of `events` may be together
 
 A removed directory is unlinked in one step, however large: ids are never given twice, so nothing
 below it can be reached again. `reclaim` later frees what hangs there, a slice at a time; until then
@@ -29,7 +30,16 @@ from zlib import crc32
 
 import lmdb
 
-from storage.change import CHAIN_START, REMOVALS, Change, Entry, Record, Term, encode_record
+from storage.change import (
+    CHAIN_START,
+    REMOVALS,
+    Change,
+    Entry,
+    Record,
+    Setting,
+    Term,
+    encode_record,
+)
 from storage.entry import decode_entry, encode_entry, entry_key, entry_prefix
 from storage.event import Event, decode_event, encode_event, event_key
 from storage.node import (
@@ -51,6 +61,7 @@ TABLES = (b"nodes", b"ttl", b"events", b"garbage", b"meta", b"entries")
 
 HISTORY_LIMIT = "history_limit"
 HISTORY_LIMIT_DEFAULT = 1000
+HISTORY_BYTES_MAX = "history_bytes_max"
 
 # Directory ids are remembered for paths up to this length, and for so many of them: a path of
 # 64 KB has 32,000 ancestors, whose paths together would take a gigabyte.
@@ -58,9 +69,11 @@ _CACHED_PATH_BYTES_MAX = 512
 _CACHED_PATHS_MAX = 100_000
 
 APPLIED_KEY = b"applied"
+_HISTORY_BYTES_MAX_KEY = HISTORY_BYTES_MAX.encode()
 _APPLIED = Struct("<IQ8sQQQQQQQQQQI")
 _CRC = Struct("<I")
 _U64 = Struct(">Q")
+_prev_row = itemgetter(2)
 
 _new = tuple.__new__
 
@@ -143,14 +156,18 @@ class Memory:
         directories: the ids of directories, by path.
         due_ns: the earliest expiration of all, 0 for none, None where it has to be looked up.
         garbage: whether removed directories are left to be freed, None as above.
+        history_bytes: the length of all rows of `events` together, None as above.
+        history_bytes_max: the limit of that, 0 for none, None as above.
     """
 
-    __slots__ = ("directories", "due_ns", "garbage")
+    __slots__ = ("directories", "due_ns", "garbage", "history_bytes", "history_bytes_max")
 
     def __init__(self, due_ns: int | None = None, *, garbage: bool | None = None) -> None:
         self.directories: dict[bytes, int] = {}
         self.due_ns = due_ns
         self.garbage = garbage
+        self.history_bytes: int | None = None
+        self.history_bytes_max: int | None = None
 
 
 class View:
@@ -265,6 +282,14 @@ class View:
             for key, data in cursor.iternext():
                 yield decode_event(key, data)
 
+    def history_bytes_max(self) -> int:
+        """Return how long the rows of the history may be together, 0 where that is not limited."""
+        memory = self._memory
+        if memory.history_bytes_max is None:
+            row = self._txn.get(_HISTORY_BYTES_MAX_KEY, db=self._tables[b"meta"])
+            memory.history_bytes_max = 0 if row is None else _decode_number(row)
+        return memory.history_bytes_max
+
     def entry(self, what: str, name: str) -> Entry | None:
         """Return the entry of a name, or None."""
         key = entry_key(what, name)
@@ -338,6 +363,10 @@ class Txn(View):
         self.term = applied.term
         self.history_limit = applied.history_limit
         self._oldest_event = applied.oldest_event
+        self._history_bytes = committed.history_bytes
+        self._history_bytes_max = committed.history_bytes_max
+        self._limit_changed = False
+        self._written = applied.index
         self._seen = _NOTHING_SEEN
         self._untold: list[_Untold] = []
         self.tidied = False
@@ -383,9 +412,21 @@ class Txn(View):
             self.term = record.term
         elif isinstance(record, Entry):
             self._enter(record)
-        elif record.name == HISTORY_LIMIT:
-            self.history_limit = record.value
+        else:
+            self._set(record)
         return None
+
+    def _set(self, setting: Setting) -> None:
+        # The events so far are trimmed by the limits under which they were made, live (where a
+        # batch ends before) and in replay (where a transaction takes many batches).
+        self.write_history()
+        if setting.name == HISTORY_LIMIT:
+            self.history_limit = setting.value
+        elif setting.name == HISTORY_BYTES_MAX:
+            self._memory.history_bytes_max = self._history_bytes_max = setting.value
+            row = _encode_number(setting.value)
+            self._put(_HISTORY_BYTES_MAX_KEY, row, db=self._tables[b"meta"])
+        self._limit_changed = True
 
     def due(self, now_ns: int, limit: int) -> list[tuple[bytes, Node]]:
         """Return path and node of what has expired by `now_ns`, earliest first, at most `limit`."""
@@ -444,7 +485,8 @@ class Txn(View):
 
     def next_applied(self, *, seq: int, chain: bytes, time_ns: int, position: Position) -> Applied:
         """Return how far the log will have been performed once this transaction commits."""
-        self._advance_history()
+        if self._untold or self._limit_changed:
+            self.write_history()
         return Applied(
             seq,
             chain,
@@ -459,19 +501,51 @@ class Txn(View):
         )
 
     def write_history(self) -> None:
-        """Write the events that were performed, but those that are forgotten already.
+        """Write the events that were performed, and forget those that the history is too short for.
 
-        They cannot be read before. `commit` does it, too: what may fail should fail before the log
-        is written.
+        They cannot be read before. `next_applied` does it, too: what may fail should fail before
+        the log is written.
         """
-        self._advance_history()
+        bytes_max, size = self._history_bytes_max, self._history_bytes
+        if bytes_max is None or size is None:
+            bytes_max, size = self._measure_history()
+        oldest = self.index - self.history_limit + 1
+        oldest = self._oldest_event = oldest if oldest > self._oldest_event else self._oldest_event
         untold, self._untold = self._untold, []
+        if bytes_max and sum(map(len, map(_prev_row, untold))) > bytes_max:
+            oldest = self._skip_too_long(untold, bytes_max)
         for change, record, prev_row, time_ns in untold:
             index = change[1]
-            if index >= self._oldest_event:
+            if index >= oldest:
                 key = event_key(index)
                 row = encode_event(key, record or encode_record(change), prev_row, time_ns)
                 self._put(key, row, append=True, db=self._events)
+                size += len(row)
+        self._history_bytes = size
+        if oldest > self._base.oldest_event or size > bytes_max > 0:
+            self._forget_events(bytes_max)
+        self._written = self.index
+        self._limit_changed = False
+
+    def _measure_history(self) -> tuple[int, int]:
+        """Look up how long the rows of the history may be, and how long they are."""
+        self._history_bytes_max = self.history_bytes_max()
+        with self._txn.cursor(db=self._events) as cursor:
+            size = sum(map(len, cursor.iternext(keys=False)))
+        return self._history_bytes_max, size
+
+    def _skip_too_long(self, untold: list[_Untold], bytes_max: int) -> int:
+        """Return the oldest event that need be written: those before it would be forgotten.
+
+        What is looked at is a part of what is written: the exact limit is `_forget_events`'s.
+        """
+        size = 0
+        for change, _, prev_row, _ in reversed(untold[:-1]):
+            size += len(prev_row)
+            if size > bytes_max:
+                self._oldest_event = max(self._oldest_event, change.index + 1)
+                break
+        return self._oldest_event
 
     def commit(self, applied: Applied) -> None:
         """Make everything visible, together with `applied`.
@@ -480,15 +554,13 @@ class Txn(View):
             lmdb.Error: the transaction is dead and nothing of it has happened; `MapFullError` and
                 disk errors come from here, not from `perform` alone.
         """
-        if self._untold:
-            self.write_history()
-        if self._oldest_event > self._base.oldest_event:
-            self._forget_events()
         if applied is not self._base:
             self._put(APPLIED_KEY, applied.encode(), db=self._tables[b"meta"])
         self._txn.commit()
         committed, memory = self._committed, self._memory
         committed.due_ns, committed.garbage = memory.due_ns, memory.garbage
+        committed.history_bytes = self._history_bytes
+        committed.history_bytes_max = self._history_bytes_max
         if self._forget or len(committed.directories) > _CACHED_PATHS_MAX:
             committed.directories.clear()
         if self._directories:
@@ -559,14 +631,28 @@ class Txn(View):
         self._next_dir_id += 1
         return self._next_dir_id - 1
 
-    def _forget_events(self) -> None:
-        """Delete what the history does not hold any more of what was there before."""
-        oldest = min(self._oldest_event, self._base.index + 1)
+    def _forget_events(self, bytes_max: int) -> None:
+        """Delete what the history does not hold any more: by count, then by length.
+
+        The last event stays, however long it is.
+        """
+        size, oldest, last = self._history_bytes, self._oldest_event, self.index
+        assert size is not None
+        # Between what was written before and the oldest that is written now there may be a gap.
+        before = oldest if oldest <= self._written else self._written + 1
         with self._txn.cursor(db=self._events) as cursor:
             # Each etcd index has its event, so they need only be counted.
             if cursor.first():
-                for _ in range(_U64.unpack(cursor.key())[0], oldest):
+                for _ in range(_U64.unpack(cursor.key())[0], before):
+                    size -= len(cursor.value())
                     cursor.delete()
+            if size > bytes_max > 0:
+                for oldest in range(_U64.unpack(cursor.key())[0], last + 1):
+                    if size <= bytes_max or oldest == last:
+                        break
+                    size -= len(cursor.value())
+                    cursor.delete()
+        self._oldest_event, self._history_bytes = oldest, size
 
     def _delete_ttl(self, key: bytes, node: Node) -> None:
         if node.expiration_ns == self._memory.due_ns:
@@ -581,6 +667,19 @@ class Txn(View):
             return None
         node = self.find(path)
         return node if node and node.expiration_ns == _U64.unpack_from(row_key)[0] else None
+
+
+def _encode_number(number: int) -> bytes:
+    body = _U64.pack(number)
+    return _CRC.pack(crc32(body)) + body
+
+
+def _decode_number(row: bytes) -> int:
+    number: int
+    if len(row) != 12 or crc32(row[4:]) != _CRC.unpack_from(row)[0]:
+        raise CorruptIndex("the index does not say how long the history may be")
+    (number,) = _U64.unpack(row[4:])
+    return number
 
 
 def _encode_path(row_key: bytes, path: bytes) -> bytes:
