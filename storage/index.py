@@ -22,7 +22,8 @@ import json
 import logging
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from struct import Struct
 from zlib import crc32
@@ -62,6 +63,7 @@ MapFull = lmdb.MapFullError
 RESERVE_BYTES = 4 << 20
 
 _MARKS = ("CLEAN", "RUNNING")
+_LOCK_TABLE = "lock.mdb"
 # What the marks call the last frame of the log, beside what tells the index.
 _FRAME = "frame"
 
@@ -246,7 +248,7 @@ def _tells(mark: dict[str, str] | None, fingerprint: dict[str, str] | None) -> b
 
 def discard(directory: Path) -> None:
     """Remove an index that nothing vouches for; its marks stay: see `must_reach`."""
-    for name in ("data.mdb", "lock.mdb"):
+    for name in ("data.mdb", _LOCK_TABLE):
         disk.remove_if_there(directory / name)
 
 
@@ -265,16 +267,17 @@ def _open(directory: Path) -> lmdb.Environment:
     map_bytes = _MAP_BYTES
     while True:
         try:
-            env = lmdb.open(
-                str(directory),
-                map_size=map_bytes,
-                max_dbs=len(TABLES),
-                mode=0o600,
-                sync=False,
-                metasync=False,
-                writemap=False,
-                max_spare_txns=4,
-            )
+            with _lock_table_in_memory(directory):
+                env = lmdb.open(
+                    str(directory),
+                    map_size=map_bytes,
+                    max_dbs=len(TABLES),
+                    mode=0o600,
+                    sync=False,
+                    metasync=False,
+                    writemap=False,
+                    max_spare_txns=4,
+                )
         except (lmdb.MemoryError, MemoryError, OSError) as error:
             map_bytes //= 2
             if map_bytes < _MAP_BYTES_MIN:
@@ -289,6 +292,31 @@ def _open(directory: Path) -> lmdb.Environment:
         env.close()
         raise CorruptIndex("its file is shorter than it says")
     return env
+
+
+@contextmanager
+def _lock_table_in_memory(directory: Path) -> Iterator[None]:
+    """Have LMDB, which is opened inside, keep its table of readers in memory.
+
+    It maps `lock.mdb` and writes to the map. Where the disk is full that is a SIGBUS: on btrfs at
+    any time, because each write needs a new block there, elsewhere while the file has holes. So
+    the name leads to a file in memory until it is open. Only one process uses an index at a time,
+    so no other one has to find the table.
+
+    The target names this process: a link that a crash leaves behind leads nowhere.
+    """
+    path = directory / _LOCK_TABLE
+    fd = os.memfd_create("kvd-lock.mdb", os.MFD_CLOEXEC)
+    try:
+        disk.remove_if_there(path)
+        target = Path(f"/proc/{os.getpid()}/fd/{fd}")
+        if os.access(target, os.R_OK | os.W_OK):  # else without /proc: the table is on the disk
+            path.symlink_to(target)
+        yield
+        if path.is_symlink():
+            disk.remove(path)
+    finally:
+        os.close(fd)
 
 
 def _release_memory() -> None:
