@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from struct import Struct
+from tempfile import TemporaryDirectory
 from zlib import crc32
 
 import lmdb
@@ -63,7 +64,10 @@ MapFull = lmdb.MapFullError
 RESERVE_BYTES = 4 << 20
 
 _MARKS = ("CLEAN", "RUNNING")
+_DATA = "data.mdb"
 _LOCK_TABLE = "lock.mdb"
+# Where links can be made though the disk is full.
+_MEMORY = Path("/dev/shm")  # noqa: S108 -- a directory of our own is made in it
 # What the marks call the last frame of the log, beside what tells the index.
 _FRAME = "frame"
 
@@ -112,6 +116,7 @@ class Index:
         """Throw away what stands there and start an empty index."""
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(mode=0o700)
+        disk.write_in_place(directory)
         return cls(_open(directory), directory, new=True)
 
     def take_place(self, directory: Path) -> None:
@@ -156,7 +161,7 @@ class Index:
         Raises:
             OSError: there is no room for it.
         """
-        fd = disk.open_to_write(self.directory / "data.mdb")
+        fd = disk.open_to_write(self.directory / _DATA)
         try:
             disk.allocate(fd, self.used_bytes, 2 * RESERVE_BYTES)
         except OSError as error:
@@ -168,7 +173,7 @@ class Index:
     @property
     def file_bytes(self) -> int:
         """The length of the file; what is reserved is in it."""
-        return (self.directory / "data.mdb").stat().st_size
+        return (self.directory / _DATA).stat().st_size
 
     @property
     def used_bytes(self) -> int:
@@ -248,7 +253,7 @@ def _tells(mark: dict[str, str] | None, fingerprint: dict[str, str] | None) -> b
 
 def discard(directory: Path) -> None:
     """Remove an index that nothing vouches for; its marks stay: see `must_reach`."""
-    for name in ("data.mdb", _LOCK_TABLE):
+    for name in (_DATA, _LOCK_TABLE):
         disk.remove_if_there(directory / name)
 
 
@@ -267,9 +272,9 @@ def _open(directory: Path) -> lmdb.Environment:
     map_bytes = _MAP_BYTES
     while True:
         try:
-            with _lock_table_in_memory(directory):
+            with _lock_table_in_memory(directory) as place:
                 env = lmdb.open(
-                    str(directory),
+                    str(place),
                     map_size=map_bytes,
                     max_dbs=len(TABLES),
                     mode=0o600,
@@ -288,33 +293,42 @@ def _open(directory: Path) -> lmdb.Environment:
         break
     # A page behind the end of the file is a SIGBUS, not an exception: look before the first read.
     needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-    if (directory / "data.mdb").stat().st_size < needed and env.info()["last_txnid"]:
+    if (directory / _DATA).stat().st_size < needed and env.info()["last_txnid"]:
         env.close()
         raise CorruptIndex("its file is shorter than it says")
     return env
 
 
 @contextmanager
-def _lock_table_in_memory(directory: Path) -> Iterator[None]:
-    """Have LMDB, which is opened inside, keep its table of readers in memory.
+def _lock_table_in_memory(directory: Path) -> Iterator[Path]:
+    """Have LMDB, which is opened inside by the path that is yielded, keep its readers in memory.
 
-    It maps `lock.mdb` and writes to the map. Where the disk is full that is a SIGBUS: on btrfs at
-    any time, because each write needs a new block there, elsewhere while the file has holes. So
-    the name leads to a file in memory until it is open. Only one process uses an index at a time,
-    so no other one has to find the table.
+    It maps `lock.mdb`, the table of its readers, and writes to the map. Where the disk is full that
+    is a SIGBUS: on btrfs at any time, because each write needs a new block there, elsewhere while
+    the file has holes. So the name leads to a file in memory until it is open. Only one process
+    uses an index at a time, so no other one has to find the table.
 
     The target names this process: a link that a crash leaves behind leads nowhere.
     """
-    path = directory / _LOCK_TABLE
     fd = os.memfd_create("kvd-lock.mdb", os.MFD_CLOEXEC)
     try:
-        disk.remove_if_there(path)
-        target = Path(f"/proc/{os.getpid()}/fd/{fd}")
-        if os.access(target, os.R_OK | os.W_OK):  # else without /proc: the table is on the disk
-            path.symlink_to(target)
-        yield
-        if path.is_symlink():
-            disk.remove(path)
+        table = Path(f"/proc/{os.getpid()}/fd/{fd}")
+        disk.remove_if_there(directory / _LOCK_TABLE)
+        if not os.access(table, os.R_OK | os.W_OK):
+            yield directory  # there is no /proc: the table lies on the disk
+            return
+        try:
+            (directory / _LOCK_TABLE).symlink_to(table)
+        except OSError as error:
+            if error.errno not in disk.REFUSALS or not _MEMORY.is_dir():
+                raise
+            with TemporaryDirectory(prefix="kvd-", dir=_MEMORY) as links:
+                (Path(links) / _LOCK_TABLE).symlink_to(table)
+                (Path(links) / _DATA).symlink_to(directory.absolute() / _DATA)
+                yield Path(links)
+        else:
+            yield directory
+            disk.remove_if_there(directory / _LOCK_TABLE)
     finally:
         os.close(fd)
 
@@ -328,7 +342,7 @@ def _release_memory() -> None:
 def _fingerprint(directory: Path, *, with_size: bool = False) -> dict[str, str] | None:
     """What tells the file of the index from every other, and this life of it from the next."""
     try:
-        stat = (directory / "data.mdb").stat()
+        stat = (directory / _DATA).stat()
     except OSError:
         return None
     if with_size:

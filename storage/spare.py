@@ -69,6 +69,7 @@ class Spare:
             failpoints.reach("segmentBeforeReserve")
             disk.remove_if_there(self._path)
             fd = disk.create(self._path)
+            disk.write_in_place(self._path)
             try:
                 disk.preallocate(fd, size)
             except BaseException:
