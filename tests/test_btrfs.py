@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server import Client, Server
+from tests.server import Client
 
 DISK_BYTES = 160 << 20
 SEGMENT_BYTES = 1 << 20
