@@ -125,6 +125,8 @@ def _repair(options: argparse.Namespace) -> int:
         _say(f"{did} {cut.size} bytes of wal/{cut.segment.name} from offset {cut.offset} on")
     for path in cut.whole:
         _say(f"{did} {path.parent.name}/{path.name}")
+    if cut.claim:
+        _say(f"{did} index/, which goes up to frame {cut.claim}; a start rebuilds it")
     if kept:
         _say(f"kept in {kept}; the log ends with index {index} now")
     else:
@@ -191,15 +193,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"kvdctl {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-    def add(run: Callable[[argparse.Namespace], int], text: str, *, force: bool = False) -> _Parser:
+    def add(
+        run: Callable[[argparse.Namespace], int], text: str, *, force: bool = False, more: str = ""
+    ) -> _Parser:
         name = run.__name__.lstrip("_")
-        verb: _Parser = verbs.add_parser(name, help=text, description=text)
+        verb: _Parser = verbs.add_parser(name, help=text, description=text, epilog=more)
         verb.set_defaults(run=run, data=None)
         if force:
             verb.add_argument("--force", action="store_true", help="also while a server has it")
         return verb
 
-    verb = add(_verify, "check everything, and say whether a server would start", force=True)
+    verb = add(
+        _verify,
+        "check everything, and say whether a server would start",
+        force=True,
+        more="Exit status 0: nothing is damaged, and a server starts. 65: something is damaged; "
+        "the line `start` says whether a server starts (it has another copy) or refuses.",
+    )
     _add_data(verb)
     verb = add(_dump, "print the records of the log, one JSON object a line", force=True)
     verb.add_argument("--from-index", type=_index, default=0, metavar="N", help="the first")

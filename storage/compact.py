@@ -14,7 +14,7 @@ from typing import NamedTuple
 from storage import disk
 from storage.layout import DataDirectory
 from storage.segments import Scan, list_segments
-from storage.source import identity_of
+from storage.source import format_of
 from storage.spare import SPARE_NAME
 from storage.store import Store
 
@@ -40,7 +40,7 @@ def compact(path: Path) -> None:
         StorageError: the directory cannot be used, or is damaged; nothing is purged then.
         OSError: the disk failed, or is full.
     """
-    identity_of(path)  # or `open` would make a store of what is none
+    format_of(path)  # or `open` would make a store of what is none
     _open(path).close()  # cuts a torn tail, and keeps it
     # Without room behind its frames, the last segment cannot take the next one: that begins a new
     # segment, and the old one can go with the others.

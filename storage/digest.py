@@ -38,14 +38,18 @@ import lmdb
 
 from storage.node import ROOT, CorruptIndex, Node
 from storage.segments import Position
-from storage.tree import TABLES, Applied, Memory, View
+from storage.tree import STORE_KEY, TABLES, Applied, Memory, View
 
 
 class IndexState(NamedTuple):
-    """What an index holds: its digest, and the place in the log up to which that is."""
+    """What an index holds: its digest, the place in the log up to which that is, and whose it is.
+
+    `store_uuid` is None where it does not say.
+    """
 
     digest: str
     applied: Applied
+    store_uuid: bytes | None
 
 
 def digest(view: View) -> str:
@@ -97,7 +101,9 @@ def index_state(directory: Path) -> IndexState:
         raise CorruptIndex(ended.stderr.strip().rpartition("\n")[2])
     fields = json.loads(ended.stdout)
     applied = bytes.fromhex(fields["applied"])
-    return IndexState(str(fields["digest"]), Applied.decode(applied))
+    whose = fields["store"]
+    store_uuid = None if whose is None else bytes.fromhex(whose)
+    return IndexState(str(fields["digest"]), Applied.decode(applied), store_uuid)
 
 
 def without_place(applied: Applied) -> Applied:
@@ -117,7 +123,12 @@ def main(arguments: Sequence[str]) -> int:
         tables = {name: env.open_db(name, create=False) for name in TABLES}
         with env.begin() as txn:
             view = View(txn, tables, Memory())
-            state = {"digest": digest(view), "applied": view.applied().encode().hex()}
+            whose = txn.get(STORE_KEY)
+            state = {
+                "digest": digest(view),
+                "applied": view.applied().encode().hex(),
+                "store": None if whose is None else whose.hex(),
+            }
     except (CorruptIndex, lmdb.Error, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

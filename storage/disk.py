@@ -93,6 +93,18 @@ def read_at(fd: int, length: int, offset: int) -> bytes:
     return b"".join(parts)
 
 
+def next_data(fd: int, offset: int) -> int | None:
+    """Return where, from an offset on, a file may hold something but zeros; None for nowhere."""
+    try:
+        return os.lseek(fd, offset, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return None
+        if error.errno != errno.EINVAL:
+            raise
+        return offset if offset < os.fstat(fd).st_size else None
+
+
 def write_at(fd: int, data: bytes, offset: int) -> None:
     """Write all of `data` at `offset`. Not durable before a sync.
 

@@ -6,6 +6,7 @@ found. An `OSError` is not wrapped: a disk that fails is told apart from data th
     StorageError            74 EX_IOERR
     ├── Corrupt             65 EX_DATAERR
     │   ├── CorruptLog                       acknowledged writes are damaged or missing
+    │   │   └── LogMissing                   there is no log at all where there has been one
     │   └── CorruptSnapshot                  a snapshot cannot be used; an older one may do
     ├── DirectoryLocked     73 EX_CANTCREAT  another process has the data directory
     ├── DirectoryUnusable   73, 65 or 78     the data directory cannot be this store's
@@ -46,6 +47,10 @@ class Corrupt(StorageError):
 
 class CorruptLog(Corrupt):
     """The log holds something that no crash explains, or lacks something that was acknowledged."""
+
+
+class LogMissing(CorruptLog):
+    """A store that has had a log finds none: its disk may not be mounted."""
 
 
 class CorruptSnapshot(Corrupt):

@@ -11,7 +11,11 @@ directory says that nothing was lost, and is thrown away otherwise:
              is given to the next mount, after a forced unmount that dropped what was not synced.
 
 Both are one line of JSON with a checksum. A process that met an I/O error removes RUNNING. They say
-also how far the log was, at the start or the stop: it can never end before that again.
+also whose store it is, and how far the log was, at the start or the stop: it can never end before
+that again. What is made of them is decided in storage/evidence.py. A third one outlives an index
+that was thrown away:
+
+    REACHED  how far the log had been performed on it
 """
 
 from __future__ import annotations
@@ -33,9 +37,9 @@ import lmdb
 
 from storage import disk, failpoints
 from storage.errors import DirectoryUnusable
+from storage.lmdbfile import look_up
 from storage.node import CorruptIndex
-from storage.snapshot import available, seq_of
-from storage.tree import TABLES, Applied, Memory, Tables, View
+from storage.tree import APPLIED_KEY, STORE_KEY, TABLES, Applied, Memory, Tables, View
 
 log = logging.getLogger(__name__)
 
@@ -63,13 +67,13 @@ MapFull = lmdb.MapFullError
 # on a full disk: they, too, write new pages before old ones are free.
 RESERVE_BYTES = 4 << 20
 
-_MARKS = ("CLEAN", "RUNNING")
+CLEAN, RUNNING, REACHED = MARKS = ("CLEAN", "RUNNING", "REACHED")
 _DATA = "data.mdb"
+# What the marks call the last frame of the log and the store, beside what tells the index.
+_FRAME, _STORE = "frame", "store"
 _LOCK_TABLE = "lock.mdb"
 # Where links can be made though the disk is full.
 _MEMORY = Path("/dev/shm")  # noqa: S108 -- a directory of our own is made in it
-# What the marks call the last frame of the log, beside what tells the index.
-_FRAME = "frame"
 
 _AT_FDCWD = -100
 _STATX_MNT_ID_UNIQUE = 0x4000
@@ -86,16 +90,23 @@ class Index:
         self.directory = directory
         # An index of an older version may lack a table: it is built anew, not changed here.
         self.tables: Tables = {name: env.open_db(name, create=new) for name in TABLES}
+        with env.begin() as txn:
+            self.store_uuid: bytes | None = txn.get(STORE_KEY)
+        """Whose it is; None where it does not say."""
         self._reservable = True
 
     @classmethod
-    def reuse(cls, directory: Path) -> tuple[Index, str] | None:
+    def reuse(cls, directory: Path, store_uuid: bytes | None = None) -> tuple[Index, str] | None:
         """Open the index that stands there, if nothing of it can have been lost.
+
+        Args:
+            directory: where.
+            store_uuid: whose the marks must be, if they say.
 
         Returns:
             The index and the name of the mark that vouches for it; None where it must be rebuilt.
         """
-        mark = vouched(directory)
+        mark = vouched(directory, store_uuid)
         if mark is None:
             return None
         try:
@@ -112,12 +123,17 @@ class Index:
         return index, mark
 
     @classmethod
-    def create(cls, directory: Path) -> Index:
-        """Throw away what stands there and start an empty index."""
+    def create(cls, directory: Path, store_uuid: bytes | None = None) -> Index:
+        """Throw away what stands there and start an empty index, of a store or of none."""
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(mode=0o700)
         disk.write_in_place(directory)
-        return cls(_open(directory), directory, new=True)
+        index = cls(_open(directory), directory, new=True)
+        if store_uuid is not None:
+            with index.env.begin(write=True) as txn:
+                txn.put(STORE_KEY, store_uuid)
+            index.store_uuid = store_uuid
+        return index
 
     def take_place(self, directory: Path) -> None:
         """Move to a directory, instead of the index that stands there; which goes."""
@@ -142,8 +158,8 @@ class Index:
 
         On a full disk it cannot be said: the next start then rebuilds.
         """
-        (self.directory / "CLEAN").unlink(missing_ok=True)
-        running = self.directory / "RUNNING"
+        (self.directory / CLEAN).unlink(missing_ok=True)
+        running = self.directory / RUNNING
         fingerprint = _fingerprint(self.directory)
         stands = _tells(_read_mark(running), fingerprint)
         written = fingerprint is not None and _write_mark(running, fingerprint | self._frame())
@@ -218,7 +234,7 @@ class Index:
 
     def distrust(self) -> None:
         """After an I/O error: the next start rebuilds the index."""
-        (self.directory / "RUNNING").unlink(missing_ok=True)
+        (self.directory / RUNNING).unlink(missing_ok=True)
 
     def close(self, *, clean: bool) -> None:
         """Close it; with `clean`, sync it whole and vouch for it."""
@@ -229,16 +245,17 @@ class Index:
         self.env.close()
         if clean and (fingerprint := _fingerprint(self.directory, with_size=True)):
             failpoints.reach("stopBeforeMark")
-            _write_mark(self.directory / "CLEAN", fingerprint | frame)
+            _write_mark(self.directory / CLEAN, fingerprint | frame)
             failpoints.reach("stopAfterMark")
 
     def _frame(self) -> dict[str, str]:
-        return {_FRAME: str(self.applied().position.seq)}
+        store = {_STORE: self.store_uuid.hex()} if self.store_uuid else {}
+        return {_FRAME: str(self.applied().position.seq)} | store
 
 
-def vouched(directory: Path) -> str | None:
+def vouched(directory: Path, store_uuid: bytes | None = None) -> str | None:
     """Return the name of the mark by which nothing of an index can have been lost, or None."""
-    clean, running = (_read_mark(directory / name) for name in _MARKS)
+    clean, running = (_mark_of(directory / name, store_uuid) for name in (CLEAN, RUNNING))
     if _tells(clean, _fingerprint(directory, with_size=True)):
         return CLEAN_STOP
     if _tells(running, _fingerprint(directory)):
@@ -251,21 +268,44 @@ def _tells(mark: dict[str, str] | None, fingerprint: dict[str, str] | None) -> b
     return bool(mark and fingerprint and mark.items() >= fingerprint.items())
 
 
-def discard(directory: Path) -> None:
-    """Remove an index that nothing vouches for; its marks stay: see `must_reach`."""
-    for name in (_DATA, _LOCK_TABLE):
+def discard(directory: Path, store_uuid: bytes) -> None:
+    """Remove an index that nothing vouches for, but not what it says of the log.
+
+    Where that cannot be written down, for want of room, the index stays.
+    """
+    seq = reached(directory, store_uuid)
+    known = marked_frame(directory / REACHED, store_uuid) or 0
+    fields = {_FRAME: str(seq), _STORE: store_uuid.hex()}
+    if seq <= known or _write_mark(directory / REACHED, fields):
+        for name in (_DATA, _LOCK_TABLE):
+            disk.remove_if_there(directory / name)
+
+
+def forget(directory: Path) -> None:
+    """Remove an index, and all that it and its marks say of the log. Not durable before a sync."""
+    for name in (_DATA, _LOCK_TABLE, *MARKS):
         disk.remove_if_there(directory / name)
 
 
-def must_reach(directory: Path, snapshots: Path) -> int:
-    """Return a frame that the log has had, for all we know: it must not end before that.
+def marked_frame(path: Path, store_uuid: bytes) -> int | None:
+    """Return the frame of the log that a mark names, None where it is no mark of this store."""
+    mark = _mark_of(path, store_uuid)
+    return int(mark.get(_FRAME, "0")) if mark is not None else None
 
-    The marks of an index, even of a useless one, and the names of snapshots, even of bad ones, were
-    made when that frame was durable.
+
+def reached(directory: Path, store_uuid: bytes) -> int:
+    """Return the frame up to which an index was performed, by what its file says.
+
+    Nothing need vouch for it, and it may be damaged: 0 where it does not say. The row has a
+    checksum, and it was written after that frame was durable.
     """
-    marks = [_read_mark(directory / name) or {} for name in _MARKS]
-    named = [seq_of(path) for path in available(snapshots)]
-    return max([int(mark.get(_FRAME, 0)) for mark in marks] + named)
+    file = directory / _DATA
+    try:
+        if look_up(file, None, STORE_KEY) not in (None, store_uuid):
+            return 0
+        return Applied.decode(look_up(file, b"meta", APPLIED_KEY)).position.seq
+    except (CorruptIndex, OSError):
+        return 0
 
 
 def _open(directory: Path) -> lmdb.Environment:
@@ -400,13 +440,21 @@ def _write_mark(path: Path, fields: dict[str, str]) -> bool:
     return True
 
 
+def _mark_of(path: Path, store_uuid: bytes | None) -> dict[str, str] | None:
+    """Return the fields of a mark, unless it is another store's."""
+    mark = _read_mark(path)
+    whose = None if mark is None else mark.get(_STORE)
+    return mark if whose is None or store_uuid is None or whose == store_uuid.hex() else None
+
+
 def _read_mark(path: Path) -> dict[str, str] | None:
     """Return the fields of a mark, or None where there is none that is whole."""
     try:
         line, _, crc = path.read_text(encoding="ascii").strip().rpartition(" ")
-    except (OSError, UnicodeDecodeError):
+        fields: object = json.loads(line)
+    except (OSError, ValueError):
         return None
-    if f"{crc32(line.encode()):08x}" != crc:
+    if not isinstance(fields, dict) or f"{crc32(line.encode()):08x}" != crc:
         return None
-    fields: dict[str, str] = json.loads(line)
-    return fields
+    is_whole = str(fields.get(_FRAME, "0")).isdecimal()
+    return {str(key): str(value) for key, value in fields.items()} if is_whole else None

@@ -1,8 +1,10 @@
 """The data directory: whose it is, and where everything is in it.
 
     DATA/          0700
-      FORMAT       one line of JSON (format, min_reader, store_uuid, cluster_id, member_id, created)
-                   and one with its crc32; the directory is a store once this file is durable
+      FORMAT       one line of JSON (format, min_reader, store_uuid, cluster_id, member_id, created,
+                   and "log": "begun" once the log has had a segment, before its first frame is
+                   written) and one with its crc32; the directory is a store once this file is
+                   durable
       LOCK         locked (flock) for as long as it is open; says by whom, for the error message
       wal/         storage/wal.py; a symbolic link where the log has a disk of its own
       snap/        storage/snapshot.py
@@ -34,6 +36,8 @@ log = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 _ROOMS = ("wal", "snap", "index", "quarantine")
 _PRECIOUS = ("wal", "snap")
+_LOG = "log"
+_STORE_UUID_BYTES = 16
 
 
 class Identity(NamedTuple):
@@ -51,19 +55,27 @@ class NewIds(NamedTuple):
     member_id: int
 
 
+class Format(NamedTuple):
+    """What FORMAT says: whose the directory is, and whether its log has ever had a segment."""
+
+    identity: Identity
+    log_begun: bool
+
+
 class DataDirectory:
     """An open data directory, locked until `close`.
 
     Attributes:
         path: the directory; `wal`, `snap`, `index` and `quarantine` are its rooms.
         identity: what FORMAT says.
+        log_begun: FORMAT says that the log has had a segment: without any, it is gone.
         created: FORMAT was written just now: the store is new.
     """
 
-    def __init__(self, path: Path, lock_fd: int, identity: Identity, *, created: bool) -> None:
+    def __init__(self, path: Path, lock_fd: int, found: Format, *, created: bool) -> None:
         self.path = path
         self.wal, self.snap, self.index, self.quarantine = (path / room for room in _ROOMS)
-        self.identity = identity
+        self.identity, self.log_begun = found
         self.created = created
         self._lock_fd = lock_fd
 
@@ -108,6 +120,19 @@ class DataDirectory:
         except OSError as error:
             where = error.filename or path
             raise DirectoryUnusable(f"{where}: {error.strerror}") from error
+
+    def begin_log(self) -> None:
+        """Have FORMAT say that the log has had a segment; durable on return.
+
+        A call for when the name of that segment is durable: a crash must not leave the one without
+        the other.
+
+        Raises:
+            OSError: FORMAT is as it was.
+        """
+        if not self.log_begun:
+            _write_format(self.path, _fields(self.path / "FORMAT") | {_LOG: "begun"})
+            self.log_begun = True
 
     def close(self) -> None:
         """Release the lock."""
@@ -203,7 +228,7 @@ def _initialise(path: Path, new_ids: NewIds | None, wal_dir: Path | None) -> boo
     # A start that was killed may have made the directory without having synced its name.
     with suppress(PermissionError):
         disk.sync_directory(path.resolve().parent)
-    _write_format(path, new_ids or NewIds(_random_id(), _random_id()))
+    _write_format(path, _new_fields(new_ids or NewIds(_random_id(), _random_id())))
     return True
 
 
@@ -246,8 +271,29 @@ def _require(path: Path, room: str) -> None:
         raise DirectoryUnusable(
             f"{path}: {room}/ is missing; restore it from a backup", exit_status=EX_DATAERR
         )
+    _require_no_file(path, room)
     (path / room).mkdir(mode=disk.DIRECTORY_MODE)
     disk.sync_directory(path)
+
+
+def _require_no_file(path: Path, room: str) -> None:
+    if (path / room).exists():
+        raise DirectoryUnusable(
+            f"{path}: {room} is not a directory; move it away", exit_status=EX_DATAERR
+        )
+
+
+def require_rooms(path: Path) -> None:
+    """Check the rooms of a store as its start does, and make none.
+
+    Raises:
+        DirectoryUnusable: one is missing whose content is needed, or is not a directory.
+    """
+    for room in _ROOMS:
+        if room in _PRECIOUS:
+            _require(path, room)
+        elif not (path / room).is_dir():
+            _require_no_file(path, room)
 
 
 def _require_empty(path: Path, room: str) -> None:
@@ -261,17 +307,20 @@ def _require_empty(path: Path, room: str) -> None:
         )
 
 
-def _write_format(path: Path, ids: NewIds) -> None:
-    """Make the identity of a new store durable."""
+def _new_fields(ids: NewIds) -> dict[str, object]:
+    """Return what FORMAT says of a new store."""
     now = datetime.fromtimestamp(disk.wall_clock_ns() // 10**9, UTC)
-    fields = {
+    return {
         "format": FORMAT_VERSION,
         "min_reader": FORMAT_VERSION,
-        "store_uuid": secrets.token_hex(16),
+        "store_uuid": secrets.token_hex(_STORE_UUID_BYTES),
         "cluster_id": f"{ids.cluster_id:016x}",
         "member_id": f"{ids.member_id:016x}",
         "created": f"{now:%Y-%m-%dT%H:%M:%SZ}",
     }
+
+
+def _write_format(path: Path, fields: dict[str, object]) -> None:
     line = json.dumps(fields)
     data = f"{line}\n{crc32(line.encode()):08x}\n".encode()
     disk.write_file_durably(path / "FORMAT", data)
@@ -296,7 +345,7 @@ def _remove_unfinished(path: Path) -> None:
                 disk.remove(entry)
 
 
-def read_format(path: Path) -> Identity:
+def read_format(path: Path) -> Format:
     """Return what FORMAT says, if this version can read the directory.
 
     Raises:
@@ -304,25 +353,56 @@ def read_format(path: Path) -> Identity:
         OSError: there is none, or it cannot be read.
     """
     file = path / "FORMAT"
-    text = file.read_bytes()
-    line, _, crc = text.rstrip(b"\n").partition(b"\n")
-    expected = f"{crc32(line):08x}"
-    if crc != expected.encode():
+    fields = _fields(file)
+    try:
+        identity = _identity(file, fields)
+    except (KeyError, TypeError, ValueError):
+        raise _damaged(file, "does not say whose the directory is") from None
+    return Format(identity, _LOG in fields)
+
+
+def _identity(file: Path, fields: dict[str, object]) -> Identity:
+    """Return what names the store, if this version can read the directory.
+
+    Raises:
+        DirectoryUnusable: it cannot.
+        KeyError, TypeError, ValueError: the fields do not say.
+    """
+    version, needed = fields["format"], fields["min_reader"]
+    if not isinstance(needed, int):
+        raise TypeError(needed)
+    if needed > FORMAT_VERSION:
         raise DirectoryUnusable(
-            f"{file}: fails its checksum ({crc!r}, expected {expected!r}); restore it from a "
-            "backup",
-            exit_status=EX_DATAERR,
-        )
-    fields: dict[str, object] = json.loads(line)
-    needed = fields["min_reader"]
-    if not isinstance(needed, int) or needed > FORMAT_VERSION:
-        raise DirectoryUnusable(
-            f"{file}: the directory has format {fields['format']}, which a program for format "
+            f"{file}: the directory has format {version}, which a program for format "
             f"{needed} or later reads; this one is for format {FORMAT_VERSION}",
             exit_status=EX_CONFIG,
         )
-    return Identity(
-        bytes.fromhex(str(fields["store_uuid"])),
-        int(str(fields["cluster_id"]), 16),
-        int(str(fields["member_id"]), 16),
-    )
+    store_uuid = bytes.fromhex(str(fields["store_uuid"]))
+    if len(store_uuid) != _STORE_UUID_BYTES:
+        raise ValueError(store_uuid)
+    cluster_id, member_id = (int(str(fields[name]), 16) for name in ("cluster_id", "member_id"))
+    return Identity(store_uuid, cluster_id, member_id)
+
+
+def _fields(file: Path) -> dict[str, object]:
+    """Return the fields of FORMAT.
+
+    Raises:
+        DirectoryUnusable: it is damaged.
+        OSError: there is none, or it cannot be read.
+    """
+    line, _, crc = file.read_bytes().rstrip(b"\n").partition(b"\n")
+    expected = f"{crc32(line):08x}"
+    if crc != expected.encode():
+        raise _damaged(file, f"fails its checksum ({crc!r}, expected {expected!r})")
+    try:
+        fields: object = json.loads(line)
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict):
+        raise _damaged(file, "is not in the form of a FORMAT")
+    return fields
+
+
+def _damaged(file: Path, problem: str) -> DirectoryUnusable:
+    return DirectoryUnusable(f"{file}: {problem}; restore it from a backup", exit_status=EX_DATAERR)

@@ -7,7 +7,9 @@
 
 Everything that is cut off is kept there, bit for bit: giving the segment its size again, writing
 `tail` to its offset and moving the files back undoes it, as long as no server has written to the
-directory since. The index is no truth, so it is not kept: the next start builds it again.
+directory since. The index is no truth, so it is not kept: the next start builds it again. What says
+that the log went further than it does now goes, too, even where the log has no more to cut off:
+snapshots and the index with its marks (storage/evidence.py).
 
 A crash in the middle leaves what a second run finishes, in a directory of its own: pieces are
 copied before they are cut, and whole files go, newest first, before the tail does.
@@ -26,10 +28,12 @@ from typing import NamedTuple
 
 from storage import disk, snapshot
 from storage.change import Change, UnknownRecord, decode_payload
-from storage.errors import CorruptLog, OutOfReach, StorageError
-from storage.layout import DataDirectory
+from storage.errors import CorruptLog, LogMissing, OutOfReach, StorageError
+from storage.evidence import index_reach
+from storage.index import forget
+from storage.layout import DataDirectory, Format
 from storage.segments import START, Frame, Position, Scan, Segment
-from storage.source import Base, Source, identity_of, reading
+from storage.source import Base, Source, format_of, reading
 
 _NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})\.wal")
 
@@ -48,18 +52,22 @@ class Extent(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """What a repair cuts off: bytes of one segment, and whole files."""
+    """What a repair cuts off: bytes of one segment, and whole files.
+
+    `claim` is the frame beyond the new end that the index names, 0 where it names none.
+    """
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody misses
     segment: Path | None
     offset: int
     size: int
     whole: list[Path]
+    claim: int = 0
 
     @property
     def is_nothing(self) -> bool:
         """Whether there is nothing to cut off."""
-        return not self.size and not self.whole
+        return not self.size and not self.whole and not self.claim
 
 
 def good_extent(source: Source, last_index: int | None = None) -> Extent:
@@ -117,10 +125,10 @@ def repair(path: Path, index: int) -> tuple[Cut, Path]:
         StorageError: as for `plan`, or a server has the directory.
         OSError: the disk failed; running it again goes on from there.
     """
-    identity_of(path)  # or `open` would make a store of what is none
+    format_of(path)  # or `open` would make a store of what is none
     directory = DataDirectory.open(path)
     try:
-        source = Source(path, directory.identity, live=False)
+        source = Source(path, Format(directory.identity, directory.log_begun), live=False)
         cut = plan(source, index)
         kept = _new_name(directory.quarantine, index)
         if not cut.is_nothing:
@@ -133,17 +141,21 @@ def repair(path: Path, index: int) -> tuple[Cut, Path]:
 
 def explained(error: StorageError, path: Path) -> str:
     """Return a refusal, and for a damaged log what a person can do about it. Never raises."""
-    return f"{error}. {advice(path)}" if isinstance(error, CorruptLog) else str(error)
+    is_explained = not isinstance(error, CorruptLog) or isinstance(error, LogMissing)
+    return str(error) if is_explained else f"{error}. {advice(path)}"
 
 
 def advice(path: Path) -> str:
     """Return what a person can do about a damaged log, in one line. Never raises."""
     inspect = f"To inspect: kvdctl verify {path}"
+    nowhere = f"{inspect}. To go on: restore a backup"
     try:
         with reading(path) as source:
-            index = good_extent(source).index
+            index, end = good_extent(source)[:2]
     except (StorageError, OSError):
-        return f"{inspect}. To go on: restore a backup"
+        return nowhere
+    if end == START:  # nothing at all is good: that is no place to cut a log at
+        return nowhere
     return (
         f"Last good: index {index}. {inspect}. To drop index {index + 1} and everything later "
         f"(kept in quarantine/): kvdctl repair --truncate-at {index} {path}"
@@ -216,18 +228,20 @@ def _cut_behind(source: Source, extent: Extent) -> Cut:
     is_whole = extent.beyond is None and extent.problem is None
     segments = sorted(source.wal.glob("*.wal"), reverse=True)
     kept, whole = _connected(source, segments, None if is_whole else end.segment)
-    for path in snapshot.available(source.snap):
-        if snapshot.seq_of(path) > end.seq:
+    for path in snapshot.named(source.snap):
+        if max(snapshot.claims(path, source.identity.store_uuid), default=0) > end.seq:
             whole.append(path)
+    claim = index_reach(source.index, source.identity.store_uuid)[0]
+    claim = claim if claim > end.seq else 0
     last = kept.get(end.segment)
     if is_whole or last is None:
-        return Cut(extent.index, None, 0, 0, whole)
+        return Cut(extent.index, None, 0, 0, whole, claim)
     fd = disk.open_to_read(last)
     try:
         tail = disk.read_at(fd, last.stat().st_size - end.offset, end.offset)
     finally:
         os.close(fd)
-    return Cut(extent.index, last, end.offset, len(tail.rstrip(b"\0")), whole)
+    return Cut(extent.index, last, end.offset, len(tail.rstrip(b"\0")), whole, claim)
 
 
 def _connected(
@@ -293,12 +307,11 @@ def _keep(cut: Cut, kept: Path) -> None:
 
 
 def _apply(directory: DataDirectory, cut: Cut, kept: Path) -> None:
-    for mark in ("CLEAN", "RUNNING"):
-        disk.remove_if_there(directory.index / mark)
+    forget(directory.index)
     disk.sync_directory(directory.index)
     # Snapshots first: one that outlived the frames it covers would be believed.
-    for path in sorted(cut.whole, reverse=True, key=lambda path: (path.suffix, path.name)):
-        if path.suffix == ".snap":
+    for path in sorted(cut.whole, reverse=True):
+        if path.suffix != ".wal":
             _move(path, kept)
     for path in sorted(cut.whole, reverse=True):
         if path.suffix == ".wal":

@@ -101,6 +101,7 @@ def found_store(directory: DataDirectory, index: Path, applied: Applied) -> None
         directory.wal / segment_name(page.number, page.first_seq),
         frame.encode_segment_header(page, magic=WAL_MAGIC),
     )
+    directory.begin_log()
 
 
 def state(index: Index) -> tuple[Applied, str]:

@@ -154,7 +154,7 @@ class Scan:
         self.torn: TornTail | None = None
         self.connected = False
 
-    def frames(self, must_reach: int) -> Iterator[Frame]:
+    def frames(self, must_reach: int, witness: str = "") -> Iterator[Frame]:
         """Yield every frame but seals and heartbeats; see `Wal.scan`."""
         segments = self._segments_from_start()
         for segment in segments:
@@ -167,7 +167,7 @@ class Scan:
                 file,
                 self.tail.offset,
                 f"the log ends with frame {self.tail.seq}, but frame {must_reach} "
-                f"was acknowledged. {ADVICE}",
+                f"was acknowledged{f' ({witness} names it)' if witness else ''}. {ADVICE}",
             )
 
     def _segments_from_start(self) -> list[Segment]:

@@ -23,6 +23,7 @@ from pathlib import Path
 import lmdb
 
 from storage import disk
+from storage.errors import CorruptSnapshot
 from storage.snapfile import (
     Header,
     Row,
@@ -39,17 +40,22 @@ __all__ = [
     "Header",
     "Row",
     "available",
+    "claims",
     "convert",
     "decode_header",
     "encode_header",
     "install",
+    "named",
+    "own_header",
     "prune",
     "read",
     "read_chunks",
     "read_header",
     "seq_of",
     "set_aside",
+    "usable",
     "verify",
+    "verify_own",
     "write",
 ]
 
@@ -59,6 +65,7 @@ log = logging.getLogger(__name__)
 _PAUSE_S = 0.02
 _NICENESS = 10
 _NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.snap")
+_ANY_NAME = re.compile(_NAME.pattern + r"(\.broken)?")
 
 
 def available(directory: Path) -> list[Path]:
@@ -66,6 +73,76 @@ def available(directory: Path) -> list[Path]:
     return sorted(
         (path for path in directory.iterdir() if _NAME.fullmatch(path.name)), reverse=True
     )
+
+
+def named(directory: Path) -> list[Path]:
+    """Return the snapshots in a directory, those that were set aside too, in no order."""
+    return [path for path in directory.iterdir() if _ANY_NAME.fullmatch(path.name)]
+
+
+def claims(path: Path, store_uuid: bytes) -> list[int]:
+    """Return the frames that a snapshot says were durable, by its name and by its header.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        header = read_header(path)
+    except CorruptSnapshot:
+        return [seq_of(path)]
+    except FileNotFoundError:
+        return []  # a server has purged it meanwhile
+    return [seq_of(path), header.seq] if header.store_uuid == store_uuid else []
+
+
+def own_header(path: Path, store_uuid: bytes) -> Header:
+    """Return the header of a snapshot of a store, without looking at its rows.
+
+    Raises:
+        CorruptSnapshot: the header is damaged, another store's, or not what the name says.
+        OSError: the file cannot be read.
+    """
+    return _require_own(path, read_header(path), store_uuid)
+
+
+def verify_own(path: Path, store_uuid: bytes) -> Header:
+    """Read a snapshot of a store to its end and return its header.
+
+    Raises:
+        CorruptSnapshot: it is damaged, incomplete, another store's, or not what the name says.
+        OSError: the file cannot be read.
+    """
+    return _require_own(path, verify(path), store_uuid)
+
+
+def _require_own(path: Path, header: Header, store_uuid: bytes) -> Header:
+    if header.store_uuid != store_uuid:
+        raise CorruptSnapshot.at(
+            path, 0, f"a snapshot of another store ({header.store_uuid.hex()})"
+        )
+    if path.name != name_of(header):
+        raise CorruptSnapshot.at(path, 0, f"the header is that of {name_of(header)}")
+    return header
+
+
+def usable(directory: Path, store_uuid: bytes) -> Iterator[tuple[Path, Header]]:
+    """Yield a store's snapshots whose headers are good, newest first.
+
+    The others are set aside on the way, each with two lines of log.
+    """
+    for path in available(directory):
+        try:
+            header = own_header(path, store_uuid)
+        except CorruptSnapshot as error:
+            log.warning("%s", error)
+            set_aside(path)
+        else:
+            yield path, header
+
+
+def name_of(header: Header) -> str:
+    """Return the name of the file of a snapshot."""
+    return f"{header.index:016x}-{header.seq:016x}.snap"
 
 
 def seq_of(path: Path) -> int:
@@ -84,7 +161,7 @@ def install(temporary: Path, directory: Path, header: Header) -> Path:
     Returns:
         The path it has now.
     """
-    path = directory / f"{header.index:016x}-{header.seq:016x}.snap"
+    path = directory / name_of(header)
     disk.rename_durably(temporary, path)
     return path
 

@@ -24,8 +24,9 @@ from storage.errors import (
     OutOfReach,
     StorageError,
 )
+from storage.evidence import Evidence, gather, require_log
 from storage.index import Index
-from storage.layout import Identity, read_format
+from storage.layout import Format, read_format, require_rooms
 from storage.replay import Until, load, replay, to_the_end
 from storage.segments import Frame, Position, Scan, Segment, list_segments
 from storage.snapshot import Header
@@ -56,38 +57,46 @@ class Source:
         path: the directory; `wal`, `snap` and `index` are its rooms.
         identity: what FORMAT says.
         live: a server may be writing to it meanwhile.
+        evidence: what the files beside the log say of it.
         scan: the last pass through the log: at its end it knows the tail.
     """
 
-    def __init__(self, path: Path, identity: Identity, *, live: bool) -> None:
+    def __init__(self, path: Path, found: Format, *, live: bool) -> None:
         self.path = path
         self.wal, self.snap, self.index = path / "wal", path / "snap", path / "index"
-        self.identity = identity
+        self.identity, self.log_begun = found
         self.live = live
+        self.evidence: Evidence = gather(
+            self.index, self.snap, self.identity.store_uuid, log_begun=self.log_begun
+        )
         self.scan: Scan | None = None
 
     def segments(self) -> list[Segment]:
         """Return the segments of the log.
 
         Raises:
-            CorruptLog: one is missing, misnamed, damaged or of another store.
+            CorruptLog: one is missing, misnamed, damaged or of another store, or all are missing.
         """
-        return list_segments(self.wal, self.identity.store_uuid)
+        segments = list_segments(self.wal, self.identity.store_uuid)
+        require_log(self.wal, segments, self.evidence)
+        return segments
 
-    def frames(self, start: Position | None = None, *, must_reach: int = 0) -> Iterator[Frame]:
+    def frames(self, start: Position | None = None) -> Iterator[Frame]:
         """Yield every frame behind `start`, or of the whole log, but seals and heartbeats.
 
         Raises:
-            CorruptLog: by the rules of storage/segments.py, as far as the reading has come.
+            CorruptLog: by the rules of storage/segments.py, as far as the reading has come; or the
+                log ends before what is known to have been acknowledged.
             StorageError: a server purged meanwhile what was to be read next.
         """
         position = start
         failed_at: object = self  # no position
         stalls = 0
+        reach, witness = self.evidence.reach, self.evidence.witness
         while True:
             try:
                 self.scan = Scan(self.wal, self.segments(), position)
-                for frame in self.scan.frames(must_reach):
+                for frame in self.scan.frames(reach, witness):
                     position = frame.end
                     yield frame
             except (CorruptLog, FileNotFoundError) as error:
@@ -115,9 +124,7 @@ class Source:
         found: Found = []
         for path in snapshot.available(self.snap):
             try:
-                header = snapshot.verify(path)
-                if header.store_uuid != self.identity.store_uuid:
-                    raise CorruptSnapshot.at(path, 0, "a snapshot of another store")
+                header = snapshot.verify_own(path, self.identity.store_uuid)
             except CorruptSnapshot as error:
                 found.append((path, error))
             except FileNotFoundError:
@@ -128,7 +135,7 @@ class Source:
         return found
 
     def bases(self, snapshots: Found | None = None) -> list[Base]:
-        """Return from where a state can be rebuilt, newest first; an empty log is a base, too.
+        """Return from where a state can be rebuilt, newest first; a log that is new is a base, too.
 
         Args:
             snapshots: what `snapshots` returned, where it was called already.
@@ -136,7 +143,8 @@ class Source:
         found = self.snapshots() if snapshots is None else snapshots
         bases = [Base(path, header) for path, header in found if isinstance(header, Header)]
         names = sorted(entry.name for entry in self.wal.glob("*.wal"))
-        if not names or names[0].endswith(f"-{1:016x}.wal"):
+        is_new = not names and not self.evidence.witness
+        if is_new or (names and names[0].endswith(f"-{1:016x}.wal")):
             bases.append(Base(None, None))
         return bases
 
@@ -156,6 +164,7 @@ class Source:
         for base in bases:
             if base.header is None or fits(base.header):
                 return self.rebuild_from(base, scratch, until)
+        self.segments()
         if not bases:
             raise CorruptLog(
                 f"{self.wal}: the log does not begin with frame 1, and there is no good snapshot "
@@ -225,7 +234,7 @@ def reading(path: Path, *, force: bool = False) -> Iterator[Source]:
             raise DirectoryLocked(
                 f"{path}: in use by {holder or 'another process'}; --force reads it nevertheless"
             )
-        yield Source(path, identity_of(path), live=live and fd is not None)
+        yield Source(path, format_of(path), live=live and fd is not None)
     finally:
         if fd is not None:
             os.close(fd)
@@ -246,20 +255,15 @@ def _try_lock(fd: int) -> bool:
     return True
 
 
-def identity_of(path: Path) -> Identity:
-    """Return what names the store in a directory.
+def format_of(path: Path) -> Format:
+    """Return what FORMAT says of the store in a directory that has all that a store has.
 
     Raises:
         DirectoryUnusable: it is no data directory, or its FORMAT is damaged or unknown.
     """
     if not path.is_dir():
         raise DirectoryUnusable(f"{path}: is no directory")
-    for room in ("wal", "snap"):
-        if not (path / room).is_dir():
-            raise DirectoryUnusable(
-                f"{path}: {room}/ is missing: this is no data directory, or half of one",
-                exit_status=EX_DATAERR,
-            )
+    require_rooms(path)
     try:
         return read_format(path)
     except OSError as error:

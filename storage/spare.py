@@ -4,6 +4,7 @@ A full disk is met when space is reserved, not when a frame is written: that is 
 happened. The file is no part of the log until it gets a header and a segment's name.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +13,11 @@ from pathlib import Path
 from storage import disk, failpoints
 from storage.errors import LogFull
 
+log = logging.getLogger(__name__)
+
 SPARE_NAME = "next.tmp"
+_CHUNK_BYTES = 1 << 20
+_ZEROS = bytes(_CHUNK_BYTES)
 
 
 @contextmanager
@@ -35,6 +40,38 @@ def log_full(error: OSError, path: Path) -> LogFull:
     return LogFull(error.errno, f"{path.parent.name}/{path.name}: {error.strerror}")
 
 
+def first_byte(directory: Path) -> int | None:
+    """Return where the first byte that is not zero stands in the spare of a log, None for nowhere.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        fd = disk.open_to_read(directory / SPARE_NAME)
+    except FileNotFoundError:
+        return None
+    try:
+        for offset, data in _written(fd):
+            return offset + len(data) - len(data.lstrip(b"\0"))
+    finally:
+        os.close(fd)
+    return None
+
+
+def _written(fd: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the chunks of a file in which not all is zero, each with its offset.
+
+    What was reserved and never written is passed over without being read, where the file system
+    knows.
+    """
+    end = 0
+    while (offset := disk.next_data(fd, end)) is not None:
+        data = disk.read_at(fd, _CHUNK_BYTES, offset)
+        end = offset + len(data)
+        if data != _ZEROS[: len(data)]:
+            yield offset, data
+
+
 class Spare:
     """`next.tmp` of one log.
 
@@ -50,10 +87,26 @@ class Spare:
         self.fd: int | None = None
 
     def adopt(self) -> None:
-        """Keep what an earlier run reserved: on a full disk it is all there is."""
+        """Keep what an earlier run reserved: on a full disk it is all there is.
+
+        Nothing may stand in it, or that would be behind the frames of the next segment. A crash may
+        have left a header there; whatever it is, it is overwritten, since there may be no room for
+        another file. Durable when it becomes a segment.
+        """
         with suppress(FileNotFoundError):
             if self.fd is None and self._path.stat().st_size == self.size:
                 self.fd = disk.open_to_write(self._path)
+                self._clear(self.fd)
+
+    def _clear(self, fd: int) -> None:
+        try:
+            for offset, data in _written(fd):
+                disk.write_at(fd, bytes(len(data)), offset)
+                log.info("%s: cleared %d bytes at %d", self._path, len(data), offset)
+        except OSError as error:
+            if error.errno not in disk.REFUSALS:
+                raise
+            self.close()  # another one is reserved when there is room
 
     def reserve(self, size: int = 0) -> int:
         """Reserve the space, `size` bytes or more, unless that is done; return the open file.

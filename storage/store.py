@@ -34,7 +34,8 @@ from storage.change import (
 )
 from storage.checkpoint import Checkpoint
 from storage.errors import CorruptLog, CorruptSnapshot, LogFull, StorageError
-from storage.index import BROKEN, CLEAN_STOP, Index, discard, must_reach, reach_commit, vouched
+from storage.evidence import Evidence, gather, left_behind, objection, require_log
+from storage.index import BROKEN, CLEAN_STOP, Index, discard, reach_commit
 from storage.keptlog import KeptLog
 from storage.layout import DataDirectory, NewIds, require_local
 from storage.replay import load, replay
@@ -150,6 +151,7 @@ class Store:
                 directory.quarantine,
                 store_uuid=directory.identity.store_uuid,
                 segment_bytes_max=segment_bytes_max,
+                on_first=directory.begin_log,
             )
             try:
                 index, recovery, read_from = _recover(directory, wal, rebuild_index=rebuild_index)
@@ -344,13 +346,7 @@ class Store:
     def last_snapshot(self) -> LastSnapshot:
         """Return what is known of the newest snapshot; all zero but the log where there is none."""
         position = self.wal.position
-        for path in snapshot.available(self.directory.snap):
-            try:
-                header = snapshot.read_header(path)
-            except CorruptSnapshot as error:
-                log.warning("%s", error)
-                snapshot.set_aside(path)
-                continue
+        for path, header in snapshot.usable(self.directory.snap, self.identity.store_uuid):
             segments = position.segment - header.segment
             log_bytes = segments * self._segment_bytes_max + position.offset - header.offset
             self._snapshot_bytes = path.stat().st_size
@@ -445,36 +441,83 @@ def _refused_at_start(path: Path, error: Exception) -> StorageError:
 def _recover(
     directory: DataDirectory, wal: Wal, *, rebuild_index: bool
 ) -> tuple[Index, Recovery, Position]:
-    mark = vouched(directory.index)
-    reused = None if rebuild_index else Index.reuse(directory.index)
-    base: Position | None = None
+    evidence = gather(
+        directory.index,
+        directory.snap,
+        directory.identity.store_uuid,
+        log_begun=directory.log_begun,
+    )
+    require_log(directory.wal, wal.segments, evidence)
+    reused = None if rebuild_index else _reuse(directory, wal, evidence)
     if reused is not None:
         (index, source), records = reused, 0
-        read_from = base = index.applied().position
+        read_from = index.applied().position
     else:
-        index, source, records, read_from = _build(directory, wal, beside=mark is not None)
+        index, source, records, read_from = _build(directory, wal, evidence)
     try:
-        if base is not None:
-            # Two passes: nothing is performed before every byte has been looked at.
-            for _ in wal.scan(base, must_reach=base.seq):
-                pass
-        _check_end(wal, stopped_cleanly=mark == CLEAN_STOP)
+        _check_end(wal, stopped_cleanly=evidence.mark == CLEAN_STOP)
         failpoints.reach("startAfterScan")
-        if base is None:
+        if reused is None:
             index.take_place(directory.index)
         index.mark_running()
         failpoints.reach("startAfterMark")
-        if base is not None:
-            records = replay(index, wal.scan(base))
+        if reused is not None:
+            # The second pass: nothing is performed before every byte has been looked at.
+            records = replay(index, wal.scan(read_from))
         failpoints.reach("startAfterReplay")
         wal.begin()
     except BaseException:
         index.env.close()
         raise
+    _note_log(directory, wal)
     return index, Recovery(source, records), read_from
 
 
-def _build(directory: DataDirectory, wal: Wal, *, beside: bool) -> tuple[Index, str, int, Position]:
+def _note_log(directory: DataDirectory, wal: Wal) -> None:
+    """Have FORMAT say that there is a log, where an older version has not; not on a full disk."""
+    if wal.segments:
+        try:
+            directory.begin_log()
+        except OSError as error:
+            if error.errno not in disk.REFUSALS:
+                raise
+
+
+def _reuse(directory: DataDirectory, wal: Wal, evidence: Evidence) -> tuple[Index, str] | None:
+    """Return the index that stands there and what vouches for it, if it is to be used.
+
+    The log behind it has been looked at then, to its end.
+
+    Raises:
+        CorruptLog: the log is damaged, or ends before what is known to have been acknowledged.
+    """
+    own_uuid = directory.identity.store_uuid
+    reused = Index.reuse(directory.index, own_uuid)
+    if reused is None:
+        return None
+    index, _ = reused
+    try:
+        applied = index.applied()
+        problem = objection(
+            evidence, applied, index.store_uuid, own_uuid=own_uuid, segments=wal.segments
+        )
+        if problem is None:
+            reach, witness = evidence.reach, evidence.witness
+            frames = wal.scan(applied.position, must_reach=reach, witness=witness)
+            problem = left_behind(applied, frames)
+    except BaseException:
+        index.env.close()
+        raise
+    if problem is None:
+        return reused
+    index.env.close()
+    log.warning("the index is not the one that was written last and is rebuilt: %s", problem)
+    return None
+
+
+def _build(
+    directory: DataDirectory, wal: Wal, evidence: Evidence
+) -> tuple[Index, str, int, Position]:
     """Build a draft of the index from a snapshot and the whole log behind it.
 
     All is performed while it is being checked, in one pass: the draft only counts when every byte
@@ -483,21 +526,23 @@ def _build(directory: DataDirectory, wal: Wal, *, beside: bool) -> tuple[Index, 
     Args:
         directory: where the draft is made.
         wal: the log; its scan has come to its end on return.
-        beside: whether the index that stands there may still be of use; else it goes first, because
-            there may be no room for two.
+        evidence: what is known of the log and the index. Where something vouches for the index that
+            stands there, it may still be of use; else it goes first, because there may be no room
+            for two.
 
     Returns:
         The draft, what it was begun with, how many records were performed, and from where on.
     """
-    if not beside:
-        discard(directory.index)
-    reach = must_reach(directory.index, directory.snap)
+    own_uuid = directory.identity.store_uuid
+    if evidence.mark is None:
+        discard(directory.index, own_uuid)
     while True:
         newest, base = _newest_snapshot(directory, wal)
-        draft = Index.create(directory.path / _DRAFT)
+        draft = Index.create(directory.path / _DRAFT, own_uuid)
         try:
             load(draft, newest)
-            records = replay(draft, wal.scan(base, must_reach=reach))
+            frames = wal.scan(base, must_reach=evidence.reach, witness=evidence.witness)
+            records = replay(draft, frames)
         except CorruptSnapshot as error:
             assert newest is not None
             draft.env.close()
@@ -535,15 +580,7 @@ def _newest_snapshot(directory: DataDirectory, wal: Wal) -> tuple[Path | None, P
     Raises:
         CorruptLog: there is none, and the beginning of the log is gone.
     """
-    for path in snapshot.available(directory.snap):
-        try:
-            header = snapshot.read_header(path)
-        except CorruptSnapshot as error:
-            log.warning("%s", error)
-            snapshot.set_aside(path)
-            continue
-        if header.store_uuid != directory.identity.store_uuid:
-            raise CorruptSnapshot(f"{path}: a snapshot of another store")
+    for path, header in snapshot.usable(directory.snap, directory.identity.store_uuid):
         return path, header.position
     if wal.first_seq != 1:
         raise CorruptLog(

@@ -10,6 +10,8 @@ Tables (LMDB sub-databases; every row carries a checksum over its key and its va
     meta     "applied" -> `Applied`, in the same transaction as what it speaks of
              "history_bytes_max" -> u32 crc | u64: how long the rows of `events` may be together
 
+The main database, which names them, also holds "store" -> the uuid of the store.
+
 A removed directory is unlinked in one step, however large: ids are never given twice, so nothing
 below it can be reached again. `reclaim` later frees what hangs there, a slice at a time; until then
 its id stands in `garbage`. What is due but hangs below a removed directory is passed over.
@@ -70,6 +72,8 @@ _CACHED_PATHS_MAX = 100_000
 
 APPLIED_KEY = b"applied"
 _HISTORY_BYTES_MAX_KEY = HISTORY_BYTES_MAX.encode()
+# Whose store it is, in the main database, which no snapshot copies.
+STORE_KEY = b"store"
 _APPLIED = Struct("<IQ8sQQQQQQQQQQI")
 _CRC = Struct("<I")
 _U64 = Struct(">Q")

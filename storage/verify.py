@@ -11,10 +11,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
+from storage import spare
 from storage.change import CHAIN_START, UnknownRecord, decode_payload, next_chain
 from storage.digest import IndexState, index_state, without_place
 from storage.errors import Corrupt, CorruptLog, CorruptSnapshot
-from storage.index import CLEAN_STOP, Index, must_reach, vouched
+from storage.evidence import left_behind, objection
+from storage.index import CLEAN_STOP, Index
 from storage.node import CorruptIndex
 from storage.replay import decode, load, replay
 from storage.restore import state
@@ -58,6 +60,7 @@ def verify(source: Source, scratch: Path) -> Iterator[Finding]:
             yield Finding(name, Verdict.DAMAGED, text)
         else:
             yield Finding(name, Verdict.GOOD, f"index {found.index}, frame {found.seq}")
+    yield from _spare(source)
     yield from _log(source)
     bases = source.bases(snapshots)
     known, findings = _index(source)
@@ -70,6 +73,13 @@ def verify(source: Source, scratch: Path) -> Iterator[Finding]:
         yield Finding("start", Verdict.DAMAGED, f"a server refuses to start: {error}")
     else:
         yield Finding("start", Verdict.GOOD, f"a server starts from {text}")
+
+
+def _spare(source: Source) -> Iterator[Finding]:
+    """Look at the space that is reserved for the next segment: there must be nothing in it."""
+    if not source.live and (at := spare.first_byte(source.wal)) is not None:
+        text = f"holds something at offset {at}, which is no part of the log; a start clears it"
+        yield Finding(f"wal/{spare.SPARE_NAME}", Verdict.NOTE, text)
 
 
 def _log(source: Source) -> Iterator[Finding]:
@@ -99,7 +109,7 @@ def _torn(source: Source, torn: TornTail) -> Finding:
 
 
 def _was_stopped_cleanly(source: Source) -> bool:
-    return not source.live and vouched(source.index) == CLEAN_STOP
+    return not source.live and source.evidence.mark == CLEAN_STOP
 
 
 def _meaning(
@@ -135,14 +145,33 @@ def _index(source: Source) -> tuple[IndexState | None, list[Finding]]:
     """Read the index, if nobody is writing to it."""
     if source.live:
         return None, [Finding("index", Verdict.NOTE, "a server is using it: not looked at")]
-    mark = vouched(source.index)
-    if mark is None:
-        return None, [Finding("index", Verdict.NOTE, "not to be trusted: a start rebuilds it")]
+    if source.evidence.mark is None:
+        return None, [Finding("index", Verdict.NOTE, "nothing vouches for it: a start rebuilds it")]
     try:
-        return index_state(source.index), []
+        known = index_state(source.index)
     except CorruptIndex as error:
         text = f"{error}. Nothing is lost: start once with --rebuild-index"
         return None, [Finding("index", Verdict.DAMAGED, text)]
+    problem = _objection(source, known)
+    if problem is None:
+        return known, []
+    text = f"{problem}. Nothing is lost: a start rebuilds it"
+    return None, [Finding("index", Verdict.DAMAGED, text)]
+
+
+def _objection(source: Source, known: IndexState) -> str | None:
+    """Return why a start would not use an index that is vouched for; damage of the log is none."""
+    try:
+        problem = objection(
+            source.evidence,
+            known.applied,
+            known.store_uuid,
+            own_uuid=source.identity.store_uuid,
+            segments=source.segments(),
+        )
+        return problem or left_behind(known.applied, source.frames(place(known.applied)))
+    except CorruptLog:
+        return None  # which is what the start meets, too
 
 
 def _compare(replayed: tuple[Applied, str], stop: Base | IndexState, scratch: Path) -> Finding:
@@ -190,28 +219,24 @@ def _start(source: Source, bases: list[Base], known: IndexState | None) -> str:
     source.segments()
     if known is not None:
         start = place(known.applied)
-        reach = start.seq if start else 0
-        _read_on(source, start, reach, known.applied.seq + 1, known.applied.chain)
+        _read_on(source, start, known.applied.seq + 1, known.applied.chain)
         return "the index"
     if not bases:
         raise CorruptLog(
             f"{source.wal}: the log does not begin with frame 1, and there is no good snapshot"
         )
-    reach = must_reach(source.index, source.snap)
     path, header = bases[0]
     if path is None or header is None:
-        _read_on(source, None, reach, 1, CHAIN_START)
+        _read_on(source, None, 1, CHAIN_START)
         return "the log"
     # A snapshot's header counts frames; the first batch behind it says how many those were.
-    _read_on(source, header.position, reach, None, header.chain)
+    _read_on(source, header.position, None, header.chain)
     return f"snap/{path.name}"
 
 
-def _read_on(
-    source: Source, start: Position | None, reach: int, seq: int | None, chain: bytes
-) -> None:
-    """Read the log behind a place, where batch `seq` on `chain` goes on, at least to `reach`."""
-    for frame in source.frames(start, must_reach=reach):
+def _read_on(source: Source, start: Position | None, seq: int | None, chain: bytes) -> None:
+    """Read the log behind a place, where batch `seq` on `chain` goes on, to its end."""
+    for frame in source.frames(start):
         if seq is None:
             seq = _batch(frame)
         decode(frame, seq - 1, chain)

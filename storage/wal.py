@@ -23,7 +23,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,7 +41,7 @@ from storage.segments import (
     list_segments,
     segment_name,
 )
-from storage.spare import Spare, log_full
+from storage.spare import Spare, log_full, refusals_as_log_full
 
 __all__ = ["START", "Frame", "Position", "TornTail", "Wal"]
 
@@ -78,6 +78,7 @@ class Wal:
         *,
         store_uuid: bytes,
         segment_bytes_max: int,
+        on_first: Callable[[], object] | None,
     ) -> None:
         self._directory = directory
         self._quarantine = quarantine
@@ -90,6 +91,8 @@ class Wal:
         # The segment that is written to: none before the first append, and none while the last one
         # is sealed and its successor could not be made yet.
         self._fd = _NO_FILE
+        # To be called before the first frame of all is written.
+        self._on_first = None if segments else on_first
         self._salt = 0
         self._capacity = 0
         # Up to where a refused write may have left bytes behind the tail.
@@ -113,6 +116,7 @@ class Wal:
         *,
         store_uuid: bytes,
         segment_bytes_max: int = SEGMENT_BYTES_DEFAULT,
+        on_first: Callable[[], object] | None = None,
     ) -> "Wal":
         """Look at the files of a log and check their names and headers. Writes nothing.
 
@@ -121,6 +125,8 @@ class Wal:
             quarantine: where `begin` keeps what it cuts off.
             store_uuid: 16 bytes; segments of another store are refused.
             segment_bytes_max: the size of new segments.
+            on_first: called once the name of the first segment of all is durable, and before the
+                first frame is written. What it raises is raised by `append`.
 
         Raises:
             CorruptLog: a segment is missing, damaged or of another store.
@@ -134,7 +140,13 @@ class Wal:
             segments,
             store_uuid=store_uuid,
             segment_bytes_max=segment_bytes_max,
+            on_first=on_first,
         )
+
+    @property
+    def segments(self) -> Sequence[Segment]:
+        """The segments of the log, oldest first."""
+        return self._segments
 
     @property
     def first_seq(self) -> int:
@@ -173,7 +185,9 @@ class Wal:
         """The torn tail that the last `scan` found, or None."""
         return self._scan.torn if self._scan else None
 
-    def scan(self, start: Position | None = None, *, must_reach: int = 0) -> Iterator[Frame]:
+    def scan(
+        self, start: Position | None = None, *, must_reach: int = 0, witness: str = ""
+    ) -> Iterator[Frame]:
         """Yield every intact frame from `start`, or from the oldest segment on; writes nothing.
 
         Seals and heartbeats are checked and left out. Memory is bounded by the largest frame. Each
@@ -183,6 +197,7 @@ class Wal:
         Args:
             start: a `position` of this log, or None.
             must_reach: the sequence number of a frame that is known to have been acknowledged.
+            witness: what names that frame, for the message.
 
         Raises:
             CorruptLog: by the rules of storage/segments.py, as far as the scan has come.
@@ -190,7 +205,7 @@ class Wal:
         """
         scan = Scan(self._directory, self._segments, start)
         self._scan = None
-        yield from scan.frames(must_reach)
+        yield from scan.frames(must_reach, witness)
         self._scan = scan
         if not self._writable:
             self._tail, self._position = scan.tail, scan.position
@@ -266,6 +281,7 @@ class Wal:
             or self._fd == _NO_FILE
             or self._tail.offset + size + SEAL_SIZE > self._capacity
             or not self._writable
+            or self._on_first is not None
             or failpoints.armed()
         ):
             return None
@@ -399,10 +415,18 @@ class Wal:
         try:
             if self._fd == _NO_FILE or self._tail.offset + needed > self._capacity:
                 self._cut(first_index, PAGE_SIZE + needed)
+            if self._on_first is not None:
+                self._announce(self._on_first)
             self._write_frame(payload, first_index, count, flags)
         except OSError:
             self._writable = False
             raise
+
+    def _announce(self, on_first: Callable[[], object]) -> None:
+        """Have it made known that the log has begun, before anything in it can be acknowledged."""
+        with refusals_as_log_full(self._segments[-1].path):
+            on_first()
+        self._on_first = None
 
     def _write_frame(self, payload: bytes, first_index: int, count: int, flags: int) -> None:
         self._put(payload, first_index, count, flags)

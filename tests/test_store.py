@@ -564,18 +564,35 @@ def test_a_snapshot_that_the_log_does_not_reach_is_refused(snapshots):
         open_store(path, segment_bytes_max=SMALL_SEGMENT)
 
 
-def test_a_snapshot_of_another_store_is_refused(snapshots, tmp_path):
-    path, *_ = snapshots
+@pytest.mark.parametrize("others", ["beside", "instead of"])
+@pytest.mark.parametrize("index", ["used", "rebuilt"])
+def test_a_snapshot_of_another_store_is_set_aside(snapshots, tmp_path, caplog, others, index):
+    path, newest, _, held = snapshots
+    if index == "used":
+        reopened(path, segment_bytes_max=SMALL_SEGMENT)
     other = open_store(tmp_path / "other", segment_bytes_max=SMALL_SEGMENT)
-    write(other, Set(b"/a", b"1"))
+    live(other, Random(5), 400)
     other.snapshot()
     other.close()
     (stranger,) = snapshot.available(tmp_path / "other" / "snap")
-    for own in snapshot.available(path / "snap"):
-        own.unlink()
+    assert stranger.name > newest.name
+    if others == "instead of":
+        for own in snapshot.available(path / "snap"):
+            own.unlink()
     shutil.copy(stranger, path / "snap")
-    with pytest.raises(CorruptSnapshot, match="another store"):
-        open_store(path, segment_bytes_max=SMALL_SEGMENT)
+    caplog.clear()
+    # Neither then nor later does it say how far the log must go.
+    for turn in range(3):
+        store = open_store(path, segment_bytes_max=SMALL_SEGMENT, rebuild_index=turn == 2)
+        assert digest(store) == held
+        store.last_snapshot()
+        store.close()
+    own = snapshot.available(path / "snap")
+    assert [file.name for file in own[:1]] == ([newest.name] if others == "beside" else [])
+    told = [record.message for record in caplog.records]
+    assert len(told) == 2
+    assert "a snapshot of another store" in told[0]
+    assert "is set aside" in told[1]
 
 
 def test_the_log_behind_the_older_snapshot_is_enough(snapshots):
@@ -667,7 +684,7 @@ def test_a_log_whose_disk_is_not_mounted_is_refused(tmp_path):
     with pytest.raises(DirectoryUnusable, match=r"is its disk mounted"):
         open_store(path)
     log_dir.mkdir()  # the mount point, empty
-    with pytest.raises(CorruptLog):
+    with pytest.raises(CorruptLog, match=f"is {log_dir} mounted"):
         open_store(path)
 
 

@@ -176,12 +176,12 @@ def wall_clock() -> None:
 
 def no_reuse() -> None:
     """The index is built anew at every start."""
-    Index.reuse = staticmethod(lambda directory: None)
+    Index.reuse = staticmethod(lambda *_: None)
 
 
 def trust_index() -> None:
     """An index that stands there is used, whatever happened to the disk."""
-    index.vouched = lambda directory: "same boot" if (directory / "data.mdb").exists() else None
+    index.vouched = lambda directory, *_: "same boot" if (directory / "data.mdb").exists() else None
 
 
 def clean_stays() -> None:
