@@ -16,8 +16,11 @@ Invariants:
   batch in the log.
 - Without room for what users write (space.py) they are refused one by one, and each batch asks the
   disk anew before it does so. Removals, expiry and reads go on.
-- What has expired at the batch's time goes first, so that writers cannot starve expiry and no
-  command sees a key that its batch's time has ended.
+- What had expired when a command came goes before it, in the order of expirations; a command that
+  came before a key's end finds the key. A batch takes but so many expirations, so that commands
+  need not wait for all of many: of what is left, that alone goes before its turn which stands in a
+  command's way. So no command sees a key that had ended when it came, and readers are shown none
+  either (`overdue_at`).
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ from kvd.entries import Decide, Replied, Reply
 from kvd.errors import INVALID_FORM, RAFT_INTERNAL, ApiError, RouteError
 from kvd.kept import Listings
 from kvd.logs import SLOW_QUIET_S, Rarely
-from kvd.machine import decide, expire
+from kvd.machine import Nodes, decide, expire
 from kvd.recent import is_below
 from kvd.space import Space
 from kvd.stats import StoreStats
@@ -48,6 +51,7 @@ from storage.change import REMOVALS, Change, Entry, Record, encode_record
 from storage.errors import LogFull
 from storage.event import Event
 from storage.index import BROKEN, MapFull
+from storage.node import Node
 from storage.store import Batch, Store
 from storage.tree import IndexRefused, Txn
 from storage.wal import Position
@@ -65,10 +69,51 @@ BATCH_BYTES_MAX = 4 << 20
 _ENVELOPE_BYTES_MAX = 128
 # How many nodes of removed directories a batch frees on its way: about a millisecond.
 _RECLAIMED_PER_BATCH = 500
+# How many expirations a batch takes: about ten milliseconds; fewer while commands wait.
+_EXPIRED_MAX = 1000
+_EXPIRED_BESIDE_COMMANDS_MAX = 300
+# How many children that have ended are passed over in search of one that has not, in one batch.
+_ENDED_CHILDREN_MAX = 2000
+# How long a start waits until what ended before it is gone: readers are not shown it anyway.
+_SETTLE_S = 0.2
+# What the record of an expiration holds beside the path.
+_EXPIRY_BYTES_MAX = 40
 _RETRY_S = 0.5
 # So often the index may be refused though there is room: that may have come a moment ago.
 _INDEX_FAILURES_MAX = 3
 REMOVING = (Delete, CompareAndDelete)
+
+
+# A time that never comes, in nanoseconds.
+_NEVER = 1 << 64
+
+
+class _NotKnownYet(Exception):
+    """Whether a directory has children that have not ended would take too long to find out."""
+
+
+class _NodesAt:
+    """The nodes as a command sees them that came when some had ended that are still there.
+
+    None of them stands in its way any more.
+    """
+
+    def __init__(self, txn: Txn, now_ns: int) -> None:
+        self.find = txn.find
+        self.obstacle = txn.obstacle
+        self._txn = txn
+        self._now_ns = now_ns
+
+    def has_children(self, dir_id: int) -> bool:
+        """Return whether a directory has a child that has not ended.
+
+        Raises:
+            _NotKnownYet: those that have are too many to look at.
+        """
+        known = self._txn.has_living_children(dir_id, self._now_ns, _ENDED_CHILDREN_MAX)
+        if known is None:
+            raise _NotKnownYet
+        return known
 
 
 class _Pending(NamedTuple):
@@ -96,6 +141,7 @@ class Committer:
         aborted: How many batches were not logged, for want of room.
         slow: How many commands were answered later than `slow_s`.
         syncing_since: The monotonic time since when a batch has been on its way to the disk, if so.
+        overdue_at: When the clock's `raw_ns` reaches it, something that has ended is still there.
     """
 
     def __init__(
@@ -125,7 +171,9 @@ class Committer:
         self._on_commit = on_commit
         self.on_entries: Callable[[], None] = lambda: None
         """Called when something beside the keys may have changed, before anybody is told."""
-        self._queue: deque[tuple[Command, Done]] = deque()
+        # Each command with the clock's `raw_ns` when it came: what had ended by then is not there.
+        self._queue: deque[tuple[Command, Done, int]] = deque()
+        self._raw_ns = clock.raw_ns
         self._others: deque[tuple[Decide, Replied]] = deque()
         self._record_bytes_max = store.wal.max_payload - _ENVELOPE_BYTES_MAX
         self._batch_bytes_max = min(BATCH_BYTES_MAX, self._record_bytes_max)
@@ -138,6 +186,7 @@ class Committer:
         self._stopped = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
+        self.overdue_at = _NEVER
         self._ends: list[asyncio.Future[bool]] = []
         self.times = BatchTimes(stats)
         self.aborted = 0
@@ -146,6 +195,7 @@ class Committer:
         self.syncing_since: float | None = None
         self._slow_s = slow_s
         self._may_warn = Rarely(SLOW_QUIET_S)
+        self._arm()
         # Before when nothing that waits was queued; None while nothing does: a command that comes
         # then begins a batch at once.
         self._queued: float | None = None
@@ -153,7 +203,7 @@ class Committer:
 
     def submit(self, command: Command, done: Done) -> None:
         """Queue a command; `done` gets its event or its refusal once that may be told."""
-        self._queue.append((command, done))
+        self._queue.append((command, done, self._raw_ns()))
         self._schedule()
 
     def administer(self, decide_entries: Decide, done: Replied) -> None:
@@ -193,6 +243,8 @@ class Committer:
         self._space.look()
         if self._busy or self._stopped:
             return
+        if self._raw_ns() >= self.overdue_at:
+            self._schedule()  # no timer of the loop runs while the machine is suspended
         position = self._store.wal.position
         if self._space.refusal is not None:
             self._schedule()  # the next batch, even an empty one, asks the disk
@@ -210,11 +262,10 @@ class Committer:
             await self._batch_end()
 
     async def settle(self) -> None:
-        """Expire what is overdue, so that nobody is shown what ended while the server was down."""
+        """Expire what ended while the server was down, as far as that takes no time."""
         committed = True
-        while committed and (due_ns := self._store.view.first_due_ns()) is not None:
-            if due_ns > self._clock.now_ns():
-                return
+        until = monotonic() + _SETTLE_S
+        while committed and monotonic() < until and self._raw_ns() >= self.overdue_at:
             self._schedule()
             committed = await self._batch_end()
 
@@ -308,32 +359,58 @@ class Committer:
 
     def _decide(self, pending: _Pending) -> list[bytes]:
         """Fill a batch from what has expired and the queue; return its records, encoded."""
-        txn, time_ns, queue, answers = pending.txn, pending.time_ns, self._queue, pending.answers
+        txn = pending.txn
         records = self._log_start(pending)
-        records += self._expire(pending)
-        if (due_ns := txn.first_due_ns()) is not None and due_ns <= time_ns:
-            # The rest goes first in the next batch: no command sees what has ended.
-            return records
+        left = _EXPIRED_BESIDE_COMMANDS_MAX if self._queue else _EXPIRED_MAX
+        if (txn.first_due_ns() or _NEVER) <= pending.time_ns:
+            # A command that came before a key's end finds it, however long it has waited.
+            until_ns = self._clock.at(self._queue[0][2]) if self._queue else pending.time_ns
+            records += self._expire(pending, until_ns, left)
+            left -= len(records)
         if self._others:
             records += self._decide_others(pending, sum(map(len, records)))
+        self._decide_commands(pending, records, left)
+        return records
+
+    def _decide_commands(self, pending: _Pending, records: list[bytes], left: int) -> None:
+        """Decide what is queued behind some records, and so many more expirations."""
+        txn, time_ns, queue, answers = pending.txn, pending.time_ns, self._queue, pending.answers
         expired = size = sum(map(len, records))
         room = min(self._space.room, self._record_bytes_max)
         size_max = self._batch_bytes_max
+        overdue_at = self._clock.raw_of(txn.first_due_ns() or _NEVER)
+        later = []
         while queue and len(records) < BATCH_RECORDS_MAX and size < size_max:
-            command, done = queue.popleft()
+            command, done, came = queue.popleft()
+            nodes: Nodes = txn
+            if came >= overdue_at:
+                if records and size + len(command.key) + _EXPIRY_BYTES_MAX > size_max:
+                    queue.appendleft((command, done, came))
+                    break
+                gone = self._make_way(pending, command, came, left, size)
+                left -= len(gone)
+                records += gone
+                size += sum(map(len, gone))
+                nodes = _NodesAt(txn, self._clock.at(came))
             try:
-                change = decide(txn, command, txn.index + 1, time_ns)
+                change = decide(nodes, command, txn.index + 1, time_ns)
                 record = encode_record(change)
                 if size + len(record) > room:
                     self._check_size(command, record, size)
             except ApiError as refusal:
                 answers.append((done, command, refusal))
                 continue
+            except _NotKnownYet:
+                if self._space.refusal is None:
+                    later.append((command, done, came))
+                else:  # nothing can expire until there is room
+                    answers.append((done, command, self._space.refusal))
+                continue
             is_first = size == expired
             size += len(record)
             # A removal is never too large, or what was written under larger segments would stay.
             if size > size_max and records and not (is_first and size <= self._record_bytes_max):
-                queue.appendleft((command, done))
+                queue.appendleft((command, done, came))
                 break
             records.append(record)
             try:
@@ -343,7 +420,7 @@ class Committer:
                 answers.append((done, command, full))
                 raise
             answers.append((done, command, event))
-        return records
+        queue.extendleft(reversed(later))
 
     def _decide_others(self, pending: _Pending, size: int) -> list[bytes]:
         """Decide what is changed beside the keys, as far as a batch of so many bytes takes it."""
@@ -390,23 +467,43 @@ class Committer:
             pending.performed.append(record)
         return [encode_record(record) for record in self._store.owed]
 
-    def _expire(self, pending: _Pending) -> list[bytes]:
-        """Begin a batch with what has expired, as far as it takes it; return the records."""
+    def _make_way(
+        self, pending: _Pending, command: Command, came: int, left: int, size: int
+    ) -> list[bytes]:
+        """Expire what had ended when a command came, behind a batch of `size` bytes.
+
+        Where that is more than the `left` that the batch takes, at least what stands in the way of
+        the command. Returns the records.
+        """
+        came_ns = self._clock.at(came)
+        size += len(command.key) + _EXPIRY_BYTES_MAX
+        records = self._expire(pending, came_ns, left, size) if left > 0 else []
+        ended = pending.txn.first_ended(command.key, came_ns)
+        if ended is not None:
+            self._expire_node(pending, *ended, records)
+        return records
+
+    def _expire(self, pending: _Pending, until_ns: int, left: int, size: int = 0) -> list[bytes]:
+        """Expire what has ended, in order, as far as a batch takes it; return the records."""
         txn = pending.txn
         records: list[bytes] = []
-        size = 0
-        for path, node in txn.due(pending.time_ns, BATCH_RECORDS_MAX):
+        for path, node in txn.due(until_ns, left):
             # What expires with its directory has no expiry of its own.
             if txn.find(path) != node:
                 continue
-            change = expire(path, node, txn.index + 1)
-            record = encode_record(change)
-            size += len(record)
-            if records and size > self._batch_bytes_max:
+            size += len(path) + _EXPIRY_BYTES_MAX
+            if pending.performed and size > self._batch_bytes_max:
                 break
-            records.append(record)
-            self._perform(pending, change, record)
+            self._expire_node(pending, path, node, records)
         return records
+
+    def _expire_node(
+        self, pending: _Pending, path: bytes, node: Node, records: list[bytes]
+    ) -> None:
+        change = expire(path, node, pending.txn.index + 1)
+        record = encode_record(change)
+        records.append(record)
+        self._perform(pending, change, record)
 
     def _check_size(self, command: Command, record: bytes, batch_bytes: int) -> None:
         """Refuse what the log's reader would refuse, or what there is no room for."""
@@ -529,6 +626,7 @@ class Committer:
 
     def _finish(self, pending: _Pending) -> None:
         """Tell everybody; what they are told is durable, and visible."""
+        self._arm()  # first: one who is told may ask for what ends at once
         if self._listings:
             for event, _ in pending.events:
                 self._listings.changed(event.change)
@@ -550,7 +648,6 @@ class Committer:
             self._reply(pending)
         stats.expired(len(pending.events) - succeeded)
         self._note_duration(pending)
-        self._arm()
         self._next(committed=True)
         if self._store.view.has_garbage():
             self._schedule()
@@ -599,7 +696,7 @@ class Committer:
             self._queued = None
 
     def _arm(self) -> None:
-        """Set the timer to the first expiration."""
+        """Set the timer, and `overdue_at`, to the first expiration."""
         if self._stopped:
             return
         due_ns = self._store.view.first_due_ns() or 0
@@ -609,12 +706,13 @@ class Committer:
             self._timer.cancel()
             self._timer = None
         self._timer_ns = due_ns
+        self.overdue_at = self._clock.raw_of(due_ns or _NEVER)
         if due_ns:
-            wait_s = max(0.0, (due_ns - self._clock.now_ns()) / 1e9)
+            wait_s = max(0.0, (self.overdue_at - self._raw_ns()) / 1e9)
             self._timer = self._loop.call_later(min(wait_s, 3600.0), self._expired)
 
     def _expired(self) -> None:
-        self._timer_ns = 0
+        self._timer_ns = -1  # to be set again
         self._timer = None
         self._schedule()
 

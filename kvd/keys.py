@@ -109,6 +109,7 @@ class KeySpace:
         self._hub = hub
         self._stats = stats
         self._clock = clock
+        self._raw_ns = clock.raw_ns
         self._kept = listings
         self._memory = memory
         self.limits = limits
@@ -229,6 +230,8 @@ class KeySpace:
 
     def answer_file(self, connection: Connection, key: bytes) -> bool:
         """Answer a plain read if it leads to a file that does not expire; else do nothing."""
+        if self._raw_ns() >= self._committer.overdue_at:
+            return False  # it may be below a directory that has ended
         try:
             body = self._bodies.find(key)
         except BROKEN as damage:
@@ -249,8 +252,10 @@ class KeySpace:
             stats.heads += 1
         if get.recursive:
             stats.recursive_reads += 1
+        now_ns, is_overdue = self._now()
+        view = store.view_at(now_ns) if is_overdue else store.view
         try:
-            node = machine.existing(store.view, get.key, index)
+            node = machine.existing(view, get.key, index)
         except ApiError as refusal:
             stats.count(get, succeeded=False)
             stats.refused(get, refusal, method=method)
@@ -267,10 +272,14 @@ class KeySpace:
             return
         if self._waits_for_room(connection, method, get, len(node.value or b"")):
             return
-        now_ns = self._clock.now_ns() if node.expiration_ns else 0
         body = get_body(get.key, node, now_ns)
         self._stats.count(get, succeeded=True)
         connection.respond(_OK, self.head(index), body, head_only=method == "HEAD")
+
+    def _now(self) -> tuple[int, bool]:
+        """Return the time, and whether something that has ended by now is still there."""
+        raw_ns = self._raw_ns()
+        return self._clock.at(raw_ns), raw_ns >= self._committer.overdue_at
 
     def _waits_for_room(
         self, connection: Connection, method: str, get: Get, body_bytes: int
@@ -297,13 +306,14 @@ class KeySpace:
 
     def _list(self, connection: Connection, method: str, get: Get) -> None:
         began = monotonic()
-        with self._store.long_view() as view:
-            answer = _advance(self._listing(view, get))
+        now_ns, is_overdue = self._now()
+        with self._store.long_view(now_ns if is_overdue else 0) as view:
+            answer = _advance(self._listing(view, get, now_ns))
         if answer is not None:
             head, listing = answer
             self._stats.listings_s.observe(monotonic() - began)
             body = b"".join(listing.pieces)
-            if listing.parts is not None:
+            if listing.parts is not None and not is_overdue:
                 self._kept.keep(get.key, body, listing.parts, recursive=get.recursive)
             connection.respond(_OK, head, body, head_only=method == "HEAD")
             return
@@ -317,8 +327,9 @@ class KeySpace:
         async with self._few:
             await self._memory.room()
             applied = self._store.applied
-            with self._store.long_view() as view:
-                slices = self._listing(view, get)
+            now_ns, is_overdue = self._now()
+            with self._store.long_view(now_ns if is_overdue else 0) as view:
+                slices = self._listing(view, get, now_ns)
                 try:
                     while (answer := _advance(slices)) is None:
                         await asyncio.sleep(0)
@@ -331,7 +342,7 @@ class KeySpace:
                     return
         self._note_duration(get, monotonic() - began)
         head, listing = answer
-        if listing.parts is not None and self._store.applied is applied:
+        if listing.parts is not None and self._store.applied is applied and not is_overdue:
             # Nothing was changed while it was rendered.
             body = b"".join(listing.pieces)
             self._kept.keep(get.key, body, listing.parts, recursive=get.recursive)
@@ -361,11 +372,10 @@ class KeySpace:
             log.error("a listing could not be finished", exc_info=error)
             connection.abort()
 
-    def _listing(self, view: View, get: Get) -> Slices:
+    def _listing(self, view: View, get: Get, now_ns: int) -> Slices:
         """Return head and body of a listing as a view has it, pausing between slices."""
         head = self.head(self._store.applied.index)
         node = machine.existing(view, get.key, self._store.applied.index)
-        now_ns = self._clock.now_ns()
         listing = yield from render(view, get.key, node, now_ns, recursive=get.recursive)
         self._stats.count(get, succeeded=True)
         return head, listing

@@ -111,9 +111,8 @@ def _second(seconds: int) -> bytes:
 
 
 def ttl_s(expiration_ns: int, now_ns: int) -> int:
-    """Return the whole seconds left, rounded up; of what is overdue, rounded towards zero."""
-    # Rounding up does both: a negative number is rounded up towards zero.
-    return -((now_ns - expiration_ns) // _NS)
+    """Return the whole seconds left, rounded up; none are left of what has ended."""
+    return max(0, -((now_ns - expiration_ns) // _NS))
 
 
 def node_object(key: bytes, node: Node, now_ns: int) -> bytes:

@@ -186,14 +186,20 @@ class Store:
             self._view = View(self._index.env.begin(), self._index.tables, self._memory)
         return self._view
 
+    def view_at(self, now_ns: int) -> View:
+        """The committed state without what has ended by a time; as short-lived as `view`."""
+        return self.view.at(now_ns)
+
     @contextmanager
-    def long_view(self) -> Iterator[View]:
+    def long_view(self, now_ns: int = 0) -> Iterator[View]:
         """A view of its own for a read in slices: it stays as it was while others commit.
 
         What the index frees meanwhile cannot be used again before it ends: few of them at a time.
+        With `now_ns`, what has ended by then is not seen.
         """
         with self._index.env.begin() as txn:
-            yield View(txn, self._index.tables, Memory())
+            view = View(txn, self._index.tables, Memory())
+            yield view.at(now_ns) if now_ns else view
 
     def begin(self) -> Txn:
         """Begin the one write transaction."""

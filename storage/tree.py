@@ -190,6 +190,10 @@ class View:
         """End the transaction: the view cannot be used any more."""
         self._txn.abort()
 
+    def at(self, now_ns: int) -> View:
+        """Return the same state without what has ended by a time; it ends with this view."""
+        return ViewAt(self._txn, self._tables, now_ns)
+
     def applied(self) -> Applied:
         """Return how far the log has been performed."""
         return Applied.decode(self._txn.get(APPLIED_KEY, db=self._tables[b"meta"]))
@@ -261,6 +265,33 @@ class View:
         prefix = id_prefix(dir_id)
         with self._txn.cursor(db=self._nodes) as cursor:
             return cursor.set_range(prefix) and cursor.key()[:8] == prefix
+
+    def has_living_children(self, dir_id: int, now_ns: int, limit: int) -> bool | None:
+        """Return whether a directory has a child that has not ended; None if not among `limit`."""
+        for key, data in islice(self._range(id_prefix(dir_id)), limit):
+            if not has_ended(decode_node(key, data), now_ns):
+                return True
+            limit -= 1
+        return False if limit else None
+
+    def first_ended(self, path: bytes, now_ns: int) -> tuple[bytes, Node] | None:
+        """Return the first node on the way to a path, itself included, that has ended; and where.
+
+        One look per component, however deep the path.
+        """
+        dir_id = ROOT_ID
+        length = 0
+        for name in path[1:].split(b"/"):
+            node = self._node(encode_key(dir_id, name)) if name else None
+            if node is None:
+                return None
+            length += 1 + len(name)
+            if has_ended(node, now_ns):
+                return path[:length], node
+            if not node.dir_id:
+                return None
+            dir_id = node.dir_id
+        return None
 
     def first_due_ns(self) -> int | None:
         """Return the earliest expiration of all, in nanoseconds since the epoch, or None."""
@@ -335,6 +366,30 @@ class View:
             if len(self._directories) >= _CACHED_PATHS_MAX:
                 self._directories.clear()
             self._directories[path[:length]] = dir_id
+
+
+class ViewAt(View):
+    """The nodes at a time: what has ended by then is hidden, with all that hangs below it.
+
+    Until its expiry has been committed, what has ended still stands there.
+    """
+
+    def __init__(self, txn: Transaction, tables: Tables, now_ns: int) -> None:
+        super().__init__(txn, tables, Memory())
+        self._now_ns = now_ns
+
+    def _node(self, key: bytes) -> Node | None:
+        node = super()._node(key)
+        return None if node is None or has_ended(node, self._now_ns) else node
+
+    def children(self, dir_id: int) -> Iterator[tuple[bytes, Node]]:
+        """Iterate over a directory's children, names and nodes, in the byte order of the names."""
+        now_ns = self._now_ns
+        return (child for child in super().children(dir_id) if not has_ended(child[1], now_ns))
+
+    def has_children(self, dir_id: int) -> bool:
+        """Return whether a directory has a child, hidden by its name or not."""
+        return next(self.children(dir_id), None) is not None
 
 
 class Txn(View):
@@ -671,6 +726,11 @@ class Txn(View):
             return None
         node = self.find(path)
         return node if node and node.expiration_ns == _U64.unpack_from(row_key)[0] else None
+
+
+def has_ended(node: Node, now_ns: int) -> bool:
+    """Return whether a node's time to live has ended."""
+    return 0 < node.expiration_ns <= now_ns
 
 
 def _encode_number(number: int) -> bytes:

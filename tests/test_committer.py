@@ -46,6 +46,16 @@ class SetClock:
     def now_ns(self):
         return self.time_ns
 
+    raw_ns = now_ns
+
+    @staticmethod
+    def at(raw_ns):
+        return raw_ns
+
+    @staticmethod
+    def raw_of(time_ns):
+        return time_ns
+
 
 class Listener:
     """Keeps what a watcher is told."""
@@ -627,21 +637,6 @@ async def test_a_directory_that_expires_takes_its_children_along(tmp_path):
         assert b'"key":"/d"' in told[0]
         await until(lambda: not engine.store.view.has_garbage())
         assert engine.store.view.first_due_ns() is None
-
-
-@on_a_loop
-async def test_of_many_that_are_due_a_batch_takes_a_thousand_and_no_command(tmp_path):
-    async with started(tmp_path / "data") as engine:
-        await engine.run(*(Set(b"/d/%04d" % i, b"", ttl_s=1) for i in range(2500)))
-        engine.clock.time_ns += SECOND_NS
-        commits = engine.commits
-        (outcome,) = await engine.run(Create(b"/d/2499", b"new"))
-        assert outcome.change.index == 5002
-        assert engine.commits == commits + 3
-        assert engine.names(b"/d") == [b"2499"]
-        expired = [e.change for e in engine.store.view.events(0) if e.change.kind == Kind.EXPIRE]
-        assert [change.index for change in expired] == list(range(4003, 5002))
-        assert [change.key for change in expired] == [b"/d/%04d" % i for i in range(1501, 2500)]
 
 
 @on_a_loop
