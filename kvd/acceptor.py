@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
+from typing import Any
 
 from kvd.http1 import Connection, Server
 from kvd.listeners import AddressUnavailable, Listener
@@ -14,6 +17,10 @@ from kvd.tls import Tls
 from kvd.tlsconnection import TlsListener
 
 log = logging.getLogger(__name__)
+
+# Since 3.13 a server removes the path of its socket unless told not to. Ours is removed by its
+# listener; that of a socket which was handed over is the service manager's.
+_KEEP_PATH: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 
 
 class Acceptor:
@@ -51,9 +58,9 @@ class Acceptor:
         """
         loop = asyncio.get_running_loop()
         bound, urls = self._listener.socket, self._listener.urls
-        create = loop.create_server
+        create: Callable[..., Awaitable[asyncio.Server]] = loop.create_server
         if bound.family == socket.AF_UNIX:
-            create = loop.create_unix_server  # type: ignore[assignment]
+            create = partial(loop.create_unix_server, **_KEEP_PATH)
         try:
             self._server = await create(self._connect, sock=bound, backlog=self._backlog)
         except OSError as error:

@@ -88,7 +88,10 @@ def _make(hosts: Sequence[str], years: int) -> tuple[bytes, bytes]:
     private = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "kvd")])
     now = datetime.now(UTC)
-    usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
+    purpose = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
+    # Clients that verify strictly (RFC 5280) look for both.
+    own = x509.SubjectKeyIdentifier.from_public_key(private.public_key())
+    signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(private.public_key())
     certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -98,7 +101,9 @@ def _make(hosts: Sequence[str], years: int) -> tuple[bytes, bytes]:
         .not_valid_before(now - _CLOCKS_DIFFER)
         .not_valid_after(now + timedelta(days=365 * years))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(usage, critical=False)
+        .add_extension(own, critical=False)
+        .add_extension(signer, critical=False)
+        .add_extension(purpose, critical=False)
         .add_extension(x509.SubjectAlternativeName(map(_name, hosts)), critical=False)
         .sign(private, hashes.SHA256())
     )

@@ -136,6 +136,11 @@ def _load_certificate(context: ssl.SSLContext, cert: Path, key: Path) -> None:
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise TlsUnusable(f"{key}: is not the private key of {cert}") from None
+        if error.reason == "EE_KEY_TOO_SMALL":
+            raise TlsUnusable(
+                f"{cert}: its key is too small for this machine's OpenSSL; expected RSA of 2,048 "
+                "bits or more, or an elliptic curve"
+            ) from None
         raise TlsUnusable(
             f"{cert} and {key}: expected a certificate and its key in PEM; "
             f"OpenSSL says: {plain_reason(error)}"

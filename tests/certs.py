@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
+
+Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
 class Pair(NamedTuple):
@@ -30,16 +32,22 @@ class Authority:
         self._name = _named(name)
         self.cert = directory / f"{name}.pem"
         certificate = (
-            _builder(self._name, self._name, self._key)
+            _builder(self._name, self._name, self._key, self._key)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_usage(signs=True), critical=True)
             .sign(self._key, hashes.SHA256())
         )
         self.cert.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def sign(self, name: str, *hosts: str, file: str = "", password: bytes = b"") -> Pair:
+    def sign(
+        self, name: str, *hosts: str, file: str = "", password: bytes = b"", rsa_bits: int = 0
+    ) -> Pair:
         """Make a key and a certificate of this common name, for these hosts, as files."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        builder = _builder(_named(name), self._name, key)
+        key: Key = ec.generate_private_key(ec.SECP256R1())
+        if rsa_bits:
+            key = rsa.generate_private_key(65537, rsa_bits)
+        builder = _builder(_named(name), self._name, key, self._key)
+        builder = builder.add_extension(_usage(signs=False), critical=True)
         if hosts:
             names = x509.SubjectAlternativeName([_alternative(host) for host in hosts])
             builder = builder.add_extension(names, critical=False)
@@ -63,6 +71,8 @@ class Authority:
         """The list of what is revoked, as a file."""
         now = datetime.now(UTC)
         builder = x509.CertificateRevocationListBuilder().issuer_name(self._name)
+        builder = builder.add_extension(_identifier(self._key), critical=False)
+        builder = builder.add_extension(x509.CRLNumber(1), critical=False)
         builder = builder.last_update(now - timedelta(hours=1)).next_update(now + timedelta(days=1))
         for pair in pairs:
             builder = builder.add_revoked_certificate(
@@ -80,6 +90,7 @@ class Authority:
 def client_context(authority: Path, pair: Pair | None = None) -> ssl.SSLContext:
     """What a client of a server with a certificate of this authority uses."""
     context = ssl.create_default_context(cafile=str(authority))
+    context.verify_flags |= ssl.VERIFY_X509_STRICT  # as Python does by itself since 3.13
     if pair is not None:
         context.load_cert_chain(pair.cert, pair.key)
     return context
@@ -97,9 +108,14 @@ def _alternative(host: str) -> x509.GeneralName:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: Key,
+    signer: ec.EllipticCurvePrivateKey,
 ) -> x509.CertificateBuilder:
+    """What all certificates have, also what strict verification insists on (RFC 5280)."""
     now = datetime.now(UTC)
+    own = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -108,4 +124,25 @@ def _builder(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))
         .not_valid_after(now + timedelta(days=1))
+        .add_extension(own, critical=False)
+        .add_extension(_identifier(signer), critical=False)
+    )
+
+
+def _identifier(signer: ec.EllipticCurvePrivateKey) -> x509.AuthorityKeyIdentifier:
+    return x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
+
+
+def _usage(*, signs: bool) -> x509.KeyUsage:
+    """An authority signs certificates and lists, the others prove who they are."""
+    return x509.KeyUsage(
+        digital_signature=not signs,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=signs,
+        crl_sign=signs,
+        encipher_only=False,
+        decipher_only=False,
     )

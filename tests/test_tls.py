@@ -487,6 +487,10 @@ class TestFilesThatAreNoGood:
         line = self.refused(tmp_path, *argv)
         assert f"{other.key}: is not the private key of {pair.cert}" in line
 
+    def test_a_key_that_is_too_small_is_named(self, tmp_path, authority):
+        small = authority.sign("small", "127.0.0.1", rsa_bits=1024)
+        assert f"{small.cert}: its key is too small" in self.refused(tmp_path, *flags(small))
+
     def test_an_encrypted_key_is_refused_instead_of_asking_for_its_password(
         self, tmp_path, authority
     ):

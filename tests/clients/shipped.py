@@ -1,12 +1,14 @@
 """A conftest for python-etcd's own integration tests: makes them run on a Python of today.
 
-They are of 2017 and want nose, which no longer imports, and an API of pyOpenSSL that is gone. They
-start `etcd` for three members and wait two seconds each time; here it is one member, and it is
-waited for until it listens. What they ask of the server and what they expect is left as it is.
+They are of 2017 and want nose, which no longer imports, an API of pyOpenSSL that is gone, and a
+name of assertEqual that Python 3.12 has removed. They start `etcd` for three members and wait two
+seconds each time; here it is one member, and it is waited for until it listens. What they ask of
+the server and what they expect is left as it is.
 """
 
 import sys
 import types
+import unittest
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ _provide("OpenSSL", crypto=None)
 
 from shipped.integration import helpers, test_simple  # noqa: E402 -- what they need comes first
 
+unittest.TestCase.assertEquals = unittest.TestCase.assertEqual  # type: ignore[attr-defined]
 Helper = helpers.EtcdProcessHelper
 _start_one, _kill_one = Helper.add_one, Helper.kill_one
 
