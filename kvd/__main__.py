@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kvd import logs
+from kvd import logs, process
 from kvd.config import EXIT_USAGE, Config, ConfigError, Printout, parse
 from kvd.listeners import AddressUnavailable
 from kvd.selfsigned import TlsUnusable
@@ -44,14 +44,15 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 -- one per status
     """Run the command; return its exit status."""
+    process.open_standard_descriptors()
+    process.prepare_signals()
     try:
         config = parse(sys.argv[1:] if argv is None else argv, os.environ, _read_file)
         if isinstance(config, Printout):
-            sys.stdout.write(config.text)
-            return 0
+            return _print(config.text)
         _prepare(config)
     except ConfigError as error:
-        sys.stderr.write(f"kvd: {error}\n")
+        logs.say(f"kvd: {error}")
         return EXIT_USAGE
     notifier = Notifier.take(os.environ)
     try:
@@ -69,6 +70,21 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 -- one per 
         return error.exit_status
     except OSError as error:
         log.critical("%s: %s", config.data_dir, error)
+        return EXIT_IO
+    finally:
+        process.prepare_signals()  # the loop that has ended has let go of them
+    return 0
+
+
+def _print(text: str) -> int:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has seen enough
+        process.discard_output()
+    except OSError as error:
+        process.discard_output()
+        logs.say(f"kvd: standard output: {error.strerror}")
         return EXIT_IO
     return 0
 
@@ -114,6 +130,7 @@ async def _run(config: Config, notifier: Notifier, handed: Sequence[Handed]) -> 
     stop = asyncio.Event()
     for number in _SIGNALS:
         loop.add_signal_handler(number, stop.set)
+    process.tell_of_meaningless_signals(loop)
     server = KvdServer(config, handed)
     loop.add_signal_handler(signal.SIGHUP, _reload, server, notifier)
     notifier.starting(loop, f"recovering {config.data_dir}")

@@ -11,7 +11,6 @@ its answer. `-` stands for a status where the client left before it was answered
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
@@ -20,11 +19,8 @@ from tornado import httputil
 
 from kvd.framing import Block
 from kvd.http1 import Connection, Server
+from kvd.logs import access as log
 from kvd.memory import Payload
-
-log = logging.getLogger(__name__)
-# Who asks for it gets it, whatever the level of the other lines.
-log.setLevel(logging.INFO)
 
 # What a line shows of a client's own texts: a target may have 64 KiB.
 _SHOWN_CHARACTERS_MAX = 1024
@@ -49,8 +45,8 @@ class LoggedConnection(Connection):
 
     def _start(self, method: str, target: str, block: Block) -> bool:
         version = "HTTP/1.0" if self.http10 else "HTTP/1.1"
-        self._request = f"{method} {_shown(target)} {version}"
-        self._agent = block.headers.get("User-Agent", "")
+        self._request = f"{method} {_cut(target)} {version}"
+        self._agent = _cut(block.headers.get("User-Agent", ""))
         self._status = None
         self._sent_bytes = 0
         self._began = time.monotonic()
@@ -107,32 +103,37 @@ class LoggedConnection(Connection):
     def _log(self) -> None:
         request, self._request = self._request, ""
         took_ms = (time.monotonic() - self._began) * 1000 if self._began else 0.0
-        agent = _shown(self._agent)
         log.info(
             '%s "%s" %s %d bytes %.1f ms "%s"',
             self.context.remote_ip or "-",
-            request.replace('"', r"\""),
+            _decoded(_escaped(request)),
             self._status or "-",
             self._sent_bytes,
             took_ms,
-            agent.replace('"', r"\""),
+            _decoded(_escaped(self._agent)),
             extra={
                 "fields": {
                     "remote": self.context.remote_ip,
-                    "request": request,
+                    "request": _decoded(request),
                     "status": self._status,
                     "bytes": self._sent_bytes,
                     "ms": round(took_ms, 3),
-                    "agent": agent,
+                    "agent": _decoded(self._agent),
                 }
             },
         )
 
 
-def _shown(text: str) -> str:
-    """Return a text of latin-1 characters as people know it, and not too much of it."""
-    if not text.isascii():
-        text = text.encode("latin-1").decode("utf-8", "backslashreplace")
-    if len(text) > _SHOWN_CHARACTERS_MAX:
-        text = text[:_SHOWN_CHARACTERS_MAX] + "..."
-    return text
+def _cut(text: str) -> str:
+    """Return not too much of a text."""
+    return text if len(text) <= _SHOWN_CHARACTERS_MAX else text[:_SHOWN_CHARACTERS_MAX] + "..."
+
+
+def _escaped(text: str) -> str:
+    """Return a text as it stands between quotes: each backslash there begins an escape."""
+    return text.replace("\\", r"\\").replace('"', r"\"")
+
+
+def _decoded(text: str) -> str:
+    """Return a text of latin-1 characters as people know it."""
+    return text if text.isascii() else text.encode("latin-1").decode("utf-8", "backslashreplace")

@@ -24,6 +24,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from kvd import __version__
+from kvd.lines import printable
+from kvd.logs import TextFormatter
+from kvd.process import discard_output, open_standard_descriptors
 from storage import repair as repairing
 from storage.backup import backup
 from storage.compact import compact, usage
@@ -40,7 +43,8 @@ _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return its exit status."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="kvdctl: %(message)s")
+    open_standard_descriptors()
+    _log_to_stderr()
     os.umask(0o077)
     options = _parser().parse_args(argv)
     verb: Callable[[argparse.Namespace], int] = options.run
@@ -48,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = verb(options)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 0
     except StorageError as error:
         return _fail(repairing.explained(error, options.data), error.exit_status)
@@ -59,14 +63,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(TextFormatter("kvdctl: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+
+
 def _fail(message: str, status: int) -> int:
-    sys.stdout.flush()
-    sys.stderr.write(f"kvdctl: {message}\n")
+    try:
+        sys.stdout.flush()
+    except OSError:  # it may be what has failed
+        discard_output()
+    sys.stderr.write(printable(f"kvdctl: {message}") + "\n")
     return status
 
 
 def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
+    sys.stdout.write(printable(line) + "\n")
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -184,8 +197,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and end."""
-        sys.stderr.write(f"kvdctl: {message}; see `{self.prog} --help`\n")
-        raise SystemExit(EX_USAGE)
+        raise SystemExit(_fail(f"{message}; see `{self.prog} --help`", EX_USAGE))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from types import TracebackType
 from typing import Any, cast
 
@@ -15,15 +14,16 @@ from kvd.entries import Decide, Reply
 from kvd.errors import RouteError
 from kvd.guard import Guard, caller_of
 from kvd.http1 import Connection
+from kvd.logs import audit
 from storage.index import BROKEN
-
-log = logging.getLogger(__name__)
 
 
 class GuardedEndpoint(Endpoint):
     """A route whose errors are `RouteError`s; `for_all` are the methods that ask nobody's name."""
 
     for_all: tuple[str, ...] = ()
+    names_cluster = True
+    """Whether answers to whoever is let in have the header X-Etcd-Cluster-Id."""
     _is_in = False
     _who = ""
 
@@ -51,7 +51,7 @@ class GuardedEndpoint(Endpoint):
     def set_default_headers(self) -> None:
         """Name the cluster, to whoever is let in."""
         super().set_default_headers()
-        if self._is_in:
+        if self._is_in and self.names_cluster:
             self.set_header("X-Etcd-Cluster-Id", f"{self.sources.cluster_id:x}")
 
     async def administer(self, decide: Decide) -> None:
@@ -61,10 +61,15 @@ class GuardedEndpoint(Endpoint):
         outcome = await told
         if isinstance(outcome, RouteError):
             raise outcome
-        log.info("%s %s, asked for by %s", self.request.method, self.request.path, self._who)
+        self.note_change()
         self.set_status(outcome.status)
         if outcome.status != 204:
             self._json(outcome.body)
+
+    def note_change(self, change: str = "") -> None:
+        """Log who has changed what; `change` says more than the request's path."""
+        method, path = self.request.method, self.request.path
+        audit.info("%s %s%s, asked for by %s", method, path, change, self._who)
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Write an error as etcd does."""

@@ -1,4 +1,4 @@
-"""How the log reads: one line per event, whatever a client has sent.
+"""How the log reads: one line per event, whatever a client has sent. Where it goes: kvd.logwriter.
 
     text   2026-11-23 02:49:52,986 INFO listening on http://127.0.0.1:2379
     json   {"level":"info","ts":"2026-11-23T02:49:52.986Z","logger":"kvd.server","msg":"..."}
@@ -14,13 +14,32 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from logging.handlers import WatchedFileHandler
+from types import TracebackType
+
+from kvd.lines import printable
+from kvd.logwriter import LogWriter, Output
+
+log = logging.getLogger(__name__)
+
+audit = logging.getLogger("kvd.audit")
+"""Who has changed what. These lines are there whatever the level of the others."""
+audit.setLevel(logging.INFO)
+
+access = logging.getLogger("kvd.access")
+"""A line for each request, where that is asked for; whatever the level of the others, too."""
+access.setLevel(logging.INFO)
 
 SLOW_QUIET_S = 30.0
 """How often, at most, one kind of slowness is told."""
+
+_STANDARD = {"stdout": 1, "stderr": 2}
+_Exception = (
+    tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+)
 
 # The names that PUT /config/local/log takes, as etcd's logging package reads them.
 _RUNTIME_LEVELS = {
@@ -40,23 +59,79 @@ def configure(kind: str, level: str, outputs: Sequence[str] = ("stderr",)) -> No
     Args:
         kind: its form.
         level: a name of `logging`.
-        outputs: `stderr`, `stdout`, or names of files; these are appended to, and made anew when
-            somebody has renamed them.
+        outputs: `stderr`, `stdout`, or names of files; these are appended to, and created again
+            after they have been renamed.
 
     Raises:
         OSError: a file cannot be opened.
     """
-    handlers = list(map(_handler, outputs))
-    for handler in handlers:
-        handler.setFormatter(JsonFormatter() if kind == "json" else TextFormatter())
+    formatter = JsonFormatter() if kind == "json" else TextFormatter()
+    opened = [(_output(output), _encoding(output)) for output in outputs]
+    handlers = [_Handler(output, formatter, encoding) for output, encoding in opened]
     logging.basicConfig(handlers=handlers, level=level)
+    logging.captureWarnings(capture=True)
+    # What ends a thread, or cannot be raised, is a line of the log like any other bug.
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_of_thread
+    sys.unraisablehook = _log_unraisable
 
 
-def _handler(output: str) -> logging.Handler:
-    streams = {"stderr": sys.stderr, "stdout": sys.stdout}
-    if output in streams:
-        return logging.StreamHandler(streams[output])
-    return WatchedFileHandler(output, encoding="utf-8")
+def dropped() -> dict[str, int]:
+    """Return how many lines each output of the log has not got."""
+    handlers = [each for each in logging.getLogger().handlers if isinstance(each, _Handler)]
+    return {handler.writer.name: handler.writer.dropped for handler in handlers}
+
+
+def say(text: str) -> None:
+    """Write one line to standard error, before there is a log; wait no longer than that takes."""
+    output, encoding = _output("stderr"), _encoding("stderr")
+    writer = LogWriter(output, lambda missing, reason: b"")
+    writer.put(f"{printable(text)}\n".encode(encoding, "backslashreplace"))
+    writer.flush()
+
+
+class _Handler(logging.Handler):
+    """Hands lines to the writer of an output."""
+
+    def __init__(self, output: Output, formatter: logging.Formatter, encoding: str) -> None:
+        super().__init__()
+        self._encoding = encoding
+        self.setFormatter(formatter)
+        self.writer = LogWriter(output, self._notice)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Have a record written."""
+        try:
+            line = self._line(record)
+        except Exception:  # noqa: BLE001 -- a bug in whoever logs, which is a line of its own
+            problem = "a line of the log could not be made of %r"
+            line = self._line(_record(problem, record.msg, exc_info=sys.exc_info()))
+        self.writer.put(line, is_routine=record.name == access.name)
+
+    def flush(self) -> None:
+        """Wait until everything is written, or nothing takes it."""
+        self.writer.flush()
+
+    def _line(self, record: logging.LogRecord) -> bytes:
+        return f"{self.format(record)}\n".encode(self._encoding, "backslashreplace")
+
+    def _notice(self, missing: int, reason: str) -> bytes:
+        return self._line(_record("%d lines of the log were dropped here: %s", missing, reason))
+
+
+def _record(text: str, *args: object, exc_info: _Exception | None = None) -> logging.LogRecord:
+    return logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, args, exc_info)
+
+
+def _output(output: str) -> Output:
+    if output in _STANDARD:
+        return Output(output, _STANDARD[output], is_file=False)
+    return Output.open(output)
+
+
+def _encoding(output: str) -> str:
+    stream = getattr(sys, output) if output in _STANDARD else None
+    return stream.encoding if stream is not None else "utf-8"
 
 
 def set_level(name: str) -> bool:
@@ -68,20 +143,29 @@ def set_level(name: str) -> bool:
     return True
 
 
-def printable(text: str) -> str:
-    """Return a text of one line, in which what does not print is written as an escape."""
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-    )
+def _log_uncaught(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    log.critical("a bug ends the process", exc_info=(kind, error, trace))
+
+
+def _log_of_thread(args: threading.ExceptHookArgs) -> None:
+    if args.exc_value is not None and args.exc_type is not SystemExit:
+        trace = (args.exc_type, args.exc_value, args.exc_traceback)
+        log.error("a bug has ended a thread", exc_info=trace)
+
+
+def _log_unraisable(args: sys.UnraisableHookArgs) -> None:
+    if args.exc_value is not None:
+        trace = (args.exc_type, args.exc_value, args.exc_traceback)
+        log.error("an exception was lost: %s", args.err_msg or "", exc_info=trace)
 
 
 class TextFormatter(logging.Formatter):
     """Lines for people."""
 
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(message)s")
+    def __init__(self, layout: str = "%(asctime)s %(levelname)s %(message)s") -> None:
+        super().__init__(layout)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 -- logging's name
         """Return the line itself."""
@@ -90,8 +174,15 @@ class TextFormatter(logging.Formatter):
 
     def formatException(self, ei: object) -> str:  # noqa: N802 -- logging's name
         """Return a traceback, none of whose lines looks like an event."""
-        text = super().formatException(ei)  # type: ignore[arg-type]
-        return "\n".join(f"  | {printable(line)}" for line in text.split("\n"))
+        return _barred(super().formatException(ei))  # type: ignore[arg-type]
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802 -- logging's name
+        """Return a stack, likewise."""
+        return _barred(super().formatStack(stack_info))
+
+
+def _barred(text: str) -> str:
+    return "\n".join(f"  | {printable(line)}" for line in text.split("\n"))
 
 
 class JsonFormatter(logging.Formatter):

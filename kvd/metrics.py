@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from kvd import __version__
+from kvd import __version__, logs
 from kvd.etcd_metrics import EtcdCollector
 from kvd.health import Health
 from kvd.measured import Parts, counter, gauge, histogram, labelled
@@ -32,6 +32,7 @@ class Metrics:
         ProcessCollector(registry=self._registry)
         GCCollector(registry=self._registry)
         self._registry.register(HealthCollector(health))
+        self._registry.register(LogCollector())
 
     def add(self, parts: Parts) -> None:
         """Show what is measured of a server that is about to serve."""
@@ -54,6 +55,19 @@ class HealthCollector(Collector):
         yield labelled(
             GaugeMetricFamily("kvd_check", "Whether a check of /readyz passes", labels=["check"]),
             {name: int(not problem) for name, problem in self._health.checks()},
+        )
+
+
+class LogCollector(Collector):
+    """The log."""
+
+    def collect(self) -> Iterator[Metric]:
+        """Look."""
+        yield labelled(
+            CounterMetricFamily(
+                "kvd_log_lines_dropped", "Log lines that an output did not get", labels=["output"]
+            ),
+            logs.dropped(),
         )
 
 

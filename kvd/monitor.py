@@ -21,6 +21,7 @@ from tornado import httputil
 from kvd import logs
 from kvd.app import Endpoint
 from kvd.framing import Block
+from kvd.guarded import GuardedEndpoint
 from kvd.health import Health
 from kvd.http1 import Connection, Delegate
 from kvd.metrics import Metrics
@@ -110,10 +111,15 @@ class VariablesRoute(Endpoint):
         self.finish("{\n" + ",\n".join(lines) + "\n}\n")
 
 
-class LogLevelRoute(Endpoint):
-    """`/config/local/log`: changes the level of the log until the server ends."""
+class LogLevelRoute(GuardedEndpoint):
+    """`/config/local/log`: changes the level of the log until the server ends.
+
+    That is the user root's to do, once users are asked for (etcd lets everybody). Lines about who
+    has changed what, this change among them, are there at every level.
+    """
 
     allow = ("PUT",)
+    names_cluster = False
 
     def put(self) -> None:
         """Take `{"Level":"DEBUG"}`, whatever its Content-Type."""
@@ -125,6 +131,7 @@ class LogLevelRoute(Endpoint):
         if not logs.set_level(level.upper()):
             self._refuse(b"Invalid log level " + escape(level.encode("utf-8", "surrogatepass")))
             return
+        self.note_change(f" {level.upper()}")
         self.set_status(204)
 
     def _refuse(self, message: bytes) -> None:

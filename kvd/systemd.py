@@ -17,6 +17,8 @@ import time
 from collections.abc import MutableMapping
 from typing import NamedTuple
 
+from kvd.lines import printable
+
 log = logging.getLogger(__name__)
 
 _FIRST_FD = 3
@@ -97,7 +99,7 @@ class Notifier:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
                 sender.settimeout(_SEND_S)
-                sender.sendto("\n".join(lines).encode(), self._address)
+                sender.sendto("\n".join(map(printable, lines)).encode(), self._address)
         except OSError as error:
             if self._is_heard:
                 log.warning("the service manager cannot be told %s: %s", lines[0], error)

@@ -92,7 +92,7 @@ class Checkpoint:
 
 
 def _applied(copy: Path) -> Applied:
-    env = lmdb.open(str(copy), subdir=False, readonly=True, lock=False, max_dbs=1)
+    env = lmdb.open(os.fsencode(copy), subdir=False, readonly=True, lock=False, max_dbs=1)
     try:
         table = env.open_db(b"meta", create=False)
         with env.begin() as txn:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -119,7 +120,7 @@ def main(arguments: Sequence[str]) -> int:
     """Do what the head of this module says of it as a program; return its exit status."""
     (directory,) = arguments
     try:
-        env = lmdb.open(directory, readonly=True, lock=False, max_dbs=len(TABLES))
+        env = lmdb.open(os.fsencode(directory), readonly=True, lock=False, max_dbs=len(TABLES))
         tables = {name: env.open_db(name, create=False) for name in TABLES}
         with env.begin() as txn:
             view = View(txn, tables, Memory())

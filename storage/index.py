@@ -314,7 +314,7 @@ def _open(directory: Path) -> lmdb.Environment:
         try:
             with _lock_table_in_memory(directory) as place:
                 env = lmdb.open(
-                    str(place),
+                    os.fsencode(place),
                     map_size=map_bytes,
                     max_dbs=len(TABLES),
                     mode=0o600,

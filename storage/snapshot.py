@@ -208,7 +208,9 @@ def convert(
     Raises:
         OSError, lmdb.Error, CorruptSnapshot: there is no snapshot.
     """
-    env = lmdb.open(str(scratch), subdir=False, readonly=True, lock=False, max_dbs=len(tables))
+    env = lmdb.open(
+        os.fsencode(scratch), subdir=False, readonly=True, lock=False, max_dbs=len(tables)
+    )
     try:
         write(target, header, _index_rows(env, tables), pace=pace)
     finally:

@@ -219,6 +219,7 @@ def test_nothing_is_written_for_a_foreign_host_or_page(fresh_server):
     }
     # What a page may not read it may ask for: its browser does not show it the answer.
     assert fresh_server.client().request("GET", "/v2/keys/kept", None, page).status == 200
+    fresh_server.wait_for_log("was refused")
     (line,) = [line for line in fresh_server.stderr.splitlines() if "was refused" in line]
     assert re.search(r"a request of 127\.0\.0\.1 was refused: a page of http://evil\.ex", line)
 

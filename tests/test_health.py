@@ -109,7 +109,7 @@ def test_a_sync_that_does_not_come_back_is_told(make_server):
     assert (live.status, live.body.count(b"\n")) == (503, 2)
     writer.join()
     assert ready(client).status == 200
-    assert "slow: 1 writes took up to 9." in server.stderr
+    server.wait_for_log("slow: 1 writes took up to 9.")
     samples = scrape(client)
     assert samples["kvd_slow_syncs_total"] == samples["etcd_server_slow_apply_total"] == 1
     assert samples['etcd_http_successful_duration_seconds_bucket{le="2.048",method="PUT"}'] == 0

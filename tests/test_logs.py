@@ -2,13 +2,16 @@
 
 import json
 import logging
+import re
 import sys
+import time
 
 import pytest
 
 from kvd import logs
 from tests.raw import Raw, request
-from tests.server import run_kvd
+from tests.server import PATIENCE_S, run_kvd
+from tests.test_guard import AL, ROOT, ask_for_users
 from tests.test_metrics import scrape
 
 HOSTILE = [
@@ -136,6 +139,21 @@ def test_hostile_requests_break_no_line_of_the_access_log(make_server):
     assert len(long) < 1200
 
 
+def test_what_a_client_sends_cannot_end_a_field_of_the_access_log(make_server):
+    server = make_server("--access-log", "--log-outputs", "stderr").start()
+    with Raw(server.port) as raw:
+        raw.ask("GET", '/v2/keys/a\\"200"x\\', 'User-Agent: \\" \\\\" \\x1b \xff')
+        raw.ask("GET", "/v2/keys/next")
+    server.wait_for_log("/v2/keys/next")
+    (line, _) = access_lines(server)
+    # Between two quotes each backslash begins an escape, and no quote is without one.
+    text = r'"((?:[^"\\]|\\["\\]|\\x[0-9a-f]{2}|\\u[0-9a-f]{4})*)"'
+    found = re.fullmatch(rf"127\.0\.0\.1 {text} 404 \d+ bytes [0-9.]+ ms {text}", line)
+    assert found is not None, line
+    assert found[1] == r"GET /v2/keys/a\\\"200\"x\\ HTTP/1.1"
+    assert found[2] == r"\\\" \\\\\" \\x1b \xff"
+
+
 def test_a_client_that_leaves_is_logged(make_server):
     server = make_server("--access-log", "--log-format", "json").start()
     server.watch("/left").close()
@@ -170,6 +188,30 @@ def test_the_level_can_be_changed_while_it_runs(make_server):
     assert stop_is_told('{"Level":"WARNING"}', '{"Level":"info"}')
 
 
+def test_the_level_is_roots_to_change_and_who_changes_what_is_told_at_every_level(make_server):
+    server = make_server().start()
+    client = server.client()
+    level, warning = "/config/local/log", '{"Level":"CRITICAL"}'
+    assert client.request("PUT", level, warning).status == 204
+    ask_for_users(client)
+    for headers in ({}, AL, {"Authorization": "Basic eDp5"}):
+        refused = client.request("PUT", level, '{"Level":"DEBUG"}', headers)
+        assert (refused.status, refused.json) == (401, {"message": "Insufficient credentials"})
+        assert "x-etcd-cluster-id" not in refused.headers
+    assert client.request("GET", level).status == 405
+    assert client.request("PUT", level, warning, ROOT).status == 204
+    body = '{"user":"late","password":"secret","roles":["root"]}'
+    assert client.request("PUT", "/v2/auth/users/late", body, ROOT).status < 300
+    assert server.terminate() == 0
+    lines = [line.split(" ", 2)[2] for line in server.stderr.splitlines()]
+    first = lines.index(f"INFO PUT {level} CRITICAL, asked for by anybody")
+    assert all("asked for by" in line for line in lines[first:])
+    assert lines[-2:] == [
+        f"INFO PUT {level} CRITICAL, asked for by user 'root'",
+        "INFO PUT /v2/auth/users/late, asked for by user 'root'",
+    ]
+
+
 def test_a_level_that_is_none_is_refused(make_server):
     client = make_server().start().client()
     refused = client.request("PUT", "/config/local/log", '{"Level":"bogus"}')
@@ -193,9 +235,12 @@ def test_the_log_goes_where_it_is_sent_and_follows_a_file_that_is_renamed(make_s
     path = tmp_path / "kvd.log"
     server = make_server("--log-outputs", f"stderr,{path}", "--access-log").start()
     client = server.client()
-    # A connection's request is logged before its next one is looked at.
-    for key in ("first", "between"):
-        assert client.request("GET", f"/v2/keys/{key}").status == 404
+    assert client.request("GET", "/v2/keys/first").status == 404
+    # Each output has a thread of its own, so what one has got says nothing of the other.
+    deadline = time.monotonic() + PATIENCE_S
+    while "/v2/keys/first" not in path.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
     path.rename(tmp_path / "kvd.log.1")
     assert client.request("GET", "/v2/keys/second").status == 404
     server.terminate()

@@ -374,7 +374,7 @@ def test_a_full_map_keeps_a_durable_write_waiting_and_nothing_else(make_server):
     client = server.client()
     assert client.put("/a", "1").status == 201
     assert client.put("/a", "2").status == 200
-    assert "a durable batch waits" in server.stderr
+    server.wait_for_log("a durable batch waits")
     server.wait_for_log("the index has taken the batch that waited")
     assert client.request("GET", "/health").json == {"health": "true"}
 
@@ -400,6 +400,7 @@ def test_an_index_that_fails_for_a_moment_costs_a_moment(make_server):
     client = server.client()
     assert client.put("/a", "1").status == 201
     assert client.put("/a", "2").status == 200
+    assert server.terminate() == 0
     assert server.stderr.count("a durable batch waits") == 2
 
 
