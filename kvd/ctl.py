@@ -83,13 +83,14 @@ def _say(line: str) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    damaged = False
+    damaged = starts = False
     with reading(options.data, force=options.force) as source, _scratch() as scratch:
         for part, verdict, text in verify(source, Path(scratch)):
             _say(f"{verdict:<8} {part}: {text}")
-            damaged = damaged or verdict is Verdict.DAMAGED
+            starts = verdict is not Verdict.DAMAGED  # the last one is about the start
+            damaged = damaged or not starts
     if damaged:
-        _say(repairing.advice(options.data))
+        _say(repairing.advice(options.data, starts=starts))
     return EX_DATAERR if damaged else 0
 
 

@@ -5,8 +5,8 @@ Reading order: frame.py (the bytes of the log), wal.py (the log), change.py (wha
 
     pure             change entry event frame node
     files            disk (the few calls that touch them) failpoints segments spare quarantine
-                     reader wal layout snapfile
-    LMDB             tree index snapshot checkpoint replay store
+                     reader wal layout snapfile lmdbfile
+    LMDB             tree index snapshot checkpoint replay evidence store
     tools            source (a directory open for reading) digest dump verify repair backup restore
                      compact bulk: what kvdctl and the benches do, and no server
 

@@ -145,15 +145,25 @@ def explained(error: StorageError, path: Path) -> str:
     return str(error) if is_explained else f"{error}. {advice(path)}"
 
 
-def advice(path: Path) -> str:
-    """Return what a person can do about a damaged log, in one line. Never raises."""
+def advice(path: Path, *, starts: bool = False) -> str:
+    """Return what a person can do about a damaged log, in one line. Never raises.
+
+    Args:
+        path: the data directory.
+        starts: a server starts from it, because another copy has what is damaged.
+    """
     inspect = f"To inspect: kvdctl verify {path}"
     nowhere = f"{inspect}. To go on: restore a backup"
     try:
         with reading(path) as source:
-            index, end = good_extent(source)[:2]
+            index, end, _, problem = good_extent(source)
     except (StorageError, OSError):
         return nowhere
+    if starts and (problem is not None or end == START):
+        # Only the index has what stands behind the damage.
+        return (
+            "Nothing is lost: start a server, which takes a snapshot at once; or restore a backup"
+        )
     if end == START:  # nothing at all is good: that is no place to cut a log at
         return nowhere
     return (

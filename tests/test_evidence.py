@@ -497,6 +497,28 @@ def test_a_snapshot_under_another_name_is_set_aside(tmp_path, caplog):
     assert f"the header is that of {older.name}" in caplog.text
 
 
+def test_a_server_without_its_log_ends_with_65_and_one_line(tmp_path):
+    path, log_dir = tmp_path / "data", tmp_path / "disk"
+    store = open_store(path, wal_dir=log_dir)
+    write(store, Set(b"/a", b"1"))
+    store.close()
+    shutil.rmtree(path / "index")
+    for file in log_dir.iterdir():
+        file.unlink()
+    for command in (["kvd", "--data-dir"], ["kvd.ctl", "digest"]):
+        arguments = [sys.executable, "-m", *command, path]
+        if command[0] == "kvd":
+            arguments += ["--wal-dir", log_dir, "--listen-client-urls", "http://127.0.0.1:0"]
+        ended = subprocess.run(
+            list(map(str, arguments)), cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 65
+        assert ended.stdout == ""
+        (line,) = ended.stderr.splitlines()
+        assert f"is {log_dir} mounted?" in line
+        assert "kvdctl repair" not in line
+
+
 @pytest.mark.parametrize("behind", ["nothing", "a heartbeat", "an index", "a snapshot"])
 def test_damage_to_the_end_of_the_log_is_refused_if_anything_stands_behind(tmp_path, behind):
     """Without, it looks like a write that never finished, however many frames were hit."""

@@ -13,6 +13,7 @@
     limits.py       short-write
     damage.py       truncate, bitflip
     disorder.py     shuffle
+    exchange.py     exchange
     indexflip.py    index-flip
     faults.py       fsync-eio, full-disk, slow-disk, clock, recovery-time
     lives.py        replay, expiry, churn
@@ -30,6 +31,7 @@ from tests.crash.lab import (
     callfaults,
     damage,
     disorder,
+    exchange,
     faults,
     indexflip,
     killing,
@@ -44,7 +46,7 @@ from tests.crash.lab.experiment import Experiment
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for module in (
-        *(killing, callfaults, limits, damage, disorder, indexflip, faults, lives),
+        *(killing, callfaults, limits, damage, disorder, exchange, indexflip, faults, lives),
         *(powerloss, powercut, realdisk),
     )
     for experiment in module.EXPERIMENTS

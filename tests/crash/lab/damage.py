@@ -10,7 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from storage import disk, frame, index, node, replay, segments, snapshot, tree
+from storage import (
+    disk,
+    frame,
+    index,
+    node,
+    replay,
+    segments,
+    snapshot,
+    source,
+    store,
+    tree,
+    verify,
+)
 from storage.frame import PAGE_SIZE
 from storage.wal import Wal
 from tests.crash.lab.disks import SEGMENT_BYTES, Found, recover, verified
@@ -22,7 +34,9 @@ from tests.crash.lab.process import Kvd
 from tests.crash.lab.workload import Connection
 
 _VERIFY_EACH = 8
-_CHANGED_BY_BUGS = (disk, frame, index, node, replay, segments, snapshot, tree)
+_CHANGED_BY_BUGS = (
+    *(disk, frame, index, node, replay, segments, snapshot, source, store, tree, verify),
+)
 
 
 @contextmanager

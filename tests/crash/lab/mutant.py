@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +22,21 @@ from kvd.__main__ import main
 from kvd.clock import Clock
 from kvd.space import Space
 from kvd.syncthread import SyncThread
-from storage import change, disk, frame, index, node, replay, segments, snapshot, tree
+from storage import (
+    change,
+    disk,
+    frame,
+    index,
+    node,
+    replay,
+    segments,
+    snapshot,
+    source,
+    store,
+    tree,
+    verify,
+)
+from storage.evidence import Evidence
 from storage.index import Index
 from storage.wal import Wal
 
@@ -184,6 +198,21 @@ def trust_index() -> None:
     index.vouched = lambda directory, *_: "same boot" if (directory / "data.mdb").exists() else None
 
 
+def no_evidence() -> None:
+    """What names a frame of the log is not believed, and an index that is vouched for is."""
+
+    def gather(place: Path, snap: Path, store_uuid: bytes, *, log_begun: bool) -> Evidence:
+        return Evidence(index.vouched(place, store_uuid), 0, "", 0)
+
+    def left_behind(applied: tree.Applied, frames: Iterable[segments.Frame]) -> None:
+        for _ in frames:
+            pass
+
+    store.gather = source.gather = gather
+    store.objection = verify.objection = lambda *_, **__: None
+    store.left_behind = verify.left_behind = left_behind
+
+
 def clean_stays() -> None:
     """The mark of a clean stop is left where it is while the server runs, and no size is in it."""
     fingerprint = index._fingerprint
@@ -279,7 +308,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
             drop_event,
         ),
         *(wall_clock, no_reuse, trust_index, clean_stays, short_write, keep_cache, purge_early),
-        *(keep_segments, lossy_load, no_order, no_index_crc, interrupted, none),
+        *(keep_segments, lossy_load, no_order, no_index_crc, no_evidence, interrupted, none),
     )
 }
 
