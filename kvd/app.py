@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 import tornado.web
 
 from kvd.entries import Decide, Replied
+from kvd.errors import RouteError
 from kvd.guard import Guard
 from kvd.http1 import SERVER_HEADER
 from kvd.members import Member
@@ -41,10 +42,38 @@ class Sources(NamedTuple):
     administer: Callable[[Decide, Replied], None]
 
 
+@tornado.web.stream_request_body
 class Endpoint(tornado.web.RequestHandler):
-    """A route; `allow` are the methods that it answers."""
+    """A route; `allow` are the methods that it answers.
+
+    It is prepared before the body comes, of which it keeps up to `body_bytes_max`. (Otherwise
+    Tornado would keep and parse forms and multipart bodies that nobody here reads.)
+    """
 
     allow: tuple[str, ...] = ("GET",)
+    body_bytes_max = 0
+    _body = b""
+    _body_bytes = 0
+
+    def data_received(self, chunk: bytes) -> None:
+        """Take a piece of the body."""
+        self._body_bytes += len(chunk)
+        if self._body_bytes <= self.body_bytes_max:
+            self._body += chunk
+        else:
+            self._body = b""
+
+    @property
+    def body(self) -> bytes:
+        """The body of the request.
+
+        Raises:
+            RouteError: 413, it is too large.
+        """
+        if self._body_bytes > self.body_bytes_max:
+            message = f"Request body larger than {self.body_bytes_max} bytes."
+            raise RouteError(413, message)
+        return self._body
 
     @property
     def sources(self) -> Sources:

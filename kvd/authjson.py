@@ -65,7 +65,7 @@ def read_user(body: bytes, name: str) -> UserRequest:
         RouteError: 400, it is no such document, speaks of somebody else or contradicts itself.
     """
     try:
-        user = _user(gojson.decode(body, whole=False))
+        user = _user(gojson.decode(body, whole=False, explain=False))
     except gojson.Malformed:
         raise RouteError(400, "Invalid JSON in request body.") from None
     if user.name != name:
@@ -82,7 +82,7 @@ def read_role(body: bytes, name: str) -> Role:
         RouteError: as for `read_user`.
     """
     try:
-        role = _role(gojson.decode(body, whole=False))
+        role = _role(gojson.decode(body, whole=False, explain=False))
     except gojson.Malformed:
         raise RouteError(400, "Invalid JSON in request body.") from None
     if role.name != name:

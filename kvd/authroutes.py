@@ -10,28 +10,18 @@ from kvd.authjson import read_role, read_user
 from kvd.errors import RouteError
 from kvd.guarded import GuardedEndpoint
 
-# etcd reads any body; a role of ten thousand patterns has its place in this.
-_BODY_BYTES_MAX = 1 << 20
 _OF_ONE = ("GET", "PUT", "DELETE")
 
 
 class _AuthEndpoint(GuardedEndpoint):
     """A route whose changes are those of `kvd.authchanges`."""
 
+    # etcd reads any body; a role of ten thousand patterns has its place in this.
+    body_bytes_max = 1 << 20
+
     async def change(self, command: Command) -> None:
         """Have a command decided and logged; answer when that is durable."""
         await self.administer(partial(authchanges.decide, command=command))
-
-    @property
-    def body(self) -> bytes:
-        """The body of the request.
-
-        Raises:
-            RouteError: 413, it is too large.
-        """
-        if len(self.request.body) > _BODY_BYTES_MAX:
-            raise RouteError(413, f"Request body larger than {_BODY_BYTES_MAX} bytes.")
-        return self.request.body
 
 
 class _Named(_AuthEndpoint):

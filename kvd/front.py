@@ -8,6 +8,7 @@ came.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from tornado import httputil
 from kvd.browsers import BrowserPolicy
 from kvd.errors import INVALID_FORM, RAFT_INTERNAL, ApiError
 from kvd.framing import Block
-from kvd.guard import Caller, Guard, KeyRequest, caller_of
+from kvd.guard import Admission, Caller, Guard, KeyHead, KeyRequest, caller_of
 from kvd.http1 import Connection, Delegate
 from kvd.keys import METHODS, TOO_LARGE, TOO_MUCH, KeySpace
 from kvd.logs import Rarely
@@ -30,11 +31,16 @@ from kvd.request import (
     clean_path,
     decode_path,
     encode_path,
+    has_too_many_parameters,
     is_form,
+    is_usual_form,
     key_of,
 )
 
 log = logging.getLogger(__name__)
+
+OTHER_BODY_BYTES_MAX = 1 << 20
+"""No route but the key space keeps a longer body."""
 
 # A request line that needs neither cleaning nor decoding: no component begins with a dot, and
 # nothing is escaped.
@@ -88,7 +94,7 @@ class Front(Delegate):
             if len(body) > keys.limits.body_bytes_max:
                 return False
             try:
-                if method == b"DELETE" or not is_form(block.content_type):
+                if method == b"DELETE" or not is_usual_form(block.content_type):
                     body = b""
             except ApiError:
                 return False
@@ -152,16 +158,17 @@ class Exchange(httputil.HTTPMessageDelegate):
 
     __slots__ = (
         "_act",
+        "_admission",
         "_body_bytes",
-        "_caller",
         "_connection",
         "_form",
         "_front",
+        "_head",
         "_key",
         "_method",
         "_other",
-        "_path",
         "_query",
+        "_waits",
     )
 
     def __init__(self, front: Front, connection: Connection) -> None:
@@ -174,8 +181,9 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._method = ""
         self._key = b""
         self._query = b""
-        self._caller: Caller | None = None
-        self._path = b""
+        self._head: KeyHead | None = None
+        self._admission: Admission | None = None
+        self._waits = False
 
     def headers_received(
         self,
@@ -212,11 +220,9 @@ class Exchange(httputil.HTTPMessageDelegate):
             status = HTTPStatus.METHOD_NOT_ALLOWED
             self._act = partial(self._plain, status, allow, "Method Not Allowed\n")
         else:
-            if self._front.guard.enabled:
-                given = headers.get_list("Authorization")
-                self._caller = caller_of(given, connection.context.common_name)
-                self._path = path[len(KEYS) :]
             self._keys_request(key, query)
+            if self._front.guard.enabled and self._key:
+                self._ask_first(path, headers)
 
     def data_received(self, chunk: bytes) -> None:
         """Take a piece of the body: kept where it is a form, else dropped."""
@@ -224,7 +230,8 @@ class Exchange(httputil.HTTPMessageDelegate):
             return
         self._body_bytes += len(chunk)
         too_large = self._body_bytes > self._front.keys.limits.body_bytes_max
-        too_much = not self._connection.hold(len(chunk))
+        is_kept = self._other is None or self._body_bytes <= OTHER_BODY_BYTES_MAX
+        too_much = is_kept and not self._connection.hold(len(chunk))
         if self._other is not None:
             if too_large or too_much:
                 # Tornado's handlers keep what they are given.
@@ -257,15 +264,17 @@ class Exchange(httputil.HTTPMessageDelegate):
             self._act()
         elif self._key:
             form = b"".join(self._form) if self._form else b""
-            asked = (self._connection, self._method, self._key, self._query, form)
+            # Not kept twice.
+            self._form = None
             guard = self._front.guard
             if guard.enabled:
-                if self._caller is None:
+                head = self._head
+                if head is None:
                     # Users were not asked for yet when the head came.
-                    self._path, self._caller = self._key, Caller()
-                guard.serve(KeyRequest(*asked, self._path, self._caller))
+                    head = KeyHead(self._connection, self._method, self._key, Caller())
+                guard.serve(KeyRequest(head, self._key, self._query, form), self._admission)
             else:
-                self._front.keys.serve(*asked)
+                self._front.keys.serve(self._connection, self._method, self._key, self._query, form)
 
     def on_connection_close(self) -> None:
         """The client has gone before it was answered."""
@@ -281,10 +290,13 @@ class Exchange(httputil.HTTPMessageDelegate):
     ) -> None:
         """Hand the request to Tornado's application, its target in the one form that it routes."""
         connection = self._connection
+        if has_too_many_parameters(query):
+            connection.reject(HTTPStatus.BAD_REQUEST, "too many parameters")
+            return
         target = encode_path(path) + ("?" + query.decode("latin-1") if query else "")
         other = self._front.others.start_request(connection, connection)
         try:
-            other.headers_received(
+            prepared = other.headers_received(
                 httputil.RequestStartLine(self._method, target, version), headers
             )
         except httputil.HTTPInputError:
@@ -292,6 +304,33 @@ class Exchange(httputil.HTTPMessageDelegate):
             connection.reject(HTTPStatus.BAD_REQUEST)
         else:
             self._other = other
+            if prepared is not None:
+                # The body is not taken before the route has decided who may send one.
+                connection.wait()
+                future = asyncio.ensure_future(prepared)
+                future.add_done_callback(lambda _: connection.proceed(self))
+
+    def _ask_first(self, path: bytes, headers: httputil.HTTPHeaders) -> None:
+        """Note who asks; find out who sends a form before it is taken."""
+        connection = self._connection
+        caller = caller_of(headers.get_list("Authorization"), connection.context.common_name)
+        self._head = KeyHead(connection, self._method, path[len(KEYS) :], caller)
+        if self._form is None:
+            return
+        self._front.guard.admit(self._head, self._admitted)
+        if self._admission is None and self._key:
+            self._waits = True
+            self._connection.wait()
+
+    def _admitted(self, outcome: Admission | ApiError) -> None:
+        if isinstance(outcome, ApiError):
+            self._form = None
+            self._key = b""
+            self._front.keys.refuse(self._connection, self._method, outcome)
+        else:
+            self._admission = outcome
+            if self._waits:
+                self._connection.proceed(self)
 
     def _keys_request(self, key: bytes, query: bytes) -> None:
         method = self._method

@@ -48,12 +48,13 @@ def encode(value: Value) -> bytes:
     return json.dumps(value).encode()
 
 
-def decode(data: bytes, *, whole: bool = True) -> Value:
+def decode(data: bytes, *, whole: bool = True, explain: bool = True) -> Value:
     """Return the value that some bytes stand for.
 
     Args:
         data: JSON.
         whole: nothing but blanks may follow (Go's Unmarshal); else anything may (its Decoder).
+        explain: find out what Go would say of it; that takes a second for a megabyte.
 
     Raises:
         Malformed: it is no JSON.
@@ -67,7 +68,7 @@ def decode(data: bytes, *, whole: bool = True) -> Value:
     else:
         if not whole or not text[end:].strip(_BLANKS):
             return value
-    raise Malformed(_complaint(data) or "exceeded max depth")
+    raise Malformed((_complaint(data) if explain else None) or "exceeded max depth")
 
 
 def fields(value: Value, names: Sequence[str]) -> Iterator[tuple[str, Value]]:

@@ -6,7 +6,7 @@ committed state, as users and roles are; the committer says when they have chang
 Without an Authorization header it is the user whom a client certificate names, where these count,
 or else a guest. With one it is the user of that name and password, or nobody: no guest either. A
 request is let in by what is committed when its password has been checked; a watch that has begun
-goes on.
+goes on. A form is not taken, let alone parsed, before its sender is known.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from kvd import auth
@@ -22,7 +23,7 @@ from kvd.credentials import Basic, Busy, Credentials, read_basic
 from kvd.errors import RAFT_INTERNAL, UNAUTHORIZED, ApiError, RouteError
 from kvd.http1 import Connection
 from kvd.keys import PASSWORDS, KeySpace
-from kvd.request import asks_recursively, parse
+from kvd.request import Parsed, parse
 from kvd.urls import ListenUrl
 from storage.index import BROKEN
 from storage.store import Store
@@ -55,19 +56,35 @@ def in_the_open(url: ListenUrl) -> bool:
     return not (url.is_tls or url.is_local)
 
 
-class KeyRequest(NamedTuple):
-    """A complete request to the key space, as `KeySpace.serve` takes it, and what it is judged by.
+class KeyHead(NamedTuple):
+    """The head of a request to the key space, by which it is judged.
 
     `path` is the key as it was asked for, decoded, behind `/v2/keys`.
     """
 
     connection: Connection
     method: str
+    path: bytes
+    caller: Caller
+
+
+class KeyRequest(NamedTuple):
+    """A complete request to the key space, as `KeySpace.serve` takes it."""
+
+    head: KeyHead
     key: bytes
     query: bytes
     form: bytes
-    path: bytes
-    caller: Caller
+
+
+class Admission(NamedTuple):
+    """Whom a request was let in as, and by which state of users and roles."""
+
+    user: User | None
+    state: int
+
+
+Admitted = Callable[[Admission | ApiError], None]
 
 
 class Guard:
@@ -89,6 +106,8 @@ class Guard:
         self.damaged = on_damage
         """To be told of damage to the index, which ends the process."""
         self._store = store
+        # Counts the changes of users and roles.
+        self._state = 0
         self._credentials = credentials
         self._open_urls = [str(url) for url in urls if in_the_open(url)]
         self._keys = keys
@@ -104,6 +123,7 @@ class Guard:
 
     def refresh(self) -> None:
         """Users or roles have changed: forget what was known of them."""
+        self._state += 1
         self._users.clear()
         self._roles.clear()
         self._credentials.forget()
@@ -148,22 +168,41 @@ class Guard:
             raise RouteError(401, "Insufficient credentials")
         return f"user {user.name!r}"
 
-    def serve(self, request: KeyRequest) -> None:
-        """Serve a request to the key space, now or later, if that is allowed."""
+    def admit(self, head: KeyHead, then: Admitted) -> None:
+        """Decide by its head whether a request may go on; tell `then`, now or later.
+
+        What only the parameters tell (`recursive`) is not decided yet.
+        """
         try:
-            # What is wrong with it comes before who asks.
-            parse(request.method, request.key, request.query, request.form)
-            found = self._recognize(request.caller)
+            found = self._recognize(head.caller)
             if isinstance(found, Basic):
-                task = asyncio.get_running_loop().create_task(self._serve_later(request, found))
+                task = asyncio.get_running_loop().create_task(self._admit_later(head, found, then))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
             else:
-                self._serve(request, found)
-        except ApiError as refusal:
-            self._keys.refuse(request.connection, request.method, refusal)
+                then(self._judge(head, found))
         except BROKEN as damage:
             self.damaged(damage)
+
+    def serve(self, request: KeyRequest, admission: Admission | None) -> None:
+        """Serve a complete request, now or later, if that is allowed.
+
+        Without a form, what is wrong with a request comes before who asks, as in etcd. A form is
+        parsed after that is known.
+        """
+        connection, method, _, _ = request.head
+        parsed = None
+        if not request.form:
+            try:
+                parsed = parse(method, request.key, request.query, b"")
+            except ApiError as refusal:
+                self._keys.refuse(connection, method, refusal)
+                return
+        then = partial(self._serve, request, parsed)
+        if admission is not None and admission.state == self._state:
+            then(admission)
+        else:
+            self.admit(request.head, then)
 
     async def settle(self) -> None:
         """Wait for those whose password is being checked; turn away those who would take long."""
@@ -174,35 +213,48 @@ class Guard:
             if late:
                 await asyncio.wait(late)
 
-    async def _serve_later(self, request: KeyRequest, given: Basic) -> None:
+    async def _admit_later(self, head: KeyHead, given: Basic, then: Admitted) -> None:
+        outcome: Admission | ApiError
         try:
-            user = await self._check(given)
-            if not request.connection.gone:
-                self._serve(request, user)
-        except (Busy, asyncio.CancelledError):
-            busy = ApiError(RAFT_INTERNAL, _BUSY.encode(), limit=PASSWORDS)
-            self._keys.refuse(request.connection, request.method, busy)
-        except ApiError as refusal:
-            self._keys.refuse(request.connection, request.method, refusal)
+            try:
+                outcome = self._judge(head, await self._check(given))
+            except (Busy, asyncio.CancelledError):
+                outcome = ApiError(RAFT_INTERNAL, _BUSY.encode(), limit=PASSWORDS)
+            if not head.connection.gone:
+                then(outcome)
         except BROKEN as damage:
             self.damaged(damage)
         except Exception:
             log.exception("a request could not be served")
-            request.connection.abort()
+            head.connection.abort()
 
-    def _serve(self, request: KeyRequest, user: User | None) -> None:
-        connection, method, key, query, form, path, caller = request
-        write = method not in ("GET", "HEAD")
+    def _judge(self, head: KeyHead, user: User | None) -> Admission | ApiError:
+        if self._may(head, user, recursive=False):
+            return Admission(user, self._state)
+        return ApiError(UNAUTHORIZED, b"Insufficient credentials")
+
+    def _may(self, head: KeyHead, user: User | None, *, recursive: bool) -> bool:
         if not self.enabled:
-            may = True  # by now
-        elif user is not None:
-            recursive = asks_recursively(query, form)
-            may = auth.user_may(user, self._role, path, write=write, recursive=recursive)
-        else:
-            may = not caller.authorization and auth.guest_may(self._role, path, write=write)
-        if not may:
+            return True  # by now
+        write = head.method not in ("GET", "HEAD")
+        if user is not None:
+            return auth.user_may(user, self._role, head.path, write=write, recursive=recursive)
+        return not head.caller.authorization and auth.guest_may(self._role, head.path, write=write)
+
+    def _serve(
+        self, request: KeyRequest, parsed: Parsed | None, outcome: Admission | ApiError
+    ) -> None:
+        head, key, query, form = request
+        connection, method, _, _ = head
+        if isinstance(outcome, ApiError):
+            self._keys.refuse(connection, method, outcome)
+            return
+        allow = partial(self._allow, head, outcome.user)
+        self._keys.serve(connection, method, key, query, form, parsed=parsed, allow=allow)
+
+    def _allow(self, head: KeyHead, user: User | None, recursive: bool) -> None:
+        if not self._may(head, user, recursive=recursive):
             raise ApiError(UNAUTHORIZED, b"Insufficient credentials")
-        self._keys.serve(connection, method, key, query, form)
 
     def _recognize(self, caller: Caller) -> User | Basic | None:
         """Return who asks, None where that is nobody, or what has to be checked first."""

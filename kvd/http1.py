@@ -64,6 +64,11 @@ _STOP_IDLE_S = 0.2
 _STOP_BEGUN_S = 3.0
 
 _HEAD_SIZED_BYTES_MAX = 2048
+# What is left of the body of a request that is answered early: so much is read and dropped, and the
+# connection is kept; before more it is closed. (Go's net/http does the same.)
+_SKIPPED_BYTES_MAX = 256 << 10
+# Receives what is left of such a body.
+_SKIPPED = httputil.HTTPMessageDelegate()
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([^\x00-\x20\x7f]+) HTTP/1\.([01])")
 _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
@@ -209,8 +214,8 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
     __slots__ = (
         "_after_outbox", "_ahead", "_buffer", "_busy", "_chunks", "_close_callback", "_dropped",
-        "_ended", "_head_deadline", "_held", "_left", "_message", "_on_writable", "_outbox",
-        "_parsing", "_paused", "_scanned", "_server", "_transport", "_writable",
+        "_ended", "_expects", "_head_deadline", "_held", "_left", "_message", "_on_writable",
+        "_outbox", "_parsing", "_paused", "_scanned", "_server", "_transport", "_writable",
         "_written_chunked",
         "content_type", "context", "deadline", "extra_headers", "flows", "http10", "is_plain",
         "keep_alive", "streaming",
@@ -234,7 +239,10 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self._outbox: Outbox | None = None
         self._after_outbox: Callable[[], object] | None = None
         self._message: httputil.HTTPMessageDelegate | None = None
+        # How much of the body has not come; of one in chunks, 1 until it is complete.
         self._left = 0
+        # The client waits for permission before it sends the body, and maybe does not send it.
+        self._expects = False
         self._chunks: Chunks | None = None
         self._dropped: int | None = None
         self._ended = False
@@ -581,7 +589,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self.send(start + self.extra_headers + headers + self._connection_header() + b"\r\n")
 
     def _connection_header(self) -> bytes:
-        if self._server.stopping:
+        if self._server.stopping or (self._left and not self._is_rest_short()):
             self.keep_alive = False
         if not self.keep_alive:
             return b"Connection: close\r\n"
@@ -605,15 +613,23 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self._on_writable = None
         if self._transport is None:
             return
-        if self._reading_body():
+        if self._left:
             # Answered before its end: what is left of the request is nobody's.
-            self.linger()
+            self._skip_rest()
         elif not self.keep_alive:
             self._close()
         else:
             self.deadline = self._server.now + self._server.limits.idle_timeout_s
             if (self._buffer or self._ended) and not self._parsing:
                 self._parse()
+
+    def _skip_rest(self) -> None:
+        if not self.keep_alive:
+            self.linger()
+            return
+        self._message = _SKIPPED
+        if not self._parsing:
+            self._parse()
 
     def _close(self) -> None:
         """Send what is to be sent, and close; what still comes is nobody's."""
@@ -689,14 +705,14 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         """Ask the client to leave now; if it is being answered, after that."""
         if self._dropped is not None or self._busy:
             return
-        if self._message is None and not self._buffer:
+        if self._message is _SKIPPED or (self._message is None and not self._buffer):
             self.linger()
         else:
             self.reject(HTTPStatus.SERVICE_UNAVAILABLE, "stopping")
 
     def expire(self) -> None:
         """The client has taken too long."""
-        if self._dropped is not None or self._busy:
+        if self._dropped is not None or self._busy or self._message is _SKIPPED:
             self.abort()
         elif self._buffer or self._message:
             self.reject(HTTPStatus.REQUEST_TIMEOUT)
@@ -828,16 +844,44 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         message = self._message = server.delegate.start_request(self, self)
         self.content_type = block.content_type
         left = self._left = block.content_length
-        self._chunks = Chunks() if block.chunked else None
-        if block.expect and (left > len(self._buffer) or block.chunked) and not self.http10:
-            self.send(_CONTINUE)
+        self._chunks = None
+        if block.chunked:
+            self._chunks = Chunks()
+            self._left = 1
+        self._expects = (
+            bool(block.expect) and (left > len(self._buffer) or block.chunked) and not self.http10
+        )
         message.headers_received(httputil.RequestStartLine(method, target, version), block.headers)
-        if not left and not block.chunked:
+        if self._message is not message or self._busy or self._dropped is not None:
+            return True
+        if not self._left:
             self._complete(message)
-        elif self._dropped is None:
-            self.deadline = server.now + server.limits.body_timeout_s
-            return not self._buffer or self._read_body()
-        return True
+            return True
+        return self._begin_body(message)
+
+    def _begin_body(self, message: httputil.HTTPMessageDelegate) -> bool:
+        """Take the body, now that the head has been accepted; return whether to go on."""
+        if not self._left:
+            self._complete(message)
+            return True
+        if self._expects:
+            self._expects = False
+            self.send(_CONTINUE)
+        self.deadline = self._server.now + self._server.limits.body_timeout_s
+        return not self._buffer or self._read_body()
+
+    def wait(self) -> None:
+        """Leave the body of the present request unread until `proceed` is called."""
+        self._busy = True
+        self.deadline = inf
+
+    def proceed(self, message: httputil.HTTPMessageDelegate) -> None:
+        """Take the body of a request, unless that has been answered meanwhile."""
+        if self._message is message and self._transport is not None:
+            self._busy = False
+            self._begin_body(message)
+            if not self._parsing:
+                self._parse()
 
     def _accept(self, block: Block) -> bool:
         """Look at what is rare in a header block; return whether the request goes on."""
@@ -868,6 +912,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
                 self.reject(HTTPStatus.BAD_REQUEST)
                 return False
             complete = self._chunks.complete
+            self._left = 0 if complete else 1
         else:
             data, self._buffer = self._buffer[: self._left], self._buffer[self._left :]
             self._left -= len(data)
@@ -878,7 +923,11 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
             return False
         if complete:
             self._chunks = None
-            self._complete(message)
+            if message is _SKIPPED:
+                self._message = None
+                self.deadline = self._server.now + self._server.limits.idle_timeout_s
+            else:
+                self._complete(message)
         return complete
 
     def _complete(self, message: httputil.HTTPMessageDelegate) -> None:
@@ -888,8 +937,8 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self.deadline = inf
         message.finish()
 
-    def _reading_body(self) -> bool:
-        return self._left > 0 or self._chunks is not None
+    def _is_rest_short(self) -> bool:
+        return self._chunks is None and self._left <= _SKIPPED_BYTES_MAX and not self._expects
 
     def _framed(self, chunk: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._written_chunked else chunk

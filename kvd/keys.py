@@ -36,7 +36,14 @@ from kvd.kept import Listings
 from kvd.listing import Listing, render
 from kvd.logs import SLOW_QUIET_S, Rarely
 from kvd.memory import Memory, Payload
-from kvd.request import FORM_BYTES_MAX, parse
+from kvd.request import (
+    FORM_BYTES_MAX,
+    TOO_MANY_PARAMETERS,
+    Parsed,
+    TakesLong,
+    parse,
+    parse_in_turns,
+)
 from kvd.response import action_body, error_body, event_body, get_body
 from kvd.stats import StoreStats
 from kvd.watch import Hub
@@ -84,6 +91,9 @@ class KeyLimits(NamedTuple):
     """A stream that leaves so much unread when its next event comes is cut."""
 
 
+Allow = Callable[[bool], None]
+"""Raises ApiError if a request, which says `recursive` or does not, is not allowed."""
+
 Slices = Generator[None, None, tuple[bytes, Listing]]
 """Pauses between slices, returns the head and the body."""
 
@@ -125,7 +135,7 @@ class KeySpace:
         """How many listings took longer than `slow_s`."""
         self.rejected = dict.fromkeys(
             (
-                *(TOO_LARGE, TOO_MUCH, NOT_WRITTEN, _BAD, _DEEP, _LONG),
+                *(TOO_LARGE, TOO_MUCH, NOT_WRITTEN, _BAD, _DEEP, _LONG, TOO_MANY_PARAMETERS),
                 *(_WATCHERS, _WATCHERS_OF_KEY, _SLOW_STREAM, _DENIED, PASSWORDS),
             ),
             0,
@@ -139,11 +149,31 @@ class KeySpace:
         self._bodies = Bodies(store)
 
     def serve(
-        self, connection: Connection, method: str, key: bytes, query: bytes, form: bytes
+        self,
+        connection: Connection,
+        method: str,
+        key: bytes,
+        query: bytes,
+        form: bytes,
+        *,
+        parsed: Parsed | None = None,
+        allow: Allow | None = None,
     ) -> None:
-        """Answer one request, now or later; `form` is its body, if that is a form."""
+        """Answer one request, now or later.
+
+        Args:
+            connection: where it came from.
+            method: one of `METHODS`.
+            key: the cleaned path of the key.
+            query: the raw query string.
+            form: the body, if that is a form.
+            parsed: what it asks for, if it was parsed before.
+            allow: decides, once it is parsed, whether it is allowed.
+        """
         try:
-            request, no_value = parse(method, key, query, form)
+            request, no_value, recursive = parsed or parse(method, key, query, form)
+            if allow is not None:
+                allow(recursive)
             if isinstance(request, Get):
                 self._get(connection, method, request)
             elif isinstance(request, Watch):
@@ -154,8 +184,29 @@ class KeySpace:
                 self._committer.submit(request, partial(self._answer, connection, no_value))
         except ApiError as refusal:
             self.refuse(connection, method, refusal)
+        except TakesLong:
+            answer = self._serve_in_turns(connection, (method, key, query, form), allow)
+            self._start_task(connection, answer)
         except BROKEN as damage:
             self._committer.fail(damage)
+
+    async def _serve_in_turns(
+        self,
+        connection: Connection,
+        said: tuple[str, bytes, bytes, bytes],
+        allow: Allow | None,
+    ) -> None:
+        turns = parse_in_turns(*said)
+        try:
+            while True:
+                next(turns)
+                await asyncio.sleep(0)
+                if connection.gone:
+                    return
+        except StopIteration as end:
+            self.serve(connection, *said, parsed=end.value, allow=allow)
+        except ApiError as refusal:
+            self.refuse(connection, said[0], refusal)
 
     def refuse(self, connection: Connection, method: str, refusal: ApiError) -> None:
         """Answer with an error."""

@@ -11,15 +11,14 @@ from kvd.errors import RouteError
 from kvd.guarded import GuardedEndpoint
 from kvd.members import Member, PutMember, read_id, read_peer_urls
 
-# etcd reads any body; here one that is no JSON is gone through byte by byte, to say why.
-_BODY_BYTES_MAX = 64 << 10
-
 
 class Members(GuardedEndpoint):
     """All members, the leader (below it, by that name), and the one with the id below it."""
 
     allow: tuple[str, ...] = ("GET", "POST", "DELETE", "PUT")
     for_all = ("GET",)
+    # etcd reads any body; here one that is no JSON is gone through byte by byte, to say why.
+    body_bytes_max = 64 << 10
 
     @property
     def member(self) -> Member:
@@ -59,10 +58,9 @@ class Members(GuardedEndpoint):
         return read_id(text)
 
     def _peer_urls(self) -> tuple[str, ...]:
-        if len(self.request.body) > _BODY_BYTES_MAX:
-            raise RouteError(413, f"Request body larger than {_BODY_BYTES_MAX} bytes.")
+        body = self.body
         types = self.request.headers.get_list("Content-Type")
-        return read_peer_urls(types[0] if types else "", self.request.body)
+        return read_peer_urls(types[0] if types else "", body)
 
 
 ROUTES = [(r"/v2/members(|/.*)", Members)]

@@ -20,6 +20,7 @@ from tornado import httputil
 
 from kvd import logs
 from kvd.app import Endpoint
+from kvd.errors import RouteError
 from kvd.framing import Block
 from kvd.guarded import GuardedEndpoint
 from kvd.health import Health
@@ -120,12 +121,13 @@ class LogLevelRoute(GuardedEndpoint):
 
     allow = ("PUT",)
     names_cluster = False
+    body_bytes_max = 4 << 10
 
     def put(self) -> None:
         """Take `{"Level":"DEBUG"}`, whatever its Content-Type."""
         try:
-            level = _level(self.request.body.decode("utf-8", "replace"))
-        except ValueError:
+            level = _level(self.body.decode("utf-8", "replace"))
+        except (ValueError, RecursionError, RouteError):
             self._refuse(b"Invalid json body")
             return
         if not logs.set_level(level.upper()):

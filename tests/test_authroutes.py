@@ -12,7 +12,7 @@ import re
 import pytest
 
 from kvd import ctl
-from kvd.authroutes import _BODY_BYTES_MAX
+from kvd.authroutes import Users
 from tests.server import Answer, Client
 from tests.test_guard import AL, ROOT, ask_for_users
 
@@ -109,10 +109,10 @@ def test_the_log_says_who_asked_and_nothing_tells_passwords_or_hashes(fresh_serv
 
 def test_a_body_beyond_the_limit_is_refused_and_the_next_request_answered(client):
     document = '{"role":"large","permissions":{"kv":{"read":["%s"]}}}'
-    largest = document % ("x" * (_BODY_BYTES_MAX - len(document) + 2))
+    largest = document % ("x" * (Users.body_bytes_max - len(document) + 2))
     answer = client.request("PUT", "/v2/auth/roles/large", largest + " ")
     assert (answer.status, answer.json) == (
-        *(413, {"message": f"Request body larger than {_BODY_BYTES_MAX} bytes."}),
+        *(413, {"message": f"Request body larger than {Users.body_bytes_max} bytes."}),
     )
     assert client.request("PUT", "/v2/auth/roles/large", largest).status == 201
     assert client.request("DELETE", "/v2/auth/roles/large").status == 200

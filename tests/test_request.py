@@ -3,9 +3,10 @@
 import contextlib
 import itertools
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kvd.commands import (
@@ -21,13 +22,17 @@ from kvd.commands import (
 )
 from kvd.errors import TABLE, ApiError
 from kvd.request import (
+    LARGE_FORM_BYTES,
+    PARAMETERS_MAX,
     BadEscape,
+    TakesLong,
     clean_path,
     decode_path,
     encode_path,
     is_form,
     key_of,
     parse,
+    parse_in_turns,
 )
 
 METHODS = ["GET", "HEAD", "PUT", "POST", "DELETE"]
@@ -520,12 +525,13 @@ FORMS = st.one_of(st.binary(max_size=64), st.lists(PIECES, max_size=5).map(b"&".
 @given(st.sampled_from(METHODS), FORMS, FORMS)
 def test_any_bytes_are_a_request_or_refused(method, query, form):
     try:
-        request, no_value = parse(method, KEY, query, form)
+        request, no_value, recursive = parse(method, KEY, query, form)
     except ApiError as error:
         refused = error
     else:
         assert request.key == KEY
         assert isinstance(no_value, bool)
+        assert isinstance(recursive, bool)
         return
     assert 201 <= refused.code <= 212
     assert refused.index == 0
@@ -545,3 +551,45 @@ def test_any_path_is_decoded_or_refused(raw):
         assert b"%" in raw
     else:
         key_of(clean_path(path))
+
+
+@given(st.binary(max_size=40).map(lambda raw: raw.replace(b"%", b"%25")), st.binary(max_size=9))
+def test_a_form_is_decoded_as_pythons_own_library_does(value, more):
+    escaped = value + b"".join(b"%%%02x" % byte for byte in more) + b"+=%0D%0a=\r\n_="
+    assume(b"&" not in escaped and b";" not in escaped)
+    request = ask("PUT", form=b"value=" + escaped)
+    assert request.value == unquote_to_bytes(escaped.replace(b"+", b" "))
+
+
+@pytest.mark.parametrize("around", range(-4, 5))
+def test_a_large_form_is_decoded_in_slices_that_fit_together(around):
+    unit = b"%41=+"
+    form = b"value=" + b"v" * around * (around > 0) + unit * (LARGE_FORM_BYTES // 2) + b"%C3%A4"
+    turns = parse_in_turns("PUT", KEY, b"", form)
+    pauses = 0
+    while True:
+        try:
+            next(turns)
+        except StopIteration as end:
+            request = end.value[0]
+            break
+        pauses += 1
+    with pytest.raises(TakesLong):
+        parse("PUT", KEY, b"", form)
+    assert request.value == unquote_to_bytes(form[6:].replace(b"+", b" "))
+    assert pauses >= len(form) // LARGE_FORM_BYTES
+
+
+@pytest.mark.parametrize("place", ["query", "form"])
+def test_parameters_are_limited_in_number(place):
+    most = "&".join(["a=1"] * PARAMETERS_MAX)
+    assert ask("PUT", **{place: most}) == Set(KEY, b"")
+    assert refusal("PUT", **{place: most + "&"}) == (210, "more than 1000 parameters")
+
+
+@pytest.mark.parametrize("end", [b"%4", b"%", b"%%41", b"%4g"])
+def test_a_bad_escape_is_found_at_the_end_of_a_large_form(end):
+    turns = parse_in_turns("PUT", KEY, b"", b"value=" + b"%41" * LARGE_FORM_BYTES + end)
+    with pytest.raises(ApiError) as refused:
+        list(turns)
+    assert refused.value.cause == b'invalid URL escape "%b"' % end[:3]
