@@ -20,6 +20,7 @@ from pathlib import Path
 
 from kvd import logs, process
 from kvd.config import EXIT_USAGE, Config, ConfigError, Printout, parse
+from kvd.crashes import CrashFile
 from kvd.listeners import AddressUnavailable
 from kvd.selfsigned import TlsUnusable
 from kvd.server import (
@@ -131,7 +132,7 @@ async def _run(config: Config, notifier: Notifier, handed: Sequence[Handed]) -> 
     for number in _SIGNALS:
         loop.add_signal_handler(number, stop.set)
     process.tell_of_meaningless_signals(loop)
-    server = KvdServer(config, handed)
+    server = KvdServer(config, handed, CrashFile().watch)
     loop.add_signal_handler(signal.SIGHUP, _reload, server, notifier)
     notifier.starting(loop, f"recovering {config.data_dir}")
     await server.start()

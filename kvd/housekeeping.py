@@ -22,6 +22,7 @@ from functools import partial
 from kvd.histogram import SNAPSHOTS_S, Histogram
 from kvd.syncthread import SyncThread
 from storage.errors import StorageError
+from storage.index import BROKEN
 from storage.keptlog import KeptLog
 from storage.store import Store
 from storage.wal import Position
@@ -149,6 +150,8 @@ class Housekeeping:
                 self._not_before = self._loop.time() + self._back_off_s
                 self._back_off_s = min(2 * self._back_off_s, _BACK_OFF_S_MAX)
                 self.snapshots_failed += 1
+        elif isinstance(outcome, BROKEN):
+            self._on_fatal(outcome)
         elif isinstance(outcome, BaseException):
             raise outcome
         else:

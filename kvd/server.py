@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 from kvd import authroutes, memberroutes
 from kvd.acceptor import Acceptor
@@ -32,6 +33,7 @@ from kvd.front import Front
 from kvd.guard import Guard
 from kvd.housekeeping import Housekeeping
 from kvd.http1 import Connection, Limits, Server
+from kvd.indexcheck import IndexCheck
 from kvd.kept import Listings
 from kvd.keys import KeyLimits, KeySpace
 from kvd.listeners import Listener, bind, handed_over, own_hosts
@@ -68,11 +70,18 @@ _CLOCK_S = 60
 class KvdServer:
     """One store, served.
 
-    Sockets that were handed over are served in place of the addresses that the flags name.
+    Sockets that were handed over are served in place of the addresses that the flags name. Before
+    the index is opened, `watch_crashes` gets its directory, if there is such a function.
     """
 
-    def __init__(self, config: Config, handed: Sequence[Handed] = ()) -> None:
+    def __init__(
+        self,
+        config: Config,
+        handed: Sequence[Handed] = (),
+        watch_crashes: Callable[[Path], None] | None = None,
+    ) -> None:
         self._config = config
+        self._watch_crashes = watch_crashes
         self._handed = handed
         self.urls: list[str] = []
         """Where it listens, once it does, with the ports that the system chose."""
@@ -130,6 +139,7 @@ class KvdServer:
         self._serve(loop, listening, files)
         monitoring.add(self._parts(recovery_s=time.monotonic() - started))
         await self._committer.settle()
+        self._index_check.start()
         # What is alive now stays so: the collector need not look at it again and again.
         gc.freeze()
         # A request makes hardly any cycles: collecting as often as Python does cost 7 % (measured).
@@ -155,6 +165,7 @@ class KvdServer:
         if self._ticker is not None:
             self._ticker.cancel()
         self._housekeeping.stop()
+        self._index_check.stop()
         self._credentials.close()
         self._sync.stop()
         self._appender.close()
@@ -193,6 +204,7 @@ class KvdServer:
             new_ids=_new_ids(config),
             must_exist=config.must_exist,
             wal_dir=config.wal_dir,
+            watch_crashes=self._watch_crashes,
         )
         self._clock = Clock(store.applied.time_ns)
         try:
@@ -234,6 +246,7 @@ class KvdServer:
             on_commit=self._housekeeping.after_commit,
             slow_s=config.slow_request_s,
         )
+        self._index_check = IndexCheck(store, loop, self._fail)
         memory = Memory(config.max_buffered_bytes)
         self._keys = KeySpace(
             store=store,

@@ -3,10 +3,10 @@
 Reading order: frame.py (the bytes of the log), wal.py (the log), change.py (what it says), tree.py
 (nodes in one LMDB transaction), store.py (all of it as one thing, and recovery).
 
-    pure             change entry event frame node
+    pure             change entry event frame node sums
     files            disk (the few calls that touch them) failpoints segments spare quarantine
                      reader wal layout snapfile lmdbfile
-    LMDB             tree index snapshot checkpoint replay evidence store
+    LMDB             tree completeness index snapshot checkpoint replay evidence store
     tools            source (a directory open for reading) digest dump verify repair backup restore
                      compact bulk: what kvdctl and the benches do, and no server
 

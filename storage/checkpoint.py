@@ -17,7 +17,9 @@ import lmdb
 
 from storage import failpoints, snapshot
 from storage.errors import CorruptSnapshot
+from storage.index import BROKEN
 from storage.layout import Identity
+from storage.node import CorruptIndex
 from storage.tree import APPLIED_KEY, Applied
 
 
@@ -36,6 +38,7 @@ class Checkpoint:
 
         Raises:
             OSError, CorruptSnapshot: none was made, nothing is left behind.
+            CorruptIndex, or another of `BROKEN`: so too, and nothing may be served from the index.
         """
         scratch = self._directory / "scratch.tmp"
         target = self._directory / "snapshot.tmp"
@@ -45,6 +48,8 @@ class Checkpoint:
             try:
                 self._copy(scratch)
                 header = header_of(_applied(scratch), self._identity)
+            except BROKEN:
+                raise
             except lmdb.Error as error:
                 # A full disk, as a rule; LMDB's errors are no `OSError`.
                 raise OSError(f"{scratch.name}: {error}") from error
@@ -86,8 +91,10 @@ class Checkpoint:
                 worker.kill()
             _, errors = worker.communicate()
         self._worker = None
+        reason = errors.strip().rpartition("\n")[2] or f"status {worker.returncode}"
+        if worker.returncode == snapshot.EX_INCOMPLETE:
+            raise CorruptIndex(reason)
         if worker.returncode != 0:
-            reason = errors.strip().rpartition("\n")[2] or f"status {worker.returncode}"
             raise CorruptSnapshot(f"the snapshot of index {header.index} failed: {reason}")
 
 

@@ -37,6 +37,7 @@ from typing import NamedTuple
 import cbor2
 import lmdb
 
+from storage.completeness import prove_all
 from storage.node import ROOT, CorruptIndex, Node
 from storage.segments import Position
 from storage.tree import STORE_KEY, TABLES, Applied, Memory, View
@@ -122,6 +123,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         env = lmdb.open(os.fsencode(directory), readonly=True, lock=False, max_dbs=len(TABLES))
         tables = {name: env.open_db(name, create=False) for name in TABLES}
+        prove_all(env, tables)
         with env.begin() as txn:
             view = View(txn, tables, Memory())
             whose = txn.get(STORE_KEY)

@@ -16,6 +16,11 @@ that again. What is made of them is decided in storage/evidence.py. A third one 
 that was thrown away:
 
     REACHED  how far the log had been performed on it
+
+And one that condemns it:
+
+    CRASH    empty but for what Python writes into it as a fatal signal ends the process
+             (kvd/crashes.py): an index that did that is not used again
 """
 
 from __future__ import annotations
@@ -36,9 +41,11 @@ from zlib import crc32
 import lmdb
 
 from storage import disk, failpoints
+from storage.completeness import prove_start
 from storage.errors import DirectoryUnusable
 from storage.lmdbfile import look_up
 from storage.node import CorruptIndex
+from storage.sums import Sums
 from storage.tree import APPLIED_KEY, STORE_KEY, TABLES, Applied, Memory, Tables, View
 
 log = logging.getLogger(__name__)
@@ -53,12 +60,27 @@ CLEAN_STOP = "clean stop"
 
 BROKEN = (
     CorruptIndex,
+    lmdb.BadDbiError,
+    lmdb.BadTxnError,
+    lmdb.BadValsizeError,
     lmdb.CorruptedError,
+    lmdb.CursorFullError,
+    lmdb.IncompatibleError,
     lmdb.InvalidError,
+    lmdb.KeyExistsError,
+    lmdb.MapResizedError,
+    lmdb.NotFoundError,
+    lmdb.PageFullError,
     lmdb.PageNotFoundError,
     lmdb.PanicError,
+    lmdb.ProblemError,
+    lmdb.VersionMismatchError,
 )
-"""What says that the index is damaged: nothing may be read from it, and it must be built again."""
+"""What says that the index is damaged: nothing may be read from it, and it must be built again.
+
+All that LMDB says of its own pages, and what it can say of our keys only if those are others than
+we have written: none of them comes from a disk or a map that is full.
+"""
 
 MapFull = lmdb.MapFullError
 """The map is full, which says nothing about the disk."""
@@ -74,6 +96,8 @@ _FRAME, _STORE = "frame", "store"
 _LOCK_TABLE = "lock.mdb"
 # Where links can be made though the disk is full.
 _MEMORY = Path("/dev/shm")  # noqa: S108 -- a directory of our own is made in it
+CRASH = "CRASH"
+"""The file, beside the index, to which the process that has it open writes a fatal signal."""
 
 _AT_FDCWD = -100
 _STATX_MNT_ID_UNIQUE = 0x4000
@@ -93,11 +117,16 @@ class Index:
         with env.begin() as txn:
             self.store_uuid: bytes | None = txn.get(STORE_KEY)
         """Whose it is; None where it does not say."""
+        self.is_proved = True
+        """Whether it is known to hold every row; see completeness.py."""
         self._reservable = True
 
     @classmethod
     def reuse(cls, directory: Path, store_uuid: bytes | None = None) -> tuple[Index, str] | None:
         """Open the index that stands there, if nothing of it can have been lost.
+
+        Its history, users, roles and members are proved complete then; `is_proved` says whether its
+        nodes are.
 
         Args:
             directory: where.
@@ -109,13 +138,17 @@ class Index:
         mark = vouched(directory, store_uuid)
         if mark is None:
             return None
+        crash = crash_of(directory)
+        if crash:
+            log.warning("a kvd that used the index was ended by it; it will be rebuilt: %s", crash)
+            return None
         try:
             index = cls(_open(directory), directory)
         except (CorruptIndex, lmdb.Error, OSError) as error:
             log.warning("the index cannot be opened and will be rebuilt: %s", error)
             return None
         try:
-            index.applied()
+            index.is_proved = prove_start(index.env, index.tables)
         except (CorruptIndex, lmdb.Error) as error:
             log.warning("the index is unfinished or damaged and will be rebuilt: %s", error)
             index.env.close()
@@ -152,6 +185,15 @@ class Index:
         """
         with self.env.begin() as txn:
             return View(txn, self.tables, Memory()).applied()
+
+    def sums(self) -> Sums:
+        """Return the sums of its tables.
+
+        Raises:
+            CorruptIndex: it does not know them.
+        """
+        with self.env.begin() as txn:
+            return View(txn, self.tables, Memory()).sums()
 
     def mark_running(self) -> None:
         """Say, before the first write, whose page cache holds the index from now on.
@@ -266,6 +308,19 @@ def vouched(directory: Path, store_uuid: bytes | None = None) -> str | None:
 def _tells(mark: dict[str, str] | None, fingerprint: dict[str, str] | None) -> bool:
     """Return whether a mark is of this very file, and this life of it."""
     return bool(mark and fingerprint and mark.items() >= fingerprint.items())
+
+
+def crash_of(directory: Path) -> str:
+    """Return what a process that had the index open said as a fatal signal ended it, or nothing.
+
+    A damaged page may end the process instead of giving an error: by an assertion of LMDB, or by
+    reading where nothing is mapped. Python then writes to `CRASH`; no other death does.
+    """
+    try:
+        text = (directory / CRASH).read_bytes()
+    except OSError:
+        return ""
+    return text.decode("utf-8", "backslashreplace").strip().partition("\n")[0]
 
 
 def discard(directory: Path, store_uuid: bytes) -> None:

@@ -80,6 +80,11 @@ def encode_key(parent_id: int, name: bytes) -> bytes:
 
 def encode_node(key: bytes, name: bytes, node: Node) -> bytes:
     """Return the value for a node called `name` that stands under `key`."""
+    return seal_node(key, name, node)[1]
+
+
+def seal_node(key: bytes, name: bytes, node: Node) -> tuple[int, bytes]:
+    """As `encode_node`, with the checksum that the value carries."""
     value, created, modified, expiration_ns, dir_id = node
     flags = _DIR if dir_id else 0
     rest = value or b""
@@ -87,7 +92,8 @@ def encode_node(key: bytes, name: bytes, node: Node) -> bytes:
         flags |= _LONG
         rest = _U32.pack(len(name)) + name + rest
     body = _pack_body(flags, created, modified, expiration_ns, dir_id) + rest
-    return _pack_u32(crc32(body, crc32(key))) + body
+    crc = crc32(body, crc32(key))
+    return crc, _pack_u32(crc) + body
 
 
 def decode_node(key: bytes, data: bytes) -> Node:

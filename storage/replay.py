@@ -23,6 +23,7 @@ from storage.errors import CorruptLog, CorruptSnapshot
 from storage.index import Index
 from storage.segments import Frame
 from storage.snapfile import Row
+from storage.sums import NOTHING, SUMMED, sum_of
 from storage.tree import APPLIED_KEY, TABLES, Applied, Memory, Transaction, Txn
 
 # LMDB keeps the pages that a transaction changes in memory, and writes each of them once: so a
@@ -54,18 +55,24 @@ def load(index: Index, path: Path | None) -> None:
     """
     if path is None:
         with index.env.begin(write=True) as txn:
-            txn.put(APPLIED_KEY, Applied().encode(), db=index.tables[b"meta"])
+            txn.put(APPLIED_KEY, Applied().encode_with(NOTHING), db=index.tables[b"meta"])
         return
     _, chunks = snapshot.read_chunks(path)
+    sums = dict.fromkeys(SUMMED, 0)
     for rows in chunks:
         with index.env.begin(write=True) as txn:
-            _append(index, txn, rows)
+            _append(index, txn, rows, sums)
             for more in islice(chunks, _LOAD_CHUNKS):
-                _append(index, txn, more)
+                _append(index, txn, more, sums)
+    applied = index.applied()
+    nodes, ttl, garbage, entries = sums.values()
+    with index.env.begin(write=True) as txn:
+        row = applied.encode_with((nodes, ttl, garbage, entries))
+        txn.put(APPLIED_KEY, row, db=index.tables[b"meta"])
 
 
-def _append(index: Index, txn: Transaction, rows: list[Row]) -> None:
-    """Put some rows, which come in order, behind all others."""
+def _append(index: Index, txn: Transaction, rows: list[Row], sums: dict[bytes, int]) -> None:
+    """Put some rows, which come in order, behind all others; add them to the sums."""
     first, last = rows[0][0], rows[-1][0]
     if last >= len(TABLES):
         raise CorruptSnapshot(f"a snapshot holds a table {last}, which this version does not know")
@@ -73,6 +80,8 @@ def _append(index: Index, txn: Transaction, rows: list[Row]) -> None:
         with txn.cursor(index.tables[TABLES[table]]) as cursor:
             same = [(key, value) for number, key, value in rows if number == table]
             cursor.putmulti(same, append=True)
+        if TABLES[table] in sums:
+            sums[TABLES[table]] += sum_of(TABLES[table], same)
 
 
 def replay(index: Index, frames: Iterable[Frame], until: Until = to_the_end) -> int:
@@ -86,6 +95,7 @@ def replay(index: Index, frames: Iterable[Frame], until: Until = to_the_end) -> 
     """
     applied = index.applied()
     memory = Memory()
+    memory.sums = index.sums()
     total = records = log_bytes = 0
     records_max = _records_max(index)
     seq, chain, time_ns, end = applied.seq, applied.chain, applied.time_ns, applied.position

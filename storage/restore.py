@@ -17,6 +17,7 @@ from typing import NamedTuple
 from storage import disk, frame, snapshot
 from storage.backup import staged
 from storage.checkpoint import header_of
+from storage.completeness import proved
 from storage.digest import digest
 from storage.errors import OutOfReach
 from storage.frame import PAGE_SIZE, WAL_MAGIC, SegmentHeader
@@ -85,7 +86,7 @@ def found_store(directory: DataDirectory, index: Path, applied: Applied) -> None
     """
     header = header_of(applied, directory.identity)
     temporary = directory.snap / "first.tmp"
-    snapshot.convert(index / "data.mdb", temporary, TABLES, header)
+    snapshot.convert(index / "data.mdb", temporary, TABLES, header, through=proved)
     snapshot.install(temporary, directory.snap, header)
     position = applied.position
     page = SegmentHeader(
@@ -129,6 +130,7 @@ def _with_new_place(index: Index, applied: Applied) -> Applied:
     """
     seq = max(applied.position.seq, 1)
     applied = applied._replace(position=Position(1, PAGE_SIZE, seq, applied.position.crc))
+    sums = index.sums()
     with index.env.begin(write=True) as txn:
-        txn.put(APPLIED_KEY, applied.encode(), db=index.tables[b"meta"])
+        txn.put(APPLIED_KEY, applied.encode_with(sums), db=index.tables[b"meta"])
     return applied

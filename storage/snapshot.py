@@ -9,7 +9,8 @@ its own, because a busy thread would take the interpreter from the event loop):
 
     python -m storage.snapshot SCRATCH TARGET HEADER
 
-SCRATCH is an LMDB file, TARGET the file to write, HEADER the output of `encode_header` in hex.
+SCRATCH is an LMDB file, TARGET the file to write, HEADER the output of `encode_header` in hex. The
+rows are proved complete on the way.
 """
 
 import logging
@@ -64,6 +65,8 @@ log = logging.getLogger(__name__)
 # What a snapshot's writer waits between syncs, so that the log's syncs find the disk free.
 _PAUSE_S = 0.02
 _NICENESS = 10
+EX_INCOMPLETE = 75
+"""What the program ends with where the copy is damaged, or lacks rows."""
 _NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.snap")
 _ANY_NAME = re.compile(_NAME.pattern + r"(\.broken)?")
 
@@ -195,6 +198,7 @@ def convert(
     header: Header,
     *,
     pace: Callable[[int], None] | None = None,
+    through: Callable[[Iterator[Row]], Iterator[Row]] = iter,
 ) -> None:
     """Turn a copy of the index into a snapshot and verify what was written.
 
@@ -204,6 +208,7 @@ def convert(
         tables: the names of the sub-databases; a row's table is the number in this list.
         header: the snapshot's.
         pace: as for `write`.
+        through: what the rows pass through on their way.
 
     Raises:
         OSError, lmdb.Error, CorruptSnapshot: there is no snapshot.
@@ -212,7 +217,7 @@ def convert(
         os.fsencode(scratch), subdir=False, readonly=True, lock=False, max_dbs=len(tables)
     )
     try:
-        write(target, header, _index_rows(env, tables), pace=pace)
+        write(target, header, through(_index_rows(env, tables)), pace=pace)
     finally:
         env.close()
     try:
@@ -235,14 +240,23 @@ def _pause(_: int) -> None:
     time.sleep(_PAUSE_S)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Do what the head of this module says of it as a program."""
-    from storage.tree import TABLES  # noqa: PLC0415 -- the readers above need no index
+def main(arguments: Sequence[str]) -> int:
+    """Do what the head of this module says of it as a program; return its exit status."""
+    # The readers above need no index.
+    from storage.completeness import proved  # noqa: PLC0415
+    from storage.node import CorruptIndex  # noqa: PLC0415
+    from storage.tree import TABLES  # noqa: PLC0415
 
-    scratch, target, header = arguments
+    scratch, target, encoded = arguments
     os.nice(_NICENESS)
-    convert(Path(scratch), Path(target), TABLES, decode_header(bytes.fromhex(header)), pace=_pause)
+    header = decode_header(bytes.fromhex(encoded))
+    try:
+        convert(Path(scratch), Path(target), TABLES, header, pace=_pause, through=proved)
+    except (CorruptIndex, lmdb.CorruptedError, lmdb.PageNotFoundError) as damage:
+        sys.stderr.write(f"{damage}\n")
+        return EX_INCOMPLETE
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

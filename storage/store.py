@@ -18,7 +18,7 @@ position of each payload must follow those of the one before it: another history
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +33,7 @@ from storage.change import (
     next_chain,
 )
 from storage.checkpoint import Checkpoint
+from storage.completeness import Scan
 from storage.errors import CorruptLog, CorruptSnapshot, LogFull, StorageError
 from storage.evidence import Evidence, gather, left_behind, objection, require_log
 from storage.index import BROKEN, CLEAN_STOP, Index, discard, reach_commit
@@ -40,6 +41,7 @@ from storage.keptlog import KeptLog
 from storage.layout import DataDirectory, NewIds, require_local
 from storage.replay import load, replay
 from storage.segments import ADVICE
+from storage.sums import ONE
 from storage.tree import HISTORY_BYTES_MAX, HISTORY_LIMIT, IndexRefused, Memory, Txn, View
 from storage.wal import START, Position, Wal
 
@@ -107,6 +109,12 @@ class Store:
         self._snapshot_bytes = 0
         self._checkpoint = Checkpoint(index.env, directory.snap, directory.identity)
         self._memory = Memory()
+        self._memory.sums = index.sums()
+        self._txn: Txn | None = None
+        self._slice_s: float | None = None
+        self._scan = None if index.is_proved else Scan(index.env, index.tables)
+        if self._scan is not None:
+            self._memory.scanned = self._scan.scanned
         self._view: View | None = None
 
     @classmethod
@@ -121,6 +129,7 @@ class Store:
         must_exist: bool = False,
         wal_dir: Path | None = None,
         allow_network_fs: bool = False,
+        watch_crashes: Callable[[Path], None] | None = None,
     ) -> Store:
         """Open or create the store in a directory, with all that was acknowledged.
 
@@ -134,6 +143,8 @@ class Store:
             must_exist: create none.
             wal_dir: where the log is to be, if not in the directory itself.
             allow_network_fs: use the directory even on a network file system.
+            watch_crashes: gets the index's directory before anything in it is opened, and again
+                when another has taken its place.
 
         Raises:
             StorageError: the directory cannot be used, or something in it is damaged; nothing was
@@ -146,6 +157,8 @@ class Store:
         )
         try:
             failpoints.reach("startAfterLock")
+            if watch_crashes is not None:
+                watch_crashes(directory.index)
             wal = Wal.open(
                 directory.wal,
                 directory.quarantine,
@@ -158,6 +171,8 @@ class Store:
             except BROKEN as damage:
                 log.warning("the index is damaged and is built anew: %s", damage)
                 index, recovery, read_from = _recover(directory, wal, rebuild_index=True)
+            if watch_crashes is not None:
+                watch_crashes(directory.index)
             return cls(
                 directory,
                 wal,
@@ -203,8 +218,36 @@ class Store:
 
     def begin(self) -> Txn:
         """Begin the one write transaction."""
+        if self._slice_s is not None:
+            self.prove(self._slice_s)
         txn = self._index.env.begin(write=True)
-        return Txn(txn, self._index.tables, self._memory, self.applied)
+        self._txn = Txn(txn, self._index.tables, self._memory, self.applied)
+        return self._txn
+
+    @property
+    def rows_to_prove(self) -> int | None:
+        """How many nodes and expirations are still to be proved; None once all are."""
+        if self._scan is None:
+            return None
+        nodes, ttl, *_ = self._memory.sums
+        return max((nodes + ttl) // ONE - self._scan.rows, 0)
+
+    def prove(self, for_s: float) -> None:
+        """Go on proving that no node and no expiration is missing, for so many seconds.
+
+        While a transaction is open it waits for that to end: it goes on right before the next one.
+
+        Raises:
+            CorruptIndex, lmdb.Error: damage, one of `BROKEN`: the process must end.
+        """
+        self._slice_s = None
+        if self._scan is None:
+            return
+        if self._txn is not None and self._txn.is_open:
+            self._slice_s = for_s
+        elif self._scan.go_on(self._memory.sums, for_s):
+            log.info("the index is complete: %d nodes and expirations", self._scan.rows)
+            self._scan = None
 
     def batch(self, txn: Txn, records: list[bytes], first_index: int, time_ns: int) -> Batch:
         """Return the frame's worth of what a transaction has performed.

@@ -7,7 +7,8 @@ Tables (LMDB sub-databases; every row carries a checksum over its key and its va
     events   u64 index, big-endian -> storage/event.py            the last `history_limit` of them
     garbage  u64 directory id, big-endian -> nothing
     entries  storage/entry.py                                     what is there beside the keys
-    meta     "applied" -> `Applied`, in the same transaction as what it speaks of
+    meta     "applied" -> `Applied` and the sums of the tables (sums.py), in the same transaction as
+             what it speaks of
              "history_bytes_max" -> u32 crc | u64: how long the rows of `events` may be together
 
 The main database, which names them, also holds "store" -> the uuid of the store.
@@ -22,6 +23,7 @@ of a dict. Live and in replay it is the same call.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from heapq import merge
 from itertools import islice
@@ -53,9 +55,10 @@ from storage.node import (
     decode_name,
     decode_node,
     encode_key,
-    encode_node,
     id_prefix,
+    seal_node,
 )
+from storage.sums import MASK, NOTHING, ONE, Scanned, Sums, id_sum, row_sum
 from storage.wal import Position
 
 # Snapshots name them by their place here: new ones come last.
@@ -75,9 +78,12 @@ _HISTORY_BYTES_MAX_KEY = HISTORY_BYTES_MAX.encode()
 # Whose store it is, in the main database, which no snapshot copies.
 STORE_KEY = b"store"
 _APPLIED = Struct("<IQ8sQQQQQQQQQQI")
+_SUMS = Struct("<8Q")
+_APPLIED_AND_SUMS = Struct(_APPLIED.format + _SUMS.format[1:])
 _CRC = Struct("<I")
 _U64 = Struct(">Q")
 _prev_row = itemgetter(2)
+_unpack_crc = _CRC.unpack_from
 
 _new = tuple.__new__
 
@@ -129,26 +135,50 @@ class Applied(NamedTuple):
     position: Position = Position(0, 0, 0, 0)
 
     def encode(self) -> bytes:
-        """Return the row that stands for it in the table `meta`."""
+        """Return the row that stands for it in the table `meta` of a snapshot."""
         segment, offset, frame_seq, crc = self.position
         body = _APPLIED.pack(0, *self[:9], segment, offset, frame_seq, crc)[4:]
         return _CRC.pack(crc32(body)) + body
 
+    def encode_with(self, sums: Sums) -> bytes:
+        """Return the row that stands for it in the table `meta` of an index."""
+        segment, offset, frame_seq, crc = self.position
+        nodes, ttl, garbage, entries = sums
+        body = _APPLIED_AND_SUMS.pack(
+            *(0, *self[:9], segment, offset, frame_seq, crc),
+            *(nodes & MASK, nodes >> 64 & MASK, ttl & MASK, ttl >> 64 & MASK),
+            *(garbage & MASK, garbage >> 64 & MASK, entries & MASK, entries >> 64 & MASK),
+        )[4:]
+        return _CRC.pack(crc32(body)) + body
+
     @classmethod
     def decode(cls, data: bytes | None) -> Applied:
-        """Return what a row says.
+        """Return what a row says, with sums or without.
 
         Raises:
             CorruptIndex: there is no such row, or it is damaged.
         """
         if (
             data is None
-            or len(data) != _APPLIED.size
+            or len(data) not in (_APPLIED.size, _APPLIED_AND_SUMS.size)
             or crc32(data[4:]) != _CRC.unpack_from(data)[0]
         ):
             raise CorruptIndex("the index does not say how far it goes")
-        fields = _APPLIED.unpack(data)
+        fields = _APPLIED.unpack_from(data)
         return cls._make((*fields[1:10], Position(*fields[10:])))
+
+
+def decode_sums(data: bytes) -> Sums | None:
+    """Return the sums in a row that `Applied.decode` takes; None where there are none in it."""
+    if len(data) != _APPLIED_AND_SUMS.size:
+        return None
+    found = _SUMS.unpack_from(data, _APPLIED.size)
+    nodes, ttl, garbage, entries = (found[i] + found[i + 1] * ONE for i in range(0, 8, 2))
+    return nodes, ttl, garbage, entries
+
+
+_NOT_SCANNED = Scanned()
+"""Stands where no scan is under way: nothing is behind it."""
 
 
 class Memory:
@@ -162,9 +192,14 @@ class Memory:
         garbage: whether removed directories are left to be freed, None as above.
         history_bytes: the length of all rows of `events` together, None as above.
         history_bytes_max: the limit of that, 0 for none, None as above.
+        sums: those of the tables; of a committed state only.
+        scanned: how far a scan of the committed state has come.
     """
 
-    __slots__ = ("directories", "due_ns", "garbage", "history_bytes", "history_bytes_max")
+    __slots__ = (
+        *("directories", "due_ns", "garbage", "history_bytes", "history_bytes_max"),
+        *("scanned", "sums"),
+    )
 
     def __init__(self, due_ns: int | None = None, *, garbage: bool | None = None) -> None:
         self.directories: dict[bytes, int] = {}
@@ -172,6 +207,8 @@ class Memory:
         self.garbage = garbage
         self.history_bytes: int | None = None
         self.history_bytes_max: int | None = None
+        self.sums = NOTHING
+        self.scanned = _NOT_SCANNED
 
 
 class View:
@@ -197,6 +234,18 @@ class View:
     def applied(self) -> Applied:
         """Return how far the log has been performed."""
         return Applied.decode(self._txn.get(APPLIED_KEY, db=self._tables[b"meta"]))
+
+    def sums(self) -> Sums:
+        """Return the sums of the tables.
+
+        Raises:
+            CorruptIndex: they are not known: an older version wrote this index.
+        """
+        row = self._txn.get(APPLIED_KEY, db=self._tables[b"meta"])
+        sums = decode_sums(row) if row is not None else None
+        if sums is None:
+            raise CorruptIndex("the index does not say what its tables hold")
+        return sums
 
     def find(self, path: bytes) -> Node | None:
         """Return the node at a cleaned path, or None."""
@@ -298,7 +347,10 @@ class View:
         memory = self._memory
         if memory.due_ns is None:
             with self._txn.cursor(db=self._tables[b"ttl"]) as cursor:
-                memory.due_ns = _U64.unpack_from(cursor.key())[0] if cursor.first() else 0
+                try:
+                    memory.due_ns = _U64.unpack_from(cursor.key())[0] if cursor.first() else 0
+                except struct.error as error:
+                    raise CorruptIndex(f"the key of an expiration is damaged: {error}") from None
         return memory.due_ns or None
 
     def has_garbage(self) -> bool:
@@ -426,10 +478,21 @@ class Txn(View):
         self._history_bytes_max = committed.history_bytes_max
         self._limit_changed = False
         self._written = applied.index
+        self._nodes_sum, self._ttl_sum, self._garbage_sum, self._entries_sum = committed.sums
+        scanned = committed.scanned
+        self._nodes_until, self._ttl_until = scanned.nodes_until, scanned.ttl_until
+        self._nodes_behind = self._ttl_behind = 0
         self._seen = _NOTHING_SEEN
         self._untold: list[_Untold] = []
         self.tidied = False
         """Rows were freed that no record speaks of: worth a commit even without a record."""
+        self.is_open = True
+        """Whether it has neither been committed nor ended."""
+
+    def end(self) -> None:
+        """End it: nothing of it has happened."""
+        self.is_open = False
+        super().end()
 
     def find(self, path: bytes) -> Node | None:
         """Return the node at a cleaned path, or None."""
@@ -495,7 +558,7 @@ class Txn(View):
             return due
         with self._txn.cursor(db=self._tables[b"ttl"]) as cursor:
             for row_key, row in cursor.iternext():
-                if _U64.unpack_from(row_key)[0] > now_ns or len(due) + len(stale) >= limit:
+                if _number(row_key) > now_ns or len(due) + len(stale) >= limit:
                     break
                 path = _decode_path(row_key, row)
                 node = self._reached(path, row_key)
@@ -504,9 +567,8 @@ class Txn(View):
                 else:
                     due.append((path, node))
         for row_key in stale:
-            self._txn.delete(row_key, db=self._tables[b"ttl"])
+            self._delete_ttl(row_key[_U64.size :], _number(row_key))
             self.tidied = True
-            self._memory.due_ns = None
         return due
 
     def reclaim(self, limit: int) -> None:
@@ -520,12 +582,14 @@ class Txn(View):
             for key, data in rows:
                 node = decode_node(key, data)
                 self._txn.delete(key, db=self._nodes)
+                self._count_node(key, -row_sum(data))
                 if node.expiration_ns:
-                    self._delete_ttl(key, node)
+                    self._delete_ttl(key, node.expiration_ns)
                 if node.dir_id:
-                    self._put(id_prefix(node.dir_id), b"", db=self._tables[b"garbage"])
+                    self._put_garbage(node.dir_id)
             if len(rows) < limit:
                 self._txn.delete(prefix, db=self._tables[b"garbage"])
+                self._garbage_sum -= id_sum(prefix)
                 self._memory.garbage = None
             limit -= len(rows) + 1
 
@@ -613,10 +677,16 @@ class Txn(View):
             lmdb.Error: the transaction is dead and nothing of it has happened; `MapFullError` and
                 disk errors come from here, not from `perform` alone.
         """
-        if applied is not self._base:
-            self._put(APPLIED_KEY, applied.encode(), db=self._tables[b"meta"])
+        sums = self._nodes_sum, self._ttl_sum, self._garbage_sum, self._entries_sum
+        if applied is not self._base or self.tidied:
+            self._put(APPLIED_KEY, applied.encode_with(sums), db=self._tables[b"meta"])
         self._txn.commit()
+        self.is_open = False
         committed, memory = self._committed, self._memory
+        committed.sums = sums
+        if self._nodes_behind or self._ttl_behind:
+            committed.scanned.nodes += self._nodes_behind
+            committed.scanned.ttl += self._ttl_behind
         committed.due_ns, committed.garbage = memory.due_ns, memory.garbage
         committed.history_bytes = self._history_bytes
         committed.history_bytes_max = self._history_bytes_max
@@ -637,11 +707,13 @@ class Txn(View):
         if key is None:
             key = encode_key(self._make_directories(path[: -len(name) - 1], index), name)
         if prev is not None and prev.expiration_ns:
-            self._delete_ttl(key, prev)
+            self._delete_ttl(key, prev.expiration_ns)
+        # Not by calls for each part: this is the most frequent way (see sums.py).
+        changed = -ONE - _unpack_crc(prev_row)[0] if prev_row else 0
         if kind in REMOVALS:
             self._txn.delete(key, db=self._nodes)
             if prev is not None and prev.dir_id:
-                self._put(id_prefix(prev.dir_id), b"", db=self._tables[b"garbage"])
+                self._put_garbage(prev.dir_id)
                 self._memory.garbage = True
                 self._directories.clear()
                 self._forget = True
@@ -653,23 +725,36 @@ class Txn(View):
             elif is_dir:
                 dir_id = self._take_dir_id()
             node = _new(Node, (value, created, modified, expiration_ns, dir_id))
-            self._put_node(key, encode_node(key, name, node))
+            crc, row = seal_node(key, name, node)
+            self._put_node(key, row)
+            changed += ONE + crc
             if expiration_ns:
-                row_key = _U64.pack(expiration_ns) + key
-                self._put(row_key, _encode_path(row_key, path), db=self._tables[b"ttl"])
-                due_ns = self._memory.due_ns
-                if due_ns is not None and (due_ns == 0 or expiration_ns < due_ns):
-                    self._memory.due_ns = expiration_ns
+                self._put_ttl(key, path, expiration_ns)
+        self._nodes_sum += changed
+        self._nodes_behind += changed if key <= self._nodes_until else 0
         self._untold.append((change, record, prev_row, time_ns))
         self.index = index
         return _new(Event, (change, prev, time_ns))
 
     def _enter(self, entry: Entry) -> None:
-        key = entry_key(entry.what, entry.name)
-        if entry.document is None:
-            self._txn.delete(key, db=self._tables[b"entries"])
-        else:
-            self._txn.put(key, encode_entry(key, entry), db=self._tables[b"entries"])
+        key, table = entry_key(entry.what, entry.name), self._tables[b"entries"]
+        before = self._txn.pop(key, db=table)
+        if before is not None:
+            self._entries_sum -= row_sum(before)
+        if entry.document is not None:
+            row = encode_entry(key, entry)
+            self._txn.put(key, row, db=table)
+            self._entries_sum += row_sum(row)
+
+    def _count_node(self, key: bytes, changed: int) -> None:
+        self._nodes_sum += changed
+        if key <= self._nodes_until:
+            self._nodes_behind += changed
+
+    def _put_garbage(self, dir_id: int) -> None:
+        prefix = id_prefix(dir_id)
+        self._put(prefix, b"", db=self._tables[b"garbage"])
+        self._garbage_sum += id_sum(prefix)
 
     def _make_directories(self, path: bytes, index: int) -> int:
         """Make what is missing of a path of directories; return the id of the last."""
@@ -680,7 +765,9 @@ class Txn(View):
             node = self._node(key)
             if node is None:
                 node = Node(None, index, index, 0, self._take_dir_id())
-                self._put_node(key, encode_node(key, name, node))
+                crc, row = seal_node(key, name, node)
+                self._put_node(key, row)
+                self._count_node(key, ONE + crc)
             dir_id = node.dir_id
             length += 1 + len(name)
             self._remember(path, length, dir_id)
@@ -702,7 +789,11 @@ class Txn(View):
         with self._txn.cursor(db=self._events) as cursor:
             # Each etcd index has its event, so they need only be counted.
             if cursor.first():
-                for _ in range(_U64.unpack(cursor.key())[0], before):
+                try:
+                    (first,) = _U64.unpack(cursor.key())
+                except struct.error as error:
+                    raise CorruptIndex(f"the key of a history record is damaged: {error}") from None
+                for _ in range(first, before):
                     size -= len(cursor.value())
                     cursor.delete()
             if size > bytes_max > 0:
@@ -713,10 +804,27 @@ class Txn(View):
                     cursor.delete()
         self._oldest_event, self._history_bytes = oldest, size
 
-    def _delete_ttl(self, key: bytes, node: Node) -> None:
-        if node.expiration_ns == self._memory.due_ns:
+    def _put_ttl(self, key: bytes, path: bytes, expiration_ns: int) -> None:
+        row_key = _U64.pack(expiration_ns) + key
+        crc = crc32(row_key + path)
+        self._put(row_key, _CRC.pack(crc) + path, db=self._tables[b"ttl"])
+        self._ttl_sum += ONE + crc
+        if row_key <= self._ttl_until:
+            self._ttl_behind += ONE + crc
+        due_ns = self._memory.due_ns
+        if due_ns is not None and (due_ns == 0 or expiration_ns < due_ns):
+            self._memory.due_ns = expiration_ns
+
+    def _delete_ttl(self, key: bytes, expiration_ns: int) -> None:
+        if expiration_ns == self._memory.due_ns:
             self._memory.due_ns = None
-        self._txn.delete(_U64.pack(node.expiration_ns) + key, db=self._tables[b"ttl"])
+        row_key = _U64.pack(expiration_ns) + key
+        row = self._txn.pop(row_key, db=self._tables[b"ttl"])
+        if row is not None:
+            changed = -ONE - _unpack_crc(row)[0]
+            self._ttl_sum += changed
+            if row_key <= self._ttl_until:
+                self._ttl_behind += changed
 
     def _reached(self, path: bytes, row_key: bytes) -> Node | None:
         """Return the node at `path` if it is the very one that a row of `ttl` speaks of."""
@@ -725,7 +833,7 @@ class Txn(View):
         if parent_id is None or encode_key(parent_id, name) != row_key[8:]:
             return None
         node = self.find(path)
-        return node if node and node.expiration_ns == _U64.unpack_from(row_key)[0] else None
+        return node if node and node.expiration_ns == _number(row_key) else None
 
 
 def has_ended(node: Node, now_ns: int) -> bool:
@@ -746,12 +854,20 @@ def _decode_number(row: bytes) -> int:
     return number
 
 
-def _encode_path(row_key: bytes, path: bytes) -> bytes:
-    return _CRC.pack(crc32(path, crc32(row_key))) + path
+def _number(key: bytes) -> int:
+    """Return the number that a key begins with.
+
+    Raises:
+        CorruptIndex: it begins with none, so it is no key of ours.
+    """
+    if len(key) < _U64.size:
+        raise CorruptIndex(f"a key of {len(key)} bytes, expected {_U64.size} or more")
+    number: int = _U64.unpack_from(key)[0]
+    return number
 
 
 def _decode_path(row_key: bytes, row: bytes) -> bytes:
     path = row[4:]
-    if crc32(path, crc32(row_key)) != _CRC.unpack_from(row)[0]:
+    if len(row) < _CRC.size or crc32(path, crc32(row_key)) != _CRC.unpack_from(row)[0]:
         raise CorruptIndex(f"the expiration record {row_key.hex()} fails its checksum")
     return path

@@ -16,13 +16,15 @@ from storage.change import CHAIN_START, UnknownRecord, decode_payload, next_chai
 from storage.digest import IndexState, index_state, without_place
 from storage.errors import Corrupt, CorruptLog, CorruptSnapshot
 from storage.evidence import left_behind, objection
-from storage.index import CLEAN_STOP, Index
+from storage.index import CLEAN_STOP, Index, crash_of
 from storage.node import CorruptIndex
 from storage.replay import decode, load, replay
 from storage.restore import state
 from storage.segments import Frame, Position, TornTail
 from storage.source import Base, Source, place
 from storage.tree import Applied
+
+_REBUILT = "Nothing is lost: a start, or its check in the background, rebuilds it"
 
 
 class Verdict(StrEnum):
@@ -147,10 +149,13 @@ def _index(source: Source) -> tuple[IndexState | None, list[Finding]]:
         return None, [Finding("index", Verdict.NOTE, "a server is using it: not looked at")]
     if source.evidence.mark is None:
         return None, [Finding("index", Verdict.NOTE, "nothing vouches for it: a start rebuilds it")]
+    if crash := crash_of(source.index):
+        text = f"it has ended a server ({crash}): a start rebuilds it"
+        return None, [Finding("index", Verdict.NOTE, text)]
     try:
         known = index_state(source.index)
     except CorruptIndex as error:
-        text = f"{error}. Nothing is lost: start once with --rebuild-index"
+        text = f"{error}. {_REBUILT}"
         return None, [Finding("index", Verdict.DAMAGED, text)]
     problem = _objection(source, known)
     if problem is None:
@@ -179,7 +184,7 @@ def _compare(replayed: tuple[Applied, str], stop: Base | IndexState, scratch: Pa
     if isinstance(stop, IndexState):
         part, held = "index", stop.digest
         same_place = without_place(stop.applied) == without_place(replayed[0])
-        advice = "Nothing is lost: start once with --rebuild-index"
+        advice = _REBUILT
     else:
         assert stop.path is not None
         part = f"snap/{stop.path.name}"

@@ -38,6 +38,7 @@ PURE = (
     "storage.event",
     "storage.frame",
     "storage.node",
+    "storage.sums",
 )
 OUTSIDE_WORLD = frozenset(
     [
@@ -49,7 +50,7 @@ OUTSIDE_WORLD = frozenset(
 # The only places that know of these libraries.
 KEPT_IN = {
     "lmdb": {
-        *("storage.checkpoint", "storage.digest", "storage.index"),
+        *("storage.checkpoint", "storage.completeness", "storage.digest", "storage.index"),
         *("storage.snapshot", "storage.tree"),
     },
     "tornado": {
