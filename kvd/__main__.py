@@ -31,7 +31,7 @@ from kvd.server import (
 )
 from kvd.systemd import BadHandover, Handed, Notifier, take_sockets
 from storage import failpoints
-from storage.errors import StorageError
+from storage.errors import DirectoryLost, StorageError
 from storage.repair import explained
 
 log = logging.getLogger("kvd")
@@ -68,6 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 -- one per 
         return error.exit_status
     except StorageError as error:
         log.critical("%s", explained(error, config.data_dir))
+        return error.exit_status
+    except DirectoryLost as error:
+        log.critical("%s; the stop is not marked as a clean one", error)
         return error.exit_status
     except OSError as error:
         log.critical("%s: %s", config.data_dir, error)

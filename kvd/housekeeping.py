@@ -2,7 +2,8 @@
 
 It happens on a thread of its own, one job at a time. No answer depends on it: what fails is logged
 and tried again later. But for a sync of the index that failed: pages of it may be lost, and the old
-ones of the disk would be read instead, whose checksums are good. So that ends the process.
+ones of the disk would be read instead, whose checksums are good. So that ends the process. So does
+a directory that is not where it was: the next start would not find what is written.
 
 Once the server listens, the log that its start has not read is read here, in slices of a few
 milliseconds with pauses between them, so that the loop hardly notices. Damage there is told in one
@@ -21,7 +22,7 @@ from functools import partial
 
 from kvd.histogram import SNAPSHOTS_S, Histogram
 from kvd.syncthread import SyncThread
-from storage.errors import StorageError
+from storage.errors import DirectoryLost, StorageError
 from storage.index import BROKEN
 from storage.keptlog import KeptLog
 from storage.store import Store
@@ -101,6 +102,11 @@ class Housekeeping:
 
     def tick(self) -> None:
         """Do what must not wait for a commit, about once a second."""
+        try:
+            self._store.require_place()
+        except DirectoryLost as error:
+            self._on_fatal(error)
+            return
         if not self._is_checking and self._kept_log is not None:
             self._is_checking = True
             self._check()

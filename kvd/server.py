@@ -48,6 +48,7 @@ from kvd.systemd import Handed
 from kvd.tls import Tls
 from kvd.urls import ListenUrl
 from kvd.watch import Hub
+from storage.errors import DirectoryLost
 from storage.index import BROKEN
 from storage.layout import NewIds
 from storage.store import Store
@@ -366,6 +367,11 @@ class KvdServer:
                 "that was acknowledged, the next start rebuilds the index: %s",
                 error,
             )
+        elif isinstance(error, DirectoryLost):
+            # What has its name now is not to be touched.
+            log.critical("%s; stopping at once, nothing more is acknowledged", error)
+            logging.shutdown()
+            os._exit(error.exit_status)
         elif isinstance(error, OSError):
             status = EXIT_IO
             log.critical("the disk failed, stopping at once: %s", error)

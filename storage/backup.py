@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from storage import disk
+from storage import claim, disk
 from storage.errors import CorruptLog, CorruptSnapshot, DirectoryUnusable, StorageError
 from storage.segments import Position
 from storage.snapshot import available
@@ -22,6 +22,7 @@ from storage.source import Source, reading
 
 _CHUNK_BYTES = 4 << 20
 _ATTEMPTS = 5
+_PARTIAL = ".partial"
 
 
 class Backup(NamedTuple):
@@ -59,22 +60,54 @@ def backup(source: Source, target: Path) -> Backup:
 def staged(target: Path) -> Iterator[Path]:
     """Make a directory under another name; give it its own when all of it is done and durable.
 
+    Where the root of a disk is to be the directory, or holds what file systems put there, it is
+    filled instead, with FORMAT last: without that it is no store.
+
     Raises:
-        DirectoryUnusable: something stands there.
+        DirectoryUnusable: something stands there, or others use it.
     """
     target = target.absolute()
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+    entries = list(target.iterdir()) if target.is_dir() else []
+    if any(not claim.is_stray(entry.name) for entry in entries) or (
+        target.exists() and not target.is_dir()
+    ):
         raise DirectoryUnusable(f"{target}: is not empty; name a directory that is new or empty")
-    draft = target.with_name(target.name + ".partial")
+    fills = bool(entries) or target.is_symlink() or target.is_mount()
+    if fills:
+        claim.require_own(target, claim.is_stray, is_store=False)
+    draft = target / _PARTIAL if fills else target.with_name(target.name + _PARTIAL)
     shutil.rmtree(draft, ignore_errors=True)
-    disk.make_directory_durably(draft)
+    disk.make_directory_durably(draft.parent)
+    draft.mkdir(mode=disk.DIRECTORY_MODE)  # nothing that somebody else has put there
     try:
         yield draft
         disk.sync_directory(draft)
-        disk.rename_durably(draft, target)
+        if fills:
+            _move_into(target, draft)
+        else:
+            disk.rename_durably(draft, target)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def _move_into(target: Path, draft: Path) -> None:
+    """Give all that stands in a draft its place in the directory above it; FORMAT last."""
+    claim.make_private(target)
+    names = sorted((path.name for path in draft.iterdir()), key=lambda name: name == "FORMAT")
+    moved: list[str] = []
+    try:
+        for name in names:
+            if name == "FORMAT":
+                disk.sync_directory(target)
+            disk.rename(draft / name, target / name)
+            moved.append(name)
+        disk.sync_directory(target)
+    except BaseException:
+        for name in moved:
+            disk.rename(target / name, draft / name)
+        raise
+    draft.rmdir()
 
 
 def _copy(source: Source, draft: Path) -> Backup:

@@ -64,14 +64,18 @@ class PartialWrite(OSError):
         self.written = written
 
 
-def open_to_read(path: Path) -> int:
-    """Open an existing file for reading and return its descriptor."""
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+# Neither another file that a symbolic link leads to, nor waiting for the other end of a pipe.
+_OPEN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+def open_to_read(path: Path, *, follow: bool = False) -> int:
+    """Open an existing file, no symbolic link without `follow`, and return its descriptor."""
+    return os.open(path, (_OPEN & ~os.O_NOFOLLOW if follow else _OPEN) | os.O_RDONLY)
 
 
 def open_to_write(path: Path) -> int:
-    """Open an existing file for reading and writing and return its descriptor."""
-    return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    """Open an existing file, no symbolic link, for reading and writing; return its descriptor."""
+    return os.open(path, os.O_RDWR | _OPEN)
 
 
 def create(path: Path) -> int:
@@ -216,13 +220,18 @@ def write_file_durably(path: Path, data: bytes) -> None:
     rename_durably(temporary, path)
 
 
-def make_directory_durably(path: Path) -> None:
-    """Create a directory of mode 0700 and the missing ones above it; durable on return."""
+def make_directory_durably(path: Path) -> list[Path]:
+    """Create a directory of mode 0700 and the missing ones above it; durable on return.
+
+    Returns:
+        Those that were made, the topmost first.
+    """
     if path.is_dir():
-        return
-    make_directory_durably(path.parent)
+        return []
+    made = make_directory_durably(path.parent)
     path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
     sync_directory(path.parent)
+    return [*made, path]
 
 
 def drop_cache(fd: int) -> None:

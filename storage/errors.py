@@ -12,6 +12,9 @@ found. An `OSError` is not wrapped: a disk that fails is told apart from data th
     ├── DirectoryUnusable   73, 65 or 78     the data directory cannot be this store's
     ├── OutOfReach          64 EX_USAGE      what a tool was asked for is not to be had from here
     └── LogFull             74 EX_IOERR      no room: nothing was written, later appends may be
+
+    OSError
+    └── DirectoryLost       73 EX_CANTCREAT  the directory in use is not where it was
 """
 
 from pathlib import Path
@@ -89,3 +92,12 @@ class LogFull(StorageError):
     def __init__(self, errno: int, message: str) -> None:
         super().__init__(message)
         self.errno = errno
+
+
+class DirectoryLost(OSError):
+    """A directory or file in use was removed, renamed or replaced.
+
+    What is written now is not found by the next start, so nothing may be acknowledged any more.
+    """
+
+    exit_status = EX_CANTCREAT

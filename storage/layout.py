@@ -5,13 +5,15 @@
                    and "log": "begun" once the log has had a segment, before its first frame is
                    written) and one with its crc32; the directory is a store once this file is
                    durable
-      LOCK         locked (flock) for as long as it is open; says by whom, for the error message
+      LOCK         locked for as long as it is open, as the directory is: storage/locks.py
       wal/         storage/wal.py; a symbolic link where the log has a disk of its own
       snap/        storage/snapshot.py
       index/       storage/index.py
       quarantine/  what recovery cut off
 
-Files are 0600. `*.tmp` is what a crash left unfinished and is removed, but for `wal/next.tmp`.
+Files are 0600. `*.tmp` is what a crash left unfinished and is removed, but for `wal/next.tmp`, and
+for what is not the log's in the log's directory. All is looked at before anything is changed
+(storage/claim.py), so a refusal leaves nothing behind.
 """
 
 import json
@@ -19,17 +21,16 @@ import logging
 import os
 import secrets
 import shutil
-import socket
-import stat
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, Self
 from zlib import crc32
 
-from storage import disk
-from storage.errors import EX_CONFIG, EX_DATAERR, DirectoryLocked, DirectoryUnusable
-from storage.spare import SPARE_NAME
+from storage import claim, disk
+from storage.errors import EX_CONFIG, EX_DATAERR, DirectoryUnusable
+from storage.locks import Locks
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ _ROOMS = ("wal", "snap", "index", "quarantine")
 _PRECIOUS = ("wal", "snap")
 _LOG = "log"
 _STORE_UUID_BYTES = 16
+_FORMAT_BYTES_MAX = 64 << 10
 
 
 class Identity(NamedTuple):
@@ -72,12 +74,12 @@ class DataDirectory:
         created: FORMAT was written just now: the store is new.
     """
 
-    def __init__(self, path: Path, lock_fd: int, found: Format, *, created: bool) -> None:
+    def __init__(self, path: Path, locks: Locks, found: Format, *, created: bool) -> None:
         self.path = path
         self.wal, self.snap, self.index, self.quarantine = (path / room for room in _ROOMS)
         self.identity, self.log_begun = found
         self.created = created
-        self._lock_fd = lock_fd
+        self._locks = locks
 
     @classmethod
     def open(
@@ -101,22 +103,26 @@ class DataDirectory:
         Raises:
             DirectoryLocked: another process has it.
             DirectoryUnusable: it is somebody else's, damaged, of an unknown format, or the system
-                does not let us in.
+                does not let us in. Nothing is left behind where there was no store.
         """
         try:
             if not (path / "FORMAT").exists():
                 _refuse_to_make(path, must_exist=must_exist)
-            if not path.exists():
-                disk.make_directory_durably(path)
-            _claim(path)
-            lock_fd = _lock(path)
-            try:
-                created = _initialise(path, new_ids, wal_dir)
+            with ExitStack() as undo:
+                _make_directory(path, undo)
+                claim.require_plain(path)
+                is_store = (path / "FORMAT").exists()
+                claim.require_own(path, claim.is_part, is_store=is_store)
+                locks = Locks.take(path)
+                undo.callback(locks.close)
+                if is_store:
+                    _enter(path, locks, wal_dir)
+                else:
+                    _initialise(path, locks, new_ids, wal_dir, undo)
                 _remove_unfinished(path)
-                return cls(path, lock_fd, read_format(path), created=created)
-            except BaseException:
-                os.close(lock_fd)
-                raise
+                directory = cls(path, locks, read_format(path), created=not is_store)
+                undo.pop_all()
+                return directory
         except OSError as error:
             where = error.filename or path
             raise DirectoryUnusable(f"{where}: {error.strerror}") from error
@@ -134,9 +140,17 @@ class DataDirectory:
             _write_format(self.path, _fields(self.path / "FORMAT") | {_LOG: "begun"})
             self.log_begun = True
 
+    def require_place(self) -> None:
+        """Check that the directory, and that of the log, are still where they were.
+
+        Raises:
+            DirectoryLost: they are not, or another process has taken them.
+        """
+        self._locks.require_place()
+
     def close(self) -> None:
-        """Release the lock."""
-        os.close(self._lock_fd)
+        """Release the locks."""
+        self._locks.close()
 
 
 def require_local(*paths: Path) -> None:
@@ -170,81 +184,91 @@ def _refuse_to_make(path: Path, *, must_exist: bool) -> None:
         )
 
 
-def _claim(path: Path) -> None:
-    """Check that the directory is ours and nobody else's business."""
-    status = path.stat()
-    if not stat.S_ISDIR(status.st_mode):
-        raise DirectoryUnusable(f"{path}: is not a directory")
-    if status.st_uid != os.geteuid():
-        raise DirectoryUnusable(
-            f"{path}: belongs to user {status.st_uid}, but this process is user {os.geteuid()}; "
-            "change its owner, or name another directory by --data-dir"
-        )
-    mode = stat.S_IMODE(status.st_mode)
-    private = mode & disk.DIRECTORY_MODE
-    if mode != private:
-        path.chmod(private)
+def _make_directory(path: Path, undo: ExitStack) -> None:
+    """Make a directory, and have those that were made removed again if nothing comes of it."""
+    if path.exists():
+        return
+    for made in disk.make_directory_durably(path):
+        undo.push(_on_refusal(made.rmdir))
+
+
+def _on_refusal(remove: Callable[[], None]) -> Callable[..., None]:
+    """Return what removes something on the way out of a refusal; not where the process ends."""
+
+    def leave(kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, Exception):
+            with suppress(OSError):
+                remove()
+
+    return leave
+
+
+def _close_to_others(path: Path) -> None:
+    mode = claim.make_private(path)
+    if mode is not None:
+        private = mode & disk.DIRECTORY_MODE
         log.info("%s: mode %04o made %04o: nobody else may look in", path, mode, private)
 
 
-def _lock(path: Path) -> int:
-    fd = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, disk.FILE_MODE)
-    try:
-        disk.lock_exclusive(fd)
-        _sign(fd)
-    except BlockingIOError as error:
-        holder = disk.read_at(fd, 200, 0).decode(errors="replace").strip() or "another process"
-        os.close(fd)
-        raise DirectoryLocked(f"{path}: in use by {holder}") from error
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _sign(fd: int) -> None:
-    """Write into the lock whose it is, for the message that others get; not on a full disk."""
-    now = datetime.fromtimestamp(disk.wall_clock_ns() // 10**9, UTC)
-    holder = f"process {os.getpid()} on {socket.gethostname()} since {now:%Y-%m-%dT%H:%M:%SZ}\n"
-    with suppress(OSError):
-        disk.truncate(fd, 0)
-        disk.write_at(fd, holder.encode(errors="replace"), 0)
-
-
-def _initialise(path: Path, new_ids: NewIds | None, wal_dir: Path | None) -> bool:
-    """Make the directory a store, unless it is one; return whether it was made."""
-    if (path / "FORMAT").exists():
-        for room in _ROOMS:
-            _require(path, room)
-        if wal_dir is not None:
-            _require_log_in(path, wal_dir)
-        return False
+def _enter(path: Path, locks: Locks, wal_dir: Path | None) -> None:
+    """Lock a store, after a look at all that a start takes for granted."""
+    read_format(path)
+    require_rooms(path)
     if wal_dir is not None:
-        _place_log(path, wal_dir)
+        _require_log_in(path, wal_dir)
+    claim.require_own(path / "wal", claim.is_log, is_store=True)
+    locks.add(path / "wal")
+    locks.sign()
+    _close_to_others(path)
     for room in _ROOMS:
-        _require_empty(path, room)
-        (path / room).mkdir(mode=disk.DIRECTORY_MODE, exist_ok=True)
+        if not (path / room).is_dir():
+            (path / room).mkdir(mode=disk.DIRECTORY_MODE)
+            disk.sync_directory(path)
+
+
+def _initialise(
+    path: Path, locks: Locks, new_ids: NewIds | None, wal_dir: Path | None, undo: ExitStack
+) -> None:
+    """Make the directory a store."""
+    log_dir = path / "wal" if wal_dir is None else wal_dir.absolute()
+    if wal_dir is not None:
+        _require_empty(path, "wal", path / "wal")
+    if wal_dir is not None:
+        _make_directory(log_dir, undo)
+    if wal_dir is not None or log_dir.is_dir():
+        claim.require_own(log_dir, claim.is_log, is_store=False)
+        locks.add(log_dir, name=path / "wal")
+    for room in _PRECIOUS:
+        _require_empty(path, room, log_dir if room == "wal" else path / room)
+    if locks.sign():
+        undo.push(_on_refusal((path / "LOCK").unlink))
+    _close_to_others(path)
+    if wal_dir is not None:
+        _close_to_others(log_dir)
+        _place_log(path / "wal", log_dir, undo)
+    for room in _ROOMS:
+        if not (path / room).is_dir():
+            (path / room).mkdir(mode=disk.DIRECTORY_MODE)
+            undo.push(_on_refusal((path / room).rmdir))
+            if room == "wal":
+                locks.add(path / room)
     disk.sync_directory(path)
     # A start that was killed may have made the directory without having synced its name.
     with suppress(PermissionError):
         disk.sync_directory(path.resolve().parent)
     _write_format(path, _new_fields(new_ids or NewIds(_random_id(), _random_id())))
-    return True
 
 
-def _place_log(path: Path, wal_dir: Path) -> None:
+def _place_log(link: Path, target: Path, undo: ExitStack) -> None:
     """Have the log of a store that is to be made in a directory of its own.
 
     The data directory leads there, so that whoever opens it needs to know nothing else.
     """
-    link, target = path / "wal", wal_dir.absolute()
-    disk.make_directory_durably(target)
-    _claim(target)
     if link.is_symlink() or link.exists():
         # A start that was cut short may have left one.
-        _require_empty(path, "wal")
         link.unlink() if link.is_symlink() else link.rmdir()
     link.symlink_to(target)
+    undo.push(_on_refusal(link.unlink))
 
 
 def _require_log_in(path: Path, wal_dir: Path) -> None:
@@ -258,7 +282,7 @@ def _require_log_in(path: Path, wal_dir: Path) -> None:
 
 
 def _require(path: Path, room: str) -> None:
-    """Check that a room of a store is there; make it again if nothing is lost without it."""
+    """Check that a room of a store is there, unless nothing is lost without it."""
     if (path / room).is_dir():
         return
     if (path / room).is_symlink():
@@ -271,9 +295,6 @@ def _require(path: Path, room: str) -> None:
         raise DirectoryUnusable(
             f"{path}: {room}/ is missing; restore it from a backup", exit_status=EX_DATAERR
         )
-    _require_no_file(path, room)
-    (path / room).mkdir(mode=disk.DIRECTORY_MODE)
-    disk.sync_directory(path)
 
 
 def _require_no_file(path: Path, room: str) -> None:
@@ -296,15 +317,15 @@ def require_rooms(path: Path) -> None:
             _require_no_file(path, room)
 
 
-def _require_empty(path: Path, room: str) -> None:
+def _require_empty(path: Path, room: str, directory: Path) -> None:
     """Check that a room of what is to become a store holds nothing of another one."""
-    found = [entry for entry in _entries(path / room) if entry.suffix != ".tmp"]
-    if room in _PRECIOUS and found:
-        raise DirectoryUnusable(
-            f"{path}: holds {room}/{found[0].name}, but no FORMAT; restore that file from a "
-            "backup, or name another directory by --data-dir",
-            exit_status=EX_DATAERR,
-        )
+    for entry in _entries(directory):
+        if entry.suffix != ".tmp" and not claim.is_stray(entry.name):
+            raise DirectoryUnusable(
+                f"{path}: holds {room}/{entry.name}, but no FORMAT; restore that file from a "
+                "backup, or name another directory by --data-dir",
+                exit_status=EX_DATAERR,
+            )
 
 
 def _new_fields(ids: NewIds) -> dict[str, object]:
@@ -336,10 +357,12 @@ def _entries(path: Path) -> list[Path]:
 
 def _remove_unfinished(path: Path) -> None:
     for directory in (path, *(path / room for room in _ROOMS)):
+        # Others may have put theirs into the root of a disk that is the log's.
+        suffix = ".wal.tmp" if directory.name == "wal" else ".tmp"
         for entry in _entries(directory):
-            if entry.suffix != ".tmp" or entry.name == SPARE_NAME:
+            if not entry.name.endswith(suffix):
                 continue
-            if entry.is_dir():
+            if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)  # an index
             else:
                 disk.remove(entry)
@@ -391,7 +414,12 @@ def _fields(file: Path) -> dict[str, object]:
         DirectoryUnusable: it is damaged.
         OSError: there is none, or it cannot be read.
     """
-    line, _, crc = file.read_bytes().rstrip(b"\n").partition(b"\n")
+    fd = disk.open_to_read(file)
+    try:
+        text = disk.read_at(fd, _FORMAT_BYTES_MAX, 0)
+    finally:
+        os.close(fd)
+    line, _, crc = text.rstrip(b"\n").partition(b"\n")
     expected = f"{crc32(line):08x}"
     if crc != expected.encode():
         raise _damaged(file, f"fails its checksum ({crc!r}, expected {expected!r})")

@@ -7,14 +7,14 @@ of a frame had arrived when it was read, is read once more.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from storage import disk, snapshot
+from storage import snapshot
 from storage.change import Change, Payload
+from storage.claim import require_plain
 from storage.errors import (
     EX_DATAERR,
     CorruptLog,
@@ -27,6 +27,7 @@ from storage.errors import (
 from storage.evidence import Evidence, gather, require_log
 from storage.index import Index
 from storage.layout import Format, read_format, require_rooms
+from storage.locks import SharedLocks, holder
 from storage.replay import Until, load, replay, to_the_end
 from storage.segments import Frame, Position, Scan, Segment, list_segments
 from storage.snapshot import Header
@@ -226,33 +227,16 @@ def reading(path: Path, *, force: bool = False) -> Iterator[Source]:
         DirectoryLocked: another process has it.
         DirectoryUnusable: it is no data directory, or its FORMAT is damaged or unknown.
     """
-    fd = _lock(path)
+    found = format_of(path)
+    locks = SharedLocks(path)
     try:
-        live = fd is None or not _try_lock(fd)
-        if live and fd is not None and not force:
-            holder = disk.read_at(fd, 200, 0).decode(errors="replace").strip()
+        if locks.live and not force:
             raise DirectoryLocked(
-                f"{path}: in use by {holder or 'another process'}; --force reads it nevertheless"
+                f"{path}: in use by {holder(path)}; --force reads it nevertheless"
             )
-        yield Source(path, format_of(path), live=live and fd is not None)
+        yield Source(path, found, live=locks.live)
     finally:
-        if fd is not None:
-            os.close(fd)
-
-
-def _lock(path: Path) -> int | None:
-    """Open the lock, if there is one: a backup that no server was started on has none."""
-    with suppress(FileNotFoundError, NotADirectoryError):
-        return disk.open_to_read(path / "LOCK")
-    return None
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        disk.lock_shared(fd)
-    except BlockingIOError:
-        return False
-    return True
+        locks.close()
 
 
 def format_of(path: Path) -> Format:
@@ -263,6 +247,7 @@ def format_of(path: Path) -> Format:
     """
     if not path.is_dir():
         raise DirectoryUnusable(f"{path}: is no directory")
+    require_plain(path)
     require_rooms(path)
     try:
         return read_format(path)

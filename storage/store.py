@@ -34,7 +34,7 @@ from storage.change import (
 )
 from storage.checkpoint import Checkpoint
 from storage.completeness import Scan
-from storage.errors import CorruptLog, CorruptSnapshot, LogFull, StorageError
+from storage.errors import CorruptLog, CorruptSnapshot, DirectoryLost, LogFull, StorageError
 from storage.evidence import Evidence, gather, left_behind, objection, require_log
 from storage.index import BROKEN, CLEAN_STOP, Index, discard, reach_commit
 from storage.keptlog import KeptLog
@@ -378,6 +378,7 @@ class Store:
         Raises:
             OSError, CorruptSnapshot: none was made; what was there is still there.
         """
+        self.require_place()
         header = self._checkpoint.take()
         log.info("wrote a snapshot of index %d", header.index)
         kept = snapshot.prune(self.directory.snap, keep=self._snapshots_kept)
@@ -466,13 +467,32 @@ class Store:
         """
         self._index.sync()
 
+    def require_place(self) -> None:
+        """Check that the directory, and that of the log, are still where they were.
+
+        Raises:
+            DirectoryLost: they are not, or another process has taken them.
+        """
+        self.directory.require_place()
+
     def close(self) -> None:
-        """Stop cleanly: everything on disk, and marked so. May take long for a large index."""
+        """Stop cleanly: everything on disk, and marked so. May take long for a large index.
+
+        Raises:
+            DirectoryLost: the directory is not where it was; what is there now is left alone.
+        """
         self._drop_view()
         failpoints.reach("stopBeforeLog")
         self.wal.close()
-        self._index.close(clean=True)
-        self.directory.close()
+        try:
+            self.require_place()
+        except DirectoryLost:
+            self._index.close(clean=False)
+            raise
+        else:
+            self._index.close(clean=True)
+        finally:
+            self.directory.close()
 
     def _drop_view(self) -> None:
         if self._view is not None:

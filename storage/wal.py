@@ -30,6 +30,7 @@ from pathlib import Path
 from storage import disk, failpoints, frame
 from storage.errors import LogFull
 from storage.frame import PAGE_SIZE, SEAL_SIZE, WAL_MAGIC, SegmentHeader
+from storage.locks import require_at
 from storage.quarantine import cut_off
 from storage.segments import (
     START,
@@ -81,6 +82,7 @@ class Wal:
         on_first: Callable[[], object] | None,
     ) -> None:
         self._directory = directory
+        self._directory_status = directory.stat()
         self._quarantine = quarantine
         self._segments = segments
         self._store_uuid = store_uuid
@@ -95,6 +97,9 @@ class Wal:
         self._on_first = None if segments else on_first
         self._salt = 0
         self._capacity = 0
+        # Under which name the next start finds the segment, and what was opened by it.
+        self._name = ""
+        self._place = (0, 0)
         # Up to where a refused write may have left bytes behind the tail.
         self._dirty_end = 0
         self._spare = Spare(directory, segment_bytes_max)
@@ -361,6 +366,7 @@ class Wal:
     def _try_to_prepare(self) -> None:
         if self._writable:
             try:
+                self._require_place()
                 self._spare.reserve()
             except LogFull as error:
                 self._refusal = error
@@ -382,6 +388,7 @@ class Wal:
         deleted = 0
         while len(self._segments) > 1 and self._segments[1].first_seq <= below_seq:
             failpoints.reach("purgeBeforeUnlink")
+            self._require_place()
             disk.remove(self._segments[0].path)
             failpoints.reach("purgeAfterUnlink")
             disk.sync_directory(self._directory)
@@ -462,7 +469,19 @@ class Wal:
         self._synced(time.monotonic() - began)
 
     def _synced(self, took_s: float) -> None:
-        """The frame that was put is durable: the log goes on behind it."""
+        """The frame that was put is durable: the log goes on behind it.
+
+        Raises:
+            DirectoryLost: but the next start does not find it.
+        """
+        try:
+            in_place = os.stat(self._name)[1:3] == self._place  # noqa: PTH116 -- for each frame
+        except OSError:
+            in_place = False
+        if not in_place:
+            self._writable = False
+            require_at(self._name, os.fstat(self._fd))
+            self._writable = True
         self._tail, length = self._begun
         self._dirty_end = 0
         self._log_bytes += length
@@ -502,6 +521,7 @@ class Wal:
         is met later, the next append goes on from there.
         """
         try:
+            self._require_place()
             self._spare.reserve(needed)
         except LogFull as error:
             self._refusal = error
@@ -514,6 +534,17 @@ class Wal:
             failpoints.reach("segmentAfterTrim")
         self._start_segment(first_index)
         failpoints.reach("segmentAfterInstall")
+
+    def _remember(self, path: Path) -> None:
+        self._name, self._place = str(path), os.fstat(self._fd)[1:3]
+
+    def _require_place(self) -> None:
+        """Check, before the names of a log are changed, that they are this log's.
+
+        Raises:
+            DirectoryLost: the directory was removed, renamed or replaced.
+        """
+        require_at(self._directory, self._directory_status)
 
     def _trim_sealed(self) -> None:
         """Cut the sealed segment to its length and let go of it."""
@@ -536,6 +567,7 @@ class Wal:
         path = self._directory / segment_name(header.number, header.first_seq)
         page = frame.encode_segment_header(header, magic=WAL_MAGIC)
         self._fd = self._spare.install(path, page)
+        self._remember(path)
         self._segments.append(Segment(path, header.number, header.first_seq))
         self._salt, self._capacity, self._dirty_end = header.salt, self._spare.reserved, 0
         self._tail = self._tail._replace(segment=header.number, offset=PAGE_SIZE)
@@ -547,6 +579,7 @@ class Wal:
             self._salt = reader.header.salt
             size = reader.size
         self._fd = disk.open_to_write(last.path)
+        self._remember(last.path)
         if scan.torn is not None:
             failpoints.reach("tailBeforeCut")
             cut_off(self._fd, scan.torn, self._quarantine)

@@ -264,7 +264,7 @@ def test_a_first_start_killed_anywhere_is_started_again(tmp_path, monkeypatch):
 
 def test_what_a_crash_left_unfinished_is_removed_but_for_the_next_segment(tmp_path):
     DataDirectory.open(tmp_path).close()
-    for name in ("FORMAT.tmp", "snap/snapshot.tmp", "index/CLEAN.tmp", "wal/x.tmp"):
+    for name in ("FORMAT.tmp", "snap/snapshot.tmp", "index/CLEAN.tmp", "wal/x.wal.tmp"):
         (tmp_path / name).touch()
     kept = [tmp_path / "wal" / "next.tmp", tmp_path / "snap" / "1-1.snap.broken"]
     for path in kept:
