@@ -38,6 +38,9 @@ _LINE_OVERHEAD_BYTES = 120
 # A pipe takes this much whole or not at all (PIPE_BUF), so that lines of other processes that share
 # it do not end up within ours; and a slow reader is seen to make progress.
 _WRITE_BYTES_MAX = 4096
+# A line after a quiet time is written at once, of many those of so long together: to wake the
+# thread for each line of an access log cost a third of a request (measured).
+_PAUSE_S = 0.002
 _FLUSH_IDLE_S = 1.0
 _FLUSH_STUCK_S = 0.2
 _FLUSH_S = 5.0
@@ -202,6 +205,8 @@ class LogWriter:
             with self._changed:
                 self._written(items, written, error)
                 self._changed.notify_all()
+            if self._queued_bytes < _WRITE_BYTES_MAX:
+                time.sleep(_PAUSE_S)
 
     def _append(self, item: _Item) -> None:
         self._queue.append(item)

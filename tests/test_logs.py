@@ -228,7 +228,7 @@ def test_slow_writes_are_counted_and_told_now_and_then(make_server):
         assert client.put("/a", number).status in (200, 201)
     assert scrape(client)["kvd_slow_requests_total"] == 4
     server.terminate()
-    assert server.stderr.count(" WARNING slow: 1 writes took up to 0.1 s") == 1
+    assert len(re.findall(r" WARNING slow: 1 writes took up to [0-9.]+ s", server.stderr)) == 1
 
 
 def test_the_log_goes_where_it_is_sent_and_follows_a_file_that_is_renamed(make_server, tmp_path):

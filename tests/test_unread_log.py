@@ -224,22 +224,18 @@ class TestWriter:
     """The queue and its thread, on a pipe of one page."""
 
     @pytest.fixture
-    def pipe(self) -> Iterator[tuple[int, int]]:
+    def pipe(self) -> Iterator[tuple[int, int, LogWriter]]:
         reading, writing = os.pipe()
         fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
-        yield reading, writing
-        for fd in (reading, writing):
-            with contextlib.suppress(OSError):
-                os.close(fd)
-
-    @staticmethod
-    def writer(fd: int) -> LogWriter:
-        output = Output("x", fd, is_file=False)
-        return LogWriter(output, lambda missing, why: f"missing {missing} {why}\n".encode())
+        output = Output("x", writing, is_file=False)
+        writer = LogWriter(output, lambda missing, why: f"missing {missing} {why}\n".encode())
+        yield reading, writing, writer
+        os.close(reading)
+        writer.flush()  # its thread may not meet another file of this number
+        os.close(writing)
 
     def test_what_is_missing_is_said_where_it_is_missing(self, pipe):
-        reading, writing = pipe
-        writer = self.writer(writing)
+        reading, _, writer = pipe
         count = 0
         while not writer.dropped:
             writer.put(b"%d\n" % count)
@@ -258,8 +254,7 @@ class TestWriter:
         assert writer.dropped == 11
 
     def test_until_half_of_the_queue_is_free_all_lines_are_dropped(self, pipe):
-        reading, writing = pipe
-        writer = self.writer(writing)
+        reading, _, writer = pipe
         line = b"x" * 999 + b"\n"
         while not writer.dropped:
             writer.put(line)
@@ -271,9 +266,8 @@ class TestWriter:
         assert writer.dropped == before + 1
 
     def test_a_descriptor_that_does_not_block_is_waited_for(self, pipe):
-        reading, writing = pipe
+        reading, writing, writer = pipe
         os.set_blocking(writing, False)
-        writer = self.writer(writing)
         lines = [b"%d %s\n" % (number, b"x" * 500) for number in range(100)]
         for line in lines:
             writer.put(line)
@@ -284,8 +278,7 @@ class TestWriter:
         assert writer.dropped == 0
 
     def test_a_flush_waits_for_a_slow_reader_but_for_no_reader_only_a_moment(self, pipe):
-        reading, writing = pipe
-        writer = self.writer(writing)
+        reading, _, writer = pipe
         for _ in range(20):
             writer.put(b"x" * 999 + b"\n")
         began = time.monotonic()
