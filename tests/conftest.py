@@ -1,6 +1,7 @@
 """Fixtures of the tests that go through the public interface."""
 
 import contextlib
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,28 @@ from hypothesis import settings
 
 from tests.server import Client, Server, running
 
-# How long an example takes says how busy the machine is.
-settings.register_profile("kvd", deadline=None)
+# How long an example takes says how busy the machine is. The ordinary run draws the same examples
+# each time, so that it fails for what was changed; the full sizes draw new ones, from a seed that
+# is printed (and so does any run with --hypothesis-profile=new).
+settings.register_profile("kvd", deadline=None, derandomize=True)
+settings.register_profile("new", deadline=None, derandomize=False, database=None, print_blob=True)
 settings.load_profile("kvd")
+_FULL = ("durability_full", "limits_full")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # With xdist the workers are handed these options as they are then.
+    options = config.option
+    expression = options.markexpr.strip()
+    if any(name in expression for name in _FULL) and not expression.startswith("not"):
+        options.hypothesis_profile = options.hypothesis_profile or "new"
+    if options.hypothesis_profile == "new" and options.hypothesis_seed is None:
+        options.hypothesis_seed = str(random.SystemRandom().getrandbits(32))
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    seed = config.option.hypothesis_seed
+    return [f"examples are drawn from --hypothesis-seed={seed}"] if seed else []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
