@@ -20,6 +20,7 @@ BODY_BYTES_MAX = 64 << 10
 
 _FILES_MAX = 4096
 _KEPT_BYTES_MAX = 32 << 20
+_READ_ONCE_BYTES_MAX = 4 << 20
 
 
 class Bodies:
@@ -31,6 +32,7 @@ class Bodies:
         self._bytes = 0
         # A key is worth keeping when it is read a second time; few are, where keys are many.
         self._read_once: set[bytes] = set()
+        self._read_once_bytes = 0
 
     def find(self, key: bytes) -> bytes | None:
         """Return the body that answers a read of a key, if that is a file that does not expire.
@@ -59,13 +61,20 @@ class Bodies:
         elif key in self._read_once:
             self._keep(key, _File(applied, row[1], body))
         else:
-            if len(self._read_once) >= _FILES_MAX:
-                self._read_once.clear()
-            self._read_once.add(key)
+            self._note(key)
         return body
 
+    def _note(self, key: bytes) -> None:
+        """Remember that a key was read."""
+        full = self._read_once_bytes > _READ_ONCE_BYTES_MAX
+        if full or len(self._read_once) >= _FILES_MAX:
+            self._read_once.clear()
+            self._read_once_bytes = 0
+        self._read_once.add(key)
+        self._read_once_bytes += len(key)
+
     def _keep(self, key: bytes, file: _File) -> None:
-        size = len(file.row) + len(file.body)
+        size = len(key) + len(file.row) + len(file.body)
         # All at once: which of them was read longest ago is not worth being known.
         if len(self._files) >= _FILES_MAX or self._bytes + size > _KEPT_BYTES_MAX:
             self._files.clear()

@@ -29,6 +29,8 @@ _T = TypeVar("_T")
 _BASIC = re.compile(
     "basic ((?:[A-Z0-9+/]{4})*(?:[A-Z0-9+/]{2}==|[A-Z0-9+/]{3}=)?)", re.ASCII | re.IGNORECASE
 )
+AUTHORIZATION_BYTES_MAX = 4096
+"""A longer header is nobody's: its name and password would wait in memory to be checked."""
 _COST = 10
 """etcd's: `bcrypt.DefaultCost` of Go."""
 _PASSWORD_BYTES_MAX = 72
@@ -55,7 +57,7 @@ class Basic(NamedTuple):
 def read_basic(authorization: str) -> Basic | None:
     """Return what a header says, or None where it is of no such kind."""
     match = _BASIC.fullmatch(authorization)
-    if match is None:
+    if match is None or len(authorization) > AUTHORIZATION_BYTES_MAX:
         return None
     name, colon, password = binascii.a2b_base64(match[1]).partition(b":")
     return Basic(name.decode("utf-8", "surrogateescape"), password) if colon else None

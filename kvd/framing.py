@@ -10,6 +10,8 @@ import httptools
 from tornado import httputil
 
 _CHUNK_LINE_BYTES_MAX = 4096
+# Tornado keeps the last thousand names.
+_NAME_BYTES_MAX = 1024
 # What Go's net/http takes for a host, with or without a port.
 _HOST = re.compile(r"[A-Za-z0-9!$%&'()*+,\-.:;=\[\]_~]*")
 # Text as RFC 9110 section 5.5 has it: no control characters but tabs.
@@ -117,6 +119,8 @@ class _Collector:
         self.headers = httputil.HTTPHeaders()
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if len(name) > _NAME_BYTES_MAX:
+            raise httptools.HttpParserError("the name of a field is too long")
         # llhttp leaves the blanks behind a value, which are none of it (RFC 9110 section 5.5).
         self.headers.add(name.decode("latin-1"), value.strip(b" \t").decode("latin-1"))
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from kvd import auth
 from kvd.authjson import Role, User
+from kvd.bounded import Bounded
 from kvd.credentials import Basic, Busy, Credentials, read_basic
 from kvd.errors import RAFT_INTERNAL, UNAUTHORIZED, ApiError, RouteError
 from kvd.http1 import Connection
@@ -31,8 +32,10 @@ from storage.tree import View
 
 log = logging.getLogger(__name__)
 
-# How many users, and roles, are kept as they were read until something changes.
-_KEPT_MAX = 10_000
+# Users, and roles, are kept as they were read until something changes: so much of each.
+_KEPT_BYTES_MAX = 8 << 20
+# What a text in one of them takes beside its bytes; a character may take four.
+_TEXT_BYTES = 64
 # How long a stop waits for passwords: guesses at them may fill the queue for a minute, and a stop
 # that takes ten seconds is ended without a clean mark.
 _SETTLE_S = 2.0
@@ -111,8 +114,8 @@ class Guard:
         self._credentials = credentials
         self._open_urls = [str(url) for url in urls if in_the_open(url)]
         self._keys = keys
-        self._users: dict[str, User | None] = {}
-        self._roles: dict[str, Role | None] = {}
+        self._users: Bounded[str, User] = Bounded(_KEPT_BYTES_MAX)
+        self._roles: Bounded[str, Role] = Bounded(_KEPT_BYTES_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
         self.refresh()
 
@@ -281,15 +284,24 @@ class Guard:
         return user if user and user.secret == secret else None
 
     def _user(self, name: str) -> User | None:
-        if name not in self._users:
-            if len(self._users) >= _KEPT_MAX:
-                self._users.clear()
-            self._users[name] = auth.find_user(self.state, name)
-        return self._users[name]
+        """Return a user; one that does not exist is looked for each time, and not kept."""
+        user = self._users.kept.get(name)
+        if user is None:
+            user = auth.find_user(self.state, name)
+            if user is not None:
+                self._users.keep(name, user, _size(name, user.roles))
+        return user
 
     def _role(self, name: str) -> Role | None:
-        if name not in self._roles:
-            if len(self._roles) >= _KEPT_MAX:
-                self._roles.clear()
-            self._roles[name] = auth.find_role(self.state, name)
-        return self._roles[name]
+        role = self._roles.kept.get(name)
+        if role is None:
+            role = auth.find_role(self.state, name)
+            if role is not None:
+                self._roles.keep(name, role, _size(name, *role.permissions))
+        return role
+
+
+def _size(name: str, *lists: Sequence[str] | None) -> int:
+    """Return what a user or a role takes that consists of these texts."""
+    texts = [name, *(text for texts in lists for text in texts or ())]
+    return sum(_TEXT_BYTES + 4 * len(text) for text in texts)

@@ -19,10 +19,14 @@ from kvd.response import FILE, escape
 from storage.change import REMOVALS, Change
 
 _KEPT_BYTES_MAX = 64 << 20
-# What is kept of a body: its parts, and its text (of directories in it, once more).
-_BYTES_PER_BODY_BYTE = 3
-# An answer outlives changes to a quarter of its nodes between two reads, but at least to so many.
+# What is kept of a body: its parts, its text (of directories in it, once more), and changes.
+_BYTES_PER_BODY_BYTE = 5
+# And of each, however short it is.
+_OVERHEAD_BYTES = 8 << 10
+# An answer outlives changes to a quarter of its nodes between two reads, but at least to so many;
+# and changes of its own length, but at least of so many bytes.
 _CHANGES_MIN = 16
+_CHANGED_BYTES_MIN = 4 << 10
 
 
 class Listings:
@@ -56,7 +60,7 @@ class Listings:
             return
         self._drop((key, recursive))
         self._kept[key, recursive] = _Kept(key, body, parts)
-        self._bytes += len(body) * _BYTES_PER_BODY_BYTE
+        self._bytes += _OVERHEAD_BYTES + len(body) * _BYTES_PER_BODY_BYTE
         while self._bytes > _KEPT_BYTES_MAX:
             self._drop(next(iter(self._kept)))
 
@@ -80,7 +84,7 @@ class Listings:
     def _drop(self, place: tuple[bytes, bool]) -> None:
         kept = self._kept.pop(place, None)
         if kept is not None:
-            self._bytes -= len(kept.body) * _BYTES_PER_BODY_BYTE
+            self._bytes -= _OVERHEAD_BYTES + len(kept.body) * _BYTES_PER_BODY_BYTE
 
 
 class _Kept:
@@ -89,7 +93,10 @@ class _Kept:
     Those are by path: the last change of a file, or None for one somewhere below the path.
     """
 
-    __slots__ = ("_changes_max", "_parts", "_prefix_bytes", "body", "changes")
+    __slots__ = (
+        "_changed_bytes", "_changed_bytes_max", "_changes_max", "_parts", "_prefix_bytes",
+        "body", "changes",
+    )  # fmt: skip
 
     def __init__(self, key: bytes, body: bytes, parts: Directory) -> None:
         self.body = body
@@ -97,13 +104,19 @@ class _Kept:
         self._parts = parts
         self._prefix_bytes = len(key.rstrip(b"/")) + 1
         self._changes_max = max(_CHANGES_MIN, body.count(b'"createdIndex":') // 4)
+        self._changed_bytes = 0
+        self._changed_bytes_max = max(_CHANGED_BYTES_MIN, len(body))
 
     def note(self, change: Change) -> bool:
         """Note a change of a node in it; return whether it can be kept."""
         if change.dir or change.expiration_ns or change.refresh:
             return False
+        before = self.changes.get(change.key)
+        if before is not None:
+            self._changed_bytes -= len(before.value or b"")
         self.changes[change.key] = change
-        return len(self.changes) <= self._changes_max
+        self._changed_bytes += len(change.value or b"")
+        return self._has_room()
 
     def note_child(self, child: bytes, change: Change) -> bool:
         """Note a change of one of its children, or below it; return whether it can be kept."""
@@ -111,11 +124,18 @@ class _Kept:
             return self.note(change)
         if self.changes.setdefault(child) is not None:
             return False  # what was a file is a directory now
-        return len(self.changes) <= self._changes_max
+        return self._has_room()
+
+    def _has_room(self) -> bool:
+        return (
+            len(self.changes) <= self._changes_max
+            and self._changed_bytes <= self._changed_bytes_max
+        )
 
     def catch_up(self) -> bool:
         """Bring it up to date; return whether that could be done."""
         changes, self.changes = self.changes, {}
+        self._changed_bytes = 0
         for path, change in changes.items():
             if not _apply(self._parts, path[self._prefix_bytes :].split(b"/"), change):
                 return False

@@ -67,6 +67,11 @@ _LARGE_LISTINGS_MAX = 4
 # How long those that are being answered may take when the server stops.
 _LISTINGS_END_S = 0.3
 
+# The key of a watch that is longer is counted as long as the watch is open: as the target of the
+# request, its path and the key.
+_UNCOUNTED_KEY_BYTES = 1 << 10
+_COPIES_OF_A_WATCHED_KEY = 3
+
 # Why requests are refused that have no result at all, not even that of a failed condition.
 TOO_LARGE, TOO_MUCH, NOT_WRITTEN = "body_too_large", "too_much_at_once", "not_written"
 _BAD, _DEEP, _LONG = "invalid_parameter", "key_too_deep", "value_too_large"
@@ -439,6 +444,10 @@ class KeySpace:
         if most is not None and hub.count_of(watch.key) >= most:
             cause = b"too many watchers of this key"
             raise ApiError(RAFT_INTERNAL, cause, limit=_WATCHERS_OF_KEY)
+        if len(watch.key) > _UNCOUNTED_KEY_BYTES and not connection.hold(
+            len(watch.key) * _COPIES_OF_A_WATCHED_KEY
+        ):
+            raise ApiError(RAFT_INTERNAL, b"etcdserver: too many requests", limit=TOO_MUCH)
         listener = _WatchAnswer(connection, self, stream=watch.stream)
         watcher = hub.watch(watch, listener)
         if connection.streaming:

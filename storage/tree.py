@@ -70,8 +70,8 @@ HISTORY_BYTES_MAX = "history_bytes_max"
 
 # Directory ids are remembered for paths up to this length, and for so many of them: a path of
 # 64 KB has 32,000 ancestors, whose paths together would take a gigabyte.
-_CACHED_PATH_BYTES_MAX = 512
-_CACHED_PATHS_MAX = 100_000
+_CACHED_PATH_BYTES_MAX = 256
+_CACHED_PATHS_MAX = 65_536
 
 APPLIED_KEY = b"applied"
 _HISTORY_BYTES_MAX_KEY = HISTORY_BYTES_MAX.encode()
