@@ -447,9 +447,8 @@ def test_a_row_is_found_wherever_in_the_tree_it_is(tmp_path):
     store = open_store(tmp_path / "data")
     for number in range(30):
         write(store, *(Set(b"/%d/%d" % (number, i), b"v") for i in range(30)))
-    applied = store.applied.encode()
     file = tmp_path / "data" / "index" / "data.mdb"
-    assert look_up(file, b"meta", APPLIED_KEY) == applied
+    assert Applied.decode(look_up(file, b"meta", APPLIED_KEY)) == store.applied
     with store._index.env.begin() as txn:
         rows = list(txn.cursor(db=store._index.tables[b"nodes"]).iternext())
         for key, value in rows[::37]:
