@@ -45,6 +45,7 @@ from storage.completeness import prove_start
 from storage.errors import DirectoryUnusable
 from storage.lmdbfile import look_up
 from storage.node import CorruptIndex
+from storage.pages import prove_pages
 from storage.sums import Sums
 from storage.tree import APPLIED_KEY, STORE_KEY, TABLES, Applied, Memory, Tables, View
 
@@ -143,6 +144,7 @@ class Index:
             log.warning("a kvd that used the index was ended by it; it will be rebuilt: %s", crash)
             return None
         try:
+            prove_pages(directory / _DATA)
             index = cls(_open(directory), directory)
         except (CorruptIndex, lmdb.Error, OSError) as error:
             log.warning("the index cannot be opened and will be rebuilt: %s", error)

@@ -15,6 +15,7 @@
     disorder.py     shuffle
     exchange.py     exchange
     indexflip.py    index-flip
+    incomplete.py   index-incomplete
     faults.py       fsync-eio, full-disk, slow-disk, clock, recovery-time
     lives.py        replay, expiry, churn
     powerloss.py    power-loss: a model of a disk, fed with recorded system calls
@@ -33,6 +34,7 @@ from tests.crash.lab import (
     disorder,
     exchange,
     faults,
+    incomplete,
     indexflip,
     killing,
     limits,
@@ -46,7 +48,8 @@ from tests.crash.lab.experiment import Experiment
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for module in (
-        *(killing, callfaults, limits, damage, disorder, exchange, indexflip, faults, lives),
+        *(killing, callfaults, limits, damage, disorder, exchange, indexflip, incomplete),
+        *(faults, lives),
         *(powerloss, powercut, realdisk),
     )
     for experiment in module.EXPERIMENTS

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from storage import (
+    completeness,
     disk,
+    entry,
+    event,
     frame,
     index,
     node,
@@ -20,6 +23,7 @@ from storage import (
     snapshot,
     source,
     store,
+    sums,
     tree,
     verify,
 )
@@ -36,6 +40,7 @@ from tests.crash.lab.workload import Connection
 _VERIFY_EACH = 8
 _CHANGED_BY_BUGS = (
     *(disk, frame, index, node, replay, segments, snapshot, source, store, tree, verify),
+    *(completeness, entry, event, sums),
 )
 
 

@@ -21,12 +21,15 @@ _EXIT_BUG = 70
 class Target:
     """A stopped store, its files as they were, and a server for it."""
 
-    def __init__(self, directory: Path, whole: Found, mutant: str | None) -> None:
+    def __init__(self, directory: Path, whole: Found | None, mutant: str | None) -> None:
         self.whole = whole
         self.kvd = Kvd(directory, mutant=mutant)
         self._directory = directory
         self._kept = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
         self.file = directory / "index" / "data.mdb"
+        # The marks speak of one inode, which a rebuild replaces.
+        self._inode = directory.with_name("data.mdb")
+        self._inode.hardlink_to(self.file)
         good = self._kept[self.file]
         self.pages = [
             page
@@ -40,6 +43,8 @@ class Target:
         for path in [path for path in self._directory.rglob("*") if path.is_file()]:
             if path not in self._kept:
                 path.unlink()
+        self.file.unlink()
+        self.file.hardlink_to(self._inode)
         for path, content in self._kept.items():
             path.write_bytes(content)
 

@@ -24,7 +24,10 @@ from kvd.space import Space
 from kvd.syncthread import SyncThread
 from storage import (
     change,
+    completeness,
     disk,
+    entry,
+    event,
     frame,
     index,
     node,
@@ -33,6 +36,7 @@ from storage import (
     snapshot,
     source,
     store,
+    sums,
     tree,
     verify,
 )
@@ -269,7 +273,15 @@ def no_order() -> None:
 
 def no_index_crc() -> None:
     """The checksums of the index are found good."""
-    node.crc32 = tree.crc32 = lambda data, seed=0: 0
+    for module in (completeness, entry, event, node, sums, tree):
+        module.crc32 = lambda data, seed=0: 0
+    index.prove_pages = lambda path: None
+
+
+def no_completeness() -> None:
+    """What is in an index that is used again is taken for all that was in it."""
+    index.prove_pages = lambda path: None
+    index.prove_start = lambda env, tables: True
 
 
 def interrupted() -> None:
@@ -315,6 +327,9 @@ MUTANTS: dict[str, Callable[[], None]] = {
 CLOCK_FILE = "KVD_LAB_CLOCK"
 """Names the file that holds how many seconds the system's clock is off."""
 
+PROVE_LATE = "KVD_LAB_PROVE_LATE"
+"""Has each index proved as that of a large store: nodes and expirations once it is served."""
+
 SLOW_SYNC = "KVD_LAB_SLOW_SYNC"
 """Names the seconds that each sync of the log takes longer."""
 
@@ -345,6 +360,8 @@ def launch(name: str, argv: list[str]) -> int:
     MUTANTS[name]()
     if CLOCK_FILE in os.environ:
         step_clock(os.environ[CLOCK_FILE])
+    if PROVE_LATE in os.environ:
+        completeness._ROWS_AT_START = 0
     if SLOW_SYNC in os.environ:
         slow_syncs(float(os.environ[SLOW_SYNC]))
     return main(argv)
