@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from kvd import authroutes, memberroutes
 from kvd.acceptor import Acceptor
@@ -137,9 +138,13 @@ class KvdServer:
             recovery.records,
             time.monotonic() - started,
         )
-        self._serve(loop, listening, files)
-        monitoring.add(self._parts(recovery_s=time.monotonic() - started))
-        await self._committer.settle()
+        loop.set_exception_handler(self._uncaught)
+        try:
+            self._serve(loop, listening, files)
+            monitoring.add(self._parts(recovery_s=time.monotonic() - started))
+            await self._committer.settle()
+        except BROKEN as damage:
+            self._fail(damage)
         self._index_check.start()
         # What is alive now stays so: the collector need not look at it again and again.
         gc.freeze()
@@ -349,6 +354,13 @@ class KvdServer:
             await asyncio.sleep(0.01)
         for connection in list(connections):
             connection.abort()
+
+    def _uncaught(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Take what no callback or task has caught: damage to the index ends the process."""
+        error = context.get("exception")
+        if isinstance(error, BROKEN):
+            self._fail(error)
+        loop.default_exception_handler(context)
 
     def _fail(self, error: BaseException) -> None:
         """End the process: what it holds in memory and what is on disk may differ now.

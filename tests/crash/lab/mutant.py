@@ -280,8 +280,14 @@ def no_index_crc() -> None:
 
 def no_completeness() -> None:
     """What is in an index that is used again is taken for all that was in it."""
+
+    class Blind(completeness.Scan):
+        def go_on(self, sums: object, for_s: float) -> bool:
+            return True
+
     index.prove_pages = lambda path: None
-    index.prove_start = lambda env, tables: True
+    index.prove_start = lambda env, tables: False
+    store.Scan = Blind
 
 
 def interrupted() -> None:
@@ -320,7 +326,16 @@ MUTANTS: dict[str, Callable[[], None]] = {
             drop_event,
         ),
         *(wall_clock, no_reuse, trust_index, clean_stays, short_write, keep_cache, purge_early),
-        *(keep_segments, lossy_load, no_order, no_index_crc, no_evidence, interrupted, none),
+        *(
+            keep_segments,
+            lossy_load,
+            no_order,
+            no_index_crc,
+            no_completeness,
+            no_evidence,
+            interrupted,
+            none,
+        ),
     )
 }
 
