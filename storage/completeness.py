@@ -161,8 +161,9 @@ def proved(rows: Iterator[Row]) -> Iterator[Row]:
     for number, key, row in rows:
         name, passed_on = TABLES[number], row
         if name == b"meta":
-            state = _state(row)
-            passed_on = state[0].encode()
+            if key == APPLIED_KEY:
+                state = _state(row)
+                passed_on = state[0].encode()
         elif name == b"events":
             _checked_sum(name, key, row)
             events.append(key)
