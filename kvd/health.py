@@ -6,7 +6,8 @@ One table of checks. Each returns what is wrong in a few words, or nothing:
     log        a batch has been on its way to the disk for longer than a disk takes
     space      there is no room for what users write; reads, removals and expiry go on
     index      the index cannot take a batch that is durable already
-    damage     the log behind the index has rotted, and no snapshot lies behind that yet
+    damage     the log behind the index or a snapshot has rotted, or the snapshots have gone, and
+               no new snapshot lies behind that yet
     shutdown   the server is stopping
 
 `/readyz` fails when any does. `/health` is etcd's: it says in one word whether writes are taken.

@@ -5,11 +5,11 @@ and tried again later. But for a sync of the index that failed: pages of it may 
 ones of the disk would be read instead, whose checksums are good. So that ends the process. So does
 a directory that is not where it was: the next start would not find what is written.
 
-Once the server listens, the log that its start has not read is read here, in slices of a few
-milliseconds with pauses between them, so that the loop hardly notices. Damage there is told in one
-line and by `/health`; a snapshot is taken at once, because until then only the index, which is
-never synced, holds all that was acknowledged. Nobody is served anything of it, so the server goes
-on. See storage/keptlog.py.
+Once the server listens, the snapshots are read here, and the log that its start has not read, in
+slices of a few milliseconds with pauses between them, so that the loop hardly notices. Damage there
+is told in one line and by `/health`; a snapshot is taken at once, because until then only the
+index, which is never synced, holds all that was acknowledged. Nobody is served anything of it, so
+the server goes on. See storage/keptlog.py and storage/keptsnapshots.py.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from kvd.syncthread import SyncThread
 from storage.errors import DirectoryLost, StorageError
 from storage.index import BROKEN
 from storage.keptlog import KeptLog
+from storage.keptsnapshots import KeptSnapshots
 from storage.store import Store
 from storage.wal import Position
 
@@ -54,7 +55,8 @@ class Housekeeping:
     Attributes:
         snapshot_s: How long snapshots took.
         snapshots_failed: How many could not be made.
-        damage: What is wrong with the log that is kept, as long as no snapshot lies behind it.
+        damage: What is wrong with the log or the snapshots that are kept, as long as no new
+            snapshot lies behind it.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Housekeeping:
         self._on_fatal = on_fatal
         self._count = snapshot_count
         self._thread: SyncThread[int] = SyncThread(loop, "kvd-housekeeping")
+        self._kept_snapshots: KeptSnapshots | None = store.kept_snapshots()
         last = store.last_snapshot()
         self._snapshot_pos = last.pos
         self._snapshot_size = last.size
@@ -83,6 +86,8 @@ class Housekeeping:
         self._snapshot_began = 0.0
         self._kept_log: KeptLog | None = store.kept_log()
         self._is_checking = False
+        self._relief = ""
+        self._taken = 0
         self.damage = ""
         self.snapshot_s = Histogram(SNAPSHOTS_S)
         self.snapshots_failed = 0
@@ -107,7 +112,7 @@ class Housekeeping:
         except DirectoryLost as error:
             self._on_fatal(error)
             return
-        if not self._is_checking and self._kept_log is not None:
+        if not self._is_checking:
             self._is_checking = True
             self._check()
         if self._busy or self._stopped:
@@ -163,9 +168,10 @@ class Housekeeping:
         else:
             self._snapshot_pos, self._snapshot_at = begun
             self._back_off_s = _BACK_OFF_S
+            self._taken += 1
             if self.damage:
                 self.damage = ""
-                log.warning("a snapshot lies behind the damaged log now: nothing depends on that")
+                log.warning("%s: nothing depends on that", self._relief)
             self.snapshot_s.observe(self._loop.time() - self._snapshot_began)
             # The list of segments belongs to the thread that appends to the last of them.
             store = self._store
@@ -178,15 +184,39 @@ class Housekeeping:
             raise outcome
 
     def _check(self) -> None:
-        """Look at the next slice of the kept log, as soon as the thread is free."""
-        kept_log = self._kept_log
-        if kept_log is None or self._stopped:
+        """Look at the next slice of the snapshots, then of the log, once the thread is free."""
+        snapshots, kept_log = self._kept_snapshots, self._kept_log
+        if self._stopped or (snapshots is None and kept_log is None):
             return
         if self._busy:
             self._loop.call_later(_CHECK_PAUSE_S, self._check)
             return
         self._busy = True
-        self._thread.run(lambda: kept_log.check(_CHECK_S), self._checked)
+        if snapshots is not None:
+            self._thread.run(lambda: snapshots.check(_CHECK_S), self._snapshots_checked)
+        elif kept_log is not None:
+            self._thread.run(lambda: kept_log.check(_CHECK_S), self._checked)
+
+    def _snapshots_checked(self, outcome: int | BaseException) -> None:
+        self._busy = False
+        snapshots = self._kept_snapshots
+        assert snapshots is not None
+        if isinstance(outcome, BaseException):
+            raise outcome
+        if not outcome:
+            self._kept_snapshots = None
+            # One that was taken meanwhile was read back, and all others may have been pruned.
+            if snapshots.bad and not self._taken:
+                self.damage = "snapshots are missing or damaged, and there is no new one yet"
+                self._relief = "a new snapshot stands for those that are missing or damaged"
+                log.error(
+                    "%s. The index is good, and everything is served. A snapshot is taken now: "
+                    "until then do not use --rebuild-index. To inspect: kvdctl verify --force %s",
+                    "; ".join(snapshots.bad),
+                    self._store.directory.path,
+                )
+                self.tick()
+        self._loop.call_later(_CHECK_PAUSE_S, self._check)
 
     def _checked(self, outcome: int | BaseException) -> None:
         self._busy = False
@@ -194,6 +224,7 @@ class Housekeeping:
         assert kept_log is not None
         if isinstance(outcome, (OSError, StorageError)):
             self.damage = "the log behind the index is damaged, and no snapshot lies behind it yet"
+            self._relief = "a snapshot lies behind the damaged log now"
             log.error(
                 "%s. What is kept of the log is damaged behind index %d; nothing of it is served, "
                 "the index is good. A snapshot is taken now: until then do not use "

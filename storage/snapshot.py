@@ -169,11 +169,16 @@ def install(temporary: Path, directory: Path, header: Header) -> Path:
     return path
 
 
-def set_aside(path: Path) -> None:
-    """Rename a snapshot that cannot be used, so that nobody tries again; logs one warning."""
+def set_aside(path: Path, *, tell: bool = True) -> Path:
+    """Rename a snapshot that cannot be used, so that nobody tries again; return its new name.
+
+    Logs one warning, unless the caller tells it.
+    """
     broken = path.with_name(path.name + ".broken")
     disk.rename_durably(path, broken)
-    log.warning("%s/%s is set aside as %s", path.parent.name, path.name, broken.name)
+    if tell:
+        log.warning("%s/%s is set aside as %s", path.parent.name, path.name, broken.name)
+    return broken
 
 
 def prune(directory: Path, keep: int) -> list[Header]:

@@ -38,6 +38,7 @@ from storage.errors import CorruptLog, CorruptSnapshot, DirectoryLost, LogFull, 
 from storage.evidence import Evidence, gather, left_behind, objection, require_log
 from storage.index import BROKEN, CLEAN_STOP, Index, discard, reach_commit
 from storage.keptlog import KeptLog
+from storage.keptsnapshots import KeptSnapshots
 from storage.layout import DataDirectory, NewIds, require_local
 from storage.replay import load, replay
 from storage.segments import ADVICE
@@ -193,6 +194,11 @@ class Store:
         """Return what this start has not read of the log, to be read now."""
         directory = self.directory
         return KeptLog(directory.wal, self.identity.store_uuid, self.read_from)
+
+    def kept_snapshots(self) -> KeptSnapshots:
+        """Return the snapshots, to be read now."""
+        directory = self.directory
+        return KeptSnapshots(directory.snap, directory.wal, self.identity.store_uuid)
 
     @property
     def view(self) -> View:

@@ -67,6 +67,12 @@ def verify(source: Source, scratch: Path) -> Iterator[Finding]:
     bases = source.bases(snapshots)
     known, findings = _index(source)
     yield from findings
+    if not bases:
+        text = (
+            "there is no good one, but the beginning of the log is gone: only the index holds what "
+            "was before. A server that starts from that takes a new one at once"
+        )
+        yield Finding("snap", Verdict.DAMAGED, text)
     if bases:
         yield from _meaning(source, bases, known, scratch)
     try:

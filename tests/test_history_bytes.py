@@ -157,3 +157,15 @@ def test_disk_use_under_large_values_is_bounded(make_server, flags, count, size,
         file.stat().st_blocks * 512 for file in server.data_dir.rglob("*") if file.is_file()
     )
     assert taken <= most * MIB
+
+
+def test_a_store_with_a_limit_of_bytes_takes_snapshots(tmp_path):
+    store = open_store(tmp_path / "data")
+    store.start_term(NOW_NS, 1000, 1 << 20)
+    assert write(store, Set(b"/a", b"1"))
+    store.snapshot()
+    held = digest(store)
+    store.close()
+    again = open_store(tmp_path / "data", rebuild_index=True)
+    assert digest(again) == held
+    again.close()
