@@ -8,7 +8,10 @@ from random import Random
 import pytest
 
 from kvd.commands import Delete, Set
+from storage.bulk import bulk_load
 from storage.change import Entry, Kind
+from storage.completeness import _ROWS_AT_START
+from storage.node import encode_key
 from storage.pages import prove_pages
 from tests.damaged import REBUILT, RIGHT, TRY_AGAIN
 from tests.server import ROOT, Server
@@ -118,6 +121,24 @@ def test_a_page_that_ends_the_process_does_so_once(path):
     try:
         assert server.client().get("/large/1").json["node"]["value"] == "v" * 5000
         server.wait_for_log("ended by it; it will be rebuilt: Fatal Python error: Aborted")
+    finally:
+        server.stop()
+
+
+def test_a_hidden_key_of_a_large_store_ends_the_server_and_is_back_at_the_next_start(tmp_path):
+    path = tmp_path / "data"
+    bulk_load(path, ((b"/k/%d" % i, b"v") for i in range(_ROWS_AT_START + 10)))
+    opened = open_store(path)
+    with opened._index.env.begin(write=True) as txn:
+        assert txn.delete(encode_key(2, b"7"), db=opened._index.tables[b"nodes"])
+    opened.close()
+    server = Server(path).start()
+    try:
+        assert server.wait() == TRY_AGAIN
+        assert "the table nodes has 10010 rows, expected 10011" in server.stderr
+        server.start()
+        assert server.client().get("/k/7").json["node"]["value"] == "v"
+        assert "the index is complete" not in server.stderr
     finally:
         server.stop()
 
