@@ -45,6 +45,7 @@ from kvd.recent import is_below
 from kvd.space import Space
 from kvd.stats import StoreStats
 from kvd.syncthread import SyncThread
+from kvd.turns import Turns
 from kvd.watch import Hub
 from storage import disk
 from storage.change import REMOVALS, Change, Entry, Record, encode_record
@@ -158,6 +159,7 @@ class Committer:
         on_fatal: Callable[[BaseException], None],
         on_commit: Callable[[], None],
         slow_s: float = 1.0,
+        turns: Turns | None = None,
     ) -> None:
         self._store = store
         self._hub = hub
@@ -194,6 +196,7 @@ class Committer:
         self._commit_s = 0.0
         self.syncing_since: float | None = None
         self._slow_s = slow_s
+        self._turns = turns or Turns(loop)
         self._may_warn = Rarely(SLOW_QUIET_S)
         self._arm()
         # Before when nothing that waits was queued; None while nothing does: a command that comes
@@ -204,6 +207,8 @@ class Committer:
     def submit(self, command: Command, done: Done) -> None:
         """Queue a command; `done` gets its event or its refusal once that may be told."""
         self._queue.append((command, done, self._raw_ns()))
+        # Writes have their own bound in a turn: they are not many reads.
+        self._turns.left += 1
         self._schedule()
 
     def administer(self, decide_entries: Decide, done: Replied) -> None:
@@ -286,6 +291,7 @@ class Committer:
         if not self._scheduled and not self._busy and not self._stopped:
             self._scheduled = True
             self._loop.call_soon(self._run)
+            self._turns.hurry()
 
     def _run(self) -> None:
         self._scheduled = False
@@ -694,6 +700,7 @@ class Committer:
             self._schedule()
         else:
             self._queued = None
+            self._turns.calm()
 
     def _arm(self) -> None:
         """Set the timer, and `overdue_at`, to the first expiration."""

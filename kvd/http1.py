@@ -38,14 +38,12 @@ from kvd.memory import Memory, Payload
 from kvd.outbox import Outbox
 from kvd.peer import Peer, peer_of, shown_address, unacknowledged_bytes
 from kvd.sending import Sending
+from kvd.turns import MANY_CHUNKS, UNIT_BYTES_LOG2, VISIT, Lane, Turns
 
 log = logging.getLogger(__name__)
 
 SERVER_HEADER = f"kvd/{__version__}"
 
-# What is read from a connection at once. One buffer for all: asyncio's own way allocates 256 KiB
-# for each read, which costs as much as the rest of reading a small request.
-_READ_BYTES_MAX = 64 << 10
 # What may wait behind the request that is being served before the connection is not read any more.
 _AHEAD_BYTES_MAX = 16 << 10
 # What a client may have begun to ask without being counted.
@@ -75,6 +73,9 @@ _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 _HEAD_END = re.compile(rb"\n\r?\n")
 # The first byte of a client that speaks TLS: a record of its handshake (RFC 8446 section 5.1).
 _TLS_HANDSHAKE = 0x16
+_WRITING = (b"PUT ", b"POST ", b"DELETE ")
+# What is answered by the key space; all else costs far more than that.
+_KEY_LINE = re.compile(rb"[A-Z]+ /v2/keys[/?\x20]")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -140,6 +141,7 @@ class Server:
         limits: Limits,
         loop: asyncio.AbstractEventLoop,
         memory: Memory,
+        turns: Turns | None = None,
     ) -> None:
         self.delegate = delegate
         self.limits = limits
@@ -160,7 +162,8 @@ class Server:
         self.memory = memory
         self.blocks = Blocks(delegate.is_usual)
         self.sending = Sending(loop, memory, limits.write_timeout_s)
-        self.buffer = memoryview(bytearray(_READ_BYTES_MAX))
+        self.turns = turns or Turns(loop)
+        self.buffer = self.turns.buffer
         self.starts: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
         """Beginnings of answers of the present second, by status; those of HTTP/1.0 second."""
 
@@ -215,7 +218,8 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
     __slots__ = (
         "_after_outbox", "_ahead", "_buffer", "_busy", "_chunks", "_close_callback", "_dropped",
         "_ended", "_expects", "_head_deadline", "_held", "_left", "_message", "_on_writable",
-        "_outbox", "_parsing", "_paused", "_scanned", "_server", "_transport", "_writable",
+        "_outbox", "_parsing", "_paused", "_queued", "_scanned", "_server", "_transport",
+        "_writable",
         "_written_chunked",
         "content_type", "context", "deadline", "extra_headers", "flows", "http10", "is_plain",
         "keep_alive", "streaming",
@@ -228,6 +232,8 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         # How much of it was searched for the end of a head, in vain; then it may be a bytearray.
         self._scanned = 0
         self._busy = False
+        # It waits for its turn (kvd.turns) with what it has read; so it is parsing, too.
+        self._queued = False
         self._parsing = False
         self._paused = False
         # What is counted of what has been read: not looked at yet; the present request's body.
@@ -283,7 +289,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Lend the buffer that all connections share: what is read is taken before the next is."""
-        return self._server.buffer
+        return self._server.turns.lent
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take bytes; serve what they complete."""
@@ -317,7 +323,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         """Count what has been read and cannot be served yet, and read no more for the moment."""
         if self._transport is None or self._dropped is not None:
             return
-        held_up = self._busy or not self._writable
+        held_up = self._is_held_up()
         if held_up and len(self._buffer) <= _AHEAD_BYTES_MAX:
             return
         memory = self._server.memory
@@ -351,7 +357,8 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self._ended = True
         if self._dropped is not None or self.streaming:
             return False
-        self._parse()
+        if not self._parsing:
+            self._parse()
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -722,27 +729,71 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
     # Parsing
 
-    def _parse(self) -> None:
+    def _parse(self, requests: int = VISIT) -> None:
+        """Serve what has been read, as far as this turn goes, up to so many requests."""
+        turns = self._server.turns
         self._parsing = True
         try:
             while self._transport is not None and self._dropped is None and self._buffer:
-                if self._busy or not self._writable:
+                if self._busy or not self._writable or (turns.left <= 0 and self._waits_for_turn()):
                     break
+                turns.left -= 1
                 if not (self._read_body() if self._message is not None else self._read_head()):
                     break
+                if self._buffer:
+                    requests -= 1
+                    if requests <= 0 and not self._busy:
+                        self._queue()
+                        break
         except Exception:
             # The process edge of a request: a bug in serving one client is not the others' end.
             log.exception("a request of %s could not be served", self.context.remote_ip)
             self.abort()
         finally:
-            self._parsing = False
-        if self._ended and self._dropped is None and self._writable and not self._busy:
+            self._parsing = self._queued
+        if self._ended and self._dropped is None and not self._is_held_up():
             # All that the client has asked is answered; the rest of a request will not come.
             self._close()
-        elif self._paused and len(self._buffer) <= _AHEAD_BYTES_MAX and self._transport:
-            self._paused = False
-            self._release_ahead()
-            self._transport.resume_reading()
+        elif self._paused and self._transport is not None:
+            self._read_on()
+
+    def _is_held_up(self) -> bool:
+        """Whether something else has to happen before the next request is looked at."""
+        return self._busy or self._queued or not self._writable
+
+    def _read_on(self) -> None:
+        """Read again, if what has been read is little or the rest of a request is missing."""
+        held_up = self._is_held_up()
+        if self._transport is None or (held_up and len(self._buffer) > _AHEAD_BYTES_MAX):
+            return
+        self._paused = False
+        self._release_ahead()
+        self._transport.resume_reading()
+        if len(self._buffer) > _UNCOUNTED_BYTES_MAX:
+            self._count_ahead()
+
+    def _waits_for_turn(self) -> bool:
+        """Wait for another turn, unless this one takes a write besides; return whether it waits."""
+        turns = self._server.turns
+        if self._asks_to_write() and turns.takes_write():
+            return False
+        self._queue()
+        return True
+
+    def _asks_to_write(self) -> bool:
+        return self._message is None and self._buffer.startswith(_WRITING)
+
+    def _queue(self, lane: Lane | None = None) -> None:
+        """Wait for a turn, in the lane of what has been read unless another is named."""
+        if lane is None:
+            lane = Lane.WRITES if self._asks_to_write() else Lane.READS
+        self._queued = True
+        self._server.turns.wait(self, lane)
+
+    def take_turn(self) -> None:
+        """Serve one request, or one piece of a body."""
+        self._queued = False
+        self._parse(1)
 
     def _read_head(self) -> bool:
         """Read one head, if it is all there; return whether to go on."""
@@ -782,6 +833,9 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         end = _HEAD_END.search(self._buffer, max(0, self._scanned - 2))
         if end is None or end.start() - 1 > server.limits.header_bytes_max:
             self._wait_for_head(len(self._buffer) if end is None else end.start() - 1)
+            return False
+        if _KEY_LINE.match(self._buffer) is None and not server.turns.takes_slow():
+            self._queue(Lane.SLOW)
             return False
         self._scanned = 0
         head, self._buffer = bytes(self._buffer[: end.end()]), bytes(self._buffer[end.end() :])
@@ -911,12 +965,15 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
             except ValueError:
                 self.reject(HTTPStatus.BAD_REQUEST)
                 return False
-            complete = self._chunks.complete
+            complete, has_more = self._chunks.complete, self._chunks.has_more
             self._left = 0 if complete else 1
+            if has_more:
+                self._server.turns.left -= MANY_CHUNKS
         else:
             data, self._buffer = self._buffer[: self._left], self._buffer[self._left :]
             self._left -= len(data)
-            complete = self._left == 0
+            complete, has_more = self._left == 0, False
+        self._server.turns.left -= len(data) >> UNIT_BYTES_LOG2
         if data:
             message.data_received(data)
         if self._dropped is not None:
@@ -928,7 +985,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
                 self.deadline = self._server.now + self._server.limits.idle_timeout_s
             else:
                 self._complete(message)
-        return complete
+        return complete or has_more
 
     def _complete(self, message: httputil.HTTPMessageDelegate) -> None:
         if self._message is not message:

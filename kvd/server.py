@@ -47,6 +47,7 @@ from kvd.stats import SelfStats, StoreStats
 from kvd.syncthread import SyncThread
 from kvd.systemd import Handed
 from kvd.tls import Tls
+from kvd.turns import Turns
 from kvd.urls import ListenUrl
 from kvd.watch import Hub
 from storage.errors import DirectoryLost
@@ -229,6 +230,7 @@ class KvdServer:
         config, store, clock = self._config, self._store, self._clock
         sync = self._sync = SyncThread[Position](loop, "kvd-sync", store.wal.prepare_next)
         self._appender = Appender(store, sync, loop, thread_only=config.wal_sync == "thread")
+        turns = Turns(loop)
         stats = self._stats = StoreStats()
         hub = self._hub = Hub(store, loop)
         listings = Listings()
@@ -251,6 +253,7 @@ class KvdServer:
             on_fatal=self._fail,
             on_commit=self._housekeeping.after_commit,
             slow_s=config.slow_request_s,
+            turns=turns,
         )
         self._index_check = IndexCheck(store, loop, self._fail)
         memory = Memory(config.max_buffered_bytes)
@@ -314,7 +317,7 @@ class KvdServer:
         )
         browsers = BrowserPolicy(hosts, config.cors)
         front = Front(self._keys, application, guard, browsers)
-        self._http = Server(front, limits, loop, memory)
+        self._http = Server(front, limits, loop, memory, turns)
         connection = LoggedConnection if config.access_log else Connection
         self._connect: Callable[[], Connection] = partial(connection, self._http)
 

@@ -28,6 +28,7 @@ from kvd.listeners import Listener
 from kvd.logs import Rarely
 from kvd.peer import shown_address
 from kvd.tls import Tls, plain_reason
+from kvd.turns import Lane
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Lend the buffer that all connections share."""
-        return self._server.buffer
+        return self._server.turns.lent
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take bytes from the socket."""
@@ -147,9 +148,25 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
                 self._take_plain(nbytes)
                 return
         self._incoming.write(data)
-        if self._inside is None and not self._shake():
-            return
-        self._decrypt()
+        if self._inside is not None:
+            self._decrypt()
+        elif self._raw is not None and not self._closing:
+            # A step of a handshake costs as much as fifty reads.
+            if self._server.turns.takes_slow():
+                self._go_on_shaking()
+            else:
+                self._raw.pause_reading()
+                self._server.turns.wait(self, Lane.SLOW)
+
+    def take_turn(self) -> None:
+        """Go on with the handshake that had to wait."""
+        if self._raw is not None and not self._closing:
+            self._raw.resume_reading()
+            self._go_on_shaking()
+
+    def _go_on_shaking(self) -> None:
+        if self._shake():
+            self._decrypt()
 
     def eof_received(self) -> bool:
         """The client sends no more, whether it has said so in TLS or not."""

@@ -17,6 +17,9 @@ def feed(pieces: list[bytes]) -> tuple[bytes, bytes, bool]:
     for piece in pieces:
         data, waiting = chunks.feed(waiting + piece)
         content += data
+        while chunks.has_more:
+            data, waiting = chunks.feed(waiting)
+            content += data
     return content, waiting, chunks.complete
 
 

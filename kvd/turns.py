@@ -1,0 +1,159 @@
+"""How the turns of the event loop are shared out among connections.
+
+A turn of the loop serves every socket that has something to read, and a socket may hold a thousand
+requests. So a turn serves a bounded number of requests; connections with further ones wait in
+lanes and are visited in the turns that follow, one request at a visit, in the order in which they
+came. There is a lane each for
+
+- writes, which otherwise would wait behind reads twice, before and after they are made durable;
+- reads of keys, and bodies;
+- what costs far more than these: handshakes of TLS, requests to other routes.
+
+Each lane has its share of each turn, so that none of them holds up another. While a batch of writes
+waits for the loop, or any connection waits in a lane, a turn is shorter.
+
+The unit is what a short read costs, some 20 us. Nothing is counted per turn but `left`: it is set
+in the turn after it was used up, so that a server with little to do spends nothing on this.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import IntEnum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+
+# What is read from a connection at once. One buffer for all: asyncio's own way allocates 256 KiB
+# for each read, which costs as much as the rest of reading a small request.
+_READ_BYTES_MAX = 64 << 10
+# And while others wait for their turn.
+_READ_BYTES_CONTENDED = 16 << 10
+# Units of a turn for which nothing waits, and of one for which something does.
+_TURN = 1024
+_SHORT_TURN = 32
+_HURRIED_TURN = 16
+# Of these a turn may have as many besides.
+_WRITES = 64
+_SLOW = 1
+# What a connection may use before others have their turn, if none wait yet.
+VISIT = 16
+# A piece of a body or of an answer of so many bytes counts as a unit.
+UNIT_BYTES_LOG2 = 14
+# What as many small chunks cost as are read at once.
+MANY_CHUNKS = 8
+
+
+class Lane(IntEnum):
+    """Where a connection waits."""
+
+    WRITES = 0
+    READS = 1
+    SLOW = 2
+
+
+class Waiting(Protocol):
+    """A connection that waits for its turn."""
+
+    def take_turn(self) -> None:
+        """Go on, for one request or one step."""
+
+
+class Turns:
+    """The turns of one loop.
+
+    Attributes:
+        left: Units that may still be used in this turn.
+        buffer: What all connections are read with: what is read is taken before the next is.
+        lent: As much of it as a connection may read at once.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.left = _TURN
+        self.buffer = memoryview(bytearray(_READ_BYTES_MAX))
+        self.lent = self.buffer
+        self._loop = loop
+        self._lanes: tuple[deque[Waiting], ...] = tuple(deque() for _ in Lane)
+        self._writes_left = _WRITES
+        self._slow_left = _SLOW
+        self._is_hurried = False
+        # What is left of this turn besides, once nobody hurries any more.
+        self._put_by = 0
+        self._is_set = False
+        # Whoever is visited in the lane has waited for it.
+        self._is_granted = False
+
+    def wait(self, connection: Waiting, lane: Lane) -> None:
+        """Let a connection take its turn when those before it in the lane have had theirs."""
+        self._lanes[lane].append(connection)
+        self._set()
+
+    def takes_write(self) -> bool:
+        """Return whether this turn, used up otherwise, still takes a write."""
+        if self._writes_left <= 0 or self._lanes[Lane.WRITES]:
+            return False
+        self._writes_left -= 1
+        self.left += 1
+        self._set()
+        return True
+
+    def takes_slow(self) -> bool:
+        """Return whether this turn still takes something slow."""
+        if not self._is_granted and (self._slow_left <= 0 or self._lanes[Lane.SLOW]):
+            return False
+        self._slow_left -= 1
+        self._set()
+        return True
+
+    def hurry(self) -> None:
+        """A batch of writes waits: keep the turns short until `calm`."""
+        if not self._is_hurried:
+            self._is_hurried = True
+            if self.left > _HURRIED_TURN:
+                self._put_by = self.left - _HURRIED_TURN
+                self.left = _HURRIED_TURN
+
+    def calm(self) -> None:
+        """No batch waits any more."""
+        self._is_hurried = False
+        self.left += self._put_by
+        self._put_by = 0
+
+    def _set(self) -> None:
+        if not self._is_set:
+            self._is_set = True
+            self._loop.call_soon(self._begin)
+
+    def _begin(self) -> None:
+        """Begin a turn: visit the connections that wait, each lane up to its share."""
+        self._is_set = False
+        self._writes_left, self._slow_left = _WRITES, _SLOW
+        writes, reads, slow = self._lanes
+        is_contended = writes or reads or slow
+        self.lent = self.buffer[:_READ_BYTES_CONTENDED] if is_contended else self.buffer
+        self.left = _SHORT_TURN if is_contended else _TURN
+        self._put_by = 0
+        if self._is_hurried:
+            self._is_hurried = False
+            self.hurry()
+        if not is_contended:
+            return
+        try:
+            self._visit(writes, _WRITES)
+            self._visit(reads, len(reads))
+            self._is_granted = True
+            self._visit(slow, self._slow_left)
+        finally:
+            self._is_granted = False
+            if writes or reads or slow:
+                self.left = 0
+                self._set()
+
+    def _visit(self, lane: deque[Waiting], count: int) -> None:
+        """Visit some of a lane; those that it is left with wait for the next turn."""
+        self.left = max(1, self.left)
+        for _ in range(min(count, len(lane))):
+            lane.popleft().take_turn()
+            if self.left <= 0:
+                break

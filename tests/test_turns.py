@@ -1,0 +1,327 @@
+"""The turns of the loop are shared out: nobody has them by having bytes in the socket."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from types import SimpleNamespace
+
+import pytest
+
+from kvd.http1 import Connection, Delegate, Limits, Server
+from kvd.memory import Memory
+from kvd.tlsconnection import TlsListener
+from kvd.turns import Lane, Turns
+from kvd.urls import ListenUrl
+from tests.certs import Authority
+
+LOOPS = ["asyncio", "uvloop"]
+READ = b"GET /v2/keys/a HTTP/1.1\r\nHost: h\r\n\r\n"
+WRITE = b"PUT /v2/keys/a HTTP/1.1\r\nHost: h\r\n\r\n"
+OTHER = b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n"
+CHUNKED = b"PUT /v2/keys/a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
+
+def new_loop(name):
+    if name == "uvloop":
+        return pytest.importorskip("uvloop").new_event_loop()
+    return asyncio.new_event_loop()
+
+
+class Served(Delegate):
+    """Answers at once, and counts what the present turn has cost, by kind."""
+
+    def __init__(self, loop):
+        self.loop = loop
+        self.turn = 0
+        self.log = []
+        """The turn and the kind of each request, and of each piece of a body."""
+        loop.call_soon(self._next)
+
+    def _next(self):
+        self.turn += 1
+        self.loop.call_soon(self._next)
+
+    def serve_whole(self, connection, line, block, body):
+        if b"/v2/keys/" not in line:
+            return False
+        self.log.append((self.turn, line.split()[0].decode(), id(connection)))
+        connection.reply(ANSWER)
+        return True
+
+    def start_request(self, server_conn, request_conn):
+        return Other(self, request_conn)
+
+    def in_one_turn(self, kind):
+        counts = {}
+        for turn, what, _ in self.log:
+            if what == kind:
+                counts[turn] = counts.get(turn, 0) + 1
+        return max(counts.values())
+
+
+class Other:
+    """A request that is not served the short way."""
+
+    def __init__(self, served, connection):
+        self._served, self._connection = served, connection
+
+    def headers_received(self, start_line, headers):
+        self._kind = start_line.method if "/v2/keys/" in start_line.path else "other"
+
+    def data_received(self, chunk):
+        self._served.log.append((self._served.turn, "piece", len(chunk)))
+
+    def finish(self):
+        self._served.log.append((self._served.turn, self._kind, id(self._connection)))
+        self._connection.respond(200, b"", b"")
+
+    def on_connection_close(self):
+        pass
+
+
+class Running:
+    """A server on a loop of its own, with clients in the same thread."""
+
+    def __init__(self, loop, connect=None):
+        self.loop = loop
+        self.served = Served(loop)
+        self.turns = Turns(loop)
+        self.server = Server(self.served, Limits(), loop, Memory(1 << 28), self.turns)
+        self.connect = connect(self) if connect else lambda: Connection(self.server)
+        self.socket = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.listening = loop.run_until_complete(
+            loop.create_server(self.connect, sock=self.socket, backlog=256)
+        )
+        self.clients = []
+
+    def client(self, sent):
+        client = socket.create_connection(self.socket.getsockname())
+        client.setblocking(False)
+        self.clients.append(client)
+        client.send(sent)
+        return client
+
+    def until(self, holds):
+        async def wait():
+            async with asyncio.timeout(60):
+                while not holds():
+                    for client in self.clients:
+                        with contextlib.suppress(BlockingIOError):
+                            client.recv(1 << 20)
+                    await asyncio.sleep(0)
+
+        self.loop.run_until_complete(wait())
+
+    def close(self):
+        while self.clients:
+            self.clients.pop().close()
+        self.listening.close()
+        self.until(lambda: not self.server.connections)
+
+
+@pytest.fixture(params=LOOPS)
+def running(request):
+    loop = new_loop(request.param)
+    running = Running(loop)
+    yield running
+    running.close()
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+
+
+def asked(running, kind):
+    return [entry for entry in running.served.log if entry[1] == kind]
+
+
+@pytest.mark.parametrize("connections", [1, 16, 64])
+def test_pipelined_reads_leave_turns_to_others(running, connections):
+    late = running.client(READ)
+    running.until(lambda: asked(running, "GET"))
+    (own,) = {entry[2] for entry in running.served.log}
+    for _ in range(connections):
+        running.client(READ * 200)
+    running.until(lambda: len(asked(running, "GET")) > 10 * connections)
+    running.served.log.clear()
+    before = running.served.turn
+    late.send(READ)
+    running.until(lambda: any(entry[2] == own for entry in running.served.log))
+    (turn,) = [entry[0] for entry in running.served.log if entry[2] == own]
+    # It is read, and visited after one visit of each of the others.
+    assert turn - before <= 4 + connections // 16
+    assert running.served.in_one_turn("GET") <= 64
+
+
+def test_pipelining_connections_are_served_by_turns(running):
+    for _ in range(8):
+        running.client(READ * 200)
+    running.until(lambda: len(asked(running, "GET")) > 800)
+    shares = {}
+    for _, _, connection in running.served.log:
+        shares[connection] = shares.get(connection, 0) + 1
+    assert len(shares) == 8
+    assert max(shares.values()) - min(shares.values()) <= 64
+
+
+def test_pipelined_answers_keep_their_order_and_none_is_lost(running):
+    client = running.client((READ + WRITE + OTHER) * 100)
+    running.until(lambda: len(running.served.log) == 300)
+    assert [kind for _, kind, _ in running.served.log] == ["GET", "PUT", "other"] * 100
+    assert client in running.clients
+
+
+def test_few_reads_go_before_a_batch_that_waits(running):
+    for _ in range(64):
+        running.client(READ * 50)
+    running.until(lambda: len(asked(running, "GET")) > 64)
+    running.turns.hurry()
+    running.until(lambda: True)
+    running.served.log.clear()
+    running.until(lambda: len(asked(running, "GET")) > 400)
+    assert running.served.in_one_turn("GET") <= 16
+    running.turns.calm()
+    running.served.log.clear()
+    running.until(lambda: len(asked(running, "GET")) > 400)
+    assert 16 < running.served.in_one_turn("GET") <= 32
+
+
+def test_plain_reads_beside_a_batch_that_waits_are_bounded_too(running):
+    for _ in range(100):
+        running.client(READ)
+    running.until(lambda: len(asked(running, "GET")) == 100)
+    running.turns.hurry()
+    running.served.log.clear()
+    for client in running.clients:
+        client.send(READ)
+    running.until(lambda: len(asked(running, "GET")) == 100)
+    assert running.served.in_one_turn("GET") <= 32  # two halves of a turn of the loop
+
+
+def test_writes_go_before_reads_that_wait(running):
+    writer = running.client(WRITE)
+    running.until(lambda: asked(running, "PUT"))
+    for _ in range(64):
+        running.client(READ * 50)
+    running.until(lambda: len(asked(running, "GET")) > 64)
+    running.turns.hurry()
+    running.served.log.clear()
+    before = running.served.turn
+    writer.send(WRITE)
+    running.until(lambda: asked(running, "PUT"))
+    assert asked(running, "PUT")[0][0] - before <= 3
+    running.turns.calm()
+
+
+def test_slow_requests_are_few_in_a_turn(running):
+    reader = running.client(READ)
+    running.until(lambda: asked(running, "GET"))
+    for _ in range(32):
+        running.client(OTHER * 10)
+    running.until(lambda: len(asked(running, "other")) > 32)
+    running.served.log.clear()
+    reader.send(READ)
+    running.until(lambda: asked(running, "GET"))
+    assert len(asked(running, "other")) <= 4
+    running.until(lambda: len(asked(running, "other")) > 100)
+    assert running.served.in_one_turn("other") <= 2
+
+
+def test_a_body_of_tiny_chunks_leaves_turns_to_others(running):
+    running.client(CHUNKED + b"1\r\nx\r\n" * 10_000 + b"0\r\n\r\n")
+    running.until(lambda: asked(running, "piece"))
+    running.client(READ)
+    running.until(lambda: asked(running, "GET"))
+    assert not asked(running, "PUT")
+    running.until(lambda: asked(running, "PUT"))
+    assert sum(entry[2] for entry in asked(running, "piece")) == 10_000
+    assert max(entry[2] for entry in asked(running, "piece")) <= 256
+
+
+def test_a_client_that_half_closes_while_it_waits_gets_all_its_answers(running):
+    client = running.client(READ * 300)
+    client.shutdown(socket.SHUT_WR)
+    got = b""
+
+    def all_answered():
+        nonlocal got
+        with contextlib.suppress(BlockingIOError):
+            got += client.recv(1 << 20)
+        return got.count(b"HTTP/1.1 200 OK") == 300
+
+    running.clients.remove(client)
+    running.until(all_answered)
+    client.close()
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_handshakes_are_few_in_a_turn(name, tmp_path):
+    pair = Authority(tmp_path / "authority").sign("server", "127.0.0.1")
+    loop = new_loop(name)
+    begun = []
+
+    def connect(running):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(pair.cert, pair.key)
+        tls = SimpleNamespace(
+            current_context=lambda: context, config=SimpleNamespace(trusted_ca_file="")
+        )
+        url = ListenUrl("127.0.0.1", 1, scheme="https")
+        listener = SimpleNamespace(urls=[url], speaks_plain=False)
+        secured = TlsListener(tls, running.server, lambda: Connection(running.server), listener)
+
+        def made():
+            connection = secured()
+            shake = connection._shake
+
+            def counted():
+                begun.append(running.served.turn)
+                return shake()
+
+            connection._shake = counted
+            return connection
+
+        return made
+
+    running = Running(loop, connect)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    hellos = []
+    for _ in range(12):
+        outgoing = ssl.MemoryBIO()
+        with contextlib.suppress(ssl.SSLWantReadError):
+            context.wrap_bio(ssl.MemoryBIO(), outgoing).do_handshake()
+        hellos.append(outgoing.read())
+    for hello in hellos:
+        running.client(hello)
+    running.until(lambda: len(begun) == 12)
+    assert max(map(begun.count, begun)) <= 2
+    running.close()
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+
+
+def test_a_lane_keeps_its_order():
+    loop = asyncio.new_event_loop()
+    turns = Turns(loop)
+    visited = []
+
+    class Visitor:
+        def __init__(self, name):
+            self.name = name
+
+        def take_turn(self):
+            turns.left -= 1
+            visited.append(self.name)
+
+    for number in range(100):
+        turns.wait(Visitor(number), Lane.READS)
+    turns.wait(Visitor("slow"), Lane.SLOW)
+    turns.wait(Visitor("write"), Lane.WRITES)
+    loop.run_until_complete(asyncio.sleep(0))
+    assert visited[0] == "write"
+    assert "slow" in visited
+    for _ in range(10):
+        loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    assert [name for name in visited if isinstance(name, int)] == list(range(100))
