@@ -8,6 +8,7 @@ import yaml
 from kvd import __version__
 from kvd.etcdflags import IGNORED, NO_EFFECT, REFUSED, REFUSED_FLAGS
 from kvd.flags import FLAGS, GROUPS, OLD, Flag
+from kvd.lines import printable
 from kvd.settings import REQUESTS, Settings
 
 _WIDTH = 96
@@ -52,7 +53,8 @@ def settings_text(settings: Settings) -> str:
         if flag.name in REQUESTS or flag.name == "config-file" or flag.group == OLD:
             continue
         line = f"{flag.name}: {_yaml(setting.text)}".ljust(_VALUES_WIDTH)
-        lines.append(f"{line} # {'default' if setting.is_default else setting.where}")
+        where = "default" if setting.is_default else printable(setting.where)
+        lines.append(f"{line} # {where}")
     return "\n".join(lines) + "\n"
 
 

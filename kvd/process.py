@@ -47,7 +47,10 @@ def open_standard_descriptors() -> None:
 
 def prepare_signals() -> None:
     """Ignore the signals that would end the process and mean nothing to it; let the others in."""
-    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # so `stty tostop` does not stop the server
+    # `stty tostop` is not to stop the server. Before the loop runs, and when it has ended, there is
+    # nothing to read again.
+    for number in (signal.SIGTTOU, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     for number in _MEANINGLESS:
         signal.signal(number, signal.SIG_IGN)
     # A parent that blocks these may not know that its children inherit that.

@@ -25,6 +25,7 @@ PURE = (
     "kvd.flags",
     "kvd.help",
     "kvd.gojson",
+    "kvd.lines",
     "kvd.machine",
     "kvd.peerurls",
     "kvd.request",

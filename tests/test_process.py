@@ -96,7 +96,7 @@ def test_a_signal_that_means_nothing_is_ignored_and_told_once(make_server, loop)
 
 @pytest.mark.parametrize(
     "number",
-    [signal.SIGUSR1, signal.SIGPIPE, signal.SIGTTOU],
+    [signal.SIGUSR1, signal.SIGHUP, signal.SIGTTOU],
     ids=str,
 )
 def test_a_signal_does_not_end_a_stop_either(make_server, number):
@@ -179,3 +179,12 @@ def run_ctl(*argv: str) -> "subprocess.CompletedProcess[str]":
 def assert_one_line(text: str) -> None:
     assert text.endswith("\n")
     assert text[:-1].isprintable(), ascii(text)
+
+
+def test_a_configuration_that_is_printed_is_one_line_for_each_setting(tmp_path):
+    path = tmp_path / "a\x1eb\nc\u2028.yml"
+    path.write_text("name: mine\n")
+    printed = run_kvd("--config-file", str(path), "--print-config").stdout
+    assert all(line.isprintable() for line in printed.split("\n"))
+    (line,) = [line for line in printed.splitlines() if line.startswith("name: ")]
+    assert line.startswith("name: mine ")
