@@ -1,10 +1,17 @@
-"""Passwords: hashed and checked beside the event loop, and not more often than needed.
+"""Passwords: hashed and checked on threads of their own, and not more often than needed.
 
-bcrypt takes a twentieth of a second on purpose, so it runs in a few threads of its own; and who has
-proved a password need not prove it again for a minute. What is remembered of it is a digest of what
-was sent and of the hash it was right for, under a key that only this process has. Whoever sends the
-same while it is being checked waits for the same check. An unknown user takes as long as a known
-one.
+bcrypt takes a twentieth of a second on purpose. So a password that was right is remembered until it
+has not been used for a minute, as a digest of what was sent and of the hash that it was right for,
+under a key that only this process has: a new password of the user makes it worthless. Equal checks
+at the same time are one. An unknown user takes as long as a known one.
+
+Guesses must not keep out the users whose passwords are right, so checks wait in a queue whose turns
+are shared out (kvd/fairqueue.py), in three lanes:
+
+    0  what was right before, against the same hash: a user who returns after more than a minute;
+       also the hashes of new passwords, which administrators ask for
+    1  names for which a password was right lately, shared out by name, then by address
+    2  all others, shared out by address, then by name
 
 Of a password the first 72 bytes count, as in etcd 3.4: bcrypt takes no more.
 """
@@ -16,15 +23,22 @@ import binascii
 import os
 import re
 import secrets
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from hashlib import blake2b
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import bcrypt
 
+from kvd.fairqueue import FairQueue, Share
+
 _T = TypeVar("_T")
+_V = TypeVar("_V")
+_Work = tuple[Callable[[], Any], "asyncio.Future[Any]"]
+
+_FIRST, _KNOWN_NAMES, _OTHERS = range(3)
 
 _BASIC = re.compile(
     "basic ((?:[A-Z0-9+/]{4})*(?:[A-Z0-9+/]{2}==|[A-Z0-9+/]{3}=)?)", re.ASCII | re.IGNORECASE
@@ -64,25 +78,38 @@ def read_basic(authorization: str) -> Basic | None:
 
 
 class Credentials:
-    """Who has proved lately who they are, and the threads in which others do."""
+    """The passwords that were right lately, and the queue of those that are to be checked."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._key = secrets.token_bytes(32)
-        self._known: dict[bytes, float] = {}
+        # Until when what was right counts without a check, by digest; and the names of their users
+        # as digests. Those longest unused come first.
+        self._right: OrderedDict[bytes, float] = OrderedDict()
+        self._names: OrderedDict[bytes, None] = OrderedDict()
         self._checks: dict[bytes, asyncio.Task[bool]] = {}
-        self._waiting = 0
+        self._queue: FairQueue[_Work] = FairQueue(lanes=3, size_max=_WAITING_MAX)
         # One processor is the loop's, however many guess at passwords.
-        threads = min(_THREADS_MAX, max(1, len(os.sched_getaffinity(0)) - 1))
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="kvd-password")
+        self._idle = min(_THREADS_MAX, max(1, len(os.sched_getaffinity(0)) - 1))
+        self._pool = ThreadPoolExecutor(self._idle, thread_name_prefix="kvd-password")
+        self._closed = False
 
     def are_known(self, given: Basic, secret: bytes) -> bool:
-        """Return whether these were checked lately against this hash, and were right."""
-        until_s = self._known.get(self._digest(given, secret))
-        return until_s is not None and until_s > self._loop.time()
+        """Return whether these were right lately against this hash; they then stay so."""
+        digest = self._digest(given, secret)
+        until_s = self._right.get(digest)
+        if until_s is None or until_s <= self._loop.time():
+            return False
+        self._remember(digest)
+        return True
 
-    async def are_right(self, given: Basic, secret: bytes | None) -> bool:
+    async def are_right(self, given: Basic, secret: bytes | None, address: str = "") -> bool:
         """Return whether a password is the one of a hash; None is the hash of an unknown user.
+
+        Args:
+            given: name and password.
+            secret: the hash.
+            address: who asks: addresses share the checks.
 
         Raises:
             Busy: too many are being checked.
@@ -90,7 +117,8 @@ class Credentials:
         digest = self._digest(given, secret or _NOBODY)
         check = self._checks.get(digest)
         if check is None:
-            check = self._loop.create_task(self._check(digest, given.password, secret))
+            share = self._share(given.name, digest, address)
+            check = self._loop.create_task(self._check(digest, given, secret, share))
             self._checks[digest] = check
             check.add_done_callback(partial(self._checked, digest))
         return await asyncio.shield(check)
@@ -102,38 +130,66 @@ class Credentials:
             Busy: too many are being hashed.
         """
         salt = bcrypt.gensalt(_COST, prefix=b"2a")
-        return await self._in_thread(bcrypt.hashpw, password.encode()[:_PASSWORD_BYTES_MAX], salt)
-
-    def forget(self) -> None:
-        """Forget everybody: users have changed."""
-        self._known.clear()
+        work = partial(bcrypt.hashpw, password.encode()[:_PASSWORD_BYTES_MAX], salt)
+        return await self._in_thread(work, Share(_FIRST, b"", b""))
 
     def close(self) -> None:
         """Check nothing any more."""
+        self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _check(self, digest: bytes, password: bytes, secret: bytes | None) -> bool:
-        is_right = await self._in_thread(_matches, password, secret or _NOBODY)
+    def _share(self, name: str, digest: bytes, address: str) -> Share:
+        hashed = _name_digest(name)
+        if digest in self._right:
+            return Share(_FIRST, hashed, b"")
+        if hashed in self._names:
+            return Share(_KNOWN_NAMES, hashed, address.encode())
+        return Share(_OTHERS, address.encode(), hashed)
+
+    async def _check(self, digest: bytes, given: Basic, secret: bytes | None, share: Share) -> bool:
+        password = given.password[:_PASSWORD_BYTES_MAX]
+        is_right = await self._in_thread(partial(_matches, password, secret or _NOBODY), share)
         if not is_right or secret is None:
             return False
-        if len(self._known) >= _KNOWN_MAX:
-            del self._known[next(iter(self._known))]
-        self._known[digest] = self._loop.time() + _KNOWN_S
+        self._remember(digest)
+        _use(self._names, _name_digest(given.name), None)
         return True
+
+    def _remember(self, digest: bytes) -> None:
+        _use(self._right, digest, self._loop.time() + _KNOWN_S)
 
     def _checked(self, digest: bytes, check: asyncio.Task[bool]) -> None:
         del self._checks[digest]
         if not check.cancelled():
-            check.exception()  # whoever waits has it; there may be nobody any more
+            check.exception()  # it is retrieved, even if no request waits for it any more
 
-    async def _in_thread(self, work: Callable[[bytes, bytes], _T], one: bytes, other: bytes) -> _T:
-        if self._waiting >= _WAITING_MAX:
-            raise Busy
-        self._waiting += 1
-        try:
-            return await self._loop.run_in_executor(self._pool, work, one, other)
-        finally:
-            self._waiting -= 1
+    async def _in_thread(self, work: Callable[[], _T], share: Share) -> _T:
+        outcome: asyncio.Future[_T] = self._loop.create_future()
+        refused = self._queue.put(share, (work, outcome))
+        if refused is not None:
+            _fail(refused[1], Busy())
+        self._start()
+        return await outcome
+
+    def _start(self) -> None:
+        """Give work to the threads that have none."""
+        while self._idle and len(self._queue) and not self._closed:
+            work, outcome = self._queue.pop()
+            if outcome.done():
+                continue  # it was cancelled
+            self._idle -= 1
+            done = self._loop.run_in_executor(self._pool, work)
+            done.add_done_callback(partial(self._ended, outcome))
+
+    def _ended(self, outcome: asyncio.Future[Any], done: asyncio.Future[Any]) -> None:
+        self._idle += 1
+        if done.cancelled():
+            outcome.cancel()
+        elif (error := done.exception()) is not None:
+            _fail(outcome, error)
+        elif not outcome.done():
+            outcome.set_result(done.result())
+        self._start()
 
     def _digest(self, given: Basic, secret: bytes) -> bytes:
         name = given.name.encode("utf-8", "surrogateescape")
@@ -142,8 +198,25 @@ class Credentials:
         return blake2b(text, key=self._key, digest_size=32).digest()
 
 
+def _use(used: OrderedDict[bytes, _V], key: bytes, value: _V) -> None:
+    """Note that something was used just now; what was not used for longest gives way."""
+    used[key] = value
+    used.move_to_end(key)
+    if len(used) > _KNOWN_MAX:
+        used.popitem(last=False)
+
+
+def _fail(outcome: asyncio.Future[Any], error: BaseException) -> None:
+    if not outcome.done():
+        outcome.set_exception(error)
+
+
+def _name_digest(name: str) -> bytes:
+    return blake2b(name.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+
+
 def _matches(password: bytes, secret: bytes) -> bool:
     try:
-        return bcrypt.checkpw(password[:_PASSWORD_BYTES_MAX], secret)
+        return bcrypt.checkpw(password, secret)
     except ValueError:  # that is no hash
         return False

@@ -313,7 +313,7 @@ class Exchange(httputil.HTTPMessageDelegate):
     def _ask_first(self, path: bytes, headers: httputil.HTTPHeaders) -> None:
         """Note who asks; find out who sends a form before it is taken."""
         connection = self._connection
-        caller = caller_of(headers.get_list("Authorization"), connection.context.common_name)
+        caller = caller_of(headers.get_list("Authorization"), connection.context)
         self._head = KeyHead(connection, self._method, path[len(KEYS) :], caller)
         if self._form is None:
             return

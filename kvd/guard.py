@@ -24,6 +24,7 @@ from kvd.credentials import Basic, Busy, Credentials, read_basic
 from kvd.errors import RAFT_INTERNAL, UNAUTHORIZED, ApiError, RouteError
 from kvd.http1 import Connection
 from kvd.keys import PASSWORDS, KeySpace
+from kvd.peer import Peer
 from kvd.request import Parsed, parse
 from kvd.urls import ListenUrl
 from storage.index import BROKEN
@@ -43,15 +44,19 @@ _BUSY = "too many passwords are being checked"
 
 
 class Caller(NamedTuple):
-    """Who says to be asking: by the Authorization header, by a certificate that names a user."""
+    """Who says to be asking: by the Authorization header, by a certificate that names a user.
+
+    `address` is the client's; clients of one address share the checks of passwords.
+    """
 
     authorization: str = ""
     common_name: str = ""
+    address: str = ""
 
 
-def caller_of(headers: list[str], common_name: str) -> Caller:
+def caller_of(headers: list[str], peer: Peer) -> Caller:
     """Return who asks; of several Authorization headers the first counts."""
-    return Caller(headers[0] if headers else "", common_name)
+    return Caller(headers[0] if headers else "", peer.common_name, peer.remote_ip)
 
 
 def in_the_open(url: ListenUrl) -> bool:
@@ -129,7 +134,6 @@ class Guard:
         self._state += 1
         self._users.clear()
         self._roles.clear()
-        self._credentials.forget()
         was_enabled = self.enabled
         try:
             self.enabled = auth.is_enabled(self.state)
@@ -164,7 +168,7 @@ class Guard:
             return "anybody"
         found = self._recognize(caller)
         try:
-            user = await self._check(found) if isinstance(found, Basic) else found
+            user = await self._check(found, caller.address) if isinstance(found, Basic) else found
         except Busy:
             raise RouteError(503, _BUSY) from None
         if user is None or auth.ROOT not in (user.roles or ()):
@@ -220,7 +224,7 @@ class Guard:
         outcome: Admission | ApiError
         try:
             try:
-                outcome = self._judge(head, await self._check(given))
+                outcome = self._judge(head, await self._check(given, head.caller.address))
             except (Busy, asyncio.CancelledError):
                 outcome = ApiError(RAFT_INTERNAL, _BUSY.encode(), limit=PASSWORDS)
             if not head.connection.gone:
@@ -269,7 +273,7 @@ class Guard:
         user = self._user(given.name)
         return user if user and self._credentials.are_known(given, user.secret) else given
 
-    async def _check(self, given: Basic) -> User | None:
+    async def _check(self, given: Basic, address: str) -> User | None:
         """Return the user whose name and password these are, or None.
 
         Raises:
@@ -277,7 +281,7 @@ class Guard:
         """
         user = self._user(given.name)
         secret = user.secret if user else None
-        if not await self._credentials.are_right(given, secret):
+        if not await self._credentials.are_right(given, secret, address):
             return None
         # Meanwhile the user may have got another password, or be there no more.
         user = self._user(given.name)

@@ -40,7 +40,7 @@ class GuardedEndpoint(Endpoint):
         connection = cast(Connection, self.request.connection)
         headers = self.request.headers.get_list("Authorization")
         if self.request.method not in self.for_all:
-            caller = caller_of(headers, connection.context.common_name)
+            caller = caller_of(headers, connection.context)
             self._who = await self.guard.administrator(caller)
         self._is_in = True
         self.set_default_headers()

@@ -13,6 +13,7 @@ from kvd.credentials import Basic, Busy, Credentials, read_basic
 from tests.test_committer import PATIENCE_S, on_a_loop, turns
 
 AL = Basic("al", b"secret")
+CHEAP = bcrypt.hashpw(b"never said", bcrypt.gensalt(4, prefix=b"2a"))
 
 
 def header(text):
@@ -107,7 +108,7 @@ async def test_who_was_right_is_known_for_a_minute(checks, monkeypatch):
     assert not held.are_known(AL, await held.hash("secret"))
     monkeypatch.setattr(loop, "time", lambda: now_s + 59)
     assert held.are_known(AL, secret)
-    monkeypatch.setattr(loop, "time", lambda: now_s + 61)
+    monkeypatch.setattr(loop, "time", lambda: now_s + 59 + 61)
     assert not held.are_known(AL, secret)
     monkeypatch.undo()
     assert len(checks.passwords) == 1
@@ -137,12 +138,103 @@ async def test_an_unknown_user_costs_what_a_known_one_does(checks, monkeypatch):
 
 
 @on_a_loop
-async def test_all_are_forgotten_when_users_change():
+async def test_what_is_used_is_known_for_longer(checks, monkeypatch):
+    loop = asyncio.get_running_loop()
+    held = Credentials(loop)
+    secret = await held.hash("secret")
+    assert await held.are_right(AL, secret)
+    now_s = loop.time()
+    for minute in range(3):
+        monkeypatch.setattr(loop, "time", lambda at=now_s + 50 * (minute + 1): at)
+        assert held.are_known(AL, secret)
+    assert not held.are_known(AL, await held.hash("secret"))  # the same password, set again
+    monkeypatch.undo()
+    assert len(checks.passwords) == 1
+    held.close()
+
+
+async def order_of(held, checks, queued):
+    """Queue checks behind one that is held; the passwords in the order of their checks."""
+    checks.go_on.clear()
+    waiting = []
+    for given, secret, address in [(Basic("first", b"first"), CHEAP, "x"), *queued]:
+        waiting.append(asyncio.create_task(held.are_right(given, secret, address)))
+        await turns()
+    before = len(checks.passwords)
+    checks.go_on.set()
+    await asyncio.wait_for(asyncio.gather(*waiting), PATIENCE_S)
+    return [password for password in checks.passwords[before:] if password != b"first"]
+
+
+@on_a_loop
+async def test_addresses_share_the_checks(checks, monkeypatch):
+    monkeypatch.setattr(credentials, "_THREADS_MAX", 1)
+    held = Credentials(asyncio.get_running_loop())
+    guesses = [(Basic("al", b"guess %d" % n), CHEAP, "attacker") for n in range(20)]
+    order = await order_of(held, checks, [*guesses, (AL, CHEAP, "elsewhere")])
+    assert order.index(b"secret") <= 2
+    held.close()
+
+
+@on_a_loop
+async def test_names_share_the_checks_of_one_address(checks, monkeypatch):
+    monkeypatch.setattr(credentials, "_THREADS_MAX", 1)
+    held = Credentials(asyncio.get_running_loop())
+    guesses = [(Basic("root", b"guess %d" % n), CHEAP, "same") for n in range(20)]
+    order = await order_of(held, checks, [*guesses, (AL, CHEAP, "same")])
+    assert order.index(b"secret") <= 2
+    held.close()
+
+
+@on_a_loop
+async def test_a_user_whose_password_was_right_before_is_checked_first(checks, monkeypatch):
+    monkeypatch.setattr(credentials, "_THREADS_MAX", 1)
+    monkeypatch.setattr(credentials, "_KNOWN_S", 0.0)
     held = Credentials(asyncio.get_running_loop())
     secret = await held.hash("secret")
     assert await held.are_right(AL, secret)
-    held.forget()
-    assert not held.are_known(AL, secret)
+    guesses = [(Basic("al", b"guess %d" % n), secret, "same") for n in range(20)]
+    order = await order_of(held, checks, [*guesses, (AL, secret, "same")])
+    assert order[0] == b"secret"
+    held.close()
+
+
+@on_a_loop
+async def test_guesses_at_many_names_do_not_delay_names_in_use(checks, monkeypatch):
+    monkeypatch.setattr(credentials, "_THREADS_MAX", 1)
+    held = Credentials(asyncio.get_running_loop())
+    assert await held.are_right(AL, await held.hash("secret"))
+    new = await held.hash("new")
+    guesses = [(Basic(f"nobody {n}", b"guess"), CHEAP, "same") for n in range(20)]
+    order = await order_of(held, checks, [*guesses, (Basic("al", b"new"), new, "same")])
+    assert order.index(b"new") <= 2
+    held.close()
+
+
+@on_a_loop
+async def test_a_full_queue_turns_away_whoever_has_most_in_it(checks, monkeypatch):
+    monkeypatch.setattr(credentials, "_THREADS_MAX", 1)
+    monkeypatch.setattr(credentials, "_WAITING_MAX", 10)
+    held = Credentials(asyncio.get_running_loop())
+    secret = await held.hash("secret")
+    assert await held.are_right(AL, secret)
+    checks.go_on.clear()
+    guesses = [
+        asyncio.create_task(held.are_right(Basic("root", b"%d" % n), CHEAP, "attacker"))
+        for n in range(30)
+    ]
+    await turns()
+    monkeypatch.setattr(credentials, "_KNOWN_S", 0.0)
+    honest = [
+        asyncio.create_task(held.are_right(AL, secret, "attacker")),
+        asyncio.create_task(held.are_right(Basic("bo", b"secret"), secret, "elsewhere")),
+        asyncio.create_task(held.hash("another")),
+    ]
+    await turns()
+    checks.go_on.set()
+    assert await asyncio.wait_for(asyncio.gather(*honest), PATIENCE_S)
+    outcomes = await asyncio.gather(*guesses, return_exceptions=True)
+    assert sum(isinstance(outcome, Busy) for outcome in outcomes) == 30 - 1 - 10 + len(honest)
     held.close()
 
 
@@ -169,15 +261,13 @@ async def test_too_many_are_turned_away(checks, monkeypatch):
     held = Credentials(asyncio.get_running_loop())
     secret = await held.hash("secret")
     checks.go_on.clear()
-    names = ("a", "b", "c")
+    names = ("a", "b", "c", "d")  # one is checked, three wait
     waiting = [
         asyncio.create_task(held.are_right(Basic(name, b"secret"), secret)) for name in names
     ]
     await turns()
     with pytest.raises(Busy):
         await held.are_right(AL, secret)
-    with pytest.raises(Busy):
-        await held.hash("secret")
     checks.go_on.set()
     assert all(await asyncio.wait_for(asyncio.gather(*waiting), PATIENCE_S))
     assert await held.are_right(AL, secret)
