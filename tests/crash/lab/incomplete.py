@@ -25,6 +25,8 @@ _AGAIN = range(0, _KEYS, 3)
 _HISTORY = 200
 _WATCH = "/v2/keys/k/1?wait=true&recursive=true&waitIndex="
 _LATER_WRITES = 12
+# What is forgotten of the history by then is not asked for.
+_WRITES_MAX = (_STARTS_MAX + 1) * _LATER_WRITES
 
 
 class Witness:
@@ -33,6 +35,12 @@ class Witness:
     def __init__(self, port: int) -> None:
         self.port = port
         self._http = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+
+    def __enter__(self) -> "Witness":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
 
     def ask(self, target: str, method: str = "GET", **form: object) -> tuple[int, Any]:
         """Return status and body of an answer."""
@@ -98,9 +106,8 @@ def _event(answer: tuple[int, Any]) -> object:
     return status, body.get("action"), body.get("errorCode"), *map(_node, nodes)
 
 
-def _fill(kvd: Kvd) -> None:
+def _fill(witness: Witness) -> None:
     """Make users, roles, keys with and without a TTL, and things that were removed."""
-    witness = Witness(kvd.port)
 
     def put(target: str, document: object) -> None:
         header = "Basic " + base64.b64encode(b"root:pw").decode()
@@ -148,18 +155,19 @@ class Base:
         self.trial = trial
         with Kvd(directory, *FLAGS) as kvd:
             kvd.start()
-            _fill(kvd)
+            with Witness(kvd.port) as witness:
+                _fill(witness)
             kvd.terminate()
         self.target = Target(directory, None, trial.mutant)
         self.kvd = self.target.kvd
         self.kvd.flags = FLAGS
         with Kvd(directory, *FLAGS) as kvd:
             kvd.start()
-            witness = Witness(kvd.port)
-            last = int(witness.ask(f"/v2/keys/k/1/{_AGAIN[-1]}")[1]["node"]["modifiedIndex"])
-            self.indexes = list(range(witness.index() - _HISTORY + 1, last + 1, 7))
-            self.access, self.keys = witness.access(), witness.keys()
-            self.history = witness.history(self.indexes)
+            with Witness(kvd.port) as witness:
+                last = int(witness.ask(f"/v2/keys/k/1/{_AGAIN[-1]}")[1]["node"]["modifiedIndex"])
+                self.indexes = list(range(witness.index() - _HISTORY + _WRITES_MAX, last + 1, 7))
+                self.access, self.keys = witness.access(), witness.keys()
+                self.history = witness.history(self.indexes)
             kvd.kill()
         self.target.restore()
         trial.check(self.access == [401, False, (200, {"enabled": True})], f"{self.access}")
@@ -208,7 +216,8 @@ class Life:
         for turn in range(_STARTS_MAX + 1):
             try:
                 self.kvd.start(env=self.env)
-                self._look(turn)
+                with Witness(self.kvd.port) as witness:
+                    self._look(witness, turn)
             except NotListening:
                 self._ended("before it listened")
             except (OSError, http.client.HTTPException, json.JSONDecodeError):
@@ -227,9 +236,8 @@ class Life:
         told = f"{self.what}: it ended with {status} {when}: {self.kvd.stderr[-900:]}"
         self.trial.check(right and "Traceback" not in self.kvd.stderr, told)
 
-    def _look(self, turn: int) -> None:
+    def _look(self, witness: Witness, turn: int) -> None:
         base, trial = self.base, self.trial
-        witness = Witness(self.kvd.port)
         self._same("who may read", witness.access(), base.access)
         self._same("the history", witness.history(base.indexes), base.history)
         early = witness.keys()
