@@ -1,9 +1,13 @@
-"""The one clock: wall-clock time that never jumps and never goes back.
+"""The one clock: the store's own time, which never jumps and never goes back.
 
-Expirations are shown to clients as wall-clock time, so the clock starts from it; from then on it
-follows the time since the machine was booted, so that a step of the system's clock ends no lease
-early and prolongs none; the time that a machine is suspended counts. Small drift (NTP slewing the
-system's clock) is followed.
+The store's time goes with the time since the machine was booted, suspended or not: a step of the
+machine's clock (an operator's correction, NTP after a boot without a clock) ends no lease early and
+prolongs none. What clients are shown is the store's time plus an offset, which is logged when it
+changes (`ClockOffset` in storage/change.py): so expirations agree with the machine's clock again
+soon after a step, and a start finds the store's time by the machine's clock, less the offset. The
+offset of a store whose clock was never stepped is 0, and nothing is logged.
+
+What happens to the machine's clock while nothing runs cannot be told from time that passed.
 """
 
 from __future__ import annotations
@@ -14,48 +18,51 @@ from functools import partial
 
 log = logging.getLogger(__name__)
 
-_STEP_NS = 1_000_000_000
+# What differs by less is no step worth being logged: leases are off by no more after a restart.
+STEP_NS = 100_000_000
+# The two clocks are read one after the other: a reading that took longer says nothing.
+_READING_NS_MAX = 10_000_000
+_TOLD_NS = 1_000_000_000
 
 
 class Clock:
-    """Nanoseconds since the epoch, never below `floor_ns` (the last time that was logged)."""
+    """The store's time in nanoseconds, never below `floor_ns` (the last time that was logged).
 
-    def __init__(self, floor_ns: int = 0) -> None:
-        now_ns = time.time_ns()
-        if floor_ns - now_ns > _STEP_NS:
+    `offset_ns` is the logged one: the machine's clock less the store's time.
+    """
+
+    def __init__(self, floor_ns: int = 0, offset_ns: int = 0) -> None:
+        self.raw_ns = partial(time.clock_gettime_ns, getattr(time, "CLOCK_BOOTTIME", 1))
+        """The time since the machine was booted: what is cheapest to ask for, and to compare."""
+        now_ns = time.time_ns() - offset_ns
+        if floor_ns - now_ns > _TOLD_NS:
             log.warning(
                 "the system's clock is %.1f s behind the log: time goes on from the log's",
                 (floor_ns - now_ns) / 1e9,
             )
-        self.raw_ns = partial(time.clock_gettime_ns, getattr(time, "CLOCK_BOOTTIME", 1))
-        """The time since the machine was booted: what is cheapest to ask for, and to compare."""
-        self._last_ns = floor_ns
-        self._offset_ns = max(now_ns, floor_ns) - self.raw_ns()
-        # What has been said already at the start is not said again.
-        self._warned = floor_ns - now_ns > _STEP_NS
+        self._start_ns = max(now_ns, floor_ns) - self.raw_ns()
 
     def now_ns(self) -> int:
         """Return the time; it never goes back."""
-        self._last_ns = max(self._last_ns, self.raw_ns() + self._offset_ns)
-        return self._last_ns
+        return self.raw_ns() + self._start_ns
 
     def at(self, raw_ns: int) -> int:
         """Return the time at which the machine had been up for so long."""
-        return raw_ns + self._offset_ns
+        return raw_ns + self._start_ns
 
     def raw_of(self, time_ns: int) -> int:
         """Return how long the machine will have been up at a time."""
-        return time_ns - self._offset_ns
+        return time_ns - self._start_ns
 
-    def follow(self) -> None:
-        """Follow the system's clock unless it has been stepped; call it now and then."""
-        drift_ns = time.time_ns() - self.at(self.raw_ns())
-        if abs(drift_ns) < _STEP_NS:
-            self._offset_ns += drift_ns
-            self._warned = False
-        elif not self._warned:
-            self._warned = True
-            log.warning(
-                "the system's clock was stepped by %.1f s: expirations go on as they were counted",
-                drift_ns / 1e9,
-            )
+    def stepped_to(self, offset_ns: int) -> int | None:
+        """Return the offset that is right now, if the machine's clock was stepped; else None.
+
+        Args:
+            offset_ns: the one that is logged.
+        """
+        before_ns = self.raw_ns()
+        wall_ns = time.time_ns()
+        if self.raw_ns() - before_ns > _READING_NS_MAX:
+            return None
+        found_ns = wall_ns - self.at(before_ns)
+        return found_ns if abs(found_ns - offset_ns) >= STEP_NS else None

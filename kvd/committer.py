@@ -34,7 +34,7 @@ from time import monotonic
 from typing import NamedTuple, TypeVar
 
 from kvd.batchtimes import BatchTimes
-from kvd.clock import Clock
+from kvd.clock import STEP_NS, Clock
 from kvd.commands import Command, CompareAndDelete, Delete
 from kvd.entries import Decide, Replied, Reply
 from kvd.errors import INVALID_FORM, RAFT_INTERNAL, ApiError, RouteError
@@ -48,7 +48,7 @@ from kvd.syncthread import SyncThread
 from kvd.turns import Turns
 from kvd.watch import Hub
 from storage import disk
-from storage.change import REMOVALS, Change, Entry, Record, encode_record
+from storage.change import REMOVALS, Change, ClockOffset, Entry, Record, encode_record
 from storage.errors import LogFull
 from storage.event import Event
 from storage.index import BROKEN, MapFull
@@ -177,6 +177,8 @@ class Committer:
         self._queue: deque[tuple[Command, Done, int]] = deque()
         self._raw_ns = clock.raw_ns
         self._others: deque[tuple[Decide, Replied]] = deque()
+        self._clock_offset_ns: int | None = None
+        self._told_offset_ns = store.applied.clock_offset_ns
         self._record_bytes_max = store.wal.max_payload - _ENVELOPE_BYTES_MAX
         self._batch_bytes_max = min(BATCH_BYTES_MAX, self._record_bytes_max)
         self._space = Space(store)
@@ -218,6 +220,26 @@ class Committer:
             return
         self._others.append((decide_entries, done))
         self._schedule()
+
+    def look_at_clock(self) -> None:
+        """Log the offset of the machine's clock if that was stepped; call it now and then."""
+        logged_ns = self._store.applied.clock_offset_ns
+        if logged_ns != self._told_offset_ns:
+            log.warning(
+                "the system's clock was stepped by %.1f s: keys live as long as before, their "
+                "expirations are shown by the new time",
+                (logged_ns - self._told_offset_ns) / 1e9,
+            )
+            self._told_offset_ns = logged_ns
+        self._clock_offset_ns = self._clock.stepped_to(logged_ns)
+        # Without room it goes along with the next batch that finds some.
+        if self._has_step:
+            self._schedule()
+
+    @property
+    def _has_step(self) -> bool:
+        """Whether a step of the machine's clock is to be logged now."""
+        return self._clock_offset_ns is not None and self._space.refusal is None
 
     @property
     def no_room(self) -> str:
@@ -263,7 +285,7 @@ class Committer:
 
     async def drain(self) -> None:
         """Wait until every queued command has been answered."""
-        while self._busy or self._queue or self._others:
+        while self._busy or self._queue or self._others or self._has_step:
             await self._batch_end()
 
     async def settle(self) -> None:
@@ -366,7 +388,7 @@ class Committer:
     def _decide(self, pending: _Pending) -> list[bytes]:
         """Fill a batch from what has expired and the queue; return its records, encoded."""
         txn = pending.txn
-        records = self._log_start(pending)
+        records = self._log_state(pending)
         left = _EXPIRED_BESIDE_COMMANDS_MAX if self._queue else _EXPIRED_MAX
         if (txn.first_due_ns() or _NEVER) <= pending.time_ns:
             # A command that came before a key's end finds it, however long it has waited.
@@ -464,14 +486,22 @@ class Committer:
                 raise RouteError(500, no_room.cause.decode())
         return encoded
 
-    def _log_start(self, pending: _Pending) -> list[bytes]:
-        """Log what the start of the server had no room for, if there is room now."""
-        if not self._store.owed or self._space.refusal is not None:
-            return []
-        for record in self._store.owed:
+    def _log_state(self, pending: _Pending) -> list[bytes]:
+        """Log what the start of the server had no room for, if there is now, and the clock's step.
+
+        They come first: so what was owed is known by the first record.
+        """
+        records: list[Record] = []
+        if self._space.refusal is None:
+            records += self._store.owed
+        offset_ns, self._clock_offset_ns = self._clock_offset_ns, None
+        # It may have been found while the batch that logs it was on its way.
+        if offset_ns is not None and abs(offset_ns - pending.txn.clock_offset_ns) >= STEP_NS:
+            records.append(ClockOffset(offset_ns))
+        for record in records:
             pending.txn.perform(record, pending.time_ns)
             pending.performed.append(record)
-        return [encode_record(record) for record in self._store.owed]
+        return [encode_record(record) for record in records]
 
     def _make_way(
         self, pending: _Pending, command: Command, came: int, left: int, size: int
@@ -696,7 +726,7 @@ class Committer:
         for end in ends:
             if not end.done():
                 end.set_result(committed)
-        if self._queue or self._others:
+        if self._queue or self._others or self._has_step:
             self._schedule()
         else:
             self._queued = None

@@ -263,7 +263,10 @@ class KeySpace:
             return
         change = outcome.change
         removal = change.kind in REMOVALS
-        body = action_body(change.kind) if no_value and not removal else event_body(outcome)
+        if no_value and not removal:
+            body = action_body(change.kind)
+        else:
+            body = event_body(outcome, self._store.applied.clock_offset_ns)
         made = outcome.prev is None and not removal
         if connection.is_plain and len(body) <= LARGE_BYTES:
             self._reply(connection, body, change.index, made=made)
@@ -328,7 +331,7 @@ class KeySpace:
             return
         if self._waits_for_room(connection, method, get, len(node.value or b"")):
             return
-        body = get_body(get.key, node, now_ns)
+        body = get_body(get.key, node, now_ns, store.applied.clock_offset_ns)
         self._stats.count(get, succeeded=True)
         connection.respond(_OK, self.head(index), body, head_only=method == "HEAD")
 
@@ -432,7 +435,8 @@ class KeySpace:
         """Return head and body of a listing as a view has it, pausing between slices."""
         head = self.head(self._store.applied.index)
         node = machine.existing(view, get.key, self._store.applied.index)
-        listing = yield from render(view, get.key, node, now_ns, recursive=get.recursive)
+        offset_ns = self._store.applied.clock_offset_ns
+        listing = yield from render(view, get.key, node, now_ns, offset_ns, recursive=get.recursive)
         self._stats.count(get, succeeded=True)
         return head, listing
 

@@ -51,10 +51,10 @@ class Directory:
 
     __slots__ = ("_node", "_text", "prefix", "shown", "start")
 
-    def __init__(self, key: bytes, node: Node, now_ns: int) -> None:
+    def __init__(self, key: bytes, node: Node, now_ns: int, offset_ns: int) -> None:
         self._node = node
         self._text: bytes | None = None
-        self.start = directory_start(key, node, now_ns)
+        self.start = directory_start(key, node, now_ns, offset_ns)
         self.prefix = key if key == b"/" else key + b"/"
         self.shown: list[tuple[bytes, bytes | Directory]] = []
 
@@ -85,14 +85,15 @@ class Directory:
 
 
 def render(
-    view: View, key: bytes, node: Node, now_ns: int, *, recursive: bool
+    view: View, key: bytes, node: Node, now_ns: int, offset_ns: int = 0, *, recursive: bool
 ) -> Generator[None, None, Listing]:
     """Return the body of a successful read, pausing after every `NODES_PER_SLICE` nodes.
 
     Of a directory all children are shown that are not hidden, sorted by name; with `recursive` also
-    theirs. `now_ns` is what a shown `ttl` counts from.
+    theirs. `now_ns` is what a shown `ttl` counts from, `offset_ns` what a
+    shown `expiration` is later than the store's.
     """
-    root = Directory(escape(key), node, now_ns)
+    root = Directory(escape(key), node, now_ns, offset_ns)
     texts = [_BODY_START, root.start]
     level = _Level(root, node, view)
     above: list[_Level] = []
@@ -120,10 +121,10 @@ def render(
                 lasting = lasting and not expiration_ns
                 path = prefix + escape(name)
                 if dir_id and recursive:
-                    below = Directory(path, child, now_ns)
+                    below = Directory(path, child, now_ns, offset_ns)
                     text = below.start
                 else:
-                    text = node_object(path, child, now_ns)
+                    text = node_object(path, child, now_ns, offset_ns)
             texts += (level.lead, text)
             level.lead = b","
             if lasting:

@@ -147,7 +147,8 @@ class KvdCollector(Collector):
         )
         made_ns = parts.store.last_snapshot_ns()
         if made_ns is not None:
-            age_s = max(0.0, (parts.clock.now_ns() - made_ns) / 1e9)
+            now_ns = parts.clock.now_ns() + parts.store.applied.clock_offset_ns
+            age_s = max(0.0, (now_ns - made_ns) / 1e9)
             yield gauge("kvd_snapshot_age_seconds", "Since the last snapshot", age_s)
 
     def _clients(self) -> Iterable[Metric]:

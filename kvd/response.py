@@ -11,7 +11,8 @@ characters as \u00xx but for \n, \r and \t; each byte that is no UTF-8 as \ufffd
 spaces; every body ends with a newline.
 
 Keys and values are bytes throughout, so joining is cheaper than any JSON library. `now_ns` is the
-time that a shown `ttl` counts from, in nanoseconds since the epoch.
+time that a shown `ttl` counts from, in the store's time as expirations are; `offset_ns` is what a
+shown `expiration`, a time of the wall clock, is later than that (kvd/clock.py).
 """
 
 from __future__ import annotations
@@ -115,21 +116,21 @@ def ttl_s(expiration_ns: int, now_ns: int) -> int:
     return max(0, -((now_ns - expiration_ns) // _NS))
 
 
-def node_object(key: bytes, node: Node, now_ns: int) -> bytes:
+def node_object(key: bytes, node: Node, now_ns: int, offset_ns: int = 0) -> bytes:
     """Return a node as JSON, without children; `key` is escaped already."""
     value, created, modified, expiration_ns, _ = node
     if value is None:
-        return directory_start(key, node, now_ns) + directory_end(node, has_nodes=False)
+        return directory_start(key, node, now_ns, offset_ns) + directory_end(node, has_nodes=False)
     if expiration_ns:
-        middle = _expiration(expiration_ns, now_ns)
+        middle = _expiration(expiration_ns, now_ns, offset_ns)
         return _FILE_THAT_EXPIRES % (key, escape(value), middle, modified, created)
     return FILE % (key, escape(value), modified, created)
 
 
-def directory_start(key: bytes, node: Node, now_ns: int) -> bytes:
+def directory_start(key: bytes, node: Node, now_ns: int, offset_ns: int = 0) -> bytes:
     """Return a directory's JSON as far as its children; `key` is escaped already."""
     expiration_ns = node.expiration_ns
-    middle = _expiration(expiration_ns, now_ns) if expiration_ns else b""
+    middle = _expiration(expiration_ns, now_ns, offset_ns) if expiration_ns else b""
     return b'{"key":"%b","dir":true%b' % (key, middle)
 
 
@@ -145,7 +146,7 @@ def directory_end(node: Node, *, has_nodes: bool) -> bytes:
     )
 
 
-def event_body(event: Event) -> bytes:
+def event_body(event: Event, offset_ns: int = 0) -> bytes:
     """Return an event as it is told to watchers and answered to the writer."""
     (kind, index, key, value, is_dir, created, expiration_ns, _), prev, time_ns = event
     key = escape(key)
@@ -160,10 +161,10 @@ def event_body(event: Event) -> bytes:
         shown = FILE % (key, escape(value), index, created)
     else:
         node = Node(value, created, index, expiration_ns, int(is_dir))
-        shown = node_object(key, node, time_ns)
+        shown = node_object(key, node, time_ns, offset_ns)
     if prev is None:
         return b'{"action":"%b","node":%b}\n' % (_ACTION_BY_KIND[kind], shown)
-    before = node_object(key, prev, time_ns)
+    before = node_object(key, prev, time_ns, offset_ns)
     return b'{"action":"%b","node":%b,"prevNode":%b}\n' % (_ACTION_BY_KIND[kind], shown, before)
 
 
@@ -172,9 +173,9 @@ def action_body(kind: int) -> bytes:
     return _BODY_BY_KIND[kind]
 
 
-def get_body(key: bytes, node: Node, now_ns: int) -> bytes:
+def get_body(key: bytes, node: Node, now_ns: int, offset_ns: int = 0) -> bytes:
     """Return the answer to a read of a file; `key` is the raw path."""
-    return b'{"action":"get","node":%b}\n' % node_object(escape(key), node, now_ns)
+    return b'{"action":"get","node":%b}\n' % node_object(escape(key), node, now_ns, offset_ns)
 
 
 def error_body(error: ApiError) -> bytes:
@@ -208,7 +209,7 @@ def _decimal(number: int, unit: int) -> str:
     return f"{whole}.{fraction}" if fraction else str(whole)
 
 
-def _expiration(expiration_ns: int, now_ns: int) -> bytes:
+def _expiration(expiration_ns: int, now_ns: int, offset_ns: int) -> bytes:
     left_s = ttl_s(expiration_ns, now_ns)
-    text = b',"expiration":"%b"' % timestamp(expiration_ns)
+    text = b',"expiration":"%b"' % timestamp(expiration_ns + offset_ns)
     return text + b',"ttl":%d' % left_s if left_s else text

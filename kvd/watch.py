@@ -154,7 +154,7 @@ class Hub:
             if not event.change.refresh:
                 self._recent.add(event.change)
                 if self._by_path and (watchers := self._matching(event, removed)):
-                    self._to_tell.append((iter(watchers), event_body(event)))
+                    self._to_tell.append((iter(watchers), self._body(event)))
         if self._to_tell and not self._telling:
             self._telling = True
             self._loop.call_soon(self._tell)
@@ -186,6 +186,9 @@ class Hub:
             if not watcher.stream:
                 self._unregister(watcher)
         return matching
+
+    def _body(self, event: Event) -> bytes:
+        return event_body(event, self._store.applied.clock_offset_ns)
 
     def _tell(self) -> None:
         told = 0
@@ -253,9 +256,9 @@ class Hub:
                 if _matches_history(event, watcher):
                     if not watcher.stream:
                         del self._replaying[watcher]
-                        watcher.listener.tell(event_body(event))
+                        watcher.listener.tell(self._body(event))
                         return
-                    watcher.listener.tell(event_body(event))
+                    watcher.listener.tell(self._body(event))
                     if not self._ready(watcher):
                         break
                 if time.monotonic() > until:

@@ -8,6 +8,7 @@ replaying one needs no comparison, no clock and no setting of the process that r
     term     [16, term]                  one per start of the server
     entry    [kind 17 or 18, what, name, document | nil, secret | nil, rid]
     setting  [19, name, value]           what changes the result of `perform` is logged
+    clock    [20, offset_ns]             the machine's clock was stepped; none where it never was
 
 An entry is a small document beside the keys: of kind 17 (auth) users, roles and whether they are
 asked for, of kind 18 (member) what members say of themselves. `what` and `name` are text and say
@@ -24,6 +25,10 @@ A payload is one batch, the same bytes on every replica of a store; the frame ar
 etcd index of the first change in it (or the next one to be given, where it holds none), `writer` is
 the member id. `prev_chain` is the chain value after the payload before: 8 bytes of blake2b over the
 previous chain value and the previous payload, so equal chains at one `seq` mean equal histories.
+
+Times and expirations are the store's, in nanoseconds: the machine's clock less the offset of the
+last record `clock`, 0 before the first, so that they go on evenly over its steps. A batch at whose
+end that is not 0 has it as a tenth item.
 The array may grow at its end.
 """
 
@@ -57,6 +62,7 @@ class Kind:
     AUTH = 17
     MEMBER = 18
     SETTING = 19
+    CLOCK = 20
 
 
 _NONE = type(None)
@@ -87,8 +93,8 @@ class UnknownRecord(ValueError):
 class Change(NamedTuple):
     """One decided change of one node; a named tuple, because the hot path makes one per write.
 
-    `value` is None for directories and removals. `expiration_ns` is in nanoseconds since the epoch
-    (UTC), 0 for none. `created_index` is the node's as it is after the change (of a removed node:
+    `value` is None for directories and removals. `expiration_ns` is a time of the store's, 0 for
+    none. `created_index` is the node's as it is after the change (of a removed node:
     as it was). A `refresh` changes a node but is never told to a watcher.
     """
 
@@ -130,7 +136,13 @@ class Setting(NamedTuple):
     value: int
 
 
-Record = Change | Term | Entry | Setting
+class ClockOffset(NamedTuple):
+    """From here on the machine's clock is the store's time plus this."""
+
+    offset_ns: int
+
+
+Record = Change | Term | Entry | Setting | ClockOffset
 
 
 class Payload(NamedTuple):
@@ -144,6 +156,12 @@ class Payload(NamedTuple):
     time_ns: int
     writer: int
     records: list[Record]
+    clock_offset_ns: int = 0
+
+    @property
+    def wall_ns(self) -> int:
+        """The time of the batch on the wall clock, in nanoseconds since 1970."""
+        return self.time_ns + self.clock_offset_ns
 
 
 def encode_record(record: Record) -> bytes:
@@ -156,6 +174,8 @@ def encode_record(record: Record) -> bytes:
         return cbor2.dumps([Kind.TERM, record.term])
     if isinstance(record, Entry):
         return cbor2.dumps([*record, None])
+    if isinstance(record, ClockOffset):
+        return cbor2.dumps([Kind.CLOCK, record.offset_ns])
     return cbor2.dumps([Kind.SETTING, record.name, record.value])
 
 
@@ -188,6 +208,8 @@ def decode_record(item: Any) -> Record:
             return Entry(kind, what, name, document, secret)
         case [Kind.SETTING, str(name), int(number), *_]:
             return Setting(name, number)
+        case [Kind.CLOCK, int(offset_ns), *_]:
+            return ClockOffset(offset_ns)
         case _:
             raise UnknownRecord(f"a record of an unknown kind: {item!r:.60}")
 
@@ -202,12 +224,16 @@ def encode_payload(
     time_ns: int,
     writer: int,
     records: list[bytes],
+    clock_offset_ns: int = 0,
 ) -> bytes:
     """Return the payload of a batch whose records are encoded already."""
     head = cbor2.dumps([VERSION, term, seq, prev_chain, pos, first_index, time_ns, writer])
     # A CBOR array of eight items becomes one of nine by its first byte; the ninth is the array of
     # the records, which are joined as they are instead of being encoded a second time.
-    return b"".join((b"\x89", head[1:], _array_head(len(records)), *records))
+    if not clock_offset_ns:
+        return b"".join((b"\x89", head[1:], _array_head(len(records)), *records))
+    offset = cbor2.dumps(clock_offset_ns)
+    return b"".join((b"\x8a", head[1:], _array_head(len(records)), *records, offset))
 
 
 def decode_payload(data: bytes) -> Payload:
@@ -224,7 +250,11 @@ def decode_payload(data: bytes) -> Payload:
         version, term, seq, prev_chain, pos, first_index, time_ns, writer, items = item[:9]
         if version == VERSION:
             records = [decode_record(record) for record in items]
-            fields = (term, seq, prev_chain, pos, first_index, time_ns, writer, records)
+            offset_ns = item[9] if len(item) > 9 and type(item[9]) is int else 0
+            fields = (
+                *(term, seq, prev_chain, pos, first_index, time_ns, writer, records),
+                offset_ns,
+            )
             return _new(Payload, fields)
     raise UnknownRecord("a payload of an unknown version or shape")
 

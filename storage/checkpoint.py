@@ -123,5 +123,5 @@ def header_of(applied: Applied, identity: Identity) -> snapshot.Header:
         chain=applied.chain,
         pos=applied.pos,
         term=applied.term,
-        time_ns=applied.time_ns,
+        time_ns=applied.wall_ns,
     )

@@ -69,7 +69,8 @@ def _open(path: Path, *, rebuild_index: bool = False) -> Store:
 
 def _log_a_term(store: Store) -> None:
     """Move the log on, so that a snapshot gets a place, and a name, of its own."""
-    now_ns = max(disk.wall_clock_ns(), store.applied.time_ns)
+    applied = store.applied
+    now_ns = max(disk.wall_clock_ns() - applied.clock_offset_ns, applied.time_ns)
     store.start_term(now_ns, store.applied.history_limit)
 
 

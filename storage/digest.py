@@ -3,6 +3,7 @@
 sha256 over CBOR items, in this order:
 
     ["kvd digest 1", index, history limit, oldest event]
+        and the offset of the clock, where that is not 0
     [path, value | nil, created, modified, expiration ns, is dir]
         each node below the root: the children of a directory by name, then what is below each of
         them, last name first
@@ -64,9 +65,9 @@ def digest(view: View) -> str:
     """
     applied = view.applied()
     hashed = hashlib.sha256()
-    hashed.update(
-        cbor2.dumps(["kvd digest 1", applied.index, applied.history_limit, applied.oldest_event])
-    )
+    offset = [applied.clock_offset_ns] if applied.clock_offset_ns else []
+    head = [applied.index, applied.history_limit, applied.oldest_event, *offset]
+    hashed.update(cbor2.dumps(["kvd digest 1", *head]))
     directories: list[tuple[bytes, int]] = [(b"", ROOT.dir_id)]
     while directories:
         path, dir_id = directories.pop()

@@ -3,7 +3,8 @@
 Each has `file`, `offset` and `frame` (where it stands), `batch`, `position` (of the record among
 all), `term`, `time` and `time_ns` of its batch, and `kind`; then what the kind has, as in
 storage/change.py. Bytes that are UTF-8 are text, others stand under the same name with `_base64`
-behind it. An expiration is nanoseconds since 1970, 0 for none. Secrets (hashes of passwords) are
+behind it. Times and expirations are those of the wall clock, in nanoseconds since 1970, an
+expiration 0 for none. Secrets (hashes of passwords) are
 not told: `secret` only says that there is one.
 """
 
@@ -16,6 +17,7 @@ from datetime import UTC, datetime
 from storage import frame
 from storage.change import (
     Change,
+    ClockOffset,
     Entry,
     Kind,
     Payload,
@@ -83,15 +85,15 @@ def _lines(file: str, found: Frame, payload: Payload) -> Iterator[Json]:
         "frame": found.seq,
         "batch": payload.seq,
         "term": payload.term,
-        "time": rfc3339(payload.time_ns),
-        "time_ns": payload.time_ns,
+        "time": rfc3339(payload.wall_ns),
+        "time_ns": payload.wall_ns,
     }
     first = payload.pos - len(payload.records) + 1
     for position, record in enumerate(payload.records, first):
-        yield place | {"position": position} | _content(record)
+        yield place | {"position": position} | _content(record, payload.clock_offset_ns)
 
 
-def _content(record: Record) -> Json:
+def _content(record: Record, clock_offset_ns: int) -> Json:
     if isinstance(record, Change):
         kind, index, key, value, is_dir, created, expiration_ns, refresh = record
         return {
@@ -101,7 +103,7 @@ def _content(record: Record) -> Json:
             **({} if value is None else _text("value", value)),
             "dir": is_dir,
             "created_index": created,
-            "expiration_ns": expiration_ns,
+            "expiration_ns": expiration_ns and expiration_ns + clock_offset_ns,
             "refresh": refresh,
         }
     if isinstance(record, Term):
@@ -115,6 +117,8 @@ def _content(record: Record) -> Json:
             "removed": record.document is None,
             **({} if record.secret is None else {"secret": "REDACTED"}),
         }
+    if isinstance(record, ClockOffset):
+        return {"kind": "clock", "offset_ns": record.offset_ns}
     return {"kind": "setting", "name": record.name, "number": record.value}
 
 

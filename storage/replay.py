@@ -168,5 +168,6 @@ def _shortened(payload: Payload, count: int) -> tuple[Payload, bytes]:
         time_ns=shorter.time_ns,
         writer=shorter.writer,
         records=[encode_record(record) for record in kept],
+        clock_offset_ns=shorter.clock_offset_ns,
     )
     return shorter, encoded

@@ -73,7 +73,7 @@ def restore(
         finally:
             directory.close()
         shutil.rmtree(scratch)
-        return Restored(applied.index, applied.time_ns, held, directory.identity.cluster_id)
+        return Restored(applied.index, applied.wall_ns, held, directory.identity.cluster_id)
 
 
 def found_store(directory: DataDirectory, index: Path, applied: Applied) -> None:

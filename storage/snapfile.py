@@ -41,8 +41,9 @@ Row = tuple[int, bytes, bytes]
 class Header(NamedTuple):
     """What a snapshot says of itself.
 
-    `index`, `chain` (8 bytes), `pos`, `term` and `time_ns` are those of the state that it holds;
-    `segment`, `offset`, `seq` and `crc` are the place in the log where replay goes on.
+    `index`, `chain` (8 bytes), `pos`, `term` and `time_ns` (on the wall clock) are those of the
+    state that it holds; `segment`, `offset`, `seq` and `crc` are the place in the log where replay
+    goes on.
     """
 
     store_uuid: bytes

@@ -207,7 +207,7 @@ def to_index(last: int) -> Until:
 
 def to_time(time_ns: int) -> Until:
     """The replay ends with the last batch decided at or before a time, in ns since 1970."""
-    return lambda payload: len(payload.records) if payload.time_ns <= time_ns else 0
+    return lambda payload: len(payload.records) if payload.wall_ns <= time_ns else 0
 
 
 def place(applied: Applied) -> Position | None:

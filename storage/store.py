@@ -272,6 +272,7 @@ class Store:
             time_ns=time_ns,
             writer=self.identity.member_id,
             records=records,
+            clock_offset_ns=txn.clock_offset_ns,
         )
         chain = next_chain(applied.chain, payload)
         return Batch(payload, applied.seq + 1, chain, first_index, len(records), time_ns)

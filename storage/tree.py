@@ -38,6 +38,7 @@ from storage.change import (
     CHAIN_START,
     REMOVALS,
     Change,
+    ClockOffset,
     Entry,
     Record,
     Setting,
@@ -80,6 +81,10 @@ STORE_KEY = b"store"
 _APPLIED = Struct("<IQ8sQQQQQQQQQQI")
 _SUMS = Struct("<8Q")
 _APPLIED_AND_SUMS = Struct(_APPLIED.format + _SUMS.format[1:])
+# Follows either where it is not 0: the offset of the clock.
+_OFFSET = Struct("<q")
+_APPLIED_SIZES = (_APPLIED.size, _APPLIED.size + _OFFSET.size)
+_SUMS_SIZES = (_APPLIED_AND_SUMS.size, _APPLIED_AND_SUMS.size + _OFFSET.size)
 _CRC = Struct("<I")
 _U64 = Struct(">Q")
 _prev_row = itemgetter(2)
@@ -133,11 +138,19 @@ class Applied(NamedTuple):
     history_limit: int = HISTORY_LIMIT_DEFAULT
     oldest_event: int = 1
     position: Position = Position(0, 0, 0, 0)
+    clock_offset_ns: int = 0
+
+    @property
+    def wall_ns(self) -> int:
+        """The time of the last batch on the wall clock, in nanoseconds since 1970."""
+        return self.time_ns + self.clock_offset_ns
 
     def encode(self) -> bytes:
         """Return the row that stands for it in the table `meta` of a snapshot."""
         segment, offset, frame_seq, crc = self.position
         body = _APPLIED.pack(0, *self[:9], segment, offset, frame_seq, crc)[4:]
+        if self.clock_offset_ns:
+            body += _OFFSET.pack(self.clock_offset_ns)
         return _CRC.pack(crc32(body)) + body
 
     def encode_with(self, sums: Sums) -> bytes:
@@ -149,6 +162,8 @@ class Applied(NamedTuple):
             *(nodes & MASK, nodes >> 64 & MASK, ttl & MASK, ttl >> 64 & MASK),
             *(garbage & MASK, garbage >> 64 & MASK, entries & MASK, entries >> 64 & MASK),
         )[4:]
+        if self.clock_offset_ns:
+            body += _OFFSET.pack(self.clock_offset_ns)
         return _CRC.pack(crc32(body)) + body
 
     @classmethod
@@ -160,17 +175,19 @@ class Applied(NamedTuple):
         """
         if (
             data is None
-            or len(data) not in (_APPLIED.size, _APPLIED_AND_SUMS.size)
+            or len(data) not in (*_APPLIED_SIZES, *_SUMS_SIZES)
             or crc32(data[4:]) != _CRC.unpack_from(data)[0]
         ):
             raise CorruptIndex("the index does not say how far it goes")
         fields = _APPLIED.unpack_from(data)
-        return cls._make((*fields[1:10], Position(*fields[10:])))
+        has_offset = len(data) in (_APPLIED_SIZES[1], _SUMS_SIZES[1])
+        offset_ns = _OFFSET.unpack_from(data, len(data) - _OFFSET.size)[0] if has_offset else 0
+        return cls._make((*fields[1:10], Position(*fields[10:]), offset_ns))
 
 
 def decode_sums(data: bytes) -> Sums | None:
     """Return the sums in a row that `Applied.decode` takes; None where there are none in it."""
-    if len(data) != _APPLIED_AND_SUMS.size:
+    if len(data) not in _SUMS_SIZES:
         return None
     found = _SUMS.unpack_from(data, _APPLIED.size)
     nodes, ttl, garbage, entries = (found[i] + found[i + 1] * ONE for i in range(0, 8, 2))
@@ -473,6 +490,7 @@ class Txn(View):
         self.pos = applied.pos
         self.term = applied.term
         self.history_limit = applied.history_limit
+        self.clock_offset_ns = applied.clock_offset_ns
         self._oldest_event = applied.oldest_event
         self._history_bytes = committed.history_bytes
         self._history_bytes_max = committed.history_bytes_max
@@ -534,6 +552,8 @@ class Txn(View):
             self.term = record.term
         elif isinstance(record, Entry):
             self._enter(record)
+        elif isinstance(record, ClockOffset):
+            self.clock_offset_ns = record.offset_ns
         else:
             self._set(record)
         return None
@@ -621,6 +641,7 @@ class Txn(View):
             self.history_limit,
             self._oldest_event,
             position,
+            self.clock_offset_ns,
         )
 
     def write_history(self) -> None:

@@ -11,6 +11,7 @@ from storage.change import (
     ENTRIES,
     VERSION,
     Change,
+    ClockOffset,
     Entry,
     Kind,
     Payload,
@@ -24,7 +25,7 @@ from storage.change import (
     next_chain,
 )
 
-KNOWN = {*CHANGES, *ENTRIES, Kind.TERM, Kind.SETTING}
+KNOWN = {*CHANGES, *ENTRIES, Kind.TERM, Kind.SETTING, Kind.CLOCK}
 
 uint64s = st.integers(0, 2**64 - 1)
 changes = st.builds(
@@ -51,6 +52,7 @@ records = (
     | entries
     | st.builds(Term, uint64s)
     | st.builds(Setting, name=st.text(), value=st.integers())
+    | st.builds(ClockOffset, st.integers(-(2**63), 2**63 - 1))
 )
 payloads = st.builds(
     Payload,
@@ -62,6 +64,7 @@ payloads = st.builds(
     time_ns=uint64s,
     writer=uint64s,
     records=st.lists(records, max_size=5),
+    clock_offset_ns=st.just(0) | st.integers(-(2**63), 2**63 - 1),
 )
 
 CHANGE = Change(Kind.SET, 7, b"/a\xff", b"\x00v", False, 7, 1_700_000_000_000_000_001, True)
@@ -145,30 +148,36 @@ def test_the_joined_array_is_the_one_that_cbor2_would_write(count):
     items = [[int(Kind.TERM), number] for number in range(count)]
     encoded = [encode_record(Term(number)) for number in range(count)]
     written = encode_payload(**FIELDS._replace(records=encoded)._asdict())
-    assert written == cbor2.dumps([VERSION, *FIELDS[:-1], items])
+    assert written == cbor2.dumps([VERSION, *FIELDS[:-2], items])
     assert len(decode_payload(written).records) == count
 
 
 def test_a_payload_that_has_grown_at_its_end_is_read():
-    later = cbor2.dumps([VERSION, *FIELDS[:-1], [], "a later version's field"])
+    later = cbor2.dumps([VERSION, *FIELDS[:-2], [], "a later version's field"])
     assert decode_payload(later) == FIELDS
+
+
+def test_a_store_whose_clock_was_stepped_tells_its_offset_with_each_batch():
+    stepped = FIELDS._replace(clock_offset_ns=-5)
+    assert encode(stepped) == cbor2.dumps([VERSION, *FIELDS[:-2], [], -5])
+    assert stepped.wall_ns == FIELDS.time_ns - 5
 
 
 def test_a_payload_of_another_version_is_refused():
     with pytest.raises(UnknownRecord):
-        decode_payload(cbor2.dumps([VERSION + 1, *FIELDS[:-1], []]))
+        decode_payload(cbor2.dumps([VERSION + 1, *FIELDS[:-2], []]))
 
 
 def test_a_payload_with_one_unknown_record_is_refused():
-    items = [[16, 1], [20, "later"], [16, 2]]
+    items = [[16, 1], [21, "later"], [16, 2]]
     with pytest.raises(UnknownRecord):
-        decode_payload(cbor2.dumps([VERSION, *FIELDS[:-1], items]))
+        decode_payload(cbor2.dumps([VERSION, *FIELDS[:-2], items]))
 
 
 @pytest.mark.parametrize("record", [7, None, "text", cbor2.CBORTag(9, [16, 1]), {}], ids=repr)
 def test_a_record_that_is_no_array_is_refused(record):
     with pytest.raises(UnknownRecord):
-        decode_payload(cbor2.dumps([VERSION, *FIELDS[:-1], [record]]))
+        decode_payload(cbor2.dumps([VERSION, *FIELDS[:-2], [record]]))
 
 
 def test_no_beginning_of_a_payload_is_taken_for_one():

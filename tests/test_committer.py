@@ -42,6 +42,7 @@ class SetClock:
 
     def __init__(self):
         self.time_ns = NOW_NS
+        self.offset_ns = 0
 
     def now_ns(self):
         return self.time_ns
@@ -51,6 +52,9 @@ class SetClock:
     @staticmethod
     def at(raw_ns):
         return raw_ns
+
+    def stepped_to(self, offset_ns):
+        return None if offset_ns == self.offset_ns else self.offset_ns
 
     @staticmethod
     def raw_of(time_ns):
