@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 _ROOMS = ("wal", "snap", "index", "quarantine")
 _PRECIOUS = ("wal", "snap")
+# Where nothing is before FORMAT is durable.
+_TELLING = ("wal", "snap", "index")
 _LOG = "log"
 _STORE_UUID_BYTES = 16
 _FORMAT_BYTES_MAX = 64 << 10
@@ -238,7 +240,7 @@ def _initialise(
     if wal_dir is not None or log_dir.is_dir():
         claim.require_own(log_dir, claim.is_log, is_store=False)
         locks.add(log_dir, name=path / "wal")
-    for room in _PRECIOUS:
+    for room in _TELLING:
         _require_empty(path, room, log_dir if room == "wal" else path / room)
     if locks.sign():
         undo.push(_on_refusal((path / "LOCK").unlink))

@@ -197,7 +197,9 @@ def test_an_empty_format_is_refused(tmp_path):
         DataDirectory.open(tmp_path)
 
 
-@pytest.mark.parametrize("file", ["wal/0-1.wal", "snap/1-1.snap", "snap/1-1.snap.broken"])
+@pytest.mark.parametrize(
+    "file", ["wal/0-1.wal", "snap/1-1.snap", "snap/1-1.snap.broken", "index/CLEAN"]
+)
 def test_data_without_a_format_is_refused(tmp_path, file):
     DataDirectory.open(tmp_path).close()
     (tmp_path / "FORMAT").unlink()
