@@ -24,6 +24,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self
 from zlib import crc32
@@ -258,6 +259,8 @@ def _initialise(
     # A start that was killed may have made the directory without having synced its name.
     with suppress(PermissionError):
         disk.sync_directory(path.resolve().parent)
+    # It may be there already when its directory cannot be synced, or what follows fails.
+    undo.push(_on_refusal(partial((path / "FORMAT").unlink, missing_ok=True)))
     _write_format(path, _new_fields(new_ids or NewIds(_random_id(), _random_id())))
 
 

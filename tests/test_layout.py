@@ -274,3 +274,17 @@ def test_what_a_crash_left_unfinished_is_removed_but_for_the_next_segment(tmp_pa
     DataDirectory.open(tmp_path).close()
     assert [path for path in kept if not path.exists()] == []
     assert list(tmp_path.rglob("*.tmp")) == kept[:1]
+
+
+def test_a_first_start_that_is_refused_after_its_format_is_started_again(tmp_path, monkeypatch):
+    path = tmp_path / "data"
+
+    def refuse(*_):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("storage.layout._remove_unfinished", refuse)
+        with pytest.raises(DirectoryUnusable):
+            DataDirectory.open(path)
+    assert not (path / "FORMAT").exists()
+    DataDirectory.open(path).close()
