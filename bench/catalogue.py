@@ -16,6 +16,8 @@ CONNECTIONS = (1, 16, 64, 256)
 TREE_KEYS = 9_900
 """In 100 directories: 10,000 nodes."""
 LARGE_BYTES = 10 * 1024
+READERS = (16, 64, 256)
+"""Who reads beside eight writers."""
 
 
 def rows(scale: Scale) -> list[Row]:
@@ -86,6 +88,13 @@ def plain_rows() -> list[Row]:
         plain(
             "retree-1", "recursive listing of 10,000 nodes and a PUT to one by turns, "
             "connections: 1", at_least(1.2), workload="retree", at=1, keys=TREE_KEYS,
+        ),
+        *(
+            Row(
+                f"beside-{n}", f"PUT, connections: 8, beside {n} that read", "plain",
+                measures.beside_readers(n), (at_least(1.0),) if n == 64 else (),
+            )
+            for n in READERS
         ),
         # The p99 of reads alone is what the bundled generator knows.
         Row(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from bench.engine import Samples, percentile
 from bench.load import Load, measure
 from bench.probe import Probe, overlapping
+from bench.readers import KEY, Readers
 from bench.rows import OURS, Measured
 from bench.watchers import WatchersProcess
 from bench.wire import Client, LoadError
@@ -29,6 +30,7 @@ Measure = Callable[["Fleet", int], "Round"]
 """Measures every server of a row once; the number is the round's, from 0."""
 
 WRITERS = 64
+FEW_WRITERS = 8
 NO_SNAPSHOT = 1_000_000_000
 PROBED = "/v2/keys/bench/probe"
 VERIFIED_AFTER_RESTART = 2_000
@@ -56,6 +58,32 @@ def load_row(
             generator=generator or scale.generator,
         )
         return {server.name: under(server, load) for server in fleet.plain()}
+
+    return measured
+
+
+def beside_readers(readers: int) -> Measure:
+    """Let a few write while others read without a pause; the figures are those of the writes."""
+
+    def measured(fleet: Fleet, turn: int) -> Round:
+        scale = fleet.scale
+        load = Load(
+            workload="put",
+            connections=FEW_WRITERS,
+            seconds=scale.seconds,
+            value_bytes=scale.value_bytes,
+            seed=scale.seed + turn,
+            generator="python",
+        )
+        found = {}
+        for server in fleet.plain():
+            with Client(server.address) as client:
+                client.request("PUT", KEY, b"value=" + b"v" * scale.value_bytes)
+            with Readers(server.address, readers):
+                found[server.name] = under(server, load)
+                # The reads are in it, and they are not counted.
+                del found[server.name].figures["server_cpu_us"]
+        return found
 
     return measured
 
