@@ -38,7 +38,7 @@ from kvd.memory import Memory, Payload
 from kvd.outbox import Outbox
 from kvd.peer import Peer, peer_of, shown_address, unacknowledged_bytes
 from kvd.sending import Sending
-from kvd.turns import MANY_CHUNKS, UNIT_BYTES_LOG2, VISIT, Lane, Turns
+from kvd.turns import LONG_WAY, MANY_CHUNKS, UNIT_BYTES_LOG2, VISIT, Lane, Turns
 
 log = logging.getLogger(__name__)
 
@@ -503,6 +503,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
     def respond(self, status: int, headers: bytes, body: bytes, *, head_only: bool = False) -> None:
         """Send a whole answer; `headers` are complete lines. With `head_only`, omit the body."""
         start = self._server.start(status, http10=self.http10)
+        self._server.turns.left -= len(body) >> UNIT_BYTES_LOG2
         head = start + self.extra_headers + headers + self._connection_header()
         # net/http does not know the length of what a HEAD is not sent, unless it is short.
         if not head_only or 0 < len(body) <= _HEAD_SIZED_BYTES_MAX:
@@ -858,6 +859,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
     def _take_head(self, head: bytes) -> bool:
         """Take a head that is complete; return whether to go on."""
+        self._server.turns.left -= LONG_WAY
         has_crlf = head.count(b"\n") == head.count(b"\r\n")
         lines = head if has_crlf else with_crlf(head)
         line_end = lines.find(b"\r\n")

@@ -32,8 +32,8 @@ _READ_BYTES_MAX = 64 << 10
 _READ_BYTES_CONTENDED = 16 << 10
 # Units of a turn for which nothing waits, and of one for which something does.
 _TURN = 1024
-_SHORT_TURN = 32
-_HURRIED_TURN = 16
+_SHORT_TURN = 64
+_HURRIED_TURN = 32
 # Of these a turn may have as many besides.
 _WRITES = 64
 _SLOW = 1
@@ -43,6 +43,8 @@ VISIT = 16
 UNIT_BYTES_LOG2 = 14
 # What as many small chunks cost as are read at once.
 MANY_CHUNKS = 8
+# What a request costs more that does not go the short way, because users are asked for, say.
+LONG_WAY = 1
 
 
 class Lane(IntEnum):
