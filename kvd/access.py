@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
 from http import HTTPStatus
 
 from tornado import httputil
@@ -20,7 +19,6 @@ from tornado import httputil
 from kvd.framing import Block
 from kvd.http1 import Connection, Server
 from kvd.logs import access as log
-from kvd.memory import Payload
 
 # What a line shows of a client's own texts: a target may have 64 KiB.
 _SHOWN_CHARACTERS_MAX = 1024
@@ -29,14 +27,14 @@ _SHOWN_CHARACTERS_MAX = 1024
 class LoggedConnection(Connection):
     """A connection that logs its requests."""
 
-    __slots__ = ("_agent", "_began", "_request", "_sent_bytes", "_status")
+    __slots__ = ("_agent", "_began", "_outbox_before", "_request", "_sent_bytes", "_status")
 
     def __init__(self, server: Server) -> None:
         super().__init__(server)
         self._request = ""
         self._agent = ""
         self._status: int | None = None
-        self._sent_bytes = 0
+        self._sent_bytes = self._outbox_before = 0
         self._began = 0.0
 
     def _read_head(self) -> bool:
@@ -49,6 +47,7 @@ class LoggedConnection(Connection):
         self._agent = _cut(block.headers.get("User-Agent", ""))
         self._status = None
         self._sent_bytes = 0
+        self._outbox_before = self.outbox_sent_bytes
         self._began = time.monotonic()
         return super()._start(method, target, block)
 
@@ -73,15 +72,10 @@ class LoggedConnection(Connection):
         return super().write_headers(start_line, headers, chunk)
 
     def send(self, data: bytes) -> None:
-        """Count what is sent."""
-        self._sent_bytes += len(data)
+        """Count what is sent and does not pass through the outbox, which counts itself."""
+        if not self._outbox:
+            self._sent_bytes += len(data)
         super().send(data)
-
-    def send_large(self, payloads: Iterable[Payload], then: Callable[[], object] | None) -> None:
-        """Count what is sent."""
-        payloads = list(payloads)
-        self._sent_bytes += sum(len(payload.data) for payload in payloads)
-        super().send_large(payloads, then)
 
     def done(self) -> None:
         """Log the request."""
@@ -103,12 +97,13 @@ class LoggedConnection(Connection):
     def _log(self) -> None:
         request, self._request = self._request, ""
         took_ms = (time.monotonic() - self._began) * 1000 if self._began else 0.0
+        sent_bytes = self._sent_bytes + self.outbox_sent_bytes - self._outbox_before
         log.info(
             '%s "%s" %s %d bytes %.1f ms "%s"',
             self.context.remote_ip or "-",
             _decoded(_escaped(request)),
             self._status or "-",
-            self._sent_bytes,
+            sent_bytes,
             took_ms,
             _decoded(_escaped(self._agent)),
             extra={
@@ -116,7 +111,7 @@ class LoggedConnection(Connection):
                     "remote": self.context.remote_ip,
                     "request": _decoded(request),
                     "status": self._status,
-                    "bytes": self._sent_bytes,
+                    "bytes": sent_bytes,
                     "ms": round(took_ms, 3),
                     "agent": _decoded(self._agent),
                 }

@@ -42,6 +42,7 @@ from kvd.kept import Listings
 from kvd.logs import SLOW_QUIET_S, Rarely
 from kvd.machine import Nodes, decide, expire
 from kvd.recent import is_below
+from kvd.response import LARGE_VALUE_BYTES
 from kvd.space import Space
 from kvd.stats import StoreStats
 from kvd.syncthread import SyncThread
@@ -83,6 +84,7 @@ _RETRY_S = 0.5
 # So often the index may be refused though there is room: that may have come a moment ago.
 _INDEX_FAILURES_MAX = 3
 REMOVING = (Delete, CompareAndDelete)
+_LARGE = LARGE_VALUE_BYTES
 
 
 # A time that never comes, in nanoseconds.
@@ -188,6 +190,8 @@ class Committer:
         self._busy = False
         self._scheduled = False
         self._stopped = False
+        # Bytes of large values that the events of the present batch have replaced.
+        self._held = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
         self.overdue_at = _NEVER
@@ -387,6 +391,7 @@ class Committer:
 
     def _decide(self, pending: _Pending) -> list[bytes]:
         """Fill a batch from what has expired and the queue; return its records, encoded."""
+        self._held = 0
         txn = pending.txn
         records = self._log_state(pending)
         left = _EXPIRED_BESIDE_COMMANDS_MAX if self._queue else _EXPIRED_MAX
@@ -408,7 +413,7 @@ class Committer:
         size_max = self._batch_bytes_max
         overdue_at = self._clock.raw_of(txn.first_due_ns() or _NEVER)
         later = []
-        while queue and len(records) < BATCH_RECORDS_MAX and size < size_max:
+        while queue and len(records) < BATCH_RECORDS_MAX and size + self._held < size_max:
             command, done, came = queue.popleft()
             nodes: Nodes = txn
             if came >= overdue_at:
@@ -528,7 +533,7 @@ class Committer:
             if txn.find(path) != node:
                 continue
             size += len(path) + _EXPIRY_BYTES_MAX
-            if pending.performed and size > self._batch_bytes_max:
+            if pending.performed and size + self._held > self._batch_bytes_max:
                 break
             self._expire_node(pending, path, node, records)
         return records
@@ -562,6 +567,11 @@ class Committer:
         assert event is not None
         pending.performed.append(change)
         pending.events.append((event, removed))
+        prev = event.prev
+        # Counted where it is large, which a slice tells for less than a call: the event holds what
+        # it has replaced until all of the batch is answered.
+        if prev is not None and (replaced := prev.value) and replaced[_LARGE : _LARGE + 1]:
+            self._held += len(replaced)
         return event
 
     def _appended(self, pending: _Pending, batch: Batch, outcome: Position | BaseException) -> None:

@@ -79,6 +79,7 @@ class Config:
         max_watchers_per_key: Limit of the watchers of one key; None leaves it to the others.
         max_stream_bytes: Limit of what a stream leaves unread.
         max_buffered_bytes: Limit of what waits in memory for all clients together, each way.
+        max_response_bytes: Limit of one listing; None is three quarters of the limit before.
         idle_timeout_s: How long a connection may stay open between two requests.
         header_timeout_s: How long request line and headers may take from their first byte, and
             a handshake of TLS.
@@ -122,6 +123,7 @@ class Config:
     max_watchers_per_key: int | None
     max_stream_bytes: int
     max_buffered_bytes: int
+    max_response_bytes: int | None
     idle_timeout_s: float
     header_timeout_s: float
     body_timeout_s: float
@@ -229,6 +231,7 @@ def _config(settings: Settings) -> Config:
         max_watchers_per_key=integer_or_none(settings, "max-watchers-per-key"),
         max_stream_bytes=integer(settings, "max-stream-bytes"),
         max_buffered_bytes=integer(settings, "max-buffered-bytes", lowest=BUFFERED_BYTES_MIN),
+        max_response_bytes=integer_or_none(settings, "max-response-bytes"),
         idle_timeout_s=seconds(settings, "idle-timeout-s"),
         header_timeout_s=seconds(settings, "header-timeout-s"),
         body_timeout_s=seconds(settings, "body-timeout-s"),

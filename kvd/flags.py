@@ -232,6 +232,13 @@ FLAGS = (
         "limit of what waits in memory for all clients: unfinished requests, unread answers",
         LIMITS,
     ),
+    Flag(
+        "max-response-bytes",
+        "",
+        "N",
+        "limit of one listing (default: three quarters of --max-buffered-bytes)",
+        LIMITS,
+    ),
     # etcd never closes an idle connection and its clients keep theirs: an hour only finds the dead.
     Flag("idle-timeout-s", "3600", "SECONDS", "close a connection without requests", LIMITS),
     Flag(

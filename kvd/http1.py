@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from email.utils import formatdate
 from http import HTTPStatus
 from math import inf
@@ -77,6 +77,7 @@ _WRITING = (b"PUT ", b"POST ", b"DELETE ")
 # What is answered by the key space; all else costs far more than that.
 _KEY_LINE = re.compile(rb"[A-Z]+ /v2/keys[/?\x20]")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_LAST_CHUNK = b"0\r\n\r\n"
 
 
 _REASONS: dict[int, str] = {
@@ -185,7 +186,8 @@ class Server:
         self.starts = ({}, {})
         for connection in [c for c in self.connections if c.deadline < before]:
             connection.expire()
-        self.rejected[_UNREAD] += self.sending.cut_stalled(self.now)
+        self.sending.tick(self.now)
+        self.rejected[_UNREAD] = self.sending.cut
         self.blocks.tick(self.now)
 
     def stop(self) -> None:
@@ -370,8 +372,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self._server.sending.reads(self)
         self._release_ahead()
         self._release()
-        if self._outbox is not None:
-            self._outbox.clear()
+        self._clear_outbox()
         self._after_outbox = self._on_writable = None
         callback, self._close_callback = self._close_callback, None
         message, self._message = self._message, None
@@ -432,20 +433,26 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
             + self._connection_header()
             + self.extra_headers
         )
-        self.send(head + b"\r\n" + (self._framed(chunk) if chunk else b""))
+        self._write(head + b"\r\n" + (self._framed(chunk) if chunk else b""))
         return self._written()
 
     def write(self, chunk: bytes) -> asyncio.Future[None]:
         """Send more of the body."""
-        self.send(self._framed(chunk))
+        self._write(self._framed(chunk))
         return self._written()
+
+    def _write(self, data: bytes) -> None:
+        if len(data) > LARGE_BYTES:
+            self.send_large([Payload(data, self._server.memory)], None)
+        else:
+            self.send(data)
 
     def finish(self) -> None:
         """End the answer."""
         if self._written_chunked:
             self._written_chunked = False
-            self.send(b"0\r\n\r\n")
-        self.done()
+            self.send(_LAST_CHUNK)
+        self._done_when_sent()
 
     # For message delegates that render their answers themselves
 
@@ -488,6 +495,19 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         """What the event loop keeps for the client."""
         return self._transport.get_write_buffer_size() if self._transport else 0
 
+    @property
+    def outbox_sent_bytes(self) -> int:
+        """How much the outbox has sent since the connection was made."""
+        return 0 if self._outbox is None else self._outbox.sent_bytes
+
+    @property
+    def read_bytes(self) -> int:
+        """What the client has read of all that the outbox has sent, as far as can be told."""
+        if self._outbox is None or self._transport is None:
+            return 0
+        held = self.kept_bytes + unacknowledged_bytes(self._transport)
+        return max(0, self._outbox.sent_bytes - held)
+
     def reply(self, answer: bytes) -> None:
         """Send a whole answer, head and body, that keeps an HTTP/1.1 connection open."""
         transport = self._transport
@@ -515,20 +535,51 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self.send(head + b"\r\n" if head_only else head + b"\r\n" + body)
         self.done()
 
-    def respond_in_pieces(self, status: int, headers: bytes, pieces: list[bytes]) -> None:
-        """Send a whole answer of many pieces, no faster than the client reads it."""
-        length = sum(map(len, pieces))
-        self._begin(status, headers + b"Content-Length: %d\r\n" % length)
-        self.send_large([Payload(piece, self._server.memory) for piece in pieces], self.done)
+    def respond_head(self, status: int, headers: bytes) -> None:
+        """Send the answer to a HEAD of what is not short, which has no length in net/http."""
+        self._begin(status, headers)
+        self.done()
 
-    def send_large(self, payloads: Iterable[Payload], then: Callable[[], object] | None) -> None:
-        """Send payloads in slices, as the client reads them; when all are sent call `then`."""
+    def respond_in_pieces(self, status: int, headers: bytes, payloads: Sequence[Payload]) -> None:
+        """Send a whole answer of many pieces, no faster than the client reads it.
+
+        How long what is escaped as it is sent will be is not known: it comes in chunks.
+        """
+        chunked = False
+        if not any(payload.escapes for payload in payloads):
+            length = sum(len(payload.data) for payload in payloads)
+            headers += b"Content-Length: %d\r\n" % length
+        elif self.http10:
+            self.keep_alive = False
+        else:
+            headers += b"Transfer-Encoding: chunked\r\n"
+            chunked = True
+        self._begin(status, headers)
+        self.send_large(payloads, self.done, chunked=chunked, last=True)
+
+    def send_large(
+        self,
+        payloads: Iterable[Payload],
+        then: Callable[[], object] | None,
+        *,
+        chunked: bool = False,
+        last: bool = False,
+    ) -> None:
+        """Send payloads in slices, as the client reads them; when all are sent call `then`.
+
+        With `chunked` each slice is framed as a chunk, with `last` the last chunk follows them.
+        """
         if self._transport is None:
             return
-        if self._outbox is None:
-            self._outbox = Outbox()
+        outbox = self._outbox
+        if outbox is None:
+            outbox = self._outbox = Outbox()
+        if not outbox:
+            self._server.sending.begins(self)
         for payload in payloads:
-            self._outbox.add(payload)
+            outbox.add(payload, chunked=chunked)
+        if chunked and last:
+            outbox.add(Payload(_LAST_CHUNK, self._server.memory))
         self._after_outbox = then
         self._writable = False
         if self.flows:
@@ -539,12 +590,12 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         outbox, transport = self._outbox, self._transport
         if not outbox or transport is None or transport.is_closing():
             return 0
-        before = outbox.unsent_bytes
+        before = outbox.sent_bytes
         for piece in outbox.slices():
             transport.write(piece)
             if not self.flows or transport.is_closing():
                 break
-        sent = before - outbox.unsent_bytes
+        sent = outbox.sent_bytes - before
         if transport.is_closing():
             return sent
         if not outbox:
@@ -553,7 +604,13 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
             self._server.sending.soon(self)
         return sent
 
+    def _clear_outbox(self) -> None:
+        if self._outbox is not None:
+            self._outbox.clear()
+            self._server.sending.ends(self)
+
     def _outbox_is_empty(self) -> None:
+        self._server.sending.ends(self)
         self._writable = self.flows
         after, self._after_outbox = self._after_outbox, None
         if after is not None:
@@ -583,10 +640,28 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         if last:
             self.done()
 
+    def send_large_event(self, payloads: Sequence[Payload], *, last: bool) -> None:
+        """Send an event whose values are large, as `send_event` does.
+
+        It is one chunk, unless its length is not known: what is escaped comes in many.
+        """
+        then = self.done if last else None
+        escapes = any(payload.escapes for payload in payloads)
+        if self.http10 or escapes:
+            self.send_large(payloads, then, chunked=not self.http10, last=last)
+            return
+        memory = self._server.memory
+        start = Payload(b"%x\r\n" % sum(len(payload.data) for payload in payloads), memory)
+        end = Payload(b"\r\n" + (_LAST_CHUNK if last else b""), memory)
+        self.send_large([start, *payloads, end], then)
+
     def end_stream(self) -> None:
         """End such an answer without a further piece."""
         if not self.http10:
-            self.send(b"0\r\n\r\n")
+            self.send(_LAST_CHUNK)
+        self._done_when_sent()
+
+    def _done_when_sent(self) -> None:
         if self._outbox:
             self._after_outbox = self.done
         else:
@@ -697,6 +772,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
     def abort(self) -> None:
         """Drop the connection at once; what is still sent goes nowhere."""
         transport, self._transport = self._transport, None
+        self._clear_outbox()
         if transport is not None:
             transport.abort()
 

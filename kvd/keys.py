@@ -13,10 +13,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from time import monotonic
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 from kvd import machine
 from kvd.bodies import Bodies
@@ -33,9 +35,9 @@ from kvd.errors import (
 )
 from kvd.http1 import LARGE_BYTES, Connection
 from kvd.kept import Listings
+from kvd.largelistings import ANSWER_TOO_LARGE, NO_ROOM, LargeListings, no_room
 from kvd.listing import Listing, render
-from kvd.logs import SLOW_QUIET_S, Rarely
-from kvd.memory import Memory, Payload
+from kvd.memory import Memory, NoRoom, Payload, Values
 from kvd.request import (
     FORM_BYTES_MAX,
     TOO_MANY_PARAMETERS,
@@ -44,13 +46,22 @@ from kvd.request import (
     parse,
     parse_in_turns,
 )
-from kvd.response import action_body, error_body, event_body, get_body
+from kvd.response import (
+    LARGE_VALUE_BYTES,
+    Parts,
+    action_body,
+    error_body,
+    event_body,
+    event_parts,
+    get_parts,
+)
 from kvd.stats import StoreStats
 from kvd.watch import Hub
 from storage.change import REMOVALS
+from storage.event import Event
 from storage.index import BROKEN
 from storage.store import Store
-from storage.tree import Applied, View
+from storage.tree import Applied
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +73,6 @@ _FRAME_END = b"\r\nX-Raft-Index: %d\r\nX-Raft-Term: %d\r\nContent-Length: "
 
 METHODS = ("HEAD", "GET", "PUT", "POST", "DELETE")
 
-# How many large listings are rendered side by side; each holds a read transaction open.
-_LARGE_LISTINGS_MAX = 4
 # How long those that are being answered may take when the server stops.
 _LISTINGS_END_S = 0.3
 
@@ -99,9 +108,6 @@ class KeyLimits(NamedTuple):
 Allow = Callable[[bool], None]
 """Raises ApiError if a request, which says `recursive` or does not, is not allowed."""
 
-Slices = Generator[None, None, tuple[bytes, Listing]]
-"""Pauses between slices, returns the head and the body."""
-
 
 class KeySpace:
     """Serves the requests to the keys of one store."""
@@ -127,20 +133,31 @@ class KeySpace:
         self._raw_ns = clock.raw_ns
         self._kept = listings
         self._memory = memory
+        self._values = Values(memory)
+        self.frames = Frames(memory, self._values)
+        """The last event, as watchers are sent it."""
         self.limits = limits
         # What is not longer than this, all in all, meets neither limit of a write.
         self._unsuspicious_bytes = min(2 * limits.depth_max, limits.value_bytes_max)
-        self.frames = Frames(memory)
-        """The last event, as watchers are sent it."""
-        self._few = asyncio.Semaphore(_LARGE_LISTINGS_MAX)
         self._listings: set[asyncio.Task[None]] = set()
-        self._slow_s = slow_s
-        self._may_warn = Rarely(SLOW_QUIET_S)
-        self.slow = 0
-        """How many listings took longer than `slow_s`."""
+        self._kept_payloads: WeakValueDictionary[tuple[bytes, bool], Payload] = (
+            WeakValueDictionary()
+        )
+        self.large = LargeListings(
+            store=store,
+            stats=stats,
+            now=self._now,
+            kept=listings,
+            memory=memory,
+            values=self._values,
+            head=self.head,
+            refuse=self.refuse,
+            slow_s=slow_s,
+        )
         self.rejected = dict.fromkeys(
             (
                 *(TOO_LARGE, TOO_MUCH, NOT_WRITTEN, _BAD, _DEEP, _LONG, TOO_MANY_PARAMETERS),
+                *(ANSWER_TOO_LARGE, NO_ROOM),
                 *(_WATCHERS, _WATCHERS_OF_KEY, _SLOW_STREAM, _DENIED, PASSWORDS),
             ),
             0,
@@ -186,6 +203,8 @@ class KeySpace:
             else:
                 if len(key) + len(query) + len(form) > self._unsuspicious_bytes:
                     self._check(request)
+                    if self._submit_large(connection, request, no_value):
+                        return
                 self._committer.submit(request, partial(self._answer, connection, no_value))
         except ApiError as refusal:
             self.refuse(connection, method, refusal)
@@ -235,6 +254,43 @@ class KeySpace:
             cause = f"the value has {len(value)} bytes, {limits.value_bytes_max} are allowed"
             raise ApiError(INVALID_FORM, cause.encode(), limit=_LONG)
 
+    def _submit_large(self, connection: Connection, command: Command, no_value: bool) -> bool:
+        """Submit a write of a large value once there is memory for its response, or decline."""
+        value = getattr(command, "value", b"")
+        if no_value or len(value) <= LARGE_VALUE_BYTES:
+            return False
+        if self._memory.has_room(len(value)):
+            self._submit_with_room(connection, command, value)
+        else:
+            submit = partial(self._submit_with_room, connection, command, value)
+            self._start_task(connection, self._with_room(connection, len(value), submit))
+        return True
+
+    def _submit_with_room(self, connection: Connection, command: Command, value: bytes) -> None:
+        payload = self._values.make(value)
+        # Held from now on, so that others do not take the room meanwhile.
+        payload.hold()
+        self._committer.submit(command, partial(self._answer_large, connection, payload))
+
+    def _answer_large(self, connection: Connection, payload: Payload, outcome: Outcome) -> None:
+        if not isinstance(outcome, ApiError):
+            self._values.name(outcome.change.index, payload)
+        self._answer(connection, False, outcome)
+        payload.drop()
+
+    async def _with_room(
+        self, connection: Connection, size: int, then: Callable[[], object], method: str = ""
+    ) -> None:
+        """Go on with a request once there is memory for its response, or refuse it."""
+        try:
+            await self._memory.room(size)
+            if not connection.gone:
+                then()
+        except NoRoom:
+            self.refuse(connection, method, no_room())
+        except ApiError as refusal:
+            self.refuse(connection, method, refusal)
+
     def cut(self, connection: Connection) -> bool:
         """Cut a stream whose client leaves too much unread; return whether it was."""
         if connection.unsent_bytes <= self.limits.stream_bytes_max:
@@ -242,6 +298,28 @@ class KeySpace:
         self.rejected[_SLOW_STREAM] += 1
         connection.abort()
         return True
+
+    def large_event(self, event: Event) -> list[Payload]:
+        """Return an event whose values are large, as watchers are sent it."""
+        return self.frames.of_large(event, self._store.applied.clock_offset_ns)
+
+    def has_room_for(
+        self, connection: Connection, event: Event, resume: Callable[[], object]
+    ) -> bool:
+        """Return whether there is memory for an event; if not, `resume` is called later."""
+        size = self.frames.missing_bytes(event)
+        if self._memory.fits(size):
+            return True
+        self._start_task(connection, self._resume(connection, size, resume))
+        return False
+
+    async def _resume(
+        self, connection: Connection, size: int, resume: Callable[[], object]
+    ) -> None:
+        with suppress(NoRoom):  # it will wait again: its head has been sent
+            await self._memory.room(size)
+        if not connection.gone:
+            resume()
 
     def tick(self) -> None:
         """Forget what was kept for the watchers told last; called every second."""
@@ -264,11 +342,16 @@ class KeySpace:
         change = outcome.change
         removal = change.kind in REMOVALS
         if no_value and not removal:
-            body = action_body(change.kind)
+            body: bytes | None = action_body(change.kind)
         else:
             body = event_body(outcome, self._store.applied.clock_offset_ns)
         made = outcome.prev is None and not removal
-        if connection.is_plain and len(body) <= LARGE_BYTES:
+        if body is None:
+            status = _CREATED if made else _OK
+            parts = event_parts(outcome, self._store.applied.clock_offset_ns)
+            payloads = self._values.payloads(parts)
+            connection.respond_in_pieces(status, self.head(change.index), payloads)
+        elif connection.is_plain and len(body) <= LARGE_BYTES:
             self._reply(connection, body, change.index, made=made)
         else:
             connection.respond(_CREATED if made else _OK, self.head(change.index), body)
@@ -302,14 +385,20 @@ class KeySpace:
         self._reply(connection, body, self._store.applied.index)
         return True
 
-    def _get(self, connection: Connection, method: str, get: Get) -> None:
-        """Answer a read; a large listing goes on in turns, so that nobody else waits for it."""
+    def _get(
+        self, connection: Connection, method: str, get: Get, *, has_room: bool = False
+    ) -> None:
+        """Answer a read; a large listing goes on in turns, so that nobody else waits for it.
+
+        With `has_room` it has waited for memory, which is there now.
+        """
         store = self._store
         index = store.applied.index
         stats = self._stats
-        if method == "HEAD":
+        # One that has waited was counted when it came.
+        if method == "HEAD" and not has_room:
             stats.heads += 1
-        if get.recursive:
+        if get.recursive and not has_room:
             stats.recursive_reads += 1
         now_ns, is_overdue = self._now()
         view = store.view_at(now_ns) if is_overdue else store.view
@@ -322,106 +411,89 @@ class KeySpace:
         if node.dir_id:
             kept = self._kept.find(get.key, recursive=get.recursive)
             if kept is None:
-                self._list(connection, method, get)
-            elif self._waits_for_room(connection, method, get, len(kept)):
-                return
-            else:
-                self._stats.count(get, succeeded=True)
+                self._list(connection, method, get, has_room=has_room)
+            elif len(kept) <= LARGE_BYTES:
+                stats.count(get, succeeded=True)
                 connection.respond(_OK, self.head(index), kept, head_only=method == "HEAD")
+            elif has_room or self._has_room(connection, method, get, len(kept)):
+                stats.count(get, succeeded=True)
+                self._respond_kept(connection, method, get, kept)
             return
-        if self._waits_for_room(connection, method, get, len(node.value or b"")):
+        parts = get_parts(get.key, node, now_ns, store.applied.clock_offset_ns)
+        self._get_file(connection, method, get, parts, has_room)
+
+    def _get_file(
+        self, connection: Connection, method: str, get: Get, parts: Parts, has_room: bool
+    ) -> None:
+        size = self._values.missing_bytes(parts)
+        if not has_room and not self._has_room(connection, method, get, size):
             return
-        body = get_body(get.key, node, now_ns, store.applied.clock_offset_ns)
         self._stats.count(get, succeeded=True)
-        connection.respond(_OK, self.head(index), body, head_only=method == "HEAD")
+        head, first = self.head(self._store.applied.index), parts[0]
+        if len(parts) == 1:
+            assert isinstance(first, bytes)
+            connection.respond(_OK, head, first, head_only=method == "HEAD")
+        elif method == "HEAD":
+            connection.respond_head(_OK, head)
+        else:
+            connection.respond_in_pieces(_OK, head, self._values.payloads(parts))
 
     def _now(self) -> tuple[int, bool]:
         """Return the time, and whether something that has ended by now is still there."""
         raw_ns = self._raw_ns()
         return self._clock.at(raw_ns), raw_ns >= self._committer.overdue_at
 
-    def _waits_for_room(
-        self, connection: Connection, method: str, get: Get, body_bytes: int
-    ) -> bool:
-        """Return whether an answer has to wait until others have read theirs: it will by itself."""
-        if body_bytes <= LARGE_BYTES or not self._memory.is_full:
-            return False
-        self._start_task(connection, self._get_later(connection, method, get))
-        return True
-
-    async def _get_later(self, connection: Connection, method: str, get: Get) -> None:
-        await self._memory.room()
-        if connection.gone:
-            return
-        try:
-            self._get(connection, method, get)
-        except ApiError as refusal:
-            self.refuse(connection, method, refusal)
+    def _has_room(self, connection: Connection, method: str, get: Get, size: int) -> bool:
+        """Return whether there is memory for a response; if not, the read goes on once there is."""
+        if size <= LARGE_BYTES or self._memory.has_room(size):
+            return True
+        again = partial(self._get, connection, method, get, has_room=True)
+        self._start_task(connection, self._with_room(connection, size, again, method))
+        return False
 
     def _start_task(self, connection: Connection, answer: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(answer)
         self._listings.add(task)
         task.add_done_callback(partial(self._listed, connection))
 
-    def _list(self, connection: Connection, method: str, get: Get) -> None:
+    def _list(self, connection: Connection, method: str, get: Get, *, has_room: bool) -> None:
         began = monotonic()
+        store = self._store
+        index = store.applied.index
         now_ns, is_overdue = self._now()
-        with self._store.long_view(now_ns if is_overdue else 0) as view:
-            answer = _advance(self._listing(view, get, now_ns))
-        if answer is not None:
-            head, listing = answer
-            self._stats.listings_s.observe(monotonic() - began)
-            body = b"".join(listing.pieces)
-            if listing.parts is not None and not is_overdue:
-                self._kept.keep(get.key, body, listing.parts, recursive=get.recursive)
-            connection.respond(_OK, head, body, head_only=method == "HEAD")
+        with store.long_view(now_ns if is_overdue else 0) as view:
+            node = machine.existing(view, get.key, index)
+            offset_ns = store.applied.clock_offset_ns
+            slices = render(view, get.key, node, now_ns, offset_ns, recursive=get.recursive)
+            listing = _only_slice(slices)
+        if listing is None:
+            # Too large for one turn. It begins again when its turn has come, so that no more than
+            # a few transactions are held open.
+            job = self.large.join(connection, method, get)
+            if job is not None:
+                self._start_task(connection, self.large.run(job))
             return
-        # Too large for one turn. It begins anew when its turn has come, so that no more than a
-        # few transactions are held open.
-        self._start_task(connection, self._list_in_turns(connection, method, get, began))
-
-    async def _list_in_turns(
-        self, connection: Connection, method: str, get: Get, began: float
-    ) -> None:
-        async with self._few:
-            await self._memory.room()
-            applied = self._store.applied
-            now_ns, is_overdue = self._now()
-            with self._store.long_view(now_ns if is_overdue else 0) as view:
-                slices = self._listing(view, get, now_ns)
-                try:
-                    while (answer := _advance(slices)) is None:
-                        await asyncio.sleep(0)
-                        if connection.gone:
-                            return
-                except ApiError as refusal:
-                    self._stats.count(get, succeeded=False)
-                    self._stats.refused(get, refusal, method=method)
-                    self.refuse(connection, method, refusal)
-                    return
-        self._note_duration(get, monotonic() - began)
-        head, listing = answer
-        if listing.parts is not None and self._store.applied is applied and not is_overdue:
-            # Nothing was changed while it was rendered.
-            body = b"".join(listing.pieces)
+        body = listing.pieces[0]
+        assert isinstance(body, bytes)
+        if not has_room and not self._has_room(connection, method, get, len(body)):
+            return
+        self._stats.count(get, succeeded=True)
+        self._stats.listings_s.observe(monotonic() - began)
+        if listing.parts is not None and not is_overdue:
             self._kept.keep(get.key, body, listing.parts, recursive=get.recursive)
-        # The transaction has ended: a slow client holds up nothing but its own answer.
-        if method == "HEAD":
-            connection.respond(_OK, head, b"".join(listing.pieces), head_only=True)
-        else:
-            connection.respond_in_pieces(_OK, head, listing.pieces)
+        connection.respond(_OK, self.head(index), body, head_only=method == "HEAD")
 
-    def _note_duration(self, get: Get, seconds: float) -> None:
-        self._stats.listings_s.observe(seconds)
-        if seconds > self._slow_s:
-            self.slow += 1
-            if self._may_warn():
-                log.warning(
-                    "slow: it took %.1f s to list %s%s",
-                    seconds,
-                    get.key.decode("utf-8", "replace"),
-                    self._may_warn.kept_back(),
-                )
+    def _respond_kept(self, connection: Connection, method: str, get: Get, body: bytes) -> None:
+        """Answer with a listing that is kept: those who are sent it share its bytes."""
+        head = self.head(self._store.applied.index)
+        if method == "HEAD":
+            connection.respond_head(_OK, head)
+            return
+        place = get.key, get.recursive
+        payload = self._kept_payloads.get(place)
+        if payload is None or payload.data is not body:
+            payload = self._kept_payloads[place] = Payload(body, self._memory)
+        connection.respond_in_pieces(_OK, head, [payload])
 
     def _listed(self, connection: Connection, task: asyncio.Task[None]) -> None:
         self._listings.discard(task)
@@ -430,15 +502,6 @@ class KeySpace:
                 self._committer.fail(error)
             log.error("a listing could not be finished", exc_info=error)
             connection.abort()
-
-    def _listing(self, view: View, get: Get, now_ns: int) -> Slices:
-        """Return head and body of a listing as a view has it, pausing between slices."""
-        head = self.head(self._store.applied.index)
-        node = machine.existing(view, get.key, self._store.applied.index)
-        offset_ns = self._store.applied.clock_offset_ns
-        listing = yield from render(view, get.key, node, now_ns, offset_ns, recursive=get.recursive)
-        self._stats.count(get, succeeded=True)
-        return head, listing
 
     def _watch(self, connection: Connection, watch: Watch) -> None:
         limits, hub = self.limits, self._hub
@@ -468,13 +531,13 @@ class KeySpace:
         )
 
 
-def _advance(slices: Slices) -> tuple[bytes, Listing] | None:
-    """Run one slice; return head and body if it was the last."""
+def _only_slice(slices: Generator[Parts, None, Listing]) -> Listing | None:
+    """Return a listing if it is a single slice."""
     try:
         next(slices)
     except StopIteration as end:
-        answer: tuple[bytes, Listing] = end.value
-        return answer
+        listing: Listing = end.value
+        return listing
     return None
 
 
@@ -498,16 +561,17 @@ class _ReplyFrame:
 class Frames:
     """The last event that was told, framed: those who watch the same share its bytes."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, values: Values) -> None:
         self._memory = memory
-        self._body = b""
+        self._values = values
+        self._body: bytes | Event = b""
         self._made: dict[tuple[bool, bool], Payload] = {}
+        self._parts: list[Payload] = []
 
     def of(self, body: bytes, *, chunked: bool, last: bool) -> Payload:
         """Return the frame of an event: a chunk, perhaps the last of its answer, or as it is."""
         if body is not self._body:
-            self._body = body
-            self._made = {}
+            self.clear(body)
         payload = self._made.get((chunked, last))
         if payload is None:
             end = b"\r\n0\r\n\r\n" if last else b"\r\n"
@@ -515,10 +579,22 @@ class Frames:
             payload = self._made[chunked, last] = Payload(data, self._memory)
         return payload
 
-    def clear(self) -> None:
+    def of_large(self, event: Event, offset_ns: int) -> list[Payload]:
+        """Return an event whose values are large in parts, not framed."""
+        if event is not self._body:
+            self.clear(event)
+            self._parts = self._values.payloads(event_parts(event, offset_ns))
+        return self._parts
+
+    def missing_bytes(self, event: Event) -> int:
+        """Return how much memory such an event takes, beside what others are sent already."""
+        return self._values.missing_bytes(event_parts(event))
+
+    def clear(self, body: bytes | Event = b"") -> None:
         """Forget it, as it may be large."""
-        self._body = b""
+        self._body = body
         self._made = {}
+        self._parts = []
 
 
 class _WatchAnswer:
@@ -542,8 +618,17 @@ class _WatchAnswer:
         frame = self._keys.frames.of(body, chunked=not connection.http10, last=last)
         connection.send_event(frame, last=last)
 
+    def tell_large(self, event: Event) -> None:
+        connection, last = self._connection, not self._stream
+        if not connection.flows and not last and self._keys.cut(connection):
+            return
+        connection.send_large_event(self._keys.large_event(event), last=last)
+
     def ready(self, resume: Callable[[], object]) -> bool:
         return self._connection.ready(resume)
+
+    def has_room(self, event: Event, resume: Callable[[], object]) -> bool:
+        return self._keys.has_room_for(self._connection, event, resume)
 
     def close(self) -> None:
         self._connection.abort()

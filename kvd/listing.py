@@ -13,12 +13,25 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
-from kvd.response import FILE, directory_end, directory_start, escape, is_plain, node_object
+from kvd.response import (
+    FILE,
+    Parts,
+    directory_end,
+    directory_start,
+    escape,
+    is_plain,
+    node_parts,
+)
 from storage.node import Node
 from storage.tree import View
 
 NODES_PER_SLICE = 2500
 """About five milliseconds of rendering."""
+
+# What is longer counts as more nodes than one; a slice ends with each large value, too.
+_BYTES_PER_NODE = 256
+_SHORT_BYTES_MAX = 1024
+_SHORT_END = _SHORT_BYTES_MAX + 1
 
 KEPT_BODY_BYTES_MAX = 4 << 20
 """Of a larger answer, or of one nested deeper, no parts are kept."""
@@ -30,12 +43,12 @@ _FIRST = b',"nodes":['
 
 
 class Listing(NamedTuple):
-    """A body in pieces, and its parts where it lasts: until something in it is changed.
+    """The last pieces of a body, and its parts where it lasts: until something in it is changed.
 
     What shows a TTL does not last, it changes by itself.
     """
 
-    pieces: list[bytes]
+    pieces: Parts
     parts: Directory | None
 
 
@@ -84,71 +97,96 @@ class Directory:
         return self._text
 
 
-def render(
+def render(  # noqa: C901, PLR0915 -- one loop: a call for each child costs a tenth of a listing
     view: View, key: bytes, node: Node, now_ns: int, offset_ns: int = 0, *, recursive: bool
-) -> Generator[None, None, Listing]:
-    """Return the body of a successful read, pausing after every `NODES_PER_SLICE` nodes.
+) -> Generator[Parts, None, Listing]:
+    """Yield the body of a successful read in slices, and return the last one.
 
     Of a directory all children are shown that are not hidden, sorted by name; with `recursive` also
-    theirs. `now_ns` is what a shown `ttl` counts from, `offset_ns` what a
-    shown `expiration` is later than the store's.
+    theirs. `now_ns` is what a shown `ttl` counts from, `offset_ns` what a shown `expiration` is
+    later than the store's. Of slices that were yielded nothing is kept, unless the whole may be:
+    paths are long where levels are many.
     """
     root = Directory(escape(key), node, now_ns, offset_ns)
     texts = [_BODY_START, root.start]
-    level = _Level(root, node, view)
+    prefix = root.prefix
+    level: _Level | None = _Level(node, view, prefix, root)
     above: list[_Level] = []
-    pieces: list[bytes] = []
     rendered = size = 0
     lasting = not node.expiration_ns
-    while True:
-        prefix, shown = level.prefix, level.shown
+    while level:
+        weight, shown = level.weight, level.shown
         for name, child in level.children:
-            rendered += 1
-            if rendered % NODES_PER_SLICE == 0:
-                pieces.append(b"".join(texts))
-                texts.clear()
-                size += len(pieces[-1])
+            rendered += weight
+            if rendered >= NODES_PER_SLICE:
+                rendered = 0
+                piece = _taken(texts)
+                size += len(piece)
                 lasting = lasting and size <= KEPT_BODY_BYTES_MAX
-                yield
+                yield [piece]
             if name[:1] == b"_":
                 continue
             value, created, modified, expiration_ns, dir_id = child
-            below = None
-            if value is not None and not expiration_ns and is_plain(name + value):
+            if (
+                value is not None
+                and not expiration_ns
+                and not (raw := name + value)[_SHORT_BYTES_MAX:_SHORT_END]
+                and is_plain(raw)
+            ):
                 # Most children are of this kind, and take half as long this way.
                 text = FILE % (prefix + name, value, modified, created)
-            else:
-                lasting = lasting and not expiration_ns
-                path = prefix + escape(name)
-                if dir_id and recursive:
-                    below = Directory(path, child, now_ns, offset_ns)
-                    text = below.start
-                else:
-                    text = node_object(path, child, now_ns, offset_ns)
-            texts += (level.lead, text)
+                texts += (level.lead, text)
+                level.lead = b","
+                if lasting:
+                    shown.append((name, text))
+                continue
+            lasting = lasting and not expiration_ns
+            path = prefix + escape(name)
+            texts.append(level.lead)
             level.lead = b","
-            if lasting:
-                shown.append((name, below or text))
-            if below:
+            if dir_id and recursive:
+                below = Directory(path, child, now_ns, offset_ns)
+                texts.append(below.start)
+                if lasting:
+                    shown.append((name, below))
                 above.append(level)
                 lasting = lasting and len(above) < KEPT_LEVELS_MAX
-                level = _Level(below, child, view)
+                prefix = path + b"/"
+                level = _Level(child, view, prefix, below if lasting else None)
                 break
+            start, *rest = node_parts(path, child, now_ns, offset_ns)
+            assert isinstance(start, bytes)
+            texts.append(start)
+            rendered += len(start) // _BYTES_PER_NODE
+            if rest:
+                lasting = False
+                rendered = 0
+                yield [_taken(texts), *rest]
+            elif lasting:
+                shown.append((name, start))
         else:
-            texts.append(level.directory.end(has_nodes=level.lead == b","))
-            if not above:
-                texts.append(_BODY_END)
-                return Listing([*pieces, b"".join(texts)], root if lasting else None)
-            level = above.pop()
+            texts.append(directory_end(level.node, has_nodes=level.lead == b","))
+            level = above.pop() if above else None
+            prefix = prefix[: level.prefix_bytes] if level else b""
+    texts.append(_BODY_END)
+    return Listing([_taken(texts)], root if lasting else None)
+
+
+def _taken(texts: list[bytes]) -> bytes:
+    piece = b"".join(texts)
+    texts.clear()
+    return piece
 
 
 class _Level:
-    """A directory that is being listed."""
+    """A directory that is being listed; `shown` is that of its parts, while they are kept."""
 
-    __slots__ = ("children", "directory", "lead", "prefix", "shown")
+    __slots__ = ("children", "lead", "node", "prefix_bytes", "shown", "weight")
 
-    def __init__(self, directory: Directory, node: Node, view: View) -> None:
-        self.directory = directory
-        self.prefix, self.shown = directory.prefix, directory.shown
+    def __init__(self, node: Node, view: View, prefix: bytes, directory: Directory | None) -> None:
+        self.node = node
+        self.prefix_bytes = len(prefix)
+        self.weight = 1 + len(prefix) // _BYTES_PER_NODE
+        self.shown = [] if directory is None else directory.shown
         self.children: Iterator[tuple[bytes, Node]] = view.children(node.dir_id)
         self.lead = _FIRST

@@ -1,83 +1,211 @@
-"""What waits in memory for all clients together: counted, so that it can be bounded.
+"""Memory that requests and responses take, counted so that it can be bounded.
 
-Two sums, each with the same limit: bytes of requests that have not come whole or are not answered
-yet, and bytes of answers that have not been read yet. Only what is large is counted; what is small
-is bounded by the number of connections.
+Two sums, each with the same limit: bytes of requests that are incomplete or not answered yet, and
+bytes of responses that are being made or have not been read. Only what is large is counted; what is
+small is bounded by the number of connections.
 
-A request that would exceed the limit is refused. An answer to a read waits for room before it is
-rendered. An answer to a write has to be given: while the limit is exceeded, those clients are cut
-that have read nothing for the longest time (`kvd.sending`).
+A request that would exceed the limit is refused. A response to a read is counted before it is made:
+without room it waits, and is refused after `ROOM_WAIT_S`. So is a write of a large value, before it
+is accepted. Small responses may also use a reserve, which large ones leave free.
+
+What has to be sent nonetheless (an event, the value that a write has replaced) may exceed the
+limit. Then, and while others wait for room, connections are cut (`kvd.sending`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
+from weakref import WeakValueDictionary
+
+from kvd.response import LargeValue, Parts, is_plain
+
+ROOM_WAIT_S = 10.0
+"""How long a response waits for room before it is refused."""
+
+SMALL_BYTES = 1 << 20
+"""Responses up to this size may use the reserve."""
+
+_Waiter = tuple[int, "asyncio.Future[None]"]
+
+
+class NoRoom(Exception):
+    """No room has come in time."""
 
 
 class Memory:
-    """The two sums."""
+    """The two sums.
 
-    def __init__(self, bytes_max: int) -> None:
+    Args:
+        bytes_max: the limit of each.
+        answer_bytes_max: the limit of a single response; None is three quarters of the other one.
+    """
+
+    def __init__(self, bytes_max: int, answer_bytes_max: int | None = None) -> None:
         self.bytes_max = bytes_max
+        self.answer_bytes_max = answer_bytes_max or bytes_max // 4 * 3
         self.requests = 0
         """Bytes of requests."""
         self.answers = 0
-        """Bytes of answers."""
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        """Bytes of responses."""
+        self.on_excess: Callable[[], None] = lambda: None
+        """Called when responses exceed the limit."""
+        self._large_max = bytes_max - bytes_max // 8
+        self._small: deque[_Waiter] = deque()
+        self._large: deque[_Waiter] = deque()
+
+    def fits(self, size: int) -> bool:
+        """Return whether a response may be made now by one that has waited."""
+        if size <= SMALL_BYTES:
+            return self.answers + size <= self.bytes_max
+        # What is larger than the limit itself comes alone.
+        return self.answers + min(size, self._large_max) <= self._large_max
+
+    def has_room(self, size: int) -> bool:
+        """Return whether a response may be made now, before those that wait."""
+        waiters = self._small if size <= SMALL_BYTES else self._large
+        return not waiters and self.fits(size)
 
     @property
-    def is_full(self) -> bool:
-        """Whether no further large answer should be made."""
-        return self.answers >= self.bytes_max
+    def lacking(self) -> int:
+        """How many bytes have to be freed for all that wait, and for what exceeds the limit."""
+        small = sum(size for size, _ in self._small)
+        large = sum(size for size, _ in self._large)
+        excess = self.answers + min(small, self.bytes_max) - self.bytes_max
+        if large:
+            excess = max(excess, self.answers + min(large, self._large_max) - self._large_max)
+        return max(0, excess)
 
-    @property
-    def is_waited_for(self) -> bool:
-        """Whether an answer waits for room."""
-        return bool(self._waiters)
+    def take(self, size: int) -> None:
+        """Count a response, or a part of one."""
+        self.answers += size
+        if self.answers > self.bytes_max:
+            self.on_excess()
 
     def give_back(self, size: int) -> None:
-        """An answer, or a part of one, has been read or is dropped."""
+        """Discount it: it has been read, or is dropped."""
         self.answers -= size
-        if self._waiters and not self.is_full:
-            # One at a time: the next one wakes once that has taken what it needs, or not.
+        if self._small or self._large:
             self._wake()
 
-    async def room(self) -> None:
-        """Wait until a further large answer may be made."""
-        while self.is_full:
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            await waiter
-        if self._waiters:
+    async def room(self, size: int) -> None:
+        """Wait until a response of this size may be made.
+
+        Raises:
+            NoRoom: not within `ROOM_WAIT_S`.
+        """
+        if not self.has_room(size):
+            try:
+                async with asyncio.timeout(ROOM_WAIT_S):
+                    await self._wait(size)
+            except TimeoutError:
+                raise NoRoom from None
+        if self._small or self._large:
+            # The next one wakes once this has taken what it needs, or not.
             asyncio.get_running_loop().call_soon(self._wake)
 
-    def _wake(self) -> None:
-        while self._waiters and not self.is_full:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
+    async def _wait(self, size: int) -> None:
+        waiters = self._small if size <= SMALL_BYTES else self._large
+        is_first = False
+        while True:
+            woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            waiter = (size, woken)
+            if is_first:
+                waiters.appendleft(waiter)
+            else:
+                waiters.append(waiter)
+            try:
+                await woken
+            finally:
+                if waiter in waiters:
+                    waiters.remove(waiter)
+            if self.fits(size):
                 return
+            # Another one has been faster.
+            is_first = True
+
+    def _wake(self) -> None:
+        """Wake one waiter, the small ones first."""
+        for waiters in (self._small, self._large):
+            while waiters and self.fits(waiters[0][0]):
+                _, woken = waiters.popleft()
+                if not woken.done():
+                    woken.set_result(None)
+                    return
 
 
 class Payload:
-    """Bytes that several clients may be sent: counted once, as long as one of them has not read."""
+    """Bytes that several clients may be sent: counted once, until the last of them has read.
 
-    __slots__ = ("_holders", "_memory", "data")
+    Attributes:
+        data: the bytes.
+        escapes: They are a value that has to be escaped as it is sent: that takes six times the
+            memory at worst, and would hold up everything else if it was done at once.
+    """
 
-    def __init__(self, data: bytes, memory: Memory) -> None:
+    __slots__ = ("__weakref__", "_holders", "_memory", "data", "escapes")
+
+    def __init__(self, data: bytes, memory: Memory, *, escapes: bool = False) -> None:
         self.data = data
+        self.escapes = escapes
         self._memory = memory
         self._holders = 0
 
+    @property
+    def is_held(self) -> bool:
+        """Whether a client is being sent it, and so it is counted."""
+        return self._holders > 0
+
     def hold(self) -> None:
         """One more client is being sent this."""
-        if not self._holders:
-            self._memory.answers += len(self.data)
         self._holders += 1
+        if self._holders == 1:
+            self._memory.take(len(self.data))
 
     def drop(self) -> None:
         """A client has read it all, or is gone."""
         self._holders -= 1
         if not self._holders:
             self._memory.give_back(len(self.data))
+
+
+class Values:
+    """Large values that are being sent, each kept once for all responses that show it.
+
+    The index of its last change identifies a value.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._sent: WeakValueDictionary[int, Payload] = WeakValueDictionary()
+
+    def make(self, value: bytes) -> Payload:
+        """Return a value, of which the index is not known yet, as it is sent."""
+        return Payload(value, self._memory, escapes=not is_plain(value))
+
+    def name(self, index: int, payload: Payload) -> None:
+        """Note the index of a value."""
+        self._sent[index] = payload
+
+    def payloads(self, parts: Parts) -> list[Payload]:
+        """Return the parts of a body as they are sent."""
+        return [
+            Payload(part, self._memory) if isinstance(part, bytes) else self._of(part)
+            for part in parts
+        ]
+
+    def missing_bytes(self, parts: Parts) -> int:
+        """Return how much memory the parts of a body take, beside what others are sent already."""
+        values = (part for part in parts if isinstance(part, LargeValue))
+        return sum(len(value.raw) for value in values if not self._is_counted(value))
+
+    def _is_counted(self, value: LargeValue) -> bool:
+        payload = self._sent.get(value.changed)
+        return payload is not None and payload.is_held
+
+    def _of(self, value: LargeValue) -> Payload:
+        payload = self._sent.get(value.changed)
+        if payload is None:
+            payload = self._sent[value.changed] = self.make(value.raw)
+        return payload

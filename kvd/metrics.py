@@ -121,7 +121,7 @@ class KvdCollector(Collector):
         yield histogram("kvd_batch_records", "Log records by batch", times.records)
         yield counter("kvd_slow_syncs", "Syncs of more than a second", parts.store.wal.slow_syncs)
         yield counter(
-            "kvd_slow_requests", "Requests answered late", committer.slow + parts.keys.slow
+            "kvd_slow_requests", "Requests answered late", committer.slow + parts.keys.large.slow
         )
 
     def _files(self) -> Iterable[Metric]:

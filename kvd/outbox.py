@@ -2,7 +2,7 @@
 
 The event loop keeps what it is given and cannot send: as a copy of its own (asyncio), for each
 connection. So it is given a slice at a time, and the rest stays one object for all the clients that
-are sent the same.
+are sent the same. Values are escaped a slice at a time, too.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ from collections import deque
 from collections.abc import Iterator
 
 from kvd.memory import Payload
+from kvd.response import cut, escape
 
 _SLICE_BYTES = 32 << 10
+# Escaped, it has six times this at worst.
+_ESCAPED_SLICE_BYTES = 8 << 10
 # The next connection has its turn after this much, however fast it is read.
 _VISIT_BYTES = 256 << 10
 
@@ -20,38 +23,54 @@ _VISIT_BYTES = 256 << 10
 class Outbox:
     """Payloads in the order in which they are to be sent; each is held until it has been taken."""
 
-    __slots__ = ("_offset", "_payloads", "unsent_bytes")
+    __slots__ = ("_offset", "_payloads", "sent_bytes", "unsent_bytes")
 
     def __init__(self) -> None:
-        self._payloads: deque[Payload] = deque()
+        self._payloads: deque[tuple[Payload, bool]] = deque()
         self._offset = 0
         self.unsent_bytes = 0
+        self.sent_bytes = 0
+        """How much has been sent in all."""
 
     def __bool__(self) -> bool:
         return bool(self._payloads)
 
-    def add(self, payload: Payload) -> None:
-        """Add a payload behind the others."""
-        payload.hold()
-        self._payloads.append(payload)
-        self.unsent_bytes += len(payload.data)
+    def add(self, payload: Payload, *, chunked: bool = False) -> None:
+        """Add a payload behind the others; with `chunked`, each slice of it is an HTTP chunk."""
+        if payload.data:
+            payload.hold()
+            self._payloads.append((payload, chunked))
+            self.unsent_bytes += len(payload.data)
 
-    def slices(self) -> Iterator[memoryview]:
+    def slices(self) -> Iterator[memoryview | bytes]:
         """Yield what may be sent at once; what has been yielded counts as sent."""
         sent = 0
         while self._payloads and sent < _VISIT_BYTES:
-            payload = self._payloads[0]
-            piece = memoryview(payload.data)[self._offset : self._offset + _SLICE_BYTES]
-            self._offset += len(piece)
-            self.unsent_bytes -= len(piece)
+            piece = self._next()
             sent += len(piece)
-            if self._offset == len(payload.data):
-                self._offset = 0
-                self._payloads.popleft().drop()
+            self.sent_bytes += len(piece)
             yield piece
+
+    def _next(self) -> memoryview | bytes:
+        payload, chunked = self._payloads[0]
+        data, start = payload.data, self._offset
+        piece: memoryview | bytes
+        if payload.escapes:
+            end = cut(data, start + _ESCAPED_SLICE_BYTES)
+            piece = escape(data[start:end])
+        else:
+            end = min(start + _SLICE_BYTES, len(data))
+            piece = memoryview(data)[start:end]
+        self.unsent_bytes -= end - start
+        self._offset = end
+        if end == len(data):
+            self._offset = 0
+            self._payloads.popleft()
+            payload.drop()
+        return b"%x\r\n%b\r\n" % (len(piece), bytes(piece)) if chunked else piece
 
     def clear(self) -> None:
         """Drop everything: the client is gone."""
         while self._payloads:
-            self._payloads.popleft().drop()
+            self._payloads.popleft()[0].drop()
         self._offset = self.unsent_bytes = 0

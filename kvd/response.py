@@ -17,12 +17,13 @@ shown `expiration`, a time of the wall clock, is later than that (kvd/clock.py).
 
 from __future__ import annotations
 
-import codecs
+import re
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import NamedTuple
 
 from kvd.errors import TABLE, ApiError
-from storage.change import REMOVALS, Kind
+from storage.change import REMOVALS, Change, Kind
 from storage.event import Event
 from storage.node import Node
 
@@ -58,13 +59,22 @@ _ESCAPES = [
 ]
 
 
-def _replace_by_escapes(error: UnicodeError) -> tuple[str, int]:
-    """Encode each byte that was no UTF-8 (by now a lone surrogate) as six characters."""
-    assert isinstance(error, UnicodeEncodeError)
-    return "\\ufffd" * (error.end - error.start), error.end
+# A byte that is no UTF-8, decoded to a lone surrogate and encoded again.
+_LONE_SURROGATE = re.compile(rb"\xed[\xb2\xb3][\x80-\xbf]")
+
+LARGE_VALUE_BYTES = 64 << 10
+"""A larger value is not rendered at once: it is a part of its own, see `LargeValue`."""
 
 
-codecs.register_error("kvd-ufffd", _replace_by_escapes)
+class LargeValue(NamedTuple):
+    """A value as a part of a body, escaped as it is sent; `changed` is the index of its change."""
+
+    changed: int
+    raw: bytes
+
+
+Parts = list[bytes | LargeValue]
+"""A body in parts."""
 
 
 def is_plain(raw: bytes) -> bool:
@@ -89,8 +99,23 @@ def escape(raw: bytes) -> bytes:
     try:
         raw.decode()
     except UnicodeDecodeError:
-        return raw.decode("utf-8", "surrogateescape").encode("utf-8", "kvd-ufffd")
+        text = raw.decode("utf-8", "surrogateescape").encode("utf-8", "surrogatepass")
+        return _LONE_SURROGATE.sub(rb"\\ufffd", text)
     return raw
+
+
+def cut(raw: bytes, end: int) -> int:
+    """Return where bytes may be cut, at `end` or up to three before: not inside a character.
+
+    The escaped pieces of bytes that are cut there are, together, the bytes escaped.
+    """
+    if end >= len(raw):
+        return len(raw)
+    for place in range(end, end - 4, -1):
+        if raw[place] & 0xC0 != 0x80:
+            return place
+    # Four continuation bytes in a row: the last one belongs to no character.
+    return end
 
 
 # A batch of refreshes has one expiration, and replaces those of few batches before it.
@@ -146,17 +171,18 @@ def directory_end(node: Node, *, has_nodes: bool) -> bytes:
     )
 
 
-def event_body(event: Event, offset_ns: int = 0) -> bytes:
-    """Return an event as it is told to watchers and answered to the writer."""
+def event_body(event: Event, offset_ns: int = 0) -> bytes | None:
+    """Return an event as it is told to watchers and answered to the writer.
+
+    None where it shows a value that is too large to be rendered at once, see `event_parts`.
+    """
     (kind, index, key, value, is_dir, created, expiration_ns, _), prev, time_ns = event
+    # A slice costs less than a call, and this is done for each write.
+    if value and value[LARGE_VALUE_BYTES : LARGE_VALUE_BYTES + 1]:
+        return None
     key = escape(key)
     if kind in REMOVALS:
-        shown = b'{"key":"%b"%b,"modifiedIndex":%d,"createdIndex":%d}' % (
-            key,
-            b',"dir":true' if is_dir else b"",
-            index,
-            created,
-        )
+        shown = _removed(key, event.change)
     elif value is not None and not expiration_ns:
         shown = FILE % (key, escape(value), index, created)
     else:
@@ -164,8 +190,58 @@ def event_body(event: Event, offset_ns: int = 0) -> bytes:
         shown = node_object(key, node, time_ns, offset_ns)
     if prev is None:
         return b'{"action":"%b","node":%b}\n' % (_ACTION_BY_KIND[kind], shown)
+    value = prev.value
+    if value and value[LARGE_VALUE_BYTES : LARGE_VALUE_BYTES + 1]:
+        return None
     before = node_object(key, prev, time_ns, offset_ns)
     return b'{"action":"%b","node":%b,"prevNode":%b}\n' % (_ACTION_BY_KIND[kind], shown, before)
+
+
+def event_parts(event: Event, offset_ns: int = 0) -> Parts:
+    """Return an event, as `event_body` does, in parts: its values may be large."""
+    (kind, index, key, value, is_dir, created, expiration_ns, _), prev, time_ns = event
+    key = escape(key)
+    parts: Parts = [b'{"action":"%b","node":' % _ACTION_BY_KIND[kind]]
+    if kind in REMOVALS:
+        parts.append(_removed(key, event.change))
+    else:
+        node = Node(value, created, index, expiration_ns, int(is_dir))
+        parts += node_parts(key, node, time_ns, offset_ns)
+    if prev is not None:
+        parts.append(b',"prevNode":')
+        parts += node_parts(key, prev, time_ns, offset_ns)
+    return joined([*parts, b"}\n"])
+
+
+def _removed(key: bytes, change: Change) -> bytes:
+    return b'{"key":"%b"%b,"modifiedIndex":%d,"createdIndex":%d}' % (
+        key,
+        b',"dir":true' if change.dir else b"",
+        change.index,
+        change.created_index,
+    )
+
+
+def node_parts(key: bytes, node: Node, now_ns: int, offset_ns: int = 0) -> Parts:
+    """Return a node, as `node_object` does, in parts: its value may be large."""
+    value, created, modified, expiration_ns, _ = node
+    if value is None or len(value) <= LARGE_VALUE_BYTES:
+        return [node_object(key, node, now_ns, offset_ns)]
+    middle = _expiration(expiration_ns, now_ns, offset_ns) if expiration_ns else b""
+    end = b'"%b,"modifiedIndex":%d,"createdIndex":%d}' % (middle, modified, created)
+    return [b'{"key":"%b","value":"' % key, LargeValue(modified, value), end]
+
+
+def joined(parts: Parts) -> Parts:
+    """Return parts of which those that stand side by side are one."""
+    together: Parts = []
+    for part in parts:
+        last = together[-1] if together else None
+        if isinstance(last, bytes) and isinstance(part, bytes):
+            together[-1] = last + part
+        else:
+            together.append(part)
+    return together
 
 
 def action_body(kind: int) -> bytes:
@@ -176,6 +252,12 @@ def action_body(kind: int) -> bytes:
 def get_body(key: bytes, node: Node, now_ns: int, offset_ns: int = 0) -> bytes:
     """Return the answer to a read of a file; `key` is the raw path."""
     return b'{"action":"get","node":%b}\n' % node_object(escape(key), node, now_ns, offset_ns)
+
+
+def get_parts(key: bytes, node: Node, now_ns: int, offset_ns: int = 0) -> Parts:
+    """Return the answer to a read of a file, as `get_body` does, in parts."""
+    parts = node_parts(escape(key), node, now_ns, offset_ns)
+    return joined([b'{"action":"get","node":', *parts, b"}\n"])
 
 
 def error_body(error: ApiError) -> bytes:

@@ -260,7 +260,7 @@ class KvdServer:
             turns=turns,
         )
         self._index_check = IndexCheck(store, loop, self._fail)
-        memory = Memory(config.max_buffered_bytes)
+        memory = Memory(config.max_buffered_bytes, config.max_response_bytes)
         self._keys = KeySpace(
             store=store,
             committer=self._committer,

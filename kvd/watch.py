@@ -59,8 +59,14 @@ class Listener(Protocol):
     def tell(self, body: bytes) -> None:
         """Send one event; a stream goes on, any other watch ends with it."""
 
+    def tell_large(self, event: Event) -> None:
+        """Send one event whose values are large, as `tell` does."""
+
     def ready(self, resume: Callable[[], object]) -> bool:
         """Return whether it can be told more; if not, `resume` is called once it can."""
+
+    def has_room(self, event: Event, resume: Callable[[], object]) -> bool:
+        """Return whether there is memory for such an event; if not, `resume` is called later."""
 
     def close(self) -> None:
         """End a stream that cannot go on: too slow, or its history is gone."""
@@ -90,8 +96,8 @@ class Hub:
         self._loop = loop
         self._by_path: dict[bytes, dict[Watcher, None]] = {}
         # Those that read history in turns; a dict, because it keeps order and forgets in one step.
-        self._replaying: dict[Watcher, Iterator[None]] = {}
-        self._to_tell: deque[tuple[Iterator[Watcher], bytes]] = deque()
+        self._replaying: dict[Watcher, Iterator[bool]] = {}
+        self._to_tell: deque[tuple[Iterator[Watcher], bytes, Event | None]] = deque()
         self._telling = False
         self._recent = Recent()
         self.count = 0
@@ -154,7 +160,9 @@ class Hub:
             if not event.change.refresh:
                 self._recent.add(event.change)
                 if self._by_path and (watchers := self._matching(event, removed)):
-                    self._to_tell.append((iter(watchers), self._body(event)))
+                    body = self._body(event)
+                    large = event if body is None else None
+                    self._to_tell.append((iter(watchers), body or b"", large))
         if self._to_tell and not self._telling:
             self._telling = True
             self._loop.call_soon(self._tell)
@@ -187,16 +195,20 @@ class Hub:
                 self._unregister(watcher)
         return matching
 
-    def _body(self, event: Event) -> bytes:
+    def _body(self, event: Event) -> bytes | None:
         return event_body(event, self._store.applied.clock_offset_ns)
 
     def _tell(self) -> None:
         told = 0
         while self._to_tell and told < _TOLD_PER_TURN:
-            watchers, body = self._to_tell[0]
+            watchers, body, large = self._to_tell[0]
+            # What is large is not copied for each of them.
             weight = 1 + len(body) // _LONG_BYTES
             for watcher in watchers:
-                watcher.listener.tell(body)
+                if large is None:
+                    watcher.listener.tell(body)
+                else:
+                    watcher.listener.tell_large(large)
                 told += weight
                 if told >= _TOLD_PER_TURN:
                     break
@@ -223,8 +235,8 @@ class Hub:
         """Run one slice of a replay, and see to the next."""
         slices = self._replaying.get(watcher)
         if slices is not None:
-            next(slices, None)
-            if watcher in self._replaying and self._ready(watcher):
+            waits = next(slices, False)
+            if not waits and watcher in self._replaying and self._ready(watcher):
                 self._loop.call_soon(self._continue, watcher)
 
     def _skip(self, watcher: Watcher, last_index: int) -> None:
@@ -239,10 +251,18 @@ class Hub:
         """Return whether a replay can go on; if not, it will by itself once the client has read."""
         return watcher.listener.ready(partial(self._loop.call_soon, self._continue, watcher))
 
-    def _replay(self, watcher: Watcher) -> Iterator[None]:
-        """Tell what matches from history, pausing between slices; register at its end."""
+    def _has_room(self, watcher: Watcher, event: Event) -> bool:
+        """Return whether there is memory for an event; if not, the replay goes on once there is."""
+        return watcher.listener.has_room(event, partial(self._continue, watcher))
+
+    def _replay(self, watcher: Watcher) -> Iterator[bool]:
+        """Tell what matches from history, pausing between slices; register at its end.
+
+        A pause is True where it lasts until there is memory for the next event.
+        """
         while True:
             until = time.monotonic() + _SLICE_S
+            waits = False
             applied = self._store.applied
             if watcher.next_index < applied.oldest_event > _FIRST_INDEX:
                 # Trimmed past a reader that was too slow: a gap must not go unseen.
@@ -252,15 +272,20 @@ class Hub:
             if watcher.next_index <= applied.index:
                 self._skip(watcher, applied.index)
             for event in self._store.view.events(watcher.next_index):
-                watcher.next_index = event.change.index + 1
                 if _matches_history(event, watcher):
+                    body = self._body(event) or event
+                    if isinstance(body, Event) and not self._has_room(watcher, body):
+                        waits = True
+                        break
                     if not watcher.stream:
                         del self._replaying[watcher]
-                        watcher.listener.tell(self._body(event))
+                        _tell(watcher.listener, body)
                         return
-                    watcher.listener.tell(self._body(event))
+                    watcher.next_index = event.change.index + 1
+                    _tell(watcher.listener, body)
                     if not self._ready(watcher):
                         break
+                watcher.next_index = event.change.index + 1
                 if time.monotonic() > until:
                     break
             else:
@@ -268,7 +293,14 @@ class Hub:
                 del self._replaying[watcher]
                 self._register(watcher)
                 return
-            yield
+            yield waits
+
+
+def _tell(listener: Listener, told: bytes | Event) -> None:
+    if isinstance(told, bytes):
+        listener.tell(told)
+    else:
+        listener.tell_large(told)
 
 
 def _matches_history(event: Event, watcher: Watcher) -> bool:

@@ -108,6 +108,9 @@ class _Seen(NamedTuple):
 
 _NOTHING_SEEN = _Seen(b"", b"", None, b"", None)
 
+# What is read at once to be expired or freed, in bytes of values, beside a last one.
+_READ_BYTES_MAX = 4 << 20
+
 # Beyond so many, events are dropped that would be forgotten anyway before they are written.
 _UNTOLD_MAX = 4000
 _Untold = tuple[Change, bytes | None, bytes, int]
@@ -304,9 +307,16 @@ class View:
         prefix = id_prefix(dir_id)
         # Keys of long names stand behind all others and are not in the order of the names.
         rows = self._range(prefix + b"\1")
-        long = sorted((decode_name(*row), decode_node(*row)) for row in rows)
+        long = sorted((decode_name(*row), row[0]) for row in rows)
         short = self._short_named(prefix + b"\0")
-        return merge(short, long, key=itemgetter(0)) if long else short
+        return merge(short, self._long_named(long), key=itemgetter(0)) if long else short
+
+    def _long_named(self, names: list[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, Node]]:
+        # Their values are read one at a time: together they may not fit in memory.
+        for name, key in names:
+            node = self._node(key)
+            assert node is not None
+            yield name, node
 
     def _short_named(self, prefix: bytes) -> Iterator[tuple[bytes, Node]]:
         # One generator, not one around another: a listing passes here for each child.
@@ -571,14 +581,20 @@ class Txn(View):
         self._limit_changed = True
 
     def due(self, now_ns: int, limit: int) -> list[tuple[bytes, Node]]:
-        """Return path and node of what has expired by `now_ns`, earliest first, at most `limit`."""
+        """Return path and node of what has expired by `now_ns`, earliest first, at most `limit`.
+
+        They are fewer where they are large.
+        """
         due: list[tuple[bytes, Node]] = []
         stale: list[bytes] = []
+        size = 0
         if (self.first_due_ns() or now_ns + 1) > now_ns:
             return due
         with self._txn.cursor(db=self._tables[b"ttl"]) as cursor:
             for row_key, row in cursor.iternext():
                 if _number(row_key) > now_ns or len(due) + len(stale) >= limit:
+                    break
+                if size > _READ_BYTES_MAX:
                     break
                 path = _decode_path(row_key, row)
                 node = self._reached(path, row_key)
@@ -586,19 +602,20 @@ class Txn(View):
                     stale.append(row_key)
                 else:
                     due.append((path, node))
+                    size += len(path) + len(node.value or b"")
         for row_key in stale:
             self._delete_ttl(row_key[_U64.size :], _number(row_key))
             self.tidied = True
         return due
 
     def reclaim(self, limit: int) -> None:
-        """Free up to `limit` nodes below removed directories."""
+        """Free up to `limit` nodes below removed directories, fewer where they are large."""
         while limit > 0 and self.has_garbage():
             with self._txn.cursor(db=self._tables[b"garbage"]) as cursor:
                 cursor.first()
                 prefix = cursor.key()
             self.tidied = True
-            rows = list(islice(self._range(prefix), limit))
+            rows = list(_some(self._range(prefix), limit))
             for key, data in rows:
                 node = decode_node(key, data)
                 self._txn.delete(key, db=self._nodes)
@@ -607,10 +624,13 @@ class Txn(View):
                     self._delete_ttl(key, node.expiration_ns)
                 if node.dir_id:
                     self._put_garbage(node.dir_id)
-            if len(rows) < limit:
+            is_whole = next(self._range(prefix), None) is None
+            if is_whole:
                 self._txn.delete(prefix, db=self._tables[b"garbage"])
                 self._garbage_sum -= id_sum(prefix)
                 self._memory.garbage = None
+            elif len(rows) < limit:
+                return
             limit -= len(rows) + 1
 
     def end_batch(self) -> None:
@@ -885,6 +905,16 @@ def _number(key: bytes) -> int:
         raise CorruptIndex(f"a key of {len(key)} bytes, expected {_U64.size} or more")
     number: int = _U64.unpack_from(key)[0]
     return number
+
+
+def _some(rows: Iterator[tuple[bytes, bytes]], limit: int) -> Iterator[tuple[bytes, bytes]]:
+    """Yield up to `limit` rows, and none behind so many bytes that they take."""
+    size = 0
+    for row in islice(rows, limit):
+        yield row
+        size += len(row[1])
+        if size > _READ_BYTES_MAX:
+            return
 
 
 def _decode_path(row_key: bytes, row: bytes) -> bytes:

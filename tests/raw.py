@@ -98,6 +98,12 @@ class Raw:
                 rest += piece
         return rest
 
+    def read_some(self, size: int) -> bytes:
+        """Read what there is at once, up to a size."""
+        with contextlib.suppress(BlockingIOError):
+            return self._socket.recv(size, socket.MSG_DONTWAIT)
+        return b""
+
     def end(self) -> bytes:
         """Read what still comes before the other side closes; a reset is an error."""
         return self._file.read()

@@ -44,6 +44,7 @@ def test_defaults():
         max_watchers_per_key=None,
         max_stream_bytes=1 << 20,
         max_buffered_bytes=256 << 20,
+        max_response_bytes=None,
         idle_timeout_s=3600.0,
         header_timeout_s=30.0,
         body_timeout_s=60.0,

@@ -42,8 +42,7 @@ class Reader:
         if node is None or not node.dir_id:
             assert kept is None
             return False
-        listing = rendered(self.store, key, node, recursive=recursive)
-        body = b"".join(listing.pieces)
+        body, listing = rendered(self.store, key, node, recursive=recursive)
         if kept is not None:
             self.hits += 1
             assert kept == body
@@ -52,14 +51,16 @@ class Reader:
         return kept is not None
 
 
-def rendered(store: Store, key: bytes, node: Node, *, recursive: bool) -> Listing:
+def rendered(store: Store, key: bytes, node: Node, *, recursive: bool) -> tuple[bytes, Listing]:
+    """The body, and the listing."""
     slices = render(store.view, key, node, NOW_NS, recursive=recursive)
+    texts = []
     while True:
         try:
-            next(slices)
+            texts += next(slices)
         except StopIteration as end:
             listing: Listing = end.value
-            return listing
+            return b"".join(texts + listing.pieces), listing
 
 
 DIRECTORIES = (b"/", b"/a", b"/a/b", b"/a/b/c", b"/ab", b"/_h")
@@ -145,7 +146,7 @@ def test_a_ttl_anywhere_in_it_keeps_a_listing_from_lasting(store):
     def lasts(key: bytes, *, recursive: bool) -> bool:
         node = store.view.find(key)
         assert node is not None
-        return rendered(store, key, node, recursive=recursive).parts is not None
+        return rendered(store, key, node, recursive=recursive)[1].parts is not None
 
     assert lasts(b"/a", recursive=False)
     assert not lasts(b"/a", recursive=True)
@@ -155,7 +156,7 @@ def test_a_ttl_anywhere_in_it_keeps_a_listing_from_lasting(store):
 
 def test_no_more_is_kept_than_there_is_room_for(store):
     listings = Listings()
-    parts = rendered(store, b"/", ROOT, recursive=False).parts
+    parts = rendered(store, b"/", ROOT, recursive=False)[1].parts
     assert parts is not None
     for number in range(64):
         listings.keep(b"/%d" % number, b"x" * (1 << 20), parts, recursive=False)
@@ -168,5 +169,5 @@ def test_no_more_is_kept_than_there_is_room_for(store):
 
 def test_what_is_nested_too_deep_is_not_kept(store):
     write(store, Set(b"/a" * (KEPT_LEVELS_MAX + 1), b"v"))
-    assert rendered(store, b"/", ROOT, recursive=True).parts is None
-    assert rendered(store, b"/a/a", store.view.find(b"/a/a"), recursive=True).parts is not None
+    assert rendered(store, b"/", ROOT, recursive=True)[1].parts is None
+    assert rendered(store, b"/a/a", store.view.find(b"/a/a"), recursive=True)[1].parts is not None

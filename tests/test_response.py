@@ -14,7 +14,9 @@ from kvd.response import (
     error_body,
     escape,
     event_body,
+    event_parts,
     get_body,
+    get_parts,
     go_duration,
     node_object,
     timestamp,
@@ -277,3 +279,31 @@ def test_a_ttl_is_rounded_up_and_never_negative(left_ns, shown_s):
 )
 def test_durations_are_written_as_go_does(ns, text):
     assert go_duration(ns) == text
+
+
+def test_what_is_large_is_the_same_in_parts():
+    value, large = b"v", b"<" * 100_000
+    changed = Change(Kind.SET, 9, b"/k<", large, False, 3, NOW_NS + 5 * S)
+    for event in (
+        Event(changed, Node(large, 3, 7, NOW_NS - S), NOW_NS),
+        Event(changed._replace(expiration_ns=0), None, NOW_NS),
+        Event(changed._replace(value=value), Node(large, 3, 7), NOW_NS),
+        Event(Change(Kind.DELETE, 9, b"/k", None, False, 3), Node(large, 3, 7), NOW_NS),
+    ):
+        assert event_body(event, S) is None
+        shown = text_of(event_parts(event, S))
+        short = Event(
+            event.change._replace(value=event.change.value and value),
+            event.prev and event.prev._replace(value=value),
+            event.time_ns,
+        )
+        expected = event_body(short, S)
+        assert expected is not None
+        assert shown.replace(escape(large), value) == expected
+    node = Node(large, 3, 7, NOW_NS + 5 * S)
+    shown = text_of(get_parts(b"/k<", node, NOW_NS, S))
+    assert shown == get_body(b"/k<", node, NOW_NS, S)
+
+
+def text_of(parts):
+    return b"".join(part if isinstance(part, bytes) else escape(part.raw) for part in parts)
