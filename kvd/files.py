@@ -28,6 +28,11 @@ class Files(NamedTuple):
     connections_max: int
     """Of those who are served."""
 
+    @property
+    def watchers_max(self) -> int:
+        """How many of them may wait for events: the rest is left to requests."""
+        return self.connections_max - max(self.connections_max // 16, 1)
+
 
 def raise_limit() -> int:
     """Raise the limit of open files as far as it goes; return it."""

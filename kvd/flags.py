@@ -214,7 +214,7 @@ FLAGS = (
         "max-watchers",
         "",
         "N",
-        "limit of waiting watches (default: as many as there may be connections)",
+        "limit of waiting watches (default: fifteen sixteenths of the connections)",
         LIMITS,
     ),
     Flag(

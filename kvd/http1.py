@@ -32,6 +32,7 @@ from tornado import httputil
 
 from kvd import __version__
 from kvd.blocks import Blocks
+from kvd.crowd import BODY, BUSY, CLOSING, HEAD, IDLE, SILENT, Crowd, State
 from kvd.framing import Block, Chunks, with_crlf
 from kvd.logs import SLOW_QUIET_S, Rarely
 from kvd.memory import Memory, Payload
@@ -62,6 +63,11 @@ _STOP_IDLE_S = 0.2
 _STOP_BEGUN_S = 3.0
 
 _HEAD_SIZED_BYTES_MAX = 2048
+# Beyond the limit of connections so many are heard, the last that came: whoever looks after the
+# server gets an answer in any case.
+_RESERVE_MAX = 16
+_RESERVE_S = 2.0
+_RESERVED_TARGETS = ("/health", "/readyz", "/livez", "/metrics")
 # What is left of the body of a request that is answered early: so much is read and dropped, and the
 # connection is kept; before more it is closed. (Go's net/http does the same.)
 _SKIPPED_BYTES_MAX = 256 << 10
@@ -148,8 +154,12 @@ class Server:
         self.limits = limits
         self.loop = loop
         self.connections: set[Connection] = set()
+        self.crowd = Crowd(self.connections)
+        self.reserve: dict[Connection, None] = {}
+        """Those beyond the limit that are heard, in the order in which they came."""
         self.now = loop.time()
-        """The loop's time, as of the last tick: exact enough for timeouts."""
+        """The loop's time, as of the last tick or later: exact enough for timeouts."""
+        self._ticked = self.now
         self.stopping = False
         self.accepted = 0
         """How many connections there have been."""
@@ -182,13 +192,21 @@ class Server:
     def tick(self) -> None:
         """Let the Date go on, and close what has overstayed; called every second."""
         # A deadline counts from the tick before it was set: it is up to a tick too early.
-        before, self.now = self.now, self.loop.time()
+        before, self._ticked = self._ticked, self.loop.time()
+        self.now = self._ticked
         self.starts = ({}, {})
-        for connection in [c for c in self.connections if c.deadline < before]:
+        late = {c for c in self.connections if c.deadline < before}
+        for connection in late.union(c for c in self.reserve if c.deadline < self.now):
             connection.expire()
         self.sending.tick(self.now)
         self.rejected[_UNREAD] = self.sending.cut
         self.blocks.tick(self.now)
+
+    def make_room(self, newcomer: Connection) -> bool:
+        """Close a connection that asks nothing for another one; return whether there was one."""
+        # It is told by the time who has asked nothing for longest.
+        self.now = self.loop.time()
+        return self.crowd.displace(newcomer, self._ticked)
 
     def stop(self) -> None:
         """Let every answer from now on be the last of its connection, and say so."""
@@ -219,10 +237,9 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
     __slots__ = (
         "_after_outbox", "_ahead", "_buffer", "_busy", "_chunks", "_close_callback", "_dropped",
-        "_ended", "_expects", "_head_deadline", "_held", "_left", "_message", "_on_writable",
-        "_outbox", "_parsing", "_paused", "_queued", "_scanned", "_server", "_transport",
-        "_writable",
-        "_written_chunked",
+        "_ended", "_expects", "_head_deadline", "_held", "_left", "_message",
+        "_on_writable", "_outbox", "_parsing", "_paused", "_queued", "_reserved", "_scanned",
+        "_server", "_transport", "_writable", "_written_chunked",
         "content_type", "context", "deadline", "extra_headers", "flows", "http10", "is_plain",
         "keep_alive", "streaming",
     )  # fmt: skip
@@ -254,6 +271,8 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self._chunks: Chunks | None = None
         self._dropped: int | None = None
         self._ended = False
+        # It is beyond the limit: only `_RESERVED_TARGETS` are served.
+        self._reserved = False
         self._close_callback: Callable[[], object] | None = None
         self._on_writable: Callable[[], object] | None = None
         self._written_chunked = False
@@ -261,7 +280,8 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         # The deadline that was set for the head which has begun to come; older ones are over.
         self._head_deadline = inf
         self.http10 = False
-        self.keep_alive = True
+        self.keep_alive = False
+        """The connection stays open after the present request; False before the first one."""
         self.is_plain = False
         """The present request may be answered by `reply`."""
         self.streaming = False
@@ -281,13 +301,43 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self.context = peer_of(transport)
         server.connections.add(self)
         server.accepted += 1
-        excess = len(server.connections) - server.limits.connections_max
-        if excess > 0:
-            self._turn_away(excess)
-        else:
-            self._transport.set_write_buffer_limits(_WRITE_BUFFER_BYTES)
-            # Clients connect ahead of need: before its first byte a connection is merely idle.
-            self.deadline = server.now + server.limits.idle_timeout_s
+        server.crowd.enters(self.address)
+        self._transport.set_write_buffer_limits(_WRITE_BUFFER_BYTES)
+        # Clients connect ahead of need: before its first byte a connection is merely idle.
+        self.deadline = server.now + server.limits.idle_timeout_s
+        if len(server.connections) > server.limits.connections_max and not server.make_room(self):
+            self._enter_reserve()
+
+    def _enter_reserve(self) -> None:
+        server = self._server
+        reserve = server.reserve
+        self._reserved = True
+        # Not the short way, which does not look at that.
+        self._scanned = 1
+        self.deadline = server.loop.time() + _RESERVE_S
+        reserve[self] = None
+        if len(reserve) > min(_RESERVE_MAX, server.limits.lingering_max):
+            next(iter(reserve))._turn_away()
+
+    @property
+    def address(self) -> str:
+        """Where the client is."""
+        return self.context.remote_ip
+
+    @property
+    def state(self) -> State:
+        """What the client lets the server wait for, and since when."""
+        limits = self._server.limits
+        if self._dropped is not None:
+            return CLOSING, 0.0
+        if self._transport is None or self._is_held_up() or self._reserved:
+            return BUSY
+        if self._message is not None:
+            return BODY, self.deadline - limits.body_timeout_s
+        if self._buffer:
+            return HEAD, self.deadline - limits.header_timeout_s
+        # Between requests it is kept alive, before the first one it is not yet.
+        return IDLE if self.keep_alive else SILENT, self.deadline - limits.idle_timeout_s
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Lend the buffer that all connections share: what is read is taken before the next is."""
@@ -369,6 +419,8 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self._buffer = b""
         self.deadline = inf
         self._server.connections.discard(self)
+        self._server.reserve.pop(self, None)
+        self._server.crowd.leaves(self.address)
         self._server.sending.reads(self)
         self._release_ahead()
         self._release()
@@ -756,9 +808,10 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         )
         self.linger()
 
-    def _turn_away(self, excess: int) -> None:
+    def _turn_away(self) -> None:
         """Say that there are too many connections; of a few it is awaited that they read it."""
         server = self._server
+        server.reserve.pop(self, None)
         if server.may_warn():
             log.warning(
                 "too many connections: %d are open, further ones are turned away%s",
@@ -766,11 +819,13 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
                 server.may_warn.kept_back(),
             )
         self._refuse(_TOO_MANY, HTTPStatus.SERVICE_UNAVAILABLE, "too many connections")
+        excess = len(server.connections) - server.limits.connections_max
         if excess > server.limits.lingering_max and self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:
         """Drop the connection at once; what is still sent goes nowhere."""
+        self._server.connections.discard(self)
         transport, self._transport = self._transport, None
         self._clear_outbox()
         if transport is not None:
@@ -798,6 +853,8 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         """The client has taken too long."""
         if self._dropped is not None or self._busy or self._message is _SKIPPED:
             self.abort()
+        elif self._reserved:
+            self._turn_away()
         elif self._buffer or self._message:
             self.reject(HTTPStatus.REQUEST_TIMEOUT)
         else:
@@ -965,6 +1022,12 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self.reject(HTTPStatus.BAD_REQUEST)
 
     def _start(self, method: str, target: str, block: Block) -> bool:
+        if self._reserved:
+            if target.partition("?")[0] not in _RESERVED_TARGETS:
+                self._turn_away()
+                return False
+            self._server.reserve.pop(self, None)
+            block = block._replace(close=True, is_plain=False)
         version = "HTTP/1.1"
         if not self.http10 and block.is_plain:
             self.keep_alive = True

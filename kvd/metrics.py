@@ -159,6 +159,11 @@ class KvdCollector(Collector):
         yield counter(
             "kvd_connections_idle_closed", "Closed after --idle-timeout-s", http.idle_closed
         )
+        yield counter(
+            "kvd_connections_displaced",
+            "Closed for a new one, with --max-connections open",
+            http.crowd.displaced,
+        )
         memory = http.memory
         yield gauge("kvd_buffered_request_bytes", "Unfinished requests", memory.requests)
         yield gauge("kvd_buffered_answer_bytes", "Unread large answers", memory.answers)

@@ -273,7 +273,7 @@ class KvdServer:
                 body_bytes_max=config.max_body_bytes,
                 value_bytes_max=config.max_value_bytes,
                 depth_max=config.max_key_depth,
-                watchers_max=config.max_watchers,
+                watchers_max=config.max_watchers or files.watchers_max,
                 watchers_per_key_max=config.max_watchers_per_key,
                 stream_bytes_max=config.max_stream_bytes,
             ),

@@ -53,7 +53,7 @@ class TlsListener:
         connect: makes the connection inside.
         url: what a client should have used.
         speaks_plain: whether a client may also do without TLS.
-        shaking: the connections whose handshake is not done.
+        shaking: the connections whose handshake is not done, the oldest first.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class TlsListener:
         self.connect = connect
         self.url = next(url for url in listener.urls if url.is_tls)
         self.speaks_plain = listener.speaks_plain
-        self.shaking: set[TlsConnection] = set()
+        self.shaking: dict[TlsConnection, None] = {}
         self._plain = Rarely(_QUIET_S)
         self._failed = Rarely(_QUIET_S)
 
@@ -83,7 +83,7 @@ class TlsListener:
 
     @property
     def is_full(self) -> bool:
-        """Whether there are so many connections that no more handshakes are begun."""
+        """Whether there are so many connections that the oldest handshake is given up."""
         limit = self.server.limits.connections_max + _BEYOND_LIMIT
         return len(self.shaking) + len(self.server.connections) > limit
 
@@ -128,12 +128,16 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
         """Wait for the handshake, unless there are too many already."""
         self._raw = cast(asyncio.Transport, transport)
         listener = self._listener
-        listener.shaking.add(self)
+        listener.shaking[self] = None
         self._timer = self._server.loop.call_later(
             self._server.limits.header_timeout_s, self._give_up
         )
-        if listener.is_full or self._server.stopping:
+        if self._server.stopping:
             self.abort()
+        elif listener.is_full:
+            oldest = next(iter(listener.shaking))
+            del listener.shaking[oldest]
+            oldest.abort()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Lend the buffer that all connections share."""
@@ -303,7 +307,7 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
             self.abort()
 
     def _handshake_over(self) -> None:
-        self._listener.shaking.discard(self)
+        self._listener.shaking.pop(self, None)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

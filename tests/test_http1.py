@@ -613,15 +613,15 @@ def test_a_large_body_on_another_route_is_refused(server, raw):
 
 
 def test_connections_beyond_the_limit_are_refused(make_server):
-    server = make_server("--max-connections", "3").start()
+    server = make_server("--max-connections", "3", "--max-watchers", "3").start()
     kept = [Raw(server.port) for _ in range(3)]
     for connection in kept:
-        assert connection.ask("GET", "/version").status == 200
+        assert connection.send(request("GET", "/v2/keys/w?wait=true")).head().status == 200
     with Raw(server.port) as fourth:
-        assert_refused(fourth.answer(), 503, "too many connections")
+        assert_refused(fourth.ask("GET", "/version"), 503, "too many connections")
         assert fourth.closed()
-    for connection in kept:
-        assert connection.ask("GET", "/version").status == 200
+    with Raw(server.port) as silent:
+        assert_refused(silent.answer(), 503, "too many connections")
     kept.pop().close()
 
     def is_served_again():

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from kvd.crowd import BODY, BUSY, CLOSING, HEAD, IDLE, Crowd, State
 from kvd.files import divide
 from kvd.flags import FLAGS, LIMITS
 from kvd.memory import Memory, Payload
@@ -355,19 +356,124 @@ def test_large_payloads_are_sent_in_slices():
 
 
 def test_connections_beyond_the_limit_are_told_so_and_others_served(make_server):
-    server = make_server("--max-connections", "20").start()
-    client = server.client()
+    server = make_server("--max-connections", "20", "--max-watchers", "20").start()
     with contextlib.ExitStack() as stack:
-        kept = [stack.enter_context(Raw(server.port)) for _ in range(19)]
-        assert all(raw.ask("GET", "/version").status == 200 for raw in kept)
-        assert client.put("/k", 1).status == 201
+        kept = [stack.enter_context(Raw(server.port)) for _ in range(20)]
+        for raw in kept:
+            assert raw.send(request("GET", "/v2/keys/w?wait=true")).head().status == 200
         for _ in range(300):
             with Raw(server.port) as turned_away:
-                assert turned_away.answer().body == b"503 Service Unavailable: too many connections"
-        assert rejected(client, "too_many_connections") == 300
-        assert all(raw.ask("GET", "/version").status == 200 for raw in kept)
+                answer = turned_away.ask("GET", "/version")
+                assert answer.body == b"503 Service Unavailable: too many connections"
+        silent = [stack.enter_context(Raw(server.port)) for _ in range(20)]
+        for target in ("/health", "/readyz", "/livez?verbose", "/metrics"):
+            with Raw(server.port) as looking:
+                answer = looking.ask("GET", target)
+                assert (answer.status, answer.headers["connection"]) == (200, "close")
+        # Whoever says nothing there is told so, too.
+        assert all(raw.answer().status == 503 for raw in silent)
+        kept[0].reset()
+        client = server.client()
+        assert rejected(client, "too_many_connections") == 320
+        client.put("/w", 1)
+        assert all(b'"action":"set"' in b"".join(raw.chunks()) for raw in kept[1:])
     server.wait_for_log("too many connections: 20 are open")
     assert server.stderr.count("too many connections: 20 are open") == 1
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"",
+        b"GET /version HTT",
+        request("GET", "/version"),
+        request("PUT", "/v2/keys/begun", body=b"value=1")[:-1],
+    ],
+    ids=["silent", "unfinished head", "idle", "unfinished body"],
+)
+def test_the_longest_idle_connection_gives_way_and_watches_do_not(make_server, begun):
+    server = make_server("--max-connections", "20").start()
+    with contextlib.ExitStack() as stack:
+        watching = [stack.enter_context(Raw(server.port)) for _ in range(5)]
+        for raw in watching:
+            assert raw.send(request("GET", "/v2/keys/w?wait=true")).head().status == 200
+        idle = []
+        for number in range(60):
+            idle.append(stack.enter_context(Raw(server.port)).send(begun))
+            if begun.endswith(b"\r\n\r\n"):
+                assert idle[-1].answer().status == 200
+            with contextlib.closing(server.client()) as newcomer:
+                assert newcomer.put(f"/k{number}", 1).status == 201
+        client = server.client()
+        assert client.request("GET", "/health").status == 200
+        samples = scrape(client)
+        assert samples["kvd_connections_displaced_total"] >= 40
+        assert samples["kvd_connections"] <= 20
+        assert rejected(client, "too_many_connections") == 0
+        for raw in idle[:30]:
+            raw.rest()
+        client.put("/w", 1)
+        for raw in watching:
+            assert b'"action":"set"' in b"".join(raw.chunks())
+
+
+def test_some_connections_are_left_to_requests(make_server):
+    server = make_server("--max-connections", "20").start()
+    with contextlib.ExitStack() as stack:
+        for _ in range(19):
+            raw = stack.enter_context(Raw(server.port))
+            assert raw.send(request("GET", "/v2/keys/w?wait=true")).head().status == 200
+        client = server.client()
+        assert_refused(client.get("/w", wait="true"), 300, "too many watchers")
+        for number in range(20):
+            with contextlib.closing(server.client()) as newcomer:
+                assert newcomer.put(f"/k{number}", 1).status == 201
+
+
+class Guest:
+    """A connection in a crowd."""
+
+    def __init__(self, address: str, state: State) -> None:
+        self.address = address
+        self.state = state
+        self.is_closed = False
+
+    def abort(self) -> None:
+        self.is_closed = True
+        self.state = BUSY
+
+
+def test_who_gives_way_is_chosen_by_address_and_by_state():
+    members = [
+        Guest("a", (IDLE, 5.0)), Guest("few", (IDLE, 1.0)), Guest("a", BUSY),
+        Guest("a", (HEAD, 2.0)), Guest("a", (IDLE, 4.0)), Guest("a", (BODY, 0.0)),
+        Guest("a", (CLOSING, 9.0)),
+    ]  # fmt: skip
+    crowd = Crowd(members)
+    for member in members:
+        crowd.enters(member.address)
+    newcomer = Guest("b", (IDLE, 0.0))
+    closed = []
+    while crowd.displace(newcomer, now=len(closed)):
+        closed += [n for n, member in enumerate(members) if member.is_closed and n not in closed]
+    assert closed == [6, 3, 4, 0, 5, 1]
+    assert not newcomer.is_closed
+    members[2].state = (IDLE, 20.0)
+    assert not crowd.displace(newcomer, now=6), "none is looked for twice in a tick"
+    assert crowd.displace(newcomer, now=7)
+    assert crowd.displaced == 7
+
+
+def test_who_asks_meanwhile_does_not_give_way():
+    members = [Guest("a", (IDLE, float(n))) for n in range(3)]
+    crowd = Crowd(members)
+    for _ in members:
+        crowd.enters("a")
+    newcomer = Guest("a", (IDLE, 9.0))
+    assert crowd.displace(newcomer, now=0)
+    members[1].state = (IDLE, 8.0)
+    assert crowd.displace(newcomer, now=0)
+    assert [member.is_closed for member in members] == [True, False, True]
 
 
 def test_a_flood_takes_no_file_that_the_log_needs(make_server):
@@ -385,7 +491,7 @@ def test_a_flood_takes_no_file_that_the_log_needs(make_server):
     stop = threading.Event()
     flood = threading.Thread(target=connect_and_keep, args=[server.port, 400, stop])
     flood.start()
-    wait_until(lambda: rejected(client, "too_many_connections") > 50)
+    wait_until(lambda: scrape(client)["kvd_connections_displaced_total"] > 50)
     for i in range(400):
         assert client.put(f"/k{i}", "v" * 2000).status == 201
     stop.set()
