@@ -8,13 +8,14 @@ The user root has the role root always, and that role is built in. Users and rol
 against each other: a role that does not exist allows nothing.
 
 Rules, texts and statuses are those of etcd 3.4 (etcdserver/api/v2auth/auth.go and
-v2http/client_auth.go). One is different on purpose: an empty pattern matches nothing (etcd drops
-the connection). How all this changes is in kvd/authchanges.py.
+v2http/client_auth.go). Three are different on purpose: an empty pattern matches nothing (etcd drops
+the connection), lists show all names (in etcd those that begin with `_` are hidden), and what is
+recursive is judged alike for guests and users. How all this changes is in kvd/authchanges.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from kvd import gojson
 from kvd.authjson import (
@@ -65,7 +66,7 @@ def find_role(state: Entries, name: str) -> Role | None:
 def users_body(state: Entries) -> bytes:
     """Return all users with those of their roles that exist, as JSON."""
     users = []
-    for user in map(_user, _listed(state, USER)):
+    for user in map(_user, state.entries(USER)):
         roles = [role for name in user.roles or () if (role := find_role(state, name))]
         users.append(user_with_roles(user.name, roles))
     return _line({"users": users or None})
@@ -83,7 +84,7 @@ def user_body(state: Entries, name: str) -> bytes:
 
 def roles_body(state: Entries) -> bytes:
     """Return all roles, as JSON."""
-    roles = [_ROOT_ROLE, *map(_role, _listed(state, ROLE))]
+    roles = [_ROOT_ROLE, *map(_role, state.entries(ROLE))]
     by_name = sorted(roles, key=lambda role: role.name)
     return _line({"roles": [role_fields(role) for role in by_name]})
 
@@ -111,11 +112,6 @@ def _role(entry: Entry) -> Role:
 def with_root(name: str, roles: Names | None) -> Names | None:
     """Return the roles of a user, those of root with the role root."""
     return (*(roles or ()), ROOT) if name == ROOT and ROOT not in (roles or ()) else roles
-
-
-def _listed(state: Entries, what: str) -> list[Entry]:
-    """Return what a list shows: in etcd these are keys, and so `_` hides them from lists."""
-    return [entry for entry in state.entries(what) if not entry.name.startswith("_")]
 
 
 def existing_user(state: Entries, name: str) -> User:
@@ -171,20 +167,19 @@ def allows(role: Role, key: bytes, *, write: bool, recursive: bool) -> bool:
     return False
 
 
-def user_may(
-    user: User,
+def roles_allow(
+    names: Iterable[str],
     find: Callable[[str], Role | None],
     key: bytes,
     *,
     write: bool,
     recursive: bool,
 ) -> bool:
-    """Return whether one of a user's roles allows an access; see `allows`."""
-    roles = map(find, user.roles or ())
+    """Return whether one of some roles allows an access; see `allows`."""
+    roles = map(find, names)
     return any(role and allows(role, key, write=write, recursive=recursive) for role in roles)
 
 
-def guest_may(find: Callable[[str], Role | None], key: bytes, *, write: bool) -> bool:
-    """Return whether an access is allowed to whom has no name; of those none is recursive."""
-    role = find(GUEST)
-    return role is not None and allows(role, key, write=write, recursive=False)
+def below(key: bytes) -> bytes:
+    """Return what a pattern must begin with, and end in `*`, to allow the children of a key."""
+    return key.rstrip(b"/") + b"/"

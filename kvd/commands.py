@@ -78,11 +78,15 @@ Command = Set | Create | CreateInOrder | Update | CompareAndSwap | Delete | Comp
 
 
 class Get(NamedTuple):
-    """Read a node; of a directory also its visible children, with `recursive` all below them."""
+    """Read a node; of a directory also its visible children, with `recursive` all below them.
+
+    Without `may_list` the client may not see the children of a directory.
+    """
 
     key: bytes
     recursive: bool = False
     sorted: bool = False
+    may_list: bool = True
 
 
 class Watch(NamedTuple):

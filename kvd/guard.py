@@ -5,8 +5,8 @@ committed state, as users and roles are; the committer says when they have chang
 
 Without an Authorization header it is the user whom a client certificate names, where these count,
 or else a guest. With one it is the user of that name and password, or nobody: no guest either. A
-request is let in by what is committed when its password has been checked; a watch that has begun
-goes on. A form is not taken, let alone parsed, before its sender is known.
+request is let in by what is committed when its password has been checked; a watch ends when the
+right to it does. A form is not taken, let alone parsed, before its sender is known.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import NamedTuple
 from kvd import auth
 from kvd.authjson import Role, User
 from kvd.bounded import Bounded
+from kvd.commands import Create, CreateInOrder, Get, Request, Set, Update, Watch
 from kvd.credentials import Basic, Busy, Credentials, read_basic
 from kvd.errors import RAFT_INTERNAL, UNAUTHORIZED, ApiError, RouteError
 from kvd.http1 import Connection
@@ -27,6 +28,7 @@ from kvd.keys import PASSWORDS, KeySpace
 from kvd.peer import Peer
 from kvd.request import Parsed, parse
 from kvd.urls import ListenUrl
+from kvd.watch import Watcher
 from storage.index import BROKEN
 from storage.store import Store
 from storage.tree import View
@@ -40,6 +42,7 @@ _TEXT_BYTES = 64
 # How long a stop waits for passwords: guesses at them may fill the queue for a minute, and a stop
 # that takes ten seconds is ended without a clean mark.
 _SETTLE_S = 2.0
+DENIED = b"Insufficient credentials"
 _BUSY = "too many passwords are being checked"
 
 
@@ -95,6 +98,74 @@ class Admission(NamedTuple):
 Admitted = Callable[[Admission | ApiError], None]
 
 
+class Rights:
+    """What the sender of one request may do with its key: a user, or a guest (None).
+
+    A pattern that ends in `*` is a prefix, any other one is that key alone: its children are not
+    part of it. So a directory is listed, given children by POST, and given a TTL (which ends them
+    all) only where a prefix allows its children; etcd takes the key alone for enough.
+    """
+
+    __slots__ = ("_guard", "_path", "_user")
+
+    def __init__(self, guard: Guard, user: User | None, path: bytes) -> None:
+        self._guard = guard
+        self._user = user
+        self._path = path
+
+    def may(self, *, write: bool, recursive: bool = False, children: bool = False) -> bool:
+        """Return whether the key, or what is below it, may be read or changed."""
+        user, guard = self._user, self._guard
+        names = (auth.GUEST,) if user is None else user.roles or ()
+        path = auth.below(self._path) if children else self._path
+        return not guard.enabled or auth.roles_allow(
+            names, guard.role, path, write=write, recursive=recursive or children
+        )
+
+    def narrow(self, request: Request, *, recursive: bool) -> Request:
+        """Return a request as far as it is allowed.
+
+        Raises:
+            ApiError: it is not allowed.
+        """
+        write = not isinstance(request, (Get, Watch))
+        children = write and self._concerns_children(request)
+        if not self.may(write=write, recursive=recursive) or (
+            children and not self.may(write=True, children=True)
+        ):
+            raise ApiError(UNAUTHORIZED, DENIED)
+        if isinstance(request, Get) and not self.may(write=False, children=True):
+            return request._replace(may_list=False)
+        return request
+
+    def _concerns_children(self, command: Request) -> bool:
+        match command:
+            case CreateInOrder():
+                return True
+            case Set() | Create():
+                return command.dir and command.ttl_s is not None
+            case Update():
+                node = self._guard.state.find(command.key)
+                return node is not None and node.dir_id != 0
+            case _:
+                return False
+
+    def may_read(self) -> bool:
+        """Return whether the value of the key may be shown."""
+        return self.may(write=False)
+
+    def still_allow(self, *, recursive: bool) -> bool:
+        """Return whether a watch may go on, now that users or roles have changed."""
+        user = self._user
+        if user is not None:
+            now = self._guard.user(user.name)
+            # Whoever has the old password only is not that user any more.
+            if now is None or now.secret != user.secret:
+                return False
+            self._user = now
+        return self.may(write=False, recursive=recursive)
+
+
 class Guard:
     """Lets requests in, or not."""
 
@@ -145,7 +216,16 @@ class Guard:
                 "serve https there",
                 ", ".join(self._open_urls),
             )
+        if self.enabled:
+            self._keys.end_watches(self._has_lost_its_right)
         self.on_refresh()
+
+    def _has_lost_its_right(self, watcher: Watcher) -> bool:
+        rights = watcher.rights
+        if rights is None:  # it began while users were not asked for
+            rights = Rights(self, None, watcher.key)
+        assert isinstance(rights, Rights)
+        return not rights.still_allow(recursive=watcher.recursive)
 
     async def hash(self, password: str) -> bytes:
         """Return the hash of a new password.
@@ -236,41 +316,32 @@ class Guard:
             head.connection.abort()
 
     def _judge(self, head: KeyHead, user: User | None) -> Admission | ApiError:
-        if self._may(head, user, recursive=False):
-            return Admission(user, self._state)
-        return ApiError(UNAUTHORIZED, b"Insufficient credentials")
-
-    def _may(self, head: KeyHead, user: User | None, *, recursive: bool) -> bool:
-        if not self.enabled:
-            return True  # by now
+        is_stranger = user is None and head.caller.authorization
         write = head.method not in ("GET", "HEAD")
-        if user is not None:
-            return auth.user_may(user, self._role, head.path, write=write, recursive=recursive)
-        return not head.caller.authorization and auth.guest_may(self._role, head.path, write=write)
+        # Users may have ceased to be asked for by now.
+        if not self.enabled or (not is_stranger and Rights(self, user, head.path).may(write=write)):
+            return Admission(user, self._state)
+        return ApiError(UNAUTHORIZED, DENIED)
 
     def _serve(
         self, request: KeyRequest, parsed: Parsed | None, outcome: Admission | ApiError
     ) -> None:
         head, key, query, form = request
-        connection, method, _, _ = head
+        connection, method, path, _ = head
         if isinstance(outcome, ApiError):
             self._keys.refuse(connection, method, outcome)
             return
-        allow = partial(self._allow, head, outcome.user)
-        self._keys.serve(connection, method, key, query, form, parsed=parsed, allow=allow)
-
-    def _allow(self, head: KeyHead, user: User | None, recursive: bool) -> None:
-        if not self._may(head, user, recursive=recursive):
-            raise ApiError(UNAUTHORIZED, b"Insufficient credentials")
+        rights = Rights(self, outcome.user, path)
+        self._keys.serve(connection, method, key, query, form, parsed=parsed, rights=rights)
 
     def _recognize(self, caller: Caller) -> User | Basic | None:
         """Return who asks, None where that is nobody, or what has to be checked first."""
         if not caller.authorization:
-            return self._user(caller.common_name) if caller.common_name else None
+            return self.user(caller.common_name) if caller.common_name else None
         given = read_basic(caller.authorization)
         if given is None:
             return None
-        user = self._user(given.name)
+        user = self.user(given.name)
         return user if user and self._credentials.are_known(given, user.secret) else given
 
     async def _check(self, given: Basic, address: str) -> User | None:
@@ -279,15 +350,15 @@ class Guard:
         Raises:
             Busy: too many are being checked.
         """
-        user = self._user(given.name)
+        user = self.user(given.name)
         secret = user.secret if user else None
         if not await self._credentials.are_right(given, secret, address):
             return None
         # Meanwhile the user may have got another password, or be there no more.
-        user = self._user(given.name)
+        user = self.user(given.name)
         return user if user and user.secret == secret else None
 
-    def _user(self, name: str) -> User | None:
+    def user(self, name: str) -> User | None:
         """Return a user; one that does not exist is looked for each time, and not kept."""
         user = self._users.kept.get(name)
         if user is None:
@@ -296,7 +367,8 @@ class Guard:
                 self._users.keep(name, user, _size(name, user.roles))
         return user
 
-    def _role(self, name: str) -> Role | None:
+    def role(self, name: str) -> Role | None:
+        """Return a role, or None."""
         role = self._roles.kept.get(name)
         if role is None:
             role = auth.find_role(self.state, name)

@@ -17,15 +17,16 @@ from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from time import monotonic
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
 from kvd import machine
 from kvd.bodies import Bodies
 from kvd.clock import Clock
-from kvd.commands import Command, Get, Watch
-from kvd.committer import REMOVING, Committer, Outcome
+from kvd.commands import Command, Get, Request, Watch
+from kvd.committer import REMOVING, Committer, Done, Outcome
 from kvd.errors import (
+    COMPARE_FAILED,
     INVALID_FIELD,
     INVALID_FORM,
     RAFT_INTERNAL,
@@ -56,7 +57,7 @@ from kvd.response import (
     get_parts,
 )
 from kvd.stats import StoreStats
-from kvd.watch import Hub
+from kvd.watch import Hub, Watcher
 from storage.change import REMOVALS
 from storage.event import Event
 from storage.index import BROKEN
@@ -93,6 +94,10 @@ _REASONS = dict.fromkeys(range(200, 300), _BAD) | {
 }
 
 
+# In place of what the values were, for one who may not read them.
+_NOT_SHOWN = b"the values are not shown, for want of the right to read them"
+
+
 class KeyLimits(NamedTuple):
     """What a request to the key space may take; None is no limit of its own."""
 
@@ -105,8 +110,14 @@ class KeyLimits(NamedTuple):
     """A stream that leaves so much unread when its next event comes is cut."""
 
 
-Allow = Callable[[bool], None]
-"""Raises ApiError if a request, which says `recursive` or does not, is not allowed."""
+class Rights(Protocol):
+    """What the sender of a request may do with its key: `kvd.guard.Rights`."""
+
+    def narrow(self, request: Request, *, recursive: bool) -> Request:
+        """Return a request as far as it is allowed, or raise `ApiError`."""
+
+    def may_read(self) -> bool:
+        """Return whether the value of the key may be shown."""
 
 
 class KeySpace:
@@ -179,7 +190,7 @@ class KeySpace:
         form: bytes,
         *,
         parsed: Parsed | None = None,
-        allow: Allow | None = None,
+        rights: Rights | None = None,
     ) -> None:
         """Answer one request, now or later.
 
@@ -190,27 +201,30 @@ class KeySpace:
             query: the raw query string.
             form: the body, if that is a form.
             parsed: what it asks for, if it was parsed before.
-            allow: decides, once it is parsed, whether it is allowed.
+            rights: what its sender may do; None is everything.
         """
         try:
             request, no_value, recursive = parsed or parse(method, key, query, form)
-            if allow is not None:
-                allow(recursive)
+            if rights is not None:
+                request = rights.narrow(request, recursive=recursive)
             if isinstance(request, Get):
                 self._get(connection, method, request)
             elif isinstance(request, Watch):
-                self._watch(connection, request)
+                self._watch(connection, request, rights)
             else:
+                is_blind = rights is not None and not rights.may_read()
+                answer = self._answer_blindly if is_blind else self._answer
+                done = partial(answer, connection, no_value)
                 if len(key) + len(query) + len(form) > self._unsuspicious_bytes:
                     self._check(request)
-                    if self._submit_large(connection, request, no_value):
+                    if not no_value and self._submit_large(connection, request, done):
                         return
-                self._committer.submit(request, partial(self._answer, connection, no_value))
+                self._committer.submit(request, done)
         except ApiError as refusal:
             self.refuse(connection, method, refusal)
         except TakesLong:
-            answer = self._serve_in_turns(connection, (method, key, query, form), allow)
-            self._start_task(connection, answer)
+            in_turns = self._serve_in_turns(connection, (method, key, query, form), rights)
+            self._start_task(connection, in_turns)
         except BROKEN as damage:
             self._committer.fail(damage)
 
@@ -218,7 +232,7 @@ class KeySpace:
         self,
         connection: Connection,
         said: tuple[str, bytes, bytes, bytes],
-        allow: Allow | None,
+        rights: Rights | None,
     ) -> None:
         turns = parse_in_turns(*said)
         try:
@@ -228,7 +242,7 @@ class KeySpace:
                 if connection.gone:
                     return
         except StopIteration as end:
-            self.serve(connection, *said, parsed=end.value, allow=allow)
+            self.serve(connection, *said, parsed=end.value, rights=rights)
         except ApiError as refusal:
             self.refuse(connection, said[0], refusal)
 
@@ -254,28 +268,28 @@ class KeySpace:
             cause = f"the value has {len(value)} bytes, {limits.value_bytes_max} are allowed"
             raise ApiError(INVALID_FORM, cause.encode(), limit=_LONG)
 
-    def _submit_large(self, connection: Connection, command: Command, no_value: bool) -> bool:
+    def _submit_large(self, connection: Connection, command: Command, done: Done) -> bool:
         """Submit a write of a large value once there is memory for its response, or decline."""
         value = getattr(command, "value", b"")
-        if no_value or len(value) <= LARGE_VALUE_BYTES:
+        if len(value) <= LARGE_VALUE_BYTES:
             return False
         if self._memory.has_room(len(value)):
-            self._submit_with_room(connection, command, value)
+            self._submit_with_room(command, value, done)
         else:
-            submit = partial(self._submit_with_room, connection, command, value)
+            submit = partial(self._submit_with_room, command, value, done)
             self._start_task(connection, self._with_room(connection, len(value), submit))
         return True
 
-    def _submit_with_room(self, connection: Connection, command: Command, value: bytes) -> None:
+    def _submit_with_room(self, command: Command, value: bytes, done: Done) -> None:
         payload = self._values.make(value)
         # Held from now on, so that others do not take the room meanwhile.
         payload.hold()
-        self._committer.submit(command, partial(self._answer_large, connection, payload))
+        self._committer.submit(command, partial(self._answer_large, payload, done))
 
-    def _answer_large(self, connection: Connection, payload: Payload, outcome: Outcome) -> None:
+    def _answer_large(self, payload: Payload, done: Done, outcome: Outcome) -> None:
         if not isinstance(outcome, ApiError):
             self._values.name(outcome.change.index, payload)
-        self._answer(connection, False, outcome)
+        done(outcome)
         payload.drop()
 
     async def _with_room(
@@ -356,6 +370,26 @@ class KeySpace:
         else:
             connection.respond(_CREATED if made else _OK, self.head(change.index), body)
 
+    def _answer_blindly(self, connection: Connection, no_value: bool, outcome: Outcome) -> None:
+        """Answer a command whose sender may not read the key: show no value but its own."""
+        if isinstance(outcome, ApiError):
+            if outcome.code == COMPARE_FAILED:
+                outcome = ApiError(COMPARE_FAILED, _NOT_SHOWN, outcome.index)
+            self.refuse(connection, "", outcome)
+            return
+        change, prev, time_ns = outcome
+        removal = change.kind in REMOVALS
+        status = _CREATED if prev is None and not removal else _OK
+        shown = Event(change, None, time_ns)
+        # A refresh shows the value that was there.
+        no_value = (no_value or change.refresh) and not removal
+        body = action_body(change.kind) if no_value else event_body(shown)
+        if body is None:
+            payloads = self._values.payloads(event_parts(shown))
+            connection.respond_in_pieces(status, self.head(change.index), payloads)
+        else:
+            connection.respond(status, self.head(change.index), body)
+
     def _reply(
         self, connection: Connection, body: bytes, index: int, *, made: bool = False
     ) -> None:
@@ -409,6 +443,8 @@ class KeySpace:
             stats.refused(get, refusal, method=method)
             raise
         if node.dir_id:
+            if not get.may_list:
+                raise ApiError(UNAUTHORIZED, b"Insufficient credentials")
             kept = self._kept.find(get.key, recursive=get.recursive)
             if kept is None:
                 self._list(connection, method, get, has_room=has_room)
@@ -503,7 +539,11 @@ class KeySpace:
             log.error("a listing could not be finished", exc_info=error)
             connection.abort()
 
-    def _watch(self, connection: Connection, watch: Watch) -> None:
+    def end_watches(self, ends: Callable[[Watcher], bool]) -> None:
+        """End some of the watches, as a stop would."""
+        self._hub.end(ends)
+
+    def _watch(self, connection: Connection, watch: Watch, rights: Rights | None) -> None:
         limits, hub = self.limits, self._hub
         if limits.watchers_max is not None and hub.waiting >= limits.watchers_max:
             raise ApiError(RAFT_INTERNAL, b"too many watchers", limit=_WATCHERS)
@@ -517,6 +557,7 @@ class KeySpace:
             raise ApiError(RAFT_INTERNAL, b"etcdserver: too many requests", limit=TOO_MUCH)
         listener = _WatchAnswer(connection, self, stream=watch.stream)
         watcher = hub.watch(watch, listener)
+        watcher.rights = rights
         if connection.streaming:
             connection.set_close_callback(partial(hub.forget, watcher))
 
@@ -600,18 +641,21 @@ class Frames:
 class _WatchAnswer:
     """The answer to a watch: `kvd.watch.Listener` on a connection."""
 
-    __slots__ = ("_connection", "_keys", "_stream")
+    __slots__ = ("_connection", "_has_ended", "_keys", "_stream")
 
     def __init__(self, connection: Connection, keys: KeySpace, *, stream: bool) -> None:
         self._connection = connection
         self._keys = keys
         self._stream = stream
+        self._has_ended = False
 
     def begin(self, index: int) -> None:
         # Clients wait for the head with a time-out of a second or two: it goes out at once.
         self._connection.begin_stream(HTTPStatus.OK, self._keys.head(index))
 
     def tell(self, body: bytes) -> None:
+        if self._has_ended:
+            return  # the connection may be another request's by now
         connection, last = self._connection, not self._stream
         if not connection.flows and not last and self._keys.cut(connection):
             return
@@ -619,6 +663,8 @@ class _WatchAnswer:
         connection.send_event(frame, last=last)
 
     def tell_large(self, event: Event) -> None:
+        if self._has_ended:
+            return
         connection, last = self._connection, not self._stream
         if not connection.flows and not last and self._keys.cut(connection):
             return
@@ -634,4 +680,5 @@ class _WatchAnswer:
         self._connection.abort()
 
     def end(self) -> None:
+        self._has_ended = True
         self._connection.end_stream()

@@ -76,9 +76,12 @@ class Listener(Protocol):
 
 
 class Watcher:
-    """One watch. `next_index` is the lowest index that it may still be told."""
+    """One watch. `next_index` is the lowest index that it may still be told.
 
-    __slots__ = ("key", "listener", "next_index", "recursive", "stream")
+    `rights` are those that it began with; None where users were not asked for.
+    """
+
+    __slots__ = ("key", "listener", "next_index", "recursive", "rights", "stream")
 
     def __init__(self, watch: Watch, listener: Listener, next_index: int) -> None:
         self.key = watch.key
@@ -86,6 +89,7 @@ class Watcher:
         self.stream = watch.stream
         self.listener = listener
         self.next_index = next_index
+        self.rights: object = None
 
 
 class Hub:
@@ -171,10 +175,15 @@ class Hub:
         """End every watch without an event."""
         while self._to_tell:
             self._tell()
+        self.end(lambda _: True)
+
+    def end(self, ends: Callable[[Watcher], bool]) -> None:
+        """End some of the watches without an event."""
         paths = list(self._by_path.values())
         for watcher in [*self._replaying, *(w for watchers in paths for w in watchers)]:
-            self.forget(watcher)
-            watcher.listener.end()
+            if ends(watcher):
+                self.forget(watcher)
+                watcher.listener.end()
 
     def _matching(self, event: Event, removed: list[bytes]) -> list[Watcher]:
         """Return those that an event is for, unregistered already if they are told but once."""

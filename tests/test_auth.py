@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvd import auth
-from kvd.auth import allows, guest_may, user_may
+from kvd.auth import allows, below, roles_allow
 from kvd.authchanges import PutRole, PutUser, Switch
-from kvd.authjson import Permissions, Role, User
+from kvd.authjson import Permissions, Role
 from tests.people import People
 
 # Pattern, key, whether it matches the key alone, whether it allows what is recursive.
@@ -81,25 +81,30 @@ def test_the_role_root_allows_everything_and_one_without_patterns_nothing():
 
 def test_one_role_is_enough_and_one_that_does_not_exist_is_nothing():
     roles = {"a": reader("/a"), "b": reader("/b*")}
-    user = User("al", ("none", "a", "b"), b"")
 
-    def may(key, *, recursive=False):
-        return user_may(user, roles.get, key, write=False, recursive=recursive)
+    def may(key, *, recursive=False, names=("none", "a", "b"), write=False):
+        return roles_allow(names, roles.get, key, write=write, recursive=recursive)
 
     assert may(b"/a")
+    assert not may(b"/a", write=True)
     assert may(b"/b", recursive=True)
     assert not may(b"/a", recursive=True)
-    assert not user_may(user, {}.get, b"/a", write=False, recursive=False)
-    assert not user_may(user._replace(roles=None), roles.get, b"/a", write=False, recursive=False)
+    assert not may(b"/a", names=())
+    assert not may(b"/a", names=("none",))
 
 
-def test_a_guest_may_what_the_role_guest_allows():
-    assert guest_may({"guest": reader("/a")}.get, b"/a", write=False)
-    assert not guest_may({"guest": reader("/a")}.get, b"/a", write=True)
-    assert not guest_may({}.get, b"/a", write=False)
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [(["/a"], False), (["/a/"], False), (["/a*"], True), (["/a/*"], True), (["/a/b*"], False)],
+    ids=repr,
+)
+@pytest.mark.parametrize("key", [b"/a", b"/a/"])
+def test_children_are_allowed_by_a_prefix_of_all_their_paths(patterns, expected, key):
+    names, find = ["r"], {"r": reader(*patterns)}.get
+    assert roles_allow(names, find, below(key), write=False, recursive=True) == expected
 
 
-def test_lists_are_sorted_by_name_and_leave_out_what_is_hidden_or_does_not_exist():
+def test_lists_are_sorted_by_name_and_leave_out_roles_that_do_not_exist():
     people = People()
     for name in ("bo", "Al", "\u00e9", "_hidden"):
         people.do(PutUser(name, b"hash", ("r", "none")))
@@ -107,15 +112,16 @@ def test_lists_are_sorted_by_name_and_leave_out_what_is_hidden_or_does_not_exist
     people.do(PutRole(Role("r", Permissions(("/a",), None))))
     role = b'{"role":"r","permissions":{"kv":{"read":["/a"],"write":null}}}'
     users = b",".join(
-        b'{"user":"%b","roles":[%b]}' % (n.encode(), role) for n in ("Al", "bo", "\u00e9")
+        b'{"user":"%b","roles":[%b]}' % (n.encode(), role)
+        for n in ("Al", "_hidden", "bo", "\u00e9")
     )
     assert auth.users_body(people) == b'{"users":[%b]}\n' % users
     roles = auth.roles_body(people)
     shown = [
-        roles.index(b'"role":"%b"' % name) for name in (b"Al", b"bo", b"r", b"root", b"\xc3\xa9")
+        roles.index(b'"role":"%b"' % name)
+        for name in (b"Al", b"_hidden", b"bo", b"r", b"root", b"\xc3\xa9")
     ]
     assert shown == sorted(shown)
-    assert b"_hidden" not in roles
 
 
 def test_no_hash_is_ever_shown():
