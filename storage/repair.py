@@ -164,6 +164,11 @@ def advice(path: Path, *, starts: bool = False) -> str:
         return (
             "Nothing is lost: start a server, which takes a snapshot at once; or restore a backup"
         )
+    if starts:
+        return (
+            "Nothing is lost: the log has everything, and a server makes the rest again "
+            "(kvd --rebuild-index builds the index at once)"
+        )
     if end == START:  # nothing at all is good: that is no place to cut a log at
         return nowhere
     return (

@@ -5,7 +5,6 @@ tests/conformance.
 """
 
 import contextlib
-import http.client
 import json
 import re
 
@@ -177,11 +176,11 @@ def test_nothing_acknowledged_is_lost_by_a_crash(make_server):
 
 
 @pytest.mark.parametrize(
-    ("row", "is_met_at_start"),
-    [(b"dauthDtrue", True), (b'{"user":"al","roles":["al"]}', False)],
+    "row",
+    [b"dauthDtrue", b'{"user":"al","roles":["al"]}'],
     ids=["whether users are asked for", "a user"],
 )
-def test_a_damaged_row_is_refused_and_cured_by_the_next_start(make_server, row, is_met_at_start):
+def test_a_damaged_row_is_noticed_by_the_next_start_and_cured(make_server, row):
     server = make_server().start()
     client = server.client()
     ask_for_users(client)
@@ -191,13 +190,5 @@ def test_a_damaged_row_is_refused_and_cured_by_the_next_start(make_server, row, 
     held = index.read_bytes()
     assert row in held
     index.write_bytes(held.replace(row, row[:-2] + bytes((row[-2] ^ 1,)) + row[-1:]))
-    if is_met_at_start:
-        with pytest.raises(AssertionError, match="the index is damaged"):
-            server.start()
-    else:
-        client = server.start().client()
-        with contextlib.suppress(ConnectionError, http.client.HTTPException):
-            pytest.fail(str(client.request("GET", "/v2/keys/al/x", None, AL)))
-    assert server.wait() == 75
     client = server.start().client()
     assert shown(client) == before
