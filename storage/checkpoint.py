@@ -20,7 +20,8 @@ from storage.errors import CorruptSnapshot
 from storage.index import BROKEN
 from storage.layout import Identity
 from storage.node import CorruptIndex
-from storage.tree import APPLIED_KEY, Applied
+from storage.sums import APPLIED_KEY
+from storage.tree import Applied
 
 
 class Checkpoint:

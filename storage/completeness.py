@@ -25,8 +25,8 @@ import lmdb
 from storage.event import event_key
 from storage.node import CorruptIndex
 from storage.snapfile import Row
-from storage.sums import ONE, SUMMED, Scanned, Sums, id_sum
-from storage.tree import APPLIED_KEY, TABLES, Applied, Table, Tables, decode_sums
+from storage.sums import APPLIED_KEY, ONE, SUMMED, Scanned, Sums, id_sum, meta_sum
+from storage.tree import TABLES, Applied, Table, Tables, decode_sums
 
 _CRC = Struct("<I")
 # So much is proved whole before anything is served: some ten milliseconds.
@@ -54,6 +54,8 @@ def prove_start(env: lmdb.Environment, tables: Tables) -> bool:
         applied, sums = _state(txn.get(APPLIED_KEY, db=tables[b"meta"]))
         for name in (b"garbage", b"entries"):
             found, _ = _add_up(txn, name, tables[name])
+            if name == b"entries":
+                found += _meta_sum(txn, tables[b"meta"])
             _compare(name, found, sums[SUMMED.index(name)])
         _prove_events(txn, tables[b"events"], applied)
     if (sums[0] + sums[1]) // ONE > _ROWS_AT_START or _used_bytes(env) > _BYTES_AT_START:
@@ -164,6 +166,7 @@ def proved(rows: Iterator[Row]) -> Iterator[Row]:
             if key == APPLIED_KEY:
                 state = _state(row)
                 passed_on = state[0].encode()
+            sums[b"entries"] += meta_sum(key, row)
         elif name == b"events":
             _checked_sum(name, key, row)
             events.append(key)
@@ -217,6 +220,16 @@ def _add_up(
             if not count % _ROWS_PER_LOOK and monotonic() >= deadline:
                 return total, last
     return total, b""
+
+
+def _meta_sum(txn: lmdb.Transaction[memoryview], table: Table) -> int:
+    total = 0
+    with txn.cursor(db=table) as cursor, txn.cursor(db=table) as lookup:
+        for key, row in cursor.iternext():
+            if not lookup.set_key(bytes(key)):
+                raise CorruptIndex(f"the table meta does not find its row {bytes(key).hex()}")
+            total += meta_sum(bytes(key), bytes(row))
+    return total
 
 
 def _checked_sum(name: bytes, key: bytes, row: bytes | memoryview) -> int:

@@ -46,8 +46,8 @@ from storage.errors import DirectoryUnusable
 from storage.lmdbfile import look_up
 from storage.node import CorruptIndex
 from storage.pages import prove_pages
-from storage.sums import Sums
-from storage.tree import APPLIED_KEY, STORE_KEY, TABLES, Applied, Memory, Tables, View
+from storage.sums import APPLIED_KEY, Sums
+from storage.tree import STORE_KEY, TABLES, Applied, Memory, Tables, View
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from storage.errors import CorruptLog, CorruptSnapshot
 from storage.index import Index
 from storage.segments import Frame
 from storage.snapfile import Row
-from storage.sums import NOTHING, SUMMED, sum_of
-from storage.tree import APPLIED_KEY, TABLES, Applied, Memory, Transaction, Txn
+from storage.sums import APPLIED_KEY, NOTHING, SUMMED, meta_sum, sum_of
+from storage.tree import TABLES, Applied, Memory, Transaction, Txn
 
 # LMDB keeps the pages that a transaction changes in memory, and writes each of them once: so a
 # transaction ends after so much log, and after so many records unless the whole index is so small
@@ -82,6 +82,8 @@ def _append(index: Index, txn: Transaction, rows: list[Row], sums: dict[bytes, i
             cursor.putmulti(same, append=True)
         if TABLES[table] in sums:
             sums[TABLES[table]] += sum_of(TABLES[table], same)
+        elif TABLES[table] == b"meta":
+            sums[b"entries"] += sum(meta_sum(*row) for row in same)
 
 
 def replay(index: Index, frames: Iterable[Frame], until: Until = to_the_end) -> int:

@@ -26,7 +26,8 @@ from storage.layout import DataDirectory
 from storage.replay import Until, to_the_end
 from storage.segments import Position, segment_name
 from storage.source import Source, to_index, to_time
-from storage.tree import APPLIED_KEY, TABLES, Applied, Memory, View
+from storage.sums import APPLIED_KEY
+from storage.tree import TABLES, Applied, Memory, View
 
 
 class Restored(NamedTuple):

@@ -4,7 +4,8 @@ A row counts as the crc32 of its key and of its value behind the first four byte
 tables but `garbage` (whose values are empty) is the checksum that the row carries. The sum of a
 table is that of its rows, in any order, with their number in the bits from 64 on: `ONE` a row. It
 is kept with each transaction, in the row "applied" (tree.py), and compared with what a scan finds
-(completeness.py). The events need no sum: their indexes leave no gap.
+(completeness.py). The events need no sum: their indexes leave no gap. The rows of `meta` beside
+"applied" count with those of `entries` (`meta_sum`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ Sums: TypeAlias = tuple[int, int, int, int]
 
 NOTHING: Sums = (0, 0, 0, 0)
 
+APPLIED_KEY = b"applied"
+"""The row of `meta` that says how far the log has been performed, and holds the sums."""
+
 _CRC = Struct("<I")
 
 
@@ -37,6 +41,11 @@ def row_sum(row: bytes) -> int:
 def id_sum(key: bytes) -> int:
     """Return what a row of `garbage` counts."""
     return crc32(key) + ONE
+
+
+def meta_sum(key: bytes, row: bytes) -> int:
+    """Return what a row of `meta` counts; none for "applied"."""
+    return 0 if key == APPLIED_KEY else crc32(row, crc32(key)) + ONE
 
 
 def sum_of(table: bytes, rows: Iterable[tuple[bytes, bytes]]) -> int:

@@ -9,7 +9,8 @@ Tables (LMDB sub-databases; every row carries a checksum over its key and its va
     entries  storage/entry.py                                     what is there beside the keys
     meta     "applied" -> `Applied` and the sums of the tables (sums.py), in the same transaction as
              what it speaks of
-             "history_bytes_max" -> u32 crc | u64: how long the rows of `events` may be together
+             "history_bytes_max" -> u32 crc | u64: how long the rows of `events` may be together;
+             it counts with the sum of `entries`
 
 The main database, which names them, also holds "store" -> the uuid of the store.
 
@@ -59,7 +60,17 @@ from storage.node import (
     id_prefix,
     seal_node,
 )
-from storage.sums import MASK, NOTHING, ONE, Scanned, Sums, id_sum, row_sum
+from storage.sums import (
+    APPLIED_KEY,
+    MASK,
+    NOTHING,
+    ONE,
+    Scanned,
+    Sums,
+    id_sum,
+    meta_sum,
+    row_sum,
+)
 from storage.wal import Position
 
 # Snapshots name them by their place here: new ones come last.
@@ -74,7 +85,6 @@ HISTORY_BYTES_MAX = "history_bytes_max"
 _CACHED_PATH_BYTES_MAX = 256
 _CACHED_PATHS_MAX = 65_536
 
-APPLIED_KEY = b"applied"
 _HISTORY_BYTES_MAX_KEY = HISTORY_BYTES_MAX.encode()
 # Whose store it is, in the main database, which no snapshot copies.
 STORE_KEY = b"store"
@@ -576,9 +586,14 @@ class Txn(View):
             self.history_limit = setting.value
         elif setting.name == HISTORY_BYTES_MAX:
             self._memory.history_bytes_max = self._history_bytes_max = setting.value
-            row = _encode_number(setting.value)
-            self._put(_HISTORY_BYTES_MAX_KEY, row, db=self._tables[b"meta"])
+            self._put_meta(_HISTORY_BYTES_MAX_KEY, _encode_number(setting.value))
         self._limit_changed = True
+
+    def _put_meta(self, key: bytes, row: bytes) -> None:
+        before = self._txn.replace(key, row, db=self._tables[b"meta"])
+        self._entries_sum += meta_sum(key, row)
+        if before is not None:
+            self._entries_sum -= meta_sum(key, before)
 
     def due(self, now_ns: int, limit: int) -> list[tuple[bytes, Node]]:
         """Return path and node of what has expired by `now_ns`, earliest first, at most `limit`.

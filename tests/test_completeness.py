@@ -9,7 +9,10 @@ from storage import completeness
 from storage.change import Entry, Kind
 from storage.completeness import prove_all
 from storage.node import CorruptIndex, encode_key
-from storage.tree import APPLIED_KEY
+from storage.restore import restore
+from storage.source import reading
+from storage.sums import APPLIED_KEY
+from storage.tree import HISTORY_BYTES_MAX
 from tests.stores import NOW_NS, digest, enter, live, open_store, reclaim_all, sweep, write
 
 HOLDS = ("nodes", "ttl", "events", "garbage", "entries")
@@ -84,6 +87,34 @@ def test_a_small_index_that_lacks_a_row_is_rebuilt_by_the_start(path, table, rem
     edit(path, removal(table))
     assert reopen(path) == (held, "log")
     assert "will be rebuilt: the " in caplog.text
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("source", ["log", "snapshot", "restored"])
+def test_of_a_large_index_the_limit_of_the_history_is_proved_by_the_start(path, tmp_path, source):
+    store = open_store(path)
+    store.start_term(NOW_NS, 40, 30_000)
+    store.start_term(NOW_NS, 40, 20_000)
+    if source == "snapshot":
+        store.snapshot()
+    store.close()
+    if source == "restored":
+        with reading(path) as whole:
+            restore(whole, tmp_path / "restored")
+        path = tmp_path / "restored"
+    open_store(path, rebuild_index=True).close()
+    held, used = reopen(path)
+    assert used == "clean stop"
+
+    def remove(txn, tables):
+        assert txn.delete(HISTORY_BYTES_MAX.encode(), db=tables[b"meta"])
+
+    edit(path, remove)
+    found, used = reopen(path)
+    assert (found, used != "clean stop") == (held, True)
+    store = open_store(path)
+    assert store.view.history_bytes_max() == 20_000
+    store.close()
 
 
 @pytest.mark.usefixtures("large")

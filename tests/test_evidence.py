@@ -18,7 +18,8 @@ from storage import snapshot
 from storage.errors import CorruptLog, LogMissing
 from storage.lmdbfile import look_up
 from storage.node import CorruptIndex
-from storage.tree import APPLIED_KEY, Applied
+from storage.sums import APPLIED_KEY
+from storage.tree import Applied
 from tests.stores import digest, live, open_store, write
 
 ROOT = Path(__file__).parent.parent
