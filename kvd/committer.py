@@ -63,6 +63,8 @@ log = logging.getLogger(__name__)
 _Told = TypeVar("_Told")
 Outcome = Event | ApiError
 Done = Callable[[Outcome], None]
+_Queued = tuple[Command, Done, int]
+"""A command, what gets its outcome, and the clock's `raw_ns` when it came."""
 
 # A batch closes at so many records or bytes of them; a larger command goes alone.
 BATCH_RECORDS_MAX = 1000
@@ -176,7 +178,7 @@ class Committer:
         self.on_entries: Callable[[], None] = lambda: None
         """Called when something beside the keys may have changed, before anybody is told."""
         # Each command with the clock's `raw_ns` when it came: what had ended by then is not there.
-        self._queue: deque[tuple[Command, Done, int]] = deque()
+        self._queue: deque[_Queued] = deque()
         self._raw_ns = clock.raw_ns
         self._others: deque[tuple[Decide, Replied]] = deque()
         self._clock_offset_ns: int | None = None
@@ -402,17 +404,26 @@ class Committer:
             left -= len(records)
         if self._others:
             records += self._decide_others(pending, sum(map(len, records)))
-        self._decide_commands(pending, records, left)
+        due_ns = txn.first_due_ns()
+        overdue_at = _NEVER if due_ns is None else self._clock.raw_of(due_ns)
+        later = self._decide_commands(pending, records, left, overdue_at)
+        if later:
+            self._queue.extendleft(reversed(later))
         return records
 
-    def _decide_commands(self, pending: _Pending, records: list[bytes], left: int) -> None:
-        """Decide what is queued behind some records, and so many more expirations."""
+    def _decide_commands(
+        self, pending: _Pending, records: list[bytes], left: int, overdue_at: int
+    ) -> list[_Queued]:
+        """Decide what is queued behind some records, and so many more expirations.
+
+        A command that came at `overdue_at` or later may find what has ended. Returns those that
+        cannot be decided before the next batch.
+        """
         txn, time_ns, queue, answers = pending.txn, pending.time_ns, self._queue, pending.answers
         expired = size = sum(map(len, records))
         room = min(self._space.room, self._record_bytes_max)
         size_max = self._batch_bytes_max
-        overdue_at = self._clock.raw_of(txn.first_due_ns() or _NEVER)
-        later = []
+        later: list[_Queued] = []
         while queue and len(records) < BATCH_RECORDS_MAX and size + self._held < size_max:
             command, done, came = queue.popleft()
             nodes: Nodes = txn
@@ -453,7 +464,7 @@ class Committer:
                 answers.append((done, command, full))
                 raise
             answers.append((done, command, event))
-        queue.extendleft(reversed(later))
+        return later
 
     def _decide_others(self, pending: _Pending, size: int) -> list[bytes]:
         """Decide what is changed beside the keys, as far as a batch of so many bytes takes it."""
@@ -496,6 +507,8 @@ class Committer:
 
         They come first: so what was owed is known by the first record.
         """
+        if self._clock_offset_ns is None and not self._store.owed:
+            return []  # nearly always
         records: list[Record] = []
         if self._space.refusal is None:
             records += self._store.owed
@@ -736,7 +749,7 @@ class Committer:
         for end in ends:
             if not end.done():
                 end.set_result(committed)
-        if self._queue or self._others or self._has_step:
+        if self._queue or self._others or (self._clock_offset_ns is not None and self._has_step):
             self._schedule()
         else:
             self._queued = None
