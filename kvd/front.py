@@ -39,6 +39,9 @@ from kvd.request import (
 
 log = logging.getLogger(__name__)
 
+# A longer body is counted until it is answered, and so does not go the short way.
+_UNCOUNTED_BODY_BYTES = 16 << 10
+
 OTHER_BODY_BYTES_MAX = 1 << 20
 """No route but the key space keeps a longer body."""
 
@@ -70,6 +73,7 @@ class Front(Delegate):
         self.guard = guard
         self.browsers = browsers
         self._complains = Rarely(10.0)
+        self._short_way_bytes_max = min(_UNCOUNTED_BODY_BYTES, keys.limits.body_bytes_max)
         self.has_cors = bool(browsers.origins)
         self.needs_headers = False
         """Whether headers decide on the answers of the key space: there is no short way then."""
@@ -91,7 +95,7 @@ class Front(Delegate):
                 return True
             body = b""
         elif body:
-            if len(body) > keys.limits.body_bytes_max:
+            if len(body) > self._short_way_bytes_max:
                 return False
             try:
                 if method == b"DELETE" or not is_usual_form(block.content_type):
@@ -231,7 +235,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._body_bytes += len(chunk)
         too_large = self._body_bytes > self._front.keys.limits.body_bytes_max
         is_kept = self._other is None or self._body_bytes <= OTHER_BODY_BYTES_MAX
-        too_much = is_kept and not self._connection.hold(len(chunk))
+        too_much = is_kept and not self._connection.hold_piece(len(chunk))
         if self._other is not None:
             if too_large or too_much:
                 # Tornado's handlers keep what they are given.

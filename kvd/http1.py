@@ -38,6 +38,7 @@ from kvd.logs import SLOW_QUIET_S, Rarely
 from kvd.memory import Memory, Payload
 from kvd.outbox import Outbox
 from kvd.peer import Peer, peer_of, shown_address, unacknowledged_bytes
+from kvd.receiving import SMALL_BYTES, Receiving
 from kvd.sending import Sending
 from kvd.turns import LONG_WAY, MANY_CHUNKS, UNIT_BYTES_LOG2, VISIT, Lane, Turns
 
@@ -172,6 +173,7 @@ class Server:
         self.may_warn = Rarely(SLOW_QUIET_S)
         self.memory = memory
         self.blocks = Blocks(delegate.is_usual)
+        self.receiving = Receiving(memory, loop.time)
         self.sending = Sending(loop, memory, limits.write_timeout_s)
         self.turns = turns or Turns(loop)
         self.buffer = self.turns.buffer
@@ -198,6 +200,7 @@ class Server:
         late = {c for c in self.connections if c.deadline < before}
         for connection in late.union(c for c in self.reserve if c.deadline < self.now):
             connection.expire()
+        self.receiving.tick(self.now)
         self.sending.tick(self.now)
         self.rejected[_UNREAD] = self.sending.cut
         self.blocks.tick(self.now)
@@ -378,31 +381,77 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         held_up = self._is_held_up()
         if held_up and len(self._buffer) <= _AHEAD_BYTES_MAX:
             return
-        memory = self._server.memory
         self._ahead = len(self._buffer)
-        memory.requests += self._ahead
+        has_room = self._server.receiving.take(self, self._ahead)
         if held_up:
-            if not self._paused:
+            if not has_room and not self._left:
+                # The answer to what it has sent ahead of its turn would come out of turn.
+                self._server.rejected[_TOO_MUCH] += 1
+                self.abort()
+            elif not self._paused:
                 self._paused = True
                 self._transport.pause_reading()
-        elif memory.requests > memory.bytes_max:
-            self._refuse(_TOO_MUCH, HTTPStatus.SERVICE_UNAVAILABLE, "too much is sent at once")
+        elif not has_room:
+            self.give_up()
 
     def _release_ahead(self) -> None:
-        self._server.memory.requests -= self._ahead
-        self._ahead = 0
+        ahead, self._ahead = self._ahead, 0
+        if ahead:
+            if not self._held:
+                self._server.receiving.forget(self)
+            self._server.receiving.give_back(ahead)
 
     def hold(self, size: int) -> bool:
-        """Count a piece of a body that is kept until it is answered; return whether it may be."""
-        memory = self._server.memory
+        """Count what is kept until the request is answered; return whether there is room for it."""
         self._held += size
-        memory.requests += size
-        return memory.requests <= memory.bytes_max
+        return self._server.receiving.take(self, size)
+
+    def hold_piece(self, size: int) -> bool:
+        """Count a piece of a body likewise; without room, the next piece waits for it.
+
+        Returns:
+            Whether the piece may be kept.
+        """
+        if self.hold(size):
+            return True
+        if self._left:
+            self.wait()
+            self._server.receiving.wait(self)
+            return True
+        # What was let in so far is not refused for its last piece.
+        return self._held > SMALL_BYTES
 
     def _release(self) -> None:
         """What was kept of a request is not any more."""
-        self._server.memory.requests -= self._held
-        self._held = 0
+        held, self._held = self._held, 0
+        if held:
+            self._server.receiving.forget(self)
+            self._server.receiving.give_back(held)
+
+    @property
+    def held_bytes(self) -> int:
+        """What is kept of a request."""
+        return self._held + self._ahead
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether a part of a request has come, and another has not."""
+        is_begun = self._message is not None or bool(self._buffer)
+        return is_begun and self._dropped is None and not self._is_held_up()
+
+    def go_on(self) -> None:
+        """Take the rest of a body that had to wait for room."""
+        if self._message is not None:
+            self.proceed(self._message)
+
+    def give_up(self) -> None:
+        """Refuse what has come of a request: there is no room for it."""
+        message = self._message
+        self._busy = False
+        self._refuse(_TOO_MUCH, HTTPStatus.SERVICE_UNAVAILABLE, "too much is sent at once")
+        self._release()
+        if message is not None:
+            message.on_connection_close()
 
     def eof_received(self) -> bool:
         """Keep the connection for the answers that are due; a watch ends with its client."""

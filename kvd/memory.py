@@ -4,9 +4,10 @@ Two sums, each with the same limit: bytes of requests that are incomplete or not
 bytes of responses that are being made or have not been read. Only what is large is counted; what is
 small is bounded by the number of connections.
 
-A request that would exceed the limit is refused. A response to a read is counted before it is made:
-without room it waits, and is refused after `ROOM_WAIT_S`. So is a write of a large value, before it
-is accepted. Small responses may also use a reserve, which large ones leave free.
+A request without room waits for it and is refused after a time (`kvd.receiving`). A response to a
+read is counted before it is made: without room it waits, and is refused after `ROOM_WAIT_S`. So is
+a write of a large value, before it is accepted. Small responses may also use a reserve, which large
+ones leave free.
 
 What has to be sent nonetheless (an event, the value that a write has replaced) may exceed the
 limit. Then, and while others wait for room, connections are cut (`kvd.sending`).

@@ -26,6 +26,7 @@ from kvd.files import divide
 from kvd.flags import FLAGS, LIMITS
 from kvd.memory import Memory, Payload
 from kvd.outbox import Outbox
+from kvd.receiving import WAIT_S, Receiving
 from storage.bulk import bulk_load
 from tests.raw import Raw, request
 from tests.server import FORM, PATIENCE_S, ROOT, Answer, Client, Server
@@ -276,15 +277,101 @@ def test_unfinished_requests_take_no_more_than_the_limit(make_server):
             raw.send(head.encode(), b"value=" + b"v" * (size - 7))
         # Small ones go on.
         assert client.put("/small", 1).status == 201
-        begun[2].send_what_fits(head.encode() + b"value=" + b"v" * (size - 7), timeout_s=5)
-        refused = begun[2].answer()
-        assert_refused(refused, 300, "etcdserver: too many requests")
-        assert refused.headers["connection"] == "close"
-        assert rejected(client, "too_much_at_once") == 1
-        # Those that were begun can be finished, and make room.
-        for raw in begun[:2]:
-            assert raw.send(b"v").answer().status in (200, 201)
+        # Those that send nothing more make room for the next.
+        third = begun[2].send(head.encode(), b"value=" + b"v" * (size - 6)).answer()
+        assert third.status == 201
+        given_up = [raw for raw in begun[:2] if select.select([raw._socket], [], [], 0)[0]]
+        assert given_up
+        for raw in given_up:
+            refused = raw.answer()
+            assert (refused.status, refused.headers["connection"]) == (503, "close")
+            assert refused.body == b"503 Service Unavailable: too much is sent at once"
+        assert rejected(client, "too_much_at_once") == len(given_up)
         assert client.put("/k", "v" * size).status == 200
+
+
+def test_small_requests_get_in_whatever_is_held(make_server):
+    flags = ("--max-buffered-bytes", str(10 * MIB), "--body-timeout-s", "600")
+    flags += ("--header-timeout-s", "600")
+    server = make_server(*flags).start()
+    client = server.client()
+    with contextlib.ExitStack() as stack:
+        # More than fits, in requests that are small as well: heads, and bodies.
+        for number in range(260):
+            raw = stack.enter_context(Raw(server.port))
+            large = request("PUT", "/v2/keys/k", body=b"v" * 60_000)
+            raw.send(large[:-1] if number % 2 else b"GET / HTTP/1.1\r\nX: " + b"x" * 60_000)
+            assert client.put("/mine", number).status in (200, 201)
+        assert scrape(client)["kvd_buffered_request_bytes"] <= 10 * MIB
+        assert rejected(client, "too_much_at_once") > 0
+    wait_until(lambda: scrape(client)["kvd_buffered_request_bytes"] == 0)
+
+
+class Upload:
+    """A request that comes."""
+
+    def __init__(self, receiving: Receiving, log: list[tuple[str, str]], name: str) -> None:
+        self.receiving = receiving
+        self.log = log
+        self.name = name
+        self.held_bytes = 0
+        self.is_receiving = True
+
+    def take(self, size: int) -> bool:
+        self.held_bytes += size
+        return self.receiving.take(self, size)
+
+    def go_on(self) -> None:
+        self.log.append(("goes on", self.name))
+
+    def give_up(self) -> None:
+        self.log.append(("is given up", self.name))
+        size, self.held_bytes = self.held_bytes, 0
+        self.receiving.give_back(size)
+
+
+def test_the_slowest_request_is_given_up_while_others_wait():
+    now = [0.0]
+    memory = Memory(8 * MIB)
+    receiving = Receiving(memory, lambda: now[0])
+    log: list[tuple[str, str]] = []
+    fast, slow, slower, waits = (
+        Upload(receiving, log, name) for name in ("fast", "slow", "slower", "waits")
+    )
+    assert all(upload.take(2 * MIB) for upload in (fast, slow, slower))
+    receiving.tick(1.0)
+    assert (fast.take(MIB // 2), slow.take(MIB // 4), slower.take(MIB // 8)) == (True, True, True)
+    assert not waits.take(MIB)
+    receiving.wait(waits)
+    receiving.tick(2.0)
+    assert log == [("is given up", "slower"), ("goes on", "waits")]
+    assert memory.requests == sum(upload.held_bytes for upload in (fast, slow, waits))
+
+
+def test_the_last_to_wait_is_refused_when_nobody_is_slow():
+    memory = Memory(8 * MIB)
+    receiving = Receiving(memory, lambda: 0.0)
+    log: list[tuple[str, str]] = []
+    uploads = [Upload(receiving, log, str(number)) for number in range(8)]
+    for upload in uploads:
+        upload.take(MIB)
+        receiving.wait(upload)
+    receiving.tick(WAIT_S)
+    assert log == []
+    receiving.tick(WAIT_S + 1)
+    assert log == [("is given up", "7"), *(("goes on", str(number)) for number in range(7))]
+
+
+def test_what_has_come_whole_is_not_given_up():
+    memory = Memory(8 * MIB)
+    receiving = Receiving(memory, lambda: 0.0)
+    log: list[tuple[str, str]] = []
+    whole, begun, small = (Upload(receiving, log, name) for name in ("whole", "begun", "small"))
+    whole.take(6 * MIB)
+    whole.is_receiving = False
+    begun.take(2 * MIB)
+    assert small.take(100)
+    assert log == [("is given up", "begun")]
 
 
 def test_unfinished_heads_take_no_more_than_the_limit(make_server):
