@@ -172,13 +172,15 @@ def _without_old_forms(raw: bytes) -> bytes:
     """
     lines: list[bytes] = []
     length: bytes | None = None
+    name = b""  # of the line before, which may be one that is left out
     for line in raw.removesuffix(b"\r\n").split(b"\r\n"):
         if line[:1] in (b" ", b"\t"):
             more = line.strip(b" \t")
-            if not lines or not more or b":" in more or _name(lines[-1]) in _DECISIVE:
+            if not lines or not more or b":" in more or name in _DECISIVE:
                 return raw
             lines[-1] += b" " + more
             continue
+        name = line.partition(b":")[0].strip().lower()
         found = _LENGTH.fullmatch(line)
         if found is not None:
             if found[1] == length:
@@ -186,10 +188,6 @@ def _without_old_forms(raw: bytes) -> bytes:
             length = found[1]
         lines.append(line)
     return b"\r\n".join([*lines, b""])
-
-
-def _name(line: bytes) -> bytes:
-    return line.partition(b":")[0].strip().lower()
 
 
 def _parse_strictly(raw: bytes) -> Block:
