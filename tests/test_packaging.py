@@ -1,16 +1,20 @@
 """Wheel and sdist: what is in them, and that they run on a Python that has nothing else."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from collections.abc import Callable
 from email.parser import HeaderParser
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import kvd
 from tests.server import ROOT, Server
@@ -125,3 +129,81 @@ def test_the_sdist_runs_its_own_tests(built, tmp_path):
     printed = run(source / "scripts" / "test", "tests/test_machine.py", "tests/test_start.py")
     assert re.search(r"\d+ passed", printed)
     assert (source / ".venv" / "bin" / "kvd").exists()
+
+
+# The lower bounds of the dependencies.
+
+# What differs between versions of them: HTTP, formats, index, and each of the others.
+ON_THE_LOWER_BOUNDS = [
+    *("dependencies", "http1", "framing", "blocks", "fuzz", "bodies", "response"),
+    *("format", "frame", "change", "entry", "event", "golden", "snapshot"),
+    *("tree", "index", "index_damage", "completeness"),
+    *("metrics", "credentials", "auth", "config", "tls", "start"),
+]
+
+
+def metadata() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def lower_bounds() -> dict[str, str]:
+    """The lowest version of each dependency, also of the extras', that pyproject.toml allows."""
+    project = metadata()["project"]
+    extras = project["optional-dependencies"].values()
+    bounds = {}
+    for text in [*project["dependencies"], *(text for extra in extras for text in extra)]:
+        requirement = Requirement(text)
+        (specifier,) = requirement.specifier
+        assert specifier.operator == ">=", text
+        bounds[canonicalize_name(requirement.name)] = specifier.version
+    return bounds
+
+
+def pins() -> list[str]:
+    return [f"{name}=={version}" for name, version in lower_bounds().items()]
+
+
+def tools() -> list[str]:
+    """What the tests import and kvd does not."""
+    group = metadata()["dependency-groups"]["test"]
+    return [
+        text for text in group if canonicalize_name(Requirement(text).name) not in lower_bounds()
+    ]
+
+
+def supported_pythons() -> list[str]:
+    known = "Programming Language :: Python :: "
+    found = metadata()["project"]["classifiers"]
+    return [text.removeprefix(known) for text in found if text.startswith(known)]
+
+
+@pytest.mark.parametrize("version", supported_pythons())
+def test_the_lower_bounds_have_wheels_for_each_python(tmp_path, version):
+    report = tmp_path / "report.json"
+    where = ("--python-version", version, "--target", tmp_path / "none", "--report", report)
+    only = ("--only-binary", ":all:", "--no-deps", "--ignore-installed")
+    run(sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", *only, *where, *pins())
+    wheels = [found["download_info"]["url"] for found in json.loads(report.read_text())["install"]]
+    assert len(wheels) == len(pins())
+    # One that fits every machine is the slow stand-in for what is compiled elsewhere.
+    (pure,) = (wheel for wheel in wheels if wheel.endswith("-none-any.whl"))
+    assert "prometheus_client" in pure
+
+
+@pytest.mark.timeout(3600)
+def test_it_passes_its_tests_on_the_lower_bounds(built, clean_python, make_server, tmp_path):
+    python = clean_python(the(built, "*.whl"))
+    wheel = f"{the(built, '*.whl')}[{','.join(metadata()['project']['optional-dependencies'])}]"
+    run(python, "-m", "pip", "install", "--quiet", wheel, *pins(), *tools())
+    installed = json.loads(run(python, "-m", "pip", "list", "--format", "json"))
+    versions = {canonicalize_name(found["name"]): found["version"] for found in installed}
+    assert lower_bounds().items() <= versions.items()
+
+    server = make_server(python=python, launch=("-I", "-m", "kvd")).start()
+    exercise(server)
+    assert server.terminate() == 0
+
+    options = ("-q", "-p", "no:cacheprovider", "--numprocesses", "auto", "--dist", "worksteal")
+    files = [f"tests/test_{name}.py" for name in ON_THE_LOWER_BOUNDS]
+    printed = run(python, "-m", "pytest", *options, "--basetemp", tmp_path / "t", *files, cwd=ROOT)
+    assert re.search(r"\d+ passed", printed)
