@@ -17,7 +17,7 @@ class _AuthEndpoint(GuardedEndpoint):
     """A route whose changes are those of `kvd.authchanges`."""
 
     # etcd reads any body; a role of ten thousand patterns has its place in this.
-    body_bytes_max = 1 << 20
+    body_bytes_max = 256 << 10
 
     async def change(self, command: Command) -> None:
         """Have a command decided and logged; answer when that is durable."""

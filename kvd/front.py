@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 # A longer body is counted until it is answered, and so does not go the short way.
 _UNCOUNTED_BODY_BYTES = 16 << 10
 
-OTHER_BODY_BYTES_MAX = 1 << 20
+OTHER_BODY_BYTES_MAX = 256 << 10
 """No route but the key space keeps a longer body."""
 
 # A request line that needs neither cleaning nor decoding: no component begins with a dot, and

@@ -18,7 +18,7 @@ class Members(GuardedEndpoint):
     allow: tuple[str, ...] = ("GET", "POST", "DELETE", "PUT")
     for_all = ("GET",)
     # etcd reads any body; here one that is no JSON is gone through byte by byte, to say why.
-    body_bytes_max = 64 << 10
+    body_bytes_max = 16 << 10
 
     @property
     def member(self) -> Member:

@@ -45,6 +45,9 @@ FORM_BYTES_MAX = 10 << 20
 PARAMETERS_MAX = 1000
 """Parameters of a form, and of a query string; etcd knows thirteen."""
 
+DIGITS_MAX = 1000
+"""Digits of a number, leading zeros included."""
+
 LARGE_FORM_BYTES = 256 << 10
 """A larger form with escapes is decoded in slices of about this size, see `parse_in_turns`."""
 
@@ -318,11 +321,16 @@ def _read_form(raw: bytes, params: Parameters) -> Generator[None, None, None]:
     # Before any bad escape, wherever it stands: in Go this error replaces those before it.
     if b";" in raw:
         raise ApiError(INVALID_FORM, b"invalid semicolon separator in query")
+    decoded = 0
     for piece in raw.split(b"&"):
         if not piece:
             continue
         name, _, value = piece.partition(b"=")
         if b"%" in piece or b"+" in piece:
+            decoded += len(piece)
+            if decoded > LARGE_FORM_BYTES:
+                decoded = len(piece)
+                yield
             name = yield from _unescape(name)
             value = yield from _unescape(value)
         params.setdefault(name, value)
@@ -449,7 +457,7 @@ def _ttl_s(params: Parameters) -> int | None:
 
 def _uint(raw: bytes) -> int | None:
     """Return a decimal number of 64 bits, or None where it is none; leading zeros are fine."""
-    if not raw.isdigit():
+    if len(raw) > DIGITS_MAX or not raw.isdigit():
         return None
     if len(raw) > 20:
         raw = raw.lstrip(b"0") or b"0"

@@ -22,6 +22,7 @@ from kvd.commands import (
 )
 from kvd.errors import TABLE, ApiError
 from kvd.request import (
+    DIGITS_MAX,
     LARGE_FORM_BYTES,
     PARAMETERS_MAX,
     BadEscape,
@@ -578,6 +579,16 @@ def test_a_large_form_is_decoded_in_slices_that_fit_together(around):
         parse("PUT", KEY, b"", form)
     assert request.value == unquote_to_bytes(form[6:].replace(b"+", b" "))
     assert pauses >= len(form) // LARGE_FORM_BYTES
+
+
+def test_many_values_with_escapes_are_decoded_in_turns_too():
+    form = b"&".join([b"%41" * 1000 + b"=1"] * 900)
+    assert sum(1 for _ in parse_in_turns("PUT", KEY, b"", form)) >= len(form) // LARGE_FORM_BYTES
+
+
+def test_leading_zeros_are_limited_in_number():
+    assert ask("PUT", "ttl=" + "0" * (DIGITS_MAX - 1) + "7").ttl_s == 7
+    assert refusal("PUT", "ttl=" + "0" * DIGITS_MAX + "7")[0] == 202
 
 
 @pytest.mark.parametrize("place", ["query", "form"])
