@@ -44,6 +44,7 @@ from storage import disk, failpoints
 from storage.completeness import prove_start
 from storage.errors import DirectoryUnusable
 from storage.lmdbfile import look_up
+from storage.locks import require_at
 from storage.node import CorruptIndex
 from storage.pages import prove_pages
 from storage.sums import APPLIED_KEY, Sums
@@ -121,6 +122,7 @@ class Index:
         self.is_proved = True
         """Whether it is known to hold every row; see completeness.py."""
         self._reservable = True
+        self._stat = (directory / _DATA).stat()
 
     @classmethod
     def reuse(cls, directory: Path, store_uuid: bytes | None = None) -> tuple[Index, str] | None:
@@ -210,6 +212,14 @@ class Index:
         if not (written or stands):
             running.unlink(missing_ok=True)
         disk.sync_directory(self.directory)
+
+    def require_place(self) -> None:
+        """Check that its file is still where it was.
+
+        Raises:
+            DirectoryLost: it is not.
+        """
+        require_at(self.directory / _DATA, self._stat)
 
     def reserve_is_low(self) -> bool:
         """Return whether the file reserves less than `RESERVE_BYTES` beyond what it uses."""

@@ -475,12 +475,13 @@ class Store:
         self._index.sync()
 
     def require_place(self) -> None:
-        """Check that the directory, and that of the log, are still where they were.
+        """Check that the directory, that of the log and the index are still where they were.
 
         Raises:
             DirectoryLost: they are not, or another process has taken them.
         """
         self.directory.require_place()
+        self._index.require_place()
 
     def close(self) -> None:
         """Stop cleanly: everything on disk, and marked so. May take long for a large index.

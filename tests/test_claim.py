@@ -457,6 +457,41 @@ def test_a_server_whose_directory_is_gone_ends(make_server, happens, busy):
         assert everything(data) == left
 
 
+def index_removed(data):
+    shutil.rmtree(data / "index")
+
+
+def index_file_removed(data):
+    (data / "index" / "data.mdb").unlink()
+
+
+def index_replaced(data):
+    copy = shutil.copy(data / "index" / "data.mdb", data.with_name("new"))
+    copy.rename(data / "index" / "data.mdb")
+
+
+@pytest.mark.parametrize("happens", [index_removed, index_file_removed, index_replaced])
+def test_a_server_whose_index_is_gone_ends_and_the_next_start_rebuilds_it(make_server, happens):
+    server = make_server().start()
+    assert server.client().put("/a", "1").status == 201
+    happens(server.data_dir)
+    assert server.wait() == 73
+    assert "data.mdb: was " in server.stderr.splitlines()[-1]
+    assert server.start().client().get("/a").json["node"]["value"] == "1"
+
+
+def test_a_stop_vouches_for_no_index_but_its_own(tmp_path):
+    store = open_store(tmp_path / "data")
+    write(store, Set(b"/a", b"1"))
+    held = digest(store)
+    index_replaced(tmp_path / "data")
+    with pytest.raises(OSError, match="mdb: was replaced by another one"):
+        store.close()
+    again = open_store(tmp_path / "data")
+    assert (digest(again), again.recovery.source) == (held, "log")
+    again.close()
+
+
 def test_a_server_makes_its_lock_again(make_server):
     server = make_server().start()
     (server.data_dir / "LOCK").unlink()
