@@ -42,6 +42,7 @@ import cbor2
 
 VERSION = 1
 _new = tuple.__new__
+_SHORT_BYTES = 16 << 10
 CHAIN_START = bytes(8)
 
 
@@ -261,6 +262,11 @@ def decode_payload(data: bytes) -> Payload:
 
 def next_chain(prev_chain: bytes, payload: bytes) -> bytes:
     """Return the chain value after `payload`: 8 bytes that name the whole history so far."""
+    if payload[_SHORT_BYTES : _SHORT_BYTES + 1]:
+        hashed = blake2b(prev_chain, digest_size=8)
+        hashed.update(payload)
+        return hashed.digest()
+    # A call less, for the price of a copy.
     return blake2b(prev_chain + payload, digest_size=8).digest()
 
 

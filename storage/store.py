@@ -44,7 +44,7 @@ from storage.replay import load, replay
 from storage.segments import ADVICE
 from storage.sums import ONE
 from storage.tree import HISTORY_BYTES_MAX, HISTORY_LIMIT, IndexRefused, Memory, Txn, View
-from storage.wal import START, Position, Wal
+from storage.wal import BEGUN_BYTES_MAX, START, Position, Wal
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,10 @@ _DRAFT = "index.tmp"
 
 
 class Batch(NamedTuple):
-    """One frame's worth of decided records: the payload, and what follows from it."""
+    """One frame's worth of decided records: the payload, and what follows from it.
+
+    `chain` is empty for a large payload: `append` computes it, off the loop.
+    """
 
     payload: bytes
     seq: int
@@ -109,6 +112,8 @@ class Store:
         self._snapshots_kept = snapshots_kept
         self._snapshot_bytes = 0
         self._checkpoint = Checkpoint(index.env, directory.snap, directory.identity)
+        # Of the batch that `append` was given last, where that did not say.
+        self._large_chain = b""
         self._memory = Memory()
         self._memory.sums = index.sums()
         self._txn: Txn | None = None
@@ -274,7 +279,9 @@ class Store:
             records=records,
             clock_offset_ns=txn.clock_offset_ns,
         )
-        chain = next_chain(applied.chain, payload)
+        # Such a payload goes through `append` in any case.
+        is_large = len(payload) > BEGUN_BYTES_MAX
+        chain = b"" if is_large else next_chain(applied.chain, payload)
         return Batch(payload, applied.seq + 1, chain, first_index, len(records), time_ns)
 
     def append(self, batch: Batch) -> Position:
@@ -284,9 +291,12 @@ class Store:
             LogFull: it was not written, and never will be.
             OSError: nobody can say whether it was written: the process must end.
         """
-        return self.wal.append(
+        position = self.wal.append(
             batch.payload, first_index=batch.first_index, count=batch.records, oversize=True
         )
+        if not batch.chain:
+            self._large_chain = next_chain(self.applied.chain, batch.payload)
+        return position
 
     def begin_append(self, batch: Batch) -> int | None:
         """Write a batch, to be synced by the caller; see `Wal.begin_append`.
@@ -314,7 +324,10 @@ class Store:
             IndexRefused: the transaction is dead; perform the batch again in a new one.
         """
         applied = txn.next_applied(
-            seq=batch.seq, chain=batch.chain, time_ns=batch.time_ns, position=position
+            seq=batch.seq,
+            chain=batch.chain or self._large_chain,
+            time_ns=batch.time_ns,
+            position=position,
         )
         try:
             reach_commit()

@@ -56,7 +56,8 @@ _SLOW_SYNC_S = 1.0
 _SLOW_SYNC_QUIET_S = 30.0
 _PREPARE_AGAIN_S = 0.5
 # `begin_append` is for a thread that has more to do than to copy a large frame.
-_BEGUN_BYTES_MAX = 256 * 1024
+BEGUN_BYTES_MAX = 256 * 1024
+"""The largest frame that `begin_append` takes."""
 
 
 class Wal:
@@ -282,7 +283,7 @@ class Wal:
         """
         size = frame.frame_size(len(payload))
         if (
-            size > _BEGUN_BYTES_MAX
+            size > BEGUN_BYTES_MAX
             or self._fd == _NO_FILE
             or self._tail.offset + size + SEAL_SIZE > self._capacity
             or not self._writable

@@ -191,6 +191,18 @@ def test_a_log_larger_than_one_transaction_is_replayed_whole(tmp_path, monkeypat
     assert reopened(path, rebuild_index=True)[0] == held
 
 
+def test_large_and_small_batches_are_one_history(tmp_path):
+    path = tmp_path / "data"
+    store = open_store(path, segment_bytes_max=4 << 20)
+    for size in (10, 600_000, 300_000, 10, 600_000):
+        write(store, Set(b"/a", b"v" * size))
+    held = digest(store), store.applied.chain
+    store.close()
+    store = open_store(path, segment_bytes_max=4 << 20, rebuild_index=True)
+    assert (digest(store), store.applied.chain) == held
+    store.close()
+
+
 @pytest.mark.parametrize(
     "damage", [lmdb.CorruptedError("x"), lmdb.PanicError("x"), CorruptIndex("x")]
 )
