@@ -15,8 +15,10 @@ write destroy rows that were proved. So the map of all pages is made before the 
               (branch: the three numbers before the length are the page below)
     free list data: u64 count | u64 page, descending
 
-Little-endian, as on all machines that kvd runs on; on others nothing is looked at. Leaves are not
-read for this but where they lead to overflow pages: what they hold is proved in completeness.py.
+Little-endian, as on all machines that kvd runs on; on others nothing is looked at. Of leaves only
+the heads are read, but where they lead to overflow pages: what they hold is proved in
+completeness.py. A head counts, because LMDB goes by the number in it when it frees a page: a wrong
+one frees another page, whose rows are then written over.
 """
 
 from __future__ import annotations
@@ -40,14 +42,15 @@ _RECORD = Struct("<IHHQQQQQ")
 _NODE = Struct("<HHHH")
 _MAGIC, _VERSION = 0xBEEFC0DE, 1
 _BRANCH, _LEAF, _OVERFLOW = 1, 2, 4
-_KINDS = 7
 _BIG_DATA = 1
 _NONE = (1 << 64) - 1
 _METAS = 2
 _DEPTH_MAX = 32
 _PAGE_SIZES = frozenset(1 << bits for bits in range(9, 17))
-# Heads of overflow pages are looked at up to so many: reading more would delay a start.
+# Heads of overflow pages, and of leaves, are looked at up to so many: reading more would delay a
+# start. A million keys of 100 bytes have some 60,000 leaves.
 _OVERFLOWS_LOOKED_AT = 50_000
+_LEAVES_LOOKED_AT = 200_000
 
 
 class Record(NamedTuple):
@@ -100,6 +103,7 @@ class _Map:
             raise CorruptIndex("its file is shorter than it says")
         self._met = bytearray(self._end)
         self._met[:_METAS] = b"\1" * _METAS
+        self._leaves_left = _LEAVES_LOOKED_AT
 
     def prove(self) -> None:
         """Look at all trees, and at what is in none."""
@@ -112,8 +116,7 @@ class _Map:
                 records.append(Record._make(_RECORD.unpack(value)))
         for record in records[1:]:
             big += record.overflows
-            for _ in self._walk(record, with_rows=False):
-                pass
+            self._walk(record, with_rows=False)
         if self._met.count(0) != big:
             raise CorruptIndex(f"{self._met.count(0) - big} pages of the index are in no place")
         self._prove_overflows()
@@ -148,7 +151,10 @@ class _Map:
             level = [child for number in level for child in self._children(number)]
         if (branches, len(level)) != (record.branches, record.leaves):
             raise CorruptIndex("a tree of the index has other pages than it says")
-        return [row for number in level for row in self._rows(number)] if with_rows else []
+        if not with_rows:
+            self._prove_leaves(level)
+            return []
+        return [row for number in level for row in self._rows(number)]
 
     def _take_all(self, numbers: list[int]) -> None:
         end, met = self._end, self._met
@@ -157,11 +163,20 @@ class _Map:
                 raise CorruptIndex(f"page {number} of the index has two places")
             met[number] = 1
 
+    def _prove_leaves(self, numbers: list[int]) -> None:
+        data, size, unpack = self._data, self._size, _HEAD.unpack_from
+        # In the order of the file, as a disk reads it.
+        for number in sorted(numbers[: self._leaves_left]):
+            found, _, flags, lower, upper = unpack(data, number * size)
+            if found != number or flags != _LEAF or not _HEAD.size <= lower <= upper <= size:
+                raise CorruptIndex(f"page {number} of the index is another")
+        self._leaves_left -= min(len(numbers), self._leaves_left)
+
     def _offsets(self, number: int, kind: int) -> tuple[int, tuple[int, ...]]:
         base = number * self._size
         found, _, flags, lower, upper = _HEAD.unpack_from(self._data, base)
         count = (lower - _HEAD.size) // 2
-        if found != number or flags & _KINDS != kind or not _HEAD.size <= lower <= upper:
+        if found != number or flags != kind or not _HEAD.size <= lower <= upper:
             raise CorruptIndex(f"page {number} of the index is another")
         if upper > self._size:
             raise CorruptIndex(f"page {number} of the index is damaged")
@@ -202,7 +217,7 @@ class _Map:
         if number >= self._end:
             raise CorruptIndex(f"page {number} of the index is beyond its end")
         found, _, flags, pages = _OVERFLOW_HEAD.unpack_from(self._data, number * self._size)
-        if found != number or flags & _KINDS != _OVERFLOW or not 0 < pages <= self._end - number:
+        if found != number or flags != _OVERFLOW or not 0 < pages <= self._end - number:
             raise CorruptIndex(f"page {number} of the index is in no place")
         return int(pages)
 

@@ -5,14 +5,16 @@ import subprocess
 import sys
 from random import Random
 
+import lmdb
 import pytest
 
 from kvd.commands import Delete, Set
 from storage.bulk import bulk_load
 from storage.change import Entry, Kind
 from storage.completeness import _ROWS_AT_START
-from storage.node import encode_key
+from storage.node import CorruptIndex, encode_key
 from storage.pages import prove_pages
+from storage.tree import TABLES
 from tests.damaged import REBUILT, RIGHT, TRY_AGAIN
 from tests.server import ROOT, Server
 from tests.stores import NOW_NS, enter, open_store, reclaim_all, sweep, write
@@ -105,6 +107,34 @@ def test_random_bytes_and_zeros_are_never_believed(path, rounds):
 
 def test_each_page_of_an_index_has_one_place(path):
     prove_pages(path / "index" / "data.mdb")
+
+
+@pytest.mark.parametrize("number", [1, 1 << 41])
+def test_a_leaf_that_says_it_is_another_page_is_found_before_that_one_is_freed(path, number):
+    """LMDB would free the page that a leaf says it is, and write over what stands there."""
+    file = path / "index" / "data.mdb"
+    with lmdb.open(str(file.parent), readonly=True, lock=False, max_dbs=len(TABLES)) as env:
+        tables = [env.open_db(name, create=False) for name in TABLES]
+        with env.begin() as txn:
+            leaves = sum(txn.stat(table)["leaf_pages"] for table in tables)
+    content = file.read_bytes()
+    found = 0
+    for page in range(2 * PAGE, len(content), PAGE):
+        head = (int.from_bytes(content[page : page + 8], "little") ^ number).to_bytes(8, "little")
+        is_leaf = content[page + 10 : page + 12] == b"\2\0"
+        if is_leaf and not proves(file, content[:page] + head + content[page + 8 :]):
+            found += 1
+    assert leaves > 10
+    assert found == leaves + 2  # the free list, and the names of the tables
+
+
+def proves(file, content):
+    file.write_bytes(content)
+    try:
+        prove_pages(file)
+    except CorruptIndex:
+        return False
+    return True
 
 
 def test_a_page_that_ends_the_process_does_so_once(path):
