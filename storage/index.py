@@ -518,10 +518,13 @@ def _read_mark(path: Path) -> dict[str, str] | None:
     """Return the fields of a mark, or None where there is none that is whole."""
     try:
         line, _, crc = path.read_text(encoding="ascii").strip().rpartition(" ")
+        # First, because what is damaged may be anything, too deep for the parser, too.
+        if f"{crc32(line.encode()):08x}" != crc:
+            return None
         fields: object = json.loads(line)
     except (OSError, ValueError):
         return None
-    if not isinstance(fields, dict) or f"{crc32(line.encode()):08x}" != crc:
+    if not isinstance(fields, dict):
         return None
     is_whole = str(fields.get(_FRAME, "0")).isdecimal()
     return {str(key): str(value) for key, value in fields.items()} if is_whole else None

@@ -172,7 +172,9 @@ def refuse_to_write(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{}", b'{"boot": "1"} 00000000\n'])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b"{}", b'{"boot": "1"} 00000000\n', b"[" * 100_000 + b" 0"]
+)
 def test_a_damaged_mark_is_none(path, content):
     for mark in ("CLEAN", "RUNNING"):
         (path / "index" / mark).write_bytes(content)
