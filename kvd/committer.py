@@ -69,6 +69,9 @@ _Queued = tuple[Command, Done, int]
 # A batch closes at so many records or bytes of them; a larger command goes alone.
 BATCH_RECORDS_MAX = 1000
 BATCH_BYTES_MAX = 4 << 20
+# And at so many bytes of keys, whether they make records or not: a key of thousands of components
+# takes 20 ms to be decided and to be performed, and others would wait for a thousand of these.
+_BATCH_KEY_BYTES_MAX = 32 << 10
 # What a payload holds beside its records: the envelope and the heads of two arrays.
 _ENVELOPE_BYTES_MAX = 128
 # How many nodes of removed directories a batch frees on its way: about a millisecond.
@@ -424,8 +427,15 @@ class Committer:
         room = min(self._space.room, self._record_bytes_max)
         size_max = self._batch_bytes_max
         later: list[_Queued] = []
-        while queue and len(records) < BATCH_RECORDS_MAX and size + self._held < size_max:
+        keys_left = _BATCH_KEY_BYTES_MAX
+        while (
+            queue
+            and len(records) < BATCH_RECORDS_MAX
+            and size + self._held < size_max
+            and keys_left > 0
+        ):
             command, done, came = queue.popleft()
+            keys_left -= len(command.key)
             nodes: Nodes = txn
             if came >= overdue_at:
                 if records and size + len(command.key) + _EXPIRY_BYTES_MAX > size_max:

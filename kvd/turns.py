@@ -7,7 +7,8 @@ came. There is a lane each for
 
 - writes, which otherwise would wait behind reads twice, before and after they are made durable;
 - reads of keys, and bodies;
-- what costs far more than these: handshakes of TLS, requests to other routes.
+- what costs far more than these: handshakes of TLS, requests to other routes, long heads and paths
+  of many components.
 
 Each lane has its share of each turn, so that none of them holds up another. While a batch of writes
 waits for the loop, or any connection waits in a lane, a turn is shorter.

@@ -306,6 +306,23 @@ async def test_draining_waits_for_every_answer(tmp_path):
 
 
 @on_a_loop
+async def test_long_keys_make_short_batches(tmp_path):
+    """Whatever comes of the commands: to look for deep keys that do not exist takes as long."""
+    async with started(tmp_path / "data") as engine:
+        keys = [b"/%b%d" % (b"k" * 2000, number) for number in range(64)]
+        await engine.run(*(Set(key, b"") for key in keys))
+        assert engine.commits == 4
+        turns_taken = []
+        for key in keys:
+            engine.committer.submit(Delete(key + b"x"), lambda _: turns_taken.append(turn))
+        turn = 0
+        while len(turns_taken) < len(keys):
+            await turns(1)
+            turn += 1
+        assert len(set(turns_taken)) >= 4
+
+
+@on_a_loop
 async def test_after_a_stop_nothing_begins(tmp_path):
     async with started(tmp_path / "data") as engine:
         engine.committer.stop()

@@ -227,6 +227,34 @@ def test_slow_requests_are_few_in_a_turn(running):
     assert running.served.in_one_turn("other") <= 2
 
 
+LONG = b"".join(b"H%d: v\r\n" % n for n in range(600))
+
+
+@pytest.mark.parametrize(
+    "costly",
+    [
+        b"GET /v2/keys%b HTTP/1.1\r\nHost: h\r\n\r\n" % (b"/a" * 200),
+        b"DELETE /v2/keys%b HTTP/1.1\r\nHost: h\r\n\r\n" % (b"/a" * 200),
+        b"GET /v2/keys/%b?wait=true HTTP/1.1\r\nHost: h\r\n\r\n" % (b"%2fa" * 200),
+        READ[:-2] + LONG + b"\r\n",
+    ],
+    ids=["path", "write", "escaped", "headers"],
+)
+def test_costly_heads_are_few_in_a_turn(running, costly):
+    kind = costly.split()[0].decode()
+    for _ in range(16):
+        running.client(costly * 10)
+    running.until(lambda: len(asked(running, kind)) > 100)
+    assert running.served.in_one_turn(kind) <= 2
+
+
+def test_a_long_query_is_not_costly(running):
+    value = b"%7B" * 200
+    running.client(b"GET /v2/keys/a?value=%b HTTP/1.1\r\nHost: h\r\n\r\n" % value * 100)
+    running.until(lambda: len(asked(running, "GET")) == 100)
+    assert running.served.in_one_turn("GET") > 2
+
+
 def test_a_body_of_tiny_chunks_leaves_turns_to_others(running):
     running.client(CHUNKED + b"1\r\nx\r\n" * 10_000 + b"0\r\n\r\n")
     running.until(lambda: asked(running, "piece"))
