@@ -24,7 +24,7 @@ _BYTES_PER_BODY_BYTE = 5
 # And of each, however short it is.
 _OVERHEAD_BYTES = 8 << 10
 # An answer outlives changes to a quarter of its nodes between two reads, but at least to so many;
-# and changes of its own length, but at least of so many bytes.
+# and changes of its own length, keys included, but at least of so many bytes.
 _CHANGES_MIN = 16
 _CHANGED_BYTES_MIN = 4 << 10
 
@@ -113,15 +113,17 @@ class _Kept:
             return False
         before = self.changes.get(change.key)
         if before is not None:
-            self._changed_bytes -= len(before.value or b"")
+            self._changed_bytes -= _size(before)
         self.changes[change.key] = change
-        self._changed_bytes += len(change.value or b"")
+        self._changed_bytes += _size(change)
         return self._has_room()
 
     def note_child(self, child: bytes, change: Change) -> bool:
         """Note a change of one of its children, or below it; return whether it can be kept."""
         if child == change.key:
             return self.note(change)
+        if child not in self.changes:
+            self._changed_bytes += len(child)
         if self.changes.setdefault(child) is not None:
             return False  # what was a file is a directory now
         return self._has_room()
@@ -141,6 +143,11 @@ class _Kept:
                 return False
         self.body = self._parts.body()
         return True
+
+
+def _size(change: Change) -> int:
+    """Return what a change keeps: a hidden node, which the answer does not show, may be large."""
+    return len(change.key) + len(change.value or b"")
 
 
 def _apply(directory: Directory, names: list[bytes], change: Change | None) -> bool:

@@ -167,6 +167,15 @@ def test_no_more_is_kept_than_there_is_room_for(store):
     assert listings.find(b"/large", recursive=False) is None
 
 
+def test_changes_of_long_names_that_it_does_not_show_do_not_pile_up(store):
+    reader = Reader(store)
+    long = b"/d/_h/" + b"n" * 500
+    reader.write(Set(b"/d/f", b"v"), *(Set(b"%b%d" % (long, n), b"1") for n in range(16)))
+    reader.check(b"/d", recursive=True)
+    reader.write(*(Set(b"%b%d" % (long, n), b"2") for n in range(16)))
+    assert len(reader.listings) == 0
+
+
 def test_what_is_nested_too_deep_is_not_kept(store):
     write(store, Set(b"/a" * (KEPT_LEVELS_MAX + 1), b"v"))
     assert rendered(store, b"/", ROOT, recursive=True)[1].parts is None
