@@ -52,8 +52,11 @@ class Endpoint(tornado.web.RequestHandler):
 
     allow: tuple[str, ...] = ("GET",)
     body_bytes_max = 0
-    _body = b""
     _body_bytes = 0
+
+    def initialize(self) -> None:
+        """Begin without a body, which then grows in place: a copy a piece would be quadratic."""
+        self._body = bytearray()
 
     def data_received(self, chunk: bytes) -> None:
         """Take a piece of the body."""
@@ -61,7 +64,7 @@ class Endpoint(tornado.web.RequestHandler):
         if self._body_bytes <= self.body_bytes_max:
             self._body += chunk
         else:
-            self._body = b""
+            self._body.clear()
 
     @property
     def body(self) -> bytes:
@@ -73,7 +76,7 @@ class Endpoint(tornado.web.RequestHandler):
         if self._body_bytes > self.body_bytes_max:
             message = f"Request body larger than {self.body_bytes_max} bytes."
             raise RouteError(413, message)
-        return self._body
+        return bytes(self._body)
 
     @property
     def sources(self) -> Sources:

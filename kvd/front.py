@@ -180,7 +180,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._connection = connection
         self._other: httputil.HTTPMessageDelegate | None = None
         self._act: Callable[[], None] | None = None
-        self._form: list[bytes] | None = None
+        self._form: bytearray | None = None
         self._body_bytes = 0
         self._method = ""
         self._key = b""
@@ -245,7 +245,7 @@ class Exchange(httputil.HTTPMessageDelegate):
             else:
                 self._other.data_received(chunk)
         elif self._form is not None:
-            self._form.append(chunk)
+            self._form += chunk
             if too_large:
                 self._give_up(ApiError(INVALID_FORM, b"http: POST too large", limit=TOO_LARGE))
             elif too_much:
@@ -267,7 +267,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         elif self._act is not None:
             self._act()
         elif self._key:
-            form = b"".join(self._form) if self._form else b""
+            form = bytes(self._form) if self._form else b""
             # Not kept twice.
             self._form = None
             guard = self._front.guard
@@ -341,9 +341,11 @@ class Exchange(httputil.HTTPMessageDelegate):
         if method in ("PUT", "POST"):
             try:
                 if is_form(self._connection.content_type):
-                    self._form = []
+                    self._form = bytearray()
             except ApiError as refusal:
                 keys = self._front.keys
+                # Its traceback leads here again: a cycle, which would keep a long header in memory.
+                refusal.__traceback__ = None
                 self._act = partial(keys.refuse, self._connection, method, refusal)
                 return
         self._key, self._query = key, query
