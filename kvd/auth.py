@@ -15,7 +15,7 @@ recursive is judged alike for guests and users. How all this changes is in kvd/a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from kvd import gojson
 from kvd.authjson import (
@@ -26,7 +26,6 @@ from kvd.authjson import (
     role_fields,
     stored_role,
     stored_user,
-    user_with_roles,
 )
 from kvd.entries import Entries
 from kvd.errors import RouteError
@@ -63,39 +62,67 @@ def find_role(state: Entries, name: str) -> Role | None:
     return None if entry is None else _role(entry)
 
 
-def users_body(state: Entries) -> bytes:
-    """Return all users with those of their roles that exist, as JSON."""
-    users = []
-    for user in map(_user, state.entries(USER)):
-        roles = [role for name in user.roles or () if (role := find_role(state, name))]
-        users.append(user_with_roles(user.name, roles))
-    return _line({"users": users or None})
+def users_json(state: Entries) -> Iterator[bytes]:
+    """Yield all users with those of their roles that exist, as JSON in short pieces.
+
+    A list repeats each role for each of its users, so it may be far longer than what is stored.
+    """
+    users = (
+        _user_json(user.name, (find_role(state, name) for name in user.roles or ()))
+        for user in map(_user, state.entries(USER))
+    )
+    yield from _list_json("users", users)
 
 
-def user_body(state: Entries, name: str) -> bytes:
-    """Return a user with its roles, as JSON.
+def user_json(state: Entries, name: str) -> Iterator[bytes]:
+    """Yield a user with its roles, as JSON in short pieces.
 
     Raises:
         RouteError: 404, the user or one of its roles does not exist.
     """
-    roles = [existing_role(state, role) for role in existing_user(state, name).roles or ()]
-    return _line(user_with_roles(name, roles))
+    names = existing_user(state, name).roles or ()
+    for role in dict.fromkeys(names):
+        existing_role(state, role)
+    yield from _user_json(name, (find_role(state, role) for role in names))
+    yield b"\n"
 
 
-def roles_body(state: Entries) -> bytes:
-    """Return all roles, as JSON."""
-    roles = [_ROOT_ROLE, *map(_role, state.entries(ROLE))]
-    by_name = sorted(roles, key=lambda role: role.name)
-    return _line({"roles": [role_fields(role) for role in by_name]})
+def roles_json(state: Entries) -> Iterator[bytes]:
+    """Yield all roles, as JSON in short pieces."""
+    entries = [*state.entries(ROLE), None]
+    by_name = sorted(entries, key=lambda entry: entry.name if entry else ROOT)
+    roles = (_ROOT_ROLE if entry is None else _role(entry) for entry in by_name)
+    yield from _list_json("roles", ((gojson.encode(role_fields(role)),) for role in roles))
 
 
-def role_body(state: Entries, name: str) -> bytes:
-    """Return a role, as JSON.
+def role_json(state: Entries, name: str) -> Iterator[bytes]:
+    """Yield a role, as JSON.
 
     Raises:
         RouteError: 404, it does not exist.
     """
-    return _line(role_fields(existing_role(state, name)))
+    yield gojson.encode(role_fields(existing_role(state, name))) + b"\n"
+
+
+def _list_json(name: str, items: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
+    yield b'{"%b":' % name.encode()
+    start = b"["
+    for item in items:
+        yield start
+        yield from item
+        start = b","
+    yield b"null}\n" if start == b"[" else b"]}\n"
+
+
+def _user_json(name: str, roles: Iterable[Role | None]) -> Iterator[bytes]:
+    """Yield a user with its roles in full; without the field where it has none."""
+    yield b'{"user":' + gojson.encode(name)
+    start = b',"roles":['
+    for role in roles:
+        if role is not None:
+            yield start + gojson.encode(role_fields(role))
+            start = b","
+    yield b"]}" if start == b"," else b"}"
 
 
 def _user(entry: Entry) -> User:
@@ -136,10 +163,6 @@ def existing_role(state: Entries, name: str) -> Role:
     if role is None:
         raise refusal(404, f"Role {name} does not exist.")
     return role
-
-
-def _line(fields: gojson.Value) -> bytes:
-    return gojson.encode(fields) + b"\n"
 
 
 def refusal(status: int, message: str) -> RouteError:

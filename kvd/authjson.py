@@ -9,11 +9,15 @@ an empty one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from kvd import gojson
 from kvd.errors import RouteError
+
+# It takes a microsecond or two to read an element or a field, and others wait for that.
+ELEMENTS_MAX = 16_384
+"""Elements of lists and fields of objects that a request may have."""
 
 Names = tuple[str, ...]
 Fields = dict[str, gojson.Value]
@@ -62,8 +66,10 @@ def read_user(body: bytes, name: str) -> UserRequest:
     """Return what the body of a request says of the user in its URL.
 
     Raises:
-        RouteError: 400, it is no such document, speaks of somebody else or contradicts itself.
+        RouteError: 400, it is no such document, speaks of somebody else or contradicts itself; 413,
+            it has too many elements.
     """
+    _check_size(body)
     try:
         user = _user(gojson.decode(body, whole=False, explain=False))
     except gojson.Malformed:
@@ -81,6 +87,7 @@ def read_role(body: bytes, name: str) -> Role:
     Raises:
         RouteError: as for `read_user`.
     """
+    _check_size(body)
     try:
         role = _role(gojson.decode(body, whole=False, explain=False))
     except gojson.Malformed:
@@ -90,6 +97,11 @@ def read_role(body: bytes, name: str) -> Role:
     if role.asks_for_changes and any(role.permissions):
         raise RouteError(400, "Role JSON contains both permissions and grant/revoke")
     return role
+
+
+def _check_size(body: bytes) -> None:
+    if body.count(b",") >= ELEMENTS_MAX:
+        raise RouteError(413, f"Request body with more than {ELEMENTS_MAX} elements.")
 
 
 def stored_user(name: str, document: bytes, secret: bytes | None) -> User:
@@ -105,11 +117,6 @@ def stored_role(document: bytes) -> Role:
 def user_fields(user: User) -> Fields:
     """Return a user without its password, its roles by their names: so it is stored, too."""
     return {"user": user.name, "roles": user.roles}
-
-
-def user_with_roles(name: str, roles: Sequence[Role]) -> Fields:
-    """Return a user with its roles in full; without the field where it has none."""
-    return {"user": name} | ({"roles": [role_fields(role) for role in roles]} if roles else {})
 
 
 def role_fields(role: Role) -> Fields:

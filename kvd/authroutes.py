@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TypeVar, cast
 
 from kvd import auth, authchanges, gojson
 from kvd.authchanges import Command, DeleteRole, DeleteUser, PutRole, PutUser, Switch
 from kvd.authjson import read_role, read_user
 from kvd.errors import RouteError
 from kvd.guarded import GuardedEndpoint
+from kvd.http1 import Connection
+from storage.tree import View
+
+_T = TypeVar("_T")
 
 _OF_ONE = ("GET", "PUT", "DELETE")
 
@@ -34,18 +41,32 @@ class _Named(_AuthEndpoint):
             raise RouteError(400, "Invalid path")
         self.allow = _OF_ONE if self.name else ("GET",)
 
+    async def read(self, read: Callable[[bytes, str], _T]) -> _T:
+        """Read the body; others are served between two of these."""
+        async with self.guard.reading:
+            await asyncio.sleep(0)
+            return read(self.body, self.name)
+
+    async def answer_with(self, render: Callable[[View], Iterator[bytes]]) -> None:
+        """Answer with what is rendered in turns, one response after another."""
+        connection = cast(Connection, self.request.connection)
+        body = await self.guard.render(connection, render)
+        if not connection.gone:
+            self._json(body)
+
 
 class Users(_Named):
     """`/v2/auth/users` and `/v2/auth/users/NAME`."""
 
-    def get(self, _: str) -> None:
+    async def get(self, _: str) -> None:
         """Answer a user with its roles, or all users."""
-        state = self.guard.state
-        self._json(auth.user_body(state, self.name) if self.name else auth.users_body(state))
+        await self.answer_with(
+            partial(auth.user_json, name=self.name) if self.name else auth.users_json
+        )
 
     async def put(self, _: str) -> None:
         """Make a user, or change one."""
-        asked = read_user(self.body, self.name)
+        asked = await self.read(read_user)
         secret = await self.guard.hash(asked.password) if asked.password else None
         await self.change(PutUser(asked.name, secret, asked.roles, asked.grant, asked.revoke))
 
@@ -57,14 +78,15 @@ class Users(_Named):
 class Roles(_Named):
     """`/v2/auth/roles` and `/v2/auth/roles/NAME`."""
 
-    def get(self, _: str) -> None:
+    async def get(self, _: str) -> None:
         """Answer a role, or all of them."""
-        state = self.guard.state
-        self._json(auth.role_body(state, self.name) if self.name else auth.roles_body(state))
+        await self.answer_with(
+            partial(auth.role_json, name=self.name) if self.name else auth.roles_json
+        )
 
     async def put(self, _: str) -> None:
         """Make a role, or change one."""
-        await self.change(PutRole(read_role(self.body, self.name)))
+        await self.change(PutRole(await self.read(read_role)))
 
     async def delete(self, _: str) -> None:
         """Remove a role."""

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from time import monotonic
 from typing import NamedTuple
 
 from kvd import auth
@@ -25,6 +26,7 @@ from kvd.credentials import Basic, Busy, Credentials, read_basic
 from kvd.errors import RAFT_INTERNAL, UNAUTHORIZED, ApiError, RouteError
 from kvd.http1 import Connection
 from kvd.keys import PASSWORDS, KeySpace
+from kvd.memory import SMALL_BYTES, NoRoom
 from kvd.peer import Peer
 from kvd.request import Parsed, parse
 from kvd.urls import ListenUrl
@@ -42,6 +44,10 @@ _TEXT_BYTES = 64
 # How long a stop waits for passwords: guesses at them may fill the queue for a minute, and a stop
 # that takes ten seconds is ended without a clean mark.
 _SETTLE_S = 2.0
+# A response that lists users or roles, which is in memory twice for a moment; and how long it is
+# rendered in one turn of the loop.
+_LIST_BYTES_MAX = 64 << 20
+_SLICE_S = 0.004
 DENIED = b"Insufficient credentials"
 _BUSY = "too many passwords are being checked"
 
@@ -193,6 +199,9 @@ class Guard:
         self._users: Bounded[str, User] = Bounded(_KEPT_BYTES_MAX)
         self._roles: Bounded[str, Role] = Bounded(_KEPT_BYTES_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
+        self.reading = asyncio.Lock()
+        """Held while the body of a change is read, which takes long."""
+        self._rendering = asyncio.Lock()
         self.refresh()
 
     @property
@@ -290,6 +299,41 @@ class Guard:
             then(admission)
         else:
             self.admit(request.head, then)
+
+    async def render(
+        self, connection: Connection, render: Callable[[View], Iterator[bytes]]
+    ) -> bytes:
+        """Return what is rendered of users and roles in turns, while others are served.
+
+        Raises:
+            RouteError: as `render`; 500, it is too long; 503, there is no memory for it.
+        """
+        memory = connection.memory
+        size_max = min(_LIST_BYTES_MAX, memory.answer_bytes_max)
+        pieces: list[bytes] = []
+        size = 0
+        async with self._rendering:
+            try:
+                with self._store.long_view() as view:
+                    until = monotonic() + _SLICE_S
+                    for piece in render(view):
+                        pieces.append(piece)
+                        size += len(piece)
+                        memory.take(len(piece))
+                        if size > size_max:
+                            message = f"the response is larger than {size_max} bytes"
+                            raise RouteError(500, message)
+                        if monotonic() > until:
+                            await memory.room(SMALL_BYTES)
+                            await asyncio.sleep(0)
+                            until = monotonic() + _SLICE_S
+                        if connection.gone:
+                            return b""
+                return b"".join(pieces)
+            except NoRoom:
+                raise RouteError(503, "no memory for the response") from None
+            finally:
+                memory.give_back(size)
 
     async def settle(self) -> None:
         """Wait for those whose password is being checked; turn away those who would take long."""

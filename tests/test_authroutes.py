@@ -11,9 +11,11 @@ import re
 import pytest
 
 from kvd import ctl
+from kvd.authjson import ELEMENTS_MAX
 from kvd.authroutes import Users
 from tests.server import Answer, Client
 from tests.test_guard import AL, ROOT, ask_for_users
+from tests.test_metrics import scrape
 
 JSON = {"Content-Type": "application/json"}
 
@@ -115,6 +117,36 @@ def test_a_body_beyond_the_limit_is_refused_and_the_next_request_answered(client
     )
     assert client.request("PUT", "/v2/auth/roles/large", largest).status == 201
     assert client.request("DELETE", "/v2/auth/roles/large").status == 200
+
+
+def test_a_body_of_very_many_elements_is_refused(client):
+    def body(count: int) -> str:
+        return json.dumps({"role": "many", "permissions": {"kv": {"read": ["x"] * count}}})
+
+    answer = client.request("PUT", "/v2/auth/roles/many", body(ELEMENTS_MAX))
+    message = f"Request body with more than {ELEMENTS_MAX} elements."
+    assert (answer.status, answer.json) == (413, {"message": message})
+    assert client.request("PUT", "/v2/auth/roles/many", body(ELEMENTS_MAX - 2)).status == 201
+    assert client.request("DELETE", "/v2/auth/roles/many").status == 200
+
+
+def test_a_list_that_repeats_a_large_role_is_bounded(make_server):
+    server = make_server("--max-response-bytes", "200000").start()
+    client = server.client()
+    role = {"role": "large", "permissions": {"kv": {"read": ["x" * 10_000]}}}
+    user = {"user": "u", "password": "p", "roles": ["large"] * 15}
+    assert client.request("PUT", "/v2/auth/roles/large", json.dumps(role)).status == 201
+    assert client.request("PUT", "/v2/auth/users/u", json.dumps(user)).status == 200
+    for target in ("/v2/auth/users/u", "/v2/auth/users"):
+        assert client.request("GET", target).body.count(b'"large"') == 15
+    user = {"user": "v", "password": "p", "roles": ["large"] * 25}
+    assert client.request("PUT", "/v2/auth/users/v", json.dumps(user)).status == 200
+    refusal = {"message": "the response is larger than 200000 bytes"}
+    for target in ("/v2/auth/users/v", "/v2/auth/users"):
+        answer = client.request("GET", target)
+        assert (answer.status, answer.json) == (500, refusal)
+    assert client.request("GET", "/v2/auth/users/u").status == 200
+    assert scrape(client)["kvd_buffered_answer_bytes"] == 0
 
 
 @pytest.mark.parametrize(
