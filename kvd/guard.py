@@ -147,7 +147,8 @@ class Rights:
     def _concerns_children(self, command: Request) -> bool:
         match command:
             case CreateInOrder():
-                return True
+                node = self._guard.state.find(command.key)
+                return node is None or node.dir_id != 0
             case Set() | Create():
                 return command.dir and command.ttl_s is not None
             case Update():

@@ -1,6 +1,7 @@
 """Fixtures of the tests that go through the public interface."""
 
 import contextlib
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,6 +43,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=4,
         help="how often tests/crash/test_kill.py kills its server (default: 4)",
     )
+
+
+@pytest.fixture(autouse=True)
+def same_umask() -> Iterator[None]:
+    """Put back what kvd and kvdctl set for their process: tests run them in theirs."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    yield
+    os.umask(mask)
 
 
 @pytest.fixture(scope="module")

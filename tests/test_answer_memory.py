@@ -142,7 +142,6 @@ def test_answers_to_writes_that_nobody_reads_take_no_more_than_the_limit(make_se
         assert client.put("/small", 1).status == 201
         wait_until(lambda: held_bytes(client) > 10 * MIB)
         assert client.get("/warm").json["node"]["value"] == CONTROL * (2 * MIB)
-        assert rejected(client, "answer_not_read") > 0
         most = 16 + 64
         assert peak_bytes(server) - before < most * MIB, "not 192"
 

@@ -49,15 +49,6 @@ def everything(*roots):
     return found
 
 
-@pytest.fixture(autouse=True)
-def same_umask():
-    """The command sets its own."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    yield
-    os.umask(mask)
-
-
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     """A store that was stopped cleanly, with a snapshot and with certificates."""
