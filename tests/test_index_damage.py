@@ -128,6 +128,18 @@ def test_a_leaf_that_says_it_is_another_page_is_found_before_that_one_is_freed(p
     assert found == leaves + 2  # the free list, and the names of the tables
 
 
+def test_a_leaf_that_calls_its_rows_free_is_found_before_it_is_written_to(path):
+    file = path / "index" / "data.mdb"
+    content = file.read_bytes()
+    found = 0
+    for page in range(2 * PAGE, len(content), PAGE):
+        upper = int.from_bytes(content[page + 14 : page + 16], "little")
+        if content[page + 10 : page + 12] == b"\2\0" and upper < PAGE:
+            head = (upper + 2).to_bytes(2, "little")
+            found += not proves(file, content[: page + 14] + head + content[page + 16 :])
+    assert found > 10
+
+
 def proves(file, content):
     file.write_bytes(content)
     try:
