@@ -28,7 +28,7 @@ from kvd.http1 import Connection
 from kvd.keys import PASSWORDS, KeySpace
 from kvd.memory import SMALL_BYTES, NoRoom
 from kvd.peer import Peer
-from kvd.request import Parsed, parse
+from kvd.request import Parsed, TakesLong, parse
 from kvd.urls import ListenUrl
 from kvd.watch import Watcher
 from storage.index import BROKEN
@@ -295,6 +295,8 @@ class Guard:
             except ApiError as refusal:
                 self._keys.refuse(connection, method, refusal)
                 return
+            except TakesLong:
+                pass  # it is parsed once its sender is known
         then = partial(self._serve, request, parsed)
         if admission is not None and admission.state == self._state:
             then(admission)

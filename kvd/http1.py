@@ -85,6 +85,7 @@ _TLS_HANDSHAKE = 0x16
 _SHORT_LINE_BYTES = 256
 _SHORT_HEAD_BYTES = 4 << 10
 _COMPONENTS_MAX = 64
+_SHORT_PATH_BYTES = 1 << 10
 _WRITING = (b"PUT ", b"POST ", b"DELETE ")
 # What is answered by the key space; all else costs far more than that.
 _KEY_LINE = re.compile(rb"[A-Z]+ /v2/keys[/?\x20]")
@@ -1218,7 +1219,9 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
 
 def _is_deep(buffer: bytes, line_end: int) -> bool:
-    """Return whether a request line has a path of many components, as escapes may be, too."""
+    """Return whether the path of a request line is long, or has many components (or escapes)."""
     query = buffer.find(b"?", 0, line_end)
     end = query if query >= 0 else line_end
+    if end > _SHORT_PATH_BYTES:
+        return True
     return buffer.count(b"/", 0, end) + buffer.count(b"%2", 0, end) > _COMPONENTS_MAX

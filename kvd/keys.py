@@ -150,6 +150,7 @@ class KeySpace:
         self.limits = limits
         # What is not longer than this, all in all, meets neither limit of a write.
         self._unsuspicious_bytes = min(2 * limits.depth_max, limits.value_bytes_max)
+        self._slices = asyncio.Lock()
         self._listings: set[asyncio.Task[None]] = set()
         self._kept_payloads: WeakValueDictionary[tuple[bytes, bool], Payload] = (
             WeakValueDictionary()
@@ -237,8 +238,10 @@ class KeySpace:
         turns = parse_in_turns(*said)
         try:
             while True:
-                next(turns)
-                await asyncio.sleep(0)
+                # One slice in a turn, of all that are parsed.
+                async with self._slices:
+                    await asyncio.sleep(0)
+                    next(turns)
                 if connection.gone:
                     return
         except StopIteration as end:

@@ -94,6 +94,14 @@ def test_what_is_wrong_with_a_request_comes_before_who_asks(client):
         assert answer.json["errorCode"] == 203
 
 
+def test_many_parameters_are_parsed_of_whom_may_send_them(client):
+    query = "&".join(f"long-parameter-{n}={n}" for n in range(100))
+    assert client.request("GET", f"/v2/keys/al?{query}").status == 401
+    assert client.request("GET", f"/v2/keys/al?{query}", None, ROOT).status == 404
+    answer = client.request("GET", f"/v2/keys/al?{query}&recursive=x", None, ROOT)
+    assert (answer.status, answer.json["errorCode"]) == (400, 209)
+
+
 def test_of_several_headers_the_first_counts(server):
     with Raw(server.port) as raw:
         lines = [f"Authorization: {h['Authorization']}" for h in (AL, basic("al", "wrong"))]

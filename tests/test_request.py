@@ -26,6 +26,7 @@ from kvd.request import (
     LARGE_FORM_BYTES,
     PARAMETERS_MAX,
     BadEscape,
+    Parsed,
     TakesLong,
     clean_path,
     decode_path,
@@ -593,9 +594,37 @@ def test_leading_zeros_are_limited_in_number():
 
 @pytest.mark.parametrize("place", ["query", "form"])
 def test_parameters_are_limited_in_number(place):
-    most = "&".join(["a=1"] * PARAMETERS_MAX)
-    assert ask("PUT", **{place: most}) == Set(KEY, b"")
-    assert refusal("PUT", **{place: most + "&"}) == (210, "more than 1000 parameters")
+    def in_turns(said: bytes) -> Parsed:
+        query_and_form = (said, b"") if place == "query" else (b"", said)
+        with pytest.raises(TakesLong):
+            parse("PUT", KEY, *query_and_form)
+        turns = parse_in_turns("PUT", KEY, *query_and_form)
+        while True:
+            try:
+                next(turns)
+            except StopIteration as end:
+                return end.value
+
+    most = b"&".join([b"a=1"] * PARAMETERS_MAX)
+    assert in_turns(most)[0] == Set(KEY, b"")
+    with pytest.raises(ApiError) as refused:
+        in_turns(most + b"&")
+    assert (refused.value.code, refused.value.cause) == (210, b"more than 1000 parameters")
+
+
+@pytest.mark.parametrize(
+    ("form", "query"),
+    [
+        (b"", b"parameter=1&" * 65),
+        (b"a=1", b"parameter=1&" * 65),
+        (b"parameter=1&" * 65, b"a=1"),
+        (b"value=" + b"%01" * 12_000, b""),
+    ],
+    ids=["query", "query-beside-a-form", "form", "escapes"],
+)
+def test_what_takes_long_is_parsed_in_turns(form, query):
+    with pytest.raises(TakesLong):
+        parse("PUT", KEY, query, form)
 
 
 @pytest.mark.parametrize("end", [b"%4", b"%", b"%%41", b"%4g"])

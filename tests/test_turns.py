@@ -236,9 +236,10 @@ LONG = b"".join(b"H%d: v\r\n" % n for n in range(600))
         b"GET /v2/keys%b HTTP/1.1\r\nHost: h\r\n\r\n" % (b"/a" * 200),
         b"DELETE /v2/keys%b HTTP/1.1\r\nHost: h\r\n\r\n" % (b"/a" * 200),
         b"GET /v2/keys/%b?wait=true HTTP/1.1\r\nHost: h\r\n\r\n" % (b"%2fa" * 200),
+        b"GET /v2/keys/%b HTTP/1.1\r\nHost: h\r\n\r\n" % (b"k" * 2000),
         READ[:-2] + LONG + b"\r\n",
     ],
-    ids=["path", "write", "escaped", "headers"],
+    ids=["path", "write", "escaped", "long", "headers"],
 )
 def test_costly_heads_are_few_in_a_turn(running, costly):
     kind = costly.split()[0].decode()
