@@ -272,21 +272,29 @@ def test_unfinished_requests_take_no_more_than_the_limit(make_server):
     head = "PUT /v2/keys/k HTTP/1.1\r\nHost: h\r\n"
     head += f"Content-Type: {FORM}\r\nContent-Length: {size}\r\n\r\n"
     with contextlib.ExitStack() as stack:
-        begun = [stack.enter_context(Raw(server.port)) for _ in range(3)]
-        for raw in begun[:2]:
+        begun = [stack.enter_context(Raw(server.port)) for _ in range(2)]
+        for raw in begun:
             raw.send(head.encode(), b"value=" + b"v" * (size - 7))
         # Small ones go on.
         assert client.put("/small", 1).status == 201
-        # Those that send nothing more make room for the next.
-        third = begun[2].send(head.encode(), b"value=" + b"v" * (size - 6)).answer()
-        assert third.status == 201
-        given_up = [raw for raw in begun[:2] if select.select([raw._socket], [], [], 0)[0]]
+        # Those that send nothing more make room for the next; on a busy machine that one may come
+        # slowly itself, and be given up.
+        statuses = []
+
+        def is_taken() -> bool:
+            with Raw(server.port) as third:
+                answer = third.send(head.encode(), b"value=" + b"v" * (size - 6)).answer()
+            statuses.append(answer.status)
+            return answer.status == 201
+
+        wait_until(is_taken)
+        given_up = [raw for raw in begun if select.select([raw._socket], [], [], 0)[0]]
         assert given_up
         for raw in given_up:
             refused = raw.answer()
             assert (refused.status, refused.headers["connection"]) == (503, "close")
             assert refused.body == b"503 Service Unavailable: too much is sent at once"
-        assert rejected(client, "too_much_at_once") == len(given_up)
+        assert rejected(client, "too_much_at_once") == len(given_up) + statuses.count(503)
         assert client.put("/k", "v" * size).status == 200
 
 
