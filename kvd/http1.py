@@ -937,7 +937,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
                 if self._buffer:
                     requests -= 1
                     if requests <= 0 and not self._busy:
-                        self._queue()
+                        self._queue(None if self._asks_to_write() else Lane.AHEAD)
                         break
         except Exception:
             # The process edge of a request: a bug in serving one client is not the others' end.

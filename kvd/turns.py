@@ -6,7 +6,8 @@ lanes and are visited in the turns that follow, one request at a visit, in the o
 came. There is a lane each for
 
 - writes, which otherwise would wait behind reads twice, before and after they are made durable;
-- reads of keys, and bodies;
+- reads of keys that have just come, and bodies: a client that asks for one thing after another;
+- requests that came together with others before them: a client that sends many ahead;
 - what costs far more than these: handshakes of TLS, requests to other routes, long heads and paths
   of many components.
 
@@ -53,7 +54,8 @@ class Lane(IntEnum):
 
     WRITES = 0
     READS = 1
-    SLOW = 2
+    AHEAD = 2
+    SLOW = 3
 
 
 class Waiting(Protocol):
@@ -132,8 +134,8 @@ class Turns:
         """Begin a turn: visit the connections that wait, each lane up to its share."""
         self._is_set = False
         self._writes_left, self._slow_left = _WRITES, _SLOW
-        writes, reads, slow = self._lanes
-        is_contended = writes or reads or slow
+        writes, reads, ahead, slow = self._lanes
+        is_contended = writes or reads or ahead or slow
         self.lent = self.buffer[:_READ_BYTES_CONTENDED] if is_contended else self.buffer
         self.left = _SHORT_TURN if is_contended else _TURN
         self._put_by = 0
@@ -143,13 +145,18 @@ class Turns:
         if not is_contended:
             return
         try:
+            # Each lane has units of its own, so that none uses up another's.
+            units, self.left = self.left, _WRITES
             self._visit(writes, _WRITES)
+            self.left = units - (units >> 2)
             self._visit(reads, len(reads))
+            self.left = max(0, self.left) + (units >> 2)
+            self._visit(ahead, len(ahead))
             self._is_granted = True
             self._visit(slow, self._slow_left)
         finally:
             self._is_granted = False
-            if writes or reads or slow:
+            if writes or reads or ahead or slow:
                 self.left = 0
                 self._set()
 
