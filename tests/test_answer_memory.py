@@ -5,6 +5,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from http.client import HTTPException
 
 import pytest
 
@@ -141,7 +142,13 @@ def test_answers_to_writes_that_nobody_reads_take_no_more_than_the_limit(make_se
         # Others are served, small answers at once, large ones once those are cut who do not read.
         assert client.put("/small", 1).status == 201
         wait_until(lambda: held_bytes(client) > 4 * MIB)
-        assert client.get("/warm").json["node"]["value"] == CONTROL * (2 * MIB)
+
+        def is_served() -> bool:
+            with contextlib.suppress(OSError, HTTPException):
+                return server.client().get("/warm").json["node"]["value"] == CONTROL * (2 * MIB)
+            return False  # on a busy machine it may read more slowly than the others for once
+
+        wait_until(is_served)
         most = 16 + 64
         assert peak_bytes(server) - before < most * MIB, "not 192"
 
