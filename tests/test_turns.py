@@ -354,3 +354,26 @@ def test_a_lane_keeps_its_order():
         loop.run_until_complete(asyncio.sleep(0))
     loop.close()
     assert [name for name in visited if isinstance(name, int)] == list(range(100))
+
+
+def test_one_that_has_just_come_waits_neither_for_those_ahead_nor_for_many_writes():
+    loop = asyncio.new_event_loop()
+    turns = Turns(loop)
+    visited = []
+
+    class Visitor:
+        def __init__(self, name):
+            self.name = name
+
+        def take_turn(self):
+            turns.left -= 2
+            visited.append(self.name)
+
+    for lane in (Lane.AHEAD, Lane.WRITES, Lane.READS):
+        for _ in range(100 if lane is not Lane.READS else 10):
+            turns.wait(Visitor(lane), lane)
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    # All in the first turn, and before anything that came behind others; which has a share, too.
+    assert visited.count(Lane.READS) == 10
+    assert visited.index(Lane.AHEAD) > len(visited) - 1 - visited[::-1].index(Lane.READS)
