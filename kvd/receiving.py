@@ -2,7 +2,7 @@
 
 Large requests leave an eighth of the limit free: a reserve for the small ones. Where there is no
 room, a large body waits for it, unread, and is refused after `WAIT_S`. Meanwhile those are given up
-whose client sends more slowly than `RATE_MIN`, the slowest first; if none is slow, the last that
+whose client is slow (`kvd.rate`), the slowest first; if none is slow, the last that
 has waited too long. A small request does not wait: others are given up at once.
 
 What has come whole is never given up; it is answered, and so makes room by itself.
@@ -14,11 +14,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from kvd.memory import Memory
+from kvd.rate import Rate
 
 SMALL_BYTES = 64 << 10
 """A request up to this size may use the reserve."""
-RATE_MIN = 512 << 10
-"""Bytes a second that a client has to send while others wait for room."""
 WAIT_S = 5.0
 """How long a body waits for room."""
 
@@ -47,39 +46,24 @@ class Sender(Protocol):
 
 
 class _Progress:
-    """How fast a request comes: what was held of it, when, and the last rate."""
+    """How fast a request comes, and since when it waits for room."""
 
-    __slots__ = ("held", "rate", "since", "waits_since")
+    __slots__ = ("rate", "waits_since")
 
     def __init__(self, now: float) -> None:
-        self.held = 0
-        self.since = now
-        self.rate: float | None = None
+        self.rate = Rate(0, now, _WINDOW_S)
         self.waits_since: float | None = None
 
     def measure(self, held: int, now: float) -> None:
-        elapsed_s = now - self.since
-        if self.waits_since is not None:
+        if self.waits_since is None:
+            self.rate.measure(held, now)
+        else:
             # It is not its client that is slow.
-            self.held, self.since, self.rate = held, now, None
-        elif elapsed_s >= _WINDOW_S:
-            self.rate = (held - self.held) / elapsed_s
-            self.held, self.since = held, now
+            self.rate.restart(held, now)
 
     def waited_s(self, now: float) -> float:
         """Return how long it has waited for room."""
         return 0.0 if self.waits_since is None else now - self.waits_since
-
-    @property
-    def is_slow(self) -> bool:
-        return self.rate is not None and self.rate < RATE_MIN
-
-    @property
-    def order(self) -> tuple[int, float]:
-        """Where it stands among those that are given up."""
-        if self.rate is None:
-            return 1, self.since
-        return (0 if self.is_slow else 2), self.rate
 
 
 class Receiving:
@@ -131,8 +115,8 @@ class Receiving:
         if not self._waiters:
             return
         self._wake()
-        slow = [s for s in self._receiving() if self._senders[s].is_slow]
-        for sender in sorted(slow, key=lambda one: self._senders[one].order):
+        slow = [s for s in self._receiving() if self._senders[s].rate.is_slow]
+        for sender in sorted(slow, key=self._order):
             if not self._waiters:
                 return
             self._give_up(sender)
@@ -167,7 +151,7 @@ class Receiving:
                 self._give_up(sender)
 
     def _order(self, sender: Sender) -> tuple[int, float]:
-        return self._senders[sender].order
+        return self._senders[sender].rate.order
 
     def _give_up(self, sender: Sender) -> None:
         """Give up a request, unless others that were have let it go on or come whole."""

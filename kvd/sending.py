@@ -4,7 +4,7 @@ Cut is a connection whose client reads nothing for the write timeout. Where memo
 while responses wait for room or exceed the limit, also one
 
 - whose client reads nothing for two seconds; or
-- whose client reads more slowly than `RATE_MIN`, the slowest first, until there is room.
+- whose client is slow (`kvd.rate`), the slowest first, until there is room.
 
 Where what has to be sent exceeds the limit, connections are cut at once, in this order: slow ones,
 those whose rate is not known yet (the oldest first), then the others by their rate.
@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
+from kvd.rate import Rate
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
 _TURN_BYTES = 4 << 20
 # A client that reads nothing for so long is cut where memory is short.
 _PATIENCE_S = 2.0
-RATE_MIN = 512 << 10
-"""Bytes a second that a client has to read while others wait for room."""
 # A rate is measured over at least this: acknowledgements come in bursts.
 _WINDOW_S = 2.0
 
@@ -56,35 +56,6 @@ class Recipient(Protocol):
         """Drop the connection at once."""
 
 
-class _Reading:
-    """How fast a client has read of its outbox: what it had read, when, and the last rate."""
-
-    __slots__ = ("rate", "read", "since")
-
-    def __init__(self, read: int, now: float) -> None:
-        self.read = read
-        self.since = now
-        self.rate: float | None = None
-
-    def measure(self, recipient: Recipient, now: float) -> None:
-        elapsed_s = now - self.since
-        if elapsed_s >= _WINDOW_S:
-            read = recipient.read_bytes
-            self.rate = (read - self.read) / elapsed_s
-            self.read, self.since = read, now
-
-    @property
-    def is_slow(self) -> bool:
-        return self.rate is not None and self.rate < RATE_MIN
-
-    @property
-    def order(self) -> tuple[int, float]:
-        """Where it stands among those that are cut when the limit is exceeded."""
-        if self.rate is None:
-            return 1, self.since
-        return 0 if self.is_slow else 2, self.rate
-
-
 class Sending:
     """The outboxes of one server's connections, by turns."""
 
@@ -98,7 +69,7 @@ class Sending:
         self._is_sending = False
         # What was unread when it last became less, and when; in the order of those times.
         self._stalled: dict[Recipient, tuple[int, float]] = {}
-        self._reading: dict[Recipient, _Reading] = {}
+        self._reading: dict[Recipient, Rate] = {}
         self._is_shedding = False
         self.cut = 0
         """How many connections were cut."""
@@ -106,7 +77,7 @@ class Sending:
 
     def begins(self, recipient: Recipient) -> None:
         """Something waits in the outbox of a connection."""
-        self._reading[recipient] = _Reading(recipient.read_bytes, self._loop.time())
+        self._reading[recipient] = Rate(recipient.read_bytes, self._loop.time(), _WINDOW_S)
 
     def ends(self, recipient: Recipient) -> None:
         """Nothing does any more."""
@@ -130,8 +101,9 @@ class Sending:
     def tick(self, now: float) -> None:
         """Cut those who read nothing, or too slowly; called every second."""
         self._cut_stalled(now)
-        for recipient, reading in self._reading.items():
-            reading.measure(recipient, now)
+        for recipient, rate in self._reading.items():
+            if rate.is_due(now):  # only then the kernel has to be asked
+                rate.measure(recipient.read_bytes, now)
         if self._memory.lacking:
             self._cut_slow()
 
@@ -155,8 +127,8 @@ class Sending:
 
     def _cut_slow(self) -> None:
         """Cut the slowest until there is room for those who wait."""
-        slow = [(reading.order, r) for r, reading in self._reading.items() if reading.is_slow]
-        for _, recipient in sorted(slow, key=lambda one: one[0]):
+        slow = [recipient for recipient, rate in self._reading.items() if rate.is_slow]
+        for recipient in sorted(slow, key=self._order):
             if not self._memory.lacking:
                 return
             self._cut(recipient)
@@ -172,10 +144,13 @@ class Sending:
         memory = self._memory
         if memory.answers <= memory.bytes_max:
             return
-        for recipient in sorted(self._reading, key=lambda one: self._reading[one].order):
+        for recipient in sorted(self._reading, key=self._order):
             if memory.answers <= memory.bytes_max:
                 return
             self._cut(recipient)
+
+    def _order(self, recipient: Recipient) -> tuple[int, float]:
+        return self._reading[recipient].order
 
     def _cut(self, recipient: Recipient) -> None:
         self.cut += 1

@@ -11,8 +11,9 @@ import pytest
 
 from kvd.memory import Memory, NoRoom, Payload, Values
 from kvd.outbox import Outbox
+from kvd.rate import RATE_MIN
 from kvd.response import LargeValue, escape
-from kvd.sending import RATE_MIN, Sending
+from kvd.sending import Sending
 from tests.raw import Raw, request
 from tests.server import FORM, Answer, Client, Server
 from tests.test_limits import MIB, peak_bytes, rejected, wait_until
