@@ -36,6 +36,10 @@ _INDEX_BYTES = 64 << 20
 # When the log has outgrown this part of the last snapshot, the next one is due: a rebuild replays
 # that much of log, which takes five times as long as it takes to load as much of a snapshot.
 _SNAPSHOT_PART = 2
+# Where large values are written, 64 MiB of log are less than a second, and a snapshot takes a good
+# part of one: they come no closer than this, as long as the log has not grown by so much more.
+_SNAPSHOT_INTERVAL_S = 5.0
+_POSTPONED_BYTES = 512 << 20
 _BACK_OFF_S = 30.0
 _BACK_OFF_S_MAX = 600.0
 # The kept log is read for so long at a time: a tenth of what one thread could.
@@ -49,8 +53,10 @@ class Housekeeping:
     A snapshot is due after `snapshot_count` records, and, with that number and without, once the
     log since the last snapshot exceeds both 64 MiB and half the size of that snapshot: so the log
     never takes more than a part of the disk, and writing snapshots never costs more than twice as
-    much as writing the log. The index is written out every 64 MiB of log, so that a commit never
-    waits because the kernel holds too much of it unwritten.
+    much as writing the log. What is due by bytes alone waits until the one before has been there
+    for five seconds, but for no more than 512 MiB of log, and not where the disk has no room for
+    that. The index is written out every 64 MiB of log, so that a commit never waits because the
+    kernel holds too much of it unwritten.
 
     Attributes:
         snapshot_s: How long snapshots took.
@@ -84,6 +90,9 @@ class Housekeeping:
         self._not_before = 0.0
         self._back_off_s = _BACK_OFF_S
         self._snapshot_began = 0.0
+        self._snapshot_ended = float("-inf")
+        # How much more log there may be before a snapshot that is due by bytes is taken.
+        self._postponed_bytes = self._room_to_postpone()
         self._kept_log: KeptLog | None = store.kept_log()
         self._is_checking = False
         self._relief = ""
@@ -112,12 +121,15 @@ class Housekeeping:
         except DirectoryLost as error:
             self._on_fatal(error)
             return
+        self._postponed_bytes = self._room_to_postpone()
         if not self._is_checking:
             self._is_checking = True
             self._check()
         if self._busy or self._stopped:
             return
-        if self.damage and self._loop.time() >= self._not_before:
+        is_wanted = self.damage and self._loop.time() >= self._not_before
+        # What was postponed is due some time, even if nothing more is written.
+        if is_wanted or self._snapshot_due(self._store.wal.log_bytes):
             self._take_snapshot()
         elif self._store.index_reserve_is_low():
             # Room for removals on a full disk.
@@ -131,13 +143,23 @@ class Housekeeping:
         self._thread.stop()
 
     def _snapshot_due(self, log_bytes: int) -> bool:
-        if self._loop.time() < self._not_before:
-            return False
         count = self._count
-        if count is not None and self._store.applied.pos - self._snapshot_pos >= count:
-            return True
+        is_counted = count is not None and self._store.applied.pos - self._snapshot_pos >= count
         due_bytes = max(_SNAPSHOT_BYTES_MIN, self._snapshot_size // _SNAPSHOT_PART)
-        return log_bytes - self._snapshot_at > due_bytes
+        beyond = log_bytes - self._snapshot_at - due_bytes
+        if beyond <= 0 and not is_counted:
+            return False
+        now = self._loop.time()
+        if now < self._not_before:
+            return False
+        is_soon = now - self._snapshot_ended < _SNAPSHOT_INTERVAL_S
+        return is_counted or not is_soon or beyond > self._postponed_bytes
+
+    def _room_to_postpone(self) -> int:
+        """Return how much log may be written while a snapshot waits: nothing on a full disk."""
+        # Each of the snapshots that are kept may have waited.
+        is_scarce = self._store.is_low_on_space(beside=2 * _POSTPONED_BYTES)
+        return 0 if is_scarce else _POSTPONED_BYTES
 
     def _take_snapshot(self) -> None:
         self._busy = True
@@ -172,7 +194,8 @@ class Housekeeping:
             if self.damage:
                 self.damage = ""
                 log.warning("%s: nothing depends on that", self._relief)
-            self.snapshot_s.observe(self._loop.time() - self._snapshot_began)
+            self._snapshot_ended = self._loop.time()
+            self.snapshot_s.observe(self._snapshot_ended - self._snapshot_began)
             # The list of segments belongs to the thread that appends to the last of them.
             store = self._store
             self._sync.run(lambda: store.purge(outcome), self._purged)

@@ -449,14 +449,14 @@ class Store:
         """How much free space a segment and another snapshot need."""
         return self._segment_bytes_max + self._snapshot_bytes
 
-    def is_low_on_space(self) -> bool:
-        """Return whether a file system of the store has less than `low_water_bytes` left."""
+    def is_low_on_space(self, *, beside: int = 0) -> bool:
+        """Return whether a file system has less than `low_water_bytes`, and `beside`, left."""
         directory = self.directory
         try:
             free = min(map(disk.free_bytes, (directory.path, directory.wal)))
         except OSError:
             return False  # nobody can say; the log will meet it
-        return free < self.low_water_bytes
+        return free < self.low_water_bytes + beside
 
     def index_reserve_is_low(self) -> bool:
         """Return whether `reserve_index` has something to do."""

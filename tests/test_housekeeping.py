@@ -58,6 +58,9 @@ class House:
     def taken(self):
         return snapshot.available(self.snapshots)
 
+    def ended(self):
+        return sum(self.housekeeping.snapshot_s.counts)
+
     def log_begins_with(self):
         return sorted(self.segments.glob("*.wal"))[0].name
 
@@ -140,6 +143,79 @@ def test_without_a_number_the_size_of_the_log_decides(tmp_path, monkeypatch):
         async with kept(tmp_path / "data", None) as house:
             house.commit(200)
             await until(house.taken)
+
+    asyncio.run(scenario())
+
+
+@pytest.fixture
+def small_logs(monkeypatch):
+    """A snapshot is due after 20 kB of log, but waits for the next hour."""
+    monkeypatch.setattr("kvd.housekeeping._SNAPSHOT_BYTES_MIN", 20_000)
+    monkeypatch.setattr("kvd.housekeeping._SNAPSHOT_PART", 1000)
+    monkeypatch.setattr("kvd.housekeeping._SNAPSHOT_INTERVAL_S", 3600)
+
+
+async def due_again(house):
+    """Take the first snapshot, and write as much log again as makes one due."""
+    house.commit(200)
+    await until(lambda: house.ended() == 1)
+    house.commit(200)
+    assert house.begun == 1
+
+
+@pytest.mark.usefixtures("small_logs")
+def test_a_snapshot_that_was_postponed_is_taken_in_time_without_a_write(tmp_path, monkeypatch):
+    async def scenario():
+        async with kept(tmp_path / "data", None) as house:
+            await due_again(house)
+            monkeypatch.setattr("kvd.housekeeping._SNAPSHOT_INTERVAL_S", 0)
+            await until(lambda: house.housekeeping.tick() or len(house.taken()) == 2)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("small_logs")
+def test_the_log_is_bounded_while_a_snapshot_is_postponed(tmp_path, monkeypatch):
+    monkeypatch.setattr("kvd.housekeeping._POSTPONED_BYTES", 100_000)
+
+    async def scenario():
+        async with kept(tmp_path / "data", None) as house:
+            before = house.store.wal.log_bytes
+            await due_again(house)
+            while house.begun == 1:
+                held = house.store.wal.log_bytes
+                house.commit(10)
+            assert 100_000 < held - before < 160_000
+            await until(lambda: len(house.taken()) == 2)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("small_logs")
+def test_no_snapshot_is_postponed_where_space_is_scarce(tmp_path, monkeypatch):
+    async def scenario():
+        async with kept(tmp_path / "data", None) as house:
+            await due_again(house)
+            free = house.store.low_water_bytes + (1 << 30)
+            monkeypatch.setattr("storage.disk.free_bytes", lambda _: free)
+            house.housekeeping.tick()
+            await until(lambda: house.commit(1) or not house.housekeeping._busy)
+            assert house.begun == 1
+            monkeypatch.setattr("storage.disk.free_bytes", lambda _: free - 1)
+            house.housekeeping.tick()
+            await until(lambda: house.commit(1) or len(house.taken()) == 2)
+
+    asyncio.run(scenario())
+
+
+def test_a_number_of_records_is_not_postponed(tmp_path, monkeypatch):
+    monkeypatch.setattr("kvd.housekeeping._SNAPSHOT_INTERVAL_S", 3600)
+
+    async def scenario():
+        async with kept(tmp_path / "data") as house:
+            for number in (1, 2):
+                house.commit(60)
+                await until(lambda number=number: house.ended() == number)
 
     asyncio.run(scenario())
 
