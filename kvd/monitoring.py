@@ -89,5 +89,6 @@ class Monitoring:
     def _tick(self, due: float) -> None:
         now = self._loop.time()
         self.stall_s = max(0.0, now - due)
-        self._http.tick()
+        # Before anything that could fail: there is a next tick in any case.
         self._ticker = self._loop.call_at(now + _TICK_S, self._tick, now + _TICK_S)
+        self._http.tick()

@@ -46,6 +46,7 @@ from kvd.monitoring import Monitoring
 from kvd.stats import SelfStats, StoreStats
 from kvd.syncthread import SyncThread
 from kvd.systemd import Handed
+from kvd.ticker import Ticker
 from kvd.tls import Tls
 from kvd.turns import Turns
 from kvd.urls import ListenUrl
@@ -67,6 +68,7 @@ EXIT_TRY_AGAIN = 75
 _FLUSH_S = 0.5
 _LEAVE_S = 0.1
 _COLLECT_AFTER = 50_000
+_TICK_S = 1.0
 # A crash sooner than that after a step of the clock, and its keys are off by the step.
 _CLOCK_S = 0.25
 
@@ -92,8 +94,7 @@ class KvdServer:
         self._store: Store
         self._acceptors: list[Acceptor] = []
         self._tls: Tls | None = None
-        self._ticker: asyncio.TimerHandle | None = None
-        self._clock_timer: asyncio.TimerHandle | None = None
+        self._tickers: list[Ticker] = []
         self._monitoring: Monitoring
 
     async def start(self) -> None:
@@ -152,8 +153,10 @@ class KvdServer:
         gc.freeze()
         # A request makes hardly any cycles: collecting as often as Python does cost 7 % (measured).
         gc.set_threshold(_COLLECT_AFTER)
-        self._tick(loop)
-        self._look_at_clock(loop)
+        self._tickers = [
+            Ticker(loop, _TICK_S, self._ticked(), self._fail),
+            Ticker(loop, _CLOCK_S, {"clock": self._committer.look_at_clock}, self._fail),
+        ]
         for listener in listeners:
             acceptor = Acceptor(listener, self._http, self._connect, self._tls)
             await acceptor.start("listening")
@@ -172,9 +175,8 @@ class KvdServer:
         await self._answer_all()
         await self._flush()
         self._committer.stop()
-        for timer in (self._ticker, self._clock_timer):
-            if timer is not None:
-                timer.cancel()
+        for ticker in self._tickers:
+            ticker.stop()
         self._housekeeping.stop()
         self._index_check.stop()
         self._credentials.close()
@@ -342,16 +344,14 @@ class KvdServer:
             stall_s=lambda: self._monitoring.stall_s,
         )
 
-    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._http.tick()
-        self._keys.tick()
-        self._committer.tick()
-        self._housekeeping.tick()
-        self._ticker = loop.call_later(1.0, self._tick, loop)
-
-    def _look_at_clock(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._committer.look_at_clock()
-        self._clock_timer = loop.call_later(_CLOCK_S, self._look_at_clock, loop)
+    def _ticked(self) -> dict[str, Callable[[], object]]:
+        """Return what is done every second."""
+        return {
+            "connections": self._http.tick,
+            "key space": self._keys.tick,
+            "committer": self._committer.tick,
+            "housekeeping": self._housekeeping.tick,
+        }
 
     async def _flush(self) -> None:
         """Let the last answers reach their clients, as far as those read them, and leave."""
