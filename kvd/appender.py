@@ -1,7 +1,12 @@
 """How a batch gets into the log: the kernel syncs it by itself where it can, else the sync thread.
 
-Either way the loop goes on meanwhile, and one batch is under way at a time. The thread also does
-all that is rare: it begins segments, writes long frames, and makes the faults of failpoints.
+While syncs are short the loop waits for them, each time for `WAIT_S` at most: a turn of the loop
+and a wake-up cost more than a sync of 100 us takes, and what is on its way to the sockets meanwhile
+makes the next batch larger. A sync that takes longer is told by the kernel in a later turn, so
+that no read ever waits for a slow disk; and the more of them there are, the less often is waited.
+
+Either way one batch is under way at a time. The thread also does all that is rare: it begins
+segments, writes long frames, and makes the faults of failpoints.
 """
 
 from __future__ import annotations
@@ -22,6 +27,10 @@ log = logging.getLogger(__name__)
 
 Done = Callable[[Position | BaseException], None]
 
+# After so many syncs in a row that were waited for in vain, so many (2^n - 1) are not waited for:
+# on a slow disk one wait in 64 syncs, and 64 syncs until one that has become fast is noticed.
+_VAIN_MAX = 6
+
 
 class Appender:
     """Appends the batches of one store."""
@@ -39,6 +48,9 @@ class Appender:
         self._loop = loop
         self._done: Done | None = None
         self._began = 0.0
+        # How many waits in a row were in vain, and how many syncs are not waited for by that.
+        self._vain = 0
+        self._unwaited = 0
         self._kernel: DataSync | None = None
         if not thread_only:
             try:
@@ -49,24 +61,39 @@ class Appender:
                 loop.add_reader(self._kernel.fileno, self._synced)
 
     def append(self, batch: Batch, done: Done) -> None:
-        """Append a batch; call `done` with the end of its frame, or what `Store.append` raises."""
+        """Append a batch; call `done` with the end of its frame, or what `Store.append` raises.
+
+        `done` is called in a later turn of the loop, or before this returns.
+        """
+        kernel = self._kernel
         # What the thread is doing to the log comes first.
-        if self._kernel is not None and self._sync.waiting == 0:
-            began = monotonic()
-            try:
-                fd = self._store.begin_append(batch)
-            except (LogFull, OSError) as error:
-                self._loop.call_soon(done, error)
-                return
-            if fd is not None:
-                try:
-                    self._kernel.submit(fd)
-                except OSError:  # too much to do for the kernel just now
-                    self._sync.run(self._store.wal.sync_begun, done)
-                else:
-                    self._done, self._began = done, began
-                return
-        self._sync.run(partial(self._store.append, batch), done)
+        if kernel is None or self._sync.waiting:
+            self._sync.run(partial(self._store.append, batch), done)
+            return
+        began = monotonic()
+        try:
+            fd = self._store.begin_append(batch)
+        except (LogFull, OSError) as error:
+            done(error)
+            return
+        if fd is None:
+            self._sync.run(partial(self._store.append, batch), done)
+            return
+        try:
+            kernel.submit(fd)
+        except OSError:  # too much to do for the kernel just now
+            self._sync.run(self._store.wal.sync_begun, done)
+            return
+        if self._unwaited:
+            self._unwaited -= 1
+        elif (code := kernel.wait()) is not None:
+            self._vain = 0
+            self._end(code, began, done)
+            return
+        else:
+            self._vain = min(self._vain + 1, _VAIN_MAX)
+            self._unwaited = (1 << self._vain) - 1
+        self._done, self._began = done, began
 
     def close(self) -> None:
         """Let go of what syncs; nothing may be under way."""
@@ -82,10 +109,14 @@ class Appender:
         if code is None or done is None:
             return
         self._done = None
+        self._end(code, self._began, done)
+
+    def _end(self, code: int, began: float, done: Done) -> None:
+        """Tell that the kernel has synced a batch, or failed to."""
         wal = self._store.wal
         outcome: Position | BaseException
         try:
-            outcome = wal.end_append(monotonic() - self._began, code)
+            outcome = wal.end_append(monotonic() - began, code)
         except OSError as error:
             outcome = error
         if wal.wants_next:

@@ -42,8 +42,12 @@ HEARTBEAT = 16  # proves the frame before it: no payload, no records
 _PAGE = struct.Struct("<8sII16sQQQIQQI")
 _HEADER = struct.Struct("<4sIQQIIII")
 _CRC = struct.Struct("<I")
+# A header up to its crc, and from there.
+_HEAD = struct.Struct("<4sIQQII")
+_HEAD_END = struct.Struct("<II")
 assert _PAGE.size == 80
 assert _HEADER.size == 40
+assert _HEAD.size + _HEAD_END.size == 40
 
 HEADER_SIZE = _HEADER.size
 _OVERHEAD = HEADER_SIZE + _CRC.size
@@ -174,10 +178,8 @@ def encode_frame(
         raise ValueError(f"a frame takes {MAX_PAYLOAD} bytes, got {length}")
     if not 0 <= count <= MAX_COUNT:
         raise ValueError(f"a frame takes {MAX_COUNT} records, got {count}")
-    head = _HEADER.pack(FRAME_MAGIC, length, seq, first_index, count | flags << 24, chain, 0, 0)[
-        :32
-    ]
-    head += _CRC.pack(crc32(head, salt & 0xFFFFFFFF)) + b"\0\0\0\0"
+    head = _HEAD.pack(FRAME_MAGIC, length, seq, first_index, count | flags << 24, chain)
+    head += _HEAD_END.pack(crc32(head, salt & 0xFFFFFFFF), 0)
     body_crc = _CRC.pack(crc32(payload, crc32(head)))
     return b"".join((head, payload, body_crc, _ZEROS[: -(length + _OVERHEAD) % 8]))
 

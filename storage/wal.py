@@ -104,6 +104,8 @@ class Wal:
         # Up to where a refused write may have left bytes behind the tail.
         self._dirty_end = 0
         self._spare = Spare(directory, segment_bytes_max)
+        # Up to where `begin_append` may go: 0 before the first append, and when one has failed.
+        self._ready_end = 0
         self._tail = self._position = START
         # Where the log ends once the frame that was put last is durable, and its length.
         self._begun = START, 0
@@ -283,18 +285,15 @@ class Wal:
         """
         size = frame.frame_size(len(payload))
         if (
-            size > BEGUN_BYTES_MAX
-            or self._fd == _NO_FILE
-            or self._tail.offset + size + SEAL_SIZE > self._capacity
-            or not self._writable
-            or self._on_first is not None
+            self._tail.offset + size > self._ready_end
+            or size > BEGUN_BYTES_MAX
             or failpoints.armed()
         ):
             return None
         try:
             self._put(payload, first_index, count, 0)
         except OSError:
-            self._writable = False
+            self._give_up()
             raise
         return self._fd
 
@@ -312,7 +311,7 @@ class Wal:
             OSError: it failed. Later appends are refused.
         """
         if code:
-            self._writable = False
+            self._give_up()
             raise OSError(code, os.strerror(code))
         self._synced(took_s)
         self._position = self._tail
@@ -327,7 +326,7 @@ class Wal:
         try:
             self._sync()
         except OSError:
-            self._writable = False
+            self._give_up()
             raise
         self._position = self._tail
         return self._position
@@ -408,7 +407,7 @@ class Wal:
                 self._erase_dirty()
                 disk.sync_data(self._fd)
         finally:
-            self._writable = False
+            self._give_up()
             self._spare.close()
             if self._fd != _NO_FILE:
                 os.close(self._fd)
@@ -420,6 +419,7 @@ class Wal:
         if not self._writable:
             raise OSError(errno.EIO, "the log is closed to writing")
         needed = frame.frame_size(len(payload)) + SEAL_SIZE
+        self._ready_end = 0
         try:
             if self._fd == _NO_FILE or self._tail.offset + needed > self._capacity:
                 self._cut(first_index, PAGE_SIZE + needed)
@@ -427,8 +427,14 @@ class Wal:
                 self._announce(self._on_first)
             self._write_frame(payload, first_index, count, flags)
         except OSError:
-            self._writable = False
+            self._give_up()
             raise
+        self._ready_end = self._capacity - SEAL_SIZE
+
+    def _give_up(self) -> None:
+        """Take no further append: nothing is known about the log's end, or it is closed."""
+        self._writable = False
+        self._ready_end = 0
 
     def _announce(self, on_first: Callable[[], object]) -> None:
         """Have it made known that the log has begun, before anything in it can be acknowledged."""
@@ -452,15 +458,18 @@ class Wal:
             chain=chain,
             salt=self._salt,
         )
-        end = offset + len(data)
-        leftover = bytes(max(0, self._dirty_end - end))
+        length = len(data)
+        end = offset + length
+        crc = frame.body_crc(data)
+        if end < self._dirty_end:
+            data += bytes(self._dirty_end - end)
         try:
-            failpoints.reach_write("walBeforeWrite", self._fd, data, offset)
-            disk.write_at(self._fd, data + leftover if leftover else data, offset)
+            failpoints.reach_write("walBeforeWrite", self._fd, data[:length], offset)
+            disk.write_at(self._fd, data, offset)
         except OSError as error:
             self._refused(error, end, offset + frame.essential_size(len(payload)))
             raise
-        self._begun = Position(segment, end, seq + 1, frame.body_crc(data)), len(data)
+        self._begun = Position(segment, end, seq + 1, crc), length
 
     def _sync(self) -> None:
         began = time.monotonic()
@@ -480,9 +489,10 @@ class Wal:
         except OSError:
             in_place = False
         if not in_place:
-            self._writable = False
+            ready_end = self._ready_end
+            self._give_up()
             require_at(self._name, os.fstat(self._fd))
-            self._writable = True
+            self._writable, self._ready_end = True, ready_end
         self._tail, length = self._begun
         self._dirty_end = 0
         self._log_bytes += length

@@ -3,14 +3,20 @@
 import asyncio
 import errno
 import os
+import select
+import signal
+import threading
 from contextlib import asynccontextmanager
 
 import pytest
 
+from bench.inside import Inside
+from bench.wire import render
+from kvd import appender
 from kvd.appender import Appender
 from kvd.commands import Set
 from kvd.syncthread import SyncThread
-from storage import disk
+from storage import aio, disk
 from storage.aio import DataSync
 from storage.errors import LogFull
 from storage.wal import Position
@@ -31,6 +37,71 @@ needs_the_kernel = pytest.mark.skipif(not kernel_can(), reason="Linux AIO cannot
 BOTH_WAYS = pytest.mark.parametrize(
     "thread_only", [pytest.param(False, marks=needs_the_kernel), True], ids=["kernel", "thread"]
 )
+
+
+class HeldSync(DataSync):
+    """A disk whose syncs end when the test says so: the kernel waits for that instead of a disk.
+
+    Attributes:
+        submitted: set by each sync that begins.
+        waits: what came of each wait for one.
+    """
+
+    _IOCB_CMD_POLL = 5
+
+    def __init__(self):
+        super().__init__()
+        self._gate = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
+        self.submitted = threading.Event()
+        self.waits = []
+
+    def submit(self, fd):
+        os.fdatasync(fd)
+        aio._IOCB.pack_into(
+            self._iocb,
+            0,
+            *(0, 0, 0, self._IOCB_CMD_POLL, 0, self._gate),
+            *(select.POLLIN, 0, 0, 0, aio._IOCB_FLAG_RESFD, self.fileno),
+        )
+        self._call(*self._submit)
+        self.submitted.set()
+
+    def end(self):
+        """Let one sync end, the one under way or the next."""
+        os.eventfd_write(self._gate, 1)
+
+    def take_back(self):
+        """Let no sync end that has not."""
+        os.eventfd_read(self._gate)
+
+    def wait(self):
+        self.waits.append(self._ended(super().wait()))
+        return self.waits[-1]
+
+    def outcome(self):
+        return self._ended(super().outcome())
+
+    def _ended(self, result):
+        if result is None:
+            return None
+        self.take_back()
+        return 0
+
+    def close(self):
+        super().close()
+        os.close(self._gate)
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """The disk of the appender that the test makes."""
+    disk_sync = HeldSync()
+    monkeypatch.setattr(appender, "DataSync", lambda: disk_sync)
+    return disk_sync
+
+
+def can_be_read(connected):
+    return bool(select.select([connected], [], [], 0)[0])
 
 
 class Log:
@@ -93,16 +164,80 @@ async def test_batches_stand_in_the_log_in_order(tmp_path, thread_only):
     assert values(tmp_path / "data") == sent
 
 
-@BOTH_WAYS
+@needs_the_kernel
 @on_a_loop
-async def test_a_batch_is_on_its_way_while_the_loop_goes_on(tmp_path, thread_only):
-    async with a_log(tmp_path / "data", thread_only=thread_only) as log:
-        await log.append(b"first")
+async def test_a_batch_is_on_its_way_while_the_loop_goes_on(tmp_path, held):
+    async with a_log(tmp_path / "data", thread_only=False) as log:
+        await log.append(b"first")  # the thread begins the segment
         txn, batch, told = log.begin(b"second")
+        for _ in range(20):
+            await asyncio.sleep(0)
         assert not told.done()
-        assert log.store.applied.index == 2
+        assert log.store.wal.position.seq == log.store.applied.position.seq
+        held.end()
         log.store.commit(txn, batch, await asyncio.wait_for(told, PATIENCE_S))
         assert log.store.applied.index == 3
+
+
+@needs_the_kernel
+@on_a_loop
+async def test_a_short_sync_is_waited_for(tmp_path, held):
+    async with a_log(tmp_path / "data", thread_only=False) as log:
+        await log.append(b"first")
+        for number in range(100):
+            held.end()
+            txn, batch, told = log.begin(b"%d" % number)
+            assert told.done()
+            log.store.commit(txn, batch, told.result())
+            await asyncio.sleep(0)  # the loop finds nothing else to tell
+        assert held.waits == [0] * 100
+    assert values(tmp_path / "data")[1:] == [b"%d" % number for number in range(100)]
+
+
+@needs_the_kernel
+@on_a_loop
+async def test_long_syncs_are_hardly_waited_for_until_they_are_short_again(tmp_path, held):
+    async with a_log(tmp_path / "data", thread_only=False) as log:
+        await log.append(b"first")
+        for number in range(200):
+            txn, batch, told = log.begin(b"%d" % number)
+            assert not told.done()
+            held.end()
+            log.store.commit(txn, batch, await asyncio.wait_for(told, PATIENCE_S))
+        assert held.waits == [None] * 8
+        for number in range(100):
+            held.end()
+            txn, batch, told = log.begin(b"%d" % number)
+            log.store.commit(txn, batch, await asyncio.wait_for(told, PATIENCE_S))
+        assert held.waits[:8] == [None] * 8
+        assert len(held.waits) > 40
+        assert not any(held.waits[8:])
+
+
+@needs_the_kernel
+@pytest.mark.parametrize("short", [0, 2, 3], ids=["never", "each second", "each third"])
+def test_a_read_is_answered_whatever_the_sync_of_a_write_takes(tmp_path, held, short):
+    """Also where the syncs before it were short."""
+    get, put = render("GET", "/v2/keys/k"), render("PUT", "/v2/keys/k", b"value=v")
+    with Inside(tmp_path / "data", connections=2) as kvd:
+        for number in range(100):
+            held.submitted.clear()
+            if number == 0 or (short and number % short == 0):
+                held.end()
+                kvd.exchange(0, put)
+                kvd.exchange(1, get)
+                if not held.submitted.is_set():  # a heartbeat was under way: the thread did it
+                    held.take_back()
+                continue
+            kvd.sockets[0].sendall(put)
+            while not (held.submitted.wait(0.01) or can_be_read(kvd.sockets[0])):
+                pass
+            kvd.exchange(1, get)
+            if held.submitted.is_set():
+                assert not can_be_read(kvd.sockets[0])
+                held.end()
+            kvd.receive(0)
+    assert None in held.waits
 
 
 @needs_the_kernel
@@ -190,6 +325,29 @@ def test_the_kernel_syncs_a_file_and_refuses_a_pipe(tmp_path):
     sync.close()
 
 
+@needs_the_kernel
+def test_a_wait_ends_by_the_sync_or_by_the_bound_and_signals_do_not_harm_it(tmp_path):
+    sync = HeldSync()
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, aio.WAIT_S / 10, aio.WAIT_S / 10)
+    with (tmp_path / "file").open("wb") as file:
+        try:
+            sync.submit(file.fileno())
+            assert [sync.wait() for _ in range(20)] == [None] * 20
+            sync.end()
+            assert sync.wait() == 0
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        sync.submit(file.fileno())
+        assert sync.wait() is None
+        sync.end()
+        assert sync.outcome() == 0
+        assert sync.outcome() is None
+    sync.close()
+    assert aio.WAIT_S <= 0.001
+
+
 def failing(code):
     def fail(*_):
         raise OSError(code, os.strerror(code))
@@ -198,29 +356,15 @@ def failing(code):
 
 
 @needs_the_kernel
+@pytest.mark.parametrize("found", ["wait", "outcome"])
 @on_a_loop
-async def test_nobody_is_told_before_the_kernel_has_synced(tmp_path, monkeypatch):
-    async with a_log(tmp_path / "data", thread_only=False) as log:
-        await log.append(b"first")
-        asked = asyncio.Event()
-        with monkeypatch.context() as patch:
-            patch.setattr(DataSync, "outcome", lambda _: asked.set())  # not known yet
-            txn, batch, told = log.begin(b"second")
-            await asyncio.wait_for(asked.wait(), PATIENCE_S)
-            await asyncio.sleep(0)
-            assert not told.done()
-            assert log.store.wal.position.seq == log.store.applied.position.seq
-        log.store.commit(txn, batch, await asyncio.wait_for(told, PATIENCE_S))
-
-
-@needs_the_kernel
-@on_a_loop
-async def test_a_sync_that_the_kernel_failed_is_told_as_a_failure(tmp_path, monkeypatch):
+async def test_a_sync_that_the_kernel_failed_is_told_as_a_failure(tmp_path, monkeypatch, found):
     log = Log(open_store(tmp_path / "data"), thread_only=False)
     await log.append(b"first")
     held = log.store.wal.position
     with monkeypatch.context() as patch:
-        patch.setattr(DataSync, "outcome", lambda _: errno.EIO)
+        patch.setattr(DataSync, "wait", lambda _: None)
+        patch.setattr(DataSync, found, lambda _: errno.EIO)
         assert (await log.append(b"lost")).errno == errno.EIO
     assert log.store.wal.position == held
     assert isinstance(await log.append(b"more"), OSError)
