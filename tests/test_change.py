@@ -91,6 +91,23 @@ def test_a_change_has_the_documented_fields_in_their_order():
     ]
 
 
+def test_integers_and_lengths_of_a_change_are_written_in_the_widest_form():
+    written = encode_record(CHANGE._replace(dir=True))
+    assert written == (
+        b"\x89\x01\x1b\0\0\0\0\0\0\0\x07\x5a\0\0\0\x03/a\xff\x5a\0\0\0\x02\0v\xf5"
+        b"\x1b\0\0\0\0\0\0\0\x07\x1b" + CHANGE.expiration_ns.to_bytes(8, "big") + b"\xf5\xf6"
+    )
+    removal = encode_record(Change(Kind.EXPIRE, 7, b"/a", None, False, 7))
+    assert len(removal) == 30 + len(b"/a"), "no more than a batch reckons with"
+
+
+@settings(deadline=None)
+@given(changes)
+def test_a_change_in_the_shortest_form_of_older_versions_is_read(change):
+    fields = [*change._replace(expiration_ns=change.expiration_ns or None), None]
+    assert decode_record(cbor2.loads(cbor2.dumps(fields))) == change
+
+
 def test_an_entry_has_the_documented_fields_in_their_order():
     assert cbor2.loads(encode_record(ENTRY)) == [17, "user", "al", b"{}", b"hash", None]
 
