@@ -150,6 +150,31 @@ def test_children_come_in_the_byte_order_of_their_names(tree):
     assert names(tree.view(), b"/d") == sorted(siblings)
 
 
+SIBLINGS = [
+    *(b"a", b"a-", b"aa", b"B", b"\xff", b"\x01", b"_hidden", b"n", b"m", b"z" * 600, b"0" * 481),
+    *(LONG, LONG + b"a", LONG + b"b", LONG[:-1], LONG * 3, LONG[:440] + b"a" * 100),
+]
+PLACES = [b"", b"a", b"a\0", b"b", b"\xff\xff", LONG[:440], LONG[:480], LONG * 2, b"zz", *SIBLINGS]
+
+
+@pytest.mark.parametrize("first", PLACES, ids=lambda name: f"{name[:8]!r}-{len(name)}")
+@pytest.mark.parametrize("only_short", [True, False], ids=["short names", "all names"])
+def test_children_are_listed_from_any_name_on(tree, first, only_short):
+    siblings = [name for name in SIBLINGS if len(name) <= 480 or not only_short]
+    ended = [b"e", b"e" * 500] if not only_short else [b"e"]
+    tree.do(*(set_(b"/d/" + name) for name in siblings), set_(b"/e/x"), set_(b"/c/x"))
+    tree.do(*(set_(b"/d/" + name, expiration_ns=NOW_NS) for name in ended))
+    dir_id = tree.view().find(b"/d").dir_id
+    for view, there in (
+        (tree.view(), sorted(siblings + ended)),
+        (tree.view().at(NOW_NS), sorted(siblings)),
+    ):
+        wanted = [name for name in there if name >= first]
+        assert [name for name, _ in view.children(dir_id, first)] == wanted
+        for limit in (0, 1, 3, 100):
+            assert view.names(dir_id, first, limit) == wanted[:limit]
+
+
 def test_long_names_that_begin_alike_are_different_nodes(tree):
     one, other = (b"/" + LONG * 2 + ending for ending in (b"1", b"2"))
     tree.do(set_(one, b"1"), set_(other, b"2"))
