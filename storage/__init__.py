@@ -5,7 +5,7 @@ Reading order: frame.py (the bytes of the log), wal.py (the log), change.py (wha
 
     pure             change entry event frame node sums
     files            disk (the few calls that touch them) failpoints segments spare quarantine
-                     reader wal layout snapfile lmdbfile pages
+                     reader wal layout snapfile lmdbfile pages; processor (what it can do)
     LMDB             tree completeness index snapshot checkpoint replay evidence store
     tools            source (a directory open for reading) digest dump verify repair backup restore
                      compact bulk: what kvdctl and the benches do, and no server

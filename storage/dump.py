@@ -23,10 +23,8 @@ from storage.change import (
     Payload,
     Record,
     Term,
-    UnknownRecord,
-    decode_payload,
 )
-from storage.errors import CorruptLog
+from storage.replay import batch_in
 from storage.segments import Frame
 from storage.source import Source
 
@@ -49,18 +47,14 @@ def records(source: Source) -> Iterator[Json]:
     """Yield every record that the log holds.
 
     Raises:
-        CorruptLog: the log is damaged, after the records before that place.
+        CorruptLog, LogTooNew: the log cannot be read on, after the records before that place.
     """
     name = number = None
     for found in source.frames():
         if number != found.end.segment:
             number = found.end.segment
             name = _segment_name(source, number)
-        try:
-            payload = decode_payload(found.payload)
-        except UnknownRecord as error:
-            raise CorruptLog(f"{name}: frame {found.seq} holds {error}") from None
-        yield from _lines(f"wal/{name}", found, payload)
+        yield from _lines(f"wal/{name}", found, batch_in(found))
 
 
 def rfc3339(time_ns: int) -> str:

@@ -8,6 +8,7 @@ found. An `OSError` is not wrapped: a disk that fails is told apart from data th
     │   ├── CorruptLog                       acknowledged writes are damaged or missing
     │   │   └── LogMissing                   there is no log at all where there has been one
     │   └── CorruptSnapshot                  a snapshot cannot be used; an older one may do
+    ├── LogTooNew           78 EX_CONFIG     the log holds what a later version of kvd has written
     ├── DirectoryLocked     73 EX_CANTCREAT  another process has the data directory
     ├── DirectoryUnusable   73, 65 or 78     the data directory cannot be this store's
     ├── OutOfReach          64 EX_USAGE      what a tool was asked for is not to be had from here
@@ -54,6 +55,12 @@ class CorruptLog(Corrupt):
 
 class LogMissing(CorruptLog):
     """A store that has had a log finds none: its disk may not be mounted."""
+
+
+class LogTooNew(StorageError):
+    """The log is good, but only a later version of the program can read it."""
+
+    exit_status = EX_CONFIG
 
 
 class CorruptSnapshot(Corrupt):

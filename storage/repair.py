@@ -27,11 +27,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from storage import disk, snapshot
-from storage.change import Change, UnknownRecord, decode_payload
+from storage.change import Change
 from storage.errors import CorruptLog, LogMissing, OutOfReach, StorageError
 from storage.evidence import index_reach
 from storage.index import forget
 from storage.layout import DataDirectory, Format
+from storage.replay import batch_in
 from storage.segments import START, Frame, Position, Scan, Segment
 from storage.source import Base, Source, format_of, reading
 
@@ -204,11 +205,7 @@ def _follow(source: Source, base: Base, last_index: int | None) -> Extent | None
 
 
 def _indexes(frame: Frame) -> list[int]:
-    try:
-        records = decode_payload(frame.payload).records
-    except UnknownRecord as error:
-        raise CorruptLog(f"frame {frame.seq} of the log holds {error}") from None
-    return [record.index for record in records if isinstance(record, Change)]
+    return [record.index for record in batch_in(frame).records if isinstance(record, Change)]
 
 
 def _readable(source: Source, first: int) -> tuple[list[Segment], str | None]:

@@ -14,12 +14,13 @@ from storage import snapshot
 from storage.change import (
     Payload,
     UnknownRecord,
+    UnknownVersion,
     decode_payload,
     encode_payload,
     encode_record,
     next_chain,
 )
-from storage.errors import CorruptLog, CorruptSnapshot
+from storage.errors import CorruptLog, CorruptSnapshot, LogTooNew, StorageError
 from storage.index import Index
 from storage.segments import Frame
 from storage.snapfile import Row
@@ -138,16 +139,38 @@ def _records_max(index: Index) -> int:
     return sys.maxsize if index.used_bytes < _INDEX_BYTES else _REPLAY_RECORDS
 
 
+def batch_in(frame: Frame) -> Payload:
+    """Return the batch in an intact frame, whatever it goes on from.
+
+    Raises:
+        CorruptLog: it holds what this version does not know.
+        LogTooNew: it holds what is known to be a later version's.
+    """
+    try:
+        return decode_payload(frame.payload)
+    except UnknownRecord as error:
+        raise _unreadable(frame, error) from None
+
+
+def _unreadable(frame: Frame, error: UnknownRecord) -> StorageError:
+    told = f"frame {frame.seq} of the log holds {error}"
+    if isinstance(error, UnknownVersion):
+        more = "a later version of kvd has written it and can read it. The log was not changed"
+        return LogTooNew(f"{told}: {more}")
+    return CorruptLog(told)
+
+
 def decode(frame: Frame, seq: int, chain: bytes) -> Payload:
     """Return the batch in a frame, which must go on behind batch `seq` and its chain value.
 
     Raises:
         CorruptLog: it does not, or it holds what this version does not know.
+        LogTooNew: as for `batch_in`.
     """
-    try:
+    try:  # not by `batch_in`: this is done for each frame of a replay
         payload = decode_payload(frame.payload)
     except UnknownRecord as error:
-        raise CorruptLog(f"frame {frame.seq} of the log holds {error}") from None
+        raise _unreadable(frame, error) from None
     if payload.seq != seq + 1 or payload.prev_chain != chain:
         raise CorruptLog(
             f"frame {frame.seq} of the log holds batch {payload.seq} on chain "

@@ -40,6 +40,7 @@ from storage.index import BROKEN, CLEAN_STOP, Index, discard, reach_commit
 from storage.keptlog import KeptLog
 from storage.keptsnapshots import KeptSnapshots
 from storage.layout import DataDirectory, NewIds, require_local
+from storage.processor import has_sha256
 from storage.replay import load, replay
 from storage.segments import ADVICE
 from storage.sums import ONE
@@ -111,6 +112,7 @@ class Store:
         self._segment_bytes_max = segment_bytes_max
         self._snapshots_kept = snapshots_kept
         self._snapshot_bytes = 0
+        self._has_sha256 = has_sha256()
         self._checkpoint = Checkpoint(index.env, directory.snap, directory.identity)
         # Of the batch that `append` was given last, where that did not say.
         self._large_chain = b""
@@ -278,6 +280,7 @@ class Store:
             writer=self.identity.member_id,
             records=records,
             clock_offset_ns=txn.clock_offset_ns,
+            with_sha256=self._has_sha256,
         )
         # Such a payload goes through `append` in any case.
         is_large = len(payload) > BEGUN_BYTES_MAX

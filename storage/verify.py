@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from storage import spare
-from storage.change import CHAIN_START, UnknownRecord, decode_payload, next_chain
+from storage.change import CHAIN_START, next_chain
 from storage.digest import IndexState, index_state, without_place
 from storage.errors import Corrupt, CorruptLog, CorruptSnapshot
 from storage.evidence import left_behind, objection
 from storage.index import CLEAN_STOP, Index, crash_of
 from storage.node import CorruptIndex
-from storage.replay import decode, load, replay
+from storage.replay import batch_in, decode, load, replay
 from storage.restore import state
 from storage.segments import Frame, Position, TornTail
 from storage.source import Base, Source, place
@@ -249,16 +249,9 @@ def _read_on(source: Source, start: Position | None, seq: int | None, chain: byt
     """Read the log behind a place, where batch `seq` on `chain` goes on, to its end."""
     for frame in source.frames(start):
         if seq is None:
-            seq = _batch(frame)
+            seq = batch_in(frame).seq
         decode(frame, seq - 1, chain)
         seq, chain = seq + 1, next_chain(chain, frame.payload)
     torn = source.scan.torn if source.scan else None
     if torn and _was_stopped_cleanly(source):
         raise CorruptLog.at(torn.file, torn.offset, f"{torn.length} bytes are no frame")
-
-
-def _batch(frame: Frame) -> int:
-    try:
-        return decode_payload(frame.payload).seq
-    except UnknownRecord as error:
-        raise CorruptLog(f"frame {frame.seq} of the log holds {error}") from None

@@ -1,5 +1,7 @@
 """storage/change.py: a decided change comes back as it was, and nothing else is taken for one."""
 
+from hashlib import blake2b, sha256
+
 import cbor2
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,9 @@ from storage.change import (
     CHAIN_START,
     CHANGES,
     ENTRIES,
+    SHA256_RECORD_BYTES,
     VERSION,
+    VERSION_SHA256,
     Change,
     ClockOffset,
     Entry,
@@ -18,6 +22,7 @@ from storage.change import (
     Setting,
     Term,
     UnknownRecord,
+    UnknownVersion,
     decode_payload,
     decode_record,
     encode_payload,
@@ -180,9 +185,18 @@ def test_a_store_whose_clock_was_stepped_tells_its_offset_with_each_batch():
     assert stepped.wall_ns == FIELDS.time_ns - 5
 
 
-def test_a_payload_of_another_version_is_refused():
-    with pytest.raises(UnknownRecord):
-        decode_payload(cbor2.dumps([VERSION + 1, *FIELDS[:-2], []]))
+@pytest.mark.parametrize("version", [0, -1, True, None, b"\x01", 1.0])
+def test_what_is_no_version_is_refused(version):
+    with pytest.raises(UnknownRecord) as refused:
+        decode_payload(cbor2.dumps([version, *FIELDS[:-2], []]))
+    assert refused.type is UnknownRecord
+
+
+@pytest.mark.parametrize("version", [VERSION_SHA256 + 1, 23, 24, 2**64])
+def test_a_payload_of_a_later_version_is_refused_as_such(version):
+    for later in ([*FIELDS[:-2], []], ["of another shape"], []):
+        with pytest.raises(UnknownVersion, match=f"version {version},"):
+            decode_payload(cbor2.dumps([version, *later]))
 
 
 def test_a_payload_with_one_unknown_record_is_refused():
@@ -205,16 +219,26 @@ def test_no_beginning_of_a_payload_is_taken_for_one():
 
 
 @settings(deadline=None)
-@given(st.binary() | st.binary().map(lambda tail: b"\x89\x01" + tail))
+@given(
+    st.binary() | st.tuples(st.sampled_from([b"\x89\x01", b"\x89\x02"]), st.binary()).map(b"".join)
+)
 def test_any_other_bytes_are_refused_and_nothing_worse(data):
     with pytest.raises(UnknownRecord):
         decode_payload(data)
 
 
+def chained_by_sha256(encoded):
+    """The same payload, of version 2."""
+    assert encoded[1] == VERSION
+    return encoded[:1] + bytes((VERSION_SHA256,)) + encoded[2:]
+
+
 @settings(deadline=None)
-@given(payloads, st.binary(min_size=8, max_size=8), st.data())
-def test_the_chain_names_all_of_the_history(payload, other, data):
+@given(payloads, st.binary(min_size=8, max_size=8), st.booleans(), st.data())
+def test_the_chain_names_all_of_the_history(payload, other, is_sha256, data):
     encoded = encode(payload)
+    if is_sha256:
+        encoded = chained_by_sha256(encoded)
     chain = next_chain(CHAIN_START, encoded)
     assert len(chain) == 8
     assert next_chain(CHAIN_START, encoded) == chain
@@ -224,3 +248,30 @@ def test_the_chain_names_all_of_the_history(payload, other, data):
     assert next_chain(CHAIN_START, bytes(flipped)) != chain
     if other != CHAIN_START:
         assert next_chain(other, encoded) != chain
+
+
+@pytest.mark.parametrize("length", [0, 1, 16_000, 17_000, 300_000])
+def test_the_version_of_a_payload_says_how_it_is_chained(length):
+    first = encode(FIELDS._replace(records=[CHANGE._replace(value=b"v" * length)]))
+    second = chained_by_sha256(first)
+    assert decode_payload(second) == decode_payload(first)
+    before = b"\x01\x02\x03\x04\x05\x06\x07\x08"
+    assert next_chain(before, first) == blake2b(before + first, digest_size=8).digest()
+    assert next_chain(before, second) == sha256(before + second).digest()[:8]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "version"),
+    [
+        ([], VERSION),
+        ([SHA256_RECORD_BYTES - 1], VERSION),
+        ([SHA256_RECORD_BYTES], VERSION_SHA256),
+        ([100] * 5000, VERSION),
+        ([100, 2 * SHA256_RECORD_BYTES], VERSION_SHA256),
+        ([0, 2 * SHA256_RECORD_BYTES - 1], VERSION),
+    ],
+)
+def test_only_large_records_are_chained_by_sha256_and_only_if_allowed(lengths, version):
+    fields = FIELDS._replace(records=[bytes(length) for length in lengths])._asdict()
+    assert encode_payload(**fields, with_sha256=True)[1] == version
+    assert encode_payload(**fields)[1] == VERSION

@@ -15,9 +15,13 @@ from storage.verify import Verdict, verify
 from tests.stores import LONG, NOW_NS, SECOND_NS, open_store, write
 
 STORES = Path(__file__).parent / "golden" / "stores"
-# Written by kvd 0.1.0 before its release: every kind of record and of frame is in it, two snapshots
-# and the whole log, segments of 8 KiB.
-DIGESTS = {"format-1": "974b2640521d31c9dc9363147b61433bff79a8e750240b6aa74fdf2c0b6965a7"}
+# Written by kvd 0.1.0 before its release: every kind of record and of frame is in the first,
+# payloads of versions 1 and 2 by turns in the second; two snapshots and the whole log, segments of
+# 8 KiB.
+DIGESTS = {
+    "format-1": "974b2640521d31c9dc9363147b61433bff79a8e750240b6aa74fdf2c0b6965a7",
+    "format-1-sha256": "90851acc3f115dc85da779ff25fb328a9ae47c072dc1015a847f99576acf5273",
+}
 
 
 def unpack(name, path):

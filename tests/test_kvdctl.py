@@ -16,7 +16,7 @@ from kvd import ctl
 from kvd.commands import Create, Delete, Set
 from storage import disk, failpoints, frame
 from storage import snapshot as snapshots
-from storage.change import Entry, Kind
+from storage.change import VERSION_SHA256, Entry, Kind
 from storage.digest import digest as digest_of
 from storage.dump import rfc3339
 from storage.errors import CorruptLog, StorageError
@@ -150,9 +150,11 @@ def test_a_hundred_restores_to_an_index_give_the_digest_the_store_had_there(tmp_
     check_restores(tmp_path, capsys, 100)
 
 
-def test_a_restore_may_end_in_the_middle_of_a_batch(tmp_path, capsys):
+@pytest.mark.parametrize("value", [b"1", b"1" * 20_000], ids=["small", "large"])
+def test_a_restore_may_end_in_the_middle_of_a_batch(tmp_path, capsys, monkeypatch, value):
+    monkeypatch.setattr("storage.store.has_sha256", lambda: True)
     whole, half = tmp_path / "whole", tmp_path / "half"
-    commands = [Set(b"/a", b"1"), Set(b"/b/c", b"2", ttl_s=50), Delete(b"/a"), Set(b"/d", b"4")]
+    commands = [Set(b"/a", value), Set(b"/b/c", b"2", ttl_s=50), Delete(b"/a"), Set(b"/d", b"4")]
     for path, sent in ((whole, commands), (half, commands[:2])):
         store = open_store(path)
         write(store, Set(b"/before", b""))
@@ -162,6 +164,10 @@ def test_a_restore_may_end_in_the_middle_of_a_batch(tmp_path, capsys):
     assert kvdctl(capsys, "restore", "--to-index", 4, whole, restored)[0] == 0
     assert told_digest(capsys, restored) == told_digest(capsys, half)
     assert told_digest(capsys, whole, "--to-index", 4) == told_digest(capsys, half)
+    store = open_store(restored)
+    write(store, Set(b"/a", value))
+    store.close()
+    assert kvdctl(capsys, "verify", restored)[0] == 0
 
 
 def test_a_restore_to_a_time_holds_what_was_decided_by_then(tmp_path, capsys):
@@ -658,6 +664,30 @@ def test_a_refused_start_says_what_is_good_and_what_to_do(data, capsys):
     assert f"kvdctl repair --truncate-at {index} {data}" in ended.stderr
     assert kvdctl(capsys, "repair", "--truncate-at", index, "--yes", data)[0] == 0
     assert kvdctl(capsys, "verify", data)[0] == 0
+
+
+@pytest.mark.parametrize("rebuild", [(), ("--rebuild-index",)], ids=["start", "rebuild"])
+def test_what_a_later_version_wrote_is_not_cut_off(tmp_path, capsys, rebuild):
+    path = tmp_path / "data"
+    store = open_store(path)
+    write(store, Set(b"/a", b"1"))
+    txn = store.begin()
+    payload = bytearray(store.batch(txn, [], 3, NOW_NS).payload)
+    txn.end()
+    payload[1] = VERSION_SHA256 + 1
+    store.wal.append(bytes(payload), first_index=3, count=0)
+    store.close()
+    before = contents(path / "wal")
+    url = "http://127.0.0.1:0"
+    ended = run_kvd("--data-dir", str(path), "--listen-client-urls", url, *rebuild)
+    assert ended.returncode == 78
+    assert "a later version of kvd has written it" in ended.stderr
+    assert "truncate" not in ended.stderr
+    for argv in (["verify"], ["dump"], ["repair", "--yes", "--truncate-at", "2"], ["compact"]):
+        status, _, err = kvdctl(capsys, *argv, path)
+        assert status == 78, argv
+        assert "a later version of kvd has written it" in err
+    assert contents(path / "wal") == before
 
 
 # The other verbs.

@@ -16,13 +16,21 @@ import pytest
 import storage.store
 from kvd.commands import Delete, Set
 from storage import disk, snapshot
-from storage.change import Setting, Term, encode_payload, encode_record
+from storage.change import (
+    VERSION,
+    VERSION_SHA256,
+    Setting,
+    Term,
+    encode_payload,
+    encode_record,
+)
 from storage.errors import (
     CorruptLog,
     CorruptSnapshot,
     DirectoryLocked,
     DirectoryUnusable,
     LogFull,
+    LogTooNew,
     StorageError,
 )
 from storage.node import CorruptIndex
@@ -463,6 +471,46 @@ def test_a_frame_of_another_history_is_refused(tmp_path, changes, rebuild):
     for _ in range(2):
         with pytest.raises(CorruptLog, match="frame 3"):
             open_store(path, rebuild_index=rebuild)
+
+
+@pytest.mark.parametrize("rebuild", [False, True])
+def test_a_frame_of_a_later_version_is_refused_and_stays(tmp_path, rebuild):
+    path = tmp_path / "data"
+    store = open_store(path)
+    write(store, Set(b"/a", b"1"))
+    payload = bytearray(foreign_payload(store))
+    payload[1] = VERSION_SHA256 + 1
+    store.wal.append(bytes(payload), first_index=3, count=1)
+    store.close()
+    held = [file.read_bytes() for file in segments(path)]
+    with pytest.raises(
+        LogTooNew, match=r"frame 2 .* version 3, .*a later version of kvd"
+    ) as refused:
+        open_store(path, rebuild_index=rebuild)
+    assert refused.value.exit_status == 78
+    assert [file.read_bytes() for file in segments(path)] == held
+
+
+@pytest.mark.parametrize("rebuild", [False, True])
+def test_a_log_may_be_chained_by_either_hash_in_any_order(tmp_path, monkeypatch, rebuild):
+    path = tmp_path / "data"
+    versions = []
+    for has_sha256 in (False, True, False, True):
+        monkeypatch.setattr(storage.store, "has_sha256", lambda has=has_sha256: has)
+        store = open_store(path, rebuild_index=rebuild)
+        for length in (10, 5000, 20_000, 10):
+            commands = [Set(b"/%d" % i, b"v" * length) for i in range(3)]
+            write(store, *commands)
+        versions += [frame.payload[1] for frame in store.wal.scan()][-4:]
+        held = dump(store)
+        store.close()
+    large = [VERSION, VERSION_SHA256, VERSION_SHA256, VERSION]
+    assert versions == ([VERSION] * 4 + large) * 2
+    # Whoever reads it needs nothing of the processor.
+    monkeypatch.setattr(storage.store, "has_sha256", lambda: False)
+    store = open_store(path, rebuild_index=rebuild)
+    assert dump(store) == held
+    store.close()
 
 
 def test_a_frame_of_the_same_history_is_not(tmp_path):
