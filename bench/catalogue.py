@@ -92,7 +92,7 @@ def plain_rows() -> list[Row]:
         *(
             Row(
                 f"beside-{n}", f"PUT, connections: 8, beside {n} that read", "plain",
-                measures.beside_readers(n), (at_least(1.0),) if n == 64 else (),
+                measures.beside_readers(n), (at_least(1.0), at_least(1.0, "reads_rate")),
             )
             for n in READERS
         ),

@@ -63,7 +63,10 @@ def load_row(
 
 
 def beside_readers(readers: int) -> Measure:
-    """Let a few write while others read without a pause; the figures are those of the writes."""
+    """Let a few write while others read without a pause.
+
+    The figures are those of the writes, and `reads_rate` of the reads meanwhile.
+    """
 
     def measured(fleet: Fleet, turn: int) -> Round:
         scale = fleet.scale
@@ -79,24 +82,56 @@ def beside_readers(readers: int) -> Measure:
         for server in fleet.plain():
             with Client(server.address) as client:
                 client.request("PUT", KEY, b"value=" + b"v" * scale.value_bytes)
-            with Readers(server.address, readers):
-                found[server.name] = under(server, load)
-                # The reads are in it, and they are not counted.
-                del found[server.name].figures["server_cpu_us"]
+            with Readers(server.address, readers) as reading:
+                clock = ReadsClock(reading, server.cpu_s)
+                found[server.name] = under(server, load, clock.server_cpu_s)
+            figures = found[server.name].figures
+            figures["reads_rate"] = clock.rate
+            # For each request, a read or a write.
+            requests = figures["requests"] + clock.reads
+            figures["server_cpu_us"] *= figures["requests"] / max(requests, 1)
         return found
 
     return measured
 
 
-def under(server: Server, load: Load) -> Measured:
-    """Measure one server under a load once.
+class ReadsClock:
+    """Counts what is read beside a load, by when the load asks for the server's CPU time.
+
+    Attributes:
+        reads: how many answers there were.
+        seconds: in what time.
+    """
+
+    def __init__(self, readers: Readers, server_cpu_s: Callable[[], float]) -> None:
+        self._readers = readers
+        self._server_cpu_s = server_cpu_s
+        self._began: tuple[int, float] | None = None
+        self.reads = 0
+        self.seconds = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Answers per second."""
+        return self.reads / max(self.seconds, 1e-9)
+
+    def server_cpu_s(self) -> float:
+        """Return the server's CPU time; called before and after the load."""
+        at = self._readers.answered(), time.monotonic()
+        began = self._began = self._began or at
+        self.reads, self.seconds = at[0] - began[0], at[1] - began[1]
+        return self._server_cpu_s()
+
+
+def under(server: Server, load: Load, server_cpu_s: Callable[[], float] | None = None) -> Measured:
+    """Measure one server under a load once; `server_cpu_s` in place of the server's own.
 
     Raises:
         LoadError, WrongAnswer, OSError: as `bench.load.measure`, or when any request was refused; a
             note on the error names the server and holds the end of its log.
     """
     try:
-        figures = measure(server.address, load, server.cpu_s)
+        figures = measure(server.address, load, server_cpu_s or server.cpu_s)
         figures.refuse_errors()
     except (LoadError, WrongAnswer, OSError) as error:
         error.add_note(f"while {server.name} was under {load}; its log ends with:\n{server.log()}")

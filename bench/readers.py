@@ -2,11 +2,13 @@
 
     .venv/bin/python -m bench.readers 127.0.0.1 2379 64
 
-Each connection has one request in flight. They read until their standard input ends.
+Each connection has one request in flight. They read until their standard input ends; for each line
+that comes there they tell how many answers they have had.
 """
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import subprocess
@@ -45,6 +47,22 @@ class Readers:
             raise LoadError("the readers beside the load could not read")
         return self
 
+    def answered(self) -> int:
+        """Return how many answers they have had so far.
+
+        Raises:
+            LoadError: one of them had none.
+        """
+        assert self._process is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(b"\n")
+            self._process.stdin.flush()
+            return int(self._process.stdout.readline())
+        except (OSError, ValueError):
+            raise LoadError("a reader beside the load was not answered") from None
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -60,8 +78,9 @@ class Readers:
 def read(address: Address, connections: int) -> None:
     """Read until standard input ends; say when each connection has been answered once."""
     request = render("GET", KEY)
+    asked = sys.stdin.fileno()
     waiting = select.epoll()
-    waiting.register(sys.stdin.fileno(), select.EPOLLIN | select.EPOLLHUP)
+    waiting.register(asked, select.EPOLLIN | select.EPOLLHUP)
     readers: dict[int, tuple[socket.socket, bytearray]] = {}
     for _ in range(connections):
         reader = socket.create_connection(address)
@@ -69,10 +88,14 @@ def read(address: Address, connections: int) -> None:
         readers[reader.fileno()] = (reader, bytearray())
         waiting.register(reader, select.EPOLLIN)
     answered: set[int] = set()
+    answers = 0
     while True:
         for number, _ in waiting.poll():
-            if number not in readers:
-                return
+            if number == asked:
+                if not os.read(asked, 1):
+                    return
+                tell(str(answers))
+                continue
             reader, received = readers[number]
             piece = reader.recv(65536)
             if not piece:
@@ -81,11 +104,17 @@ def read(address: Address, connections: int) -> None:
             if is_complete(received):
                 received.clear()
                 reader.sendall(request)
+                answers += 1
                 if len(answered) < connections:
                     answered.add(number)
                     if len(answered) == connections:
-                        sys.stdout.write("reading\n")
-                        sys.stdout.flush()
+                        tell("reading")
+
+
+def tell(line: str) -> None:
+    """Say something to the process that has asked."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from bench import servers
+from bench import conditions, servers
 from bench.engine import PERCENTS
 from bench.rows import FIGURES, OURS, THEIRS, Demand, Result
 
@@ -38,6 +38,7 @@ def markdown(results: Sequence[Result]) -> str:
     if any(result.row.reduced for result in results):
         lines += ["", "(In brackets: measured at a smaller size than the target speaks of.)"]
     lines += [f"\n{r.row.title}: **failed**: {r.failed}" for r in results if r.failed]
+    lines += [f"\n{r.row.title}: **not measured**: {r.doubt}" for r in results if r.doubt]
     return "\n".join(lines)
 
 
@@ -58,8 +59,25 @@ def cells(result: Result, demand: Demand, *, is_first: bool) -> list[str]:
     return line
 
 
+def others(results: Sequence[Result]) -> str:
+    """Return what else the machine did in the rounds, in words."""
+    known = [each for result in results for each in result.conditions]
+    if not known:
+        return "what else it did is unknown"
+    busy = sum(each.is_busy for each in known)
+    middle = conditions.Conditions(
+        median(each.seconds for each in known),
+        median(each.others for each in known),
+        median(each.stolen for each in known),
+    )
+    left_out = f", {busy} of {len(known)} rounds do not count" if busy else ""
+    return f"in the rounds {middle.text} (medians{left_out})"
+
+
 def verdict(result: Result, demand: Demand) -> str:
     """Return whether a demand is reached, in a word."""
+    if result.doubt and not result.failed:
+        return "not measured"
     reached = result.reached(demand)
     if reached is None:
         return "-"
@@ -109,6 +127,8 @@ def describe_machine(directory: Path) -> dict[str, object]:
         "memory_mb": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 10**6,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
+        "python_build": conditions.python_build(),
+        "event_loop": conditions.event_loop(),
         "etcd": servers.etcd_version() or None,
         "commit": commit.stdout.strip() or None,
         "file_system": servers.file_system(directory),
@@ -125,8 +145,9 @@ def describe_run(machine: dict[str, object], scale: Scale, results: Sequence[Res
     return (
         f"{machine['date']}, kvd {machine['commit']}: {machine['processor']}, "
         f"{machine['cores']} cores, {machine['system']}, {machine['file_system']}, "
-        f"Python {machine['python']}, etcd {machine['etcd']}; load average at the start "
-        f"{machine['load_average']:.1f}; rounds: {turns} of {scale.seconds} s, "
+        f"Python {machine['python']} ({machine['python_build']}), {machine['event_loop']}, "
+        f"etcd {machine['etcd']}; load average at the start "
+        f"{machine['load_average']:.1f}, {others(results)}; rounds: {turns} of {scale.seconds} s, "
         f"interleaved; medians over the rounds; 1,000 keys and values of {scale.value_bytes} bytes "
         f"where nothing else is said; generator: {generators}; all verified"
     )

@@ -3,6 +3,10 @@
 A *round* measures every server of a row once, one after another. Each gives figures by name, all in
 the units that `FIGURES` names. A *demand* is about one figure: its ratio to the other server's in
 the same round, or kvd's own; it is reached when the median over the rounds keeps the bound.
+
+A round in which the machine had much else to do does not count, and a row without enough rounds
+that count, or in which the other server did half as much in one round as in another, is not called
+measured: its ratios may flatter either of the two.
 """
 
 from __future__ import annotations
@@ -12,6 +16,8 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING
 
+from bench.conditions import Conditions
+
 if TYPE_CHECKING:
     from bench.engine import Figures
     from bench.fleet import Fleet
@@ -20,6 +26,7 @@ OURS, THEIRS = "kvd", "etcd"
 
 FIGURES = {
     "rate": ("requests/s", ",.0f"),
+    "reads_rate": ("reads/s beside", ",.0f"),
     "p50_ms": ("p50, ms", ".2f"),
     "p99_ms": ("p99, ms", ".2f"),
     "get_p99_ms": ("GET p99, ms", ".2f"),
@@ -134,24 +141,58 @@ class Result:
     rounds: list[Round] = field(default_factory=list)
     failed: str = ""
     """Why it ended early; figures of a row that failed are worth nothing."""
+    conditions: list[Conditions] = field(default_factory=list)
+    """Of each round, as far as they are known."""
+
+    @property
+    def counted(self) -> list[Round]:
+        """The rounds in which the machine had little else to do; all, if there are none."""
+        known = dict(enumerate(self.conditions))
+        quiet = [r for n, r in enumerate(self.rounds) if n not in known or not known[n].is_busy]
+        return quiet or self.rounds
+
+    @property
+    def doubt(self) -> str:
+        """Why the row is not called measured, or nothing."""
+        # What one round tells, memory, does not hang on who else is there.
+        if self.row.once:
+            return ""
+        busy = [conditions for conditions in self.conditions if conditions.is_busy]
+        if 2 * len(busy) > len(self.rounds):
+            worst = max(busy, key=lambda conditions: conditions.others + conditions.stolen)
+            return (
+                f"the machine was busy in {len(busy)} of {len(self.rounds)} rounds ({worst.text})"
+            )
+        rates = [
+            r[THEIRS].figures["rate"]
+            for r in self.counted
+            if THEIRS in r and "rate" in r[THEIRS].figures
+        ]
+        if rates and max(rates) >= 2 * min(rates):
+            return (
+                f"{THEIRS} did {min(rates):,.0f}/s in one round and {max(rates):,.0f}/s in another"
+            )
+        return ""
 
     def values(self, demand: Demand) -> list[float]:
-        """Return what is bounded, round by round."""
-        return [value for r in self.rounds if (value := demand.of(r)) is not None]
+        """Return what is bounded, round by round, as far as the rounds count."""
+        return [value for r in self.counted if (value := demand.of(r)) is not None]
 
     def median(self, server: str, figure: str) -> float | None:
-        """Return the median of a figure over the rounds; None where it was not measured."""
+        """Return the median of a figure over what counts; None where it was not measured."""
         values = [
             measured[server].figures[figure]
-            for measured in self.rounds
+            for measured in self.counted
             if server in measured and figure in measured[server].figures
         ]
         return median(values) if values else None
 
     def reached(self, demand: Demand) -> bool | None:
-        """Whether a demand is reached; None where it could not be measured."""
+        """Whether a demand is reached; None where it was not measured."""
         values = self.values(demand)
-        return demand.is_reached(median(values)) if values and not self.failed else None
+        if not values or self.failed or self.doubt:
+            return None
+        return demand.is_reached(median(values))
 
     def as_json(self) -> dict[str, object]:
         """Return all that was measured."""
@@ -160,6 +201,8 @@ class Result:
             "title": self.row.title,
             "reduced": self.row.reduced,
             "failed": self.failed,
+            "doubt": self.doubt,
+            "conditions": [asdict(conditions) for conditions in self.conditions],
             "demands": [
                 asdict(demand) | {"values": self.values(demand), "reached": self.reached(demand)}
                 for demand in self.row.demands

@@ -9,6 +9,7 @@ the table, and the exit status is 1; the others go on.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -18,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from bench import catalogue, plot, report, servers
+from bench import catalogue, conditions, plot, report, servers
 from bench.fleet import QUICK, Fleet, Scale
 from bench.load import GENERATORS
 from bench.rows import FIGURES, Result
@@ -61,7 +62,12 @@ def fill(result: Result, fleet: Fleet, end_s: float, place: str) -> None:
         for turn in range(1 if row.once else fleet.scale.rounds):
             if turn and time.monotonic() > end_s:
                 break
+            before = conditions.look()
             result.rounds.append(row.measure(fleet, turn))
+            after = conditions.look()
+            result.conditions.append(
+                conditions.Conditions.between(before, after, os.cpu_count() or 1)
+            )
             progress(f"{place} {row.name}, {told(result, turn)}")
     except FAILURES as error:
         result.failed = str(error)
@@ -76,9 +82,12 @@ def told(result: Result, turn: int) -> str:
     for demand in result.row.demands or (result.row.shown,):
         name, form = FIGURES[demand.figure]
         figures = [f"{server} {m.figures[demand.figure]:{form}}" for server, m in measured.items()]
-        values = result.values(demand)
-        ratio = f" (ratio {values[-1]:.2f}, median {median(values):.2f})" if values else ""
-        words.append(f"{name}: {', '.join(figures)}" + ("" if demand.own else ratio))
+        latest, values = demand.of(measured), result.values(demand)
+        is_told = latest is not None and not demand.own
+        ratio = f" (ratio {latest:.2f}, median {median(values):.2f})" if is_told else ""
+        words.append(f"{name}: {', '.join(figures)}" + ratio)
+    if result.conditions[turn].is_busy:
+        words.append(f"does not count, {result.conditions[turn].text}")
     return f"round {turn + 1}: " + "; ".join(words)
 
 

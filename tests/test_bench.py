@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench import catalogue, plot, report, servers
+from bench import catalogue, conditions, plot, report, servers
+from bench.conditions import Conditions
 from bench.engine import PERCENTS, Samples, percentile
 from bench.fleet import QUICK, Scale
 from bench.measures import during
@@ -20,6 +21,11 @@ from bench.workloads import Keyspace, WrongAnswer
 from tests.server import ROOT
 
 KEYS = 2000
+
+
+QUIET = Conditions(seconds=1.0, others=0.01, stolen=0.0)
+BUSY = Conditions(seconds=1.0, others=0.5, stolen=0.0)
+STOLEN = Conditions(seconds=1.0, others=0.0, stolen=0.2)
 
 
 @pytest.fixture
@@ -93,6 +99,96 @@ def test_a_row_that_failed_reaches_nothing_and_says_why() -> None:
     result = Result(_row(at_least(1.0)), [measured], failed="a value was lost")
     assert result.reached(result.row.demands[0]) is None
     assert "GET: **failed**: a value was lost" in report.markdown([result])
+
+
+def test_a_round_on_a_busy_machine_does_not_count() -> None:
+    result = Result(_row(at_least(1.5)))
+    for ours, is_busy in ((300.0, True), (200.0, False), (100.0, True), (160.0, False)):
+        result.rounds.append({OURS: Measured({"rate": ours}), THEIRS: Measured({"rate": 100.0})})
+        result.conditions.append(BUSY if is_busy else QUIET)
+    assert result.values(at_least(1.5)) == [2.0, 1.6]
+    assert result.median(OURS, "rate") == 180
+    assert result.reached(at_least(1.5)) is True
+    assert "2 of 4 rounds do not count" in report.others([result])
+
+
+@pytest.mark.parametrize(
+    ("theirs", "others", "doubt"),
+    [
+        ([100.0, 100.0, 100.0], [QUIET, BUSY, BUSY], "the machine was busy in 2 of 3 rounds"),
+        ([100.0, 100.0, 100.0], [STOLEN] * 3, "its host 20%"),
+        ([100.0, 49.0, 100.0], [QUIET] * 3, "etcd did 49/s in one round and 100/s in another"),
+        ([100.0, 51.0, 100.0], [QUIET] * 3, ""),
+        ([100.0, 9.0, 100.0], [QUIET, BUSY, QUIET], ""),
+    ],
+    ids=["busy", "stolen", "unsteady", "steady", "unsteady-where-it-does-not-count"],
+)
+def test_a_row_is_not_called_measured_on_a_busy_machine_or_beside_an_unsteady_peer(
+    theirs: list[float], others: list[Conditions], doubt: str
+) -> None:
+    result = Result(_row(at_least(1.5)), conditions=others)
+    for rate in theirs:
+        result.rounds.append({OURS: Measured({"rate": 300.0}), THEIRS: Measured({"rate": rate})})
+    assert doubt in result.doubt
+    assert bool(doubt) == bool(result.doubt)
+    assert (result.reached(at_least(1.5)) is None) == bool(doubt)
+    assert ("| not measured |" in report.markdown([result])) == bool(doubt)
+    assert (f"**not measured**: {result.doubt}" in report.markdown([result])) == bool(doubt)
+
+
+def test_what_others_compute_is_told_from_what_a_tree_of_processes_does() -> None:
+    def processes(*, server: int, waited_for: int, other: int) -> dict[str, str]:
+        # pid (name) state parent ..., user and system time, those of children waited for
+        return {
+            str(
+                pid
+            ): f"{pid} ({name}) S {parent} 1 1 0 -1 4194560 9 9 9 9 {user} 5 {children} 7 20 0"
+            for pid, name, parent, user, children in (
+                (1, "init", 0, 0, 5_000),
+                (50, "a) S 1 (b", 1, other, 0),
+                (70, "bench", 1, 100, waited_for),
+                (71, "server", 70, server, 0),
+                (72, "reader", 71, 10, 0),
+            )
+        }
+
+    def whole(user: int, nice: int, stolen: int) -> str:
+        return f"cpu  {user} {nice} 700 9000 10 0 3 {stolen} 0 0\ncpu0 1 2 3 4 5 6 7 8 9 9\n"
+
+    before = conditions.parse(
+        whole(1000, 100, 10), processes(server=40, waited_for=0, other=300),
+        own=70, at=5.0, ticks_per_s=100,
+    )  # fmt: skip
+    # In 2 s of two processors: 1.5 s of ours, 0.4 s of others, of which half was nice.
+    after = conditions.parse(
+        whole(1170, 120, 30), processes(server=140, waited_for=50, other=340),
+        own=70, at=7.0, ticks_per_s=100,
+    )  # fmt: skip
+    found = Conditions.between(before, after, processors=2)
+    assert found.seconds == 2.0
+    assert found.others == pytest.approx(0.1)
+    assert found.stolen == pytest.approx(0.05)
+    assert Conditions.between(after, after, processors=2).is_busy is False
+
+
+def test_a_look_at_this_machine_tells_of_this_process() -> None:
+    looked = conditions.look()
+    assert looked.own <= looked.user
+    assert conditions.python_build()
+    assert conditions.event_loop().startswith(("asyncio", "uvloop "))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "build"),
+    [
+        ("", "plain, not optimised"),
+        ("'--prefix=/opt' '--enable-shared'", "plain, not optimised"),
+        ("'--enable-optimizations'", "optimised (PGO)"),
+        ("'--enable-optimizations' '--with-lto' 'CFLAGS=-g'", "optimised (PGO, LTO)"),
+    ],
+)
+def test_how_python_was_built_is_told_by_its_configuration(arguments: str, build: str) -> None:
+    assert conditions.build_of(arguments) == build
 
 
 def test_rows_are_chosen_by_name_beginning_and_group() -> None:
