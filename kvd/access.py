@@ -71,6 +71,9 @@ class LoggedConnection(Connection):
         self._status = start_line.code
         return super().write_headers(start_line, headers, chunk)
 
+    def _find_file(self) -> None:
+        """Have everything sent by `send`, which counts."""
+
     def send(self, data: bytes) -> None:
         """Count what is sent and does not pass through the outbox, which counts itself."""
         if not self._outbox:

@@ -30,7 +30,7 @@ from kvd.memory import SMALL_BYTES, NoRoom
 from kvd.peer import Peer
 from kvd.request import Parsed, TakesLong, parse
 from kvd.urls import ListenUrl
-from kvd.watch import Watcher
+from kvd.watchers import Watcher
 from storage.index import BROKEN
 from storage.store import Store
 from storage.tree import View

@@ -248,9 +248,9 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         "_after_outbox", "_ahead", "_buffer", "_busy", "_chunks", "_close_callback", "_dropped",
         "_ended", "_expects", "_head_deadline", "_held", "_left", "_message",
         "_on_writable", "_outbox", "_parsing", "_paused", "_queued", "_reserved", "_scanned",
-        "_server", "_transport", "_writable", "_written_chunked",
-        "content_type", "context", "deadline", "extra_headers", "flows", "http10", "is_plain",
-        "keep_alive", "streaming",
+        "_server", "_transport", "_written_chunked",
+        "content_type", "context", "deadline", "extra_headers", "file", "flows", "http10",
+        "is_plain", "keep_alive", "pending", "streaming", "writable",
     )  # fmt: skip
 
     def __init__(self, server: Server) -> None:
@@ -268,8 +268,8 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self._ahead = self._held = 0
         self.flows = True
         """The client reads what it is sent: what the event loop keeps for it is not much."""
-        # And nothing waits in the outbox either.
-        self._writable = True
+        self.writable = True
+        """And nothing waits in the outbox either."""
         self._outbox: Outbox | None = None
         self._after_outbox: Callable[[], object] | None = None
         self._message: httputil.HTTPMessageDelegate | None = None
@@ -295,6 +295,10 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         """The present request may be answered by `reply`."""
         self.streaming = False
         """The answer may take for ever: a client that stops sending is taken to have gone."""
+        self.file = 0
+        """The socket of a streaming answer that may be sent past the transport, else 0."""
+        self.pending: Callable[[], int] = _nothing
+        """Returns how much the transport of such an answer has still to send."""
         self.context = Peer()
         self.content_type = ""
         """The Content-Type of the present request."""
@@ -476,6 +480,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
     def connection_lost(self, exc: Exception | None) -> None:
         """Drop everything; whoever still answers, answers nobody."""
         self._transport = None
+        self.file = 0
         self._buffer = b""
         self.deadline = inf
         self._server.connections.discard(self)
@@ -495,7 +500,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
     def pause_writing(self) -> None:
         """Stop serving a client that does not read."""
-        self.flows = self._writable = False
+        self.flows = self.writable = False
         # By the clock itself: the last tick's time would end a client's patience a tick early.
         self._server.sending.stalls(self, self._server.loop.time())
 
@@ -506,7 +511,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         if self._outbox:
             self._server.sending.soon(self)
         else:
-            self._writable = True
+            self.writable = True
             self._server.loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
@@ -584,9 +589,9 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
     def ready(self, resume: Callable[[], object]) -> bool:
         """Return whether the client keeps reading; if not, `resume` is called once it has."""
-        if not self._writable:
+        if not self.writable:
             self._on_writable = resume
-        return self._writable
+        return self.writable
 
     @property
     def unsent_bytes(self) -> int:
@@ -693,7 +698,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         if chunked and last:
             outbox.add(Payload(_LAST_CHUNK, self._server.memory))
         self._after_outbox = then
-        self._writable = False
+        self.writable = False
         if self.flows:
             self._server.sending.soon(self)
 
@@ -723,11 +728,11 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
     def _outbox_is_empty(self) -> None:
         self._server.sending.ends(self)
-        self._writable = self.flows
+        self.writable = self.flows
         after, self._after_outbox = self._after_outbox, None
         if after is not None:
             after()
-        elif self._writable:
+        elif self.writable:
             self._go_on()
 
     def begin_stream(self, status: int, headers: bytes) -> None:
@@ -737,10 +742,19 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         else:
             headers += b"Transfer-Encoding: chunked\r\n"
         self.streaming = True
+        if not self.file:
+            self._find_file()
         self._begin(status, headers)
         if self._ended:
             # The client has said its last word long ago: it would never be heard to leave.
             self._server.loop.call_soon(self.abort)
+
+    def _find_file(self) -> None:
+        """Note the socket, if what is written to it reaches the client as it is."""
+        transport = self._transport
+        if transport is not None and self.context.protocol == "http":
+            self.file = transport.get_extra_info("socket").fileno()
+            self.pending = transport.get_write_buffer_size
 
     def send_event(self, payload: Payload, *, last: bool) -> None:
         """Send a framed piece of such an answer, which others may be sent too; or also its end."""
@@ -887,6 +901,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         """Drop the connection at once; what is still sent goes nowhere."""
         self._server.connections.discard(self)
         transport, self._transport = self._transport, None
+        self.file = 0
         self._clear_outbox()
         if transport is not None:
             transport.abort()
@@ -898,7 +913,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         Watches are no such request.
         """
         waits = self._busy or self._message is not None or bool(self._buffer)
-        return waits and self._writable and not self.streaming and self._dropped is None
+        return waits and self.writable and not self.streaming and self._dropped is None
 
     def stop(self) -> None:
         """Ask the client to leave now; if it is being answered, after that."""
@@ -929,7 +944,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self._parsing = True
         try:
             while self._transport is not None and self._dropped is None and self._buffer:
-                if self._busy or not self._writable or (turns.left <= 0 and self._waits_for_turn()):
+                if self._busy or not self.writable or (turns.left <= 0 and self._waits_for_turn()):
                     break
                 turns.left -= 1
                 if not (self._read_body() if self._message is not None else self._read_head()):
@@ -953,7 +968,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
     def _is_held_up(self) -> bool:
         """Whether something else has to happen before the next request is looked at."""
-        return self._busy or self._queued or not self._writable
+        return self._busy or self._queued or not self.writable
 
     def _read_on(self) -> None:
         """Read again, if what has been read is little or the rest of a request is missing."""
@@ -1216,6 +1231,10 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         done: asyncio.Future[None] = self._server.loop.create_future()
         done.set_result(None)
         return done
+
+
+def _nothing() -> int:
+    return 0
 
 
 def _is_deep(buffer: bytes, line_end: int) -> bool:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Generator
-from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from time import monotonic
@@ -57,7 +56,9 @@ from kvd.response import (
     get_parts,
 )
 from kvd.stats import StoreStats
-from kvd.watch import Hub, Watcher
+from kvd.watch import Hub
+from kvd.watchanswers import WatchAnswers
+from kvd.watchers import Watcher
 from storage.change import REMOVALS
 from storage.event import Event
 from storage.index import BROKEN
@@ -145,8 +146,6 @@ class KeySpace:
         self._kept = listings
         self._memory = memory
         self._values = Values(memory)
-        self.frames = Frames(memory, self._values)
-        """The last event, as watchers are sent it."""
         self.limits = limits
         # What is not longer than this, all in all, meets neither limit of a write.
         self._unsuspicious_bytes = min(2 * limits.depth_max, limits.value_bytes_max)
@@ -175,6 +174,16 @@ class KeySpace:
             0,
         )
         """How many requests met a limit or could not be understood, by reason."""
+        self.watches = WatchAnswers(
+            store=store,
+            memory=memory,
+            values=self._values,
+            head=self.head,
+            stream_bytes_max=limits.stream_bytes_max,
+            on_cut=self._count_cut,
+            start=self._start_task,
+        )
+        hub.tell_all = self.watches.tell_all
         self._fixed = (
             "Content-Type: application/json\r\n"
             f"X-Etcd-Cluster-Id: {store.identity.cluster_id:x}\r\n"
@@ -308,39 +317,9 @@ class KeySpace:
         except ApiError as refusal:
             self.refuse(connection, method, refusal)
 
-    def cut(self, connection: Connection) -> bool:
-        """Cut a stream whose client leaves too much unread; return whether it was."""
-        if connection.unsent_bytes <= self.limits.stream_bytes_max:
-            return False
-        self.rejected[_SLOW_STREAM] += 1
-        connection.abort()
-        return True
-
-    def large_event(self, event: Event) -> list[Payload]:
-        """Return an event whose values are large, as watchers are sent it."""
-        return self.frames.of_large(event, self._store.applied.clock_offset_ns)
-
-    def has_room_for(
-        self, connection: Connection, event: Event, resume: Callable[[], object]
-    ) -> bool:
-        """Return whether there is memory for an event; if not, `resume` is called later."""
-        size = self.frames.missing_bytes(event)
-        if self._memory.fits(size):
-            return True
-        self._start_task(connection, self._resume(connection, size, resume))
-        return False
-
-    async def _resume(
-        self, connection: Connection, size: int, resume: Callable[[], object]
-    ) -> None:
-        with suppress(NoRoom):  # it will wait again: its head has been sent
-            await self._memory.room(size)
-        if not connection.gone:
-            resume()
-
     def tick(self) -> None:
-        """Forget what was kept for the watchers told last; called every second."""
-        self.frames.clear()
+        """Do what is done every second."""
+        self.watches.tick()
 
     async def finish_listings(self) -> None:
         """Wait for the large listings that are being answered; give up those that take long."""
@@ -558,11 +537,13 @@ class KeySpace:
             len(watch.key) * _COPIES_OF_A_WATCHED_KEY
         ):
             raise ApiError(RAFT_INTERNAL, b"etcdserver: too many requests", limit=TOO_MUCH)
-        listener = _WatchAnswer(connection, self, stream=watch.stream)
-        watcher = hub.watch(watch, listener)
+        watcher = hub.watch(watch, self.watches.begin(connection, stream=watch.stream))
         watcher.rights = rights
         if connection.streaming:
             connection.set_close_callback(partial(hub.forget, watcher))
+
+    def _count_cut(self) -> None:
+        self.rejected[_SLOW_STREAM] += 1
 
     def head(self, index: int) -> bytes:
         """Return the header lines of a success at an index."""
@@ -600,88 +581,3 @@ class _ReplyFrame:
         self.starts = connection.starts
         self.ok = b"%b%bX-Etcd-Index: " % (connection.start(_OK), fixed)
         self.created = b"%b%bX-Etcd-Index: " % (connection.start(_CREATED), fixed)
-
-
-class Frames:
-    """The last event that was told, framed: those who watch the same share its bytes."""
-
-    def __init__(self, memory: Memory, values: Values) -> None:
-        self._memory = memory
-        self._values = values
-        self._body: bytes | Event = b""
-        self._made: dict[tuple[bool, bool], Payload] = {}
-        self._parts: list[Payload] = []
-
-    def of(self, body: bytes, *, chunked: bool, last: bool) -> Payload:
-        """Return the frame of an event: a chunk, perhaps the last of its answer, or as it is."""
-        if body is not self._body:
-            self.clear(body)
-        payload = self._made.get((chunked, last))
-        if payload is None:
-            end = b"\r\n0\r\n\r\n" if last else b"\r\n"
-            data = b"%x\r\n%b%b" % (len(body), body, end) if chunked else body
-            payload = self._made[chunked, last] = Payload(data, self._memory)
-        return payload
-
-    def of_large(self, event: Event, offset_ns: int) -> list[Payload]:
-        """Return an event whose values are large in parts, not framed."""
-        if event is not self._body:
-            self.clear(event)
-            self._parts = self._values.payloads(event_parts(event, offset_ns))
-        return self._parts
-
-    def missing_bytes(self, event: Event) -> int:
-        """Return how much memory such an event takes, beside what others are sent already."""
-        return self._values.missing_bytes(event_parts(event))
-
-    def clear(self, body: bytes | Event = b"") -> None:
-        """Forget it, as it may be large."""
-        self._body = body
-        self._made = {}
-        self._parts = []
-
-
-class _WatchAnswer:
-    """The answer to a watch: `kvd.watch.Listener` on a connection."""
-
-    __slots__ = ("_connection", "_has_ended", "_keys", "_stream")
-
-    def __init__(self, connection: Connection, keys: KeySpace, *, stream: bool) -> None:
-        self._connection = connection
-        self._keys = keys
-        self._stream = stream
-        self._has_ended = False
-
-    def begin(self, index: int) -> None:
-        # Clients wait for the head with a time-out of a second or two: it goes out at once.
-        self._connection.begin_stream(HTTPStatus.OK, self._keys.head(index))
-
-    def tell(self, body: bytes) -> None:
-        if self._has_ended:
-            return  # the connection may be another request's by now
-        connection, last = self._connection, not self._stream
-        if not connection.flows and not last and self._keys.cut(connection):
-            return
-        frame = self._keys.frames.of(body, chunked=not connection.http10, last=last)
-        connection.send_event(frame, last=last)
-
-    def tell_large(self, event: Event) -> None:
-        if self._has_ended:
-            return
-        connection, last = self._connection, not self._stream
-        if not connection.flows and not last and self._keys.cut(connection):
-            return
-        connection.send_large_event(self._keys.large_event(event), last=last)
-
-    def ready(self, resume: Callable[[], object]) -> bool:
-        return self._connection.ready(resume)
-
-    def has_room(self, event: Event, resume: Callable[[], object]) -> bool:
-        return self._keys.has_room_for(self._connection, event, resume)
-
-    def close(self) -> None:
-        self._connection.abort()
-
-    def end(self) -> None:
-        self._has_ended = True
-        self._connection.end_stream()

@@ -169,6 +169,7 @@ class KvdCollector(Collector):
         yield gauge("kvd_buffered_answer_bytes", "Unread large answers", memory.answers)
         yield gauge("kvd_buffered_bytes_max", "The limit of each of the two", memory.bytes_max)
         yield gauge("kvd_watchers", "Open watches, replaying or live", hub.waiting)
+        yield gauge("kvd_watch_backlog_bytes", "Events that wait to be sent", hub.backlog_bytes)
         yield labelled(
             CounterMetricFamily(
                 "kvd_rejected_requests", "What was refused at a limit", labels=["reason"]

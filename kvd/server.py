@@ -180,6 +180,7 @@ class KvdServer:
         self._housekeeping.stop()
         self._index_check.stop()
         self._credentials.close()
+        self._keys.watches.close()
         self._sync.stop()
         self._appender.close()
         self._store.close()

@@ -1,23 +1,19 @@
-"""Who waits for what: matching events to watchers, live and from history, and telling them.
+"""Watches: matching events to watchers, live and from history, and telling them.
 
 Invariants:
 
 - Events are matched in the step that commits them, and told in later turns of the loop, some
   hundreds at a time, in order: nobody else waits while 10,000 watchers are told.
-- A watcher carries the next index it may see (`next_index`), so nothing is told twice, and what
-  it registers too late to find in history it gets live.
+- What waits to be told is bounded. Beyond that, those that an event is for read it, and what
+  follows, from history, once they have been told what they were told before.
+- A watcher that is not registered carries the next index it may see (`next_index`), so nothing is
+  told twice, and what it registers too late to find in history it gets live.
 - History is read in slices, no faster than the client reads; the last slice and the registration
   are one step without a pause.
 
-An event on key K is for a watcher on path W (live) when its index is not below `next_index` and
-
-    W is K; or
-    W is recursive, K lies below it, and no component of K behind W begins with `_`; or
-    the event removes K, and W existed below it (whatever its names): it is told the event of K.
-
-In history the hidden names are not looked at, and a removal of K is for every W below it: what
-existed then is not known any more. A refresh is for nobody. Sections 8.3 and 8.4 of the recorded
-behaviour; the real server's match of a mere string prefix (`/pd` for `/pdx`) is not copied.
+Which events are for whom is in `kvd.watchers`. In history the hidden names are not looked at, and a
+removal of K is for every W below it: what existed then is not known any more. A refresh is for
+nobody.
 """
 
 from __future__ import annotations
@@ -26,14 +22,14 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Protocol
 
 from kvd.commands import Watch
 from kvd.errors import EVENT_INDEX_CLEARED, ApiError
 from kvd.recent import Recent, is_below
 from kvd.response import event_body
+from kvd.watchers import Listener, Watcher, Watchers
 from storage.change import REMOVALS
 from storage.event import Event
 from storage.store import Store
@@ -45,78 +41,75 @@ _TOLD_PER_TURN = 256
 # To tell what is longer by this counts as telling one more.
 _LONG_BYTES = 16 << 10
 _SLICE_S = 0.005
+# A watch that reads history for longer than this when it begins makes the next ones wait.
+_SHORT_SLICE_S = 0.001
+
+BACKLOG_BYTES_MAX = 16 << 20
+"""How much may wait to be told, events and lists of watchers: else they read it from history."""
+_REFERENCE_BYTES = 8
 
 # The first index that an event can have; see `Applied.index`.
 _FIRST_INDEX = 2
 
 
-class Listener(Protocol):
-    """Where the events of one watcher go: its connection."""
+class _Telling:
+    """An event on its way to watchers, or, with neither body nor event, to go on from history.
 
-    def begin(self, index: int) -> None:
-        """Send the head of the answer: the watch began at this etcd index."""
-
-    def tell(self, body: bytes) -> None:
-        """Send one event; a stream goes on, any other watch ends with it."""
-
-    def tell_large(self, event: Event) -> None:
-        """Send one event whose values are large, as `tell` does."""
-
-    def ready(self, resume: Callable[[], object]) -> bool:
-        """Return whether it can be told more; if not, `resume` is called once it can."""
-
-    def has_room(self, event: Event, resume: Callable[[], object]) -> bool:
-        """Return whether there is memory for such an event; if not, `resume` is called later."""
-
-    def close(self) -> None:
-        """End a stream that cannot go on: too slow, or its history is gone."""
-
-    def end(self) -> None:
-        """End the watch without a (further) event: the server stops."""
-
-
-class Watcher:
-    """One watch. `next_index` is the lowest index that it may still be told.
-
-    `rights` are those that it began with; None where users were not asked for.
+    Attributes:
+        told: How many of them have been told.
+        size: What it counts for in the backlog.
     """
 
-    __slots__ = ("key", "listener", "next_index", "recursive", "rights", "stream")
+    __slots__ = ("body", "event", "size", "told", "watchers")
 
-    def __init__(self, watch: Watch, listener: Listener, next_index: int) -> None:
-        self.key = watch.key
-        self.recursive = watch.recursive
-        self.stream = watch.stream
-        self.listener = listener
-        self.next_index = next_index
-        self.rights: object = None
+    def __init__(
+        self, watchers: list[Watcher], body: bytes | None, event: Event | None, size: int
+    ) -> None:
+        self.watchers = watchers
+        self.body = body
+        self.event = event
+        self.size = size
+        self.told = 0
 
 
 class Hub:
-    """All watchers of a store."""
+    """All watches of a store.
+
+    Attributes:
+        tell_all: Tells an event to many watchers.
+        requests: How many watches were asked for.
+        backlog_bytes: How much waits to be told.
+    """
 
     def __init__(self, store: Store, loop: asyncio.AbstractEventLoop) -> None:
         self._store = store
         self._loop = loop
-        self._by_path: dict[bytes, dict[Watcher, None]] = {}
+        self._registered = Watchers()
         # Those that read history in turns; a dict, because it keeps order and forgets in one step.
         self._replaying: dict[Watcher, Iterator[bool]] = {}
-        self._to_tell: deque[tuple[Iterator[Watcher], bytes, Event | None]] = deque()
+        self._due: deque[Watcher] = deque()
+        self._is_reading = False
+        self._read_until = 0.0
+        self._to_tell: deque[_Telling] = deque()
+        self.backlog_bytes = 0
         self._telling = False
         self._recent = Recent()
-        self.count = 0
-        """Registered watchers: the gauge of the statistics."""
+        self.tell_all: Callable[[Sequence[Watcher], bytes], None] = _tell_each
         self.requests = 0
-        """How many watches were asked for."""
+
+    @property
+    def count(self) -> int:
+        """Registered watchers: the gauge of the statistics."""
+        return self._registered.count
 
     @property
     def waiting(self) -> int:
         """How many watches are open, registered or still reading history."""
-        return self.count + len(self._replaying)
+        return self._registered.count + len(self._replaying)
 
     def count_of(self, key: bytes) -> int:
         """Return how many watchers of a key are registered."""
-        return len(self._by_path.get(key, ()))
+        return self._registered.count_of(key)
 
     def watch(self, watch: Watch, listener: Listener) -> Watcher:
         """Start a watch: from history as far as that goes, then live.
@@ -140,33 +133,33 @@ class Hub:
         if watcher.next_index <= applied.index:
             self._skip(watcher, applied.index)
         if watcher.next_index > applied.index:
-            self._register(watcher)
+            self._registered.register(watcher, applied.index + 1)
         else:
             self._replaying[watcher] = self._replay(watcher)
-            self._continue(watcher)
+            self._begin_replay(watcher)
         return watcher
 
     def forget(self, watcher: Watcher) -> None:
         """Drop a watch whose client has gone; it may have ended already."""
         self._replaying.pop(watcher, None)
-        self._unregister(watcher)
+        self._registered.unregister(watcher)
 
     def removable(self, key: bytes) -> list[bytes]:
         """Return the watched paths below a directory that is about to be removed."""
-        prefix = key + b"/"
-        return [path for path in self._by_path if path.startswith(prefix)]
+        return self._registered.below(key)
 
     def publish(self, events: Iterable[tuple[Event, list[bytes]]]) -> None:
         """Match committed events, each with the watched paths that it removed below its key."""
         if not self.requests:
             return
         for event, removed in events:
-            if not event.change.refresh:
-                self._recent.add(event.change)
-                if self._by_path and (watchers := self._matching(event, removed)):
-                    body = self._body(event)
-                    large = event if body is None else None
-                    self._to_tell.append((iter(watchers), body or b"", large))
+            change = event.change
+            if not change.refresh:
+                self._recent.add(change)
+                if self._registered.count:
+                    matching = self._registered.matching(change.key, change.index, removed)
+                    if matching:
+                        self._queue(event, matching)
         if self._to_tell and not self._telling:
             self._telling = True
             self._loop.call_soon(self._tell)
@@ -179,74 +172,125 @@ class Hub:
 
     def end(self, ends: Callable[[Watcher], bool]) -> None:
         """End some of the watches without an event."""
-        paths = list(self._by_path.values())
-        for watcher in [*self._replaying, *(w for watchers in paths for w in watchers)]:
+        for watcher in [*self._replaying, *self._registered]:
             if ends(watcher):
                 self.forget(watcher)
                 watcher.listener.end()
 
-    def _matching(self, event: Event, removed: list[bytes]) -> list[Watcher]:
-        """Return those that an event is for, unregistered already if they are told but once."""
-        index, key = event.change.index, event.change.key
-        matching = [w for path in removed for w in self._by_path.get(path, ())]
-        matching += self._by_path.get(key, ())
-        path = key
-        while path != b"/":
-            parent, _, name = path.rpartition(b"/")
-            if name.startswith(b"_"):
-                break
-            path = parent or b"/"
-            matching += [w for w in self._by_path.get(path, ()) if w.recursive]
-        matching = [w for w in matching if index >= w.next_index]
-        for watcher in matching:
-            watcher.next_index = index + 1
-            if not watcher.stream:
-                self._unregister(watcher)
-        return matching
+    # Live
+
+    def _queue(self, event: Event, matching: list[list[Watcher]]) -> None:
+        """Let an event be told in the turns to come, or be read from history."""
+        body = self._body(event)
+        rest = len(body) if body is not None else _large_bytes(event)
+        for watchers in matching:
+            last = self._to_tell[-1] if self._to_tell else None
+            is_listed = last is not None and watchers is last.watchers
+            size = rest + (0 if is_listed else _REFERENCE_BYTES * len(watchers))
+            if last is None or self.backlog_bytes + size <= BACKLOG_BYTES_MAX:
+                telling = _Telling(watchers, body, event if body is None else None, size)
+                rest = 0  # another group is told the same bytes
+            else:
+                telling = self._defer(event.change.index, watchers)
+            self._to_tell.append(telling)
+            self.backlog_bytes += telling.size
+
+    def _defer(self, index: int, watchers: list[Watcher]) -> _Telling:
+        """Let watchers read from history, from an event on, once they have been told the others."""
+        for watcher in watchers:
+            self._registered.unregister(watcher)
+            watcher.next_index = index
+            watcher.was_live = True
+            self._replaying[watcher] = self._replay(watcher)
+        return _Telling(watchers, None, None, _REFERENCE_BYTES * len(watchers))
 
     def _body(self, event: Event) -> bytes | None:
         return event_body(event, self._store.applied.clock_offset_ns)
 
     def _tell(self) -> None:
-        told = 0
-        while self._to_tell and told < _TOLD_PER_TURN:
-            watchers, body, large = self._to_tell[0]
-            # What is large is not copied for each of them.
-            weight = 1 + len(body) // _LONG_BYTES
-            for watcher in watchers:
-                if large is None:
-                    watcher.listener.tell(body)
-                else:
-                    watcher.listener.tell_large(large)
-                told += weight
-                if told >= _TOLD_PER_TURN:
-                    break
+        left = _TOLD_PER_TURN
+        try:
+            while self._to_tell and left > 0:
+                telling = self._to_tell[0]
+                # What is large is not copied for each of them.
+                weight = 1 + len(telling.body or b"") // _LONG_BYTES
+                first = telling.told
+                telling.told += -(-left // weight)
+                batch = telling.watchers[first : telling.told]
+                if telling.told >= len(telling.watchers):
+                    self._to_tell.popleft()
+                    self.backlog_bytes -= telling.size
+                left -= weight * len(batch)
+                self._tell_batch(telling, batch)
+        finally:
+            self._telling = bool(self._to_tell)
+            if self._telling:
+                self._loop.call_soon(self._tell)
+
+    def _tell_batch(self, telling: _Telling, batch: list[Watcher]) -> None:
+        try:
+            if telling.body is not None:
+                self.tell_all(batch, telling.body)
+            elif telling.event is not None:
+                for watcher in batch:
+                    watcher.listener.tell_large(telling.event)
             else:
-                self._to_tell.popleft()
-        self._telling = bool(self._to_tell)
-        if self._telling:
-            self._loop.call_soon(self._tell)
+                for watcher in batch:
+                    self._go_on(watcher)
+        except BaseException:
+            # Some may have been told and others not: a gap must not go unseen.
+            for watcher in batch:
+                watcher.listener.close()
+            raise
 
-    def _register(self, watcher: Watcher) -> None:
-        self._by_path.setdefault(watcher.key, {})[watcher] = None
-        self.count += 1
+    # From history
 
-    def _unregister(self, watcher: Watcher) -> None:
-        watchers = self._by_path.get(watcher.key)
-        if watchers is None or watcher not in watchers:
+    def _begin_replay(self, watcher: Watcher) -> None:
+        """Run the first slice of a replay at once, unless others read already."""
+        if self._is_reading:
+            self._due.append(watcher)
             return
-        del watchers[watcher]
-        self.count -= 1
-        if not watchers:
-            del self._by_path[watcher.key]
+        began = time.monotonic()
+        self._read_until = began + _SLICE_S
+        self._continue(watcher)
+        if time.monotonic() - began > _SHORT_SLICE_S:
+            self._read_soon()
+
+    def _go_on(self, watcher: Watcher) -> None:
+        """Let a replay go on in its turn."""
+        self._due.append(watcher)
+        self._read_soon()
+
+    def _read_soon(self) -> None:
+        if not self._is_reading:
+            self._is_reading = True
+            self._loop.call_soon(self._read)
+
+    def _read(self) -> None:
+        """Go on with replays, for some milliseconds in all."""
+        self._is_reading = False
+        self._read_until = time.monotonic() + _SLICE_S
+        try:
+            for _ in range(len(self._due)):
+                self._continue(self._due.popleft())
+                if time.monotonic() > self._read_until:
+                    break
+        finally:
+            if self._due:
+                self._read_soon()
 
     def _continue(self, watcher: Watcher) -> None:
         """Run one slice of a replay, and see to the next."""
         slices = self._replaying.get(watcher)
         if slices is not None:
-            waits = next(slices, False)
+            try:
+                waits = next(slices, False)
+            except BaseException:
+                del self._replaying[watcher]
+                watcher.listener.close()
+                raise
             if not waits and watcher in self._replaying and self._ready(watcher):
-                self._loop.call_soon(self._continue, watcher)
+                self._go_on(watcher)
 
     def _skip(self, watcher: Watcher, last_index: int) -> None:
         """Move a watcher on past the events that are known not to be for it."""
@@ -258,11 +302,15 @@ class Hub:
 
     def _ready(self, watcher: Watcher) -> bool:
         """Return whether a replay can go on; if not, it will by itself once the client has read."""
-        return watcher.listener.ready(partial(self._loop.call_soon, self._continue, watcher))
+        return watcher.listener.ready(partial(self._go_on, watcher))
 
     def _has_room(self, watcher: Watcher, event: Event) -> bool:
         """Return whether there is memory for an event; if not, the replay goes on once there is."""
-        return watcher.listener.has_room(event, partial(self._continue, watcher))
+        return watcher.listener.has_room(event, partial(self._resume, watcher))
+
+    def _resume(self, watcher: Watcher) -> None:
+        self._read_until = time.monotonic() + _SLICE_S
+        self._continue(watcher)
 
     def _replay(self, watcher: Watcher) -> Iterator[bool]:
         """Tell what matches from history, pausing between slices; register at its end.
@@ -270,7 +318,6 @@ class Hub:
         A pause is True where it lasts until there is memory for the next event.
         """
         while True:
-            until = time.monotonic() + _SLICE_S
             waits = False
             applied = self._store.applied
             if watcher.next_index < applied.oldest_event > _FIRST_INDEX:
@@ -295,14 +342,19 @@ class Hub:
                     if not self._ready(watcher):
                         break
                 watcher.next_index = event.change.index + 1
-                if time.monotonic() > until:
+                if time.monotonic() > self._read_until:
                     break
             else:
                 watcher.next_index = max(watcher.next_index, applied.index + 1)
                 del self._replaying[watcher]
-                self._register(watcher)
+                self._registered.register(watcher, applied.index + 1)
                 return
             yield waits
+
+
+def _tell_each(watchers: Sequence[Watcher], body: bytes) -> None:
+    for watcher in watchers:
+        watcher.listener.tell(body)
 
 
 def _tell(listener: Listener, told: bytes | Event) -> None:
@@ -312,6 +364,12 @@ def _tell(listener: Listener, told: bytes | Event) -> None:
         listener.tell_large(told)
 
 
+def _large_bytes(event: Event) -> int:
+    """Return what the values of an event take in memory."""
+    change, prev, _ = event
+    return len(change.value or b"") + len((prev and prev.value) or b"")
+
+
 def _matches_history(event: Event, watcher: Watcher) -> bool:
     change = event.change
     if change.refresh:
@@ -319,5 +377,10 @@ def _matches_history(event: Event, watcher: Watcher) -> bool:
     if change.key == watcher.key:
         return True
     if watcher.recursive and is_below(change.key, watcher.key):
-        return True
+        return not (watcher.was_live and _is_hidden(change.key, watcher.key))
     return change.kind in REMOVALS and change.dir and is_below(watcher.key, change.key)
+
+
+def _is_hidden(path: bytes, ancestor: bytes) -> bool:
+    """Return whether a component of a path behind its ancestor is hidden."""
+    return b"/_" in path[len(ancestor.rstrip(b"/")) :]

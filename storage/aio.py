@@ -32,7 +32,7 @@ _IOCB_CMD_FDSYNC = 3
 _IOCB_FLAG_RESFD = 1
 
 
-class _Calls(NamedTuple):
+class Calls(NamedTuple):
     """The numbers of the system calls on one architecture."""
 
     setup: int
@@ -41,20 +41,20 @@ class _Calls(NamedTuple):
     getevents: int
 
 
-_CALLS = {
-    "x86_64": _Calls(206, 207, 209, 208),
-    "aarch64": _Calls(0, 1, 2, 4),
-    "riscv64": _Calls(0, 1, 2, 4),
+CALLS = {
+    "x86_64": Calls(206, 207, 209, 208),
+    "aarch64": Calls(0, 1, 2, 4),
+    "riscv64": Calls(0, 1, 2, 4),
 }
 
 #     0 u64 data, 8 u32 key, 12 i32 flags of the write, 16 u16 command, 18 i16 priority,
 #    20 u32 file, 24 u64 buffer, 32 u64 length, 40 i64 offset, 48 u64 reserved, 56 u32 flags,
 #    60 u32 eventfd; the key and the flags change places on big-endian machines, which are not above
-_IOCB = Struct("<QIiHhIQQqQII")
-assert _IOCB.size == 64
+IOCB = Struct("<QIiHhIQQqQII")
+assert IOCB.size == 64
 #     0 u64 data, 8 u64 address of the iocb, 16 i64 result, 24 i64 second result
-_EVENT = Struct("<QQqq")
-assert _EVENT.size == 32
+EVENT = Struct("<QQqq")
+assert EVENT.size == 32
 
 
 class DataSync:
@@ -70,7 +70,7 @@ class DataSync:
         Raises:
             OSError: it cannot be had here.
         """
-        calls = _CALLS.get(platform.machine())
+        calls = CALLS.get(platform.machine())
         if calls is None or sys.platform != "linux":
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
         self._calls = calls
@@ -78,9 +78,9 @@ class DataSync:
         self._syscall = ctypes.PyDLL(None, use_errno=True).syscall
         self._context = ctypes.c_ulong(0)
         self._call(ctypes.c_long(calls.setup), _ONE, ctypes.byref(self._context))
-        self._iocb = ctypes.create_string_buffer(_IOCB.size)
+        self._iocb = ctypes.create_string_buffer(IOCB.size)
         iocbs = (ctypes.c_void_p * 1)(ctypes.addressof(self._iocb))
-        self._event = ctypes.create_string_buffer(_EVENT.size)
+        self._event = ctypes.create_string_buffer(EVENT.size)
         # A timespec: seconds and nanoseconds.
         wait = (ctypes.c_long * 2)(0, int(WAIT_S * 1e9))
         self._submit = ctypes.c_long(calls.submit), self._context, _ONE, iocbs
@@ -98,7 +98,7 @@ class DataSync:
         """
         if fd != self._fd:
             self._fd = fd
-            _IOCB.pack_into(
+            IOCB.pack_into(
                 self._iocb,
                 0,
                 *(0, 0, 0, _IOCB_CMD_FDSYNC, 0, fd),
@@ -118,7 +118,7 @@ class DataSync:
             os.eventfd_read(self.fileno)
         except BlockingIOError:  # a moment later, and `outcome` will know nothing then
             pass
-        result: int = _EVENT.unpack_from(self._event)[2]
+        result: int = EVENT.unpack_from(self._event)[2]
         return -result
 
     def outcome(self) -> int | None:
@@ -129,7 +129,7 @@ class DataSync:
             pass
         if self._call(*self._look) == 0:
             return None
-        result: int = _EVENT.unpack_from(self._event)[2]
+        result: int = EVENT.unpack_from(self._event)[2]
         return -result
 
     def close(self) -> None:

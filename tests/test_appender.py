@@ -57,7 +57,7 @@ class HeldSync(DataSync):
 
     def submit(self, fd):
         os.fdatasync(fd)
-        aio._IOCB.pack_into(
+        aio.IOCB.pack_into(
             self._iocb,
             0,
             *(0, 0, 0, self._IOCB_CMD_POLL, 0, self._gate),

@@ -24,8 +24,8 @@ BUDGETS = {
     "TTL refresh": (280, 4_350, 2_800, 0.9),
     "listing, unchanged": (78.8, 1_095, 45_000, 0.9),
     "listing, each child": (11.2, 186, 800, 0.9),
-    "long poll, asked and told": (51.7, 1_010, 800, 0.9),
-    "stream, told": (10.8, 215, 100, 0.9),
+    "long poll, asked and told": (51.2, 985, 800, 0.9),
+    "stream, told": (7.1, 126, 100, 0.9),
 }
 ADVICE = """over budget: {over}
 

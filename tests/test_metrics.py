@@ -223,6 +223,7 @@ def test_connections_and_watchers_are_gauges(fresh_server):
     during = scrape(client)
     assert during["kvd_connections"] == before["kvd_connections"] + 1
     assert during["kvd_watchers"] == during["etcd_debugging_store_watchers"] == 1
+    assert during["kvd_watch_backlog_bytes"] == 0
     client.put("/w", 1)
     watch.body()
     assert scrape(client)["kvd_watchers"] == 0

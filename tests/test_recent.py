@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from kvd.commands import Set, Watch
 from kvd.recent import Recent
-from kvd.watch import Watcher, _matches_history
+from kvd.watch import _matches_history
+from kvd.watchers import Watcher
 from storage.change import REMOVALS, Change, Kind
 from storage.event import Event
 from storage.tree import View

@@ -1,0 +1,119 @@
+"""The same bytes to many sockets by one system call: Linux AIO, which takes writes to sockets too.
+
+An event that ten thousand watch is ten thousand calls of write(2), and these are four fifths of
+what it costs. By io_submit(2), which makes up to 256 of them at once, they cost a quarter less: 7.0
+instead of 9.0 us of the kernel's time each, and no other process gets the processor in between
+(10,000 sockets, 250 bytes, measured).
+
+A write to a socket that does not block is complete when io_submit returns, whether it was taken
+whole, in part or not at all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import sys
+from array import array
+from collections.abc import Sequence
+
+from storage.aio import CALLS, EVENT, IOCB
+
+SOCKETS_MAX = 256
+"""So many at once: two milliseconds."""
+
+_IOCB_CMD_PWRITE = 1
+# Places in an iocb (`storage.aio.IOCB`) and in an event, in numbers of eight or four bytes.
+_FILE_U32, _IOCB_U32 = 5, IOCB.size // 4
+_BUFFER_U64, _LENGTH_U64, _IOCB_U64 = 3, 4, IOCB.size // 8
+_DATA_I64, _RESULT_I64, _EVENT_I64 = 0, 2, EVENT.size // 8
+
+
+class SocketBatch:
+    """Writes to many sockets at once. They must be ones that do not block."""
+
+    def __init__(self) -> None:
+        """Set up a queue.
+
+        Raises:
+            OSError: it cannot be had here.
+        """
+        calls = CALLS.get(platform.machine())
+        if calls is None or sys.platform != "linux":
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        self._calls = calls
+        # None of these calls waits, so the interpreter is not let go of for them.
+        self._syscall = ctypes.PyDLL(None, use_errno=True).syscall
+        self._context = ctypes.c_ulong(0)
+        size = ctypes.c_long(SOCKETS_MAX)
+        if self._syscall(ctypes.c_long(calls.setup), size, ctypes.byref(self._context)) < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        iocbs = bytearray(IOCB.size * SOCKETS_MAX)
+        for place in range(SOCKETS_MAX):
+            IOCB.pack_into(
+                iocbs,
+                place * IOCB.size,
+                *(place, 0, 0, _IOCB_CMD_PWRITE, 0, 0),
+                *(0, 0, 0, 0, 0, 0),
+            )
+        self._u32 = memoryview(iocbs).cast("I")
+        self._u64 = memoryview(iocbs).cast("Q")
+        begin = ctypes.addressof(ctypes.c_char.from_buffer(iocbs))
+        addresses = range(begin, begin + len(iocbs), IOCB.size)
+        self._iocbs = (ctypes.c_void_p * SOCKETS_MAX)(*addresses)
+        events = bytearray(EVENT.size * SOCKETS_MAX)
+        self._events = memoryview(events).cast("q")
+        self._events_at = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(events)))
+        self._data = b""
+
+    def send(self, data: bytes, files: Sequence[int]) -> list[tuple[int, int]]:
+        """Write data to up to `SOCKETS_MAX` sockets.
+
+        Returns:
+            Those that did not take all of it: the place in `files`, and how many bytes it took,
+            which is 0 where it failed.
+
+        Raises:
+            OSError: it cannot be known what was sent; nothing may be sent by this any more.
+        """
+        count = len(files)
+        self._u32[_FILE_U32 : _IOCB_U32 * count : _IOCB_U32] = array("I", files)
+        if data is not self._data:
+            self._take(data)
+        submit = ctypes.c_long(self._calls.submit)
+        # It stops at one that it does not take; those behind it have not been tried.
+        tried = max(0, self._syscall(submit, self._context, ctypes.c_long(count), self._iocbs))
+        self._await(tried)
+        results = self._events[_RESULT_I64 : _EVENT_I64 * tried : _EVENT_I64].tolist()
+        if results.count(len(data)) == count:
+            return []
+        return self._partly(data, count, results)
+
+    def close(self) -> None:
+        """Let go of the queue."""
+        self._syscall(ctypes.c_long(self._calls.destroy), self._context)
+
+    def _await(self, tried: int) -> None:
+        """Read the outcomes of all that was tried: they are there already."""
+        number = ctypes.c_long(tried)
+        getevents = ctypes.c_long(self._calls.getevents)
+        if tried and tried != self._syscall(
+            getevents, self._context, number, number, self._events_at, None
+        ):
+            raise OSError(errno.EIO, "io_getevents does not tell of writes that are complete")
+
+    def _take(self, data: bytes) -> None:
+        # It stays where it is for as long as it is referred to.
+        self._data = data
+        address = ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
+        for place, value in ((_BUFFER_U64, address), (_LENGTH_U64, len(data))):
+            self._u64[place::_IOCB_U64] = array("Q", [value]) * SOCKETS_MAX
+
+    def _partly(self, data: bytes, count: int, results: list[int]) -> list[tuple[int, int]]:
+        places = self._events[_DATA_I64 : _EVENT_I64 * len(results) : _EVENT_I64].tolist()
+        taken = dict(zip(places, results, strict=True))
+        sent = [(place, max(0, taken.get(place, 0))) for place in range(count)]
+        return [(place, bytes_) for place, bytes_ in sent if bytes_ < len(data)]

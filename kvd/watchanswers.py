@@ -1,0 +1,252 @@
+"""The answers to watches: how events are framed, and sent to one client or to many at once.
+
+An event is framed once for all who are sent it. To many clients it goes by one system call
+(`kvd.socketbatch`), past the event loop: to those for whom nothing waits to be sent, so that it
+comes behind what they were sent before. What one of them does not take goes the usual way, and so
+does everything to the others: by `Connection.send`, which knows TLS, the access log and clients
+that read slowly.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from http import HTTPStatus
+from typing import cast
+
+from kvd.http1 import LARGE_BYTES, Connection
+from kvd.memory import Memory, NoRoom, Payload, Values
+from kvd.response import event_parts
+from kvd.socketbatch import SOCKETS_MAX, SocketBatch
+from kvd.watchers import Watcher
+from storage.event import Event
+from storage.store import Store
+
+log = logging.getLogger(__name__)
+
+# For fewer of them a system call for each costs no more.
+_BATCH_MIN = 8
+
+# How an event is framed: as a chunk or as it is, and as the last of its answer or not.
+_CHUNKED, _LAST = 2, 1
+
+
+class _WatchAnswer:
+    """The answer to one watch: `kvd.watchers.Listener` on a connection."""
+
+    __slots__ = ("_answers", "connection", "form", "has_ended")
+
+    def __init__(self, connection: Connection, answers: WatchAnswers, *, stream: bool) -> None:
+        self._answers = answers
+        self.connection = connection
+        self.form = (0 if connection.http10 else _CHUNKED) | (0 if stream else _LAST)
+        self.has_ended = False
+        """The connection may be another request's by now."""
+
+    def begin(self, index: int) -> None:
+        # Clients wait for the head with a time-out of a second or two: it goes out at once.
+        self.connection.begin_stream(HTTPStatus.OK, self._answers.head(index))
+
+    def tell(self, body: bytes) -> None:
+        if self._may_be_told():
+            frame = self._answers.frame(body, self.form)
+            self.connection.send_event(frame, last=bool(self.form & _LAST))
+
+    def tell_large(self, event: Event) -> None:
+        if self._may_be_told():
+            payloads = self._answers.large_frame(event)
+            self.connection.send_large_event(payloads, last=bool(self.form & _LAST))
+
+    def _may_be_told(self) -> bool:
+        if self.has_ended:
+            return False
+        connection = self.connection
+        return connection.flows or bool(self.form & _LAST) or not self._answers.cut(connection)
+
+    def ready(self, resume: Callable[[], object]) -> bool:
+        return self.connection.ready(resume)
+
+    def has_room(self, event: Event, resume: Callable[[], object]) -> bool:
+        return self._answers.has_room(self.connection, event, resume)
+
+    def close(self) -> None:
+        if not self.has_ended:
+            self.connection.abort()
+
+    def end(self) -> None:
+        self.has_ended = True
+        self.connection.end_stream()
+
+
+class WatchAnswers:
+    """What the answers to all watches share: the event that was told last, framed.
+
+    Attributes:
+        head: Returns the header lines of a success at an index.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        memory: Memory,
+        values: Values,
+        head: Callable[[int], bytes],
+        stream_bytes_max: int,
+        on_cut: Callable[[], None],
+        start: Callable[[Connection, Coroutine[None, None, None]], None],
+    ) -> None:
+        """Answer watches of one store.
+
+        Args:
+            store: where the events come from.
+            memory: what answers take together.
+            values: large values that are being sent.
+            head: see above.
+            stream_bytes_max: a stream that leaves so much unread when its next event comes is cut.
+            on_cut: called for each that is.
+            start: runs what has to wait, for a connection.
+        """
+        self.head = head
+        self._store = store
+        self._memory = memory
+        self._values = values
+        self._stream_bytes_max = stream_bytes_max
+        self._on_cut = on_cut
+        self._start = start
+        self._told: bytes | Event = b""
+        self._frames: dict[int, Payload] = {}
+        self._parts: list[Payload] = []
+        self._batch: SocketBatch | None = None
+        self._has_batch = True
+
+    def begin(self, connection: Connection, *, stream: bool) -> _WatchAnswer:
+        """Return the answer to a watch."""
+        return _WatchAnswer(connection, self, stream=stream)
+
+    def tell_all(self, watchers: Sequence[Watcher], body: bytes) -> None:
+        """Tell an event to many."""
+        batch = self._socket_batch() if len(watchers) >= _BATCH_MIN else None
+        if batch is None or len(body) > LARGE_BYTES >> 1:
+            for watcher in watchers:
+                watcher.listener.tell(body)
+            return
+        answers = cast(list[_WatchAnswer], [watcher.listener for watcher in watchers])
+        while answers:
+            answers = self._tell_form(batch, answers, body)
+
+    def _tell_form(
+        self, batch: SocketBatch, answers: Sequence[_WatchAnswer], body: bytes
+    ) -> list[_WatchAnswer]:
+        """Tell those that are sent it in the same form as the first; return the others."""
+        form = answers[0].form
+        others: list[_WatchAnswer] = []
+        files: list[int] = []
+        told: list[Connection] = []
+        for answer in answers:
+            connection = answer.connection
+            if answer.form != form:
+                others.append(answer)
+            elif (
+                connection.writable
+                and connection.file
+                and not answer.has_ended
+                and not connection.pending()
+            ):
+                files.append(connection.file)
+                told.append(connection)
+            else:
+                answer.tell(body)
+        self._send(batch, self.frame(body, form).data, files, told)
+        if form & _LAST:
+            for connection in told:
+                connection.done()
+        return others
+
+    def _send(
+        self, batch: SocketBatch, data: bytes, files: Sequence[int], told: Sequence[Connection]
+    ) -> None:
+        """Send data on the sockets of connections; what one does not take, the usual way."""
+        for first in range(0, len(files), SOCKETS_MAX):
+            last = first + SOCKETS_MAX
+            try:
+                unsent = batch.send(data, files[first:last])
+            except OSError as error:
+                log.error("watches are cut, it is not known what they were sent: %s", error)  # noqa: TRY400
+                self.close()
+                for connection in told[first:]:
+                    connection.abort()
+                return
+            for place, sent_bytes in unsent:
+                told[first + place].send(data[sent_bytes:])
+
+    def _socket_batch(self) -> SocketBatch | None:
+        """Return what sends to many, made when it is first needed; None where it cannot be had."""
+        if self._batch is None and self._has_batch:
+            try:
+                self._batch = SocketBatch()
+            except OSError as error:
+                self._has_batch = False
+                log.debug("watches are told by a system call each: %s", error)
+        return self._batch
+
+    def frame(self, body: bytes, form: int) -> Payload:
+        """Return the frame of an event: a chunk, perhaps the last of its answer, or as it is."""
+        if body is not self._told:
+            self._forget(body)
+        payload = self._frames.get(form)
+        if payload is None:
+            end = b"\r\n0\r\n\r\n" if form & _LAST else b"\r\n"
+            data = b"%x\r\n%b%b" % (len(body), body, end) if form & _CHUNKED else body
+            payload = self._frames[form] = Payload(data, self._memory)
+        return payload
+
+    def large_frame(self, event: Event) -> list[Payload]:
+        """Return an event whose values are large in parts, not framed."""
+        if event is not self._told:
+            self._forget(event)
+            parts = event_parts(event, self._store.applied.clock_offset_ns)
+            self._parts = self._values.payloads(parts)
+        return self._parts
+
+    def cut(self, connection: Connection) -> bool:
+        """Cut a stream whose client leaves too much unread; return whether it was."""
+        if connection.unsent_bytes <= self._stream_bytes_max:
+            return False
+        self._on_cut()
+        connection.abort()
+        return True
+
+    def has_room(self, connection: Connection, event: Event, resume: Callable[[], object]) -> bool:
+        """Return whether there is memory for an event; if not, `resume` is called later."""
+        # Beside what others are sent already.
+        size = self._values.missing_bytes(event_parts(event))
+        if self._memory.fits(size):
+            return True
+        self._start(connection, self._resume(connection, size, resume))
+        return False
+
+    async def _resume(
+        self, connection: Connection, size: int, resume: Callable[[], object]
+    ) -> None:
+        with suppress(NoRoom):  # it will wait again: its head has been sent
+            await self._memory.room(size)
+        if not connection.gone:
+            resume()
+
+    def tick(self) -> None:
+        """Forget what was kept for those told last, as it may be large; called every second."""
+        self._forget()
+
+    def close(self) -> None:
+        """Send to many at once no more."""
+        self._has_batch = False
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            batch.close()
+
+    def _forget(self, told: bytes | Event = b"") -> None:
+        self._told = told
+        self._frames = {}
+        self._parts = []

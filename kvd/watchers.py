@@ -1,0 +1,218 @@
+"""The watchers that wait for events to come, by the path that they watch.
+
+An event on key K is for a watcher on path W when
+
+    W is K; or
+    W is recursive, K lies below it, and no component of K behind W begins with `_`; or
+    the event removes K, and W existed below it (whatever its names): it is told the event of K.
+
+Sections 8.3 and 8.4 of the recorded behaviour; the real server's match of a mere string prefix
+(`/pd` for `/pdx`) is not copied.
+
+Those of one path that are told of the same events are a group: ten thousand of them are matched in
+one step. A long poll leaves its group with its event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from kvd.commands import Watch
+from storage.event import Event
+
+
+class Listener(Protocol):
+    """Where the events of one watcher go: its connection."""
+
+    def begin(self, index: int) -> None:
+        """Send the head of the answer: the watch began at this etcd index."""
+
+    def tell(self, body: bytes) -> None:
+        """Send one event; a stream goes on, any other watch ends with it."""
+
+    def tell_large(self, event: Event) -> None:
+        """Send one event whose values are large, as `tell` does."""
+
+    def ready(self, resume: Callable[[], object]) -> bool:
+        """Return whether it can be told more; if not, `resume` is called once it can."""
+
+    def has_room(self, event: Event, resume: Callable[[], object]) -> bool:
+        """Return whether there is memory for such an event; if not, `resume` is called later."""
+
+    def close(self) -> None:
+        """End a stream that cannot go on: too slow, or its history is gone."""
+
+    def end(self) -> None:
+        """End the watch without a (further) event: the server stops."""
+
+
+class Watcher:
+    """One watch.
+
+    Attributes:
+        next_index: The lowest index that it may be told, as long as it is not registered.
+        was_live: It was told of events as they came, before it fell behind.
+        rights: Those that it began with; None where users were not asked for.
+    """
+
+    __slots__ = ("key", "listener", "next_index", "recursive", "rights", "stream", "was_live")
+
+    def __init__(self, watch: Watch, listener: Listener, next_index: int) -> None:
+        self.key = watch.key
+        self.recursive = watch.recursive
+        self.stream = watch.stream
+        self.listener = listener
+        self.next_index = next_index
+        self.was_live = False
+        self.rights: object = None
+
+
+class _Group:
+    """Watchers of a path, all recursive or none of them.
+
+    Attributes:
+        polls: Those that are told of the next event.
+        streams: Those that are told of every event.
+        later: Those that are not told yet: they wait for an index.
+    """
+
+    __slots__ = ("_listed", "later", "polls", "streams")
+
+    def __init__(self) -> None:
+        self.polls: dict[Watcher, None] = {}
+        self.streams: dict[Watcher, None] = {}
+        self.later: dict[Watcher, None] = {}
+        self._listed: list[Watcher] = []
+
+    def __len__(self) -> int:
+        return len(self.polls) + len(self.streams) + len(self.later)
+
+    def __iter__(self) -> Iterator[Watcher]:
+        yield from self.polls
+        yield from self.streams
+        yield from self.later
+
+    def add(self, watcher: Watcher, *, now: bool) -> None:
+        """Add a watcher that is told of every event from now on, or waits for its index."""
+        if not now:
+            self.later[watcher] = None
+        elif watcher.stream:
+            self.streams[watcher] = None
+            self._listed = []
+        else:
+            self.polls[watcher] = None
+
+    def discard(self, watcher: Watcher) -> bool:
+        """Remove a watcher; return whether it was there."""
+        for watchers in (self.polls, self.streams, self.later):
+            if watcher in watchers:
+                del watchers[watcher]
+                if watchers is self.streams:
+                    self._listed = []
+                return True
+        return False
+
+    def take(self, index: int) -> list[list[Watcher]]:
+        """Return those that are told of an event; long polls leave with it.
+
+        The streams are the same list as for the event before, unless others have come or gone.
+        """
+        for watcher in [w for w in self.later if w.next_index <= index]:
+            del self.later[watcher]
+            self.add(watcher, now=True)
+        told = []
+        if self.polls:
+            told.append(list(self.polls))
+            self.polls = {}
+        if self.streams:
+            self._listed = self._listed or list(self.streams)
+            told.append(self._listed)
+        return told
+
+
+class Watchers:
+    """All that are registered.
+
+    Attributes:
+        count: How many they are.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._exact: dict[bytes, _Group] = {}
+        self._recursive: dict[bytes, _Group] = {}
+
+    def __iter__(self) -> Iterator[Watcher]:
+        for groups in (self._exact, self._recursive):
+            for group in groups.values():
+                yield from group
+
+    def count_of(self, key: bytes) -> int:
+        """Return how many watch a key."""
+        return sum(len(groups.get(key, ())) for groups in (self._exact, self._recursive))
+
+    def below(self, key: bytes) -> list[bytes]:
+        """Return the watched paths below a directory."""
+        prefix = key + b"/"
+        paths = [path for path in self._exact if path.startswith(prefix)]
+        paths += [
+            path for path in self._recursive if path.startswith(prefix) and path not in self._exact
+        ]
+        return paths
+
+    def register(self, watcher: Watcher, following: int) -> None:
+        """Add a watcher; `following` is the index of the next event that will come."""
+        groups = self._groups(watcher)
+        group = groups.get(watcher.key)
+        if group is None:
+            group = groups[watcher.key] = _Group()
+        group.add(watcher, now=watcher.next_index <= following)
+        self.count += 1
+
+    def unregister(self, watcher: Watcher) -> None:
+        """Remove a watcher, if it is registered."""
+        groups = self._groups(watcher)
+        group = groups.get(watcher.key)
+        if group is not None and group.discard(watcher):
+            self.count -= 1
+            if not group:
+                del groups[watcher.key]
+
+    def matching(self, key: bytes, index: int, removed: list[bytes]) -> list[list[Watcher]]:
+        """Return whom an event is for, in groups; see `_Group.take`.
+
+        Args:
+            key: the key of the event.
+            index: its index.
+            removed: the watched paths that it has removed below the key.
+        """
+        exact, recursive = self._exact, self._recursive
+        matching: list[list[Watcher]] = []
+        for path in (*removed, key):
+            if path in exact:
+                matching += self._take(exact, path, index)
+            if path in recursive:
+                matching += self._take(recursive, path, index)
+        path = key
+        while recursive and path != b"/":
+            parent, _, name = path.rpartition(b"/")
+            if name.startswith(b"_"):
+                break
+            path = parent or b"/"
+            if path in recursive:
+                matching += self._take(recursive, path, index)
+        return matching
+
+    def _groups(self, watcher: Watcher) -> dict[bytes, _Group]:
+        return self._recursive if watcher.recursive else self._exact
+
+    def _take(self, groups: dict[bytes, _Group], path: bytes, index: int) -> list[list[Watcher]]:
+        group = groups[path]
+        before = len(group)
+        told = group.take(index)
+        left = len(group)
+        self.count += left - before
+        if not left:
+            del groups[path]
+        return told
