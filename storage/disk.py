@@ -178,7 +178,7 @@ def allocate(fd: int, offset: int, length: int) -> None:
 
 
 def truncate(fd: int, length: int) -> None:
-    """Cut a file to `length` bytes. Not durable before a sync."""
+    """Cut a file to `length` bytes, or lengthen it by zeros. Not durable before a sync."""
     os.ftruncate(fd, length)
 
 

@@ -175,6 +175,7 @@ class Index:
     def take_place(self, directory: Path) -> None:
         """Move to a directory, instead of the index that stands there; which goes."""
         # Closed in between, because LMDB keeps the memory of all that was written.
+        self._reach_last_page()
         self.env.close()
         shutil.rmtree(directory, ignore_errors=True)
         disk.rename_durably(self.directory, directory)
@@ -294,6 +295,7 @@ class Index:
         """Close it; with `clean`, sync it whole and vouch for it."""
         if clean:
             failpoints.reach("stopBeforeIndex")
+            self._reach_last_page()
             self.sync()
         frame = self._frame() if clean else {}
         self.env.close()
@@ -301,6 +303,21 @@ class Index:
             failpoints.reach("stopBeforeMark")
             _write_mark(self.directory / CLEAN, fingerprint | frame)
             failpoints.reach("stopAfterMark")
+
+    def _reach_last_page(self) -> None:
+        """Have the file reach the last page that LMDB counts: a shorter one is damaged (`_open`).
+
+        A page that is freed in the transaction that has taken it is never written.
+        """
+        if self.file_bytes < self.used_bytes:
+            fd = disk.open_to_write(self.directory / _DATA)
+            try:
+                disk.truncate(fd, self.used_bytes)
+            except OSError as error:
+                if error.errno not in disk.REFUSALS:
+                    raise
+            finally:
+                os.close(fd)
 
     def _frame(self) -> dict[str, str]:
         store = {_STORE: self.store_uuid.hex()} if self.store_uuid else {}

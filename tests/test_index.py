@@ -77,6 +77,25 @@ def marked(path):
 # Marks
 
 
+@pytest.mark.parametrize("end", ["clean stop", "rebuild"])
+def test_a_last_page_that_was_freed_before_it_was_written_is_no_damage(tmp_path, caplog, end):
+    """LMDB counts it, but the file does not reach it."""
+    made = Index.create(tmp_path / "made")
+    load(made, None)
+    with made.env.begin(write=True) as txn:
+        table = made.tables[b"events"]
+        txn.put(b"12345678", b"v" * (1 << 20), db=table)
+        txn.delete(b"12345678", db=table)
+    assert made.file_bytes < made.used_bytes
+    if end == "rebuild":
+        made.take_place(tmp_path / "index")
+    made.mark_running()
+    made.close(clean=True)
+    reused = Index.reuse(made.directory)
+    assert reused is not None, caplog.text
+    reused[0].close(clean=False)
+
+
 def test_after_a_clean_stop_it_is_used(path):
     assert (path / "index" / "CLEAN").exists()
     assert source_of(path) == "clean stop"
