@@ -40,7 +40,7 @@ from kvd.outbox import Outbox
 from kvd.peer import Peer, peer_of, shown_address, unacknowledged_bytes
 from kvd.receiving import SMALL_BYTES, Receiving
 from kvd.sending import Sending
-from kvd.turns import LONG_WAY, MANY_CHUNKS, UNIT_BYTES_LOG2, VISIT, Lane, Turns
+from kvd.turns import LONG_WAY, MANY_CHUNKS, UNIT_BYTES_LOG2, Lane, Turns
 
 log = logging.getLogger(__name__)
 
@@ -378,7 +378,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
                 self._buffer += data
         else:
             self._buffer = data
-        if not self._parsing:
+        if not self._parsing and not (self._scanned and self._lacks_head_end()):
             self._parse()
         if len(self._buffer) > _UNCOUNTED_BYTES_MAX:
             self._count_ahead()
@@ -388,6 +388,26 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         if isinstance(self._buffer, bytes):
             self._buffer = cast(bytes, bytearray(self._buffer))
         self._buffer += data
+
+    def _lacks_head_end(self) -> bool:
+        """Return whether a head is still unfinished, and note how much of it has been looked at.
+
+        It does not wait for a turn to find that out: clients that send head after head byte by byte
+        would fill the lane of those that have asked for something.
+        """
+        size = len(self._buffer)
+        if (
+            self.deadline != self._head_deadline
+            or size > self._server.limits.header_bytes_max
+            or self._find_head_end() is not None
+        ):
+            return False
+        self._scanned = size
+        return True
+
+    def _find_head_end(self) -> re.Match[bytes] | None:
+        # Bytes that were searched before are not searched again, but for a beginning of the end.
+        return _HEAD_END.search(self._buffer, max(0, self._scanned - 2))
 
     def _count_ahead(self) -> None:
         """Count what has been read and cannot be served yet, and read no more for the moment."""
@@ -938,8 +958,8 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
     # Parsing
 
-    def _parse(self, requests: int = VISIT) -> None:
-        """Serve what has been read, as far as this turn goes, up to so many requests."""
+    def _parse(self, requests: int = 0) -> None:
+        """Serve what has been read, as far as this turn goes: so many requests, or a visit's."""
         turns = self._server.turns
         self._parsing = True
         try:
@@ -950,8 +970,8 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
                 if not (self._read_body() if self._message is not None else self._read_head()):
                     break
                 if self._buffer:
-                    requests -= 1
-                    if requests <= 0 and not self._busy:
+                    requests = (requests or turns.visit) - 1
+                    if not requests and not self._busy:
                         self._queue(None if self._asks_to_write() else Lane.AHEAD)
                         break
         except Exception:
@@ -982,8 +1002,14 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
             self._count_ahead()
 
     def _waits_for_turn(self) -> bool:
-        """Wait for another turn, unless this one takes a write besides; return whether it waits."""
+        """Wait for another turn, unless this one takes a write besides; return whether it waits.
+
+        What is not a request yet waits for its rest instead, not for a turn.
+        """
         turns = self._server.turns
+        if self._message is None and self._find_head_end() is None:
+            self._wait_for_head(len(self._buffer))
+            return True
         if self._asks_to_write() and turns.takes_write():
             return False
         self._queue()
@@ -995,7 +1021,9 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
     def _queue(self, lane: Lane | None = None) -> None:
         """Wait for a turn, in the lane of what has been read unless another is named."""
         if lane is None:
-            lane = Lane.WRITES if self._asks_to_write() else Lane.READS
+            lane = Lane.READS if self._message is None else Lane.BODIES
+            if self._asks_to_write():
+                lane = Lane.WRITES
         self._queued = True
         self._server.turns.wait(self, lane)
 
@@ -1040,8 +1068,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
             self._scanned = 0
             if not self._buffer:
                 return False
-        # Bytes that were searched before are not searched again, but for a beginning of the end.
-        end = _HEAD_END.search(self._buffer, max(0, self._scanned - 2))
+        end = self._find_head_end()
         if end is None or end.start() - 1 > server.limits.header_bytes_max:
             self._wait_for_head(len(self._buffer) if end is None else end.start() - 1)
             return False

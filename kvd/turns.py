@@ -6,8 +6,9 @@ lanes and are visited in the turns that follow, one request at a visit, in the o
 came. There is a lane each for
 
 - writes, which otherwise would wait behind reads twice, before and after they are made durable;
-- reads of keys that have just come, and bodies: a client that asks for one thing after another;
+- reads of keys that have just come: a client that asks for one thing after another;
 - requests that came together with others before them: a client that sends many ahead;
+- pieces of bodies, which may be of one byte;
 - what costs far more than these: handshakes of TLS, requests to other routes, long heads and paths
   of many components.
 
@@ -40,7 +41,7 @@ _HURRIED_TURN = 32
 _WRITES = 64
 _SLOW = 1
 # What a connection may use before others have their turn, if none wait yet.
-VISIT = 16
+_VISIT = 16
 # A piece of a body or of an answer of so many bytes counts as a unit.
 UNIT_BYTES_LOG2 = 14
 # What as many small chunks cost as are read at once.
@@ -55,7 +56,8 @@ class Lane(IntEnum):
     WRITES = 0
     READS = 1
     AHEAD = 2
-    SLOW = 3
+    BODIES = 3
+    SLOW = 4
 
 
 class Waiting(Protocol):
@@ -72,12 +74,14 @@ class Turns:
         left: Units that may still be used in this turn.
         buffer: What all connections are read with: what is read is taken before the next is.
         lent: As much of it as a connection may read at once.
+        visit: How many requests of a connection are served before others have their turn.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.left = _TURN
         self.buffer = memoryview(bytearray(_READ_BYTES_MAX))
         self.lent = self.buffer
+        self.visit = _VISIT
         self._loop = loop
         self._lanes: tuple[deque[Waiting], ...] = tuple(deque() for _ in Lane)
         self._writes_left = _WRITES
@@ -134,9 +138,10 @@ class Turns:
         """Begin a turn: visit the connections that wait, each lane up to its share."""
         self._is_set = False
         self._writes_left, self._slow_left = _WRITES, _SLOW
-        writes, reads, ahead, slow = self._lanes
-        is_contended = writes or reads or ahead or slow
+        writes, reads, ahead, bodies, slow = self._lanes
+        is_contended = any(self._lanes)
         self.lent = self.buffer[:_READ_BYTES_CONTENDED] if is_contended else self.buffer
+        self.visit = 1 if is_contended else _VISIT
         self.left = _SHORT_TURN if is_contended else _TURN
         self._put_by = 0
         if self._is_hurried:
@@ -144,21 +149,29 @@ class Turns:
             self.hurry()
         if not is_contended:
             return
+        fresh = 0
         try:
             # Each lane has units of its own, so that none uses up another's.
             units, self.left = self.left, _WRITES
+            quarter = units >> 2
             self._visit(writes, _WRITES)
-            self.left = units - (units >> 2)
+            self.left = units - quarter
             self._visit(reads, len(reads))
-            self.left = max(0, self.left) + (units >> 2)
+            unused = max(0, self.left)
+            fresh = min(unused, quarter)
+            self.left = unused - fresh + quarter
             self._visit(ahead, len(ahead))
+            self.left = quarter
+            self._visit(bodies, len(bodies))
             self._is_granted = True
             self._visit(slow, self._slow_left)
         finally:
             self._is_granted = False
-            if writes or reads or ahead or slow:
-                self.left = 0
-                self._set()
+            if any(self._lanes):
+                # What comes in this turn and has none before it is served in it, for a part.
+                self.left = 0 if reads else fresh
+            # If nothing waits any more, the next turn is a long one again.
+            self._set()
 
     def _visit(self, lane: deque[Waiting], count: int) -> None:
         """Visit some of a lane; those that it is left with wait for the next turn."""

@@ -153,6 +153,33 @@ def test_pipelined_reads_leave_turns_to_others(running, connections):
     assert running.served.in_one_turn("GET") <= 128
 
 
+BEGUN = b"GET /v2/keys/a HTTP/1.1\r\nHost: h\r\nX: "
+BODY = b"PUT /v2/keys/a HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n"
+
+
+@pytest.mark.parametrize("begun", [b"", BEGUN, BODY], ids=["first bytes", "heads", "bodies"])
+def test_what_comes_byte_by_byte_does_not_hold_up_a_request_that_has_come(running, begun):
+    late = running.client(READ)
+    running.until(lambda: asked(running, "GET"))
+    (own,) = {entry[2] for entry in running.served.log}
+    dribbling = []
+    while len(dribbling) < 400:
+        dribbling += [running.client(begun or READ) for _ in range(100)]
+        running.until(lambda: len(running.server.connections) == 1 + len(dribbling))
+    # Beside some that pipeline, so that each turn is used up.
+    for _ in range(8):
+        running.client(READ * 450)
+    running.until(lambda: len(asked(running, "GET")) > 600)
+    for client in dribbling:
+        client.send(b"G")
+    late.send(READ)
+    running.served.log.clear()
+    before = running.served.turn
+    running.until(lambda: any(entry[2] == own for entry in running.served.log))
+    (turn,) = [entry[0] for entry in running.served.log if entry[2] == own]
+    assert turn - before <= 3
+
+
 def test_pipelining_connections_are_served_by_turns(running):
     for _ in range(8):
         running.client(READ * 200)
