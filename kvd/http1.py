@@ -40,7 +40,7 @@ from kvd.outbox import Outbox
 from kvd.peer import Peer, peer_of, shown_address, unacknowledged_bytes
 from kvd.receiving import SMALL_BYTES, Receiving
 from kvd.sending import Sending
-from kvd.turns import LONG_WAY, MANY_CHUNKS, UNIT_BYTES_LOG2, Lane, Turns
+from kvd.turns import LONG_WAY, MANY_CHUNKS, UNIT_BYTES_LOG2, UNIT_S, Lane, Turns
 
 log = logging.getLogger(__name__)
 
@@ -644,6 +644,10 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
             return 0
         held = self.kept_bytes + unacknowledged_bytes(self._transport)
         return max(0, self._outbox.sent_bytes - held)
+
+    def spend(self, seconds: float) -> None:
+        """Count time that the present request has taken, far more than others do, for the turn."""
+        self._server.turns.left -= int(seconds / UNIT_S)
 
     def reply(self, answer: bytes) -> None:
         """Send a whole answer, head and body, that keeps an HTTP/1.1 connection open."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from functools import partial
 from http import HTTPStatus
 from time import monotonic
@@ -36,7 +36,7 @@ from kvd.errors import (
 from kvd.http1 import LARGE_BYTES, Connection
 from kvd.kept import Listings
 from kvd.largelistings import ANSWER_TOO_LARGE, NO_ROOM, LargeListings, no_room
-from kvd.listing import Listing, render
+from kvd.listing import advance, render
 from kvd.memory import Memory, NoRoom, Payload, Values
 from kvd.request import (
     FORM_BYTES_MAX,
@@ -75,6 +75,8 @@ _FRAME_END = b"\r\nX-Raft-Index: %d\r\nX-Raft-Term: %d\r\nContent-Length: "
 
 METHODS = ("HEAD", "GET", "PUT", "POST", "DELETE")
 
+# A listing that takes longer is rendered in turns.
+_LISTING_S = 0.004
 # How long those that are being answered may take when the server stops.
 _LISTINGS_END_S = 0.3
 
@@ -164,6 +166,7 @@ class KeySpace:
             head=self.head,
             refuse=self.refuse,
             slow_s=slow_s,
+            slices=self._slices,
         )
         self.rejected = dict.fromkeys(
             (
@@ -475,23 +478,32 @@ class KeySpace:
         task.add_done_callback(partial(self._listed, connection))
 
     def _list(self, connection: Connection, method: str, get: Get, *, has_room: bool) -> None:
+        if self.large.has_been_large(get):
+            self._list_in_turns(connection, method, get)
+            return
         began = monotonic()
         store = self._store
         index = store.applied.index
         now_ns, is_overdue = self._now()
-        with store.long_view(now_ns if is_overdue else 0) as view:
-            node = machine.existing(view, get.key, index)
-            offset_ns = store.applied.clock_offset_ns
-            slices = render(view, get.key, node, now_ns, offset_ns, recursive=get.recursive)
-            listing = _only_slice(slices)
+        with store.long_view() as view:
+            shown = view.at(now_ns) if is_overdue else view
+            slices = render(
+                view,
+                get.key,
+                machine.existing(shown, get.key, index),
+                now_ns,
+                store.applied.clock_offset_ns,
+                recursive=get.recursive,
+                ended_ns=now_ns if is_overdue else 0,
+            )
+            parts, listing = advance(slices, until=began + _LISTING_S)
+        connection.spend(monotonic() - began)
         if listing is None:
-            # Too large for one turn. It begins again when its turn has come, so that no more than
-            # a few transactions are held open.
-            job = self.large.join(connection, method, get)
-            if job is not None:
-                self._start_task(connection, self.large.run(job))
+            # It begins again when its turn has come, so that no more than a few transactions are
+            # held open.
+            self._list_in_turns(connection, method, get)
             return
-        body = listing.pieces[0]
+        (body,) = parts
         assert isinstance(body, bytes)
         if not has_room and not self._has_room(connection, method, get, len(body)):
             return
@@ -500,6 +512,12 @@ class KeySpace:
         if listing.parts is not None and not is_overdue:
             self._kept.keep(get.key, body, listing.parts, recursive=get.recursive)
         connection.respond(_OK, self.head(index), body, head_only=method == "HEAD")
+
+    def _list_in_turns(self, connection: Connection, method: str, get: Get) -> None:
+        """Answer a listing that is too large for one turn."""
+        job = self.large.join(connection, method, get)
+        if job is not None:
+            self._start_task(connection, self.large.run(job))
 
     def _respond_kept(self, connection: Connection, method: str, get: Get, body: bytes) -> None:
         """Answer with a listing that is kept: those who are sent it share its bytes."""
@@ -554,16 +572,6 @@ class KeySpace:
             applied.pos,
             applied.term,
         )
-
-
-def _only_slice(slices: Generator[Parts, None, Listing]) -> Listing | None:
-    """Return a listing if it is a single slice."""
-    try:
-        next(slices)
-    except StopIteration as end:
-        listing: Listing = end.value
-        return listing
-    return None
 
 
 class _ReplyFrame:

@@ -1,5 +1,8 @@
 """Listings that are too large for one turn of the loop: rendered in turns, and shared.
 
+In a turn of the loop some milliseconds of one rendering are done, or of something else that takes
+long. Which listings were large is remembered: to find that out takes as long as all of a small one.
+
 Clients that ask for the same directory before its rendering begins share one response: each sees
 all that was committed before it asked. A few are rendered side by side, because each holds a read
 transaction open, whose pages no write can reuse.
@@ -13,20 +16,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from http import HTTPStatus
 from time import monotonic
 from typing import NamedTuple
 
 from kvd import machine
+from kvd.bounded import Bounded
 from kvd.commands import Get
 from kvd.errors import RAFT_INTERNAL, ApiError
 from kvd.http1 import Connection
 from kvd.kept import Listings
-from kvd.listing import Listing, render
+from kvd.listing import Listing, Slices, advance, render
 from kvd.logs import SLOW_QUIET_S, Rarely
 from kvd.memory import ROOM_WAIT_S, Memory, NoRoom, Payload, Values
-from kvd.response import Parts
 from kvd.stats import StoreStats
 from storage.store import Store
 
@@ -44,7 +47,11 @@ _OK = int(HTTPStatus.OK)
 # A HEAD is answered once it is known to be longer than what has a length.
 _HEAD_BYTES_MAX = 2048
 
-Slices = Generator[Parts, None, Listing]
+# How long is rendered in one turn of the loop.
+_SLICE_S = 0.002
+# What remembering the places of large listings may take.
+_PLACES_BYTES_MAX = 1 << 20
+
 Refuse = Callable[[Connection, str, ApiError], None]
 
 
@@ -113,6 +120,7 @@ class LargeListings:
         head: Callable[[int], bytes],
         refuse: Refuse,
         slow_s: float,
+        slices: asyncio.Lock,
     ) -> None:
         self._store = store
         self._stats = stats
@@ -123,6 +131,8 @@ class LargeListings:
         self._head = head
         self._refuse = refuse
         self._slow_s = slow_s
+        self._slices = slices
+        self._large: Bounded[tuple[bytes, bool], None] = Bounded(_PLACES_BYTES_MAX)
         self._may_warn = Rarely(SLOW_QUIET_S)
         self._rendered = asyncio.Semaphore(_RENDERED_MAX)
         self._alone = asyncio.Lock()
@@ -130,6 +140,10 @@ class LargeListings:
         self._waiting: dict[tuple[bytes, bool], _Job] = {}
         self.slow = 0
         """How many took longer than `slow_s`."""
+
+    def has_been_large(self, get: Get) -> bool:
+        """Return whether the last listing of the same was not done in one turn."""
+        return (get.key, get.recursive) in self._large.kept
 
     def join(self, connection: Connection, method: str, get: Get) -> _Job | None:
         """Ask for a listing; return it if it has to be run, None if it will be anyway."""
@@ -194,31 +208,56 @@ class LargeListings:
         del self._waiting[job.place]
         applied = self._store.applied
         now_ns, is_overdue = self._now()
-        with self._store.long_view(now_ns if is_overdue else 0) as view:
-            node = machine.existing(view, key, applied.index)
-            slices = render(view, key, node, now_ns, applied.clock_offset_ns, recursive=recursive)
-            listing = None
+        with self._store.long_view() as view:
+            shown = view.at(now_ns) if is_overdue else view
+            slices = render(
+                view,
+                key,
+                machine.existing(shown, key, applied.index),
+                now_ns,
+                applied.clock_offset_ns,
+                recursive=recursive,
+                ended_ns=now_ns if is_overdue else 0,
+            )
+            listing = await self._advance(slices, job)
+            self._note_size(job.place, is_large=listing is None)
             while listing is None:
-                listing = _advance(slices, job, self._values)
-                if job.size > self._memory.answer_bytes_max:
-                    raise _too_large(self._memory.answer_bytes_max)
-                if listing is None:
-                    if job.size > _HEAD_BYTES_MAX:
-                        self._answer_heads(job, applied.index)
-                    if not self._memory.fits(_STEP_BYTES):
-                        if not waits:
-                            raise _Full
-                        waited_s = await self._room(waited_s)
-                    await asyncio.sleep(0)
-                    if not job.is_wanted:
-                        job.asking = []
-                        return
+                if job.size > _HEAD_BYTES_MAX:
+                    self._answer_heads(job, applied.index)
+                if not self._memory.fits(_STEP_BYTES):
+                    if not waits:
+                        raise _Full
+                    waited_s = await self._room(waited_s)
+                listing = await self._advance(slices, job)
+                if not job.is_wanted:
+                    job.asking = []
+                    return
         # The transaction has ended: a slow client holds up nothing but its own response.
         if listing.parts is not None and self._store.applied is applied and not is_overdue:
             # Nothing was changed while it was rendered.
             body = b"".join(payload.data for payload in job.payloads)
             self._kept.keep(key, body, listing.parts, recursive=recursive)
         self._answer(job, applied.index)
+
+    async def _advance(self, slices: Slices, job: _Job) -> Listing | None:
+        """Add to what is held, in a turn in which no other does; return the listing if it is done.
+
+        Raises:
+            ApiError: it is too large.
+        """
+        async with self._slices:
+            await asyncio.sleep(0)
+            parts, listing = advance(slices, until=monotonic() + _SLICE_S)
+        job.add(self._values.payloads(parts))
+        if job.size > self._memory.answer_bytes_max:
+            raise _too_large(self._memory.answer_bytes_max)
+        return listing
+
+    def _note_size(self, place: tuple[bytes, bool], *, is_large: bool) -> None:
+        if is_large:
+            self._large.keep(place, None, len(place[0]))
+        else:
+            self._large.drop(place)
 
     async def _room(self, waited_s: float) -> float:
         """Wait for room; return how long this rendering has waited in all."""
@@ -269,18 +308,6 @@ class LargeListings:
                     get.key.decode("utf-8", "replace"),
                     self._may_warn.kept_back(),
                 )
-
-
-def _advance(slices: Slices, job: _Job, values: Values) -> Listing | None:
-    """Add a slice to what is held; return the listing if it was the last."""
-    try:
-        parts, listing = next(slices), None
-    except StopIteration as end:
-        listing = end.value
-        assert isinstance(listing, Listing)
-        parts = listing.pieces
-    job.add(values.payloads(parts))
-    return listing
 
 
 def _too_large(limit: int) -> ApiError:

@@ -11,6 +11,7 @@ brought up to date instead of being made anew (kept.py).
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from time import monotonic
 from typing import NamedTuple
 
 from kvd.response import (
@@ -20,13 +21,17 @@ from kvd.response import (
     directory_start,
     escape,
     is_plain,
+    joined,
     node_parts,
 )
 from storage.node import Node
 from storage.tree import View
 
-NODES_PER_SLICE = 2500
-"""About five milliseconds of rendering."""
+NODES_PER_SLICE = 250
+"""About half a millisecond of rendering."""
+
+# What a directory counts for more whose children are shown, too.
+_DESCENT = 2
 
 # What is longer counts as more nodes than one; a slice ends with each large value, too.
 _BYTES_PER_NODE = 256
@@ -50,6 +55,9 @@ class Listing(NamedTuple):
 
     pieces: Parts
     parts: Directory | None
+
+
+Slices = Generator[Parts, None, Listing]
 
 
 class Directory:
@@ -97,14 +105,22 @@ class Directory:
         return self._text
 
 
-def render(  # noqa: C901, PLR0915 -- one loop: a call for each child costs a tenth of a listing
-    view: View, key: bytes, node: Node, now_ns: int, offset_ns: int = 0, *, recursive: bool
-) -> Generator[Parts, None, Listing]:
+def render(  # noqa: C901, PLR0912, PLR0915 -- one loop: a call for each child costs a tenth
+    view: View,
+    key: bytes,
+    node: Node,
+    now_ns: int,
+    offset_ns: int = 0,
+    *,
+    recursive: bool,
+    ended_ns: int = 0,
+) -> Slices:
     """Yield the body of a successful read in slices, and return the last one.
 
     Of a directory all children are shown that are not hidden, sorted by name; with `recursive` also
     theirs. `now_ns` is what a shown `ttl` counts from, `offset_ns` what a shown `expiration` is
-    later than the store's. Of slices that were yielded nothing is kept, unless the whole may be:
+    later than the store's. What has ended by `ended_ns` is not shown, but counts as what is hidden
+    does: there may be many. Of slices that were yielded nothing is kept, unless the whole may be:
     paths are long where levels are many.
     """
     root = Directory(escape(key), node, now_ns, offset_ns)
@@ -140,6 +156,8 @@ def render(  # noqa: C901, PLR0915 -- one loop: a call for each child costs a te
                 if lasting:
                     shown.append((name, text))
                 continue
+            if 0 < expiration_ns <= ended_ns:
+                continue
             lasting = lasting and not expiration_ns
             path = prefix + escape(name)
             texts.append(level.lead)
@@ -152,6 +170,7 @@ def render(  # noqa: C901, PLR0915 -- one loop: a call for each child costs a te
                 above.append(level)
                 lasting = lasting and len(above) < KEPT_LEVELS_MAX
                 prefix = path + b"/"
+                rendered += _DESCENT
                 level = _Level(child, view, prefix, below if lasting else None)
                 break
             start, *rest = node_parts(path, child, now_ns, offset_ns)
@@ -168,8 +187,32 @@ def render(  # noqa: C901, PLR0915 -- one loop: a call for each child costs a te
             texts.append(directory_end(level.node, has_nodes=level.lead == b","))
             level = above.pop() if above else None
             prefix = prefix[: level.prefix_bytes] if level else b""
+            rendered += 1
+            if rendered >= NODES_PER_SLICE:
+                rendered = 0
+                piece = _taken(texts)
+                size += len(piece)
+                lasting = lasting and size <= KEPT_BODY_BYTES_MAX
+                yield [piece]
     texts.append(_BODY_END)
     return Listing([_taken(texts)], root if lasting else None)
+
+
+def advance(slices: Slices, *, until: float) -> tuple[Parts, Listing | None]:
+    """Return the next parts of a body, and the listing if they are the last.
+
+    At least one slice, then as many as there are until a time (monotonic). A large value ends them.
+    """
+    parts: Parts = []
+    try:
+        while True:
+            piece = next(slices)
+            parts += piece
+            if len(piece) > 1 or monotonic() >= until:
+                return joined(parts), None
+    except StopIteration as end:
+        listing: Listing = end.value
+        return joined([*parts, *listing.pieces]), listing
 
 
 def _taken(texts: list[bytes]) -> bytes:

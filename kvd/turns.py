@@ -46,6 +46,8 @@ _VISIT = 16
 UNIT_BYTES_LOG2 = 14
 # What as many small chunks cost as are read at once.
 MANY_CHUNKS = 8
+UNIT_S = 20e-6
+"""What a unit stands for."""
 # What a request costs more that does not go the short way, because users are asked for, say.
 LONG_WAY = 1
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Generator, Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvd.commands import CreateInOrder, Delete, Set
-from kvd.listing import NODES_PER_SLICE, Listing, render
+from kvd.listing import NODES_PER_SLICE, Listing, advance, render
 from kvd.response import Parts, escape
 from storage.node import Node
 from storage.store import Store
@@ -154,6 +155,50 @@ def test_a_long_listing_pauses_after_each_slice(store):
 def test_hidden_nodes_count_for_pauses(store):
     write(store, *(Set(b"/h/_%d" % i, b"") for i in range(NODES_PER_SLICE + 1)))
     assert body(store, b"/h")[1] == 1
+
+
+def test_what_has_ended_is_not_shown_and_counts_for_pauses(store):
+    ended = NOW_NS - SECOND_NS
+    count = 3 * NODES_PER_SLICE
+    write(store, *(Set(b"/e/%d" % i, b"", ttl_s=1) for i in range(count)), now_ns=ended)
+    write(store, Set(b"/e/d", b"", dir=True, ttl_s=1), Set(b"/e/d/k", b"v"), now_ns=ended)
+    write(store, Set(b"/e/z", b"", ttl_s=2), now_ns=ended)
+    node = store.view.find(b"/e")
+    assert node is not None
+    slices = render(store.view, b"/e", node, NOW_NS, recursive=True, ended_ns=NOW_NS)
+    shown, pauses = drain(slices)
+    assert keys(json.loads(shown)["node"]) == ["/e/z"]
+    assert pauses >= 3
+
+
+def test_the_way_back_from_many_levels_pauses_too(store):
+    levels = 4 * NODES_PER_SLICE
+    write(store, Set(b"/x" * levels, b""))
+    node = store.view.find(b"/")
+    assert node is not None
+    slices = list(all_slices(render(store.view, b"/", node, NOW_NS, recursive=True)))
+    assert sum(text(parts).count(b'"nodes":[') == 0 for parts in slices) >= 3
+    assert max(text(parts).count(b"}") for parts in slices) <= NODES_PER_SLICE
+
+
+def test_listings_go_on_until_a_time_or_a_large_value(store):
+    large = b"v" * 100_000
+    count = 2 * NODES_PER_SLICE
+    write(store, *(Set(b"/w/%05d" % i, b"") for i in range(count)))
+    write(store, Set(b"/w/00000", large), Set(b"/w/00001", b""))
+    node = store.view.find(b"/w")
+    assert node is not None
+    slices = render(store.view, b"/w", node, NOW_NS, recursive=True)
+    past, never = 0.0, inf
+    parts, listing = advance(slices, until=never)
+    assert (len(parts), listing) == (3, None)
+    parts, listing = advance(slices, until=past)
+    assert text(parts).count(b'"key"') <= NODES_PER_SLICE
+    assert listing is None
+    parts, listing = advance(slices, until=never)
+    assert len(parts) == 1
+    assert listing is not None
+    assert text(parts).endswith(b"}\n")
 
 
 def test_a_listing_tells_the_state_it_began_with(store):

@@ -103,6 +103,14 @@ class Running:
         client.send(sent)
         return client
 
+    def many(self, count, sent):
+        """Clients in groups that fit the backlog."""
+        made = []
+        for _ in range(0, count, 100):
+            made += [self.client(sent) for _ in range(100)]
+            self.until(lambda: len(self.server.connections) == len(self.clients))
+        return made
+
     def until(self, holds):
         async def wait():
             async with asyncio.timeout(60):
@@ -162,10 +170,7 @@ def test_what_comes_byte_by_byte_does_not_hold_up_a_request_that_has_come(runnin
     late = running.client(READ)
     running.until(lambda: asked(running, "GET"))
     (own,) = {entry[2] for entry in running.served.log}
-    dribbling = []
-    while len(dribbling) < 400:
-        dribbling += [running.client(begun or READ) for _ in range(100)]
-        running.until(lambda: len(running.server.connections) == 1 + len(dribbling))
+    dribbling = running.many(400, begun or READ)
     # Beside some that pipeline, so that each turn is used up.
     for _ in range(8):
         running.client(READ * 450)
@@ -238,6 +243,20 @@ def test_writes_go_before_reads_that_wait(running):
     running.until(lambda: asked(running, "PUT"))
     assert asked(running, "PUT")[0][0] - before <= 3
     running.turns.calm()
+
+
+def test_a_request_that_says_how_long_it_has_taken_leaves_the_turn_to_others(running):
+    serve = running.served.serve_whole
+
+    def serve_long(connection, *request):
+        connection.spend(1.0)
+        return serve(connection, *request)
+
+    running.served.serve_whole = serve_long
+    for _ in range(20):
+        running.client(READ)
+    running.until(lambda: len(asked(running, "GET")) == 20)
+    assert running.served.in_one_turn("GET") <= 2  # two halves of a turn of the loop
 
 
 def test_slow_requests_are_few_in_a_turn(running):
