@@ -104,15 +104,16 @@ class DataSync:
                 *(0, 0, 0, _IOCB_CMD_FDSYNC, 0, fd),
                 *(0, 0, 0, 0, _IOCB_FLAG_RESFD, self.fileno),
             )
-        self._call(*self._submit)
+        if self._syscall(*self._submit) < 0:
+            raise _error()
 
     def wait(self) -> int | None:
         """Return as `outcome` does, but wait for the end of the sync, up to `WAIT_S`."""
-        try:
-            if self._call(*self._wait) == 0:
+        ended = self._syscall(*self._wait)
+        if ended <= 0:
+            if ended == 0 or (error := _error()).errno == errno.EINTR:
                 return None
-        except InterruptedError:
-            return None
+            raise error
         # The eventfd tells of it as well.
         try:  # noqa: SIM105 -- `suppress` would be four calls more for each batch
             os.eventfd_read(self.fileno)
@@ -141,6 +142,11 @@ class DataSync:
         """Make a system call, given its number and its arguments."""
         result: int = self._syscall(*arguments)
         if result < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
+            raise _error()
         return result
+
+
+def _error() -> OSError:
+    """Return what the last call failed with."""
+    code = ctypes.get_errno()
+    return OSError(code, os.strerror(code))

@@ -56,6 +56,8 @@ SEAL_SIZE = 48
 MAX_PAYLOAD = 256 * 1024 * 1024
 MAX_COUNT = 2**24 - 1
 _ZEROS = bytes(PAGE_SIZE)
+# By the length of the payload: up to a multiple of 8.
+_PADDING = [bytes(-(_OVERHEAD + length) % 8) for length in range(8)]
 
 
 class SegmentHeader(NamedTuple):
@@ -173,15 +175,38 @@ def encode_frame(
     Raises:
         ValueError: the payload or the count is larger than a reader accepts.
     """
+    if not 0 <= count <= MAX_COUNT:
+        raise ValueError(f"a frame takes {MAX_COUNT} records, got {count}")
+    kind = count | flags << 24
+    encoded, _ = encode_and_sum(
+        payload, seq=seq, first_index=first_index, kind=kind, chain=chain, salt=salt
+    )
+    return encoded
+
+
+def encode_and_sum(
+    payload: bytes, *, seq: int, first_index: int, kind: int, chain: int, salt: int
+) -> tuple[bytes, int]:
+    """Return the bytes of one frame, and its body crc: the chain value of the next one.
+
+    Args:
+        payload: as `encode_frame` has it, and so the others.
+        seq: of the frame.
+        first_index: in it.
+        kind: the number of records and the flags, these from bit 24 on.
+        chain: the body crc of the frame before.
+        salt: of the file.
+
+    Raises:
+        ValueError: the payload is larger than a reader accepts.
+    """
     length = len(payload)
     if length > MAX_PAYLOAD:
         raise ValueError(f"a frame takes {MAX_PAYLOAD} bytes, got {length}")
-    if not 0 <= count <= MAX_COUNT:
-        raise ValueError(f"a frame takes {MAX_COUNT} records, got {count}")
-    head = _HEAD.pack(FRAME_MAGIC, length, seq, first_index, count | flags << 24, chain)
+    head = _HEAD.pack(FRAME_MAGIC, length, seq, first_index, kind, chain)
     head += _HEAD_END.pack(crc32(head, salt & 0xFFFFFFFF), 0)
-    body_crc = _CRC.pack(crc32(payload, crc32(head)))
-    return b"".join((head, payload, body_crc, _ZEROS[: -(length + _OVERHEAD) % 8]))
+    crc = crc32(payload, crc32(head))
+    return b"".join((head, payload, _CRC.pack(crc), _PADDING[length & 7])), crc
 
 
 def body_crc(encoded: bytes) -> int:

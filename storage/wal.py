@@ -51,13 +51,14 @@ log = logging.getLogger(__name__)
 SEGMENT_BYTES_DEFAULT = 64 * 1024 * 1024
 SEGMENT_BYTES_MIN = 2 * PAGE_SIZE
 _NO_FILE = -1
+_new = tuple.__new__
 # A sync that takes longer is worth a line of log, but not a line each.
 _SLOW_SYNC_S = 1.0
 _SLOW_SYNC_QUIET_S = 30.0
 _PREPARE_AGAIN_S = 0.5
 # `begin_append` is for a thread that has more to do than to copy a large frame.
 BEGUN_BYTES_MAX = 256 * 1024
-"""The largest frame that `begin_append` takes."""
+"""The largest payload that `begin_append` takes."""
 
 
 class Wal:
@@ -283,10 +284,10 @@ class Wal:
         Raises:
             LogFull, OSError: as for `append`.
         """
-        size = frame.frame_size(len(payload))
+        length = len(payload)
         if (
-            self._tail.offset + size > self._ready_end
-            or size > BEGUN_BYTES_MAX
+            self._tail.offset + frame.frame_size(length) > self._ready_end
+            or length > BEGUN_BYTES_MAX
             or failpoints.armed()
         ):
             return None
@@ -449,27 +450,26 @@ class Wal:
     def _put(self, payload: bytes, first_index: int, count: int, flags: int) -> None:
         """Write one frame at the tail, over what refused writes left there; durable once synced."""
         segment, offset, seq, chain = self._tail
-        data = frame.encode_frame(
+        seq += 1
+        data, crc = frame.encode_and_sum(
             payload,
-            seq=seq + 1,
+            seq=seq,
             first_index=first_index,
-            count=count,
-            flags=flags,
+            kind=count | flags << 24,
             chain=chain,
             salt=self._salt,
         )
         length = len(data)
         end = offset + length
-        crc = frame.body_crc(data)
-        if end < self._dirty_end:
-            data += bytes(self._dirty_end - end)
         try:
-            failpoints.reach_write("walBeforeWrite", self._fd, data[:length], offset)
+            failpoints.reach_write("walBeforeWrite", self._fd, data, offset)
+            if end < self._dirty_end:
+                data += bytes(self._dirty_end - end)
             disk.write_at(self._fd, data, offset)
         except OSError as error:
             self._refused(error, end, offset + frame.essential_size(len(payload)))
             raise
-        self._begun = Position(segment, end, seq + 1, crc), length
+        self._begun = _new(Position, (segment, end, seq, crc)), length
 
     def _sync(self) -> None:
         began = time.monotonic()
