@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from kvd.memory import Memory
 
-# How much is sent of outboxes in one turn of the loop, to all clients: about two milliseconds.
-_TURN_BYTES = 4 << 20
+# How much is sent of outboxes in one turn of the loop, to all clients: about a millisecond.
+_TURN_BYTES = 1 << 20
 # A client that reads nothing for so long is cut where memory is short.
 _PATIENCE_S = 2.0
 # A rate is measured over at least this: acknowledgements come in bursts.

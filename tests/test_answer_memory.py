@@ -173,7 +173,7 @@ class Reader:
     unread_bytes = unsent_bytes
 
     def send_some(self) -> int:
-        return 0
+        return sum(map(len, self.outbox.slices()))
 
     def abort(self) -> None:
         self.is_cut = True
@@ -207,6 +207,21 @@ def readers(memory: Memory, sending: Sending, count: int, size: int = 2 * MIB) -
         made.append(Reader(memory, outbox))
         sending.begins(made[-1])
     return made
+
+
+def test_in_a_turn_no_more_is_sent_than_takes_a_millisecond(loop):
+    memory = Memory(64 * MIB)
+    sending = Sending(loop, memory, 600)
+    made = readers(memory, sending, 16)
+    for reader in made:
+        sending.soon(reader)
+    while loop.due:
+        (turn,) = loop.due
+        loop.due = []
+        before = sum(reader.outbox.sent_bytes for reader in made)
+        turn()
+        assert sum(reader.outbox.sent_bytes for reader in made) - before <= MIB
+    assert all(reader.outbox.sent_bytes for reader in made), "by turns"
 
 
 @pytest.mark.parametrize("is_waited_for", [False, True])
