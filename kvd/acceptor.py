@@ -18,6 +18,8 @@ from kvd.tlsconnection import TlsListener
 
 log = logging.getLogger(__name__)
 
+# asyncio accepts as many connections at once as may wait, if it is not told otherwise; uvloop one.
+_ACCEPTED_MAX = 32
 # Since 3.13 a server removes the path of its socket unless told not to. Ours is removed by its
 # listener; that of a socket which was handed over is the service manager's.
 _KEEP_PATH: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
@@ -62,7 +64,8 @@ class Acceptor:
         if bound.family == socket.AF_UNIX:
             create = partial(loop.create_unix_server, **_KEEP_PATH)
         try:
-            self._server = await create(self._connect, sock=bound, backlog=self._backlog)
+            self._server = await create(self._connect, sock=bound, backlog=_ACCEPTED_MAX)
+            bound.listen(self._backlog)
         except OSError as error:
             raise AddressUnavailable(f"cannot listen on {urls[0]}: {error.strerror}") from None
         for url in urls:

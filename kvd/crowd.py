@@ -3,9 +3,15 @@
 A newcomer is let in as long as another connection keeps the server waiting: the longest idle one is
 closed. In this order: those that are being closed anyway, those that have never made a request,
 those whose head has begun to come, those that are idle after a request, those whose body has begun
-to come; of each kind the one that began to wait first. An address
-that has far more connections than others gives way before them. A connection that is being answered
-never does, and neither does a watch.
+to come, those that do not read what they are sent; of each kind the one that began to wait first.
+
+- None is chosen by its kind before `GRACE_S` are over: a client that has just connected would give
+  way to the next one before its request is there. Until then the order is that of time alone.
+- An address that has far more connections than others gives way before them.
+- A connection that is being answered never does, and neither does a watch.
+
+Choosing among all of ten thousand connections takes tens of milliseconds. So the best of a part of
+them are chosen, which replace the worst of those that are still left from other parts.
 """
 
 from __future__ import annotations
@@ -13,14 +19,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 from heapq import nsmallest
+from itertools import count
 from math import inf
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-# So many are chosen at once: looking at ten thousand takes milliseconds.
+GRACE_S = 3.0
+"""How long a connection may wait before it is judged by what it waits for."""
+# So many are kept, and when they are few so many more are looked at, which takes a millisecond.
 _CHOSEN = 64
+_FEW = 16
+_LOOKED_AT = 1024
+# Where none gives way, none is looked for until then.
+_VAIN_S = 1.0
 
-CLOSING, SILENT, HEAD, IDLE, BODY = range(5)
-BUSY = (BODY + 1, inf)
+CLOSING, SILENT, HEAD, IDLE, BODY, UNREAD, _YOUNG = range(7)
+BUSY = (_YOUNG + 1, inf)
 """The state of a connection that does not give way."""
 
 State = tuple[int, float]
@@ -42,6 +55,17 @@ class Member(Protocol):
         """Drop the connection at once."""
 
 
+class _Choice(NamedTuple):
+    """A connection that gives way if its state is still the same; the least gives way first."""
+
+    is_of_few: bool
+    kind: int
+    since: float
+    place: int
+    state: State
+    member: Member
+
+
 class Crowd:
     """The connections of one server.
 
@@ -49,13 +73,17 @@ class Crowd:
         displaced: How many have given way.
     """
 
-    def __init__(self, members: Collection[Member]) -> None:
-        """Choose from `members`, which change."""
+    def __init__(self, *members: Collection[Member]) -> None:
+        """Choose from all `members`, which change."""
         self.displaced = 0
         self._members = members
         self._addresses: Counter[str] = Counter()
-        self._chosen: list[tuple[State, Member]] = []
-        self._vain_s = -inf
+        # The first to give way is the last.
+        self._chosen: list[_Choice] = []
+        self._unseen: list[Member] = []
+        self._places = count()
+        self._vain_until = -inf
+        self._is_used = False
 
     def enters(self, address: str) -> None:
         """A connection has been made."""
@@ -67,33 +95,64 @@ class Crowd:
         if not self._addresses[address]:
             del self._addresses[address]
 
+    def tick(self) -> None:
+        """Keep no connection for a choice that has not been needed lately; called every second."""
+        if not self._is_used:
+            self._chosen.clear()
+            self._unseen.clear()
+        self._is_used = False
+
     def displace(self, newcomer: Member, now: float) -> bool:
         """Close a connection so that another may be served; return whether one gives way.
 
         Args:
             newcomer: the one that may be served then.
-            now: the time of the last tick. Where none was found, none is looked for until the next.
+            now: the time.
         """
-        if not self._chosen and now > self._vain_s:
-            self._choose(newcomer)
+        if now < self._vain_until:
+            return False
+        self._is_used = True
+        if len(self._chosen) < _FEW:
+            self._choose(newcomer, now)
         while self._chosen:
-            state, member = self._chosen.pop()
-            if member.state == state:
+            choice = self._chosen.pop()
+            if choice.member.state == choice.state:
                 self.displaced += 1
-                member.abort()
+                choice.member.abort()
                 return True
             if not self._chosen:
-                self._choose(newcomer)
-        self._vain_s = now
+                self._choose(newcomer, now)
+        self._vain_until = now + _VAIN_S
         return False
 
-    def _choose(self, newcomer: Member) -> None:
-        """Choose who gives way next, the first of them last."""
+    def _choose(self, newcomer: Member, now: float) -> None:
+        """Look at more connections, at all if need be, for those that give way next."""
+        chosen = {choice.member: choice for choice in self._chosen}
         many = max(self._addresses.values(), default=0) / 2
-        waiting = (
-            (self._addresses[member.address] < many, state, place, member)
-            for place, member in enumerate(self._members)
-            if member is not newcomer and (state := member.state) != BUSY
-        )
-        self._chosen = [(state, member) for _, state, _, member in nsmallest(_CHOSEN, waiting)]
+        is_last_round = False
+        while self._unseen or not is_last_round:
+            if not self._unseen:
+                is_last_round = True
+                self._unseen = [member for members in self._members for member in members]
+            for member in self._unseen[-_LOOKED_AT:]:
+                choice = self._judge(member, many, now)
+                if choice is not None and member is not newcomer:
+                    chosen[member] = choice
+            del self._unseen[-_LOOKED_AT:]
+            if chosen:
+                break
+        self._chosen = nsmallest(_CHOSEN, chosen.values())
         self._chosen.reverse()
+
+    def _judge(self, member: Member, many: float, now: float) -> _Choice | None:
+        """Return when a connection gives way, if it may."""
+        state = member.state
+        if state == BUSY:
+            return None
+        kind, since = state
+        if kind != CLOSING and now - since < GRACE_S:
+            if kind == UNREAD:
+                return None
+            kind = _YOUNG
+        is_of_few = self._addresses[member.address] < many
+        return _Choice(is_of_few, kind, since, next(self._places), state, member)

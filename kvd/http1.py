@@ -32,7 +32,7 @@ from tornado import httputil
 
 from kvd import __version__
 from kvd.blocks import Blocks
-from kvd.crowd import BODY, BUSY, CLOSING, HEAD, IDLE, SILENT, Crowd, State
+from kvd.crowd import BODY, BUSY, CLOSING, HEAD, IDLE, SILENT, UNREAD, Crowd, Member, State
 from kvd.framing import Block, Chunks, with_crlf
 from kvd.logs import SLOW_QUIET_S, Rarely
 from kvd.memory import Memory, Payload
@@ -104,7 +104,7 @@ _REASONS: dict[int, str] = {
     HTTPStatus.SERVICE_UNAVAILABLE: "stopping",
 }
 _TOO_MANY = "too_many_connections"
-_TOO_MUCH = "too_much_at_once"
+TOO_MUCH = "too_much_at_once"
 _UNREAD = "answer_not_read"
 
 
@@ -161,7 +161,9 @@ class Server:
         self.limits = limits
         self.loop = loop
         self.connections: set[Connection] = set()
-        self.crowd = Crowd(self.connections)
+        self.shaking: dict[Member, None] = {}
+        """Connections whose handshake of TLS is not done, in the order in which they came."""
+        self.crowd = Crowd(self.connections, self.shaking)
         self.reserve: dict[Connection, None] = {}
         """Those beyond the limit that are heard, in the order in which they came."""
         self.now = loop.time()
@@ -172,7 +174,7 @@ class Server:
         """How many connections there have been."""
         self.idle_closed = 0
         """How many were closed because they asked nothing for too long."""
-        self.rejected = dict.fromkeys((*_REASONS.values(), _TOO_MANY, _TOO_MUCH, _UNREAD), 0)
+        self.rejected = dict.fromkeys((*_REASONS.values(), _TOO_MANY, TOO_MUCH, _UNREAD), 0)
         """How many requests or connections HTTP itself has refused, by reason."""
         self.refuses_tls = Rarely(10.0)
         """A client that goes wrong does so again and again."""
@@ -208,14 +210,22 @@ class Server:
             connection.expire()
         self.receiving.tick(self.now)
         self.sending.tick(self.now)
+        self.crowd.tick()
         self.rejected[_UNREAD] = self.sending.cut
         self.blocks.tick(self.now)
 
-    def make_room(self, newcomer: Connection) -> bool:
-        """Close a connection that asks nothing for another one; return whether there was one."""
+    @property
+    def excess(self) -> int:
+        """How many connections there are beyond the limit."""
+        return len(self.connections) + len(self.shaking) - self.limits.connections_max
+
+    def has_room(self, newcomer: Member) -> bool:
+        """Return whether a connection may be served; another one is closed for it if need be."""
+        if self.excess <= 0:
+            return True
         # It is told by the time who has asked nothing for longest.
         self.now = self.loop.time()
-        return self.crowd.displace(newcomer, self._ticked)
+        return self.crowd.displace(newcomer, self.now)
 
     def stop(self) -> None:
         """Let every answer from now on be the last of its connection, and say so."""
@@ -318,7 +328,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self._transport.set_write_buffer_limits(_WRITE_BUFFER_BYTES)
         # Clients connect ahead of need: before its first byte a connection is merely idle.
         self.deadline = server.now + server.limits.idle_timeout_s
-        if len(server.connections) > server.limits.connections_max and not server.make_room(self):
+        if not server.has_room(self):
             self._enter_reserve()
 
     def _enter_reserve(self) -> None:
@@ -348,6 +358,8 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         limits = self._server.limits
         if self._dropped is not None:
             return CLOSING, 0.0
+        if not self.flows and self._transport is not None:
+            return UNREAD, self._server.sending.stalled_since(self)
         if self._transport is None or self._is_held_up() or self._reserved:
             return BUSY
         if self._message is not None:
@@ -421,7 +433,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         if held_up:
             if not has_room and not self._left:
                 # The answer to what it has sent ahead of its turn would come out of turn.
-                self._server.rejected[_TOO_MUCH] += 1
+                self._server.rejected[TOO_MUCH] += 1
                 self.abort()
             elif not self._paused:
                 self._paused = True
@@ -483,7 +495,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         """Refuse what has come of a request: there is no room for it."""
         message = self._message
         self._busy = False
-        self._refuse(_TOO_MUCH, HTTPStatus.SERVICE_UNAVAILABLE, "too much is sent at once")
+        self._refuse(TOO_MUCH, HTTPStatus.SERVICE_UNAVAILABLE, "too much is sent at once")
         self._release()
         if message is not None:
             message.on_connection_close()
@@ -917,8 +929,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
                 server.may_warn.kept_back(),
             )
         self._refuse(_TOO_MANY, HTTPStatus.SERVICE_UNAVAILABLE, "too many connections")
-        excess = len(server.connections) - server.limits.connections_max
-        if excess > server.limits.lingering_max and self._transport is not None:
+        if server.excess > server.limits.lingering_max and self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:

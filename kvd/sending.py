@@ -94,6 +94,10 @@ class Sending:
         """A client does not read as fast as it is sent to."""
         self._stalled[recipient] = (recipient.unread_bytes, now)
 
+    def stalled_since(self, recipient: Recipient) -> float:
+        """Return when the client of one that stalls has read last, as of the last tick."""
+        return self._stalled[recipient][1]
+
     def reads(self, recipient: Recipient) -> None:
         """It does again, or has gone."""
         self._stalled.pop(recipient, None)

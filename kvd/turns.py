@@ -12,8 +12,9 @@ came. There is a lane each for
 - what costs far more than these: handshakes of TLS, requests to other routes, long heads and paths
   of many components.
 
-Each lane has its share of each turn, so that none of them holds up another. While a batch of writes
-waits for the loop, or any connection waits in a lane, a turn is shorter.
+Each lane has its share of each turn, so that none of them holds up another. In the last one the
+addresses of clients take turns, so that handshakes without end delay only those of their address.
+While a batch of writes waits for the loop, or any connection waits in a lane, a turn is shorter.
 
 The unit is what a short read costs, some 20 us. Nothing is counted per turn but `left`: it is set
 in the turn after it was used up, so that a server with little to do spends nothing on this.
@@ -21,9 +22,12 @@ in the turn after it was used up, so that a server with little to do spends noth
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol
+
+from kvd.fairqueue import FairQueue, Share
 
 if TYPE_CHECKING:
     import asyncio
@@ -65,6 +69,14 @@ class Lane(IntEnum):
 class Waiting(Protocol):
     """A connection that waits for its turn."""
 
+    @property
+    def address(self) -> str:
+        """Where its client is."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether its client has gone."""
+
     def take_turn(self) -> None:
         """Go on, for one request or one step."""
 
@@ -85,7 +97,8 @@ class Turns:
         self.lent = self.buffer
         self.visit = _VISIT
         self._loop = loop
-        self._lanes: tuple[deque[Waiting], ...] = tuple(deque() for _ in Lane)
+        self._lanes: tuple[deque[Waiting], ...] = tuple(deque() for _ in range(Lane.SLOW))
+        self._slow: FairQueue[Waiting] = FairQueue(lanes=2, size_max=sys.maxsize)
         self._writes_left = _WRITES
         self._slow_left = _SLOW
         self._is_hurried = False
@@ -97,7 +110,10 @@ class Turns:
 
     def wait(self, connection: Waiting, lane: Lane) -> None:
         """Let a connection take its turn when those before it in the lane have had theirs."""
-        self._lanes[lane].append(connection)
+        if lane == Lane.SLOW:
+            self._slow.put(Share(1, connection.address.encode(), b""), connection)
+        else:
+            self._lanes[lane].append(connection)
         self._set()
 
     def takes_write(self) -> bool:
@@ -111,7 +127,7 @@ class Turns:
 
     def takes_slow(self) -> bool:
         """Return whether this turn still takes something slow."""
-        if not self._is_granted and (self._slow_left <= 0 or self._lanes[Lane.SLOW]):
+        if not self._is_granted and (self._slow_left <= 0 or self._slow):
             return False
         self._slow_left -= 1
         self._set()
@@ -140,8 +156,8 @@ class Turns:
         """Begin a turn: visit the connections that wait, each lane up to its share."""
         self._is_set = False
         self._writes_left, self._slow_left = _WRITES, _SLOW
-        writes, reads, ahead, bodies, slow = self._lanes
-        is_contended = any(self._lanes)
+        writes, reads, ahead, bodies = self._lanes
+        is_contended = self._slow or any(self._lanes)
         self.lent = self.buffer[:_READ_BYTES_CONTENDED] if is_contended else self.buffer
         self.visit = 1 if is_contended else _VISIT
         self.left = _SHORT_TURN if is_contended else _TURN
@@ -165,11 +181,9 @@ class Turns:
             self._visit(ahead, len(ahead))
             self.left = quarter
             self._visit(bodies, len(bodies))
-            self._is_granted = True
-            self._visit(slow, self._slow_left)
+            self._visit_slow()
         finally:
-            self._is_granted = False
-            if any(self._lanes):
+            if self._slow or any(self._lanes):
                 # What comes in this turn and has none before it is served in it, for a part.
                 self.left = 0 if reads else fresh
             # If nothing waits any more, the next turn is a long one again.
@@ -182,3 +196,17 @@ class Turns:
             lane.popleft().take_turn()
             if self.left <= 0:
                 break
+
+    def _visit_slow(self) -> None:
+        """Visit some of those that wait for something slow; those that have gone do not count."""
+        self.left = max(1, self.left)
+        self._is_granted = True
+        try:
+            visits = self._slow_left
+            while visits > 0 and self._slow:
+                connection = self._slow.pop()
+                if not connection.gone:
+                    visits -= 1
+                    connection.take_turn()
+        finally:
+            self._is_granted = False

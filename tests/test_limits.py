@@ -15,13 +15,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
-from kvd.crowd import BODY, BUSY, CLOSING, HEAD, IDLE, Crowd, State
+from kvd.crowd import BODY, BUSY, CLOSING, HEAD, IDLE, SILENT, UNREAD, Crowd, State
 from kvd.files import divide
 from kvd.flags import FLAGS, LIMITS
 from kvd.memory import Memory, Payload
@@ -539,46 +540,98 @@ def test_some_connections_are_left_to_requests(make_server):
 class Guest:
     """A connection in a crowd."""
 
+    looked_at = 0
+
     def __init__(self, address: str, state: State) -> None:
         self.address = address
-        self.state = state
+        self._state = state
         self.is_closed = False
+
+    @property
+    def state(self) -> State:
+        Guest.looked_at += 1
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._state = state
 
     def abort(self) -> None:
         self.is_closed = True
         self.state = BUSY
 
 
+def crowd_of(*members: Guest) -> Crowd:
+    crowd = Crowd(members)
+    for member in members:
+        crowd.enters(member.address)
+    return crowd
+
+
+def displaced(crowd: Crowd, members: Sequence[Guest], now: float) -> list[int]:
+    """The places of all that give way at a time, in their order."""
+    newcomer = Guest("b", (IDLE, 0.0))
+    closed: list[int] = []
+    while crowd.displace(newcomer, now):
+        closed += [n for n, one in enumerate(members) if one.is_closed and n not in closed]
+    assert not newcomer.is_closed
+    return closed
+
+
 def test_who_gives_way_is_chosen_by_address_and_by_state():
     members = [
         Guest("a", (IDLE, 5.0)), Guest("few", (IDLE, 1.0)), Guest("a", BUSY),
         Guest("a", (HEAD, 2.0)), Guest("a", (IDLE, 4.0)), Guest("a", (BODY, 0.0)),
-        Guest("a", (CLOSING, 9.0)),
+        Guest("a", (CLOSING, 0.0)), Guest("a", (UNREAD, 0.0)),
     ]  # fmt: skip
-    crowd = Crowd(members)
-    for member in members:
-        crowd.enters(member.address)
-    newcomer = Guest("b", (IDLE, 0.0))
-    closed = []
-    while crowd.displace(newcomer, now=len(closed)):
-        closed += [n for n, member in enumerate(members) if member.is_closed and n not in closed]
-    assert closed == [6, 3, 4, 0, 5, 1]
-    assert not newcomer.is_closed
+    crowd = crowd_of(*members)
+    assert displaced(crowd, members, now=100.0) == [6, 3, 4, 0, 5, 7, 1]
     members[2].state = (IDLE, 20.0)
-    assert not crowd.displace(newcomer, now=6), "none is looked for twice in a tick"
-    assert crowd.displace(newcomer, now=7)
-    assert crowd.displaced == 7
+    newcomer = Guest("b", (IDLE, 0.0))
+    assert not crowd.displace(newcomer, now=100.5), "none is looked for twice in a second"
+    assert crowd.displace(newcomer, now=101.5)
+    assert crowd.displaced == 8
+
+
+def test_one_that_has_just_come_is_not_chosen_by_its_kind():
+    """Or a flood of others would close it before its request is there."""
+    members = [
+        Guest("a", (SILENT, 100.0)), Guest("a", (IDLE, 99.0)), Guest("a", (HEAD, 98.0)),
+        Guest("a", (BODY, 50.0)), Guest("a", (UNREAD, 99.5)),
+    ]  # fmt: skip
+    assert displaced(crowd_of(*members), members, now=100.5) == [3, 2, 1, 0]
+
+
+def test_of_very_many_those_of_the_first_kind_give_way():
+    members = [Guest("a", (IDLE if n % 3 else SILENT, float(n))) for n in range(9000)]
+    crowd = crowd_of(*members)
+    newcomer = Guest("a", (IDLE, 9e9))
+    looked_at = Guest.looked_at
+    for _ in range(2000):
+        assert crowd.displace(newcomer, now=10_000.0)
+    # Not all for each: that would take the loop tens of milliseconds.
+    assert Guest.looked_at - looked_at < 100_000
+    assert not any(member.is_closed for n, member in enumerate(members) if n % 3)
+
+
+def test_what_none_has_needed_lately_is_not_kept():
+    members = [Guest("a", (IDLE, 0.0)) for _ in range(100)]
+    crowd = Crowd(members)
+    assert crowd.displace(Guest("a", (IDLE, 0.0)), now=100.0)
+    crowd.tick()
+    crowd.tick()
+    last = weakref.ref(members[0])
+    members.clear()
+    assert last() is None
 
 
 def test_who_asks_meanwhile_does_not_give_way():
     members = [Guest("a", (IDLE, float(n))) for n in range(3)]
-    crowd = Crowd(members)
-    for _ in members:
-        crowd.enters("a")
+    crowd = crowd_of(*members)
     newcomer = Guest("a", (IDLE, 9.0))
-    assert crowd.displace(newcomer, now=0)
+    assert crowd.displace(newcomer, now=100.0)
     members[1].state = (IDLE, 8.0)
-    assert crowd.displace(newcomer, now=0)
+    assert crowd.displace(newcomer, now=100.0)
     assert [member.is_closed for member in members] == [True, False, True]
 
 

@@ -4,11 +4,15 @@ import asyncio
 import contextlib
 import socket
 import ssl
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 
+from kvd import tlsconnection
+from kvd.acceptor import Acceptor
 from kvd.http1 import Connection, Delegate, Limits, Server
+from kvd.listeners import bind
 from kvd.memory import Memory
 from kvd.tlsconnection import TlsListener
 from kvd.turns import Lane, Turns
@@ -329,51 +333,199 @@ def test_a_client_that_half_closes_while_it_waits_gets_all_its_answers(running):
     client.close()
 
 
-@pytest.mark.parametrize("name", LOOPS)
-def test_handshakes_are_few_in_a_turn(name, tmp_path):
-    pair = Authority(tmp_path / "authority").sign("server", "127.0.0.1")
-    loop = new_loop(name)
-    begun = []
+class Secured(Running):
+    """A server that speaks TLS; `begun` and `read` have the turn of each handshake and record."""
 
-    def connect(running):
+    def __init__(self, loop, pair):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(pair.cert, pair.key)
-        tls = SimpleNamespace(
-            current_context=lambda: context, config=SimpleNamespace(trusted_ca_file="")
-        )
-        url = ListenUrl("127.0.0.1", 1, scheme="https")
-        listener = SimpleNamespace(urls=[url], speaks_plain=False)
-        secured = TlsListener(tls, running.server, lambda: Connection(running.server), listener)
+        self.begun, self.read = [], []
 
-        def made():
-            connection = secured()
-            shake = connection._shake
+        count = self._count
 
-            def counted():
-                begun.append(running.served.turn)
-                return shake()
+        class Counted(ssl.SSLObject):
+            def read(self, *args):
+                count()
+                return super().read(*args)
 
-            connection._shake = counted
-            return connection
+        context.sslobject_class = Counted
 
-        return made
+        def current_context():
+            self.begun.append(self.served.turn)
+            return context
 
-    running = Running(loop, connect)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    hellos = []
-    for _ in range(12):
-        outgoing = ssl.MemoryBIO()
-        with contextlib.suppress(ssl.SSLWantReadError):
-            context.wrap_bio(ssl.MemoryBIO(), outgoing).do_handshake()
-        hellos.append(outgoing.read())
-    for hello in hellos:
-        running.client(hello)
-    running.until(lambda: len(begun) == 12)
-    assert max(map(begun.count, begun)) <= 2
+        def connect(running):
+            tls = SimpleNamespace(
+                current_context=current_context, config=SimpleNamespace(trusted_ca_file="")
+            )
+            url = ListenUrl("127.0.0.1", 1, scheme="https")
+            listener = SimpleNamespace(urls=[url], speaks_plain=False)
+            return TlsListener(tls, running.server, lambda: Connection(running.server), listener)
+
+        super().__init__(loop, connect)
+
+    def _count(self):
+        self.read.append(self.served.turn)
+
+
+@pytest.fixture(params=LOOPS)
+def secured(request, tmp_path):
+    pair = Authority(tmp_path / "authority").sign("server", "127.0.0.1")
+    loop = new_loop(request.param)
+    running = Secured(loop, pair)
+    yield running
     running.close()
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
+
+
+class Half:
+    """The client's side of TLS, without a socket."""
+
+    def __init__(self):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing)
+
+    def hello(self):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self.tls.do_handshake()
+        return self.outgoing.read()
+
+    def shake(self, running):
+        """Shake hands with a server; the client that has."""
+        client = running.client(self.hello())
+        running.clients.remove(client)
+
+        def is_done():
+            with contextlib.suppress(BlockingIOError):
+                self.incoming.write(client.recv(1 << 16))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                self.tls.do_handshake()
+                return True
+            return False
+
+        running.until(is_done)
+        client.send(self.outgoing.read())
+        running.clients.append(client)
+        return client
+
+    def records(self, sent, size):
+        """What is sent, in records that have so many bytes of it."""
+        for start in range(0, len(sent), size):
+            self.tls.write(sent[start : start + size])
+        return self.outgoing.read()
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_few_connections_are_made_in_a_turn(name):
+    loop = new_loop(name)
+    served = Served(loop)
+    server = Server(served, Limits(backlog=512), loop, Memory(1 << 28))
+    made = []
+
+    def connect():
+        made.append(served.turn)
+        return Connection(server)
+
+    (listener,) = bind([ListenUrl("127.0.0.1", 0)])
+    acceptor = Acceptor(listener, server, connect, None)
+    loop.run_until_complete(acceptor.start("listening"))
+    with contextlib.ExitStack() as stack:
+        for _ in range(300):  # all of them wait before the first is accepted
+            client = socket.create_connection(listener.socket.getsockname())
+            stack.enter_context(contextlib.closing(client))
+
+        async def until(holds):
+            async with asyncio.timeout(60):
+                while not holds():
+                    await asyncio.sleep(0)
+
+        loop.run_until_complete(until(lambda: len(made) == 300))
+    assert max(Counter(made).values()) <= 64
+    acceptor.close()
+    loop.run_until_complete(until(lambda: not server.connections))
+    loop.close()
+
+
+def test_handshakes_are_few_in_a_turn(secured):
+    for hello in [Half().hello() for _ in range(12)]:
+        secured.client(hello)
+    secured.until(lambda: len(secured.begun) == 12)
+    assert max(map(secured.begun.count, secured.begun)) <= 2
+
+
+def test_the_oldest_of_many_handshakes_that_have_begun_is_given_up(secured, monkeypatch):
+    monkeypatch.setattr(tlsconnection, "_BEGUN_MAX", 8)
+    clients = []
+    for number in range(12):
+        clients.append(secured.client(Half().hello()))
+        secured.clients.clear()  # nothing is read there, nor found to be reset
+        secured.until(lambda count=number + 1: len(secured.begun) == count)
+    assert len(secured.server.shaking) == 8
+    for _ in range(3):
+        Half().shake(secured)
+    secured.until(lambda: len(secured.server.connections) == 3)
+    for client in clients:
+        client.close()
+
+
+def test_a_handshake_that_comes_byte_by_byte_takes_no_turns(secured):
+    first, *rest = (bytes([byte]) for byte in Half().hello())
+    slow = secured.client(first)
+    for byte in rest[:-1]:
+        slow.send(byte)
+        secured.until(lambda turn=secured.served.turn: secured.served.turn > turn + 1)
+        assert secured.turns._slow_left == 1
+    assert secured.begun == []
+    slow.send(rest[-1])
+    secured.until(lambda: secured.begun)
+
+
+def test_tiny_records_of_tls_leave_turns_to_others(secured):
+    halves = [Half() for _ in range(16)]
+    clients = [half.shake(secured) for half in halves]
+    count = 40
+    for half, client in zip(halves, clients, strict=True):
+        client.send(half.records(READ * count, 1))
+    secured.until(lambda: len(asked(secured, "GET")) == 16 * count)
+    # So many come that a turn could decrypt all of them: 1,440 from each client.
+    assert max(Counter(secured.read).values()) < 2000
+
+
+class Stays:
+    """One that waits for a turn."""
+
+    gone = False
+
+    def __init__(self, name, address="h"):
+        self.name, self.address = name, address
+
+
+def test_addresses_take_turns_at_what_is_slow():
+    loop = asyncio.new_event_loop()
+    turns = Turns(loop)
+    visited = []
+
+    class Visitor(Stays):
+        def take_turn(self):
+            assert turns.takes_slow()
+            visited.append(self.name)
+
+    many = [Visitor(n, "many") for n in range(50)]
+    for one in [*many, *(Visitor("few", "few") for _ in range(2))]:
+        turns.wait(one, Lane.SLOW)
+    for _ in range(5):
+        loop.run_until_complete(asyncio.sleep(0))
+    assert visited[:5] == [0, "few", 1, "few", 2]
+    # Who has gone delays nobody.
+    for one in many[:40]:
+        one.gone = True
+    before = len(visited)
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    assert visited[before] == 40
 
 
 def test_a_lane_keeps_its_order():
@@ -381,10 +533,7 @@ def test_a_lane_keeps_its_order():
     turns = Turns(loop)
     visited = []
 
-    class Visitor:
-        def __init__(self, name):
-            self.name = name
-
+    class Visitor(Stays):
         def take_turn(self):
             turns.left -= 1
             visited.append(self.name)
@@ -407,10 +556,7 @@ def test_one_that_has_just_come_waits_neither_for_those_ahead_nor_for_many_write
     turns = Turns(loop)
     visited = []
 
-    class Visitor:
-        def __init__(self, name):
-            self.name = name
-
+    class Visitor(Stays):
         def take_turn(self):
             turns.left -= 2
             visited.append(self.name)
