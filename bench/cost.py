@@ -261,11 +261,13 @@ def kept(directory: Path) -> Iterator[tuple[str, float]]:
         return min(once(kvd, step) for _ in range(3))
 
     def once(kvd: Inside, step: Step) -> float:
+        kvd.flush()
         gc.collect()
         before = sys.getallocatedblocks()
         for _ in range(STEPS_KEPT):
             step()
         kvd.settle()
+        kvd.flush()
         gc.collect()
         return (sys.getallocatedblocks() - before) / STEPS_KEPT
 

@@ -125,6 +125,18 @@ class Inside:
         finally:
             go_on.set()
 
+    def flush(self) -> None:
+        """Have the index take everything, and forget what is kept of it in memory."""
+
+        def flush() -> None:
+            self._server._store.flush()
+            self._server._store.state.nodes.clear()
+            done.set()
+
+        done = threading.Event()
+        self._loop.call_soon_threadsafe(flush)
+        done.wait(ANSWER_TIMEOUT_S)
+
     def settle(self) -> None:
         """Wait until the server has done what was due when this was called."""
         with self.held():

@@ -8,15 +8,16 @@ The way of a write:
                                   request.py    parameters, checked, to a command
                                   committer.py  the queue, one batch at a time:
         machine.decide            the rules: a command to a change, or a refusal
-        storage.Txn.perform       the change to rows, pending, invisible
+        storage.Pending.change    the change to nodes, pending, invisible
         storage.Wal.append        one frame, one fdatasync: the durability point
-        storage.Store.commit      visible
+        storage.Store.commit      visible, in memory
         watch.Hub.publish         watchers are told, then the writers answered
     client <-- 200 {"action"...   response.py   events to JSON
 
 Users and roles go the same way: authroutes.py, auth.py and authchanges.py for the rules, entries
 in the log; guard.py asks for them, credentials.py checks passwords.
 
+Some hundred changes later flusher.py has the index written (storage/state.py, storage/flush.py).
 A read is request, committed state, response; it never enters the committer. bodies.py keeps the
 answers to files that are read often, listing.py reads directories, kept.py keeps what it made and
 brings it up to date. space.py knows whether there is room, housekeeping.py takes snapshots,

@@ -44,6 +44,7 @@ class Appender:
         thread_only: bool = False,
     ) -> None:
         self._store = store
+        self._wal = store.wal
         self._sync = sync
         self._loop = loop
         self._done: Done | None = None
@@ -72,7 +73,7 @@ class Appender:
             return
         began = monotonic()
         try:
-            fd = self._store.begin_append(batch)
+            fd = self._wal.begin_append(batch[0], batch[3], batch[4])
         except (LogFull, OSError) as error:
             done(error)
             return
@@ -113,7 +114,7 @@ class Appender:
 
     def _end(self, code: int, began: float, done: Done) -> None:
         """Tell that the kernel has synced a batch, or failed to."""
-        wal = self._store.wal
+        wal = self._wal
         outcome: Position | BaseException
         try:
             outcome = wal.end_append(monotonic() - began, code)

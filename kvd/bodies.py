@@ -1,9 +1,8 @@
 """Answers to plain reads of files, kept as long as the file is what it was.
 
 Clients of a configuration store read the same keys again and again. Of a key that was read twice
-lately the body is kept, together with the row of the index that it was made from. Between two
-commits nothing has to be looked up; after one, comparing the row costs less than checking and
-decoding it (a GET of a small value: 19 calls instead of 39).
+lately the body is kept, together with the node that it was made from. Between two commits nothing
+has to be looked up.
 
 What expires is not kept: its `ttl` changes by itself.
 """
@@ -11,9 +10,9 @@ What expires is not kept: its `ttl` changes by itself.
 from __future__ import annotations
 
 from kvd.response import get_body
-from storage.node import decode_node
+from storage.applied import Applied
+from storage.node import Node
 from storage.store import Store
-from storage.tree import Applied
 
 BODY_BYTES_MAX = 64 << 10
 """A larger value is read another way."""
@@ -27,7 +26,7 @@ class Bodies:
     """The files that are read again and again, of one store."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self._state = store.state
         self._files: dict[bytes, _File] = {}
         self._bytes = 0
         # A key is worth keeping when it is read a second time; few are, where keys are many.
@@ -40,26 +39,25 @@ class Bodies:
         Raises:
             CorruptIndex, lmdb.Error: the index is damaged.
         """
-        applied = self._store.applied
+        applied = self._state.applied
         file = self._files.get(key)
         if file is not None and file.applied is applied:
             return file.body
-        row = self._store.view.row(key)
-        if row is None:
+        node = self._state.find(key)
+        if node is None:
             return None
-        if file is not None and file.row == row[1]:
+        if file is not None and file.node == node:
             file.applied = applied
             return file.body
-        node = decode_node(*row)
         value = node.value
         if value is None or node.expiration_ns or len(value) > BODY_BYTES_MAX:
             return None
         body = get_body(key, node, 0)
         if file is not None:
-            self._bytes += len(row[1]) + len(body) - len(file.row) - len(file.body)
-            file.applied, file.row, file.body = applied, row[1], body
+            self._bytes += 2 * (len(body) - len(file.body))
+            file.applied, file.node, file.body = applied, node, body
         elif key in self._read_once:
-            self._keep(key, _File(applied, row[1], body))
+            self._keep(key, _File(applied, node, body))
         else:
             self._note(key)
         return body
@@ -74,7 +72,7 @@ class Bodies:
         self._read_once_bytes += len(key)
 
     def _keep(self, key: bytes, file: _File) -> None:
-        size = len(key) + len(file.row) + len(file.body)
+        size = len(key) + 2 * len(file.body)
         # All at once: which of them was read longest ago is not worth being known.
         if len(self._files) >= _FILES_MAX or self._bytes + size > _KEPT_BYTES_MAX:
             self._files.clear()
@@ -84,11 +82,11 @@ class Bodies:
 
 
 class _File:
-    """A body, the row that it was made from, and the state in which that was last the row."""
+    """A body, the node that it was made from, and the state in which that was last the node."""
 
-    __slots__ = ("applied", "body", "row")
+    __slots__ = ("applied", "body", "node")
 
-    def __init__(self, applied: Applied, row: bytes, body: bytes) -> None:
+    def __init__(self, applied: Applied, node: Node, body: bytes) -> None:
         self.applied = applied
-        self.row = row
+        self.node = node
         self.body = body

@@ -10,10 +10,9 @@ Invariants:
   has seen is durable already.
 - When a batch is aborted all its members get the same error with index 0, the refused ones too,
   and the indexes it took are given again: nobody was told them.
-- Once a frame is durable its batch *is* committed. If the index cannot take it (a full disk) the
-  batch is performed again until it can; other batches wait, reads go on. Where there is room, it is
-  the disk that fails: the process ends, nobody is told a failure, and the next start finds the
-  batch in the log.
+- Once a frame is durable its batch *is* committed: nothing can fail any more, because the state is
+  ahead of the index, in memory (storage/state.py). The index is brought up to date beside the
+  batches (flusher.py); they wait for it only where it has refused too much.
 - Without room for what users write (space.py) they are refused one by one, and each batch asks the
   disk anew before it does so. Removals, expiry and reads go on.
 - What had expired when a command came goes before it, in the order of expirations; a command that
@@ -31,31 +30,29 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
-from kvd.batchtimes import BatchTimes
 from kvd.clock import STEP_NS, Clock
 from kvd.commands import Command, CompareAndDelete, Delete
 from kvd.entries import Decide, Replied, Reply
 from kvd.errors import INVALID_FORM, RAFT_INTERNAL, ApiError, RouteError
+from kvd.flusher import Flusher
+from kvd.histogram import Noted
 from kvd.kept import Listings
 from kvd.logs import SLOW_QUIET_S, Rarely
-from kvd.machine import Nodes, decide, expire
+from kvd.machine import RULES, Nodes, expire
 from kvd.recent import is_below
-from kvd.response import LARGE_VALUE_BYTES
 from kvd.space import Space
 from kvd.stats import StoreStats
 from kvd.syncthread import SyncThread
 from kvd.turns import Turns
 from kvd.watch import Hub
-from storage import disk
 from storage.change import REMOVALS, Change, ClockOffset, Entry, Record, encode_record
 from storage.errors import LogFull
 from storage.event import Event
-from storage.index import BROKEN, MapFull
 from storage.node import Node
+from storage.state import Pending
 from storage.store import Batch, Store
-from storage.tree import IndexRefused, Txn
 from storage.wal import Position
 
 log = logging.getLogger(__name__)
@@ -74,8 +71,6 @@ BATCH_BYTES_MAX = 4 << 20
 _BATCH_KEY_BYTES_MAX = 32 << 10
 # What a payload holds beside its records: the envelope and the heads of two arrays.
 _ENVELOPE_BYTES_MAX = 128
-# How many nodes of removed directories a batch frees on its way: about a millisecond.
-_RECLAIMED_PER_BATCH = 500
 # How many expirations a batch takes: about ten milliseconds; fewer while commands wait.
 _EXPIRED_MAX = 1000
 _EXPIRED_BESIDE_COMMANDS_MAX = 300
@@ -86,10 +81,7 @@ _SETTLE_S = 0.2
 # What the record of an expiration holds beside the path.
 _EXPIRY_BYTES_MAX = 40
 _RETRY_S = 0.5
-# So often the index may be refused though there is room: that may have come a moment ago.
-_INDEX_FAILURES_MAX = 3
 REMOVING = (Delete, CompareAndDelete)
-_LARGE = LARGE_VALUE_BYTES
 
 
 # A time that never comes, in nanoseconds.
@@ -100,16 +92,24 @@ class _NotKnownYet(Exception):
     """Whether a directory has children that have not ended would take too long to find out."""
 
 
+class _NoRoom(Exception):
+    """A record fits nowhere, or there is no room on the disk: no refusal by the state."""
+
+    def __init__(self, refusal: ApiError) -> None:
+        super().__init__()
+        self.refusal = refusal
+
+
 class _NodesAt:
     """The nodes as a command sees them that came when some had ended that are still there.
 
     None of them stands in its way any more.
     """
 
-    def __init__(self, txn: Txn, now_ns: int) -> None:
-        self.find = txn.find
-        self.obstacle = txn.obstacle
-        self._txn = txn
+    def __init__(self, pending: Pending, now_ns: int) -> None:
+        self.find = pending.find
+        self.obstacle = pending.obstacle
+        self._pending = pending
         self._now_ns = now_ns
 
     def has_children(self, dir_id: int) -> bool:
@@ -118,34 +118,48 @@ class _NodesAt:
         Raises:
             _NotKnownYet: those that have are too many to look at.
         """
-        known = self._txn.has_living_children(dir_id, self._now_ns, _ENDED_CHILDREN_MAX)
+        known = self._pending.has_living_children(dir_id, self._now_ns, _ENDED_CHILDREN_MAX)
         if known is None:
             raise _NotKnownYet
         return known
 
 
-class _Pending(NamedTuple):
-    """One batch on its way to the disk."""
+class _Round:
+    """One batch on its way to the disk, and all who are to be told of it.
 
-    txn: Txn
-    performed: list[Record]
-    events: list[tuple[Event, list[bytes]]]
-    answers: list[tuple[Done, Command, Outcome]]
-    replies: list[tuple[Replied, Reply | RouteError]]
-    """What is told to those who change something beside the keys."""
-    asked: dict[int, set[bytes]]
-    """By a removal's index, the watched paths of which is known whether it took them along."""
-    first_index: int
-    time_ns: int
-    queued: float
-    """The monotonic time before which none of its commands was queued."""
+    Attributes:
+        pending: What it changes, and its events.
+        time_ns: When it began, on the store's clock.
+        queued: The monotonic time before which none of its commands was queued.
+        answers: What is told to whom.
+        replies: What is told to those who change something beside the keys.
+        removed: By a directory's removal, by its index, the watched paths that it took along.
+        asked: By the same, the watched paths of which that is known.
+        pays: Whether it logs what the start had no room for.
+        records: How many records it has in the log.
+        batch: What goes to the log, if anything.
+    """
+
+    pays = False
+    records = 0
+    batch: Batch | None = None
+
+    def __init__(self, pending: Pending, time_ns: int, queued: float) -> None:
+        self.pending = pending
+        self.time_ns = time_ns
+        self.queued = queued
+        self.answers: list[tuple[Done, Command, Outcome]] = []
+        self.replies: list[tuple[Replied, Reply | RouteError]] = []
+        self.removed: dict[int, list[bytes]] = {}
+        self.asked: dict[int, set[bytes]] = {}
 
 
 class Committer:
     """The queue of commands, and the way of a batch from there to the answers.
 
     Attributes:
-        times: How long batches took.
+        batch_s: How long batches took, from the queueing of the first command to the answers.
+        batch_records: How many records batches had that went to the log.
         aborted: How many batches were not logged, for want of room.
         slow: How many commands were answered later than `slow_s`.
         syncing_since: The monotonic time since when a batch has been on its way to the disk, if so.
@@ -164,11 +178,12 @@ class Committer:
         append: Callable[[Batch, Callable[[Position | BaseException], None]], None],
         loop: asyncio.AbstractEventLoop,
         on_fatal: Callable[[BaseException], None],
-        on_commit: Callable[[], None],
+        on_flush: Callable[[], None],
         slow_s: float = 1.0,
         turns: Turns | None = None,
     ) -> None:
         self._store = store
+        self._state = store.state
         self._hub = hub
         self._listings = listings
         self._stats = stats
@@ -177,7 +192,7 @@ class Committer:
         self._append = append
         self._loop = loop
         self._on_fatal = on_fatal
-        self._on_commit = on_commit
+        self._on_flush = on_flush
         self.on_entries: Callable[[], None] = lambda: None
         """Called when something beside the keys may have changed, before anybody is told."""
         # Each command with the clock's `raw_ns` when it came: what had ended by then is not there.
@@ -189,22 +204,23 @@ class Committer:
         self._record_bytes_max = store.wal.max_payload - _ENVELOPE_BYTES_MAX
         self._batch_bytes_max = min(BATCH_BYTES_MAX, self._record_bytes_max)
         self._space = Space(store)
-        self._index_waits = False
-        self._index_failures = 0
+        self.flusher = Flusher(
+            store, sync, loop, on_fatal=on_fatal, on_flush=self._flushed, on_room=self._schedule
+        )
         self._beaten = store.wal.position
+        # The batch that is on its way to the disk, while there is one.
+        self._round: _Round | None = None
         self._busy = False
         self._scheduled = False
         self._stopped = False
-        # Bytes of large values that the events of the present batch have replaced.
-        self._held = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
         self.overdue_at = _NEVER
         self._ends: list[asyncio.Future[bool]] = []
-        self.times = BatchTimes(stats)
+        self.batch_s = Noted()
+        self.batch_records = Noted(tuple(2**k for k in range(11)))
         self.aborted = 0
         self.slow = 0
-        self._commit_s = 0.0
         self.syncing_since: float | None = None
         self._slow_s = slow_s
         self._turns = turns or Turns(loop)
@@ -258,8 +274,8 @@ class Committer:
 
     @property
     def index_waits(self) -> bool:
-        """Whether a durable batch waits for room in the index."""
-        return self._index_waits
+        """Whether changes that are durable wait for room in the index."""
+        return self.flusher.waits
 
     @property
     def waiting(self) -> int:
@@ -277,6 +293,8 @@ class Committer:
         to it can be told from a write that never finished.
         """
         self._space.look()
+        self.flusher.tick()
+        self._fold()
         if self._busy or self._stopped:
             return
         if self._raw_ns() >= self.overdue_at:
@@ -314,6 +332,7 @@ class Committer:
     def stop(self) -> None:
         """Begin nothing any more; what is left to expire or to free waits for the next start."""
         self._stopped = True
+        self.flusher.stop()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -326,26 +345,27 @@ class Committer:
 
     def _run(self) -> None:
         self._scheduled = False
-        if not self._stopped:
-            self._step(self._begin)
-
-    def _step(self, step: Callable[[], object]) -> None:
-        """Run one step of a batch's way."""
+        if self._stopped:
+            return
         try:
-            step()
+            # While there is no room, find out first whether that is still so.
+            if self._space.refusal is None or self._store.is_low_on_space():
+                self._begin_batch()
+            else:
+                self._busy = True
+                self._sync.run(
+                    partial(self._store.heartbeat, probe=True),
+                    lambda outcome: self._step(partial(self._probed, outcome)),
+                )
         except BaseException as error:  # noqa: BLE001 -- a bug or damage: nothing may go on
             self._on_fatal(error)
 
-    def _begin(self) -> None:
-        """Begin a batch; while there is no room, find out first whether that is still so."""
-        if self._space.refusal is None or self._store.is_low_on_space():
-            self._begin_batch()
-            return
-        self._busy = True
-        self._sync.run(
-            partial(self._store.heartbeat, probe=True),
-            lambda outcome: self._step(partial(self._probed, outcome)),
-        )
+    def _step(self, step: Callable[[], object]) -> None:
+        """Run what follows on a job of the sync thread."""
+        try:
+            step()
+        except BaseException as error:  # noqa: BLE001 -- as above
+            self._on_fatal(error)
 
     def _probed(self, outcome: Position | BaseException) -> None:
         self._busy = False
@@ -363,137 +383,158 @@ class Committer:
         return True
 
     def _begin_batch(self) -> None:
+        if self.flusher.waits and self._state.is_full:
+            # It begins when the index has taken what is beyond it.
+            if self.flusher.refusal is not None:
+                self._refuse_queue(str(self.flusher.refusal))
+            return
         time_ns = self._clock.now_ns()
-        txn = self._store.begin()
+        pending = Pending(self._state)
         began = monotonic()
         queued = self._queued or began
-        pending = _Pending(txn, [], [], [], [], {}, txn.index + 1, time_ns, queued)
-        try:
-            records = self._decide(pending)
-            self._queued = queued if self._queue else began
-            txn.reclaim(_RECLAIMED_PER_BATCH)
-            batch = None
-            if records:
-                batch = self._store.batch(txn, records, pending.first_index, time_ns)
-            elif txn.tidied:
-                self._store.tidy(txn)
-        except IndexRefused as error:
-            # Nothing is logged yet, so nothing has happened.
-            _raise_if_broken(error)
-            log.warning("a batch was refused, the index could not take it: %s", error)
-            self._abort(pending, str(error))
+        round_ = _Round(pending, time_ns, queued)
+        first_index = pending.index + 1
+        records = self._decide(round_)
+        self._queued = queued if self._queue else began
+        if not records:
+            pending.end()
+            self._finish(round_)
             return
-        if batch is not None:
-            self._busy = True
-            self.syncing_since = began
-            self._append(
-                batch, lambda outcome: self._step(partial(self._appended, pending, batch, outcome))
-            )
-            return
-        if not txn.tidied:
-            txn.end()
-        self._finish(pending)
+        round_.records = len(records)
+        round_.batch = batch = self._store.batch(pending, records, first_index, time_ns)
+        self._busy = True
+        self._round = round_
+        self.syncing_since = began
+        self._append(batch, self._appended)
+        if self._state.wants_flush:
+            self.flusher.beside_batch()
 
-    def _decide(self, pending: _Pending) -> list[bytes]:
+    def _decide(self, round_: _Round) -> list[bytes]:
         """Fill a batch from what has expired and the queue; return its records, encoded."""
-        self._held = 0
-        txn = pending.txn
-        records = self._log_state(pending)
+        pending = round_.pending
+        records: list[bytes] = []
+        if self._clock_offset_ns is not None or self._store.owed:
+            records = self._log_state(round_)
         left = _EXPIRED_BESIDE_COMMANDS_MAX if self._queue else _EXPIRED_MAX
-        if (txn.first_due_ns() or _NEVER) <= pending.time_ns:
+        if 0 < pending.due_ns <= round_.time_ns:
             # A command that came before a key's end finds it, however long it has waited.
-            until_ns = self._clock.at(self._queue[0][2]) if self._queue else pending.time_ns
-            records += self._expire(pending, until_ns, left)
+            until_ns = self._clock.at(self._queue[0][2]) if self._queue else round_.time_ns
+            records += self._expire(round_, until_ns, left)
             left -= len(records)
         if self._others:
-            records += self._decide_others(pending, sum(map(len, records)))
-        due_ns = txn.first_due_ns()
-        overdue_at = _NEVER if due_ns is None else self._clock.raw_of(due_ns)
-        later = self._decide_commands(pending, records, left, overdue_at)
+            records += self._decide_others(round_, sum(map(len, records)))
+        overdue_at = self._clock.raw_of(pending.due_ns) if pending.due_ns else _NEVER
+        later = self._decide_commands(round_, records, left, overdue_at)
         if later:
-            self._queue.extendleft(reversed(later))
+            self._put_off(round_, later)
         return records
 
+    def _put_off(self, round_: _Round, later: list[_Queued]) -> None:
+        """Let commands wait for the next batch."""
+        refusal = self._space.refusal
+        if refusal is None:
+            self._queue.extendleft(reversed(later))
+        else:  # nothing can expire until there is room
+            round_.answers += [(done, command, refusal) for command, done, _ in later]
+
     def _decide_commands(
-        self, pending: _Pending, records: list[bytes], left: int, overdue_at: int
+        self, round_: _Round, records: list[bytes], left: int, overdue_at: int
     ) -> list[_Queued]:
         """Decide what is queued behind some records, and so many more expirations.
 
         A command that came at `overdue_at` or later may find what has ended. Returns those that
         cannot be decided before the next batch.
         """
-        txn, time_ns, queue, answers = pending.txn, pending.time_ns, self._queue, pending.answers
-        expired = size = sum(map(len, records))
-        room = min(self._space.room, self._record_bytes_max)
-        size_max = self._batch_bytes_max
+        pending, queue, answers = round_.pending, self._queue, round_.answers
+        time_ns = round_.time_ns
+        expired = size = sum(map(len, records)) if records else 0
+        # Beyond that, a record has to be looked at.
+        room = min(self._space.room, self._record_bytes_max, self._batch_bytes_max)
         later: list[_Queued] = []
         keys_left = _BATCH_KEY_BYTES_MAX
-        while (
-            queue
-            and len(records) < BATCH_RECORDS_MAX
-            and size + self._held < size_max
-            and keys_left > 0
-        ):
-            command, done, came = queue.popleft()
-            keys_left -= len(command.key)
-            nodes: Nodes = txn
+        records_left = BATCH_RECORDS_MAX - len(records)
+        while queue and records_left > 0 and keys_left > 0:
+            if size + pending.replaced >= self._batch_bytes_max:
+                break
+            queued = command, done, came = queue.popleft()
+            keys_left -= len(command[0])
+            nodes: Nodes = pending
             if came >= overdue_at:
-                if records and size + len(command.key) + _EXPIRY_BYTES_MAX > size_max:
-                    queue.appendleft((command, done, came))
+                if self._is_too_long_behind(records, size + len(command.key)):
+                    queue.appendleft(queued)
                     break
-                gone = self._make_way(pending, command, came, left, size)
+                gone = self._make_way(round_, command, came, left, size)
                 left -= len(gone)
                 records += gone
+                records_left -= len(gone)
                 size += sum(map(len, gone))
-                nodes = _NodesAt(txn, self._clock.at(came))
+                nodes = _NodesAt(pending, self._clock.at(came))
             try:
-                change = decide(nodes, command, txn.index + 1, time_ns)
+                change = RULES[type(command)](nodes, command, pending.index + 1, time_ns)
                 record = encode_record(change)
-                if size + len(record) > room:
-                    self._check_size(command, record, size)
+                grown = size + len(record)
+                if grown > room and not self._fits(command, record, size, size == expired):
+                    queue.appendleft(queued)
+                    break
             except ApiError as refusal:
+                refusal.index = pending.index
                 answers.append((done, command, refusal))
                 continue
-            except _NotKnownYet:
-                if self._space.refusal is None:
-                    later.append((command, done, came))
-                else:  # nothing can expire until there is room
-                    answers.append((done, command, self._space.refusal))
+            except _NoRoom as no_room:
+                answers.append((done, command, no_room.refusal))
                 continue
-            is_first = size == expired
-            size += len(record)
-            # A removal is never too large, or what was written under larger segments would stay.
-            if size > size_max and records and not (is_first and size <= self._record_bytes_max):
-                queue.appendleft((command, done, came))
-                break
+            except _NotKnownYet:
+                later.append(queued)
+                continue
+            size = grown
             records.append(record)
-            try:
-                event = self._perform(pending, change, record)
-            except IndexRefused as error:
-                full = ApiError(RAFT_INTERNAL, str(error).encode())
-                answers.append((done, command, full))
-                raise
-            answers.append((done, command, event))
+            records_left -= 1
+            if change[4] and change[0] in REMOVALS:
+                self._note_removed(round_, change)
+            answers.append((done, command, pending.change(change, time_ns, record)))
         return later
 
-    def _decide_others(self, pending: _Pending, size: int) -> list[bytes]:
+    def _fits(self, command: Command, record: bytes, size: int, is_first: bool) -> bool:
+        """Return whether a record fits behind a batch of `size` bytes.
+
+        Raises:
+            _NoRoom: it fits nowhere, or there is no room on the disk.
+        """
+        if not isinstance(command, REMOVING):
+            if len(record) > self._record_bytes_max:  # a limit of small segments only
+                raise _NoRoom(ApiError(INVALID_FORM, b"http: POST too large"))
+            no_room = self._space.check(size + len(record))
+            if no_room is not None:
+                raise _NoRoom(no_room)
+        grown = size + len(record)
+        # A removal is never too large, or what was written under larger segments would stay.
+        return (
+            grown <= self._batch_bytes_max
+            or not size
+            or (is_first and grown <= self._record_bytes_max)
+        )
+
+    def _is_too_long_behind(self, records: list[bytes], size: int) -> bool:
+        """Return whether a batch has no room for another expiration."""
+        return bool(records) and size + _EXPIRY_BYTES_MAX > self._batch_bytes_max
+
+    def _decide_others(self, round_: _Round, size: int) -> list[bytes]:
         """Decide what is changed beside the keys, as far as a batch of so many bytes takes it."""
         records: list[bytes] = []
         # One that is as large as it may be fits behind this.
         while self._others and size < self._batch_bytes_max // 2:
             decide_entries, done = self._others.popleft()
             try:
-                entries, reply = decide_entries(pending.txn)
+                entries, reply = decide_entries(round_.pending)
                 encoded = self._encode(entries, size)
             except RouteError as refusal:
-                pending.replies.append((done, refusal))
+                round_.replies.append((done, refusal))
                 continue
-            pending.replies.append((done, reply))
+            round_.replies.append((done, reply))
             records += encoded
             size += sum(map(len, encoded))
             for entry in entries:
-                pending.txn.perform(entry, pending.time_ns)
-                pending.performed.append(entry)
+                round_.pending.perform(entry, round_.time_ns)
         return records
 
     def _encode(self, entries: list[Entry], size: int) -> list[bytes]:
@@ -512,27 +553,28 @@ class Committer:
                 raise RouteError(500, no_room.cause.decode())
         return encoded
 
-    def _log_state(self, pending: _Pending) -> list[bytes]:
+    def _log_state(self, round_: _Round) -> list[bytes]:
         """Log what the start of the server had no room for, if there is now, and the clock's step.
 
         They come first: so what was owed is known by the first record.
         """
-        if self._clock_offset_ns is None and not self._store.owed:
-            return []  # nearly always
         records: list[Record] = []
         if self._space.refusal is None:
             records += self._store.owed
+            round_.pays = True
         offset_ns, self._clock_offset_ns = self._clock_offset_ns, None
         # It may have been found while the batch that logs it was on its way.
-        if offset_ns is not None and abs(offset_ns - pending.txn.clock_offset_ns) >= STEP_NS:
+        if (
+            offset_ns is not None
+            and abs(offset_ns - round_.pending.base.clock_offset_ns) >= STEP_NS
+        ):
             records.append(ClockOffset(offset_ns))
         for record in records:
-            pending.txn.perform(record, pending.time_ns)
-            pending.performed.append(record)
+            round_.pending.perform(record, round_.time_ns)
         return [encode_record(record) for record in records]
 
     def _make_way(
-        self, pending: _Pending, command: Command, came: int, left: int, size: int
+        self, round_: _Round, command: Command, came: int, left: int, size: int
     ) -> list[bytes]:
         """Expire what had ended when a command came, behind a batch of `size` bytes.
 
@@ -541,151 +583,92 @@ class Committer:
         """
         came_ns = self._clock.at(came)
         size += len(command.key) + _EXPIRY_BYTES_MAX
-        records = self._expire(pending, came_ns, left, size) if left > 0 else []
-        ended = pending.txn.first_ended(command.key, came_ns)
+        records = self._expire(round_, came_ns, left, size) if left > 0 else []
+        ended = round_.pending.first_ended(command.key, came_ns)
         if ended is not None:
-            self._expire_node(pending, *ended, records)
+            self._expire_node(round_, *ended, records)
         return records
 
-    def _expire(self, pending: _Pending, until_ns: int, left: int, size: int = 0) -> list[bytes]:
+    def _expire(self, round_: _Round, until_ns: int, left: int, size: int = 0) -> list[bytes]:
         """Expire what has ended, in order, as far as a batch takes it; return the records."""
-        txn = pending.txn
+        pending = round_.pending
         records: list[bytes] = []
-        for path, node in txn.due(until_ns, left):
+        due, next_ns = pending.due(until_ns, left)
+        for path, node in due:
             # What expires with its directory has no expiry of its own.
-            if txn.find(path) != node:
+            if pending.find(path) != node:
                 continue
             size += len(path) + _EXPIRY_BYTES_MAX
-            if pending.performed and size + self._held > self._batch_bytes_max:
-                break
-            self._expire_node(pending, path, node, records)
+            if pending.events and size + pending.replaced > self._batch_bytes_max:
+                return records
+            self._expire_node(round_, path, node, records)
+        pending.due_ns = next_ns
         return records
 
-    def _expire_node(
-        self, pending: _Pending, path: bytes, node: Node, records: list[bytes]
-    ) -> None:
-        change = expire(path, node, pending.txn.index + 1)
+    def _expire_node(self, round_: _Round, path: bytes, node: Node, records: list[bytes]) -> None:
+        change = expire(path, node, round_.pending.index + 1)
         record = encode_record(change)
         records.append(record)
-        self._perform(pending, change, record)
+        if change.dir:
+            self._note_removed(round_, change)
+        round_.pending.change(change, round_.time_ns, record)
 
-    def _check_size(self, command: Command, record: bytes, batch_bytes: int) -> None:
-        """Refuse what the log's reader would refuse, or what there is no room for."""
-        if isinstance(command, REMOVING):
-            return
-        if len(record) > self._record_bytes_max:  # a limit of small segments only
-            raise ApiError(INVALID_FORM, b"http: POST too large")
-        no_room = self._space.check(batch_bytes + len(record))
-        if no_room is not None:
-            raise no_room
+    def _note_removed(self, round_: _Round, change: Change) -> None:
+        """Before a directory is removed: only now can be told which watched paths are below it."""
+        paths = self._hub.removable(change.key)
+        found = [path for path in paths if round_.pending.find(path) is not None]
+        round_.removed[change.index] = found
+        round_.asked[change.index] = set(paths)
 
-    def _perform(self, pending: _Pending, change: Change, record: bytes) -> Event:
-        removed: list[bytes] = []
-        if change.dir and change.kind in REMOVALS:
-            # Only now can be told which of the watched paths exist.
-            paths = self._hub.removable(change.key)
-            removed += (path for path in paths if pending.txn.find(path) is not None)
-            pending.asked[change.index] = set(paths)
-        event = pending.txn.perform(change, pending.time_ns, record)
-        assert event is not None
-        pending.performed.append(change)
-        pending.events.append((event, removed))
-        prev = event.prev
-        # Counted where it is large, which a slice tells for less than a call: the event holds what
-        # it has replaced until all of the batch is answered.
-        if prev is not None and (replaced := prev.value) and replaced[_LARGE : _LARGE + 1]:
-            self._held += len(replaced)
-        return event
+    def _appended(self, outcome: Position | BaseException) -> None:
+        try:
+            round_ = self._round
+            assert round_ is not None
+            assert round_.batch is not None
+            self._round = None
+            self.syncing_since = None
+            if type(outcome) is not Position:
+                self._failed(round_, outcome)
+                return
+            if round_.asked:
+                self._note_late_watchers(round_)
+            self._store.commit(round_.pending, round_.batch, outcome)
+            self._busy = False
+            if round_.pays:
+                self._store.owed = ()
+            self._finish(round_)
+        except BaseException as error:  # noqa: BLE001 -- a bug or damage: nothing may go on
+            self._on_fatal(error)
 
-    def _appended(self, pending: _Pending, batch: Batch, outcome: Position | BaseException) -> None:
-        self.syncing_since = None
+    def _failed(self, round_: _Round, outcome: Position | BaseException) -> None:
+        assert isinstance(outcome, BaseException)
         if isinstance(outcome, LogFull):
             self._busy = False
             self._space.refused(outcome)
             assert self._space.refusal is not None
-            self._refuse(pending, self._space.refusal)
-        elif isinstance(outcome, BaseException):
-            # Whether the batch is durable nobody can say, nor may it be asked again: the second
-            # fdatasync succeeds, and lies.
-            unknown = ApiError(RAFT_INTERNAL, b"outcome unknown: the log could not be synced")
-            _answer_all(pending, unknown)
-            self._on_fatal(outcome)
-        else:
-            self._commit(pending, batch, outcome)
-
-    def _commit(self, pending: _Pending, batch: Batch, position: Position) -> None:
-        if pending.asked:
-            self._note_late_watchers(pending)
-        began = monotonic()
-        try:
-            self._store.commit(pending.txn, batch, position)
-        except IndexRefused as error:
-            self._try_again(pending, batch, position, error)
+            self._refuse(round_, self._space.refusal)
             return
-        self._commit_s = monotonic() - began
-        self._busy = False
-        if self._index_waits:
-            self._index_waits = False
-            self._index_failures = 0
-            log.warning("the index has taken the batch that waited")
-        if self._store.owed and pending.performed[0] == self._store.owed[0]:
-            self._store.owed = ()
-        self._finish(pending)
-        self._on_commit()
+        # Whether the batch is durable nobody can say, nor may it be asked again: the second
+        # fdatasync succeeds, and lies.
+        unknown = ApiError(RAFT_INTERNAL, b"outcome unknown: the log could not be synced")
+        _answer_all(round_, unknown)
+        self._on_fatal(outcome)
 
-    def _commit_again(self, pending: _Pending, batch: Batch, position: Position) -> None:
-        txn = self._store.begin()
-        try:
-            for record in pending.performed:
-                txn.perform(record, pending.time_ns)
-        except IndexRefused as error:
-            txn.end()
-            self._try_again(pending, batch, position, error)
-            return
-        self._commit(pending._replace(txn=txn), batch, position)
-
-    def _try_again(
-        self, pending: _Pending, batch: Batch, position: Position, error: IndexRefused
-    ) -> None:
-        _raise_if_broken(error)
-        if not self._index_waits:
-            self._index_waits = True
-            log.warning("a durable batch waits, the index cannot take it yet: %s", error)
-        again = partial(self._commit_again, pending, batch, position)
-        # LMDB takes a short write for an I/O error, so ask the disk which one it is.
-        self._sync.run(
-            self._store.probe_index,
-            lambda outcome: self._step(partial(self._wait_for_index, again, error, outcome)),
-        )
-
-    def _wait_for_index(
-        self, again: Callable[[], None], error: IndexRefused, outcome: Position | BaseException
-    ) -> None:
-        """Try again in a while; give up when the index is refused again and again for no reason."""
-        no_room = isinstance(outcome, OSError) and outcome.errno in disk.REFUSALS
-        if no_room or isinstance(error, MapFull):
-            self._index_failures = 0
-        elif isinstance(outcome, BaseException):
-            raise outcome
-        else:
-            self._index_failures += 1
-            if self._index_failures >= _INDEX_FAILURES_MAX:
-                raise error
-        self._loop.call_later(_RETRY_S, self._step, again)
-
-    def _note_late_watchers(self, pending: _Pending) -> None:
+    def _note_late_watchers(self, round_: _Round) -> None:
         """Add the watched paths that a directory took along, watched only since it was decided."""
-        for place, (event, removed) in enumerate(pending.events):
-            asked = pending.asked.get(event.change.index)
+        events = [event for event, _ in round_.pending.events]
+        for place, event in enumerate(events):
+            index = event.change.index
+            asked = round_.asked.get(index)
             if asked is not None:
                 late = [p for p in self._hub.removable(event.change.key) if p not in asked]
-                removed += [p for p in late if self._stood(p, pending.events[:place])]
+                round_.removed[index] += [p for p in late if self._stood(p, events[:place])]
                 asked.update(late)
 
-    def _stood(self, path: bytes, events: list[tuple[Event, list[bytes]]]) -> bool:
+    def _stood(self, path: bytes, events: list[Event]) -> bool:
         """Return whether a path led to a node after some events on the committed state."""
-        stood = self._store.view.find(path) is not None
-        for event, _ in events:
+        stood = self._state.find(path) is not None
+        for event in events:
             key = event.change.key
             if event.change.kind in REMOVALS:
                 stood = stood and key != path and not is_below(path, key)
@@ -693,72 +676,110 @@ class Committer:
                 stood = stood or key == path or is_below(key, path)
         return stood
 
-    def _finish(self, pending: _Pending) -> None:
+    def _finish(self, round_: _Round) -> None:
         """Tell everybody; what they are told is durable, and visible."""
-        self._arm()  # first: one who is told may ask for what ends at once
-        if self._listings:
-            for event, _ in pending.events:
-                self._listings.changed(event.change)
-        self._hub.publish(pending.events)
-        stats = self._stats
-        counts = stats.counts
+        # First: one who is told may ask for what ends at once.
+        if self._state.due_ns != self._timer_ns:
+            self._arm()
+        events = round_.pending.events
+        if events:
+            self._publish(round_)
+        took = monotonic() - round_.queued
         # Whatever was not asked for has expired.
+        self._stats.expirations += len(events) - self._answer(round_, took)
+        if round_.replies:
+            self._reply(round_)
+        self.batch_s.note(took)
+        if round_.records:
+            self.batch_records.note(round_.records)
+        if took > self._slow_s:
+            self._note_slow(round_, took)
+        self._next(committed=True)
+        if self._state.has_garbage:
+            self.flusher.free()
+
+    def _publish(self, round_: _Round) -> None:
+        """Tell listings and watchers."""
+        events = round_.pending.events
+        if self._listings:
+            for event, _ in events:
+                self._listings.changed(event.change)
+        if self._hub.requests:
+            removed = round_.removed
+            self._hub.publish([(event, removed.get(event[0][1], [])) for event, _ in events])
+
+    def _answer(self, round_: _Round, took: float) -> int:
+        """Tell those who wrote; return how many of them succeeded."""
+        stats = self._stats
+        durations = stats.durations
         succeeded = 0
-        for done, command, outcome in pending.answers:
+        for done, command, outcome in round_.answers:
             if type(outcome) is Event:
                 succeeded += 1
-                counts[type(command)][0] += 1
+                durations[type(command)].append(took)
             else:
                 assert isinstance(outcome, ApiError)
-                counts[type(command)][1] += 1
+                stats.count(command, succeeded=False)
                 stats.refused(command, outcome)
-            _answer(done, outcome)
-        if pending.replies:
-            self._reply(pending)
-        stats.expired(len(pending.events) - succeeded)
-        self._note_duration(pending)
-        self._next(committed=True)
-        if self._store.view.has_garbage():
-            self._schedule()
+            try:
+                done(outcome)
+            except Exception:
+                # A bug in answering one client is not the others' end.
+                log.exception("an answer could not be given")
+        return succeeded
 
-    def _note_duration(self, pending: _Pending) -> None:
-        took = monotonic() - pending.queued
-        self.times.note(took, self._commit_s, len(pending.performed))
-        if took > self._slow_s:
-            self.slow += len(pending.answers)
-            if self._may_warn():
-                log.warning(
-                    "slow: %d writes took up to %.1f s%s",
-                    len(pending.answers),
-                    took,
-                    self._may_warn.kept_back(),
-                )
+    def _note_slow(self, round_: _Round, took: float) -> None:
+        self.slow += len(round_.answers)
+        if self._may_warn():
+            log.warning(
+                "slow: %d writes took up to %.1f s%s",
+                len(round_.answers),
+                took,
+                self._may_warn.kept_back(),
+            )
 
-    def _reply(self, pending: _Pending) -> None:
+    def _reply(self, round_: _Round) -> None:
         """Tell those who change something beside the keys."""
-        if any(isinstance(reply, Reply) for _, reply in pending.replies):
+        if any(isinstance(reply, Reply) for _, reply in round_.replies):
             self.on_entries()
-        for replied, reply in pending.replies:
+        for replied, reply in round_.replies:
             _answer(replied, reply)
 
-    def _abort(self, pending: _Pending, reason: str) -> None:
-        self._refuse(pending, ApiError(RAFT_INTERNAL, reason.encode()))
-
-    def _refuse(self, pending: _Pending, refusal: ApiError) -> None:
-        pending.txn.end()
+    def _refuse(self, round_: _Round, refusal: ApiError) -> None:
         self.aborted += 1
-        for _, command, _ in pending.answers:
+        for _, command, _ in round_.answers:
             self._stats.refused(command, refusal)
-        _answer_all(pending, refusal)
+        _answer_all(round_, refusal)
         # An expiry that found no room tries again, but not at once.
         self._loop.call_later(_RETRY_S, self._arm)
         self._next(committed=False)
 
+    def _flushed(self) -> None:
+        self._fold()
+        self._on_flush()
+
+    def _fold(self) -> None:
+        self.batch_s.fold()
+        self.batch_records.fold()
+        self._stats.fold()
+
+    def _refuse_queue(self, reason: str) -> None:
+        """Refuse all that is queued: nothing that anybody can do here makes room."""
+        refusal = ApiError(RAFT_INTERNAL, reason.encode())
+        while self._queue:
+            command, done, _ = self._queue.popleft()
+            self._stats.refused(command, refusal)
+            _answer(done, refusal)
+        while self._others:
+            _answer(self._others.popleft()[1], RouteError(500, reason))
+        self._next(committed=False)
+
     def _next(self, *, committed: bool) -> None:
-        ends, self._ends = self._ends, []
-        for end in ends:
-            if not end.done():
-                end.set_result(committed)
+        if self._ends:
+            ends, self._ends = self._ends, []
+            for end in ends:
+                if not end.done():
+                    end.set_result(committed)
         if self._queue or self._others or (self._clock_offset_ns is not None and self._has_step):
             self._schedule()
         else:
@@ -769,7 +790,7 @@ class Committer:
         """Set the timer, and `overdue_at`, to the first expiration."""
         if self._stopped:
             return
-        due_ns = self._store.view.first_due_ns() or 0
+        due_ns = self._state.due_ns
         if due_ns == self._timer_ns:
             return
         if self._timer is not None:
@@ -787,12 +808,6 @@ class Committer:
         self._schedule()
 
 
-def _raise_if_broken(error: BaseException) -> None:
-    """Raise what is no want of room but damage to the index: only a rebuild helps."""
-    if isinstance(error, BROKEN):
-        raise error
-
-
 def _answer(done: Callable[[_Told], None], outcome: _Told) -> None:
     try:
         done(outcome)
@@ -801,8 +816,8 @@ def _answer(done: Callable[[_Told], None], outcome: _Told) -> None:
         log.exception("an answer could not be given")
 
 
-def _answer_all(pending: _Pending, refusal: ApiError) -> None:
-    for done, _, _ in pending.answers:
+def _answer_all(round_: _Round, refusal: ApiError) -> None:
+    for done, _, _ in round_.answers:
         _answer(done, refusal)
-    for replied, _ in pending.replies:
+    for replied, _ in round_.replies:
         _answer(replied, RouteError(500, refusal.cause.decode()))

@@ -125,7 +125,7 @@ class EtcdCollector(Collector):
         at_once = stats.successes("GET") - buckets[-1][1]
         buckets = [(bound, count + at_once) for bound, count in buckets]
         durations.add_metric(["GET"], buckets, stats.listings_s.total)
-        for name, observed in self._parts.committer.times.writes_s.items():
+        for name, observed in stats.writes_s.items():
             durations.add_metric([name], observed.cumulative(0.0005, 2.048), observed.total)
         yield durations
 
@@ -140,7 +140,7 @@ class EtcdCollector(Collector):
         yield histogram(
             "etcd_disk_backend_commit_duration_seconds",
             "Commits of the index",
-            parts.committer.times.commit_s,
+            parts.committer.flusher.flush_s,
             lowest=0.001,
         )
         yield gauge(

@@ -33,7 +33,7 @@ from kvd.urls import ListenUrl
 from kvd.watchers import Watcher
 from storage.index import BROKEN
 from storage.store import Store
-from storage.tree import View
+from storage.view import View
 
 log = logging.getLogger(__name__)
 

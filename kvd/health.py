@@ -88,4 +88,4 @@ class Health:
 
     def _index_problem(self) -> str:
         waits = self._committer is not None and self._committer.index_waits
-        return "a durable batch waits for room in the index" if waits else ""
+        return "changes wait in memory for room in the index" if waits else ""

@@ -48,7 +48,7 @@ _CHECK_PAUSE_S = 0.02
 
 
 class Housekeeping:
-    """Decides after each commit whether something is due.
+    """Decides after each flush of the index whether something is due.
 
     A snapshot is due after `snapshot_count` records, and, with that number and without, once the
     log since the last snapshot exceeds both 64 MiB and half the size of that snapshot: so the log
@@ -102,7 +102,7 @@ class Housekeeping:
         self.snapshots_failed = 0
         self._stopped = False
 
-    def after_commit(self) -> None:
+    def after_flush(self) -> None:
         """Start what is due, unless something is running."""
         if self._busy or self._stopped:
             return
@@ -162,9 +162,15 @@ class Housekeeping:
         return 0 if is_scarce else _POSTPONED_BYTES
 
     def _take_snapshot(self) -> None:
+        state = self._store.state
+        try:
+            state.flushed()  # what the index lacks is not in a snapshot of it
+        except BROKEN as damage:
+            self._on_fatal(damage)
+            return
         self._busy = True
         self._snapshot_began = self._loop.time()
-        begun = self._store.applied.pos, self._store.wal.log_bytes
+        begun = state.stored.pos, self._store.wal.log_bytes
         self._thread.run(self._snapshot, partial(self._snapshot_taken, begun))
 
     def _snapshot(self) -> int:

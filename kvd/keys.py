@@ -59,11 +59,11 @@ from kvd.stats import StoreStats
 from kvd.watch import Hub
 from kvd.watchanswers import WatchAnswers
 from kvd.watchers import Watcher
+from storage.applied import Applied
 from storage.change import REMOVALS
 from storage.event import Event
 from storage.index import BROKEN
 from storage.store import Store
-from storage.tree import Applied
 
 log = logging.getLogger(__name__)
 

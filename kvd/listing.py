@@ -25,7 +25,7 @@ from kvd.response import (
     node_parts,
 )
 from storage.node import Node
-from storage.tree import View
+from storage.view import View
 
 NODES_PER_SLICE = 250
 """About half a millisecond of rendering."""

@@ -1,8 +1,8 @@
 """The rules of the etcd v2 key space: `decide` turns a command into a change, or refuses it.
 
 Theory of operation. A command is decided on the state that all earlier commands of its batch have
-left behind. `decide` only looks; what it returns is performed by `storage.tree.Txn.perform`, which
-checks nothing. So:
+left behind. `decide` only looks; what it returns is performed by `Pending.perform`
+(storage/state.py), which checks nothing. So:
 
 1. A refused command leaves no trace: no parents made, no index used.
 2. An allowed command is one change, one etcd index (the next) and one event, however many nodes
@@ -21,7 +21,8 @@ The tables are sections 3 and 4 of the behaviour that was recorded from etcd 3.4
 
 from __future__ import annotations
 
-from typing import NoReturn, Protocol, assert_never
+from collections.abc import Callable
+from typing import Any, NoReturn, Protocol
 
 from kvd.commands import (
     Command,
@@ -50,6 +51,7 @@ EXPIRATION_NS_MAX = (1 << 63) - 1
 """11 April 2262. A TTL that reaches beyond it never ends (etcd wraps around and loses the key)."""
 
 _NS = 1_000_000_000
+_new = tuple.__new__
 
 
 class Nodes(Protocol):
@@ -63,37 +65,6 @@ class Nodes(Protocol):
 
     def has_children(self, dir_id: int) -> bool:
         """Return whether a directory has a child, hidden or not."""
-
-
-def decide(  # noqa: PLR0911 -- one per command
-    nodes: Nodes, command: Command, index: int, now_ns: int
-) -> Change:
-    """Return the change that a command makes, which gets the etcd index `index`.
-
-    Raises:
-        ApiError: the command is refused; the error's index is the one before `index`.
-    """
-    try:
-        match command:
-            case Set():
-                return _set(nodes, command, index, now_ns)
-            case CompareAndSwap():
-                return _compare_and_swap(nodes, command, index, now_ns)
-            case Create():
-                return _create(nodes, command, index, now_ns)
-            case CreateInOrder():
-                return _create_in_order(nodes, command, index, now_ns)
-            case Update():
-                return _update(nodes, command, index, now_ns)
-            case Delete():
-                return _delete(nodes, command, index)
-            case CompareAndDelete():
-                return _compare_and_delete(nodes, command, index)
-            case _:
-                assert_never(command)
-    except ApiError as refusal:
-        refusal.index = index - 1
-        raise
 
 
 def expire(path: bytes, node: Node, index: int) -> Change:
@@ -114,15 +85,11 @@ def _set(nodes: Nodes, command: Set, index: int, now_ns: int) -> Change:
         raise ApiError(NOT_A_FILE, key)
     elif refresh:
         value = node.value
-    return Change(
-        Kind.SET,
-        index,
-        key,
-        None if is_dir else value,
-        is_dir,
-        index,
-        0 if ttl_s is None else _expiration_ns(ttl_s, now_ns),
-        refresh,
+    expiration_ns = 0 if ttl_s is None else _expiration_ns(ttl_s, now_ns)
+    # Not by the named tuple's own constructor: this is the most frequent change.
+    return _new(
+        Change,
+        (Kind.SET, index, key, None if is_dir else value, is_dir, index, expiration_ns, refresh),
     )
 
 
@@ -188,7 +155,7 @@ def _compare_and_swap(nodes: Nodes, command: CompareAndSwap, index: int, now_ns:
     )
 
 
-def _delete(nodes: Nodes, command: Delete, index: int) -> Change:
+def _delete(nodes: Nodes, command: Delete, index: int, _now_ns: int) -> Change:
     key, is_dir, recursive = command
     if key == b"/":
         raise ApiError(ROOT_READ_ONLY, b"/")
@@ -201,13 +168,40 @@ def _delete(nodes: Nodes, command: Delete, index: int) -> Change:
     return Change(Kind.DELETE, index, key, None, node.value is None, node.created_index)
 
 
-def _compare_and_delete(nodes: Nodes, command: CompareAndDelete, index: int) -> Change:
+def _compare_and_delete(
+    nodes: Nodes, command: CompareAndDelete, index: int, _now_ns: int
+) -> Change:
     key, prev_value, prev_index = command
     node = existing(nodes, key)
     if node.value is None:
         raise ApiError(NOT_A_FILE, b"" if key == b"/" else key)
     _compare(node.value, node.modified_index, prev_value, prev_index)
     return Change(Kind.COMPARE_AND_DELETE, index, key, None, False, node.created_index)
+
+
+RULES: dict[type, Callable[[Nodes, Any, int, int], Change]] = {
+    Set: _set,
+    CompareAndSwap: _compare_and_swap,
+    Create: _create,
+    CreateInOrder: _create_in_order,
+    Update: _update,
+    Delete: _delete,
+    CompareAndDelete: _compare_and_delete,
+}
+"""What decides a command, by its type: see `decide`, which adds the index to a refusal."""
+
+
+def decide(nodes: Nodes, command: Command, index: int, now_ns: int) -> Change:
+    """Return the change that a command makes, which gets the etcd index `index`.
+
+    Raises:
+        ApiError: the command is refused; the error's index is the one before `index`.
+    """
+    try:
+        return RULES[type(command)](nodes, command, index, now_ns)
+    except ApiError as refusal:
+        refusal.index = index - 1
+        raise
 
 
 def existing(nodes: Nodes, key: bytes, index: int = 0) -> Node:

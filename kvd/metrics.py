@@ -110,15 +110,17 @@ class KvdCollector(Collector):
 
     def _writing(self) -> Iterable[Metric]:
         parts = self._parts
-        committer, times = parts.committer, parts.committer.times
+        committer = parts.committer
         yield histogram("kvd_wal_sync_duration_seconds", "Syncs of the log", parts.syncs)
-        yield histogram("kvd_index_commit_duration_seconds", "Commits of the index", times.commit_s)
+        yield histogram(
+            "kvd_index_commit_duration_seconds", "Commits of the index", committer.flusher.flush_s
+        )
         yield histogram(
             "kvd_batch_duration_seconds",
             "Batches, from the first command to the answers",
-            times.batch_s,
+            committer.batch_s,
         )
-        yield histogram("kvd_batch_records", "Log records by batch", times.records)
+        yield histogram("kvd_batch_records", "Log records by batch", committer.batch_records)
         yield counter("kvd_slow_syncs", "Syncs of more than a second", parts.store.wal.slow_syncs)
         yield counter(
             "kvd_slow_requests", "Requests answered late", committer.slow + parts.keys.large.slow

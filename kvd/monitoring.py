@@ -13,7 +13,7 @@ from functools import partial
 from kvd.acceptor import Acceptor
 from kvd.app import make_application
 from kvd.health import Health
-from kvd.histogram import Histogram
+from kvd.histogram import Noted
 from kvd.http1 import Connection, Limits, Server
 from kvd.listeners import Listener
 from kvd.measured import Parts
@@ -46,7 +46,7 @@ class Monitoring:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.health = Health()
         self.metrics = Metrics(self.health)
-        self.syncs = Histogram()
+        self.syncs = Noted()
         self.stall_s = 0.0
         self._loop = loop
         self._acceptors: dict[Listener, Acceptor] = {}
@@ -74,7 +74,7 @@ class Monitoring:
 
     def add(self, parts: Parts) -> None:
         """The store is recovered, and is to be served by these parts."""
-        parts.store.wal.on_sync = self.syncs.observe
+        parts.store.wal.on_sync = self.syncs.note
         self.metrics.add(parts)
         self.health.serves(parts.committer, parts.housekeeping)
 

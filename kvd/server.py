@@ -55,7 +55,7 @@ from storage.errors import DirectoryLost
 from storage.index import BROKEN
 from storage.layout import NewIds
 from storage.store import Store
-from storage.tree import IndexRefused
+from storage.view import IndexRefused
 from storage.wal import Position
 
 log = logging.getLogger(__name__)
@@ -258,7 +258,7 @@ class KvdServer:
             append=self._appender.append,
             loop=loop,
             on_fatal=self._fail,
-            on_commit=self._housekeeping.after_commit,
+            on_flush=self._housekeeping.after_flush,
             slow_s=config.slow_request_s,
             turns=turns,
         )
@@ -352,6 +352,7 @@ class KvdServer:
             "key space": self._keys.tick,
             "committer": self._committer.tick,
             "housekeeping": self._housekeeping.tick,
+            "figures": self._monitoring.syncs.fold,
         }
 
     async def _flush(self) -> None:

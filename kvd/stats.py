@@ -59,30 +59,43 @@ class StoreStats:
         failed: How many operations failed, by method and HTTP status.
         listings_s: How long reads of directories took that had to be rendered; other reads are not
             timed.
-        writes: Successes and failures of each kind of write: set, create, update, compare-and-swap,
-            create in order, delete, compare-and-delete.
     """
 
     def __init__(self) -> None:
-        # Successes and failures.
-        self.counts: dict[type, list[int]] = {kind: [0, 0] for kind in _NAMES}
-        """Successes and failures, by the type of what was asked."""
-        self.gets = self.counts[Get]
+        self._counts: dict[type, list[int]] = {kind: [0, 0] for kind in _NAMES}
+        self.gets = self._counts[Get]
         """Those of reads."""
+        self.durations: dict[type, list[float]] = {kind: [] for kind in _NAMES if kind is not Get}
+        """How long successful writes took that are not counted yet, by the type of the command."""
         self.expirations = 0
         self.recursive_reads = 0
         self.heads = 0
         self.failed: Counter[tuple[str, int]] = Counter()
         self.listings_s = Histogram()
-        self.writes = tuple(self.counts[kind] for method in _WRITING for kind in _TYPES[method])
+        self._writes_s = {method: Histogram() for method in _WRITING}
+
+    def fold(self) -> None:
+        """Count the writes that were noted; now and then, so that the lists stay short."""
+        for kind, durations in self.durations.items():
+            if durations:
+                self._counts[kind][0] += len(durations)
+                self._writes_s[_METHODS[kind]].take(durations)
+
+    @property
+    def counts(self) -> dict[type, list[int]]:
+        """Successes and failures, by the type of what was asked."""
+        self.fold()
+        return self._counts
+
+    @property
+    def writes_s(self) -> dict[str, Histogram]:
+        """How long successful writes took at most, by method: as long as their batch."""
+        self.fold()
+        return self._writes_s
 
     def count(self, command: Command | Get, *, succeeded: bool) -> None:
         """Count one finished operation."""
-        self.counts[type(command)][not succeeded] += 1
-
-    def expired(self, count: int) -> None:
-        """Count what the server removed at the end of its time."""
-        self.expirations += count
+        self._counts[type(command)][not succeeded] += 1
 
     def refused(self, command: Command | Get, refusal: ApiError, *, method: str = "") -> None:
         """Count one failure under its status, whether it is one of the store's or not."""

@@ -14,19 +14,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 from storage import disk
+from storage.applied import Applied
 from storage.backup import staged
 from storage.change import Change, Kind
 from storage.frame import PAGE_SIZE
 from storage.index import Index
 from storage.layout import DataDirectory
+from storage.replay import load
 from storage.restore import found_store
 from storage.segments import Position
-from storage.tree import Applied, Memory, Txn
+from storage.state import Pending, State
 
 Item = tuple[bytes, bytes]
 """The cleaned path of a file, as `/a/b`, and its value."""
 
-_ITEMS_PER_TRANSACTION = 50_000
+_ITEMS_PER_FLUSH = 10_000
 
 
 class Loaded(NamedTuple):
@@ -75,44 +77,46 @@ def _fill(index: Index, items: Iterable[Item], time_ns: int) -> Applied:
     applied = Applied(
         seq=1, chain=secrets.token_bytes(8), time_ns=time_ns, position=Position(1, PAGE_SIZE, 1, 0)
     )
-    memory = Memory()
+    load(index, None)
+    state = State(index)
+    state.begin_bulk()
     passable: set[bytes] = set()
     rest = iter(items)
-    chunk: list[Item] | None = None
-    while chunk or chunk is None:
-        chunk = list(islice(rest, _ITEMS_PER_TRANSACTION))
-        txn = Txn(index.env.begin(write=True), index.tables, memory, applied)
-        try:
-            for path, value in chunk:
-                _check(txn, path, passable)
-                number = txn.index + 1
-                txn.perform(Change(Kind.SET, number, path, value, False, number), time_ns)
-                txn.end_batch()
-            applied = txn.next_applied(
-                seq=applied.seq, chain=applied.chain, time_ns=time_ns, position=applied.position
-            )
-            txn.commit(applied)
-        except BaseException:
-            txn.end()
-            raise
-    return applied
+    try:
+        while True:
+            pending = Pending(state)
+            size = 0
+            for path, value in islice(rest, _ITEMS_PER_FLUSH):
+                _check(pending, path, passable)
+                number = pending.index + 1
+                pending.perform(Change(Kind.SET, number, path, value, False, number), time_ns)
+                pending.end_batch()
+                size += len(value)
+            state.merge(pending, applied.seq, applied.chain, time_ns, applied.position, size)
+            if not pending.nodes:
+                break
+            state.flush()
+        state.end_bulk()
+    finally:
+        state.end()
+    return state.applied
 
 
-def _check(txn: Txn, path: bytes, passable: set[bytes]) -> None:
+def _check(pending: Pending, path: bytes, passable: set[bytes]) -> None:
     """Check what `perform` takes for granted: that a set of this path is allowed.
 
     `passable` remembers what leads to directories, or could: nothing is removed here.
     """
     if path[:1] != b"/" or path[-1:] == b"/" or b"//" in path:
         raise ValueError(f"{path!r} is no clean path of a file")
-    node = txn.find(path)
+    node = pending.find(path)
     if node is not None:
         if node.value is None:
             raise ValueError(f"{path!r} is a directory")
         return
     parent = path.rpartition(b"/")[0]
     if parent not in passable:
-        obstacle = txn.obstacle(path)
+        obstacle = pending.obstacle(path)
         if obstacle.blocked:
             raise ValueError(f"{path!r} leads through {obstacle.path!r}, which is a file")
         passable.add(parent)

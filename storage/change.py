@@ -70,6 +70,10 @@ _FILE = b"\x89%c\x1b%b%b\x5a%b%b\xf4\x1b%b\xf6\xf4\xf6"
 _NIL = b"\xf6"
 _BOOLS = (b"\xf4", b"\xf5")
 _BYTES = 0x5A
+# The items of a payload before its records, and the head of these: it is an array of nine items or
+# ten, and what begins integers of 64 bits, eight bytes, and an array with a length of 32 bits.
+_pack_payload = Struct(">BBBQBQB8sBQBQBQBQBI").pack
+_NINE, _TEN, _U64, _EIGHT_BYTES, _ARRAY = 0x89, 0x8A, 0x1B, 0x48, 0x9A
 _pack_u64, _pack_u32 = Struct(">Q").pack, Struct(">I").pack
 _pack_index_and_key_length = Struct(">QBI").pack
 
@@ -269,8 +273,7 @@ def decode_record(item: Any) -> Record:
             raise UnknownRecord(f"a record of an unknown kind: {item!r:.60}")
 
 
-def encode_payload(
-    *,
+def encode_payload(  # noqa: PLR0917 -- the fields, in their order
     term: int,
     seq: int,
     prev_chain: bytes,
@@ -287,15 +290,31 @@ def encode_payload(
     `with_sha256` allows version 2, where the records are large.
     """
     version = VERSION
-    if with_sha256 and sum(map(len, records)) >= SHA256_RECORD_BYTES * max(len(records), 1):
+    if with_sha256 and sum(map(len, records)) >= SHA256_RECORD_BYTES * (len(records) or 1):
         version = VERSION_SHA256
-    head = cbor2.dumps([version, term, seq, prev_chain, pos, first_index, time_ns, writer])
-    # A CBOR array of eight items becomes one of nine by its first byte; the ninth is the array of
-    # the records, which are joined as they are instead of being encoded a second time.
+    head = _pack_payload(
+        _TEN if clock_offset_ns else _NINE,
+        version,
+        _U64,
+        term,
+        _U64,
+        seq,
+        _EIGHT_BYTES,
+        prev_chain,
+        _U64,
+        pos,
+        _U64,
+        first_index,
+        _U64,
+        time_ns,
+        _U64,
+        writer,
+        _ARRAY,
+        len(records),
+    )
     if not clock_offset_ns:
-        return b"".join((b"\x89", head[1:], _array_head(len(records)), *records))
-    offset = cbor2.dumps(clock_offset_ns)
-    return b"".join((b"\x8a", head[1:], _array_head(len(records)), *records, offset))
+        return b"".join((head, *records))
+    return b"".join((head, *records, cbor2.dumps(clock_offset_ns)))
 
 
 def decode_payload(data: bytes) -> Payload:
@@ -336,14 +355,3 @@ def next_chain(prev_chain: bytes, payload: bytes) -> bytes:
         return hashed.digest()
     # A call less, for the price of a copy.
     return blake2b(prev_chain + payload, digest_size=8).digest()
-
-
-def _array_head(count: int) -> bytes:
-    """The head of a CBOR array (RFC 8949 section 3.1, major type 4)."""
-    if count < 24:
-        return bytes((0x80 | count,))
-    if count < 1 << 8:
-        return b"\x98" + count.to_bytes(1, "big")
-    if count < 1 << 16:
-        return b"\x99" + count.to_bytes(2, "big")
-    return b"\x9a" + count.to_bytes(4, "big")

@@ -16,12 +16,12 @@ from pathlib import Path
 import lmdb
 
 from storage import failpoints, snapshot
+from storage.applied import Applied
 from storage.errors import CorruptSnapshot
 from storage.index import BROKEN
 from storage.layout import Identity
 from storage.node import CorruptIndex
 from storage.sums import APPLIED_KEY
-from storage.tree import Applied
 
 
 class Checkpoint:

@@ -38,10 +38,12 @@ from typing import NamedTuple
 import cbor2
 import lmdb
 
+from storage.applied import Applied
 from storage.completeness import prove_all
 from storage.node import ROOT, CorruptIndex, Node
 from storage.segments import Position
-from storage.tree import STORE_KEY, TABLES, Applied, Memory, View
+from storage.state import State
+from storage.view import STORE_KEY, TABLES, IndexView
 
 
 class IndexState(NamedTuple):
@@ -55,7 +57,7 @@ class IndexState(NamedTuple):
     store_uuid: bytes | None
 
 
-def digest(view: View) -> str:
+def digest(view: IndexView | State) -> str:
     """Return the hash of what a view sees, 64 hexadecimal digits.
 
     It takes about ten microseconds a node and memory for the paths of directories only.
@@ -63,7 +65,7 @@ def digest(view: View) -> str:
     Raises:
         CorruptIndex: a row fails its checksum.
     """
-    applied = view.applied()
+    applied = view.applied
     hashed = hashlib.sha256()
     offset = [applied.clock_offset_ns] if applied.clock_offset_ns else []
     head = [applied.index, applied.history_limit, applied.oldest_event, *offset]
@@ -126,11 +128,11 @@ def main(arguments: Sequence[str]) -> int:
         tables = {name: env.open_db(name, create=False) for name in TABLES}
         prove_all(env, tables)
         with env.begin() as txn:
-            view = View(txn, tables, Memory())
+            view = IndexView(txn, tables)
             whose = txn.get(STORE_KEY)
             state = {
                 "digest": digest(view),
-                "applied": view.applied().encode().hex(),
+                "applied": view.applied.encode().hex(),
                 "store": None if whose is None else whose.hex(),
             }
     except (CorruptIndex, lmdb.Error, OSError) as error:

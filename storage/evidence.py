@@ -27,13 +27,13 @@ from typing import NamedTuple
 
 from storage import index as indexes
 from storage import snapshot
+from storage.applied import Applied
 from storage.errors import LogMissing
 from storage.index import CLEAN, CLEAN_STOP, MARKS, RUNNING
 from storage.segments import Frame, Segment
-from storage.tree import Applied
 
-# The committer performs a frame on the index before it writes the next one.
-BEHIND_MAX = 1
+# So many records, and a batch, may be in memory only (state.py), each in a frame of its own.
+BEHIND_MAX = 4 * 512 + 1000
 
 
 class Evidence(NamedTuple):

@@ -50,14 +50,15 @@ assert _HEADER.size == 40
 assert _HEAD.size + _HEAD_END.size == 40
 
 HEADER_SIZE = _HEADER.size
-_OVERHEAD = HEADER_SIZE + _CRC.size
+OVERHEAD = HEADER_SIZE + _CRC.size
 SEAL_SIZE = 48
 # A sanity bound far above what is written: a snapshot's row may have 48 MiB.
 MAX_PAYLOAD = 256 * 1024 * 1024
 MAX_COUNT = 2**24 - 1
 _ZEROS = bytes(PAGE_SIZE)
-# By the length of the payload: up to a multiple of 8.
-_PADDING = [bytes(-(_OVERHEAD + length) % 8) for length in range(8)]
+_pack_head, _pack_head_end = _HEAD.pack, _HEAD_END.pack
+# What ends a frame whose payload is so long, modulo 8: the body crc, and zeros up to 8 bytes.
+_ENDS = tuple(struct.Struct(f"<I{-(length + OVERHEAD) % 8}x").pack for length in range(8))
 
 
 class SegmentHeader(NamedTuple):
@@ -152,12 +153,12 @@ def decode_segment_header(page: bytes, *, magic: bytes) -> SegmentHeader:
 
 def frame_size(payload_length: int) -> int:
     """Return the bytes a frame takes on the disk, padding included."""
-    return (payload_length + _OVERHEAD + 7) & ~7
+    return (payload_length + OVERHEAD + 7) & ~7
 
 
 def essential_size(payload_length: int) -> int:
     """Return the bytes of a frame that make it intact: all but the padding."""
-    return payload_length + _OVERHEAD
+    return payload_length + OVERHEAD
 
 
 def encode_frame(
@@ -175,38 +176,25 @@ def encode_frame(
     Raises:
         ValueError: the payload or the count is larger than a reader accepts.
     """
+    if len(payload) > MAX_PAYLOAD:
+        raise ValueError(f"a frame takes {MAX_PAYLOAD} bytes, got {len(payload)}")
     if not 0 <= count <= MAX_COUNT:
         raise ValueError(f"a frame takes {MAX_COUNT} records, got {count}")
-    kind = count | flags << 24
-    encoded, _ = encode_and_sum(
-        payload, seq=seq, first_index=first_index, kind=kind, chain=chain, salt=salt
-    )
-    return encoded
+    return seal(payload, seq, first_index, count, flags, chain, salt)[0]
 
 
-def encode_and_sum(
-    payload: bytes, *, seq: int, first_index: int, kind: int, chain: int, salt: int
+def seal(  # noqa: PLR0917 -- the fields, in their order
+    payload: bytes, seq: int, first_index: int, count: int, flags: int, chain: int, salt: int
 ) -> tuple[bytes, int]:
-    """Return the bytes of one frame, and its body crc: the chain value of the next one.
+    """As `encode_frame`, with the body crc of the frame: the chain value of the next one.
 
-    Args:
-        payload: as `encode_frame` has it, and so the others.
-        seq: of the frame.
-        first_index: in it.
-        kind: the number of records and the flags, these from bit 24 on.
-        chain: the body crc of the frame before.
-        salt: of the file.
-
-    Raises:
-        ValueError: the payload is larger than a reader accepts.
+    Nothing is checked.
     """
     length = len(payload)
-    if length > MAX_PAYLOAD:
-        raise ValueError(f"a frame takes {MAX_PAYLOAD} bytes, got {length}")
-    head = _HEAD.pack(FRAME_MAGIC, length, seq, first_index, kind, chain)
-    head += _HEAD_END.pack(crc32(head, salt & 0xFFFFFFFF), 0)
+    head = _pack_head(FRAME_MAGIC, length, seq, first_index, count | flags << 24, chain)
+    head += _pack_head_end(crc32(head, salt & 0xFFFFFFFF), 0)
     crc = crc32(payload, crc32(head))
-    return b"".join((head, payload, _CRC.pack(crc), _PADDING[length & 7])), crc
+    return b"".join((head, payload, _ENDS[length % 8](crc))), crc
 
 
 def body_crc(encoded: bytes) -> int:
@@ -251,7 +239,7 @@ def parse(  # noqa: PLR0911 -- one per way to be bad, in one piece: it runs for 
         reason = f"fails its header checksum ({header_crc:08x}, expected {expected:08x})"
         return Parsed(State.BAD, 0, reason=reason)
     # From here on the length can be trusted.
-    size = (length + _OVERHEAD + 7) & ~7
+    size = (length + OVERHEAD + 7) & ~7
     known = (size, seq, first_index, kind & MAX_COUNT, kind >> 24, chain)
     if offset + size > len(buffer):
         return Parsed(State.SHORT, *known)

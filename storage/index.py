@@ -41,6 +41,7 @@ from zlib import crc32
 import lmdb
 
 from storage import disk, failpoints
+from storage.applied import Applied
 from storage.completeness import prove_start
 from storage.errors import DirectoryUnusable
 from storage.lmdbfile import look_up
@@ -48,7 +49,7 @@ from storage.locks import require_at
 from storage.node import CorruptIndex
 from storage.pages import prove_pages
 from storage.sums import APPLIED_KEY, Sums
-from storage.tree import STORE_KEY, TABLES, Applied, Memory, Tables, View
+from storage.view import STORE_KEY, TABLES, IndexView, Tables
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +190,7 @@ class Index:
             CorruptIndex: it does not say.
         """
         with self.env.begin() as txn:
-            return View(txn, self.tables, Memory()).applied()
+            return IndexView(txn, self.tables).applied
 
     def sums(self) -> Sums:
         """Return the sums of its tables.
@@ -198,7 +199,7 @@ class Index:
             CorruptIndex: it does not know them.
         """
         with self.env.begin() as txn:
-            return View(txn, self.tables, Memory()).sums()
+            return IndexView(txn, self.tables).sums()
 
     def mark_running(self) -> None:
         """Say, before the first write, whose page cache holds the index from now on.

@@ -34,7 +34,7 @@ from struct import Struct, unpack_from
 from typing import NamedTuple
 
 from storage.node import CorruptIndex
-from storage.tree import TABLES
+from storage.view import TABLES
 
 _HEAD = Struct("<QHHHH")
 _OVERFLOW_HEAD = Struct("<QHHI")

@@ -9,10 +9,13 @@ import sys
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from storage import snapshot
+from storage.applied import Applied
 from storage.change import (
     Payload,
+    Setting,
     UnknownRecord,
     UnknownVersion,
     decode_payload,
@@ -22,17 +25,19 @@ from storage.change import (
 )
 from storage.errors import CorruptLog, CorruptSnapshot, LogTooNew, StorageError
 from storage.index import Index
-from storage.segments import Frame
+from storage.segments import Frame, Position
 from storage.snapfile import Row
+from storage.state import Pending, State
 from storage.sums import APPLIED_KEY, NOTHING, SUMMED, meta_sum, sum_of
-from storage.tree import TABLES, Applied, Memory, Transaction, Txn
+from storage.view import TABLES, Transaction
 
 # LMDB keeps the pages that a transaction changes in memory, and writes each of them once: so a
-# transaction ends after so much log, and after so many records unless the whole index is so small
-# that all its pages may be kept: a sixth of the CPU time of a rebuild with random keys, for 190 MB
-# of memory meanwhile instead of 140 (1,000,000 keys, measured).
-_REPLAY_BYTES = 64 << 20
+# transaction ends after so many records, unless the whole index is so small that all its pages may
+# be kept: a sixth of the CPU time of a rebuild with random keys (1,000,000 keys, measured).
 _REPLAY_RECORDS = 50_000
+# So much is performed in memory before it is written to the transaction, in the order of the keys.
+_FLUSH_NODES = 10_000
+_FLUSH_BYTES = 16 << 20
 _INDEX_BYTES = 256 << 20
 # A transaction that loads a snapshot takes so many chunks of 1 MiB, for the same reason.
 _LOAD_CHUNKS = 64
@@ -96,43 +101,63 @@ def replay(index: Index, frames: Iterable[Frame], until: Until = to_the_end) -> 
     Raises:
         CorruptLog: a frame belongs to another history, or holds what this version does not know.
     """
-    applied = index.applied()
-    memory = Memory()
-    memory.sums = index.sums()
-    total = records = log_bytes = 0
+    state = State(index)
+    applied = state.applied
+    place = _Place(applied.seq, applied.chain, applied.time_ns, applied.position)
+    records = since_commit = in_flush = 0
     records_max = _records_max(index)
-    seq, chain, time_ns, end = applied.seq, applied.chain, applied.time_ns, applied.position
-    txn = Txn(index.env.begin(write=True), index.tables, memory, applied)
+    state.begin_bulk()
     try:
+        pending = Pending(state)
         for frame in frames:
-            payload, encoded = decode(frame, seq, chain), frame.payload
+            payload, encoded = decode(frame, place.seq, place.chain), frame.payload
             count = until(payload)
             ends_here = count < len(payload.records)
             if ends_here:
                 payload, encoded = _shortened(payload, count)
+            if Setting in map(type, payload.records):
+                # What was before is trimmed by the limits under which it was made.
+                pending, in_flush = _flush(state, pending, place, in_flush), 0
             for record in payload.records:
-                txn.perform(record, payload.time_ns)
+                pending.perform(record, payload.time_ns)
             if count or not ends_here:
-                txn.end_batch()
-                seq, chain = payload.seq, next_chain(chain, encoded)
-                time_ns, end = payload.time_ns, frame.end
+                pending.end_batch()
+                chain = next_chain(place.chain, encoded)
+                place = _Place(payload.seq, chain, payload.time_ns, frame.end)
             records += count
-            log_bytes += len(encoded)
+            since_commit += count
+            in_flush += len(encoded)
             if ends_here:
                 break
-            if records > records_max or log_bytes > _REPLAY_BYTES:
-                applied = txn.next_applied(seq=seq, chain=chain, time_ns=time_ns, position=end)
-                txn.commit(applied)
-                total, records, log_bytes = total + records, 0, 0
-                records_max = _records_max(index)
-                txn = Txn(index.env.begin(write=True), index.tables, memory, applied)
-        if end != applied.position:
-            applied = txn.next_applied(seq=seq, chain=chain, time_ns=time_ns, position=end)
-        txn.commit(applied)
-    except BaseException:
-        txn.end()
-        raise
-    return total + records
+            if len(pending.nodes) > _FLUSH_NODES or in_flush > _FLUSH_BYTES:
+                pending, in_flush = _flush(state, pending, place, in_flush), 0
+                if since_commit > records_max:
+                    state.end_bulk()
+                    state.begin_bulk()
+                    records_max, since_commit = _records_max(index), 0
+        _flush(state, pending, place, in_flush)
+        state.end_bulk()
+    finally:
+        state.end()
+    return records
+
+
+class _Place(NamedTuple):
+    """How far the log has been read: the last payload, and where the next frame goes."""
+
+    seq: int
+    chain: bytes
+    time_ns: int
+    end: Position
+
+
+def _flush(state: State, pending: Pending, place: _Place, size: int) -> Pending:
+    """Write what was performed, of so many bytes; return what the next records are performed on."""
+    seq, chain, time_ns, end = place
+    if end != state.applied.position:
+        state.merge(pending, seq, chain, time_ns, end, size)
+        state.flush()
+    return Pending(state)
 
 
 def _records_max(index: Index) -> int:

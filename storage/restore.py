@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from storage import disk, frame, snapshot
+from storage.applied import Applied
 from storage.backup import staged
 from storage.checkpoint import header_of
 from storage.completeness import proved
@@ -27,7 +28,7 @@ from storage.replay import Until, to_the_end
 from storage.segments import Position, segment_name
 from storage.source import Source, to_index, to_time
 from storage.sums import APPLIED_KEY
-from storage.tree import TABLES, Applied, Memory, View
+from storage.view import TABLES, IndexView
 
 
 class Restored(NamedTuple):
@@ -109,8 +110,8 @@ def found_store(directory: DataDirectory, index: Path, applied: Applied) -> None
 def state(index: Index) -> tuple[Applied, str]:
     """Return how far the log has been performed on an index, and its digest."""
     with index.env.begin() as txn:
-        view = View(txn, index.tables, Memory())
-        return view.applied(), digest(view)
+        view = IndexView(txn, index.tables)
+        return view.applied, digest(view)
 
 
 def _bounds(

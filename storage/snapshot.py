@@ -250,7 +250,7 @@ def main(arguments: Sequence[str]) -> int:
     # The readers above need no index.
     from storage.completeness import proved  # noqa: PLC0415
     from storage.node import CorruptIndex  # noqa: PLC0415
-    from storage.tree import TABLES  # noqa: PLC0415
+    from storage.view import TABLES  # noqa: PLC0415
 
     scratch, target, encoded = arguments
     os.nice(_NICENESS)

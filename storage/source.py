@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from storage import snapshot
+from storage.applied import Applied
 from storage.change import Change, Payload
 from storage.claim import require_plain
 from storage.errors import (
@@ -31,7 +32,6 @@ from storage.locks import SharedLocks, holder
 from storage.replay import Until, load, replay, to_the_end
 from storage.segments import Frame, Position, Scan, Segment, list_segments
 from storage.snapshot import Header
-from storage.tree import Applied
 
 Found = list[tuple[Path, Header | CorruptSnapshot]]
 """Snapshots, newest first: what each says of itself, or what is wrong with it."""

@@ -2,16 +2,18 @@
 
 The order of a write, which `kvd.committer` keeps and this module serves:
 
-    txn = store.begin()                     pending, invisible
-    txn.perform(...)                        once per record
-    position = store.append(batch)          durable on return; on the sync thread
-    store.commit(txn, batch, position)      visible; on the thread that began
+    pending = store.begin()                     invisible
+    pending.perform(...)                        once per record
+    position = store.append(batch)              durable on return; on the sync thread
+    store.commit(pending, batch, position)      visible, in memory; on the thread that began
+    store.flush()                               in the index; some hundred changes later
 
 Recovery: take the index if it can be trusted; else build one from the newest good snapshot, or from
 nothing; read the whole log behind it. Nothing that stands there is changed before every frame has
 proved good.
 
-Invariants: `applied` is written in the transaction whose effects it counts. Sequence, chain and
+Invariants: the index is never ahead of the log, see state.py. `applied` is written in the
+transaction whose effects it counts. Sequence, chain and
 position of each payload must follow those of the one before it: another history is refused.
 """
 
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from storage import disk, failpoints, snapshot
+from storage.applied import HISTORY_BYTES_MAX, HISTORY_LIMIT, Applied
 from storage.change import (
     Record,
     Setting,
@@ -34,20 +37,23 @@ from storage.change import (
 )
 from storage.checkpoint import Checkpoint
 from storage.completeness import Scan
-from storage.errors import CorruptLog, CorruptSnapshot, DirectoryLost, LogFull, StorageError
+from storage.errors import CorruptLog, CorruptSnapshot, LogFull, StorageError
 from storage.evidence import Evidence, gather, left_behind, objection, require_log
-from storage.index import BROKEN, CLEAN_STOP, Index, discard, reach_commit
+from storage.index import BROKEN, CLEAN_STOP, Index, discard
 from storage.keptlog import KeptLog
 from storage.keptsnapshots import KeptSnapshots
 from storage.layout import DataDirectory, NewIds, require_local
 from storage.processor import has_sha256
 from storage.replay import load, replay
 from storage.segments import ADVICE
+from storage.state import Pending, State
 from storage.sums import ONE
-from storage.tree import HISTORY_BYTES_MAX, HISTORY_LIMIT, IndexRefused, Memory, Txn, View
+from storage.view import IndexRefused, IndexView, View
 from storage.wal import BEGUN_BYTES_MAX, START, Position, Wal
 
 log = logging.getLogger(__name__)
+
+_new = tuple.__new__
 
 SEGMENT_BYTES_MAX = 64 << 20
 SNAPSHOTS_KEPT_MIN = 2
@@ -104,11 +110,12 @@ class Store:
         self.read_from = read_from
         """Where this start began to read the log: what is kept before it has not been read."""
         self.wal = wal
-        self.applied = index.applied()
-        """The committed state's place in the history: what readers see."""
+        self.state = State(index)
+        """What is committed: what readers see."""
         self.owed: tuple[Record, ...] = ()
         """What this start has not been able to log yet: part of the next batch that commits."""
         self._index = index
+        self._writer = self.identity.member_id
         self._segment_bytes_max = segment_bytes_max
         self._snapshots_kept = snapshots_kept
         self._snapshot_bytes = 0
@@ -116,14 +123,9 @@ class Store:
         self._checkpoint = Checkpoint(index.env, directory.snap, directory.identity)
         # Of the batch that `append` was given last, where that did not say.
         self._large_chain = b""
-        self._memory = Memory()
-        self._memory.sums = index.sums()
-        self._txn: Txn | None = None
-        self._slice_s: float | None = None
         self._scan = None if index.is_proved else Scan(index.env, index.tables)
         if self._scan is not None:
-            self._memory.scanned = self._scan.scanned
-        self._view: View | None = None
+            self.state.scanned = self._scan.scanned
 
     @classmethod
     def open(
@@ -208,15 +210,18 @@ class Store:
         return KeptSnapshots(directory.snap, directory.wal, self.identity.store_uuid)
 
     @property
-    def view(self) -> View:
-        """The committed state, for reads that end before the next commit: never across an await."""
-        if self._view is None:
-            self._view = View(self._index.env.begin(), self._index.tables, self._memory)
-        return self._view
+    def applied(self) -> Applied:
+        """The committed state's place in the history."""
+        return self.state.applied
+
+    @property
+    def view(self) -> State:
+        """The committed state; what it yields is to be read before the next change."""
+        return self.state
 
     def view_at(self, now_ns: int) -> View:
         """The committed state without what has ended by a time; as short-lived as `view`."""
-        return self.view.at(now_ns)
+        return self.state.at(now_ns)
 
     @contextmanager
     def long_view(self, now_ns: int = 0) -> Iterator[View]:
@@ -225,67 +230,57 @@ class Store:
         What the index frees meanwhile cannot be used again before it ends: few of them at a time.
         With `now_ns`, what has ended by then is not seen.
         """
+        self.state.flushed()
+        late = self.state.late_rows()
         with self._index.env.begin() as txn:
-            view = View(txn, self._index.tables, Memory())
+            view = IndexView(txn, self._index.tables, late)
             yield view.at(now_ns) if now_ns else view
 
-    def begin(self) -> Txn:
-        """Begin the one write transaction."""
-        if self._slice_s is not None:
-            self.prove(self._slice_s)
-        txn = self._index.env.begin(write=True)
-        self._txn = Txn(txn, self._index.tables, self._memory, self.applied)
-        return self._txn
+    def begin(self) -> Pending:
+        """Begin a batch; one at a time."""
+        return Pending(self.state)
 
     @property
     def rows_to_prove(self) -> int | None:
         """How many nodes and expirations are still to be proved; None once all are."""
         if self._scan is None:
             return None
-        nodes, ttl, *_ = self._memory.sums
+        nodes, ttl, *_ = self.state.sums
         return max((nodes + ttl) // ONE - self._scan.rows, 0)
 
     def prove(self, for_s: float) -> None:
         """Go on proving that no node and no expiration is missing, for so many seconds.
 
-        While a transaction is open it waits for that to end: it goes on right before the next one.
-
         Raises:
             CorruptIndex, lmdb.Error: damage, one of `BROKEN`: the process must end.
         """
-        self._slice_s = None
-        if self._scan is None:
-            return
-        if self._txn is not None and self._txn.is_open:
-            self._slice_s = for_s
-        elif self._scan.go_on(self._memory.sums, for_s):
+        if self._scan is not None and self._scan.go_on(self.state.sums, for_s):
             log.info("the index is complete: %d nodes and expirations", self._scan.rows)
             self._scan = None
 
-    def batch(self, txn: Txn, records: list[bytes], first_index: int, time_ns: int) -> Batch:
-        """Return the frame's worth of what a transaction has performed.
-
-        Raises:
-            IndexRefused: the transaction is dead; nothing of it has happened.
-        """
-        txn.write_history()
-        applied = self.applied
+    def batch(
+        self, pending: Pending, records: list[bytes], first_index: int, time_ns: int
+    ) -> Batch:
+        """Return the frame's worth of what a batch has performed."""
+        applied, base = self.state.applied, pending.base
+        seq = applied[0] + 1
+        chain = applied[1]
         payload = encode_payload(
-            term=txn.term,
-            seq=applied.seq + 1,
-            prev_chain=applied.chain,
-            pos=txn.pos,
-            first_index=first_index,
-            time_ns=time_ns,
-            writer=self.identity.member_id,
-            records=records,
-            clock_offset_ns=txn.clock_offset_ns,
-            with_sha256=self._has_sha256,
+            base[3],
+            seq,
+            chain,
+            pending.pos,
+            first_index,
+            time_ns,
+            self._writer,
+            records,
+            base[10],
+            self._has_sha256,
         )
         # Such a payload goes through `append` in any case.
         is_large = len(payload) > BEGUN_BYTES_MAX
-        chain = b"" if is_large else next_chain(applied.chain, payload)
-        return Batch(payload, applied.seq + 1, chain, first_index, len(records), time_ns)
+        chain = b"" if is_large else next_chain(chain, payload)
+        return _new(Batch, (payload, seq, chain, first_index, len(records), time_ns))
 
     def append(self, batch: Batch) -> Position:
         """Make a batch durable. A call for the sync thread; or, without one, see `begin_append`.
@@ -307,9 +302,7 @@ class Store:
         Raises:
             LogFull, OSError: as for `append`.
         """
-        return self.wal.begin_append(
-            batch.payload, first_index=batch.first_index, count=batch.records
-        )
+        return self.wal.begin_append(batch[0], batch[3], batch[4])
 
     def heartbeat(self, *, probe: bool = False) -> Position:
         """Give the last frame of the log a successor; see `Wal.heartbeat`. For the sync thread.
@@ -320,32 +313,21 @@ class Store:
         self.wal.heartbeat(self.applied.index + 1, probe=probe)
         return self.wal.position
 
-    def commit(self, txn: Txn, batch: Batch, position: Position) -> None:
-        """Make visible what is durable.
+    def commit(self, pending: Pending, batch: Batch, position: Position) -> None:
+        """Make visible what is durable; it cannot fail."""
+        payload, seq, chain, _, _, time_ns = batch
+        chain = chain or self._large_chain
+        self.state.merge(pending, seq, chain, time_ns, position, len(payload))
+
+    def flush(self, *, free: int = 0) -> None:
+        """Write to the index what it lacks, and free so many nodes of removed directories.
 
         Raises:
-            IndexRefused: the transaction is dead; perform the batch again in a new one.
+            IndexRefused: not now; memory has everything, so call it again.
+            CorruptIndex, lmdb.Error: damage, one of `BROKEN`.
         """
-        applied = txn.next_applied(
-            seq=batch.seq,
-            chain=batch.chain or self._large_chain,
-            time_ns=batch.time_ns,
-            position=position,
-        )
-        try:
-            reach_commit()
-        except IndexRefused:
-            txn.end()
-            raise
-        txn.commit(applied)
-        self.applied = applied
-        self._drop_view()
+        self.state.flush(free=free)
         failpoints.reach("indexAfterCommit")
-
-    def tidy(self, txn: Txn) -> None:
-        """Commit a transaction that only freed what no record speaks of."""
-        txn.commit(self.applied)
-        self._drop_view()
 
     def start_term(
         self, time_ns: int, history_limit: int, history_bytes_max: int | None = None
@@ -362,34 +344,36 @@ class Store:
             OSError: as for `append`.
         """
         failpoints.reach("startBeforeTerm")
-        txn = self.begin()
-        records: list[Record] = [Term(txn.term + 1)]
-        if history_limit != txn.history_limit:
+        pending = self.begin()
+        records: list[Record] = [Term(pending.base.term + 1)]
+        if history_limit != pending.base.history_limit:
             records.append(Setting(HISTORY_LIMIT, history_limit))
-        if history_bytes_max not in (None, txn.history_bytes_max()):
+        if history_bytes_max is not None and history_bytes_max != self.state.history_bytes_max():
             records.append(Setting(HISTORY_BYTES_MAX, history_bytes_max))
         for record in records:
-            txn.perform(record, time_ns)
+            pending.perform(record, time_ns)
         encoded = [encode_record(record) for record in records]
-        batch = self.batch(txn, encoded, txn.index + 1, time_ns)
+        batch = self.batch(pending, encoded, pending.index + 1, time_ns)
         try:
             position = self.append(batch)
         except LogFull as error:
-            txn.end()
             self.owed = tuple(records)
             log.warning(
                 "this start could not be logged, its term stays the old one for now: %s", error
             )
             return
+        self.commit(pending, batch, position)
         try:
-            self.commit(txn, batch, position)
+            self.flush()
         except BROKEN:
             raise
         except IndexRefused as error:
             raise _refused_at_start(self.directory.path, error) from error
 
     def snapshot(self) -> int:
-        """Write a snapshot of the committed state, verify it, and forget the oldest.
+        """Write a snapshot of what the index holds, verify it, and forget the oldest.
+
+        What is committed but not in the index is not in the snapshot: flush before.
 
         Blocks for as long as the disk takes: for a thread of its own. The index is read only while
         it is copied, which happens outside of the interpreter's lock.
@@ -505,23 +489,31 @@ class Store:
         Raises:
             DirectoryLost: the directory is not where it was; what is there now is left alone.
         """
-        self._drop_view()
         failpoints.reach("stopBeforeLog")
         self.wal.close()
+        clean = False
         try:
             self.require_place()
-        except DirectoryLost:
-            self._index.close(clean=False)
-            raise
-        else:
-            self._index.close(clean=True)
+            clean = self._flush_at_stop()
         finally:
-            self.directory.close()
+            self.state.end()
+            try:
+                self._index.close(clean=clean)
+            finally:
+                self.directory.close()
 
-    def _drop_view(self) -> None:
-        if self._view is not None:
-            self._view.end()
-            self._view = None
+    def _flush_at_stop(self) -> bool:
+        """Flush; return whether the index has it all: if not, the next start performs the rest."""
+        try:
+            self.flush()
+        except BROKEN as damage:
+            log.warning("the index is damaged, the next start builds it anew: %s", damage)
+            self.distrust_index()
+            return False
+        except IndexRefused as error:
+            log.warning("the index could not take everything, the next start does: %s", error)
+            return False
+        return True
 
 
 def _refused_at_start(path: Path, error: Exception) -> StorageError:

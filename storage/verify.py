@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from storage import spare
+from storage.applied import Applied
 from storage.change import CHAIN_START, next_chain
 from storage.digest import IndexState, index_state, without_place
 from storage.errors import Corrupt, CorruptLog, CorruptSnapshot
@@ -22,7 +23,6 @@ from storage.replay import batch_in, decode, load, replay
 from storage.restore import state
 from storage.segments import Frame, Position, TornTail
 from storage.source import Base, Source, place
-from storage.tree import Applied
 
 _REBUILT = "Nothing is lost: a start, or its check in the background, rebuilds it"
 

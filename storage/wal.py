@@ -29,7 +29,7 @@ from pathlib import Path
 
 from storage import disk, failpoints, frame
 from storage.errors import LogFull
-from storage.frame import PAGE_SIZE, SEAL_SIZE, WAL_MAGIC, SegmentHeader
+from storage.frame import OVERHEAD, PAGE_SIZE, SEAL_SIZE, WAL_MAGIC, SegmentHeader, seal
 from storage.locks import require_at
 from storage.quarantine import cut_off
 from storage.segments import (
@@ -48,17 +48,18 @@ __all__ = ["START", "Frame", "Position", "TornTail", "Wal"]
 
 log = logging.getLogger(__name__)
 
+_new = tuple.__new__
+
 SEGMENT_BYTES_DEFAULT = 64 * 1024 * 1024
 SEGMENT_BYTES_MIN = 2 * PAGE_SIZE
 _NO_FILE = -1
-_new = tuple.__new__
 # A sync that takes longer is worth a line of log, but not a line each.
 _SLOW_SYNC_S = 1.0
 _SLOW_SYNC_QUIET_S = 30.0
 _PREPARE_AGAIN_S = 0.5
 # `begin_append` is for a thread that has more to do than to copy a large frame.
 BEGUN_BYTES_MAX = 256 * 1024
-"""The largest payload that `begin_append` takes."""
+"""The largest frame that `begin_append` takes."""
 
 
 class Wal:
@@ -272,7 +273,7 @@ class Wal:
         self._position = self._tail
         return self._position
 
-    def begin_append(self, payload: bytes, *, first_index: int, count: int) -> int | None:
+    def begin_append(self, payload: bytes, first_index: int, count: int) -> int | None:
         """Write one frame as `append` does, but leave the sync to the caller.
 
         Nothing else may be done to the log before `end_append`. Only short frames that fit the
@@ -284,18 +285,29 @@ class Wal:
         Raises:
             LogFull, OSError: as for `append`.
         """
-        length = len(payload)
+        segment, offset, seq, chain = self._tail
+        size = (len(payload) + OVERHEAD + 7) & ~7
+        end = offset + size
         if (
-            self._tail.offset + frame.frame_size(length) > self._ready_end
-            or length > BEGUN_BYTES_MAX
+            end > self._ready_end
+            or size > BEGUN_BYTES_MAX
+            or end < self._dirty_end
             or failpoints.armed()
         ):
             return None
+        # As `_put` does, without what is rare.
+        data, crc = seal(payload, seq + 1, first_index, count, 0, chain, self._salt)
         try:
-            self._put(payload, first_index, count, 0)
-        except OSError:
-            self._give_up()
-            raise
+            if os.pwrite(self._fd, data, offset) < size:
+                disk.write_at(self._fd, data, offset)
+        except OSError as error:
+            try:
+                self._refused(error, end, offset + frame.essential_size(len(payload)))
+                raise
+            except OSError:
+                self._give_up()
+                raise
+        self._begun = _new(Position, (segment, end, seq + 1, crc)), size
         return self._fd
 
     def end_append(self, took_s: float, code: int = 0) -> Position:
@@ -315,8 +327,8 @@ class Wal:
             self._give_up()
             raise OSError(code, os.strerror(code))
         self._synced(took_s)
-        self._position = self._tail
-        return self._position
+        position = self._position = self._tail
+        return position
 
     def sync_begun(self) -> Position:
         """Do what is left to do after `begin_append`, waiting for the disk.
@@ -450,26 +462,19 @@ class Wal:
     def _put(self, payload: bytes, first_index: int, count: int, flags: int) -> None:
         """Write one frame at the tail, over what refused writes left there; durable once synced."""
         segment, offset, seq, chain = self._tail
-        seq += 1
-        data, crc = frame.encode_and_sum(
-            payload,
-            seq=seq,
-            first_index=first_index,
-            kind=count | flags << 24,
-            chain=chain,
-            salt=self._salt,
-        )
+        data, crc = seal(payload, seq + 1, first_index, count, flags, chain, self._salt)
         length = len(data)
         end = offset + length
+        if end < self._dirty_end:
+            data += bytes(self._dirty_end - end)
         try:
-            failpoints.reach_write("walBeforeWrite", self._fd, data, offset)
-            if end < self._dirty_end:
-                data += bytes(self._dirty_end - end)
+            if failpoints.armed():
+                failpoints.reach_write("walBeforeWrite", self._fd, data[:length], offset)
             disk.write_at(self._fd, data, offset)
         except OSError as error:
             self._refused(error, end, offset + frame.essential_size(len(payload)))
             raise
-        self._begun = _new(Position, (segment, end, seq, crc)), length
+        self._begun = _new(Position, (segment, end, seq + 1, crc)), length
 
     def _sync(self) -> None:
         began = time.monotonic()

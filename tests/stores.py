@@ -18,8 +18,9 @@ from kvd.errors import ApiError
 from kvd.machine import decide, expire
 from storage.change import Entry, Kind, encode_record
 from storage.event import Event
+from storage.state import Pending
 from storage.store import Batch, Store
-from storage.tree import Txn, View
+from storage.view import View
 from storage.wal import Position
 
 SEGMENT = 64 * 1024
@@ -43,7 +44,7 @@ def write(store: Store, *commands: Command, now_ns: int = NOW_NS) -> list[Event 
 
 
 def run(
-    txn: Txn, commands: tuple[Command, ...], now_ns: int
+    txn: Pending, commands: tuple[Command, ...], now_ns: int
 ) -> tuple[list[Event | ApiError], list[bytes]]:
     """Decide and perform in a pending transaction; also return the records."""
     outcomes: list[Event | ApiError] = []
@@ -71,16 +72,18 @@ def sweep(store: Store, now_ns: int) -> list[Event]:
     """Expire what is due, as one batch."""
     txn = store.begin()
     events, records = [], []
-    for path, node in txn.due(now_ns, 1000):
+    due, next_ns = txn.due(now_ns, 1000)
+    for path, node in due:
         if txn.find(path) == node:
             change = expire(path, node, txn.index + 1)
             records.append(encode_record(change))
             events.append(txn.perform(change, now_ns))
+    txn.due_ns = next_ns
     commit(store, txn, records, now_ns)
     return events
 
 
-def commit(store: Store, txn: Txn, records: list[bytes], now_ns: int) -> None:
+def commit(store: Store, txn: Pending, records: list[bytes], now_ns: int) -> None:
     if not records:
         txn.end()
         return
@@ -92,10 +95,9 @@ def commit(store: Store, txn: Txn, records: list[bytes], now_ns: int) -> None:
 
 def reclaim_all(store: Store) -> None:
     """Free all that hangs below removed directories."""
-    while store.view.has_garbage():
-        txn = store.begin()
-        txn.reclaim(100)
-        store.tidy(txn)
+    store.flush()
+    while store.state.has_garbage:
+        store.flush(free=100)
 
 
 def tree(view: View) -> dict[bytes, tuple[object, ...]]:
@@ -125,16 +127,14 @@ def history(view: View) -> list[tuple[object, ...]]:
 
 def dump(store: Store) -> dict[str, object]:
     """All that a restart must bring back, wherever in the log it came from."""
-    txn = store.begin()
-    due = [(path, node[:4]) for path, node in txn.due(FOREVER_NS, 1 << 60)]
-    txn.end()
+    due = [(path, node[:4]) for path, node in store.begin().due(FOREVER_NS, 1 << 60)[0]]
     view = store.view
     return {
         "nodes": tree(view),
         "ttl": due,
         "events": history(view),
         "entries": view.entries(),
-        "applied": view.applied()._replace(position=Position(0, 0, 0, 0)),
+        "applied": store.applied._replace(position=Position(0, 0, 0, 0)),
     }
 
 

@@ -16,7 +16,7 @@ from kvd import appender
 from kvd.appender import Appender
 from kvd.commands import Set
 from kvd.syncthread import SyncThread
-from storage import aio, disk
+from storage import aio
 from storage.aio import DataSync
 from storage.errors import LogFull
 from storage.wal import Position
@@ -270,7 +270,7 @@ async def test_a_refused_write_is_told_and_leaves_no_trace(tmp_path, monkeypatch
     async with a_log(tmp_path / "data", thread_only=thread_only) as log:
         await log.append(b"first")
         with monkeypatch.context() as patch:
-            patch.setattr(disk, "write_at", failing(errno.ENOSPC))
+            patch.setattr(os, "pwrite", failing(errno.ENOSPC))
             assert isinstance(await log.append(b"refused"), LogFull)
         assert isinstance(await log.append(b"third"), Position)
     assert values(tmp_path / "data") == [b"first", b"third"]
@@ -282,7 +282,7 @@ async def test_after_a_failed_write_nothing_is_taken(tmp_path, monkeypatch, thre
     log = Log(open_store(tmp_path / "data"), thread_only=thread_only)
     await log.append(b"first")
     with monkeypatch.context() as patch:
-        patch.setattr(disk, "write_at", failing(errno.EIO))
+        patch.setattr(os, "pwrite", failing(errno.EIO))
         assert (await log.append(b"lost")).errno == errno.EIO
     assert isinstance(await log.append(b"more"), OSError)
     log.sync.stop()

@@ -166,11 +166,11 @@ def test_a_payload_comes_back_as_it_was(payload):
 @pytest.mark.parametrize(
     "count", [0, 1, 2, 23, 24, 25, 255, 256, 257, 1000, 65_535, 65_536, 70_000]
 )
-def test_the_joined_array_is_the_one_that_cbor2_would_write(count):
+def test_a_payload_is_the_array_that_cbor2_reads(count):
     items = [[int(Kind.TERM), number] for number in range(count)]
     encoded = [encode_record(Term(number)) for number in range(count)]
     written = encode_payload(**FIELDS._replace(records=encoded)._asdict())
-    assert written == cbor2.dumps([VERSION, *FIELDS[:-2], items])
+    assert cbor2.loads(written) == [VERSION, *FIELDS[:-2], items]
     assert len(decode_payload(written).records) == count
 
 
@@ -181,7 +181,7 @@ def test_a_payload_that_has_grown_at_its_end_is_read():
 
 def test_a_store_whose_clock_was_stepped_tells_its_offset_with_each_batch():
     stepped = FIELDS._replace(clock_offset_ns=-5)
-    assert encode(stepped) == cbor2.dumps([VERSION, *FIELDS[:-2], [], -5])
+    assert cbor2.loads(encode(stepped)) == [VERSION, *FIELDS[:-2], [], -5]
     assert stepped.wall_ns == FIELDS.time_ns - 5
 
 

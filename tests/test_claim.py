@@ -56,6 +56,7 @@ def stopped(tmp_path_factory):
     store = open_store(path)
     for i in range(20):
         write(store, Set(b"/%d" % i, b"v" * 100))
+    store.flush()
     store.snapshot()
     store.wal.prepare_next()
     store.close()
@@ -529,6 +530,7 @@ def test_a_log_that_is_elsewhere_gets_no_new_segment(tmp_path):
         store.wal.append(b"x" * 8000, first_index=1, count=1, oversize=True)
     with pytest.raises(OSError, match="closed to writing"):
         store.wal.append(b"x", first_index=1, count=1)
+    store.flush()
     with pytest.raises(OSError, match="was replaced"):
         store.snapshot()
     assert everything(tmp_path / "data") == before

@@ -9,11 +9,11 @@ import pytest
 
 from kvd.commands import Delete, Set
 from kvd.ctl import main as kvdctl
+from storage.applied import Applied, decode_sums
 from storage.change import ClockOffset, encode_record
 from storage.dump import rfc3339
 from storage.node import CorruptIndex
 from storage.store import Store
-from storage.tree import Applied, decode_sums
 from storage.wal import Position
 from tests import stepped
 from tests.server import Server
@@ -48,6 +48,7 @@ def test_a_step_is_logged_and_outlives_starts_snapshots_and_rebuilding(tmp_path)
     assert store.applied.clock_offset_ns == -HOUR_NS
     assert store.applied.time_ns == NOW_NS + 4 * SECOND_NS
     held = dump(store)
+    store.flush()
     store.snapshot()
     store.close()
     for rebuild in (False, True):

@@ -15,11 +15,12 @@ import pytest
 from kvd.commands import Set
 from kvd.ctl import main as kvdctl
 from storage import snapshot
+from storage.applied import Applied
 from storage.errors import CorruptLog, LogMissing
+from storage.evidence import BEHIND_MAX
 from storage.lmdbfile import look_up
 from storage.node import CorruptIndex
 from storage.sums import APPLIED_KEY
-from storage.tree import Applied
 from tests.stores import digest, live, open_store, write
 
 ROOT = Path(__file__).parent.parent
@@ -124,6 +125,7 @@ def test_a_log_that_ends_before_what_anything_names_is_refused(tmp_path, capsys,
     before = last_segment(path).read_bytes()
     store = open_store(path)
     write(store, Set(b"/1", b"1"))
+    store.flush()
     store.snapshot()
     store.close()
     if witness == "RUNNING":
@@ -177,6 +179,7 @@ def test_an_index_and_a_segment_of_an_earlier_moment_are_not_served(
     for number in range(50, 350):
         write(store, Set(b"/%d" % number, b"v" * 100))
     if beside == "a newer snapshot":
+        store.flush()
         store.snapshot()
     store.close()
     if beside == "a newer RUNNING":
@@ -197,6 +200,7 @@ def test_marks_and_snapshots_of_another_store_name_nothing(tmp_path, capsys):
     held = add(path, 0, 5)
     store = open_store(other)
     live(store, Random(1), 60)
+    store.flush()
     store.snapshot()
     store.close()
     open_store(other).close()
@@ -246,8 +250,8 @@ def test_an_index_put_back_in_place_is_not_served(tmp_path, mark, copied):
         with file.open("rb") as opened_file:
             opened_file.seek(page * 4096)
             copy[page * 4096 : (page + 1) * 4096] = opened_file.read(4096)
-    for number in range(200, 210):
-        write(store, Set(b"/%d" % number, b"x"))
+    for number in range(200, 200 + BEHIND_MAX + 1):
+        write(store, Set(b"/%d" % (number % 210), b"x"))
     held = digest(store)
     store.close()
     if mark == "RUNNING":
@@ -275,6 +279,7 @@ def test_an_index_older_than_the_kept_log_is_rebuilt(tmp_path, capsys, caplog):
     store = open_store(path, segment_bytes_max=SMALL_SEGMENT)
     for seed in range(3):
         live(store, Random(seed), 30)
+        store.flush()
         store.purge(store.snapshot())
     held = digest(store)
     store.close()
@@ -448,6 +453,7 @@ def test_a_row_is_found_wherever_in_the_tree_it_is(tmp_path):
     store = open_store(tmp_path / "data")
     for number in range(30):
         write(store, *(Set(b"/%d/%d" % (number, i), b"v") for i in range(30)))
+    store.flush()
     file = tmp_path / "data" / "index" / "data.mdb"
     assert Applied.decode(look_up(file, b"meta", APPLIED_KEY)) == store.applied
     with store._index.env.begin() as txn:
@@ -485,8 +491,10 @@ def test_a_snapshot_under_another_name_is_set_aside(tmp_path, caplog):
     path = tmp_path / "data"
     store = open_store(path)
     write(store, Set(b"/a", b"1"))
+    store.flush()
     store.snapshot()
     write(store, Set(b"/a", b"2"))
+    store.flush()
     store.snapshot()
     held = digest(store)
     store.close()
@@ -532,6 +540,7 @@ def test_damage_to_the_end_of_the_log_is_refused_if_anything_stands_behind(tmp_p
     if behind == "a heartbeat":
         store.heartbeat()
     if behind == "a snapshot":
+        store.flush()
         store.snapshot()
     store.close()
     (path / "index" / "CLEAN").unlink()

@@ -47,7 +47,7 @@ class House:
         for start in range(0, records, 10):
             count = min(10, records - start)
             write(self.store, *(Set(b"/%d" % i, b"v" * 100) for i in range(count)))
-        self.housekeeping.after_commit()
+        self.housekeeping.after_flush()
 
     async def turn(self):
         """Wait for what the thread of the log has been given."""

@@ -289,7 +289,7 @@ def damage_needle(path):
 @pytest.mark.usefixtures("large")
 def test_a_damaged_expiration_is_refused(path):
     store = open_store(path)
-    expiration_ns = store.view.first_due_ns()
+    expiration_ns = store.state.flushed().first_due_ns()
     store.close()
     data = path / "index" / "data.mdb"
     content = data.read_bytes()

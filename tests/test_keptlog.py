@@ -16,6 +16,7 @@ def make(path, writes=40):
     for i in range(writes):
         write(store, Set(b"/%d" % i, b"v" * 700))
         if i == writes // 2:
+            store.flush()
             store.snapshot()
     store.close()
     return sorted((path / "wal").glob("*.wal"))
@@ -96,8 +97,10 @@ def test_the_log_may_be_purged_meanwhile(tmp_path):
     store = open_store(tmp_path / "data", segment_bytes_max=SMALL_SEGMENT)
     kept = store.kept_log()
     assert kept.check(0)
+    store.flush()
     store.snapshot()
     write(store, Set(b"/x", b""))
+    store.flush()
     assert store.purge(store.snapshot())
     while kept.check(0):
         pass

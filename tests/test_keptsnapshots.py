@@ -22,6 +22,7 @@ def purged(tmp_path_factory):
     for i in range(40):
         write(store, Set(b"/%d" % i, b"v" * 700))
         if i in (20, 30):
+            store.flush()
             store.purge(store.snapshot())
     held = digest(store)
     store.close()
@@ -39,6 +40,7 @@ def another_stores(path):
     place = path.parents[2] / f"other than {path.name}"
     other = open_store(place)
     write(other, Set(b"/a", b"1"))
+    other.flush()
     other.snapshot()
     other.close()
     (found,) = snapshot.available(place / "snap")
@@ -120,6 +122,7 @@ def test_what_is_pruned_meanwhile_is_not_missed(purged, tmp_path):
     snapshots = store.kept_snapshots()
     assert snapshots.check(0)
     write(store, Set(b"/a", b"1"))
+    store.flush()
     store.snapshot()
     assert not snapshots.check(3600.0)
     assert snapshots.bad == []

@@ -74,6 +74,7 @@ def make_store(path, seed=1, batches=40):
     for part in range(3):
         live(store, Random(seed * 10 + part), batches)
         if part < 2:
+            store.flush()
             store.snapshot()
     store.close()
     return path
@@ -120,6 +121,7 @@ def history_of_digests(path, *, count, snapshot_every):
         at[store.applied.index] = digest_of(store.view)
         if store.applied.index - last >= snapshot_every:
             last = store.applied.index
+            store.flush()
             store.purge(store.snapshot())
     store.close()
     return at

@@ -81,7 +81,7 @@ async def test_what_is_in_the_way_of_a_command_goes_before_its_turn(tmp_path):
         assert (create.prev, made.prev, order.prev) == (None, None, None)
         first = expired(engine)
         assert first[BESIDE_COMMANDS:] == [b"/last", b"/d/1999", b"/d/1998", b"/dir"]
-        await until(lambda: engine.store.view.first_due_ns() is None)
+        await until(lambda: engine.store.state.flushed().first_due_ns() is None)
         assert sorted(expired(engine)) == sorted(
             [b"/dir", b"/last", *(b"/d/%04d" % i for i in range(2000))]
         )

@@ -11,7 +11,7 @@ from kvd.watch import _matches_history
 from kvd.watchers import Watcher
 from storage.change import REMOVALS, Change, Kind
 from storage.event import Event
-from storage.tree import View
+from storage.state import State
 from tests.test_committer import on_a_loop, started, until
 
 PATHS = [b"/", b"/a", b"/a/b", b"/a/b/c", b"/ab", b"/a/_h", b"/d/e"]
@@ -60,13 +60,13 @@ def test_the_first_event_for_a_watcher_is_found(events, path, recursive, wanted,
 @on_a_loop
 async def test_watches_that_come_back_read_no_events_of_others(tmp_path, monkeypatch):
     read = []
-    whole = View.events
+    whole = State.events
 
-    def events(self: View, index: int):
+    def events(self: State, index: int):
         read.append(index)
         return whole(self, index)
 
-    monkeypatch.setattr(View, "events", events)
+    monkeypatch.setattr(State, "events", events)
     async with started(tmp_path) as engine:
         told = engine.watch(b"/mine")
         await engine.run(Set(b"/mine", b"1"), *(Set(b"/other/%d" % i, b"") for i in range(500)))

@@ -373,6 +373,7 @@ def test_nothing_of_the_index_is_read_while_a_snapshot_is_written(tmp_path, monk
         convert(checkpoint, *args)
 
     monkeypatch.setattr(Checkpoint, "_convert", look)
+    store.flush()
     store.snapshot()
     (readers,) = seen
     transactions = [line.split()[2] for line in readers.splitlines()[1:]]

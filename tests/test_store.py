@@ -164,6 +164,7 @@ def test_everything_comes_back_in_every_way(tmp_path, seed):
     assert recovery.records > 40
 
     store = open_store(path, segment_bytes_max=SMALL_SEGMENT)
+    store.flush()
     store.snapshot()
     live(store, Random(-seed), 20)
     sweep(store, store.applied.time_ns + 1)
@@ -188,7 +189,10 @@ def test_a_store_lives_on_after_a_rebuild(tmp_path):
 
 @pytest.mark.parametrize(
     "limits",
-    [{"_REPLAY_BYTES": 700}, {"_REPLAY_RECORDS": 7, "_INDEX_BYTES": 0}],
+    [
+        {"_FLUSH_BYTES": 700},
+        {"_FLUSH_NODES": 7, "_REPLAY_RECORDS": 7, "_INDEX_BYTES": 0},
+    ],
     ids=["bytes", "records"],
 )
 def test_a_log_larger_than_one_transaction_is_replayed_whole(tmp_path, monkeypatch, limits):
@@ -255,6 +259,7 @@ def test_a_crash_in_the_middle_of_a_rebuild_takes_nothing_away(tmp_path, monkeyp
     path = tmp_path / "data"
     store = open_store(path)
     live(store, Random(1), 20)
+    store.flush()
     store.snapshot()
     live(store, Random(2), 20)
     held = digest(store)
@@ -265,7 +270,7 @@ def test_a_crash_in_the_middle_of_a_rebuild_takes_nothing_away(tmp_path, monkeyp
     def crash(*_):
         raise OSError(errno.EIO, "the machine goes here")
 
-    monkeypatch.setattr("storage.replay._REPLAY_BYTES", 700)
+    monkeypatch.setattr("storage.replay._FLUSH_BYTES", 700)
     with monkeypatch.context() as patch:
         patch.setattr(place, crash)
         with pytest.raises(OSError, match="goes here"):
@@ -298,6 +303,7 @@ def test_a_log_that_ends_before_a_snapshot_is_refused_though_that_one_is_damaged
     write(store, Set(b"/a", b"1"))
     before = store.wal.position.offset
     write(store, Set(b"/b", b"2"))
+    store.flush()
     store.snapshot()
     store.close()
     (newest,) = (path / "snap").iterdir()
@@ -564,6 +570,7 @@ def with_snapshots(tmp_path_factory):
     store.start_term(NOW_NS, 40)
     for seed in range(2):
         live(store, Random(seed), 30)
+        store.flush()
         store.snapshot()
     live(store, Random(2), 10)
     held = digest(store)
@@ -632,6 +639,7 @@ def test_a_snapshot_of_another_store_is_set_aside(snapshots, tmp_path, caplog, o
         reopened(path, segment_bytes_max=SMALL_SEGMENT)
     other = open_store(tmp_path / "other", segment_bytes_max=SMALL_SEGMENT)
     live(other, Random(5), 400)
+    other.flush()
     other.snapshot()
     other.close()
     (stranger,) = snapshot.available(tmp_path / "other" / "snap")
@@ -674,6 +682,7 @@ def test_the_log_goes_only_where_two_snapshots_cover_it(tmp_path):
     for seed in range(3):
         live(store, Random(seed), 30)
         before = len(segments(tmp_path / "data"))
+        store.flush()
         store.purge(store.snapshot())
         covered.append(before - len(segments(tmp_path / "data")))
         kept = snapshot.available(tmp_path / "data" / "snap")
@@ -694,6 +703,7 @@ def test_more_snapshots_are_kept_with_the_log_since_the_oldest(tmp_path):
     store = open_store(path, segment_bytes_max=SMALL_SEGMENT, snapshots_kept=4)
     for seed in range(6):
         live(store, Random(seed), 30)
+        store.flush()
         store.purge(store.snapshot())
     kept = snapshot.available(path / "snap")
     assert len(kept) == 4
@@ -710,6 +720,7 @@ def test_no_fewer_than_two_snapshots_are_kept(tmp_path, asked):
     store = open_store(tmp_path / "data", snapshots_kept=asked)
     for seed in range(3):
         live(store, Random(seed), 5)
+        store.flush()
         store.snapshot()
     store.close()
     assert len(snapshot.available(tmp_path / "data" / "snap")) == 2
@@ -760,6 +771,7 @@ def test_a_snapshot_is_of_one_moment_while_others_write(tmp_path):
     path = tmp_path / "data"
     store = open_store(path, segment_bytes_max=SMALL_SEGMENT)
     live(store, Random(1), 20)
+    store.flush()
     started = store.applied.index
     taker = threading.Thread(target=store.snapshot)
     taker.start()
@@ -778,6 +790,7 @@ def test_a_snapshot_is_of_one_moment_while_others_write(tmp_path):
 def test_a_snapshot_that_finds_no_room_changes_nothing(tmp_path, monkeypatch):
     store = open_store(tmp_path / "data")
     write(store, Set(b"/a", b"1"))
+    store.flush()
     store.snapshot()
     before = snapshot.available(tmp_path / "data" / "snap")
     real = os.open
@@ -787,10 +800,12 @@ def test_a_snapshot_that_finds_no_room_changes_nothing(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("storage.checkpoint.os.open", open_full)
+        store.flush()
         with pytest.raises(OSError, match="No space"):
             store.snapshot()
     assert sorted((tmp_path / "data" / "snap").iterdir()) == before
     write(store, Set(b"/a", b"2"))
+    store.flush()
     store.snapshot()
     store.close()
     assert len(snapshot.available(tmp_path / "data" / "snap")) == 2
@@ -806,9 +821,11 @@ def test_a_snapshot_whose_copy_cannot_be_opened_is_a_failure_of_the_disk(tmp_pat
 
     with monkeypatch.context() as patch:
         patch.setattr("storage.checkpoint.lmdb.open", refuse)
+        store.flush()
         with pytest.raises(OSError, match=r"scratch\.tmp.*No space"):
             store.snapshot()
     assert list((tmp_path / "data" / "snap").iterdir()) == []
+    store.flush()
     store.snapshot()
     store.close()
 
@@ -817,6 +834,7 @@ def test_a_snapshot_that_is_given_up_leaves_nothing(tmp_path):
     store = open_store(tmp_path / "data")
     write(store, Set(b"/a", b"1"))
     store.stop_snapshot()
+    store.flush()
     with pytest.raises(CorruptSnapshot):
         store.snapshot()
     store.close()
@@ -852,6 +870,7 @@ def test_nothing_is_logged_above_info_in_an_ordinary_life(tmp_path, caplog):
         store = open_store(tmp_path / "data", rebuild_index=bool(seed))
         store.start_term(NOW_NS, 10)
         live(store, Random(seed), 5)
+        store.flush()
         store.snapshot()
         store.close()
     assert {record.levelname for record in caplog.records} <= {"INFO"}

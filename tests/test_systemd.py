@@ -109,18 +109,18 @@ class TestNotifications:
     def test_the_watchdog_is_patted_until_the_loop_stands_still(self, make_server, manager):
         environment = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "50000"}
         server = make_server("--enable-failpoints", environment=environment)
-        # The index is committed on the loop: so long nothing else runs there.
+        # The index is written on the loop, by the tick: so long nothing else runs there.
         server.start("--failpoint", "indexBeforeCommit=delay:1@2")
         while manager.next() != ["WATCHDOG=1"]:
             pass
         assert manager.next() == ["WATCHDOG=1"]
         last, gaps_s = time.monotonic(), []
         server.client().put("/a", "1")
-        for _ in range(len(manager.waiting()) + 1):
+        while not gaps_s or (gaps_s[-1] < 0.9 and len(gaps_s) < 400):
             assert manager.next() == ["WATCHDOG=1"]
             last, before = time.monotonic(), last
             gaps_s.append(last - before)
-        assert max(gaps_s) > 0.9
+        assert gaps_s[-1] >= 0.9
 
     def test_a_watchdog_of_another_process_is_left_alone(self, manager):
         environment = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "50000"}

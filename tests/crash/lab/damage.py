@@ -24,8 +24,8 @@ from storage import (
     source,
     store,
     sums,
-    tree,
     verify,
+    view,
 )
 from storage.frame import PAGE_SIZE
 from storage.wal import Wal
@@ -39,7 +39,7 @@ from tests.crash.lab.workload import Connection
 
 _VERIFY_EACH = 8
 _CHANGED_BY_BUGS = (
-    *(disk, frame, index, node, replay, segments, snapshot, source, store, tree, verify),
+    *(disk, frame, index, node, replay, segments, snapshot, source, store, verify, view),
     *(completeness, entry, event, sums),
 )
 

@@ -12,8 +12,8 @@ from storage.node import ROOT_ID, CorruptIndex
 from storage.restore import state
 from storage.source import reading
 from storage.store import Store
-from storage.tree import View
 from storage.verify import Verdict, verify
+from storage.view import View
 from tests.crash.lab.experiment import Violation
 from tests.crash.lab.ledger import Fact, File
 

@@ -17,10 +17,10 @@ from zlib import crc32
 
 from kvd.commands import Set
 from storage import index
+from storage.applied import HISTORY_LIMIT_DEFAULT
 from storage.errors import StorageError
 from storage.repair import explained, repair
 from storage.store import Store
-from storage.tree import HISTORY_LIMIT_DEFAULT
 from tests.crash.lab.damage import bug, sample
 from tests.crash.lab.disks import SEGMENT_BYTES, Found, recover, verified
 from tests.crash.lab.experiment import ALL, Experiment, Trial, Violation
@@ -112,6 +112,7 @@ def _live(directory: Path, numbers: range, *, snapshots: int) -> None:
     for number in numbers:
         write(store, Set(b"/k/%d" % (number % 50), b"%d." % number + b"v" * (number * 37 % 3000)))
     for _ in range(snapshots):
+        store.flush()
         store.purge(store.snapshot())
         write(store, Set(b"/snapshots", b""))
     store.close()

@@ -37,9 +37,10 @@ from storage import (
     source,
     store,
     sums,
-    tree,
     verify,
+    view,
 )
+from storage.applied import Applied
 from storage.evidence import Evidence
 from storage.index import Index
 from storage.wal import Wal
@@ -208,7 +209,7 @@ def no_evidence() -> None:
     def gather(place: Path, snap: Path, store_uuid: bytes, *, log_begun: bool) -> Evidence:
         return Evidence(index.vouched(place, store_uuid), 0, "", 0)
 
-    def left_behind(applied: tree.Applied, frames: Iterable[segments.Frame]) -> None:
+    def left_behind(applied: Applied, frames: Iterable[segments.Frame]) -> None:
         for _ in frames:
             pass
 
@@ -273,7 +274,7 @@ def no_order() -> None:
 
 def no_index_crc() -> None:
     """The checksums of the index are found good."""
-    for module in (completeness, entry, event, node, sums, tree):
+    for module in (completeness, entry, event, node, sums, view):
         module.crc32 = lambda data, seed=0: 0
     index.prove_pages = lambda path: None
 

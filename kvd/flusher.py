@@ -1,0 +1,155 @@
+"""Bringing the index up to date with what is committed, beside the batches.
+
+A batch is committed once it is in the log and in memory (storage/state.py). What the index lacks is
+written to it when it has grown to some hundred changes, while the next batch is being synced; and
+by the tick, so that a start never has much to perform again.
+
+The index may refuse it, on a full disk. Memory has everything, so reads and batches go on, and it
+is tried again; batches wait once too much is beyond the index. Where there is room, it is the disk
+that fails: the process ends, and the next start finds all in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from time import monotonic
+
+from kvd.histogram import Histogram
+from kvd.syncthread import SyncThread
+from storage import disk
+from storage.index import BROKEN, MapFull
+from storage.store import Store
+from storage.view import IndexRefused
+from storage.wal import Position
+
+log = logging.getLogger(__name__)
+
+# How many nodes of removed directories are freed at once: about a millisecond.
+_FREED_AT_ONCE = 500
+_RETRY_S = 0.5
+# So often the index may be refused though there is room: that may have come a moment ago.
+_FAILURES_MAX = 3
+
+
+class Flusher:
+    """Flushes one store.
+
+    Attributes:
+        waits: Whether the index has refused what is committed, so that it has to be tried again.
+        refusal: What it said then where its map is full, which no other file makes room in.
+        flush_s: How long flushes took.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        sync: SyncThread[Position],
+        loop: asyncio.AbstractEventLoop,
+        *,
+        on_fatal: Callable[[BaseException], None],
+        on_flush: Callable[[], None],
+        on_room: Callable[[], None],
+    ) -> None:
+        """Begin.
+
+        Args:
+            store: whose index it is.
+            sync: the thread that may wait for the disk.
+            loop: that of the store.
+            on_fatal: gets what ends the process.
+            on_flush: called when the index has been written to.
+            on_room: called when the index has taken what it had refused.
+        """
+        self._store = store
+        self._state = store.state
+        self._sync = sync
+        self._loop = loop
+        self._on_fatal = on_fatal
+        self._on_flush = on_flush
+        self._on_room = on_room
+        self._failures = 0
+        self._is_freeing = False
+        self._stopped = False
+        self.waits = False
+        self.refusal: IndexRefused | None = None
+        self.flush_s = Histogram()
+
+    def beside_batch(self) -> None:
+        """Flush what is worth it; to be called while a batch is being synced."""
+        if not self.waits:
+            self.flush()
+
+    def tick(self) -> None:
+        """Flush what is there, about once a second."""
+        if not self.waits:
+            self.flush()
+        self.free()
+
+    def free(self) -> None:
+        """Free what hangs below removed directories, in slices; to be called when there is some."""
+        # In turns of their own, so that requests come in between.
+        if self._state.has_garbage and not (self._is_freeing or self._stopped or self.waits):
+            self._is_freeing = True
+            self._loop.call_soon(self._free)
+
+    def stop(self) -> None:
+        """Begin nothing any more."""
+        self._stopped = True
+
+    def flush(self, *, free: int = 0) -> bool:
+        """Flush, and free so many nodes; return whether the index has taken it."""
+        if not (free or self._state.is_behind):
+            return True
+        began = monotonic()
+        try:
+            self._store.flush(free=free)
+        except BROKEN as damage:
+            self._on_fatal(damage)
+            return False
+        except IndexRefused as error:
+            self._refused(error)
+            return False
+        self.flush_s.observe(monotonic() - began)
+        if self.waits:
+            self.waits = False
+            self.refusal = None
+            self._failures = 0
+            log.warning("the index has taken the changes that waited")
+            self._on_room()
+        self._on_flush()
+        return True
+
+    def _free(self) -> None:
+        self._is_freeing = False
+        if not (self._stopped or self.waits):
+            self.flush(free=_FREED_AT_ONCE)
+            self.free()
+
+    def _refused(self, error: IndexRefused) -> None:
+        if not self.waits:
+            self.waits = True
+            log.warning("changes wait in memory, the index cannot take them yet: %s", error)
+        self.refusal = error if isinstance(error, MapFull) else None
+        # LMDB takes a short write for an I/O error, so ask the disk which one it is.
+        self._sync.run(self._store.probe_index, lambda outcome: self._probed(error, outcome))
+
+    def _probed(self, error: IndexRefused, outcome: Position | BaseException) -> None:
+        """Try again in a while; give up when it is refused again and again for no reason."""
+        no_room = isinstance(outcome, OSError) and outcome.errno in disk.REFUSALS
+        if no_room or isinstance(error, MapFull):
+            self._failures = 0
+        elif isinstance(outcome, BaseException):
+            self._on_fatal(outcome)
+            return
+        else:
+            self._failures += 1
+            if self._failures >= _FAILURES_MAX:
+                self._on_fatal(error)
+                return
+        self._loop.call_later(_RETRY_S, self._try_again)
+
+    def _try_again(self) -> None:
+        if not self._stopped and self.waits:
+            self.flush()
