@@ -140,6 +140,7 @@ class KeySpace:
         slow_s: float = 1.0,
     ) -> None:
         self._store = store
+        self._state = store.state
         self._committer = committer
         self._hub = hub
         self._stats = stats
@@ -343,11 +344,11 @@ class KeySpace:
         if no_value and not removal:
             body: bytes | None = action_body(change.kind)
         else:
-            body = event_body(outcome, self._store.applied.clock_offset_ns)
+            body = event_body(outcome, self._state.applied.clock_offset_ns)
         made = outcome.prev is None and not removal
         if body is None:
             status = _CREATED if made else _OK
-            parts = event_parts(outcome, self._store.applied.clock_offset_ns)
+            parts = event_parts(outcome, self._state.applied.clock_offset_ns)
             payloads = self._values.payloads(parts)
             connection.respond_in_pieces(status, self.head(change.index), payloads)
         elif connection.is_plain and len(body) <= LARGE_BYTES:
@@ -382,7 +383,7 @@ class KeySpace:
         frame = self._frame
         if frame.starts is not connection.starts:
             frame.renew(connection, self._fixed)
-        applied = self._store.applied
+        applied = self._state.applied
         if frame.applied is not applied:
             frame.applied = applied
             frame.end = _FRAME_END % (applied.pos, applied.term)
@@ -401,7 +402,7 @@ class KeySpace:
         if body is None:
             return False
         self._stats.gets[0] += 1
-        self._reply(connection, body, self._store.applied.index)
+        self._reply(connection, body, self._state.applied.index)
         return True
 
     def _get(
@@ -412,7 +413,7 @@ class KeySpace:
         With `has_room` it has waited for memory, which is there now.
         """
         store = self._store
-        index = store.applied.index
+        index = store.state.applied.index
         stats = self._stats
         # One that has waited was counted when it came.
         if method == "HEAD" and not has_room:
@@ -440,7 +441,7 @@ class KeySpace:
                 stats.count(get, succeeded=True)
                 self._respond_kept(connection, method, get, kept)
             return
-        parts = get_parts(get.key, node, now_ns, store.applied.clock_offset_ns)
+        parts = get_parts(get.key, node, now_ns, store.state.applied.clock_offset_ns)
         self._get_file(connection, method, get, parts, has_room)
 
     def _get_file(
@@ -450,7 +451,7 @@ class KeySpace:
         if not has_room and not self._has_room(connection, method, get, size):
             return
         self._stats.count(get, succeeded=True)
-        head, first = self.head(self._store.applied.index), parts[0]
+        head, first = self.head(self._state.applied.index), parts[0]
         if len(parts) == 1:
             assert isinstance(first, bytes)
             connection.respond(_OK, head, first, head_only=method == "HEAD")
@@ -483,7 +484,7 @@ class KeySpace:
             return
         began = monotonic()
         store = self._store
-        index = store.applied.index
+        index = store.state.applied.index
         now_ns, is_overdue = self._now()
         with store.long_view() as view:
             shown = view.at(now_ns) if is_overdue else view
@@ -492,7 +493,7 @@ class KeySpace:
                 get.key,
                 machine.existing(shown, get.key, index),
                 now_ns,
-                store.applied.clock_offset_ns,
+                store.state.applied.clock_offset_ns,
                 recursive=get.recursive,
                 ended_ns=now_ns if is_overdue else 0,
             )
@@ -521,7 +522,7 @@ class KeySpace:
 
     def _respond_kept(self, connection: Connection, method: str, get: Get, body: bytes) -> None:
         """Answer with a listing that is kept: those who are sent it share its bytes."""
-        head = self.head(self._store.applied.index)
+        head = self.head(self._state.applied.index)
         if method == "HEAD":
             connection.respond_head(_OK, head)
             return
@@ -565,7 +566,7 @@ class KeySpace:
 
     def head(self, index: int) -> bytes:
         """Return the header lines of a success at an index."""
-        applied = self._store.applied
+        applied = self._state.applied
         return b"%bX-Etcd-Index: %d\r\nX-Raft-Index: %d\r\nX-Raft-Term: %d\r\n" % (
             self._fixed,
             index,

@@ -132,8 +132,8 @@ class Log:
 
 
 @asynccontextmanager
-async def a_log(path, *, thread_only):
-    log = Log(open_store(path), thread_only=thread_only)
+async def a_log(path, *, thread_only, **options):
+    log = Log(open_store(path, **options), thread_only=thread_only)
     try:
         yield log
     finally:
@@ -197,7 +197,9 @@ async def test_a_short_sync_is_waited_for(tmp_path, held):
 @needs_the_kernel
 @on_a_loop
 async def test_long_syncs_are_hardly_waited_for_until_they_are_short_again(tmp_path, held):
-    async with a_log(tmp_path / "data", thread_only=False) as log:
+    # In a segment so large that the thread need not prepare the next one.
+    options = {"thread_only": False, "segment_bytes_max": 1 << 20}
+    async with a_log(tmp_path / "data", **options) as log:
         await log.append(b"first")
         for number in range(200):
             txn, batch, told = log.begin(b"%d" % number)

@@ -15,13 +15,13 @@ from tests.server import ROOT
 KINDS = ("calls", "bytecodes", "peak bytes", "kept")
 # In the order of KINDS. Of what is kept, a part is what was made once; a leak is one or more.
 BUDGETS = {
-    "GET": (20.0, 415, 2_400, 0.9),
-    "PUT": (247, 3_900, 2_800, 0.9),
-    "PUT, 16 in a batch": (110, 1_640, 1_800, 0.9),
-    "compare-and-swap": (274, 4_280, 2_900, 0.9),
-    "in-order POST": (252, 3_905, 2_800, 0.9),
-    "PUT and DELETE": (243, 3_830, 1_500, 0.9),
-    "TTL refresh": (280, 4_350, 2_800, 0.9),
+    "GET": (20.0, 420, 2_400, 0.9),
+    "PUT": (144, 2_450, 2_800, 0.9),
+    "PUT, 16 in a batch": (74, 1_265, 1_800, 0.9),
+    "compare-and-swap": (180, 2_840, 2_900, 0.9),
+    "in-order POST": (154, 2_500, 2_800, 0.9),
+    "PUT and DELETE": (144, 2_430, 1_500, 0.9),
+    "TTL refresh": (171, 2_790, 2_800, 0.9),
     "listing, unchanged": (78.8, 1_095, 45_000, 0.9),
     "listing, each child": (11.2, 186, 800, 0.9),
     "long poll, asked and told": (51.2, 985, 800, 0.9),
