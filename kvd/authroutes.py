@@ -47,7 +47,9 @@ class _Named(_AuthEndpoint):
             await asyncio.sleep(0)
             return read(self.body, self.name)
 
-    async def answer_with(self, render: Callable[[View], Iterator[bytes]]) -> None:
+    async def answer_with(
+        self, render: Callable[[View, Callable[[int], None]], Iterator[bytes]]
+    ) -> None:
         """Answer with what is rendered in turns, one response after another."""
         connection = cast(Connection, self.request.connection)
         body = await self.guard.render(connection, render)

@@ -7,7 +7,7 @@ they are durable.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 from kvd.errors import RouteError
@@ -20,8 +20,12 @@ class Entries(Protocol):
     def entry(self, what: str, name: str) -> Entry | None:
         """Return the entry of a name, or None."""
 
-    def entries(self, what: str) -> list[Entry]:
-        """Return all entries of one sort, by their names."""
+
+class AllEntries(Entries, Protocol):
+    """What a list is made of."""
+
+    def each_entry(self, what: str) -> Iterator[Entry]:
+        """Yield all entries of one sort, in any order."""
 
 
 class Reply(NamedTuple):

@@ -304,9 +304,13 @@ class Guard:
             self.admit(request.head, then)
 
     async def render(
-        self, connection: Connection, render: Callable[[View], Iterator[bytes]]
+        self,
+        connection: Connection,
+        render: Callable[[View, Callable[[int], None]], Iterator[bytes]],
     ) -> bytes:
         """Return what is rendered of users and roles in turns, while others are served.
+
+        `render` gets a function to call with what it keeps in memory, which is bounded likewise.
 
         Raises:
             RouteError: as `render`; 500, it is too long; 503, there is no memory for it.
@@ -314,12 +318,20 @@ class Guard:
         memory = connection.memory
         size_max = min(_LIST_BYTES_MAX, memory.answer_bytes_max)
         pieces: list[bytes] = []
-        size = 0
+        size = kept = 0
+
+        def keep(more: int) -> None:
+            nonlocal kept
+            kept += more
+            memory.take(more)
+            if kept > size_max:
+                raise RouteError(500, f"the names take more than {size_max} bytes of memory")
+
         async with self._rendering:
             try:
                 with self._store.long_view() as view:
                     until = monotonic() + _SLICE_S
-                    for piece in render(view):
+                    for piece in render(view, keep):
                         pieces.append(piece)
                         size += len(piece)
                         memory.take(len(piece))
@@ -336,7 +348,7 @@ class Guard:
             except NoRoom:
                 raise RouteError(503, "no memory for the response") from None
             finally:
-                memory.give_back(size)
+                memory.give_back(size + kept)
 
     async def settle(self) -> None:
         """Wait for those whose password is being checked; turn away those who would take long."""

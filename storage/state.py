@@ -171,6 +171,10 @@ class State(View):
         """Return all entries of one sort, or of all, by their names."""
         return self.flushed().entries(what)
 
+    def each_entry(self, what: str = "") -> Iterator[Entry]:
+        """Yield all entries of one sort, or of all, as `View.each_entry`."""
+        return self.flushed().each_entry(what)
+
     def history_bytes_max(self) -> int:
         """Return how long the rows of the history may be together, 0 where that is not limited."""
         return self._history_bytes_max

@@ -23,7 +23,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from heapq import merge
-from itertools import chain, groupby, islice
+from itertools import chain, groupby, islice, starmap
 from operator import itemgetter
 from struct import Struct
 from typing import TypeAlias
@@ -204,6 +204,10 @@ class View(Nodes):
     def names(self, dir_id: int, first: bytes, limit: int) -> list[bytes]:
         """Return the names of some children, in order: from `first` on, up to `limit`."""
 
+    @abstractmethod
+    def each_entry(self, what: str = "") -> Iterator[Entry]:
+        """Yield all entries of one sort, or of all, in no order that means anything."""
+
     def at(self, now_ns: int) -> View:
         """Return the same state without what has ended by a time; it ends with this view."""
         return ViewAt(self, now_ns)
@@ -369,9 +373,12 @@ class IndexView(View):
 
     def entries(self, what: str = "") -> list[Entry]:
         """Return all entries of one sort, or of all, by their names."""
+        return sorted(self.each_entry(what), key=lambda entry: (entry.what, entry.name))
+
+    def each_entry(self, what: str = "") -> Iterator[Entry]:
+        """Yield all entries of one sort, or of all, as `View.each_entry`."""
         prefix = entry_prefix(what) if what else b""
-        found = [decode_entry(*row) for row in self.rows(b"entries", prefix)]
-        return sorted(found, key=lambda entry: (entry.what, entry.name))
+        return starmap(decode_entry, self.rows(b"entries", prefix))
 
 
 class ViewAt(View):
@@ -411,6 +418,10 @@ class ViewAt(View):
     def entries(self, what: str = "") -> list[Entry]:
         """Return all entries of one sort, or of all, by their names."""
         return self._view.entries(what)
+
+    def each_entry(self, what: str = "") -> Iterator[Entry]:
+        """Yield all entries of one sort, or of all, as `View.each_entry`."""
+        return self._view.each_entry(what)
 
 
 def has_ended(node: Node, now_ns: int) -> bool:

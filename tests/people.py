@@ -1,5 +1,7 @@
 """Users and roles in a dict: `kvd.entries.Entries` without a store."""
 
+from collections.abc import Iterator
+
 from kvd import authchanges
 from kvd.entries import Reply
 from storage.change import Entry
@@ -14,11 +16,8 @@ class People:
     def entry(self, what: str, name: str) -> Entry | None:
         return self.rows.get((what, name))
 
-    def entries(self, what: str) -> list[Entry]:
-        return sorted(
-            (entry for entry in self.rows.values() if entry.what == what),
-            key=lambda entry: entry.name,
-        )
+    def each_entry(self, what: str) -> Iterator[Entry]:
+        return (entry for entry in self.rows.values() if entry.what == what)
 
     def do(self, command: authchanges.Command) -> Reply:
         """Decide a command and do what is decided; return the reply."""

@@ -1,5 +1,7 @@
 """kvd/auth.py: who may do what, and what is shown of users and roles."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,6 +106,10 @@ def test_children_are_allowed_by_a_prefix_of_all_their_paths(patterns, expected,
     assert roles_allow(names, find, below(key), write=False, recursive=True) == expected
 
 
+def listed(render, people, **options):
+    return b"".join(render(people, lambda _: None, **options))
+
+
 def test_lists_are_sorted_by_name_and_leave_out_roles_that_do_not_exist():
     people = People()
     for name in ("bo", "Al", "\u00e9", "_hidden"):
@@ -115,13 +121,53 @@ def test_lists_are_sorted_by_name_and_leave_out_roles_that_do_not_exist():
         b'{"user":"%b","roles":[%b]}' % (n.encode(), role)
         for n in ("Al", "_hidden", "bo", "\u00e9")
     )
-    assert b"".join(auth.users_json(people)) == b'{"users":[%b]}\n' % users
-    roles = b"".join(auth.roles_json(people))
+    assert listed(auth.users_json, people) == b'{"users":[%b]}\n' % users
+    roles = listed(auth.roles_json, people)
     shown = [
         roles.index(b'"role":"%b"' % name)
         for name in (b"Al", b"_hidden", b"bo", b"r", b"root", b"\xc3\xa9")
     ]
     assert shown == sorted(shown)
+
+
+@pytest.mark.parametrize("render", [auth.users_json, auth.roles_json], ids=["users", "roles"])
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 100])
+def test_of_very_many_few_are_read_and_sorted_at_once(monkeypatch, render, count):
+    """A hundred thousand would stop everybody else for a second."""
+    monkeypatch.setattr(auth, "_RUN", 8)
+    monkeypatch.setattr(auth, "_PIECE", 4)
+    read = kept = 0
+
+    class Counted(People):
+        def each_entry(self, what):
+            nonlocal read
+            for entry in super().each_entry(what):
+                read += 1
+                yield entry
+
+        def entry(self, what, name):
+            nonlocal read
+            read += 1
+            return super().entry(what, name)
+
+    def keep(size):
+        nonlocal kept
+        kept += size
+
+    people = Counted()
+    names = [f"n{number * 37 % 101:03}" for number in range(count)]
+    for name in names:
+        people.do(PutUser(name, b"hash") if render is auth.users_json else PutRole(Role(name)))
+    body, most = b"", 0
+    read = 0
+    for piece in render(people, keep):
+        body += piece
+        most, read = max(most, read), 0
+    (shown,) = json.loads(body).values()
+    own = [] if render is auth.users_json else ["root"]
+    assert [next(iter(item.values())) for item in shown or []] == sorted([*names, *own])
+    assert most <= 4
+    assert kept == sum(len(name) + 64 for name in names)
 
 
 def test_no_hash_is_ever_shown():
@@ -130,12 +176,12 @@ def test_no_hash_is_ever_shown():
     changed = people.do(PutUser("root", b"SECRET2"))
     for body in (
         changed.body,
-        b"".join(auth.users_json(people)),
-        b"".join(auth.user_json(people, "root")),
+        listed(auth.users_json, people),
+        listed(auth.user_json, people, name="root"),
     ):
         assert b"SECRET" not in body
         assert b"password" not in body
-    assert not any(b"SECRET" in entry.document for entry in people.entries("user"))
+    assert not any(b"SECRET" in entry.document for entry in people.each_entry("user"))
 
 
 def test_users_are_asked_for_from_the_switch_on():

@@ -132,9 +132,12 @@ def test_what_a_role_was_asked_with_is_shown_until_it_is_changed():
     people.do(role(grant=[None], revoke=[(), None]))
     shown = b'"permissions":{"kv":{"read":null,"write":null}}'
     empty = b'"grant":{"kv":{"read":null,"write":null}},"revoke":{"kv":{"read":[],"write":null}}'
-    assert b"".join(auth.role_json(people, "r")) == b'{"role":"r",%b,%b}\n' % (shown, empty)
+    assert b"".join(auth.role_json(people, print, name="r")) == b'{"role":"r",%b,%b}\n' % (
+        shown,
+        empty,
+    )
     people.do(role(grant=[("/a",)]))
-    assert b"grant" not in b"".join(auth.role_json(people, "r"))
+    assert b"grant" not in b"".join(auth.role_json(people, print, name="r"))
 
 
 def test_a_password_stays_where_no_other_one_is_given():

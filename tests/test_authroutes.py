@@ -149,6 +149,22 @@ def test_a_list_that_repeats_a_large_role_is_bounded(make_server):
     assert scrape(client)["kvd_buffered_answer_bytes"] == 0
 
 
+def test_the_names_of_a_list_are_bounded_too(make_server):
+    server = make_server("--max-response-bytes", "2600").start()
+    client = server.client()
+    for number in range(40):
+        body = json.dumps({"role": f"r{number:02}"})
+        assert client.request("PUT", f"/v2/auth/roles/r{number:02}", body).status == 201
+    answer = client.request("GET", "/v2/auth/roles")
+    message = "the names take more than 2600 bytes of memory"
+    assert (answer.status, answer.json) == (500, {"message": message})
+    assert scrape(client)["kvd_buffered_answer_bytes"] == 0
+    assert client.request("DELETE", "/v2/auth/roles/r00").status == 200
+    assert client.request("DELETE", "/v2/auth/roles/r01").status == 200
+    assert len(client.request("GET", "/v2/auth/roles").json["roles"]) == 39
+    assert scrape(client)["kvd_buffered_answer_bytes"] == 0
+
+
 @pytest.mark.parametrize(
     "target",
     ["/v2/auth/users/", "/v2/auth/users/%00", "/v2/auth/roles/%F0%9F%98%80", "/v2/auth/users/%ff"],
