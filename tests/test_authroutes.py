@@ -173,6 +173,30 @@ def test_any_name_is_looked_for(client, target):
     assert client.request("GET", target).status in (200, 404)
 
 
+@pytest.mark.parametrize("count", [1_200, 2_000, 100_000])
+def test_the_urls_of_a_member_are_bounded_by_the_body(client, count):
+    """etcd takes a hundred thousand of them, and shows them to everybody from then on."""
+    before = client.request("GET", "/v2/members").json
+    (member,) = before["members"]
+    target = f"/v2/members/{member['id']}"
+    body = json.dumps({"peerURLs": ["http://a:1"] * count}, separators=(",", ":"))
+    message = f"Request body larger than {16 << 10} bytes."
+    is_within = len(body) <= 16 << 10
+    try:
+        for method, where in (("POST", "/v2/members"), ("PUT", target)):
+            answer = client.request(method, where, body, JSON)
+            if not is_within:
+                assert (answer.status, answer.json) == (413, {"message": message})
+            else:
+                assert answer.status == (204 if method == "PUT" else 500)
+        (after,) = client.request("GET", "/v2/members").json["members"]
+        assert after["peerURLs"] == (["http://a:1"] * count if is_within else member["peerURLs"])
+    finally:
+        again = json.dumps({"peerURLs": member["peerURLs"]})
+        assert client.request("PUT", target, again, JSON).status == 204
+    assert client.request("GET", "/v2/members").json == before
+
+
 def test_another_member_is_refused_and_the_only_one_stays(client):
     (member,) = client.request("GET", "/v2/members").json["members"]
     body = json.dumps({"peerURLs": ["http://10.0.0.1:2380"]})
