@@ -111,7 +111,7 @@ def cut(raw: bytes, end: int) -> int:
     """
     if end >= len(raw):
         return len(raw)
-    for place in range(end, end - 4, -1):
+    for place in range(end, max(end - 4, -1), -1):
         if raw[place] & 0xC0 != 0x80:
             return place
     # Four continuation bytes in a row: the last one belongs to no character.
@@ -224,12 +224,18 @@ def _removed(key: bytes, change: Change) -> bytes:
 
 def node_parts(key: bytes, node: Node, now_ns: int, offset_ns: int = 0) -> Parts:
     """Return a node, as `node_object` does, in parts: its value may be large."""
-    value, created, modified, expiration_ns, _ = node
+    value = node.value
     if value is None or len(value) <= LARGE_VALUE_BYTES:
         return [node_object(key, node, now_ns, offset_ns)]
+    end = b'"' + file_end(node, now_ns, offset_ns)
+    return [b'{"key":"%b","value":"' % key, LargeValue(node.modified_index, value), end]
+
+
+def file_end(node: Node, now_ns: int, offset_ns: int = 0) -> bytes:
+    """Return what stands behind the value in a file's JSON."""
+    _, created, modified, expiration_ns, _ = node
     middle = _expiration(expiration_ns, now_ns, offset_ns) if expiration_ns else b""
-    end = b'"%b,"modifiedIndex":%d,"createdIndex":%d}' % (middle, modified, created)
-    return [b'{"key":"%b","value":"' % key, LargeValue(modified, value), end]
+    return b'%b,"modifiedIndex":%d,"createdIndex":%d}' % (middle, modified, created)
 
 
 def joined(parts: Parts) -> Parts:

@@ -11,6 +11,7 @@ from kvd.errors import TABLE, ApiError
 from kvd.response import (
     ACTIONS,
     action_body,
+    cut,
     error_body,
     escape,
     event_body,
@@ -307,3 +308,13 @@ def test_what_is_large_is_the_same_in_parts():
 
 def text_of(parts):
     return b"".join(part if isinstance(part, bytes) else escape(part.raw) for part in parts)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"a", "é€\U0001f600".encode() * 3, b"\x80" * 9 + b"a", b"a" + b"\x80" * 9]
+)
+def test_bytes_are_cut_between_characters_at_any_place(raw):
+    for end in range(len(raw) + 2):
+        place = cut(raw, end)
+        assert max(0, min(end, len(raw)) - 3) <= place <= min(end, len(raw))
+        assert escape(raw[:place]) + escape(raw[place:]) == escape(raw)
