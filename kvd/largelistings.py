@@ -3,9 +3,9 @@
 In a turn of the loop some milliseconds of one rendering are done, or of something else that takes
 long. Which listings were large is remembered: to find that out takes as long as all of a small one.
 
-Clients that ask for the same directory before its rendering begins share one response: each sees
-all that was committed before it asked. A few are rendered side by side, because each holds a read
-transaction open, whose pages no write can reuse.
+Clients that ask for the same before its rendering begins share one response: each sees all that was
+committed before it asked. A few are rendered side by side, because each holds a read transaction
+open, whose pages no write can reuse.
 
 What is rendered is counted in `Memory` slice by slice. A rendering that finds no room is given up
 and begins again when it is the only one that may wait: two that each waited for the other's memory
@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import partial
 from http import HTTPStatus
 from time import monotonic
 from typing import NamedTuple
@@ -32,6 +33,7 @@ from kvd.logs import SLOW_QUIET_S, Rarely
 from kvd.memory import ROOM_WAIT_S, Memory, NoRoom, Payload, Values
 from kvd.stats import StoreStats
 from storage.store import Store
+from storage.view import View
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,12 @@ _SLICE_S = 0.002
 _PLACES_BYTES_MAX = 1 << 20
 
 Refuse = Callable[[Connection, str, ApiError], None]
+Begin = Callable[[View, int, bool], Slices]
+"""Begins to render a state at a time, and gets whether some of it has ended by then.
+
+Raises:
+    ApiError: there is nothing to be rendered.
+"""
 
 
 def no_room() -> ApiError:
@@ -80,8 +88,10 @@ class _Full(Exception):
 class _Job:
     """One rendering: who asks for it, and what there is of it, held in memory."""
 
-    def __init__(self, place: tuple[bytes, bool]) -> None:
+    def __init__(self, place: Hashable, get: Get, begin: Begin | None) -> None:
         self.place = place
+        self.get = get
+        self.begin = begin
         self.asking: list[_Asking] = []
         self.payloads: list[Payload] = []
         self.size = 0
@@ -137,7 +147,7 @@ class LargeListings:
         self._rendered = asyncio.Semaphore(_RENDERED_MAX)
         self._alone = asyncio.Lock()
         # Those that have not begun, by what they list.
-        self._waiting: dict[tuple[bytes, bool], _Job] = {}
+        self._waiting: dict[Hashable, _Job] = {}
         self.slow = 0
         """How many took longer than `slow_s`."""
 
@@ -145,13 +155,28 @@ class LargeListings:
         """Return whether the last listing of the same was not done in one turn."""
         return (get.key, get.recursive) in self._large.kept
 
-    def join(self, connection: Connection, method: str, get: Get) -> _Job | None:
-        """Ask for a listing; return it if it has to be run, None if it will be anyway."""
-        place = get.key, get.recursive
+    def join(
+        self,
+        connection: Connection,
+        method: str,
+        get: Get,
+        begin: Begin | None = None,
+        place: Hashable = None,
+    ) -> _Job | None:
+        """Ask for a listing; return it if it has to be run, None if it will be anyway.
+
+        Args:
+            connection: where the response goes.
+            method: GET or HEAD.
+            get: what is asked for.
+            begin: renders it, where that is no ordinary listing.
+            place: equal for those that it renders alike.
+        """
+        place = place or (get.key, get.recursive)
         job = self._waiting.get(place)
         is_new = job is None
         if job is None:
-            job = self._waiting[place] = _Job(place)
+            job = self._waiting[place] = _Job(place, get, begin)
         job.asking.append(_Asking(connection, method, get, monotonic()))
         return job if is_new else None
 
@@ -204,26 +229,18 @@ class LargeListings:
         waited_s = 0.0
         if waits:
             waited_s = await self._room(waited_s)
-        key, recursive = job.place
         del self._waiting[job.place]
         applied = self._store.applied
         now_ns, is_overdue = self._now()
+        begin = job.begin or partial(self._begin, job.get)
         with self._store.long_view() as view:
-            shown = view.at(now_ns) if is_overdue else view
-            slices = render(
-                view,
-                key,
-                machine.existing(shown, key, applied.index),
-                now_ns,
-                applied.clock_offset_ns,
-                recursive=recursive,
-                ended_ns=now_ns if is_overdue else 0,
-            )
+            slices = begin(view, now_ns, is_overdue)
             listing = await self._advance(slices, job)
-            self._note_size(job.place, is_large=listing is None)
+            if job.begin is None:
+                self._note_size(job.get, is_large=listing is None)
             while listing is None:
-                if job.size > _HEAD_BYTES_MAX:
-                    self._answer_heads(job, applied.index)
+                if job.size > _HEAD_BYTES_MAX and job.begin is None:
+                    self._answer_heads(job, self._head(applied.index))
                 if not self._memory.fits(_STEP_BYTES):
                     if not waits:
                         raise _Full
@@ -236,8 +253,21 @@ class LargeListings:
         if listing.parts is not None and self._store.applied is applied and not is_overdue:
             # Nothing was changed while it was rendered.
             body = b"".join(payload.data for payload in job.payloads)
-            self._kept.keep(key, body, listing.parts, recursive=recursive)
-        self._answer(job, applied.index)
+            self._kept.keep(job.get.key, body, listing.parts, recursive=job.get.recursive)
+        self._answer(job, self._head(applied.index) + listing.lines)
+
+    def _begin(self, get: Get, view: View, now_ns: int, is_overdue: bool) -> Slices:
+        applied = self._store.applied
+        shown = view.at(now_ns) if is_overdue else view
+        return render(
+            view,
+            get.key,
+            machine.existing(shown, get.key, applied.index),
+            now_ns,
+            applied.clock_offset_ns,
+            recursive=get.recursive,
+            ended_ns=now_ns if is_overdue else 0,
+        )
 
     async def _advance(self, slices: Slices, job: _Job) -> Listing | None:
         """Add to what is held, in a turn in which no other does; return the listing if it is done.
@@ -250,12 +280,13 @@ class LargeListings:
             parts, listing = advance(slices, until=monotonic() + _SLICE_S)
         job.add(self._values.payloads(parts))
         if job.size > self._memory.answer_bytes_max:
-            raise _too_large(self._memory.answer_bytes_max)
+            raise too_large(self._memory.answer_bytes_max)
         return listing
 
-    def _note_size(self, place: tuple[bytes, bool], *, is_large: bool) -> None:
+    def _note_size(self, get: Get, *, is_large: bool) -> None:
+        place = get.key, get.recursive
         if is_large:
-            self._large.keep(place, None, len(place[0]))
+            self._large.keep(place, None, len(get.key))
         else:
             self._large.drop(place)
 
@@ -268,10 +299,9 @@ class LargeListings:
             raise NoRoom
         return waited_s
 
-    def _answer(self, job: _Job, index: int) -> None:
-        head = self._head(index)
+    def _answer(self, job: _Job, head: bytes) -> None:
         if job.size > _HEAD_BYTES_MAX:
-            self._answer_heads(job, index)
+            self._answer_heads(job, head)
         asking, job.asking = job.asking, []
         for connection, method, get, since in asking:
             self._stats.count(get, succeeded=True)
@@ -282,12 +312,12 @@ class LargeListings:
             else:
                 connection.respond_in_pieces(_OK, head, job.payloads)
 
-    def _answer_heads(self, job: _Job, index: int) -> None:
+    def _answer_heads(self, job: _Job, head: bytes) -> None:
         """Answer those that want no body: it is long enough for them not to be told how long."""
         for connection, method, get, _ in job.asking:
             if method == "HEAD":
                 self._stats.count(get, succeeded=True)
-                connection.respond_head(_OK, self._head(index))
+                connection.respond_head(_OK, head)
         job.asking = [one for one in job.asking if one.method != "HEAD"]
 
     def _refuse_all(self, job: _Job, refusal: ApiError) -> None:
@@ -310,7 +340,8 @@ class LargeListings:
                 )
 
 
-def _too_large(limit: int) -> ApiError:
+def too_large(limit: int) -> ApiError:
+    """Return the refusal of a response that is longer than one may be."""
     cause = (
         f"the response is larger than {limit} bytes: list fewer keys at once, "
         "or raise --max-response-bytes"

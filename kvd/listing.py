@@ -50,11 +50,12 @@ _FIRST = b',"nodes":['
 class Listing(NamedTuple):
     """The last pieces of a body, and its parts where it lasts: until something in it is changed.
 
-    What shows a TTL does not last, it changes by itself.
+    What shows a TTL does not last, it changes by itself. `lines` are further header lines.
     """
 
     pieces: Parts
     parts: Directory | None
+    lines: bytes = b""
 
 
 Slices = Generator[Parts, None, Listing]
