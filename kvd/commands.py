@@ -74,6 +74,9 @@ class CompareAndDelete(NamedTuple):
     prev_index: int
 
 
+Extras = tuple[tuple[bytes, bytes], ...]
+"""Parameters that etcd does not know, names and values as they came; see kvd/extras.py."""
+
 Command = Set | Create | CreateInOrder | Update | CompareAndSwap | Delete | CompareAndDelete
 
 
@@ -87,6 +90,7 @@ class Get(NamedTuple):
     recursive: bool = False
     sorted: bool = False
     may_list: bool = True
+    extras: Extras = ()
 
 
 class Watch(NamedTuple):
@@ -96,6 +100,7 @@ class Watch(NamedTuple):
     recursive: bool = False
     stream: bool = False
     wait_index: int = 0
+    extras: Extras = ()
 
 
 Request = Command | Get | Watch

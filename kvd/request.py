@@ -22,6 +22,7 @@ from kvd.commands import (
     Create,
     CreateInOrder,
     Delete,
+    Extras,
     Get,
     Request,
     Set,
@@ -59,11 +60,19 @@ LARGE_FORM_BYTES = 256 << 10
 
 KEYS = b"/v2/keys"
 
+EXTRAS = frozenset(
+    (
+        *(b"after", b"base64", b"count", b"depth", b"find", b"hidden", b"in", b"keysOnly"),
+        *(b"limit", b"marks", b"maxValue", b"prefix", b"raw"),
+    )
+)
+"""Names of what etcd does not know of a read (kvd/extras.py); other methods ignore them, too."""
+
 Parameters = dict[bytes, bytes]
 Parsed = tuple[Request, bool, bool]
 """A request, whether its success omits the values, and whether it says `recursive`."""
 
-_BOOLS = dict.fromkeys((b"1", b"t", b"T", b"TRUE", b"true", b"True"), True) | dict.fromkeys(
+BOOLS = dict.fromkeys((b"1", b"t", b"T", b"TRUE", b"true", b"True"), True) | dict.fromkeys(
     (b"0", b"f", b"F", b"FALSE", b"false", b"False"), False
 )
 _new = tuple.__new__
@@ -105,10 +114,10 @@ class _Check(NamedTuple):
 
 
 def _is_uint(raw: bytes) -> bool:
-    return _uint(raw) is not None
+    return uint(raw) is not None
 
 
-_IS_BOOL = _BOOLS.__contains__
+_IS_BOOL = BOOLS.__contains__
 _CHECKED_FIRST = (
     *(
         _Check(name, _is_uint, INDEX_NOT_A_NUMBER, b'invalid value for "%b"' % name)
@@ -133,6 +142,8 @@ _CHECKED_THEN = (
     _Check(b"refresh", _IS_BOOL, INVALID_FIELD, b"invalid value for refresh"),
 )
 _IS_GOOD = {check.name: check.is_good for check in (*_CHECKED_FIRST, *_CHECKED_THEN)}
+# So that a request without them does nothing for them, not even one look-up.
+_IS_GOOD |= dict.fromkeys(EXTRAS, lambda _: False)
 
 
 class BadEscape(ValueError):
@@ -178,14 +189,14 @@ def encode_path(path: bytes) -> str:
     return quote_from_bytes(path, safe=_PATH_SAFE)
 
 
-def key_of(path: bytes) -> bytes | None:
+def key_of(path: bytes, base: bytes = KEYS) -> bytes | None:
     """Return the key that a cleaned path addresses, or None where it is no path of the key space.
 
-    One slash at the end is ignored; the key space itself is the root.
+    One slash at the end is ignored; the key space itself is the root. `base` is where that begins.
     """
-    if not path.startswith(KEYS):
+    if not path.startswith(base):
         return None
-    key = path[len(KEYS) :]
+    key = path[len(base) :]
     if not key or key == b"/":
         return b"/"
     if not key.startswith(b"/"):
@@ -285,18 +296,27 @@ def parse_in_turns(
         yield from _read_form(form, params)
     if query:
         yield from _read_form(query, params)
-    _check(method, params)
+    is_usual = _check(method, params)
     no_value = _flag(params, b"noValueOnSuccess")
     recursive = _flag(params, b"recursive")
     if method == "PUT":
         return _put(key, params), no_value, recursive
     if method in ("GET", "HEAD"):
-        return _get(key, params), False, recursive
+        return _get(key, params, is_usual=is_usual), False, recursive
     if method == "POST":
         value = params.get(b"value", b"")
         command = CreateInOrder(key, value, _flag(params, b"dir"), _ttl_s(params))
         return command, no_value, recursive
     return _delete(key, params), False, recursive
+
+
+def parse_whole(method: str, key: bytes, query: bytes) -> Parsed:
+    """Do what `parse` does without a form, at once: a query is as short as a head.
+
+    Raises:
+        ApiError: as `parse`.
+    """
+    return _parse(method, key, query, b"")
 
 
 def _parse(method: str, key: bytes, query: bytes, form: bytes) -> Parsed:
@@ -397,25 +417,30 @@ def quote(raw: bytes) -> bytes:
     return f'"{"".join(shown)}"'.encode()
 
 
-def _check(method: str, params: Parameters) -> None:
-    """Refuse the first thing wrong; the order is etcd's and is what clients see."""
+def _check(method: str, params: Parameters) -> bool:
+    """Refuse the first thing wrong; the order is etcd's and is what clients see.
+
+    Returns:
+        Whether there are no extras.
+    """
     # There are fewer parameters than checks, and nearly always nothing is wrong.
-    is_wrong = False
+    is_usual = True
     for name, value in params.items():
         is_good = _IS_GOOD.get(name)
         if is_good is not None and not is_good(value):
-            is_wrong = True
-    if is_wrong:
+            is_usual = False
+    if not is_usual:
         _check_values(_CHECKED_FIRST, params)
     if method != "GET" and _flag(params, b"wait"):
         raise ApiError(INVALID_FIELD, b'"wait" can only be used with GET requests')
-    if is_wrong:
+    if not is_usual:
         _check_values(_CHECKED_THEN, params)
     if _flag(params, b"refresh"):
         if params.get(b"value"):
             raise ApiError(REFRESH_VALUE, b"A value was provided on a refresh")
         if not params.get(b"ttl"):
             raise ApiError(REFRESH_TTL_REQUIRED, b"No TTL value set")
+    return is_usual
 
 
 def _check_values(checks: tuple[_Check, ...], params: Parameters) -> None:
@@ -429,7 +454,7 @@ def _put(key: bytes, params: Parameters) -> Command:
     is_dir, ttl_s, refresh = _flag(params, b"dir"), _ttl_s(params), _flag(params, b"refresh")
     prev_value, prev_index = params.get(b"prevValue"), _index(params, b"prevIndex")
     compare = prev_value is not None or prev_index > 0
-    exist = _BOOLS[params[b"prevExist"]] if b"prevExist" in params else None
+    exist = BOOLS[params[b"prevExist"]] if b"prevExist" in params else None
     if exist is False:
         return Create(key, value, is_dir, ttl_s)
     if compare:
@@ -439,12 +464,15 @@ def _put(key: bytes, params: Parameters) -> Command:
     return Set(key, value, is_dir, ttl_s, refresh)
 
 
-def _get(key: bytes, params: Parameters) -> Get | Watch:
+def _get(key: bytes, params: Parameters, *, is_usual: bool) -> Get | Watch:
     recursive = _flag(params, b"recursive")
+    extras: Extras = ()
+    if not is_usual:
+        extras = tuple(pair for pair in params.items() if pair[0] in EXTRAS)
     if _flag(params, b"wait") and not _flag(params, b"quorum"):
         wait_index = _index(params, b"waitIndex")
-        return Watch(key, recursive, _flag(params, b"stream"), wait_index)
-    return Get(key, recursive, _flag(params, b"sorted"))
+        return Watch(key, recursive, _flag(params, b"stream"), wait_index, extras)
+    return Get(key, recursive, _flag(params, b"sorted"), extras=extras)
 
 
 def _delete(key: bytes, params: Parameters) -> Command:
@@ -456,19 +484,19 @@ def _delete(key: bytes, params: Parameters) -> Command:
 
 
 def _flag(params: Parameters, name: bytes) -> bool:
-    return name in params and _BOOLS[params[name]]
+    return name in params and BOOLS[params[name]]
 
 
 def _index(params: Parameters, name: bytes) -> int:
-    return _uint(params[name]) or 0 if name in params else 0
+    return uint(params[name]) or 0 if name in params else 0
 
 
 def _ttl_s(params: Parameters) -> int | None:
     ttl = params.get(b"ttl")
-    return _uint(ttl) if ttl else None
+    return uint(ttl) if ttl else None
 
 
-def _uint(raw: bytes) -> int | None:
+def uint(raw: bytes) -> int | None:
     """Return a decimal number of 64 bits, or None where it is none; leading zeros are fine."""
     if len(raw) > DIGITS_MAX or not raw.isdigit():
         return None
