@@ -76,12 +76,13 @@ def in_the_open(url: ListenUrl) -> bool:
 class KeyHead(NamedTuple):
     """The head of a request to the key space, by which it is judged.
 
-    `path` is the key as it was asked for, decoded, behind `/v2/keys`.
+    `path` is the key as it was asked for, decoded, behind `/v2/keys`; None where the body names the
+    keys, each of which is judged for itself.
     """
 
     connection: Connection
     method: str
-    path: bytes
+    path: bytes | None
     caller: Caller
 
 
@@ -92,6 +93,7 @@ class KeyRequest(NamedTuple):
     key: bytes
     query: bytes
     form: bytes
+    parsed: Parsed | None = None
 
 
 class Admission(NamedTuple):
@@ -288,8 +290,8 @@ class Guard:
         parsed after that is known.
         """
         connection, method, _, _ = request.head
-        parsed = None
-        if not request.form:
+        parsed = request.parsed
+        if parsed is None and not request.form:
             try:
                 parsed = parse(method, request.key, request.query, b"")
             except ApiError as refusal:
@@ -297,11 +299,18 @@ class Guard:
                 return
             except TakesLong:
                 pass  # it is parsed once its sender is known
-        then = partial(self._serve, request, parsed)
+        self.readmit(request.head, admission, partial(self._serve, request, parsed))
+
+    def readmit(self, head: KeyHead, admission: Admission | None, then: Admitted) -> None:
+        """Decide as `admit`, unless what was decided when the head came still counts."""
         if admission is not None and admission.state == self._state:
             then(admission)
         else:
-            self.admit(request.head, then)
+            self.admit(head, then)
+
+    def rights(self, admission: Admission, path: bytes) -> Rights:
+        """Return what somebody who was let in may do with a key."""
+        return Rights(self, admission.user, path)
 
     async def render(
         self,
@@ -378,18 +387,22 @@ class Guard:
         is_stranger = user is None and head.caller.authorization
         write = head.method not in ("GET", "HEAD")
         # Users may have ceased to be asked for by now.
-        if not self.enabled or (not is_stranger and Rights(self, user, head.path).may(write=write)):
+        if not self.enabled or (
+            not is_stranger
+            and (head.path is None or Rights(self, user, head.path).may(write=write))
+        ):
             return Admission(user, self._state)
         return ApiError(UNAUTHORIZED, DENIED)
 
     def _serve(
         self, request: KeyRequest, parsed: Parsed | None, outcome: Admission | ApiError
     ) -> None:
-        head, key, query, form = request
+        head, key, query, form, _ = request
         connection, method, path, _ = head
         if isinstance(outcome, ApiError):
             self._keys.refuse(connection, method, outcome)
             return
+        assert path is not None
         rights = Rights(self, outcome.user, path)
         self._keys.serve(connection, method, key, query, form, parsed=parsed, rights=rights)
 
