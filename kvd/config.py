@@ -70,6 +70,7 @@ class Config:
         tls: How TLS is spoken; None where no URL asks for it.
         cors: The origins that may read answers in a browser; empty sends no CORS headers.
         host_whitelist: The hosts that requests may name, `*` for any; None without the setting.
+        extras: Whether the extras on etcd's API are served (kvd/extras.py).
         max_header_bytes: Limit of request line and headers together.
         max_body_bytes: Limit of the body of a request.
         max_value_bytes: Limit of a value.
@@ -114,6 +115,7 @@ class Config:
     tls: TlsConfig | None
     cors: tuple[str, ...]
     host_whitelist: tuple[str, ...] | None
+    extras: bool
     max_header_bytes: int
     max_body_bytes: int
     max_value_bytes: int
@@ -220,6 +222,7 @@ def _config(settings: Settings) -> Config:
         host_whitelist=None
         if settings["host-whitelist"].is_default
         else tuple(members(settings, "host-whitelist", "a host")),
+        extras=boolean(settings, "extras"),
         max_header_bytes=integer(settings, "max-header-bytes", lowest=HEADER_BYTES_MIN),
         max_body_bytes=integer(
             settings, "max-body-bytes", lowest=BODY_BYTES_MIN, highest=FORM_BYTES_MAX

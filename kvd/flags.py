@@ -39,9 +39,9 @@ class Flag:
 
 
 MEMBER, STORAGE, SECURITY, BROWSERS = "Member", "Storage", "Security", "Browsers"
-LIMITS, LOGGING, OTHER = "Limits", "Logging", "Other"
+EXTRAS, LIMITS, LOGGING, OTHER = "Extras", "Limits", "Logging", "Other"
 OLD = "Old names"
-GROUPS = (MEMBER, STORAGE, SECURITY, BROWSERS, LIMITS, LOGGING, OTHER, OLD)
+GROUPS = (MEMBER, STORAGE, SECURITY, BROWSERS, EXTRAS, LIMITS, LOGGING, OTHER, OLD)
 
 FLAGS = (
     Flag("name", "default", "NAME", "name of this member", MEMBER),
@@ -198,6 +198,13 @@ FLAGS = (
         "hosts that requests without TLS may name; * is any (default: if only this machine can "
         "connect, its own names, addresses and names without a dot; else any)",
         BROWSERS,
+    ),
+    Flag(
+        "extras",
+        "true",
+        "",
+        "serve what etcd does not have, to clients that ask for it; see the manual, extras.md",
+        EXTRAS,
     ),
     Flag("max-header-bytes", "65536", "N", "limit of request line and headers together", LIMITS),
     Flag("max-body-bytes", str(10 << 20), "N", "limit of the body of a request", LIMITS),

@@ -20,6 +20,8 @@ from tornado import httputil
 
 from kvd.browsers import BrowserPolicy
 from kvd.errors import INVALID_FORM, RAFT_INTERNAL, ApiError
+from kvd.extras_exchange import Exchange as ExtraExchange
+from kvd.extras_routes import ExtraRoutes
 from kvd.framing import Block
 from kvd.guard import Admission, Caller, Guard, KeyHead, KeyRequest, caller_of
 from kvd.http1 import Connection, Delegate
@@ -67,8 +69,10 @@ class Front(Delegate):
         others: httputil.HTTPServerConnectionDelegate,
         guard: Guard,
         browsers: BrowserPolicy,
+        extras: ExtraRoutes | None = None,
     ) -> None:
         self.keys = keys
+        self.extras = extras
         self.others = others
         self.guard = guard
         self.browsers = browsers
@@ -106,8 +110,9 @@ class Front(Delegate):
         return True
 
     def is_usual(self, headers: httputil.HTTPHeaders) -> bool:
-        """Return whether no browser can have been talked into requests with these headers."""
-        return self.browsers.is_usual(headers)
+        """Return whether headers decide nothing, be it for the sake of browsers or of extras."""
+        is_usual = self.browsers.is_usual(headers)
+        return is_usual and (self.extras is None or self.extras.is_usual(headers))
 
     def admit(
         self, connection: Connection, method: str, target: str, headers: httputil.HTTPHeaders
@@ -156,8 +161,9 @@ class Front(Delegate):
 class Exchange(httputil.HTTPMessageDelegate):
     """One request, as far as it has come.
 
-    When it is complete it is one of three: one to the key space (`_key`), one that Tornado's
-    application has already (`_other`), or one that is answered here (`_act`).
+    When it is complete it is one of four: one to the key space (`_key`), one that comes to it by
+    another way (`_extra`), one that Tornado's application has already (`_other`), or one that is
+    answered here (`_act`).
     """
 
     __slots__ = (
@@ -165,6 +171,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         "_admission",
         "_body_bytes",
         "_connection",
+        "_extra",
         "_form",
         "_front",
         "_head",
@@ -179,6 +186,7 @@ class Exchange(httputil.HTTPMessageDelegate):
         self._front = front
         self._connection = connection
         self._other: httputil.HTTPMessageDelegate | None = None
+        self._extra: ExtraExchange | None = None
         self._act: Callable[[], None] | None = None
         self._form: bytearray | None = None
         self._body_bytes = 0
@@ -217,6 +225,23 @@ class Exchange(httputil.HTTPMessageDelegate):
             self._act = partial(self._plain, HTTPStatus.BAD_REQUEST, "", "")
         elif cleaned != path and method != "CONNECT":
             self._act = partial(self._redirect, cleaned, query)
+        else:
+            self._route(path, cleaned, query, version, headers)
+
+    def _route(
+        self,
+        path: bytes,
+        cleaned: bytes,
+        query: bytes,
+        version: str,
+        headers: httputil.HTTPHeaders,
+    ) -> None:
+        method, extras = self._method, self._front.extras
+        if extras is not None:
+            start = method, cleaned, query
+            self._extra = extras.begin(self, self._connection, start, headers)
+        if self._extra is not None:
+            pass
         elif (key := key_of(cleaned)) is None:
             self._pass_on(cleaned, query, version, headers)
         elif method not in METHODS:
@@ -230,6 +255,9 @@ class Exchange(httputil.HTTPMessageDelegate):
 
     def data_received(self, chunk: bytes) -> None:
         """Take a piece of the body: kept where it is a form, else dropped."""
+        if self._extra is not None:
+            self._extra.data_received(chunk)
+            return
         if self._other is None and self._form is None:
             return
         self._body_bytes += len(chunk)
@@ -264,6 +292,8 @@ class Exchange(httputil.HTTPMessageDelegate):
         """The request is complete: answer it, or see to it that it will be."""
         if self._other is not None:
             self._other.finish()
+        elif self._extra is not None:
+            self._extra.finish()
         elif self._act is not None:
             self._act()
         elif self._key:

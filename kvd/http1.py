@@ -88,7 +88,7 @@ _COMPONENTS_MAX = 64
 _SHORT_PATH_BYTES = 1 << 10
 _WRITING = (b"PUT ", b"POST ", b"DELETE ")
 # What is answered by the key space; all else costs far more than that.
-_KEY_LINE = re.compile(rb"[A-Z]+ /v2/keys[/?\x20]")
+_KEY_LINE = re.compile(rb"[A-Z]+ /v2/(?:keys|raw)[/?\x20]")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LAST_CHUNK = b"0\r\n\r\n"
 

@@ -33,6 +33,8 @@ from kvd.errors import (
     UNAUTHORIZED,
     ApiError,
 )
+from kvd.extras import TOO_MANY_KEYS, check_watch
+from kvd.extras_reads import TOO_MANY_SCANS, Answering, ExtraReads
 from kvd.http1 import LARGE_BYTES, Connection
 from kvd.kept import Listings
 from kvd.largelistings import ANSWER_TOO_LARGE, NO_ROOM, LargeListings, no_room
@@ -87,7 +89,8 @@ _COPIES_OF_A_WATCHED_KEY = 3
 
 # Why requests are refused that have no result at all, not even that of a failed condition.
 TOO_LARGE, TOO_MUCH, NOT_WRITTEN = "body_too_large", "too_much_at_once", "not_written"
-_BAD, _DEEP, _LONG = "invalid_parameter", "key_too_deep", "value_too_large"
+_BAD, _DEEP = "invalid_parameter", "key_too_deep"
+VALUE_TOO_LARGE = "value_too_large"
 _WATCHERS, _WATCHERS_OF_KEY = "too_many_watchers", "too_many_watchers_of_key"
 _SLOW_STREAM = "stream_not_read"
 _DENIED, PASSWORDS = "unauthorized", "too_many_passwords"
@@ -138,6 +141,7 @@ class KeySpace:
         memory: Memory,
         limits: KeyLimits,
         slow_s: float = 1.0,
+        has_extras: bool = False,
     ) -> None:
         self._store = store
         self._state = store.state
@@ -171,8 +175,8 @@ class KeySpace:
         )
         self.rejected = dict.fromkeys(
             (
-                *(TOO_LARGE, TOO_MUCH, NOT_WRITTEN, _BAD, _DEEP, _LONG, TOO_MANY_PARAMETERS),
-                *(ANSWER_TOO_LARGE, NO_ROOM),
+                *(TOO_LARGE, TOO_MUCH, NOT_WRITTEN, _BAD, _DEEP, VALUE_TOO_LARGE),
+                *(TOO_MANY_PARAMETERS, ANSWER_TOO_LARGE, NO_ROOM, TOO_MANY_SCANS, TOO_MANY_KEYS),
                 *(_WATCHERS, _WATCHERS_OF_KEY, _SLOW_STREAM, _DENIED, PASSWORDS),
             ),
             0,
@@ -188,12 +192,31 @@ class KeySpace:
             start=self._start_task,
         )
         hub.tell_all = self.watches.tell_all
-        self._fixed = (
-            "Content-Type: application/json\r\n"
-            f"X-Etcd-Cluster-Id: {store.identity.cluster_id:x}\r\n"
-        ).encode()
+        self.cluster_line = f"X-Etcd-Cluster-Id: {store.identity.cluster_id:x}\r\n".encode()
+        """The header line that names the cluster."""
+        self._fixed = b"Content-Type: application/json\r\n" + self.cluster_line
         self._frame = _ReplyFrame()
         self._bodies = Bodies(store)
+        self.extras: ExtraReads | None = None
+        """What answers reads with extras, if these are on."""
+        if has_extras:
+            self.extras = ExtraReads(
+                store=store,
+                stats=stats,
+                memory=memory,
+                large=self.large,
+                slices=self._slices,
+                answering=Answering(
+                    cluster_line=self.cluster_line,
+                    head=self.head,
+                    refuse=self.refuse,
+                    read=self._get,
+                    start=self._start_task,
+                    with_room=self._with_room,
+                    now=self._now,
+                ),
+                value_bytes_max=limits.value_bytes_max,
+            )
 
     def serve(
         self,
@@ -222,7 +245,10 @@ class KeySpace:
             if rights is not None:
                 request = rights.narrow(request, recursive=recursive)
             if isinstance(request, Get):
-                self._get(connection, method, request)
+                if request.extras and self.extras is not None:
+                    self.extras.read(connection, method, request, rights)
+                else:
+                    self._get(connection, method, request)
             elif isinstance(request, Watch):
                 self._watch(connection, request, rights)
             else:
@@ -282,7 +308,7 @@ class KeySpace:
         value = getattr(command, "value", b"")
         if len(value) > limits.value_bytes_max:
             cause = f"the value has {len(value)} bytes, {limits.value_bytes_max} are allowed"
-            raise ApiError(INVALID_FORM, cause.encode(), limit=_LONG)
+            raise ApiError(INVALID_FORM, cause.encode(), limit=VALUE_TOO_LARGE)
 
     def _submit_large(self, connection: Connection, command: Command, done: Done) -> bool:
         """Submit a write of a large value once there is memory for its response, or decline."""
@@ -545,6 +571,8 @@ class KeySpace:
         self._hub.end(ends)
 
     def _watch(self, connection: Connection, watch: Watch, rights: Rights | None) -> None:
+        if watch.extras and self.extras is not None:
+            check_watch(watch)
         limits, hub = self.limits, self._hub
         if limits.watchers_max is not None and hub.waiting >= limits.watchers_max:
             raise ApiError(RAFT_INTERNAL, b"too many watchers", limit=_WATCHERS)
@@ -564,11 +592,11 @@ class KeySpace:
     def _count_cut(self) -> None:
         self.rejected[_SLOW_STREAM] += 1
 
-    def head(self, index: int) -> bytes:
-        """Return the header lines of a success at an index."""
+    def head(self, index: int, fixed: bytes = b"") -> bytes:
+        """Return the header lines of a success at an index, with `fixed` instead of JSON's."""
         applied = self._state.applied
         return b"%bX-Etcd-Index: %d\r\nX-Raft-Index: %d\r\nX-Raft-Term: %d\r\n" % (
-            self._fixed,
+            fixed or self._fixed,
             index,
             applied.pos,
             applied.term,

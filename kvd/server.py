@@ -19,16 +19,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kvd import authroutes, memberroutes
+from kvd import authroutes, extras_endpoints, memberroutes
 from kvd.acceptor import Acceptor
 from kvd.access import LoggedConnection
-from kvd.app import ROUTES, Sources, make_application
+from kvd.app import ROUTES, Route, Sources, make_application
 from kvd.appender import Appender
 from kvd.browsers import BrowserPolicy, hosts_of
 from kvd.clock import Clock
 from kvd.committer import Committer
 from kvd.config import Config
 from kvd.credentials import Credentials
+from kvd.extras_routes import ExtraRoutes
 from kvd.files import Files, divide, raise_limit
 from kvd.front import Front
 from kvd.guard import Guard
@@ -281,6 +282,7 @@ class KvdServer:
                 stream_bytes_max=config.max_stream_bytes,
             ),
             slow_s=config.slow_request_s,
+            has_extras=config.extras,
         )
         self._credentials = Credentials(loop)
         guard = self._guard = Guard(
@@ -299,8 +301,12 @@ class KvdServer:
         self_stats = SelfStats(
             name=config.name, member_id=identity.member_id, started_ns=clock.now_ns() + offset_ns
         )
+        routes: list[Route] = [*ROUTES, *authroutes.ROUTES, *memberroutes.ROUTES]
+        routes += [*MONITORING, *DEBUGGING]
+        if config.extras:
+            routes += extras_endpoints.ROUTES
         application = make_application(
-            [*ROUTES, *authroutes.ROUTES, *memberroutes.ROUTES, *MONITORING, *DEBUGGING],
+            routes,
             sources=Sources(
                 store_stats=lambda: stats.body(hub.count),
                 self_stats=lambda: self_stats.self_body(clock.now_ns() + offset_ns),
@@ -324,7 +330,9 @@ class KvdServer:
             backlog=files.backlog,
         )
         browsers = BrowserPolicy(hosts, config.cors)
-        front = Front(self._keys, application, guard, browsers)
+        reads = self._keys.extras
+        extras = None if reads is None else ExtraRoutes(self._keys, reads, guard)
+        front = Front(self._keys, application, guard, browsers, extras)
         self._http = Server(front, limits, loop, memory, turns)
         connection = LoggedConnection if config.access_log else Connection
         self._connect: Callable[[], Connection] = partial(connection, self._http)

@@ -35,6 +35,7 @@ def test_defaults():
         wal_sync="auto",
         rebuild_index=False,
         allow_network_fs=False,
+        extras=True,
         max_header_bytes=65536,
         max_body_bytes=10 << 20,
         max_value_bytes=10 << 20,

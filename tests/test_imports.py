@@ -22,6 +22,9 @@ PURE = (
     "kvd.errors",
     "kvd.etcdflags",
     "kvd.etcdsettings",
+    "kvd.extras",
+    "kvd.extras_nodes",
+    "kvd.extras_raw",
     "kvd.flags",
     "kvd.help",
     "kvd.gojson",
@@ -56,6 +59,7 @@ KEPT_IN = {
     },
     "tornado": {
         *("kvd.access", "kvd.app", "kvd.blocks", "kvd.framing", "kvd.front"),
+        *("kvd.extras_exchange", "kvd.extras_routes"),
         *("kvd.guarded", "kvd.http1", "kvd.keys", "kvd.memberroutes"),
         *("kvd.monitor", "kvd.server"),
     },

@@ -1,0 +1,216 @@
+"""Extras of reads: parameters of `GET /v2/keys` that etcd does not know, and what they ask for.
+
+etcd ignores these names on every method, so a client that does not use them sees no difference.
+They are checked after all of etcd's own parameters. A bad value, or a parameter that means nothing
+beside another one, is 209 with its name in the cause, at index 0.
+
+    limit after prefix            a page of the children of a directory
+    marks                         the names at which its pages begin
+    count, find, in               what is below it, counted or searched
+    depth hidden                  which nodes a listing shows
+    keysOnly maxValue base64      how it shows their values, and that of a file
+    raw                           the value of a file as it is
+
+On a file the parameters that are about directories have no effect: a client that follows a link
+need not know which of the two it leads to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, NoReturn
+
+from kvd.commands import Extras, Get, Watch
+from kvd.errors import INVALID_FIELD, ApiError
+from kvd.request import BOOLS, EXTRAS, uint
+
+LIMIT_MAX = 10_000
+"""Children of a page, children between two marks, nodes that are found."""
+DEPTH_MAX = 1000
+FIND_BYTES_MAX = 1024
+"""Bytes of a text that is looked for."""
+MGET_KEYS_MAX = 1000
+
+TOO_MANY_KEYS = "too_many_keys"
+"""The limit that a request for more of them meets."""
+
+ACCEPT, IF_NONE_MATCH = b"Accept", b"If-None-Match"
+"""Headers that count as extras of a read; no parameter has these names."""
+
+# Beside `raw`, which is a parameter, too.
+_PATHS = ("mget",)
+_OF_VALUES = (b"keysOnly", b"maxValue", b"base64")
+_OF_WATCHES = (*_OF_VALUES, b"hidden")
+# What may stand beside each of these, which are told apart by the first that is there; without them
+# a read is a listing.
+_MODES: dict[bytes, tuple[bytes, ...]] = {
+    b"find": (b"in", b"limit", b"after", b"hidden"),
+    b"count": (b"prefix", b"hidden"),
+    b"marks": (b"prefix", b"hidden"),
+    b"raw": (b"limit", b"after", b"prefix", b"depth", b"hidden"),
+}
+_NUMBERS = {
+    b"limit": (1, LIMIT_MAX),
+    b"marks": (1, LIMIT_MAX),
+    b"depth": (1, DEPTH_MAX),
+    # Its limit is that of a value, which is a setting.
+    b"maxValue": (0, 1 << 62),
+}
+_TEXTS: dict[bytes, Callable[[bytes], bool]] = {
+    b"after": lambda _: True,
+    b"prefix": lambda _: True,
+    b"find": lambda raw: 0 < len(raw) <= FIND_BYTES_MAX,
+    b"in": lambda raw: set(raw.split(b",")) <= {b"keys", b"values"},
+    ACCEPT: lambda _: True,
+    IF_NONE_MATCH: lambda _: True,
+}
+
+
+class Shape(NamedTuple):
+    """How values are shown: not at all; up to so many bytes, with their size; as base64."""
+
+    keys_only: bool = False
+    max_value: int | None = None
+    base64: bool = False
+
+
+AS_EVER = Shape()
+
+
+class ReadExtras(NamedTuple):
+    """What the extras of one read ask for."""
+
+    limit: int | None = None
+    after: bytes | None = None
+    prefix: bytes = b""
+    marks: int | None = None
+    counts: bool = False
+    find: bytes = b""
+    in_keys: bool = True
+    in_values: bool = True
+    depth: int | None = None
+    hidden: bool = False
+    raw: bool = False
+    shape: Shape = AS_EVER
+    etags: bytes = b""
+    """What an If-None-Match header says."""
+
+    def levels(self, *, recursive: bool) -> int | None:
+        """Return how many levels of nodes a listing shows, None for all."""
+        return self.depth or (None if recursive else 1)
+
+    def is_recursive(self, get: Get) -> bool:
+        """Return whether such a read takes the right to all that is below the key."""
+        deep = get.recursive or self.levels(recursive=False) != 1
+        return deep or self.hidden or self.counts or bool(self.find)
+
+
+def read_extras(get: Get, value_bytes_max: int) -> ReadExtras:
+    """Return what the extras of a read ask for.
+
+    Raises:
+        ApiError: 209, the first thing wrong with them.
+    """
+    flags, numbers, texts = _values(get.extras)
+    if numbers.get(b"maxValue", 0) > value_bytes_max:
+        _refuse_value(b"maxValue")
+    asked = {*flags, *numbers, *texts}
+    mode = _mode([name for name, _ in get.extras if name in asked], recursive=get.recursive)
+    places = texts.get(b"in", b"keys,values").split(b",")
+    # A header is a wish: what a parameter says comes before it.
+    is_negotiated = ACCEPT in texts and mode is None and asked.isdisjoint(_OF_VALUES)
+    extras = ReadExtras(
+        limit=numbers.get(b"limit"),
+        after=texts.get(b"after"),
+        prefix=texts.get(b"prefix", b""),
+        marks=numbers.get(b"marks"),
+        counts=b"count" in flags,
+        find=texts.get(b"find", b""),
+        in_keys=b"keys" in places,
+        in_values=b"values" in places,
+        depth=numbers.get(b"depth"),
+        hidden=b"hidden" in flags,
+        raw=b"raw" in flags or is_negotiated,
+        shape=Shape(b"keysOnly" in flags, numbers.get(b"maxValue"), b"base64" in flags),
+        etags=texts.get(IF_NONE_MATCH, b""),
+    )
+    if mode is None and extras.levels(recursive=get.recursive) != 1:
+        _refuse_page(extras)
+    return extras
+
+
+def capability() -> dict[str, object]:
+    """Return what `/v2/extras` tells: which extras there are, and their limits."""
+    names = sorted([name.decode() for name in EXTRAS] + [*_PATHS])
+    limits = {"limit": LIMIT_MAX, "depth": DEPTH_MAX, "find": FIND_BYTES_MAX}
+    return {"server": "kvd", "extras": names, "limits": limits | {"mgetKeys": MGET_KEYS_MAX}}
+
+
+def check_watch(watch: Watch) -> None:
+    """Refuse the extras that mean nothing on a watch.
+
+    Raises:
+        ApiError: 209.
+    """
+    flags, numbers, texts = _values(watch.extras)
+    for name in (*flags, *numbers, *texts):
+        if name not in _OF_WATCHES:
+            _refuse_pair(name, b"wait")
+
+
+def _values(extras: Extras) -> tuple[set[bytes], dict[bytes, int], dict[bytes, bytes]]:
+    """Return the values by name: the flags that are set, the numbers, the texts."""
+    flags: set[bytes] = set()
+    numbers: dict[bytes, int] = {}
+    texts: dict[bytes, bytes] = {}
+    for name, raw in extras:
+        if name in _NUMBERS:
+            number = uint(raw)
+            lowest, highest = _NUMBERS[name]
+            if number is None or not lowest <= number <= highest:
+                _refuse_value(name)
+            numbers[name] = number
+        elif name in _TEXTS:
+            if not _TEXTS[name](raw):
+                _refuse_value(name)
+            texts[name] = raw
+        elif raw not in BOOLS:
+            _refuse_value(name)
+        elif BOOLS[raw]:
+            flags.add(name)
+    return flags, numbers, texts
+
+
+def _mode(asked: Sequence[bytes], *, recursive: bool) -> bytes | None:
+    """Return the mode of a read, None for a listing; refuse what means nothing in it."""
+    mode = next((mode for mode in _MODES if mode in asked), None)
+    if mode is not None:
+        for name in asked:
+            if name not in (mode, ACCEPT, IF_NONE_MATCH, *_MODES[mode]):
+                _refuse_pair(name, mode)
+        if mode == b"marks" and recursive:
+            _refuse_pair(mode, b"recursive")
+    elif b"in" in asked:
+        raise ApiError(INVALID_FIELD, b'"in" needs "find"')
+    if b"keysOnly" in asked:
+        for name in (b"maxValue", b"base64"):
+            if name in asked:
+                _refuse_pair(name, b"keysOnly")
+    return mode
+
+
+def _refuse_page(extras: ReadExtras) -> None:
+    """Refuse a page of more than one level: it would have to remember its place on each."""
+    other = b"recursive" if extras.depth is None else b"depth"
+    if extras.limit is not None:
+        _refuse_pair(b"limit", other)
+    if extras.after is not None:
+        _refuse_pair(b"after", other)
+
+
+def _refuse_pair(name: bytes, other: bytes) -> NoReturn:
+    raise ApiError(INVALID_FIELD, b'"%b" cannot be used with "%b"' % (name, other))
+
+
+def _refuse_value(name: bytes) -> NoReturn:
+    raise ApiError(INVALID_FIELD, b'invalid value for "%b"' % name)

@@ -1,0 +1,203 @@
+"""Raw values: a file's bytes as the body of a request or an answer, with entity tags (RFC 9110).
+
+The entity tag of a file is its modified index. What is UTF-8 is text, all else is octets; either
+way a browser is told to take it for nothing else, and to run nothing that is in it.
+
+A write is that of `/v2/keys` with the same query, but its value is the body, whatever that is. In
+place of conditions in the query it may have those of HTTP:
+
+    If-Match: "7"        prevIndex=7
+    If-Match: *          prevExist=true
+    If-None-Match: *     prevExist=false
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple, NoReturn
+
+from kvd.commands import (
+    CompareAndDelete,
+    CompareAndSwap,
+    Create,
+    CreateInOrder,
+    Delete,
+    Get,
+    Request,
+    Update,
+    Watch,
+)
+from kvd.errors import INVALID_FIELD, ApiError
+from kvd.extras import ACCEPT, IF_NONE_MATCH
+from kvd.request import Parsed, parse_whole, uint
+from kvd.response import cut, ttl_s
+from storage.node import Node
+
+RAW = b"/v2/raw"
+METHODS = ("HEAD", "GET", "PUT", "DELETE")
+
+_CHECKED_BYTES = 256 << 10
+_TAG = re.compile(rb'"(\d+)"')
+_MEDIA = ("text/plain", "text/*", "application/octet-stream")
+_JSON = ("application/json", "application/*", "*/*")
+
+
+class Conditions(NamedTuple):
+    """What the headers of a request say, empty where they are not there."""
+
+    if_match: bytes = b""
+    if_none_match: bytes = b""
+
+
+@lru_cache(maxsize=64)
+def prefers_raw(accept: str) -> bool:
+    """Return whether an Accept header allows the value as it is, and no JSON."""
+    allowed = set()
+    for one in accept.split(","):
+        media_type, *parameters = (part.strip().lower() for part in one.split(";"))
+        if not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters):
+            allowed.add(media_type)
+    return not allowed.isdisjoint(_MEDIA) and allowed.isdisjoint(_JSON)
+
+
+def parse_read(
+    method: str, key: bytes, query: bytes, etags: bytes, *, path_is_raw: bool, accepts_raw: bool
+) -> Parsed:
+    """Return what a read asks for whose headers count.
+
+    Args:
+        method: GET or HEAD.
+        key: the cleaned path of the key.
+        query: the raw query string.
+        etags: the If-None-Match header.
+        path_is_raw: its path asks for the value as it is.
+        accepts_raw: its Accept header does.
+
+    Raises:
+        ApiError: 2xx, the first thing wrong.
+    """
+    request, no_value, recursive = parse_whole(method, key, query)
+    if isinstance(request, Watch):
+        if path_is_raw:
+            _refuse(b'"wait" cannot be used with "raw"')
+        return request, no_value, recursive
+    assert isinstance(request, Get)
+    extras = request.extras
+    if path_is_raw:
+        extras = (*(pair for pair in extras if pair[0] != b"raw"), (b"raw", b"true"))
+    elif accepts_raw:
+        extras = (*extras, (ACCEPT, b""))
+    if etags and any(name in (b"raw", ACCEPT) for name, _ in extras):
+        extras = (*extras, (IF_NONE_MATCH, etags))
+    return request._replace(extras=extras), no_value, recursive
+
+
+def parse_write(
+    method: str, key: bytes, query: bytes, value: bytes, conditions: Conditions
+) -> Parsed:
+    """Return the command of a PUT or DELETE.
+
+    Raises:
+        ApiError: 2xx, the first thing wrong.
+    """
+    plain, no_value, recursive = parse_whole(method, key, query)
+    name, condition = _as_parameter(method, conditions)
+    command = plain
+    if condition:
+        # Of a parameter that is there twice the first one counts.
+        command, *_ = parse_whole(method, key, condition + b"&" + query)
+        if _contradicts(command, plain, condition):
+            _refuse(b'"%b" contradicts the query' % name)
+    if isinstance(command, Delete | CompareAndDelete):
+        return command, no_value, recursive
+    assert not isinstance(command, Get | Watch | CreateInOrder)
+    for given, other in (
+        (command.value, b"value"),
+        (getattr(command, "dir", False), b"dir"),
+        (getattr(command, "refresh", False), b"refresh"),
+    ):
+        if given:
+            _refuse(b'"%b" cannot be used with "raw"' % other)
+    return command._replace(value=value), no_value, recursive
+
+
+def _as_parameter(method: str, conditions: Conditions) -> tuple[bytes, bytes]:
+    """Return the name of the header that is a condition, and the parameter that says the same."""
+    if_match, if_none_match = conditions
+    if if_none_match:
+        if if_none_match.strip() != b"*" or method != "PUT" or if_match:
+            _refuse(b'invalid value for "If-None-Match"')
+        return IF_NONE_MATCH, b"prevExist=false"
+    if not if_match:
+        return b"", b""
+    if if_match.strip() == b"*":
+        return b"If-Match", b"prevExist=true"
+    tag = _TAG.fullmatch(if_match.strip())
+    # In the query 0 is no condition.
+    if tag is None or not uint(tag[1]):
+        _refuse(b'invalid value for "If-Match"')
+    return b"If-Match", b"prevIndex=" + tag[1]
+
+
+def _contradicts(command: Request, plain: Request, condition: bytes) -> bool:
+    """Return whether a query asks for something else without the condition of a header."""
+    if condition == b"prevExist=false":
+        # Nothing else is a condition beside it.
+        return isinstance(plain, CompareAndSwap | Update)
+    if isinstance(command, Create) or isinstance(plain, Create):
+        return True
+    before = plain.prev_index if isinstance(plain, CompareAndSwap | CompareAndDelete) else 0
+    after = command.prev_index if isinstance(command, CompareAndSwap | CompareAndDelete) else 0
+    return before not in (0, after)
+
+
+def _refuse(cause: bytes) -> NoReturn:
+    raise ApiError(INVALID_FIELD, cause)
+
+
+def is_text(value: bytes) -> Iterator[bool]:
+    """Yield for each piece of a value whether it is UTF-8: all are if the value is."""
+    start = 0
+    while start < len(value):
+        end = cut(value, start + _CHECKED_BYTES)
+        try:
+            value[start:end].decode()
+        except UnicodeDecodeError:
+            yield False
+        else:
+            yield True
+        start = end
+
+
+def entity_tag(node: Node) -> bytes:
+    """Return the entity tag of a file."""
+    return b'"%d"' % node.modified_index
+
+
+def is_named(tags: bytes, tag: bytes) -> bool:
+    """Return whether an If-None-Match header names a tag, by weak comparison (section 13.1.2)."""
+    named = [one.strip() for one in tags.split(b",")]
+    return tags.strip() == b"*" or any(one.removeprefix(b"W/") == tag for one in named)
+
+
+def raw_lines(node: Node, now_ns: int) -> bytes:
+    """Return the header lines of an answer that are about the node."""
+    lines = b"ETag: %b\r\nX-Kvd-Created-Index: %d\r\nX-Kvd-Modified-Index: %d\r\n" % (
+        entity_tag(node),
+        node.created_index,
+        node.modified_index,
+    )
+    if node.expiration_ns:
+        lines += b"X-Kvd-TTL: %d\r\n" % ttl_s(node.expiration_ns, now_ns)
+    return lines
+
+
+def type_lines(*, text: bool) -> bytes:
+    """Return the header lines that say what the body is."""
+    return (
+        b"Content-Type: %b\r\nX-Content-Type-Options: nosniff\r\n"
+        b"Content-Security-Policy: sandbox\r\n"
+        % (b"text/plain; charset=utf-8" if text else b"application/octet-stream")
+    )
