@@ -637,6 +637,8 @@ class Committer:
             if round_.pays:
                 self._store.owed = ()
             self._finish(round_)
+            if self._state.is_heavy:
+                self.flusher.beside_batch()
         except BaseException as error:  # noqa: BLE001 -- a bug or damage: nothing may go on
             self._on_fatal(error)
 

@@ -28,6 +28,8 @@ from storage.view import (
     expiration_row,
 )
 
+# A row that is longer is written before the next one is made.
+_LARGE = 64 << 10
 # What is read at once to be expired or freed, in bytes of values, beside a last one.
 READ_BYTES_MAX = 4 << 20
 
@@ -108,6 +110,10 @@ class Flush:
                     crc, row = seal_node(key, name, node)
                     rows.append((key, row))
                     changed += ONE + crc
+                    if len(row) > _LARGE:
+                        # Not all of them at once: together they may be large.
+                        cursor.putmulti(rows)
+                        rows.clear()
                 elif old is not None:
                     gone.append(key)
                 self._count_node(key, changed)
@@ -237,19 +243,21 @@ class Flush:
         oldest = max(oldest, applied.oldest_event)
         if bytes_max:
             oldest = _oldest_short_enough(late, bytes_max, oldest)
-        rows = []
+        rows: list[Row] = []
         size = history.size
-        for (change, prev, time_ns), record in late:
-            index = change[1]
-            if index >= oldest:
-                key = event_key(index)
-                before = b"" if prev is None else previous_row(prev)
-                row = encode_event(key, record or encode_record(change), before, time_ns)
-                rows.append((key, row))
-                size += len(row)
         with self._txn.cursor(self._tables[b"events"]) as cursor:
-            if rows:
-                cursor.putmulti(rows, append=True)
+            for (change, prev, time_ns), record in late:
+                index = change[1]
+                if index >= oldest:
+                    key = event_key(index)
+                    before = b"" if prev is None else previous_row(prev)
+                    row = encode_event(key, record or encode_record(change), before, time_ns)
+                    rows.append((key, row))
+                    size += len(row)
+                    if len(row) > _LARGE:
+                        cursor.putmulti(rows, append=True)
+                        rows.clear()
+            cursor.putmulti(rows, append=True)
             history = History(oldest, size, bytes_max)
             if oldest > stored.oldest_event or size > bytes_max > 0:
                 history = self._forget(history, stored.index, applied.index)

@@ -60,6 +60,9 @@ FLUSH_BYTES = 1 << 20
 BEHIND_FACTOR = 4
 """While the index refuses to take more, batches wait once so many times as much is beyond it."""
 
+# So many bytes are in memory no longer than for a batch.
+_HEAVY_BYTES = 4 << 20
+
 # What is kept of written nodes, for those who write them again: looked at after each flush.
 _KEPT_NODES_MAX = 8192
 _KEPT_BYTES_MAX = 16 << 20
@@ -127,6 +130,8 @@ class State(View):
         self._records = self._bytes = 0
         self.wants_flush = False
         """Whether enough is beyond the index to be worth a flush."""
+        self.is_heavy = False
+        """Whether so much memory is in use for it that a flush should not wait."""
         # Keys whose rows are late, and the paths of those that need one to be written.
         self._dirty: set[bytes] = set()
         self._paths: dict[bytes, bytes] = {}
@@ -266,6 +271,7 @@ class State(View):
         self._bytes += size + pending.replaced
         if self._records >= FLUSH_RECORDS or self._bytes >= FLUSH_BYTES:
             self.wants_flush = True
+            self.is_heavy = self._bytes >= _HEAVY_BYTES
         done = (
             seq,
             chain,
@@ -342,7 +348,8 @@ class State(View):
         self._history, self.has_garbage = history, has_garbage
         self.applied = self.stored = applied
         self._kept_bytes += self._bytes
-        if len(self.nodes) > _KEPT_NODES_MAX or self._kept_bytes > _KEPT_BYTES_MAX:
+        is_much = self.is_heavy or self._kept_bytes > _KEPT_BYTES_MAX
+        if is_much or len(self.nodes) > _KEPT_NODES_MAX:
             self.nodes.clear()
             self._kept_bytes = 0
         self._begin_period()
