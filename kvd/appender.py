@@ -5,6 +5,9 @@ and a wake-up cost more than a sync of 100 us takes, and what is on its way to t
 makes the next batch larger. A sync that takes longer is told by the kernel in a later turn, so
 that no read ever waits for a slow disk; and the more of them there are, the less often is waited.
 
+While clients read, too, the loop waits for each sync, but for `BRIEFLY_S` only: it would not give
+up its processor otherwise, which the kernel's worker needs to begin (storage/aio.py).
+
 Either way one batch is under way at a time. The thread also does all that is rare: it begins
 segments, writes long frames, and makes the faults of failpoints.
 """
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
 
@@ -42,7 +45,9 @@ class Appender:
         loop: asyncio.AbstractEventLoop,
         *,
         thread_only: bool = False,
+        reads: Sequence[int] = (),
     ) -> None:
+        """`reads` are counts that grow by each read that is served."""
         self._store = store
         self._wal = store.wal
         self._sync = sync
@@ -52,6 +57,8 @@ class Appender:
         # How many waits in a row were in vain, and how many syncs are not waited for by that.
         self._vain = 0
         self._unwaited = 0
+        self._counts = reads
+        self._reads = 0
         self._kernel: DataSync | None = None
         if not thread_only:
             try:
@@ -85,16 +92,28 @@ class Appender:
         except OSError:  # too much to do for the kernel just now
             self._sync.run(self._store.wal.sync_begun, done)
             return
+        code = self._wait(kernel)
+        if code is None:
+            self._done, self._began = done, began
+        else:
+            self._end(code, began, done)
+
+    def _wait(self, kernel: DataSync) -> int | None:
+        """Wait for a sync as far as that is worth it; see `DataSync.outcome`."""
+        reads = sum(self._counts)
+        if reads != self._reads:
+            self._reads = reads
+            return kernel.wait(briefly=True)
         if self._unwaited:
             self._unwaited -= 1
-        elif (code := kernel.wait()) is not None:
-            self._vain = 0
-            self._end(code, began, done)
-            return
-        else:
+            return None
+        code = kernel.wait()
+        if code is None:
             self._vain = min(self._vain + 1, _VAIN_MAX)
             self._unwaited = (1 << self._vain) - 1
-        self._done, self._began = done, began
+        else:
+            self._vain = 0
+        return code
 
     def close(self) -> None:
         """Let go of what syncs; nothing may be under way."""

@@ -237,9 +237,11 @@ class KvdServer:
         """Make the parts; the first batch, if one is due, comes with the next turn of the loop."""
         config, store, clock = self._config, self._store, self._clock
         sync = self._sync = SyncThread[Position](loop, "kvd-sync", store.wal.prepare_next)
-        self._appender = Appender(store, sync, loop, thread_only=config.wal_sync == "thread")
-        turns = Turns(loop)
         stats = self._stats = StoreStats()
+        self._appender = Appender(
+            store, sync, loop, thread_only=config.wal_sync == "thread", reads=stats.gets
+        )
+        turns = Turns(loop)
         hub = self._hub = Hub(store, loop)
         listings = Listings()
         self._housekeeping = Housekeeping(
