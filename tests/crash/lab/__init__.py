@@ -9,6 +9,7 @@
     ledger.py       what is true: the order of events against what every client was told
     disks.py        looking into a data directory without a server
     killing.py      kill-random, kill-failpoint, history
+    readback.py     read-back
     callfaults.py   kill-syscall, syscall-eio, syscall-enospc, syscall-refused
     limits.py       short-write
     damage.py       truncate, bitflip
@@ -41,6 +42,7 @@ from tests.crash.lab import (
     lives,
     powercut,
     powerloss,
+    readback,
     realdisk,
 )
 from tests.crash.lab.experiment import Experiment
@@ -48,7 +50,7 @@ from tests.crash.lab.experiment import Experiment
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for module in (
-        *(killing, callfaults, limits, damage, disorder, exchange, indexflip, incomplete),
+        *(killing, readback, callfaults, limits, damage, disorder, exchange, indexflip, incomplete),
         *(faults, lives),
         *(powerloss, powercut, realdisk),
     )

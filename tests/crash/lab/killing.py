@@ -275,7 +275,7 @@ EXPERIMENTS = (
         "kill-failpoint",
         "SIGKILL at any of the server's named places, or amid the write there, leaves a directory "
         "that opens with all that was acknowledged",
-        ("late-write",),
+        ("late-write", "index-ahead"),
         *(ALL, 3, "faults", kill_failpoint),
     ),
     Experiment(

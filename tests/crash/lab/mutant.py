@@ -42,8 +42,11 @@ from storage import (
 )
 from storage.applied import Applied
 from storage.evidence import Evidence
+from storage.flush import Flush
 from storage.index import Index
-from storage.wal import Wal
+from storage.state import State
+from storage.store import Store
+from storage.wal import Position, Wal
 
 _sync_data, _write_at = disk.sync_data, disk.write_at
 
@@ -279,6 +282,51 @@ def no_index_crc() -> None:
     index.prove_pages = lambda path: None
 
 
+def index_ahead() -> None:
+    """The index has a batch before the log has, and each batch at once."""
+    make, commit = Store.batch, Store.commit
+    committed: list[object] = []
+
+    def batch(self: Store, pending: object, records: list, first_index: int, time_ns: int) -> tuple:
+        made = make(self, pending, records, first_index, time_ns)
+        payload, _, chain, *_ = made
+        if chain:
+            segment, offset, seq, crc = self.wal.position
+            data, crc = frame.seal(
+                payload, seq + 1, first_index, len(records), 0, crc, self.wal._salt
+            )
+            commit(self, pending, made, Position(segment, offset + len(data), seq + 1, crc))
+            self.flush()
+            committed.append(pending)
+        return made
+
+    def commit_the_rest(self: Store, pending: object, made: tuple, position: Position) -> None:
+        if pending in committed:
+            committed.clear()
+        else:
+            commit(self, pending, made, position)
+
+    Store.batch, Store.commit = batch, commit_the_rest
+
+
+def forget_dirty() -> None:
+    """Each flush forgets one of the nodes that the index lacks: only memory has it."""
+    write_nodes = Flush.write_nodes
+
+    def lossy(self: Flush, nodes: dict, dirty: Iterable[bytes], paths: dict) -> None:
+        keys = sorted(dirty)
+        del keys[len(keys) // 2]
+        write_nodes(self, nodes, keys, paths)
+
+    Flush.write_nodes = lossy
+
+
+def scan_unflushed() -> None:
+    """Scans read what the index holds, whatever memory has beyond that."""
+    State.flushed = State._index_view
+    State.late_rows = lambda self: {}
+
+
 def no_completeness() -> None:
     """What is in an index that is used again is taken for all that was in it."""
 
@@ -334,6 +382,9 @@ MUTANTS: dict[str, Callable[[], None]] = {
             no_index_crc,
             no_completeness,
             no_evidence,
+            index_ahead,
+            forget_dirty,
+            scan_unflushed,
             interrupted,
             none,
         ),
