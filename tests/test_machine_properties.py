@@ -6,10 +6,11 @@ from itertools import groupby
 from pathlib import Path
 from random import Random
 
+import lmdb
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kvd.errors import ApiError
 from kvd.machine import decide, expire
@@ -32,10 +33,15 @@ HISTORY = 30
 
 
 class Twins:
-    """A store and a model that live the same life."""
+    """A store and a model that live the same life.
+
+    Attributes:
+        refuses: Whether the index takes nothing, as where its map is full.
+    """
 
     def __init__(self, path):
         self._path = path
+        self.refuses = False
         self.store = open_store(path)
         self.model = Model()
         self.now_ns = NOW_NS
@@ -86,27 +92,58 @@ class Twins:
         txn.due_ns = next_ns
         commit(self.store, txn, records, self.now_ns)
 
+    def flush(self, free=0):
+        """Have the index take everything, and free some of what hangs below removed directories.
+
+        It may refuse to.
+        """
+        if self.refuses:
+            with pytest.raises(lmdb.MapFullError):
+                self.store.flush(free=free + 1)
+            assert self.store.state.refused
+            return
+        self.store.flush(free=free)
+        assert not self.store.state.is_behind
+        assert self.store.state.late_rows() == {}
+
     def restart(self, *, rebuild_index):
+        self.refuses = False
         before = dump(self.store)
         self.store.close()
         self.store = open_store(self._path, rebuild_index=rebuild_index)
         assert dump(self.store) == before
 
+    def compare_nodes(self):
+        """Look at each node that there is, or was, and at the events: none of it is a scan."""
+        view = self.store.view
+        stored = view.stored
+        nodes = self.model.tree()
+        for path in nodes.keys() | {change.key for change, _ in self.model.events}:
+            node = view.find(path)
+            assert (node and (node[:4], bool(node.dir_id))) == nodes.get(path)
+        self._compare_events(view)
+        assert view.stored is stored
+
     def compare(self):
         view = self.store.view
         assert view.applied.index == self.model.index
         assert tree(view) == self.model.tree()
-        told = [(change, prev) for change, prev, _ in history(view)]
-        assert told == [
-            (change, prev and (prev[:4], bool(prev.dir_id)))
-            for change, prev in self.model.events[-HISTORY:]
-        ]
+        with self.store.long_view() as long:
+            assert tree(long) == self.model.tree()
+        self._compare_events(view)
         txn = self.store.begin()
         due = [(node.expiration_ns, path) for path, node in txn.due(1 << 63, 1 << 60)[0]]
         txn.end()
         expected = self.model.due(1 << 63)
         assert [sorted(group) for _, group in groupby(due, lambda row: row[0])] == [
             list(group) for _, group in groupby(expected, lambda row: row[0])
+        ]
+
+    def _compare_events(self, view):
+        told = [(change, prev) for change, prev, _ in history(view)]
+        assert told == [
+            (change, prev and (prev[:4], bool(prev.dir_id)))
+            for change, prev in self.model.events[-HISTORY:]
         ]
 
     def close(self):
@@ -119,6 +156,20 @@ def outcome(state, command, index, now_ns):
         return decide(state, command, index, now_ns)
     except ApiError as refusal:
         return refusal.code, refusal.cause, refusal.index
+
+
+@pytest.fixture
+def refusing(monkeypatch):
+    """Returns how to make the index of twins refuse what it is to take."""
+
+    def may_refuse(twins):
+        def reach_commit():
+            if twins.refuses:
+                raise lmdb.MapFullError("no room")
+
+        monkeypatch.setattr("storage.state.reach_commit", reach_commit)
+
+    return may_refuse
 
 
 @pytest.fixture
@@ -150,6 +201,44 @@ def test_a_long_random_life_leaves_the_same_in_both(tmp_path, seed):
     twins.close()
 
 
+@pytest.mark.usefixtures("no_sync")
+@pytest.mark.parametrize("seed", range(6))
+def test_when_the_index_is_written_to_makes_no_difference(tmp_path, refusing, seed):
+    """Flushes come between any two steps, or the index refuses them for a while.
+
+    Most comparisons are no scans, which would flush: what the index lacks piles up, and removed
+    directories are made again before it has heard of it.
+    """
+    dice = Random(seed)
+    twins = Twins(tmp_path / "data")
+    refusing(twins)
+    late = 0
+    for step in range(300):
+        twins.batch([random_command(dice) for _ in range(dice.choice((1, 1, 2, 6)))])
+        chance = dice.random()
+        if chance < 0.05:
+            twins.refuses = not twins.refuses
+        elif chance < 0.15:
+            twins.flush(free=dice.choice((0, 1, 100)))
+        elif chance < 0.2:
+            twins.batch([random_command(dice) for _ in range(4)], keep=False)
+        elif chance < 0.25:
+            twins.now_ns += dice.choice((1, SECOND_NS, 5 * SECOND_NS))
+            twins.sweep(dice.choice((1, 1000)))
+        if step % 100 == 50:
+            twins.restart(rebuild_index=bool(seed % 2))
+        if dice.random() < 0.1:
+            twins.compare()
+        else:
+            twins.compare_nodes()
+        late = max(late, twins.store.applied.pos - twins.store.state.stored.pos)
+    twins.refuses = False
+    twins.flush(free=1000)
+    twins.compare()
+    assert late > 20
+    twins.close()
+
+
 class AnyLife(RuleBasedStateMachine):
     """The same with lives that hypothesis chooses, and shortens when one goes wrong."""
 
@@ -157,6 +246,13 @@ class AnyLife(RuleBasedStateMachine):
     def start(self):
         self.directory = Path(tempfile.mkdtemp())
         self.twins = Twins(self.directory / "data")
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr("storage.state.reach_commit", self.reach_commit)
+        self.scans = True
+
+    def reach_commit(self):
+        if self.twins.refuses:
+            raise lmdb.MapFullError("no room")
 
     @rule(dice=st.randoms(use_true_random=False), size=st.integers(1, 5), keep=st.booleans())
     def batch(self, dice, size, keep):
@@ -167,6 +263,16 @@ class AnyLife(RuleBasedStateMachine):
         self.twins.now_ns += step_ns
         self.twins.sweep(limit)
 
+    @rule(free=st.integers(0, 3))
+    def flush(self, free):
+        self.twins.flush(free)
+
+    @rule(refuses=st.booleans(), scans=st.booleans())
+    def change_the_index(self, refuses, scans):
+        """Have it refuse what it is to take, or not; have what follows be compared by scans."""
+        self.twins.refuses, self.scans = refuses, scans
+
+    @precondition(lambda self: not self.twins.refuses)
     @rule()
     def reclaim(self):
         reclaim_all(self.twins.store)
@@ -177,11 +283,17 @@ class AnyLife(RuleBasedStateMachine):
 
     @invariant()
     def are_twins(self):
-        self.twins.compare()
+        if self.scans:
+            self.twins.compare()
+        else:
+            self.twins.compare_nodes()
 
     def teardown(self):
         if hasattr(self, "twins"):
+            self.twins.refuses = False
+            self.twins.compare()
             self.twins.close()
+            self.patch.undo()
             shutil.rmtree(self.directory)
 
 
