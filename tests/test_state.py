@@ -8,7 +8,8 @@ from storage.change import Change, Entry, Kind, Setting, Term
 from storage.index import Index
 from storage.node import ROOT, CorruptIndex, Node, Obstacle
 from storage.replay import load
-from storage.state import Pending, State
+from storage.state import BEHIND_FACTOR, FLUSH_RECORDS, Pending, State
+from storage.view import IndexView
 from storage.wal import Position
 
 NOW_NS = 1_700_000_000_000_000_000
@@ -544,3 +545,214 @@ def test_every_flipped_bit_of_applied_is_refused():
     for damaged in (None, b"", data[:-1], data + b"\0"):
         with pytest.raises(CorruptIndex):
             Applied.decode(damaged)
+
+
+# What the index holds, and when it is written to
+
+
+def stored(tree):
+    """What the index says by itself: how far it is, and all its rows."""
+    with tree.index.env.begin() as txn:
+        rows = {
+            name: dict(txn.cursor(db=table))
+            for name, table in tree.index.tables.items()
+            if name != b"meta"
+        }
+        return IndexView(txn, tree.index.tables).applied, rows
+
+
+@pytest.fixture
+def flushes(monkeypatch):
+    """Counts how often a flush is asked for."""
+    asked = []
+    flush = State.flush
+
+    def counting(self, **options):
+        asked.append(options)
+        flush(self, **options)
+
+    monkeypatch.setattr(State, "flush", counting)
+    return asked
+
+
+@pytest.mark.parametrize("tree", ["each scan"], indirect=True)
+@pytest.mark.parametrize(
+    "scan",
+    [
+        lambda txn: txn.has_children(txn.find(b"/empty").dir_id),
+        lambda txn: txn.has_living_children(txn.find(b"/empty").dir_id, NOW_NS, 10),
+        lambda txn: txn.due(NOW_NS, 10),
+        lambda txn: txn.entries(),
+        lambda txn: txn.perform(Setting("history_limit", 50), NOW_NS),
+    ],
+    ids=["has_children", "has_living_children", "due", "entries", "a setting"],
+)
+def test_a_flush_amid_a_batch_writes_nothing_of_that_batch(tree, flushes, scan):
+    tree.do(set_(b"/d/a", b"committed", 10), set_(b"/d/" + LONG * 2, b"committed"))
+    tree.do(mkdir(b"/empty"))
+    before = tree.applied
+    txn = tree.begin()
+    perform(txn, *set_(b"/d/a", b"pending", 5))
+    perform(txn, *delete(b"/d/" + LONG * 2))
+    perform(txn, *set_(b"/new/x", b"pending"))
+    txn.perform(Entry(Kind.AUTH, "user", "al", b"{}", None), NOW_NS)
+    scan(txn)
+    assert flushes
+    perform(txn, *set_(b"/new/y", b"pending"))
+    applied, rows = stored(tree)
+    assert applied == before == tree.applied
+    assert not any(b"pending" in row for row in rows[b"nodes"].values())
+    assert len(rows[b"nodes"]) == 4
+    assert (len(rows[b"ttl"]), len(rows[b"entries"]), len(rows[b"events"])) == (1, 0, 3)
+    tree.commit(txn)
+    assert stored(tree)[0] == before
+    tree.flush()
+    assert stored(tree)[0] == tree.applied
+    assert names(tree.state, b"/new") == [b"x", b"y"]
+    assert names(tree.state, b"/d") == [b"a"]
+    assert tree.first_due_ns() == 5
+
+
+@pytest.mark.parametrize("tree", ["each scan"], indirect=True)
+def test_only_scans_have_the_index_written_to(tree, flushes):
+    tree.do(set_(b"/d/a"), mkdir(b"/e"), set_(b"/" + LONG * 2))
+    tree.state.flush()
+    flushes.clear()
+    tree.do(set_(b"/d/b", b"", 50), delete(b"/d/a"), set_(b"/f/g/h"))
+    singles = [
+        lambda view: [view.find(p) for p in (b"/d/a", b"/d/b", b"/e", b"/" + LONG * 2, b"/none")],
+        lambda view: view.obstacle(b"/none/x"),
+        lambda view: view.first_ended(b"/d/b", NOW_NS),
+        lambda view: view.entry("user", "al"),
+    ]
+    txn = tree.begin()
+    for single in singles:
+        for view in (tree.state, tree.state.at(NOW_NS), txn):
+            single(view)
+    assert indexes(tree.state) == list(range(2, 8))
+    perform(txn, *set_(b"/i/j"))
+    perform(txn, *delete(b"/f"))
+    txn.due(49, 10)
+    tree.commit(txn)
+    assert flushes == []
+    dir_id = tree.state.find(b"/d").dir_id
+    for scan in (
+        lambda view: list(view.children(dir_id)),
+        lambda view: view.names(dir_id, b"", 10),
+        lambda view: view.has_children(dir_id),
+        lambda view: view.entries(),
+    ):
+        for view in (tree.state, tree.state.at(NOW_NS)):
+            tree.do(set_(b"/d/c"))
+            flushes.clear()
+            scan(view)
+            assert len(flushes) == 1
+            scan(view)
+            assert len(flushes) == 1
+
+
+# Memory
+
+
+@pytest.mark.parametrize("tree", ["each scan"], indirect=True)
+def test_what_is_kept_of_written_nodes_is_bounded_by_their_number(tree, monkeypatch):
+    monkeypatch.setattr("storage.state._KEPT_NODES_MAX", 20)
+    most = 0
+    for number in range(200):
+        tree.do(set_(b"/d/%d" % number, b"v", NOW_NS))
+        if number % 5 == 4:
+            tree.flush()
+            state = tree.state
+            assert len(state.nodes) <= 20
+            assert tree.state.late_rows() == {}
+            late = (state._dirty, state._paths, state._events, state._entered)
+            assert not any(late)
+            most = max(most, len(state.nodes))
+    assert most > 10
+    assert len(names(tree.state, b"/d")) == 200
+
+
+@pytest.mark.parametrize("tree", ["each scan"], indirect=True)
+def test_what_is_kept_of_written_nodes_is_bounded_by_their_bytes(tree, monkeypatch):
+    monkeypatch.setattr("storage.state._KEPT_BYTES_MAX", 50_000)
+    cleared = 0
+    for number in range(100):
+        txn = tree.begin()
+        perform(txn, *set_(b"/d/%d" % number, b"v" * 5000))
+        place = Position(0, 0, 0, 0)
+        tree.state.merge(txn, tree.applied.seq + 1, bytes(8), NOW_NS, place, 5000)
+        tree.flush()
+        kept = sum(len(node.value or b"") for node in tree.state.nodes.values())
+        assert kept <= 50_000
+        cleared += not kept
+    assert cleared
+    assert tree.state.find(b"/d/0").value == b"v" * 5000
+
+
+@pytest.mark.parametrize("tree", ["refused"], indirect=True)
+def test_what_waits_for_the_index_says_when_there_is_enough_of_it(tree):
+    state = tree.state
+    told = []
+    while not state.is_full:
+        txn = tree.begin()
+        perform(txn, *set_(b"/a", b"v"))
+        tree.commit(txn)
+        told.append(state.wants_flush)
+    assert told.index(True) == FLUSH_RECORDS - 1
+    assert len(told) == FLUSH_RECORDS * BEHIND_FACTOR
+    assert tree.applied.index - state.flushed().applied.index == len(told)
+    tree.flush()
+    assert not any((state.is_full, state.wants_flush, state.is_behind))
+
+
+def test_a_replay_keeps_no_more_events_than_the_history_holds(tree, monkeypatch):
+    monkeypatch.setattr("storage.state._LATE_MAX", 30)
+    txn = tree.begin()
+    txn.perform(Setting("history_limit", 10), NOW_NS)
+    most = 0
+    for number in range(500):
+        perform(txn, *set_(b"/a", b"%d" % number))
+        txn.end_batch()
+        most = max(most, len(txn.events))
+    assert most <= 31
+    assert len(txn.nodes) == 1
+    tree.commit(txn)
+    assert indexes(tree.state) == list(range(492, 502))
+    tree.flush()
+    assert indexes(tree.state) == list(range(492, 502))
+    assert tree.rows()["events"] == 10
+
+
+# Directories that are removed and made again
+
+
+STEPS = [
+    *([set_(b"/d/e/a", b"1", 50)], [delete(b"/d")], [set_(b"/d/e/b", b"2", 60)]),
+    *([delete(b"/d/e"), mkdir(b"/d/e")], [set_(b"/d/e/a", b"3")], [delete(b"/d")]),
+    *([set_(b"/d", b"file")], [set_(b"/" + LONG * 2 + b"/x", b"4", 70)], [delete(b"/" + LONG * 2)]),
+    *([mkdir(b"/" + LONG * 2)], [delete(b"/d")], [set_(b"/d/e/f/g", b"5")]),
+]
+
+
+@pytest.mark.parametrize("tree", ["each scan"], indirect=True)
+@pytest.mark.parametrize("last", range(len(STEPS)))
+def test_a_flush_between_any_two_steps_changes_nothing(tree, last):
+    """`last` steps pile up, and then each one is flushed; the last of them is looked at first."""
+    for number, step in enumerate(STEPS):
+        tree.do(*step)
+        if number >= last:
+            tree.flush()
+    view = tree.state
+    assert names(view, b"/") == [b"d", LONG * 2]
+    assert names(view, b"/d") == [b"e"]
+    assert names(view, b"/d/e") == [b"f"]
+    assert names(view, b"/" + LONG * 2) == []
+    assert view.find(b"/d/e/f/g").value == b"5"
+    for gone in (b"/d/e/a", b"/d/e/b", b"/" + LONG * 2 + b"/x"):
+        assert view.find(gone) is None
+    txn = tree.begin()
+    assert txn.due(100, 10)[0] == []
+    txn.end()
+    tree.reclaim(1)
+    rows = tree.rows()
+    assert (rows["nodes"], rows["ttl"], rows["garbage"]) == (5, 0, 0)
