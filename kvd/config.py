@@ -12,9 +12,9 @@ from types import MappingProxyType
 from urllib.parse import urlsplit
 
 from kvd.configfile import from_file
-from kvd.etcdflags import NO_EFFECT
+from kvd.etcdflags import DISCOVERY, NO_EFFECT
 from kvd.etcdsettings import refuse_what_cannot_be_ignored, with_present_names
-from kvd.flags import EXIT_USAGE, ConfigError
+from kvd.flags import EXIT_USAGE, ConfigError, shown
 from kvd.help import help_text, settings_text, version_text
 from kvd.request import FORM_BYTES_MAX
 from kvd.settings import BY_NAME, DEFAULTS, Setting, Settings, from_command_line, from_environment
@@ -32,6 +32,9 @@ HEADER_BYTES_MIN = 1024
 BODY_BYTES_MIN = 1024
 # One body of the largest size must fit.
 BUFFERED_BYTES_MIN = FORM_BYTES_MAX
+
+# They are counted for each new one.
+DISCOVERY_MAX_MAX = 100_000
 
 _NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 
@@ -71,6 +74,9 @@ class Config:
         cors: The origins that may read answers in a browser; empty sends no CORS headers.
         host_whitelist: The hosts that requests may name, `*` for any; None without the setting.
         extras: Whether the extras on etcd's API are served (kvd/extras.py).
+        discovery: Whether tokens are made for members of etcd clusters (kvd/extras_discovery.py).
+        discovery_ttl_s: How long such a token lives.
+        discovery_max: Limit of these tokens.
         max_header_bytes: Limit of request line and headers together.
         max_body_bytes: Limit of the body of a request.
         max_value_bytes: Limit of a value.
@@ -116,6 +122,9 @@ class Config:
     cors: tuple[str, ...]
     host_whitelist: tuple[str, ...] | None
     extras: bool
+    discovery: bool
+    discovery_ttl_s: int
+    discovery_max: int
     max_header_bytes: int
     max_body_bytes: int
     max_value_bytes: int
@@ -223,6 +232,9 @@ def _config(settings: Settings) -> Config:
         if settings["host-whitelist"].is_default
         else tuple(members(settings, "host-whitelist", "a host")),
         extras=boolean(settings, "extras"),
+        discovery=_discovery(settings),
+        discovery_ttl_s=integer(settings, "discovery-ttl"),
+        discovery_max=integer(settings, "discovery-max", highest=DISCOVERY_MAX_MAX),
         max_header_bytes=integer(settings, "max-header-bytes", lowest=HEADER_BYTES_MIN),
         max_body_bytes=integer(
             settings, "max-body-bytes", lowest=BODY_BYTES_MIN, highest=FORM_BYTES_MAX
@@ -281,6 +293,16 @@ def _name(settings: Settings) -> str:
     if not name or not name.isprintable():
         raise refusal(settings, "name", "a printable name")
     return name
+
+
+def _discovery(settings: Settings) -> bool:
+    setting = settings["discovery"]
+    if "://" in setting.text:
+        raise ConfigError(f"{setting.where}={shown(setting.text)}: {DISCOVERY}")
+    is_on = bool(setting.text) and boolean(settings, "discovery")
+    if is_on and not boolean(settings, "extras"):
+        raise ConfigError(f"{setting.where} needs {settings['extras'].where}: it is one of them")
+    return is_on
 
 
 def _failpoints(settings: Settings) -> tuple[str, ...]:

@@ -72,10 +72,11 @@ class Refusal:
 
 
 _SINGLE = "kvd is a single member and joins no cluster"
+DISCOVERY = f"{_SINGLE}; without a value, --discovery lets others find each other"
+"""Why the flag is refused with etcd's kind of value."""
 _FILE_OF_PEERS = "kvd is a single member; name it alone with --initial-cluster, or leave it out"
 
 REFUSALS = (
-    Refusal("discovery", "URL", ("",), _SINGLE),
     Refusal("discovery-srv", "DOMAIN", ("",), _SINGLE),
     Refusal("peers", "HOST:PORT,...", ("",), _FILE_OF_PEERS),
     Refusal("peers-file", "FILE", ("",), _FILE_OF_PEERS),

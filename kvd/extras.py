@@ -31,8 +31,8 @@ FIND_BYTES_MAX = 1024
 """Bytes of a text that is looked for."""
 MGET_KEYS_MAX = 1000
 
-TOO_MANY_KEYS = "too_many_keys"
-"""The limit that a request for more of them meets."""
+TOO_MANY_KEYS, TOO_MANY_TOKENS = "too_many_keys", "too_many_tokens"
+"""The limits that a request for more of them meets, or for a new token of discovery."""
 
 ACCEPT, IF_NONE_MATCH = b"Accept", b"If-None-Match"
 """Headers that count as extras of a read; no parameter has these names."""

@@ -28,6 +28,8 @@ class Flag:
         help: What it does, without a period.
         group: The heading under which `--help` lists it.
         repeats: Given more than once it is a list: the texts are joined by commas.
+        may_have_value: A switch whose name has a value in etcd: a word behind it is taken for that,
+            and refused with a reason.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Flag:
     help: str
     group: str
     repeats: bool = False
+    may_have_value: bool = False
 
 
 MEMBER, STORAGE, SECURITY, BROWSERS = "Member", "Storage", "Security", "Browsers"
@@ -206,6 +209,22 @@ FLAGS = (
         "serve what etcd does not have, to clients that ask for it; see the manual, extras.md",
         EXTRAS,
     ),
+    Flag(
+        "discovery",
+        "false",
+        "",
+        "serve /new, by which members of an etcd cluster to be find each other through kvd",
+        EXTRAS,
+        may_have_value=True,
+    ),
+    Flag(
+        "discovery-ttl",
+        str(7 * 24 * 3600),
+        "SECONDS",
+        "how long a token of /new lives",
+        EXTRAS,
+    ),
+    Flag("discovery-max", "10000", "N", "limit of the tokens of /new", EXTRAS),
     Flag("max-header-bytes", "65536", "N", "limit of request line and headers together", LIMITS),
     Flag("max-body-bytes", str(10 << 20), "N", "limit of the body of a request", LIMITS),
     Flag("max-value-bytes", str(10 << 20), "N", "limit of a value", LIMITS),

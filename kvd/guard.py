@@ -308,6 +308,10 @@ class Guard:
         else:
             self.admit(head, then)
 
+    def guest(self, path: bytes) -> Rights:
+        """Return what a guest may do with a key."""
+        return Rights(self, None, path)
+
     def rights(self, admission: Admission, path: bytes) -> Rights:
         """Return what somebody who was let in may do with a key."""
         return Rights(self, admission.user, path)

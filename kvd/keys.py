@@ -33,7 +33,7 @@ from kvd.errors import (
     UNAUTHORIZED,
     ApiError,
 )
-from kvd.extras import TOO_MANY_KEYS, check_watch
+from kvd.extras import TOO_MANY_KEYS, TOO_MANY_TOKENS, check_watch
 from kvd.extras_reads import TOO_MANY_SCANS, Answering, ExtraReads
 from kvd.http1 import LARGE_BYTES, Connection
 from kvd.kept import Listings
@@ -177,6 +177,7 @@ class KeySpace:
             (
                 *(TOO_LARGE, TOO_MUCH, NOT_WRITTEN, _BAD, _DEEP, VALUE_TOO_LARGE),
                 *(TOO_MANY_PARAMETERS, ANSWER_TOO_LARGE, NO_ROOM, TOO_MANY_SCANS, TOO_MANY_KEYS),
+                TOO_MANY_TOKENS,
                 *(_WATCHERS, _WATCHERS_OF_KEY, _SLOW_STREAM, _DENIED, PASSWORDS),
             ),
             0,

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kvd import authroutes, extras_endpoints, memberroutes
+from kvd import authroutes, extras_discovery, extras_endpoints, memberroutes
 from kvd.acceptor import Acceptor
 from kvd.access import LoggedConnection
 from kvd.app import ROUTES, Route, Sources, make_application
@@ -29,6 +29,7 @@ from kvd.clock import Clock
 from kvd.committer import Committer
 from kvd.config import Config
 from kvd.credentials import Credentials
+from kvd.extras_discovery import Discovery
 from kvd.extras_routes import ExtraRoutes
 from kvd.files import Files, divide, raise_limit
 from kvd.front import Front
@@ -307,6 +308,9 @@ class KvdServer:
         routes += [*MONITORING, *DEBUGGING]
         if config.extras:
             routes += extras_endpoints.ROUTES
+        if config.discovery:
+            routes += extras_discovery.ROUTES
+        browsers = BrowserPolicy(hosts, config.cors)
         application = make_application(
             routes,
             sources=Sources(
@@ -319,6 +323,16 @@ class KvdServer:
                 administer=self._committer.administer,
             ),
             raft_status=partial(raft_status, store),
+            discovery=Discovery(
+                store=store,
+                committer=self._committer,
+                guard=guard,
+                browsers=browsers,
+                rejected=self._keys.rejected,
+                urls=advertised,
+                ttl_s=config.discovery_ttl_s,
+                tokens_max=config.discovery_max,
+            ),
             **self._monitoring.settings,
         )
         limits = Limits(
@@ -331,7 +345,6 @@ class KvdServer:
             lingering_max=files.lingering_max,
             backlog=files.backlog,
         )
-        browsers = BrowserPolicy(hosts, config.cors)
         reads = self._keys.extras
         extras = None if reads is None else ExtraRoutes(self._keys, reads, guard)
         front = Front(self._keys, application, guard, browsers, extras)

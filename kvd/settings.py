@@ -9,7 +9,8 @@ variable of `--data-dir` is `ETCD_DATA_DIR` or `KVD_DATA_DIR`; an empty one coun
 """
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kvd.etcdflags import IGNORED, REFUSED_FLAGS
@@ -55,8 +56,9 @@ def from_command_line(argv: Sequence[str]) -> Settings:
         ConfigError: A word is no flag, a flag is unknown or lacks its value.
     """
     given: Settings = {}
-    words = iter(argv)
-    for word in words:
+    words = deque(argv)
+    while words:
+        word = words.popleft()
         name, equals, text = word.removeprefix("-").removeprefix("-").partition("=")
         if not word.startswith("-") or not name or name.startswith("-"):
             raise ConfigError(f"{shown(word)} is no flag; see kvd --help")
@@ -65,6 +67,8 @@ def from_command_line(argv: Sequence[str]) -> Settings:
             raise ConfigError(f"unknown flag {shown('--' + name)}; {hint(name, '--')}")
         if not equals:
             text = _value_after(flag, words) if flag.value else "true"
+            if flag.may_have_value and words and not words[0].startswith("-"):
+                text = words.popleft()
         if flag.repeats and flag.name in given:
             text = f"{given[flag.name].text},{text}"
         given[flag.name] = Setting(text, f"--{flag.name}")
@@ -93,8 +97,8 @@ def hint(name: str, dashes: str = "") -> str:
     return f"did you mean {dashes}{near[0]}?" if near else "see kvd --help"
 
 
-def _value_after(flag: Flag, words: Iterator[str]) -> str:
-    word = next(words, None)
+def _value_after(flag: Flag, words: deque[str]) -> str:
+    word = words.popleft() if words else None
     if word is None:
         raise ConfigError(f"--{flag.name} needs a value: --{flag.name} {flag.value}")
     # `--data-dir --rebuild-index` is a value forgotten far more likely than a directory's name.

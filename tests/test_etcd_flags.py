@@ -48,9 +48,11 @@ def config(*argv: str, **environ: str) -> Config:
 def group(name: str) -> str:
     """What kvd does with a flag."""
     tables = {
-        "follow": {flag.name for flag in FLAGS},
+        "follow": {flag.name for flag in FLAGS if not flag.may_have_value},
         "ignore": {flag.name for flag in IGNORED},
-        "refuse": {refusal.name for refusal in REFUSALS},
+        # One has a meaning of kvd's own without a value, and is refused with etcd's.
+        "refuse": {refusal.name for refusal in REFUSALS}
+        | {flag.name for flag in FLAGS if flag.may_have_value},
     }
     (found,) = [kind for kind, names in tables.items() if name in names]
     return found

@@ -36,20 +36,21 @@ def masked(text: str) -> str:
     return _VARYING.sub("*", text).strip()
 
 
-@pytest.mark.parametrize("name", ["extras.md"])
-def test_each_example_prints_what_the_page_says(fresh_server, name):
+@pytest.mark.parametrize(("name", "flags"), [("extras.md", ["--discovery"])])
+def test_each_example_prints_what_the_page_says(make_server, name, flags):
+    server = make_server(*flags).start()
     found = examples(MANUAL / name)
     assert len(found) > 10
     for command, output in found:
         assert "127.0.0.1:2379" in command
         finished = subprocess.run(
-            ["bash", "-c", command.replace("127.0.0.1:2379", f"127.0.0.1:{fresh_server.port}")],
+            ["bash", "-c", command.replace("127.0.0.1:2379", f"127.0.0.1:{server.port}")],
             capture_output=True,
             text=True,
             timeout=PATIENCE_S,
             check=False,
         )
-        printed = finished.stdout.replace("\r", "").replace(f":{fresh_server.port}", ":2379")
+        printed = finished.stdout.replace("\r", "").replace(f":{server.port}", ":2379")
         assert masked(printed) == masked(output), command
 
 

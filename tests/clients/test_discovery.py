@@ -83,6 +83,16 @@ def test_three_members_make_a_cluster(fresh_server, start, tmp_path):
     assert registered(fresh_server, TOKEN) == {member.name: member.peer for member in cluster}
 
 
+def test_three_members_meet_through_a_token_of_kvds(make_server, start, tmp_path):
+    server = make_server("--discovery").start()
+    made = server.client().request("GET", f"/new?size={SIZE}")
+    url = made.body.decode()
+    cluster = [Member(start, tmp_path, f"infra{n}", url) for n in range(SIZE)]
+    assert_one_cluster(cluster)
+    token = url.partition("/v2/keys")[2]
+    assert registered(server, token) == {member.name: member.peer for member in cluster}
+
+
 def test_members_go_on_when_kvd_is_killed_while_they_wait(fresh_server, start, tmp_path):
     client = fresh_server.client()
     client.put(f"{TOKEN}/_config/size", SIZE)
