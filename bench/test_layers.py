@@ -15,7 +15,7 @@ from tornado import httputil
 
 from bench.wire import render
 from kvd.commands import Command, CompareAndSwap, CreateInOrder, Set
-from kvd.framing import Block, parse_block
+from kvd.framing import parse_block
 from kvd.http1 import Connection, Delegate, Limits, Server
 from kvd.listing import advance
 from kvd.listing import render as render_listing
@@ -55,17 +55,18 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+ANSWER = b"HTTP/1.1 200 OK\r\nX-Etcd-Index: 1\r\nContent-Length: %d\r\n\r\n%b" % (len(VALUE), VALUE)
+
+
 class Echo(Delegate, httputil.HTTPMessageDelegate):
     """Answers every request with the same few bytes: what is left is HTTP's own part."""
 
     def __init__(self, *, is_short: bool) -> None:
         self.is_short = is_short
 
-    def serve_whole(self, connection: Connection, line: bytes, block: Block, body: bytes) -> bool:
+    def serve_whole(self, connection: Connection, request: bytes) -> bytes | None:
         """Answer on the short way, or decline it."""
-        if self.is_short:
-            connection.respond(200, b"X-Etcd-Index: 1\r\n", VALUE)
-        return self.is_short
+        return ANSWER if self.is_short else None
 
     def start_request(
         self, server_conn: object, request_conn: httputil.HTTPConnection

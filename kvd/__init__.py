@@ -14,12 +14,15 @@ The way of a write:
         watch.Hub.publish         watchers are told, then the writers answered
     client <-- 200 {"action"...   response.py   events to JSON
 
+Nearly all requests take a shorter way: shortway.py is front, keys and request.py in one step, and
+telling.py makes their answers. What is declined there goes the way above, which answers everything.
+
 Users and roles go the same way: authroutes.py, auth.py and authchanges.py for the rules, entries
 in the log; guard.py asks for them, credentials.py checks passwords.
 
 Some hundred changes later flusher.py has the index written (storage/state.py, storage/flush.py).
-A read is request, committed state, response; it never enters the committer. bodies.py keeps the
-answers to files that are read often, listing.py reads directories, kept.py keeps what it made and
+A read is request, committed state, response; it never enters the committer. texts.py keeps the
+JSON of files that are written or read, listing.py reads directories, kept.py keeps what it made and
 brings it up to date. space.py knows whether there is room, housekeeping.py takes snapshots,
 server.py wires it all, app.py has the small endpoints, and ctl.py is kvdctl. Settings: flags.py is
 the table, settings.py and configfile.py collect their texts, config.py says what they mean.

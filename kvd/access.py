@@ -41,6 +41,9 @@ class LoggedConnection(Connection):
         """Leave out the short way, which does not tell what it answers."""
         return self._read_any_head()
 
+    def _rest(self) -> None:
+        """Leave it out for the next request, too."""
+
     def _start(self, method: str, target: str, block: Block) -> bool:
         version = "HTTP/1.0" if self.http10 else "HTTP/1.1"
         self._request = f"{method} {_cut(target)} {version}"

@@ -50,6 +50,7 @@ from kvd.watch import Hub
 from storage.change import REMOVALS, Change, ClockOffset, Entry, Record, encode_record
 from storage.errors import LogFull
 from storage.event import Event
+from storage.flush import LateEvent
 from storage.node import Node
 from storage.state import Pending
 from storage.store import Batch, Store
@@ -60,6 +61,10 @@ log = logging.getLogger(__name__)
 _Told = TypeVar("_Told")
 Outcome = Event | ApiError
 Done = Callable[[Outcome], None]
+Answers = list[tuple[Done, Command, Outcome]]
+"""What becomes of the commands of a batch, and what gets it."""
+Tell = Callable[[Answers, list[LateEvent], float], int]
+"""Counts what has become of commands and gives it to who asked; see `Committer.tell`."""
 _Queued = tuple[Command, Done, int]
 """A command, what gets its outcome, and the clock's `raw_ns` when it came."""
 
@@ -148,7 +153,7 @@ class _Round:
         self.pending = pending
         self.time_ns = time_ns
         self.queued = queued
-        self.answers: list[tuple[Done, Command, Outcome]] = []
+        self.answers: Answers = []
         self.replies: list[tuple[Replied, Reply | RouteError]] = []
         self.removed: dict[int, list[bytes]] = {}
         self.asked: dict[int, set[bytes]] = {}
@@ -195,6 +200,9 @@ class Committer:
         self._on_flush = on_flush
         self.on_entries: Callable[[], None] = lambda: None
         """Called when something beside the keys may have changed, before anybody is told."""
+        self.tell: Tell = self._tell
+        """Tells those who wrote of a batch that is committed, with its events and how many seconds
+        it took; returns how many of them succeeded."""
         # Each command with the clock's `raw_ns` when it came: what had ended by then is not there.
         self._queue: deque[_Queued] = deque()
         self._raw_ns = clock.raw_ns
@@ -234,9 +242,8 @@ class Committer:
     def submit(self, command: Command, done: Done) -> None:
         """Queue a command; `done` gets its event or its refusal once that may be told."""
         self._queue.append((command, done, self._raw_ns()))
-        # Writes have their own bound in a turn: they are not many reads.
-        self._turns.left += 1
-        self._schedule()
+        if not self._scheduled:
+            self._schedule()
 
     def administer(self, decide_entries: Decide, done: Replied) -> None:
         """Queue a change beside the keys; `done` gets its reply once that may be told."""
@@ -688,7 +695,7 @@ class Committer:
             self._publish(round_)
         took = monotonic() - round_.queued
         # Whatever was not asked for has expired.
-        self._stats.expirations += len(events) - self._answer(round_, took)
+        self._stats.expirations += len(events) - self.tell(round_.answers, events, took)
         if round_.replies:
             self._reply(round_)
         self.batch_s.note(took)
@@ -710,24 +717,18 @@ class Committer:
             removed = round_.removed
             self._hub.publish([(event, removed.get(event[0][1], [])) for event, _ in events])
 
-    def _answer(self, round_: _Round, took: float) -> int:
-        """Tell those who wrote; return how many of them succeeded."""
+    def _tell(self, answers: Answers, _events: list[LateEvent], took: float) -> int:
         stats = self._stats
-        durations = stats.durations
         succeeded = 0
-        for done, command, outcome in round_.answers:
+        for done, command, outcome in answers:
             if type(outcome) is Event:
                 succeeded += 1
-                durations[type(command)].append(took)
+                stats.durations[type(command)].append(took)
             else:
                 assert isinstance(outcome, ApiError)
                 stats.count(command, succeeded=False)
                 stats.refused(command, outcome)
-            try:
-                done(outcome)
-            except Exception:
-                # A bug in answering one client is not the others' end.
-                log.exception("an answer could not be given")
+            tell_one(done, outcome)
         return succeeded
 
     def _note_slow(self, round_: _Round, took: float) -> None:
@@ -745,7 +746,7 @@ class Committer:
         if any(isinstance(reply, Reply) for _, reply in round_.replies):
             self.on_entries()
         for replied, reply in round_.replies:
-            _answer(replied, reply)
+            tell_one(replied, reply)
 
     def _refuse(self, round_: _Round, refusal: ApiError) -> None:
         self.aborted += 1
@@ -771,9 +772,9 @@ class Committer:
         while self._queue:
             command, done, _ = self._queue.popleft()
             self._stats.refused(command, refusal)
-            _answer(done, refusal)
+            tell_one(done, refusal)
         while self._others:
-            _answer(self._others.popleft()[1], RouteError(500, reason))
+            tell_one(self._others.popleft()[1], RouteError(500, reason))
         self._next(committed=False)
 
     def _next(self, *, committed: bool) -> None:
@@ -810,7 +811,8 @@ class Committer:
         self._schedule()
 
 
-def _answer(done: Callable[[_Told], None], outcome: _Told) -> None:
+def tell_one(done: Callable[[_Told], None], outcome: _Told) -> None:
+    """Give an outcome to what is to get it."""
     try:
         done(outcome)
     except Exception:
@@ -820,6 +822,6 @@ def _answer(done: Callable[[_Told], None], outcome: _Told) -> None:
 
 def _answer_all(round_: _Round, refusal: ApiError) -> None:
     for done, _, _ in round_.answers:
-        _answer(done, refusal)
+        tell_one(done, refusal)
     for replied, _ in round_.replies:
-        _answer(replied, RouteError(500, refusal.cause.decode()))
+        tell_one(replied, RouteError(500, refusal.cause.decode()))

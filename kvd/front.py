@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Callable
 from functools import partial
 from html import escape as escape_html
@@ -24,7 +23,7 @@ from kvd.extras_exchange import Exchange as ExtraExchange
 from kvd.extras_routes import ExtraRoutes
 from kvd.framing import Block
 from kvd.guard import Admission, Caller, Guard, KeyHead, KeyRequest, caller_of
-from kvd.http1 import Connection, Delegate
+from kvd.http1 import Connection, Delegate, Server, ServeWhole
 from kvd.keys import METHODS, TOO_LARGE, TOO_MUCH, KeySpace
 from kvd.logs import Rarely
 from kvd.request import (
@@ -35,9 +34,9 @@ from kvd.request import (
     encode_path,
     has_too_many_parameters,
     is_form,
-    is_usual_form,
     key_of,
 )
+from storage.event import Event
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +45,6 @@ _UNCOUNTED_BODY_BYTES = 16 << 10
 
 OTHER_BODY_BYTES_MAX = 256 << 10
 """No route but the key space keeps a longer body."""
-
-# A request line that needs neither cleaning nor decoding: no component begins with a dot, and
-# nothing is escaped.
-_FIRST = rb"[0-9A-Za-z_~!$&'()*+,;=:@\-]"
-_PLAIN_LINE = re.compile(
-    rb"(GET|PUT|POST|DELETE) /v2/keys((?:/%b[.%b*+)++)(?:\?([!-~]*+))? HTTP/1\.1"
-    % (_FIRST, _FIRST[1:])
-)
-_PLAIN_METHODS = {name.encode(): name for name in ("GET", "PUT", "POST", "DELETE")}
 
 _VARY = b"Vary: Origin\r\n"
 _TEXT = "Content-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\n"
@@ -77,42 +67,44 @@ class Front(Delegate):
         self.guard = guard
         self.browsers = browsers
         self._complains = Rarely(10.0)
-        self._short_way_bytes_max = min(_UNCOUNTED_BODY_BYTES, keys.limits.body_bytes_max)
+        limits = keys.limits
+        # The value of a form is shorter than the form by its name.
+        self._short_way_bytes_max = min(
+            *(_UNCOUNTED_BODY_BYTES, limits.body_bytes_max, limits.value_bytes_max),
+        )
         self.has_cors = bool(browsers.origins)
-        self.needs_headers = False
-        """Whether headers decide on the answers of the key space: there is no short way then."""
+        self._short_way: ServeWhole = _decline
         guard.on_refresh = self._look
+
+    def attach(self, server: Server) -> None:
+        """Serve the plain requests of a server."""
+        self._short_way = self.keys.short_way(server)
         self._look()
 
     def _look(self) -> None:
-        self.needs_headers = self.has_cors or self.guard.enabled
+        needs_headers = self.has_cors or self.guard.enabled
+        self.serve_whole = _decline if needs_headers else self._short_way
 
-    def serve_whole(self, connection: Connection, line: bytes, block: Block, body: bytes) -> bool:
-        """Serve a request to the key space that needs nothing but that, or decline it."""
-        match = _PLAIN_LINE.fullmatch(line)
-        if match is None or self.needs_headers:
-            return False
-        method, key, query = match.groups()
-        keys = self.keys
-        if method == b"GET":
-            if query is None and keys.answer_file(connection, key):
-                return True
-            body = b""
-        elif body:
-            if len(body) > self._short_way_bytes_max:
-                return False
-            try:
-                if method == b"DELETE" or not is_usual_form(block.content_type):
-                    body = b""
-            except ApiError:
-                return False
-        keys.serve(connection, _PLAIN_METHODS[method], key, query or b"", body)
-        return True
+    def short_way(self, block: Block) -> bool | None:
+        """Return whether requests with a block have a form, None where its headers decide more.
 
-    def is_usual(self, headers: httputil.HTTPHeaders) -> bool:
-        """Return whether headers decide nothing, be it for the sake of browsers or of extras."""
+        Be it for the sake of browsers or of extras.
+        """
+        if block.content_length > self._short_way_bytes_max:
+            return None
+        headers = block.headers
         is_usual = self.browsers.is_usual(headers)
-        return is_usual and (self.extras is None or self.extras.is_usual(headers))
+        if not is_usual or not (self.extras is None or self.extras.is_usual(headers)):
+            return None
+        try:
+            return is_form(block.content_type)
+        except ApiError:
+            return None
+
+    def answer(self, connection: Connection, outcome: object) -> None:
+        """Answer a command with its outcome."""
+        assert isinstance(outcome, Event | ApiError)
+        self.keys.answer(connection, outcome)
 
     def admit(
         self, connection: Connection, method: str, target: str, headers: httputil.HTTPHeaders
@@ -401,6 +393,10 @@ class Exchange(httputil.HTTPMessageDelegate):
             body.encode("latin-1"),
             head_only=self._method == "HEAD",
         )
+
+
+def _decline(connection: Connection, request: bytes) -> None:
+    """Leave all requests to the long way: headers decide on the answers."""
 
 
 def _authority(target: str) -> str | None:

@@ -12,6 +12,8 @@ themselves, so nearly every block is found in a cache, by its bytes.
 Invariants:
 
 - One request at a time on a connection: the next is not looked at before this one is answered.
+- While a connection is at rest nothing stands between it and the next request: that may be served
+  from where it was read. Whatever happens to it beside plain requests ends that first.
 - What waits to be parsed, and what waits to be sent, is bounded; beyond that nothing is read.
 - An answer for a connection that has gone is dropped.
 """
@@ -80,16 +82,22 @@ _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 _HEAD_END = re.compile(rb"\n\r?\n")
 # The first byte of a client that speaks TLS: a record of its handshake (RFC 8446 section 5.1).
 _TLS_HANDSHAKE = 0x16
-# A request line that is longer, or a head that has to be parsed and is longer, may be costly: a
-# component of a path takes 6 us to be looked up, a header line 2 to 3 us to be parsed.
-_SHORT_LINE_BYTES = 256
+SHORT_LINE_BYTES = 256
+"""A request line that is longer may be costly: a component of a path takes 6 us to be looked up."""
+# So may a head that has to be parsed and is longer: a header line takes 2 to 3 us.
 _SHORT_HEAD_BYTES = 4 << 10
 _COMPONENTS_MAX = 64
 _SHORT_PATH_BYTES = 1 << 10
 _WRITING = (b"PUT ", b"POST ", b"DELETE ")
 # What is answered by the key space; all else costs far more than that.
 _KEY_LINE = re.compile(rb"[A-Z]+ /v2/(?:keys|raw)[/?\x20]")
+_NOT_SERVED = "a request of %s could not be served"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+# The stages of a connection: the second bit is set while a request is being answered, the first if
+# anything else may be due before the next one or with the answer. Where it is not set, no other
+# state has to be looked at.
+_AT_REST, _OPEN, ANSWERING, _BUSY = range(4)
+_LOOK = 1
 _LAST_CHUNK = b"0\r\n\r\n"
 
 
@@ -123,27 +131,37 @@ class Limits(NamedTuple):
     """How many clients may wait to be accepted."""
 
 
+ServeWhole = Callable[["Connection", bytes], bytes | None]
+
+
 class Delegate(httputil.HTTPServerConnectionDelegate):
-    """What serves the requests: Tornado's interface, and a short way beside it."""
+    """What serves the requests: Tornado's interface, and a short way beside it.
 
-    def serve_whole(self, connection: Connection, line: bytes, block: Block, body: bytes) -> bool:
-        """Serve a request that has come whole, with `Connection.reply` or `respond`, or decline.
+    Attributes:
+        serve_whole: Serves bytes that are one whole request, head and body, or declines them.
 
-        Nearly all requests are of this kind. The objects of Tornado's interface cost as much as
-        all else that is done for one (measured), so they are made only for what is declined here,
-        by returning False with nothing done.
+            Nearly all requests are of this kind. The objects of Tornado's interface cost as much
+            as all else that is done for one (measured), so they are made only for what is declined
+            here, by returning None with nothing done; what may be costly, for one (a line longer
+            than `SHORT_LINE_BYTES` that `is_deep`). Else it returns the answer, which keeps an
+            HTTP/1.1 connection open; or nothing, if that comes later: by `Connection.reply` (then
+            its `stage` is `ANSWERING` from now on) or by other ways (after `Connection.begin`).
+    """
 
-        Args:
-            connection: where the request came from.
-            line: the request line, without its end.
-            block: its headers, which are plain.
-            body: all of it.
+    serve_whole: ServeWhole = staticmethod(lambda connection, request: None)
+
+    def attach(self, server: Server) -> None:
+        """Take note of the server whose requests these are; it calls this once."""
+
+    def short_way(self, block: Block) -> bool | None:
+        """Return whether requests with a header block have a form; None: `serve_whole` declines.
+
+        It is asked once for each, of those that are plain.
         """
-        raise NotImplementedError
+        return False
 
-    def is_usual(self, headers: httputil.HTTPHeaders) -> bool:
-        """Return whether requests with these headers may go the short way; asked once for each."""
-        return True
+    def answer(self, connection: Connection, outcome: object) -> None:
+        """Answer a request that `serve_whole` took, by an outcome that the connection was given."""
 
 
 class Server:
@@ -180,13 +198,19 @@ class Server:
         """A client that goes wrong does so again and again."""
         self.may_warn = Rarely(SLOW_QUIET_S)
         self.memory = memory
-        self.blocks = Blocks(delegate.is_usual)
+        self.blocks = Blocks(delegate.short_way, limits.header_bytes_max - SHORT_LINE_BYTES)
         self.receiving = Receiving(memory, loop.time)
         self.sending = Sending(loop, memory, limits.write_timeout_s)
         self.turns = turns or Turns(loop)
         self.buffer = self.turns.buffer
         self.starts: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
-        """Beginnings of answers of the present second, by status; those of HTTP/1.0 second."""
+        """Beginnings of answers of the present second, by status; those of HTTP/1.0 second.
+
+        Other objects in the next second.
+        """
+        self.idle_deadline = self.now + limits.idle_timeout_s
+        """When a connection has been idle for too long that is so from now on."""
+        delegate.attach(self)
 
     def start(self, status: int, *, http10: bool) -> bytes:
         """Return the beginning of an answer: status line, Server and Date."""
@@ -204,6 +228,7 @@ class Server:
         # A deadline counts from the tick before it was set: it is up to a tick too early.
         before, self._ticked = self._ticked, self.loop.time()
         self.now = self._ticked
+        self.idle_deadline = self.now + self.limits.idle_timeout_s
         self.starts = ({}, {})
         late = {c for c in self.connections if c.deadline < before}
         for connection in late.union(c for c in self.reserve if c.deadline < self.now):
@@ -225,6 +250,7 @@ class Server:
             return True
         # It is told by the time who has asked nothing for longest.
         self.now = self.loop.time()
+        self.idle_deadline = self.now + self.limits.idle_timeout_s
         return self.crowd.displace(newcomer, self.now)
 
     def stop(self) -> None:
@@ -234,6 +260,7 @@ class Server:
         self.blocks.stop()
         for connection in self.connections:
             connection.keep_alive = connection.is_plain = False
+            connection.stage |= _LOOK
 
     async def finish(self) -> None:
         """Wait for what clients have begun to ask, or may be about to; then ask them to leave.
@@ -255,12 +282,12 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
     """One client connection; also the `HTTPConnection` that Tornado's handlers answer to."""
 
     __slots__ = (
-        "_after_outbox", "_ahead", "_buffer", "_busy", "_chunks", "_close_callback", "_dropped",
+        "_after_outbox", "_ahead", "_buffer", "_chunks", "_close_callback", "_dropped",
         "_ended", "_expects", "_head_deadline", "_held", "_left", "_message",
         "_on_writable", "_outbox", "_parsing", "_paused", "_queued", "_reserved", "_scanned",
         "_server", "_transport", "_written_chunked",
         "content_type", "context", "deadline", "extra_headers", "file", "flows", "http10",
-        "is_plain", "keep_alive", "pending", "streaming", "writable",
+        "is_plain", "keep_alive", "pending", "stage", "streaming", "writable",
     )  # fmt: skip
 
     def __init__(self, server: Server) -> None:
@@ -269,7 +296,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self._buffer = b""
         # How much of it was searched for the end of a head, in vain; then it may be a bytearray.
         self._scanned = 0
-        self._busy = False
+        self.stage = _OPEN
         # It waits for its turn (kvd.turns) with what it has read; so it is parsing, too.
         self._queued = False
         self._parsing = False
@@ -375,9 +402,29 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take bytes; serve what they complete."""
-        data = bytes(self._server.buffer[:nbytes])
+        server = self._server
+        data = server.buffer[:nbytes].tobytes()
+        if not self.stage and server.turns.left > 0:
+            try:
+                answer = server.delegate.serve_whole(self, data)
+                if answer is not None:
+                    if answer:
+                        self._transport.write(answer)  # type: ignore[union-attr]  # it is at rest
+                        self.deadline = server.idle_deadline
+                        server.turns.left -= 1
+                    return
+            except Exception:
+                # The process edge of a request: a bug in serving one client is not the others' end.
+                log.exception(_NOT_SERVED, self.context.remote_ip)
+                self.abort()
+                return
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        """Take bytes the long way: they may be a part of a request, or several."""
+        self.stage |= _LOOK
         if self._dropped is not None:
-            self._dropped += nbytes
+            self._dropped += len(data)
             if self._dropped > _DROPPED_BYTES_MAX:
                 self.abort()
             return
@@ -494,7 +541,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
     def give_up(self) -> None:
         """Refuse what has come of a request: there is no room for it."""
         message = self._message
-        self._busy = False
+        self.stage = _OPEN
         self._refuse(TOO_MUCH, HTTPStatus.SERVICE_UNAVAILABLE, "too much is sent at once")
         self._release()
         if message is not None:
@@ -503,6 +550,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
     def eof_received(self) -> bool:
         """Keep the connection for the answers that are due; a watch ends with its client."""
         self._ended = True
+        self.stage |= _LOOK
         if self._dropped is not None or self.streaming:
             return False
         if not self._parsing:
@@ -513,6 +561,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         """Drop everything; whoever still answers, answers nobody."""
         self._transport = None
         self.file = 0
+        self.stage |= _LOOK
         self._buffer = b""
         self.deadline = inf
         self._server.connections.discard(self)
@@ -533,6 +582,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
     def pause_writing(self) -> None:
         """Stop serving a client that does not read."""
         self.flows = self.writable = False
+        self.stage |= _LOOK
         # By the clock itself: the last tick's time would end a client's patience a tick early.
         self._server.sending.stalls(self, self._server.loop.time())
 
@@ -606,15 +656,6 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
     # For message delegates that render their answers themselves
 
     @property
-    def starts(self) -> dict[int, bytes]:
-        """The beginnings of answers of the present second: another object in the next one."""
-        return self._server.starts[False]
-
-    def start(self, status: int) -> bytes:
-        """Return the beginning of an HTTP/1.1 answer: status line, Server and Date."""
-        return self._server.start(status, http10=False)
-
-    @property
     def gone(self) -> bool:
         """Whether the client has gone."""
         return self._transport is None
@@ -661,17 +702,38 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         """Count time that the present request has taken, far more than others do, for the turn."""
         self._server.turns.left -= int(seconds / UNIT_S)
 
-    def reply(self, answer: bytes) -> None:
-        """Send a whole answer, head and body, that keeps an HTTP/1.1 connection open."""
-        transport = self._transport
-        if transport is None:
-            return
-        if not transport.is_closing():
-            transport.write(answer)
-        self._busy = False
-        self.deadline = self._server.now + self._server.limits.idle_timeout_s
-        if (self._buffer or self._ended) and not self._parsing:
-            self._parse()
+    def __call__(self, outcome: object) -> None:
+        """Answer the present request by its outcome, which the delegate understands."""
+        self._server.delegate.answer(self, outcome)
+
+    def reply(self, answer: bytes) -> bool:
+        """Send a whole answer and be at rest, if nothing but that is due; else do nothing.
+
+        Returns:
+            Whether it was sent. If not, `respond` sends it, or whatever else is due.
+        """
+        if self.stage != ANSWERING:
+            return False
+        # First: to write may end it.
+        self.stage = _AT_REST
+        self._transport.write(answer)  # type: ignore[union-attr]  # it is there
+        self.deadline = self._server.idle_deadline
+        return True
+
+    def _write_whole(self, answer: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(answer)
+        self.deadline = self._server.idle_deadline
+
+    def begin(self) -> None:
+        """Begin a request that `serve_whole` does not answer by itself, nor by `reply`."""
+        self.stage = _BUSY
+        self.deadline = inf
+        self._server.turns.left -= 1
+
+    def is_write(self) -> None:
+        """Let the present request count as a write, which has its own bound in a turn."""
+        self._server.turns.left += 1
 
     def respond(self, status: int, headers: bytes, body: bytes, *, head_only: bool = False) -> None:
         """Send a whole answer; `headers` are complete lines. With `head_only`, omit the body."""
@@ -851,7 +913,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         """The answer is complete: go on with the next request, or close."""
         if self._held:
             self._release()
-        self._busy = False
+        self.stage = _OPEN
         self.streaming = False
         self._message = None
         self._close_callback = None
@@ -864,8 +926,10 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         elif not self.keep_alive:
             self._close()
         else:
-            self.deadline = self._server.now + self._server.limits.idle_timeout_s
-            if (self._buffer or self._ended) and not self._parsing:
+            self.deadline = self._server.idle_deadline
+            if not self._buffer and not self._ended:
+                self._rest()
+            elif not self._parsing:
                 self._parse()
 
     def _skip_rest(self) -> None:
@@ -878,6 +942,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
     def _close(self) -> None:
         """Send what is to be sent, and close; what still comes is nobody's."""
+        self.stage |= _LOOK
         if self._server.stopping:
             # The client was not told in time: what it has sent meanwhile must not reset it.
             self.linger()
@@ -893,6 +958,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         """Close, but not before the client has had a chance to read what was sent."""
         if self._transport is None:
             return
+        self.stage |= _LOOK
         self._buffer = b""
         self._release_ahead()
         self._message = None
@@ -934,6 +1000,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
     def abort(self) -> None:
         """Drop the connection at once; what is still sent goes nowhere."""
+        self.stage |= _LOOK
         self._server.connections.discard(self)
         transport, self._transport = self._transport, None
         self.file = 0
@@ -961,8 +1028,10 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
     def expire(self) -> None:
         """The client has taken too long."""
-        if self._dropped is not None or self._busy or self._message is _SKIPPED:
+        if self._dropped is not None or self._message is _SKIPPED:
             self.abort()
+        elif self._busy:
+            return  # no time is set for the answer: this is that of the request before
         elif self._reserved:
             self._turn_away()
         elif self._buffer or self._message:
@@ -990,8 +1059,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
                         self._queue(None if self._asks_to_write() else Lane.AHEAD)
                         break
         except Exception:
-            # The process edge of a request: a bug in serving one client is not the others' end.
-            log.exception("a request of %s could not be served", self.context.remote_ip)
+            log.exception(_NOT_SERVED, self.context.remote_ip)
             self.abort()
         finally:
             self._parsing = self._queued
@@ -1000,6 +1068,28 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
             self._close()
         elif self._paused and self._transport is not None:
             self._read_on()
+        else:
+            self._rest()
+
+    @property
+    def _busy(self) -> bool:
+        """Whether a request is being answered."""
+        return self.stage >= ANSWERING
+
+    def _rest(self) -> None:
+        """Be at rest, if nothing stands between the connection and its next request."""
+        if (
+            self.stage == _OPEN
+            and self.keep_alive
+            and self.writable
+            and not (self._buffer or self._ended or self._reserved or self._server.stopping)
+            and self._message is None
+            and self._dropped is None
+            and self._transport is not None
+        ):
+            self.stage = _AT_REST
+            self.is_plain = True
+            self.http10 = False
 
     def _is_held_up(self) -> bool:
         """Whether something else has to happen before the next request is looked at."""
@@ -1055,22 +1145,24 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
             return self._read_any_head()
         end = buffer.find(b"\r\n\r\n")
         line_end = buffer.find(b"\r\n")
-        if line_end > _SHORT_LINE_BYTES and _is_deep(buffer, line_end):
+        short = server.blocks.short.get(buffer[line_end + 2 : end])
+        if short is None or len(buffer) < (following := end + 4 + short[0]):
             return self._read_any_head()
-        block = server.blocks.parsed.get(buffer[line_end + 2 : end + 2])
-        if block is not None and block.is_sized and end <= server.limits.header_bytes_max:
-            following = end + 4 + block.content_length
-            if len(buffer) >= following:
-                self._buffer = buffer[following:]
-                self._busy = self.is_plain = self.keep_alive = True
-                self.http10 = False
-                self.deadline = inf
-                body = buffer[end + 4 : following]
-                if server.delegate.serve_whole(self, buffer[:line_end], block, body):
-                    return True
-                self._buffer = buffer
-                self._busy = False
-        return self._read_any_head()
+        self._buffer = buffer[following:]
+        self.is_plain = self.keep_alive = True
+        self.http10 = False
+        answer = server.delegate.serve_whole(self, buffer[:following])
+        if answer is None:
+            self._buffer = buffer
+            return self._read_any_head()
+        if answer:
+            self._write_whole(answer)
+            return True
+        # It counts otherwise: as a write, which has its own bound in a turn, or by `begin`.
+        server.turns.left += 1
+        if self._buffer or self._ended:
+            self.stage |= _LOOK
+        return True
 
     def _read_any_head(self) -> bool:
         server = self._server
@@ -1099,9 +1191,9 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         buffer = self._buffer
         if size > _SHORT_HEAD_BYTES or _KEY_LINE.match(buffer) is None:
             return True
-        if size <= _SHORT_LINE_BYTES:
+        if size <= SHORT_LINE_BYTES:
             return False
-        return _is_deep(buffer, buffer.find(b"\n"))
+        return is_deep(buffer, buffer.find(b"\n"))
 
     def _wait_for_head(self, size: int) -> None:
         """Wait for the end of a head, unless `size` bytes of it are too many."""
@@ -1195,13 +1287,13 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
     def wait(self) -> None:
         """Leave the body of the present request unread until `proceed` is called."""
-        self._busy = True
+        self.stage = _BUSY
         self.deadline = inf
 
     def proceed(self, message: httputil.HTTPMessageDelegate) -> None:
         """Take the body of a request, unless that has been answered meanwhile."""
         if self._message is message and self._transport is not None:
-            self._busy = False
+            self.stage = _OPEN
             self._begin_body(message)
             if not self._parsing:
                 self._parse()
@@ -1251,7 +1343,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
             self._chunks = None
             if message is _SKIPPED:
                 self._message = None
-                self.deadline = self._server.now + self._server.limits.idle_timeout_s
+                self.deadline = self._server.idle_deadline
             else:
                 self._complete(message)
         return complete or has_more
@@ -1259,7 +1351,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
     def _complete(self, message: httputil.HTTPMessageDelegate) -> None:
         if self._message is not message:
             return
-        self._busy = True
+        self.stage = _BUSY
         self.deadline = inf
         message.finish()
 
@@ -1279,7 +1371,7 @@ def _nothing() -> int:
     return 0
 
 
-def _is_deep(buffer: bytes, line_end: int) -> bool:
+def is_deep(buffer: bytes, line_end: int) -> bool:
     """Return whether the path of a request line is long, or has many components (or escapes)."""
     query = buffer.find(b"?", 0, line_end)
     end = query if query >= 0 else line_end

@@ -20,7 +20,6 @@ from typing import NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
 from kvd import machine
-from kvd.bodies import Bodies
 from kvd.clock import Clock
 from kvd.commands import Command, Get, Request, Watch
 from kvd.committer import REMOVING, Committer, Done, Outcome
@@ -35,7 +34,7 @@ from kvd.errors import (
 )
 from kvd.extras import TOO_MANY_KEYS, TOO_MANY_TOKENS, check_watch
 from kvd.extras_reads import TOO_MANY_SCANS, Answering, ExtraReads
-from kvd.http1 import LARGE_BYTES, Connection
+from kvd.http1 import LARGE_BYTES, Connection, Server, ServeWhole
 from kvd.kept import Listings
 from kvd.largelistings import ANSWER_TOO_LARGE, NO_ROOM, LargeListings, no_room
 from kvd.listing import advance, render
@@ -57,11 +56,13 @@ from kvd.response import (
     event_parts,
     get_parts,
 )
+from kvd.shortway import ShortWay
 from kvd.stats import StoreStats
+from kvd.telling import Telling
+from kvd.texts import Texts
 from kvd.watch import Hub
 from kvd.watchanswers import WatchAnswers
 from kvd.watchers import Watcher
-from storage.applied import Applied
 from storage.change import REMOVALS
 from storage.event import Event
 from storage.index import BROKEN
@@ -72,8 +73,6 @@ log = logging.getLogger(__name__)
 # As plain numbers: a lookup in the enumeration costs as much as a function call.
 _OK = int(HTTPStatus.OK)
 _CREATED = int(HTTPStatus.CREATED)
-
-_FRAME_END = b"\r\nX-Raft-Index: %d\r\nX-Raft-Term: %d\r\nContent-Length: "
 
 METHODS = ("HEAD", "GET", "PUT", "POST", "DELETE")
 
@@ -196,8 +195,7 @@ class KeySpace:
         self.cluster_line = f"X-Etcd-Cluster-Id: {store.identity.cluster_id:x}\r\n".encode()
         """The header line that names the cluster."""
         self._fixed = b"Content-Type: application/json\r\n" + self.cluster_line
-        self._frame = _ReplyFrame()
-        self._bodies = Bodies(store)
+        self._texts = Texts(store.state)
         self.extras: ExtraReads | None = None
         """What answers reads with extras, if these are on."""
         if has_extras:
@@ -218,6 +216,27 @@ class KeySpace:
                 ),
                 value_bytes_max=limits.value_bytes_max,
             )
+
+    def short_way(self, server: Server) -> ServeWhole:
+        """Return what serves the plain requests of a server, and let it be told of batches."""
+        self._committer.tell = Telling(
+            server,
+            state=self._state,
+            stats=self._stats,
+            texts=self._texts,
+            fixed_headers=self._fixed,
+        ).tell
+        return ShortWay(
+            server,
+            state=self._state,
+            committer=self._committer,
+            stats=self._stats,
+            texts=self._texts,
+            clock=self._clock,
+            fixed_headers=self._fixed,
+            depth_max=self.limits.depth_max,
+            long_way=self,
+        ).serve
 
     def serve(
         self,
@@ -260,6 +279,7 @@ class KeySpace:
                     self._check(request)
                     if not no_value and self._submit_large(connection, request, done):
                         return
+                connection.is_write()
                 self._committer.submit(request, done)
         except ApiError as refusal:
             self.refuse(connection, method, refusal)
@@ -361,8 +381,15 @@ class KeySpace:
             if slow:
                 await asyncio.wait(slow)
 
-    def _answer(self, connection: Connection, no_value: bool, outcome: Outcome) -> None:
+    def without_value(self, connection: Connection) -> Done:
+        """Return what answers a command, and omits the values of a success."""
+        return partial(self._answer, connection, True)
+
+    def answer(self, connection: Connection, outcome: Outcome) -> None:
         """Answer a command, now that its outcome may be told."""
+        self._answer(connection, False, outcome)
+
+    def _answer(self, connection: Connection, no_value: bool, outcome: Outcome) -> None:
         if isinstance(outcome, ApiError):
             self.refuse(connection, "", outcome)
             return
@@ -378,8 +405,6 @@ class KeySpace:
             parts = event_parts(outcome, self._state.applied.clock_offset_ns)
             payloads = self._values.payloads(parts)
             connection.respond_in_pieces(status, self.head(change.index), payloads)
-        elif connection.is_plain and len(body) <= LARGE_BYTES:
-            self._reply(connection, body, change.index, made=made)
         else:
             connection.respond(_CREATED if made else _OK, self.head(change.index), body)
 
@@ -402,35 +427,6 @@ class KeySpace:
             connection.respond_in_pieces(status, self.head(change.index), payloads)
         else:
             connection.respond(status, self.head(change.index), body)
-
-    def _reply(
-        self, connection: Connection, body: bytes, index: int, *, made: bool = False
-    ) -> None:
-        """Send a success as `respond` would, from parts that only a commit or a second changes."""
-        frame = self._frame
-        if frame.starts is not connection.starts:
-            frame.renew(connection, self._fixed)
-        applied = self._state.applied
-        if frame.applied is not applied:
-            frame.applied = applied
-            frame.end = _FRAME_END % (applied.pos, applied.term)
-        start = frame.created if made else frame.ok
-        connection.reply(b"%b%d%b%d\r\n\r\n%b" % (start, index, frame.end, len(body), body))
-
-    def answer_file(self, connection: Connection, key: bytes) -> bool:
-        """Answer a plain read if it leads to a file that does not expire; else do nothing."""
-        if self._raw_ns() >= self._committer.overdue_at:
-            return False  # it may be below a directory that has ended
-        try:
-            body = self._bodies.find(key)
-        except BROKEN as damage:
-            self._committer.fail(damage)
-            return True
-        if body is None:
-            return False
-        self._stats.gets[0] += 1
-        self._reply(connection, body, self._state.applied.index)
-        return True
 
     def _get(
         self, connection: Connection, method: str, get: Get, *, has_room: bool = False
@@ -602,20 +598,3 @@ class KeySpace:
             applied.pos,
             applied.term,
         )
-
-
-class _ReplyFrame:
-    """What answers to successes have in common within a second, and between two commits."""
-
-    __slots__ = ("applied", "created", "end", "ok", "starts")
-
-    def __init__(self) -> None:
-        self.starts: dict[int, bytes] = {}
-        self.applied: Applied | None = None
-        self.ok = self.created = self.end = b""
-
-    def renew(self, connection: Connection, fixed: bytes) -> None:
-        """Take the beginnings of another second."""
-        self.starts = connection.starts
-        self.ok = b"%b%bX-Etcd-Index: " % (connection.start(_OK), fixed)
-        self.created = b"%b%bX-Etcd-Index: " % (connection.start(_CREATED), fixed)

@@ -21,7 +21,6 @@ from tornado import httputil
 from kvd import logs
 from kvd.app import Endpoint
 from kvd.errors import RouteError
-from kvd.framing import Block
 from kvd.guarded import GuardedEndpoint
 from kvd.health import Health
 from kvd.http1 import Connection, Delegate
@@ -203,10 +202,6 @@ class MonitorFront(Delegate):
 
     def __init__(self, application: tornado.web.Application) -> None:
         self._application = application
-
-    def serve_whole(self, connection: Connection, line: bytes, block: Block, body: bytes) -> bool:
-        """Decline: all of them are Tornado's."""
-        return False
 
     def start_request(
         self, server_conn: object, request_conn: httputil.HTTPConnection

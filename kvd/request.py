@@ -228,10 +228,6 @@ def is_form(content_type: str | None) -> bool:
     return media_type == "application/x-www-form-urlencoded"
 
 
-is_usual_form = lru_cache(maxsize=64)(is_form)
-"""The same, for the types of headers that are short enough to be kept (kvd/blocks.py)."""
-
-
 def _check_media_type(media_type: str) -> None:
     """Refuse what is neither `type` nor `type/subtype`, in the words of Go's mime package."""
     match = _MEDIA_TYPE.fullmatch(media_type)
@@ -267,7 +263,7 @@ def parse(method: str, key: bytes, query: bytes, form: bytes) -> Parsed:
         if method == "POST":
             return CreateInOrder(key, form[6:]), False, False
     said = form or query
-    if len(said) > _SHORT_BYTES_MAX or (form and query) or _VARYING.search(said):
+    if len(said) > _SHORT_BYTES_MAX or (form and query) or varies(said):
         size = len(form) + len(query)
         if size > _SHORT_FORM_BYTES and _takes_long(size, form, query):
             raise TakesLong
@@ -275,6 +271,11 @@ def parse(method: str, key: bytes, query: bytes, form: bytes) -> Parsed:
     request, no_value, recursive = _parse_short(method, query, form)
     # A fifth of what a refresh costs is spared (counted): only the key is another one.
     return _new(type(request), (key, *request[1:])), no_value, recursive
+
+
+def varies(said: bytes) -> bool:
+    """Return whether a form or query string has a value or an index: it seldom comes again."""
+    return _VARYING.search(said) is not None
 
 
 def _takes_long(size: int, form: bytes, query: bytes) -> bool:

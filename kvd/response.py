@@ -45,8 +45,9 @@ _FILE_THAT_EXPIRES = b'{"key":"%b","value":"%b"%b,"modifiedIndex":%d,"createdInd
 
 _NS = 1_000_000_000
 
-# What stands for itself inside a JSON string.
-_PLAIN = bytes(set(range(0x20, 0x80)) - set(b'"\\<>&'))
+PLAIN = bytes(set(range(0x20, 0x80)) - set(b'"\\<>&'))
+"""What stands for itself inside a JSON string."""
+
 _ESCAPES = [
     (b"\\", b"\\\\"),
     (b'"', b'\\"'),
@@ -79,13 +80,13 @@ Parts = list[bytes | LargeValue]
 
 def is_plain(raw: bytes) -> bool:
     """Return whether bytes stand for themselves inside a JSON string."""
-    return not raw.translate(None, _PLAIN)
+    return not raw.translate(None, PLAIN)
 
 
 def escape(raw: bytes) -> bytes:
     """Return bytes as they stand between the quotes of a JSON string."""
     # Deleting what is plain runs at memory speed and nearly always leaves nothing.
-    special = raw.translate(None, _PLAIN)
+    special = raw.translate(None, PLAIN)
     if not special:
         return raw
     if special.isascii():
@@ -171,10 +172,11 @@ def directory_end(node: Node, *, has_nodes: bool) -> bytes:
     )
 
 
-def event_body(event: Event, offset_ns: int = 0) -> bytes | None:
+def event_body(event: Event, offset_ns: int = 0, before: bytes | None = None) -> bytes | None:
     """Return an event as it is told to watchers and answered to the writer.
 
     None where it shows a value that is too large to be rendered at once, see `event_parts`.
+    `before` is the JSON of the node before it, where that is at hand.
     """
     (kind, index, key, value, is_dir, created, expiration_ns, _), prev, time_ns = event
     # A slice costs less than a call, and this is done for each write.
@@ -190,10 +192,11 @@ def event_body(event: Event, offset_ns: int = 0) -> bytes | None:
         shown = node_object(key, node, time_ns, offset_ns)
     if prev is None:
         return b'{"action":"%b","node":%b}\n' % (_ACTION_BY_KIND[kind], shown)
-    value = prev.value
-    if value and value[LARGE_VALUE_BYTES : LARGE_VALUE_BYTES + 1]:
-        return None
-    before = node_object(key, prev, time_ns, offset_ns)
+    if before is None:
+        value = prev.value
+        if value and value[LARGE_VALUE_BYTES : LARGE_VALUE_BYTES + 1]:
+            return None
+        before = node_object(key, prev, time_ns, offset_ns)
     return b'{"action":"%b","node":%b,"prevNode":%b}\n' % (_ACTION_BY_KIND[kind], shown, before)
 
 

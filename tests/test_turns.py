@@ -11,7 +11,7 @@ import pytest
 
 from kvd import tlsconnection
 from kvd.acceptor import Acceptor
-from kvd.http1 import Connection, Delegate, Limits, Server
+from kvd.http1 import SHORT_LINE_BYTES, Connection, Delegate, Limits, Server, is_deep
 from kvd.listeners import bind
 from kvd.memory import Memory
 from kvd.tlsconnection import TlsListener
@@ -47,12 +47,14 @@ class Served(Delegate):
         self.turn += 1
         self.loop.call_soon(self._next)
 
-    def serve_whole(self, connection, line, block, body):
-        if b"/v2/keys/" not in line:
-            return False
+    def serve_whole(self, connection, request):
+        line = request.partition(b"\r\n")[0]
+        is_whole = request.find(b"\r\n\r\n") == len(request) - 4
+        is_costly = len(line) > SHORT_LINE_BYTES and is_deep(line, len(line))
+        if b"/v2/keys/" not in line or not is_whole or is_costly:
+            return None
         self.log.append((self.turn, line.split()[0].decode(), id(connection)))
-        connection.reply(ANSWER)
-        return True
+        return ANSWER
 
     def start_request(self, server_conn, request_conn):
         return Other(self, request_conn)
