@@ -1145,7 +1145,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
             return self._read_any_head()
         end = buffer.find(b"\r\n\r\n")
         line_end = buffer.find(b"\r\n")
-        short = server.blocks.short.get(buffer[line_end + 2 : end])
+        short = server.blocks.short.get(buffer[line_end + 2 : end]) if end >= 0 else None
         if short is None or len(buffer) < (following := end + 4 + short[0]):
             return self._read_any_head()
         self._buffer = buffer[following:]

@@ -133,10 +133,10 @@ class ShortWay:
 
         def serve(connection: Connection, request: bytes) -> bytes | None:
             nonlocal start, starts, applied
-            head, _, body = request.partition(b"\r\n\r\n")
+            head, end, body = request.partition(b"\r\n\r\n")
             line, _, fields = head.partition(b"\r\n")
             length, is_form = find_block(fields, _NO_BLOCK)
-            if length != len(body):
+            if length != len(body) or not end:
                 return None
             act, key, asked = find_line(line) or look_at(line, len(head))
             if act == _READ:

@@ -225,6 +225,21 @@ def test_any_request_is_answered_as_on_the_long_way(servers, seed):
     asking.close()
 
 
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_a_request_may_come_in_two_pieces_cut_anywhere(fresh_server, method):
+    sent = request(method, "/v2/keys/k", body=b"value=1" if method == "PUT" else None)
+    with Raw(fresh_server.port) as raw, Raw(fresh_server.port) as other:
+        # What a cut leaves of the headers is known, where it is whole lines.
+        for headers in ((), (f"Content-Type: {FORM}",)):
+            other.ask("GET", "/v2/keys/k", *headers)
+        other.ask("PUT", "/v2/keys/k", body=b"value=1")
+        for cut in range(1, len(sent)):
+            raw.send(sent[:cut])
+            other.ask("GET", "/v2/keys/other")  # so the first piece has been read by now
+            answer = raw.send(sent[cut:]).answer()
+            assert (answer.status, answer.json["node"]["value"]) == (200, "1"), cut
+
+
 # Batches of many.
 
 
