@@ -5,8 +5,8 @@ and a wake-up cost more than a sync of 100 us takes, and what is on its way to t
 makes the next batch larger. A sync that takes longer is told by the kernel in a later turn, so
 that no read ever waits for a slow disk; and the more of them there are, the less often is waited.
 
-While clients read, too, the loop waits for each sync, but for `BRIEFLY_S` only: it would not give
-up its processor otherwise, which the kernel's worker needs to begin (storage/aio.py).
+While clients read, too, the loop waits for each sync, but for `BRIEFLY_S` only: otherwise batches
+take many times as long (storage/aio.py).
 
 Either way one batch is under way at a time. The thread also does all that is rare: it begins
 segments, writes long frames, and makes the faults of failpoints.

@@ -5,10 +5,10 @@ loop that keeps it busy. The kernel's own worker does not: a sync of 105 us took
 and 138 us this way, and half of the CPU time (58 and 26 us, measured with frames of 300 bytes).
 
 A sync that ends at once is not even worth a turn of the loop: `wait` waits for it, but no longer
-than `WAIT_S`. Nor would it end at once otherwise: the worker is bound to the processor of the
-thread that submits, and a loop that finds something to read in each turn gives that up but once in
-a time slice, for each of the worker's steps (8 ms a batch beside 16 to 256 readers, 2 where it
-waited; measured on Linux 6.18, two cores).
+than `WAIT_S`. It seems that it would not end at once otherwise: beside 16 to 256 readers a batch
+took 8 ms, and 2 where up to a millisecond was waited (measured on Linux 6.18, two cores), as if the
+worker had to wait until the loop, which finds something to read in each turn, gives up its
+processor.
 
 `wait` keeps the interpreter. Other threads lose less by that than the loop would if it let go of
 it: against a thread that computes, it got it back 6 ms after the sync's end (a thread's turn is
