@@ -24,6 +24,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from email.utils import formatdate
 from http import HTTPStatus
 from math import inf
@@ -965,7 +966,8 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self._dropped = 0
         self.deadline = self._server.loop.time() + _LINGER_S
         if self._transport.can_write_eof():
-            self._transport.write_eof()
+            with suppress(OSError):  # asyncio lets it through where the client has reset this
+                self._transport.write_eof()
         if self._paused:
             self._paused = False
             self._transport.resume_reading()

@@ -1,6 +1,7 @@
 """What comes byte by byte costs no more for each byte than what comes at once."""
 
 import asyncio
+import errno
 from time import thread_time
 
 import pytest
@@ -35,6 +36,16 @@ class Nowhere(asyncio.Transport):
 
     def get_extra_info(self, name, default=None):
         return default
+
+
+class Reset(Nowhere):
+    """A transport of asyncio whose client has just reset the connection."""
+
+    def can_write_eof(self):
+        return True
+
+    def write_eof(self):
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
 
 
 class Counting(Delegate):
@@ -144,3 +155,15 @@ def test_a_trailer_that_never_ends_is_given_up_soon(dribbling):
     dribbling.dribble(b"a" * 2000)
     dribbling.turn()
     assert dribbling.server.rejected["malformed"] == 1
+
+
+def test_a_client_that_goes_as_its_time_ends_is_no_error_for_the_others(dribbling):
+    server = dribbling.server
+    late = [Connection(server) for _ in range(3)]
+    for connection in late:
+        connection.connection_made(Reset())
+        dribbling.connection = connection
+        dribbling.send(HEAD)
+        connection.deadline = -1.0
+    server.tick()
+    assert server.rejected["timeout"] == 3
