@@ -85,7 +85,7 @@ class Config:
         max_watchers: Limit of waiting watches; None leaves it to the limit of connections.
         max_watchers_per_key: Limit of the watchers of one key; None leaves it to the others.
         max_stream_bytes: Limit of what a stream leaves unread.
-        max_buffered_bytes: Limit of what waits in memory for all clients together, each way.
+        max_buffered_bytes: Limit of what waits in memory for all clients, both ways together.
         max_response_bytes: Limit of one listing; None is three quarters of the limit before.
         idle_timeout_s: How long a connection may stay open between two requests.
         header_timeout_s: How long request line and headers may take from their first byte, and

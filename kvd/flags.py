@@ -255,7 +255,7 @@ FLAGS = (
         "max-buffered-bytes",
         str(256 << 20),
         "N",
-        "limit of what waits in memory for all clients: unfinished requests, unread answers",
+        "limit of what waits in memory for all clients: unfinished requests and unread answers",
         LIMITS,
     ),
     Flag(

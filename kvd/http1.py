@@ -201,7 +201,10 @@ class Server:
         self.memory = memory
         self.blocks = Blocks(delegate.short_way, limits.header_bytes_max - SHORT_LINE_BYTES)
         self.receiving = Receiving(memory, loop.time)
-        self.sending = Sending(loop, memory, limits.write_timeout_s)
+        # In a step of its own: those that go on there may answer, and so give back more.
+        memory.on_room = self._wake_soon
+        give_up = self.receiving.give_up_for_answers
+        self.sending = Sending(loop, memory, limits.write_timeout_s, give_up)
         self.turns = turns or Turns(loop)
         self.buffer = self.turns.buffer
         self.starts: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
@@ -239,6 +242,9 @@ class Server:
         self.crowd.tick()
         self.rejected[_UNREAD] = self.sending.cut
         self.blocks.tick(self.now)
+
+    def _wake_soon(self) -> None:
+        self.loop.call_soon(self.receiving.wake)
 
     @property
     def excess(self) -> int:
@@ -787,6 +793,9 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         """
         if self._transport is None:
             return
+        if self._held and not self._left:
+            # What the request held is not kept any more, or counted as a part of the answer.
+            self._release()
         outbox = self._outbox
         if outbox is None:
             outbox = self._outbox = Outbox()

@@ -78,6 +78,8 @@ METHODS = ("HEAD", "GET", "PUT", "POST", "DELETE")
 
 # A listing that takes longer is rendered in turns.
 _LISTING_S = 0.004
+# So many large forms are parsed side by side: what is parsed of them is not counted.
+_PARSED_MAX = 4
 # How long those that are being answered may take when the server stops.
 _LISTINGS_END_S = 0.3
 
@@ -156,6 +158,7 @@ class KeySpace:
         # What is not longer than this, all in all, meets neither limit of a write.
         self._unsuspicious_bytes = min(2 * limits.depth_max, limits.value_bytes_max)
         self._slices = asyncio.Lock()
+        self._parsed = asyncio.Semaphore(_PARSED_MAX)
         self._listings: set[asyncio.Task[None]] = set()
         self._kept_payloads: WeakValueDictionary[tuple[bytes, bool], Payload] = (
             WeakValueDictionary()
@@ -297,13 +300,14 @@ class KeySpace:
     ) -> None:
         turns = parse_in_turns(*said)
         try:
-            while True:
-                # One slice in a turn, of all that are parsed.
-                async with self._slices:
-                    await asyncio.sleep(0)
-                    next(turns)
-                if connection.gone:
-                    return
+            async with self._parsed:
+                while True:
+                    # One slice in a turn, of all that are parsed.
+                    async with self._slices:
+                        await asyncio.sleep(0)
+                        next(turns)
+                    if connection.gone:
+                        return
         except StopIteration as end:
             self.serve(connection, *said, parsed=end.value, rights=rights)
         except ApiError as refusal:

@@ -1,16 +1,18 @@
 """Memory that requests and responses take, counted so that it can be bounded.
 
-Two sums, each with the same limit: bytes of requests that are incomplete or not answered yet, and
-bytes of responses that are being made or have not been read. Only what is large is counted; what is
-small is bounded by the number of connections.
+Two sums with one limit for both: bytes of requests that are incomplete or not answered yet, and
+bytes of responses that are being made or have not been read. An eighth of the limit is left to each
+of the two, whatever the other one takes. Only what is large is counted; what is small is bounded by
+the number of connections.
 
 A request without room waits for it and is refused after a time (`kvd.receiving`). A response to a
 read is counted before it is made: without room it waits, and is refused after `ROOM_WAIT_S`. So is
-a write of a large value, before it is accepted. Small responses may also use a reserve, which large
-ones leave free.
+a write of a large value, before it is accepted. Small requests and responses may also use a
+reserve, which large ones leave free.
 
 What has to be sent nonetheless (an event, the value that a write has replaced) may exceed the
-limit. Then, and while others wait for room, connections are cut (`kvd.sending`).
+limit. Then, and while others wait for room, connections are cut (`kvd.sending`), and while
+responses wait, slow requests are given up (`kvd.receiving`).
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ class Memory:
     """The two sums.
 
     Args:
-        bytes_max: the limit of each.
+        bytes_max: the limit of both together.
         answer_bytes_max: the limit of a single response; None is three quarters of the other one.
     """
 
@@ -50,18 +52,45 @@ class Memory:
         """Bytes of requests."""
         self.answers = 0
         """Bytes of responses."""
+        self.reserve = bytes_max // 16
+        """What large requests leave to small ones, and large responses to small ones."""
+        self.requests_wait = False
+        """Whether large requests wait for room."""
         self.on_excess: Callable[[], None] = lambda: None
         """Called when responses exceed the limit."""
-        self._large_max = bytes_max - bytes_max // 8
+        self.on_room: Callable[[], None] = lambda: None
+        """Called when there is more room for requests, while they wait for it."""
+        # What is left to requests, and to responses, in any case.
+        self._share = bytes_max // 8
         self._small: deque[_Waiter] = deque()
         self._large: deque[_Waiter] = deque()
+
+    @property
+    def requests_max(self) -> int:
+        """How much requests may take together now."""
+        return self._left_by(self.answers)
+
+    @property
+    def answers_max(self) -> int:
+        """How much responses may take together now."""
+        return self._left_by(self.requests)
+
+    def _left_by(self, others: int) -> int:
+        most = self.bytes_max - self._share
+        return min(most, max(self._share, self.bytes_max - others))
+
+    @property
+    def exceeds(self) -> bool:
+        """Whether responses exceed the limit."""
+        return self.answers > self.answers_max
 
     def fits(self, size: int) -> bool:
         """Return whether a response may be made now by one that has waited."""
         if size <= SMALL_BYTES:
-            return self.answers + size <= self.bytes_max
+            return self.answers + size <= self.answers_max
         # What is larger than the limit itself comes alone.
-        return self.answers + min(size, self._large_max) <= self._large_max
+        large_max = self.answers_max - self.reserve
+        return self.answers + min(size, large_max) <= large_max
 
     def has_room(self, size: int) -> bool:
         """Return whether a response may be made now, before those that wait."""
@@ -70,18 +99,43 @@ class Memory:
 
     @property
     def lacking(self) -> int:
-        """How many bytes have to be freed for all that wait, and for what exceeds the limit."""
-        small = sum(size for size, _ in self._small)
-        large = sum(size for size, _ in self._large)
-        excess = self.answers + min(small, self.bytes_max) - self.bytes_max
-        if large:
-            excess = max(excess, self.answers + min(large, self._large_max) - self._large_max)
-        return max(0, excess)
+        """How many bytes of responses have to be freed: for all that wait, or exceed the limit."""
+        lacking = max(0, self.lacking_responses)
+        if self.requests_wait:
+            excess = self.requests - (self.requests_max - self.reserve)
+            lacking = max(lacking, min(excess, self.answers - self._share))
+        return lacking
+
+    @property
+    def lacking_responses(self) -> int:
+        """How many bytes responses lack, if any."""
+        limit = self.answers_max
+        excess = self.answers + min(sum(size for size, _ in self._small), limit) - limit
+        if self._large:
+            limit -= self.reserve
+            large = min(sum(size for size, _ in self._large), limit)
+            excess = max(excess, self.answers + large - limit)
+        return excess
+
+    @property
+    def needs_room_of_requests(self) -> bool:
+        """Whether responses lack room that requests have taken."""
+        return self.requests > self._share and self.lacking_responses > 0
+
+    def take_request(self, size: int) -> None:
+        """Count a part of a request."""
+        self.requests += size
+
+    def give_back_request(self, size: int) -> None:
+        """Discount it."""
+        self.requests -= size
+        if self._small or self._large:
+            self._wake()
 
     def take(self, size: int) -> None:
         """Count a response, or a part of one."""
         self.answers += size
-        if self.answers > self.bytes_max:
+        if self.exceeds:
             self.on_excess()
 
     def give_back(self, size: int) -> None:
@@ -89,6 +143,8 @@ class Memory:
         self.answers -= size
         if self._small or self._large:
             self._wake()
+        if self.requests_wait:
+            self.on_room()
 
     async def room(self, size: int) -> None:
         """Wait until a response of this size may be made.

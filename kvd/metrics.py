@@ -169,7 +169,7 @@ class KvdCollector(Collector):
         memory = http.memory
         yield gauge("kvd_buffered_request_bytes", "Unfinished requests", memory.requests)
         yield gauge("kvd_buffered_answer_bytes", "Unread large answers", memory.answers)
-        yield gauge("kvd_buffered_bytes_max", "The limit of each of the two", memory.bytes_max)
+        yield gauge("kvd_buffered_bytes_max", "The limit of the two together", memory.bytes_max)
         yield gauge("kvd_watchers", "Open watches, replaying or live", hub.waiting)
         yield gauge("kvd_watch_backlog_bytes", "Events that wait to be sent", hub.backlog_bytes)
         yield labelled(

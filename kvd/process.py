@@ -11,10 +11,12 @@ SIGQUIT and others         as the system has them: SIGQUIT ends the process with
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import os
 import signal
 import sys
+from contextlib import suppress
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +26,20 @@ _MEANINGLESS = (
     *(getattr(signal, name) for name in _NAMES if hasattr(signal, name)),
     *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
 )
+
+# Of mallopt(3), as in malloc.h.
+_M_MMAP_THRESHOLD = -3
+_MMAP_THRESHOLD_BYTES = 1 << 20
+
+
+def return_freed_memory() -> None:
+    """Let large blocks of memory go back to the system when they are freed.
+
+    When a block of up to 32 MiB is freed, glibc takes blocks of that size from its heap from then
+    on, where what is freed stays: 130 MB after values of 10 MiB have come and gone (measured).
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
 
 
 def open_standard_descriptors() -> None:

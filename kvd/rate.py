@@ -39,6 +39,11 @@ class Rate:
         return now - self._since >= self._window_s
 
     @property
+    def is_fast(self) -> bool:
+        """Whether the last rate is known, and enough."""
+        return self._rate is not None and not self.is_slow
+
+    @property
     def order(self) -> tuple[int, float]:
         """The order of giving up: slow ones first, then unknown ones (the oldest first)."""
         if self._rate is None:

@@ -1,9 +1,10 @@
 """Memory that requests take while they come, and which of them are given up where it is short.
 
-Large requests leave an eighth of the limit free: a reserve for the small ones. Where there is no
-room, a large body waits for it, unread, and is refused after `WAIT_S`. Meanwhile those are given up
-whose client is slow (`kvd.rate`), the slowest first; if none is slow, the last that
-has waited too long. A small request does not wait: others are given up at once.
+Large requests leave a reserve to the small ones. Where there is no room, a large body waits for it,
+unread, and is refused after `WAIT_S`. Meanwhile those are given up whose client is slow
+(`kvd.rate`), the slowest first; if none is slow, the last that has waited too long. A small request
+does not wait: others are given up at once. So they are where large ones would exceed the limit by
+what each of them has received before it waits.
 
 What has come whole is never given up; it is answered, and so makes room by itself.
 """
@@ -83,44 +84,62 @@ class Receiving:
 
     def take(self, sender: Sender, size: int) -> bool:
         """Count more of a request, which holds it already; return whether there is room for it."""
-        self._memory.requests += size
+        self._memory.take_request(size)
         if sender not in self._senders:
             self._senders[sender] = _Progress(self._now())
         if self._fits(sender):
             return True
-        if sender.held_bytes <= SMALL_BYTES:
+        if sender.held_bytes <= SMALL_BYTES or self._memory.requests > self._memory.requests_max:
             self._shed(sender)
         return self._fits(sender)
 
     def give_back(self, size: int) -> None:
         """A part of a request is not kept any more."""
-        self._memory.requests -= size
-        if self._waiters:
-            self._wake()
+        self._memory.give_back_request(size)
+        self.wake()
 
     def forget(self, sender: Sender) -> None:
         """Nothing is kept of its request any more."""
         self._senders.pop(sender, None)
         self._waiters.pop(sender, None)
+        self._memory.requests_wait = bool(self._waiters)
 
     def wait(self, sender: Sender) -> None:
         """Let a sender go on when there is room; until then it must not receive."""
         self._senders[sender].waits_since = self._now()
         self._waiters[sender] = None
+        self._memory.requests_wait = True
+
+    def wake(self) -> None:
+        """Let those go on that wait, as far as there is room."""
+        if self._waiters:
+            self._wake()
 
     def tick(self, now: float) -> None:
         """Measure, and give up who is in the way of those that wait; called every second."""
         for sender, progress in self._senders.items():
             progress.measure(sender.held_bytes, now)
-        if not self._waiters:
-            return
-        self._wake()
-        slow = [s for s in self._receiving() if self._senders[s].rate.is_slow]
-        for sender in sorted(slow, key=self._order):
-            if not self._waiters:
+        self.wake()
+        if self._is_short:
+            slow = [s for s in self._receiving() if self._senders[s].rate.is_slow]
+            for sender in sorted(slow, key=self._order):
+                if not self._is_short:
+                    return
+                self._give_up(sender)
+        self._refuse_last(now)
+
+    def give_up_for_answers(self) -> None:
+        """Give up those that are not known to come fast, as far as answers exceed the limit."""
+        for sender in sorted([*self._receiving(), *self._waiters], key=self._order):
+            rate = self._senders[sender].rate
+            if not (self._memory.exceeds and self._memory.needs_room_of_requests) or rate.is_fast:
                 return
             self._give_up(sender)
-        self._refuse_last(now)
+
+    @property
+    def _is_short(self) -> bool:
+        """Whether requests or responses wait for room that requests take."""
+        return bool(self._waiters) or self._memory.needs_room_of_requests
 
     def _refuse_last(self, now: float) -> None:
         """Refuse those that have waited too long, the last first, until another can go on."""
@@ -133,9 +152,9 @@ class Receiving:
                 return
 
     def _fits(self, sender: Sender) -> bool:
-        limit = self._memory.bytes_max
+        limit = self._memory.requests_max
         if sender.held_bytes > SMALL_BYTES:
-            limit -= limit // 8
+            limit -= self._memory.reserve
         return self._memory.requests <= limit
 
     def _receiving(self) -> list[Sender]:
@@ -143,7 +162,7 @@ class Receiving:
 
     def _shed(self, newcomer: Sender) -> None:
         """Give up others until there is room for small requests."""
-        most = self._memory.bytes_max - self._memory.bytes_max // _SLACK
+        most = self._memory.requests_max - self._memory.bytes_max // _SLACK
         for sender in sorted([*self._receiving(), *self._waiters], key=self._order):
             if self._memory.requests <= most:
                 return
@@ -174,3 +193,4 @@ class Receiving:
                     sender.go_on()
         finally:
             self._is_waking = False
+            self._memory.requests_wait = bool(self._waiters)

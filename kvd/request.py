@@ -356,33 +356,43 @@ def _read_form(raw: bytes, params: Parameters) -> Generator[None, None, None]:
     if b";" in raw:
         raise ApiError(INVALID_FORM, b"invalid semicolon separator in query")
     decoded = 0
-    for piece in raw.split(b"&"):
-        if not piece:
+    end = -1
+    while end < len(raw):
+        # Pieces are not cut out: a value may be 10 MiB of them, once more for each copy.
+        start, end = end + 1, _found(raw, b"&", end + 1, len(raw))
+        if start == end:
             continue
-        name, _, value = piece.partition(b"=")
-        if b"%" in piece or b"+" in piece:
-            decoded += len(piece)
-            if decoded > LARGE_FORM_BYTES:
-                decoded = len(piece)
-                yield
-            name = yield from _unescape(name)
-            value = yield from _unescape(value)
+        name_end = _found(raw, b"=", start, end)
+        if _found(raw, b"%", start, end) == _found(raw, b"+", start, end) == end:
+            params.setdefault(raw[start:name_end], raw[name_end + 1 : end])
+            continue
+        decoded += end - start
+        if decoded > LARGE_FORM_BYTES:
+            decoded = end - start
+            yield
+        name = yield from _unescape(raw, start, name_end)
+        value = yield from _unescape(raw, name_end + 1, end)
         params.setdefault(name, value)
 
 
-def _unescape(raw: bytes) -> Generator[None, None, bytes]:
-    """Return text without its escapes, pausing between slices."""
-    if len(raw) <= LARGE_FORM_BYTES:
-        return _unescape_slice(raw)
+def _found(raw: bytes, byte: bytes, start: int, end: int) -> int:
+    """Return where a byte is within a part of a text, or the end of that."""
+    place = raw.find(byte, start, end)
+    return end if place < 0 else place
+
+
+def _unescape(raw: bytes, start: int, end: int) -> Generator[None, None, bytes]:
+    """Return a part of a text without its escapes, pausing between slices."""
+    if end - start <= LARGE_FORM_BYTES:
+        return _unescape_slice(raw[start:end])
     slices = []
-    start = 0
-    while start < len(raw):
-        end = start + LARGE_FORM_BYTES
+    while start < end:
+        stop = min(start + LARGE_FORM_BYTES, end)
         # Not inside an escape.
-        mark = raw.rfind(b"%", end - 2, end)
-        end = mark if mark >= 0 else end
-        slices.append(_unescape_slice(raw[start:end]))
-        start = end
+        mark = raw.rfind(b"%", stop - 2, stop)
+        stop = mark if mark >= 0 and stop < end else stop
+        slices.append(_unescape_slice(raw[start:stop]))
+        start = stop
         yield
     return b"".join(slices)
 

@@ -7,12 +7,14 @@ while responses wait for room or exceed the limit, also one
 - whose client is slow (`kvd.rate`), the slowest first, until there is room.
 
 Where what has to be sent exceeds the limit, connections are cut at once, in this order: slow ones,
-those whose rate is not known yet (the oldest first), then the others by their rate.
+those whose rate is not known yet (the oldest first), then the others by their rate. Before any that
+is not slow, requests are given up that have not come whole.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from kvd.rate import Rate
@@ -60,11 +62,17 @@ class Sending:
     """The outboxes of one server's connections, by turns."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, memory: Memory, write_timeout_s: float
+        self,
+        loop: asyncio.AbstractEventLoop,
+        memory: Memory,
+        write_timeout_s: float,
+        give_up_requests: Callable[[], None] = lambda: None,
     ) -> None:
+        """Send what `memory` counts; `give_up_requests` makes room in it, or not."""
         self._loop = loop
         self._memory = memory
         self._write_timeout_s = write_timeout_s
+        self._give_up_requests = give_up_requests
         self._due: deque[Recipient] = deque()
         self._is_sending = False
         # What was unread when it last became less, and when; in the order of those times.
@@ -115,7 +123,7 @@ class Sending:
         """Cut those who have read nothing for too long, which is less where memory is short."""
         stalled = list(self._stalled)
         kept = self._memory.answers + sum(recipient.kept_bytes for recipient in stalled)
-        excess = max(kept - self._memory.bytes_max, self._memory.lacking)
+        excess = max(kept - self._memory.answers_max, self._memory.lacking)
         for recipient in stalled:
             left = recipient.unread_bytes
             before, since = self._stalled[recipient]
@@ -145,11 +153,14 @@ class Sending:
     def _shed(self) -> None:
         """Cut connections until the limit is kept."""
         self._is_shedding = False
-        memory = self._memory
-        if memory.answers <= memory.bytes_max:
-            return
-        for recipient in sorted(self._reading, key=self._order):
-            if memory.answers <= memory.bytes_max:
+        self._cut_until_it_fits([r for r, rate in self._reading.items() if rate.is_slow])
+        if self._memory.exceeds:
+            self._give_up_requests()
+            self._cut_until_it_fits(self._reading)
+
+    def _cut_until_it_fits(self, recipients: Iterable[Recipient]) -> None:
+        for recipient in sorted(recipients, key=self._order):
+            if not self._memory.exceeds:
                 return
             self._cut(recipient)
 

@@ -12,6 +12,7 @@ import pytest
 from kvd.memory import Memory, NoRoom, Payload, Values
 from kvd.outbox import Outbox
 from kvd.rate import RATE_MIN
+from kvd.receiving import Receiving
 from kvd.response import LargeValue, escape
 from kvd.sending import Sending
 from tests.raw import Raw, request
@@ -246,7 +247,7 @@ def test_the_slowest_are_cut_while_others_wait_and_only_then(loop, is_waited_for
 
 
 def test_beyond_the_limit_those_are_cut_at_once_who_read_slowly(loop):
-    memory = Memory(8 * MIB)
+    memory = Memory(10 * MIB)
     sending = Sending(loop, memory, 600)
     fast, slow = readers(memory, sending, 2)
     for second in range(1, 4):
@@ -258,7 +259,7 @@ def test_beyond_the_limit_those_are_cut_at_once_who_read_slowly(loop):
     more = readers(memory, sending, 2)
     for call in loop.due:
         call()
-    assert memory.answers <= 8 * MIB
+    assert memory.answers <= memory.answers_max < 9 * MIB
     assert [reader.is_cut for reader in (fast, slow, *unknown, *more)] == [
         False, True, True, False, False, False,
     ]  # fmt: skip
@@ -269,7 +270,7 @@ def test_room_is_refused_after_a_while_and_small_ones_have_a_reserve(monkeypatch
     async def _() -> None:
         monkeypatch.setattr("kvd.memory.ROOM_WAIT_S", 0.01)
         memory = Memory(16 * MIB)
-        memory.take(14 * MIB)
+        memory.take(13 * MIB)
         assert memory.has_room(100_000)
         assert not memory.has_room(2 * MIB)
         with pytest.raises(NoRoom):
@@ -283,7 +284,7 @@ def test_room_is_given_in_the_order_in_which_it_was_asked_for():
     @run
     async def _() -> None:
         memory = Memory(16 * MIB)
-        memory.take(16 * MIB)
+        memory.take(14 * MIB)
         got: list[int] = []
 
         async def ask(number: int) -> None:
@@ -293,16 +294,108 @@ def test_room_is_given_in_the_order_in_which_it_was_asked_for():
 
         asking = [asyncio.ensure_future(ask(number)) for number in range(5)]
         await asyncio.sleep(0)
-        assert memory.lacking == 16 * MIB
+        assert memory.lacking == 14 * MIB
         memory.give_back(6 * MIB)
         for _ in range(20):
             await asyncio.sleep(0)
-        assert (got, memory.answers) == ([0], 14 * MIB)
-        memory.give_back(14 * MIB)
+        assert (got, memory.answers) == ([0], 12 * MIB)
+        memory.give_back(12 * MIB)
         for _ in range(20):
             await asyncio.sleep(0)
         assert (got, memory.answers) == ([0, 1, 2, 3], 12 * MIB)
         asking[4].cancel()
+
+
+def test_requests_and_answers_have_one_limit():
+    memory = Memory(16 * MIB)
+    memory.take_request(12 * MIB)
+    assert memory.fits(100_000)
+    assert memory.fits(2 * MIB)
+    memory.take(2 * MIB)
+    assert not memory.fits(2 * MIB)
+    memory.give_back_request(12 * MIB)
+    memory.take(11 * MIB)
+    # An eighth is left to requests, whatever answers take.
+    assert (memory.requests_max, memory.answers_max) == (3 * MIB, 14 * MIB)
+    memory.take(3 * MIB)
+    assert memory.requests_max == 2 * MIB
+
+
+class Upload:
+    """A request that comes, or has come whole."""
+
+    def __init__(self, receiving: Receiving, size: int, *, is_receiving: bool = True) -> None:
+        self.held_bytes = size
+        self.is_receiving = is_receiving
+        self.is_given_up = False
+        self._receiving = receiving
+        receiving.take(self, size)
+
+    def go_on(self) -> None:
+        pass
+
+    def give_up(self) -> None:
+        self.is_given_up = True
+        self._receiving.give_back(self.held_bytes)
+
+
+def test_slow_requests_make_room_for_answers_that_wait():
+    @run
+    async def _() -> None:
+        memory = Memory(16 * MIB)
+        receiving = Receiving(memory, lambda: 0.0)
+        slow = Upload(receiving, 6 * MIB)
+        whole = Upload(receiving, 6 * MIB, is_receiving=False)
+        memory.take(2 * MIB)
+        receiving.tick(1.0)
+        assert not slow.is_given_up, "nobody waits"
+        waiting = asyncio.ensure_future(memory.room(6 * MIB))
+        await asyncio.sleep(0)
+        receiving.tick(2.0)
+        receiving.tick(3.0)
+        await waiting
+        assert (slow.is_given_up, whole.is_given_up) == (True, False)
+
+
+def test_slow_readers_are_cut_for_requests_that_wait(loop):
+    memory = Memory(16 * MIB)
+    sending = Sending(loop, memory, 600)
+    receiving = Receiving(memory, lambda: 0.0)
+    memory.on_room = receiving.wake
+    made = readers(memory, sending, 6)
+    for second in range(1, 4):
+        loop.now = second
+        sending.tick(second)
+    assert not any(reader.is_cut for reader in made)
+    upload = Upload(receiving, 6 * MIB)
+    receiving.wait(upload)
+    sending.tick(4)
+    # Two are enough: what large requests leave free is an eighth of half of the limit.
+    assert [reader.is_cut for reader in made] == [True, True, *[False] * 4]
+
+
+def test_answers_that_exceed_the_limit_end_requests_before_they_end_each_other(loop):
+    memory = Memory(16 * MIB)
+    receiving = Receiving(memory, lambda: 0.0)
+    sending = Sending(loop, memory, 600, receiving.give_up_for_answers)
+    upload = Upload(receiving, 8 * MIB)
+    made = readers(memory, sending, 5)
+    for call in loop.due:
+        call()
+    assert upload.is_given_up
+    assert not any(reader.is_cut for reader in made)
+
+
+def test_large_requests_that_wait_exceed_the_limit_by_little():
+    memory = Memory(16 * MIB)
+    receiving = Receiving(memory, lambda: 0.0)
+    made = []
+    for _ in range(240):
+        made.append(Upload(receiving, 65_000))
+        made[-1].held_bytes += 65_000
+        if not receiving.take(made[-1], 65_000):
+            receiving.wait(made[-1])
+        assert memory.requests <= 14 * MIB + 65_000
 
 
 def test_slow_readers_keep_nobody_from_small_answers_nor_for_long_from_large_ones(make_server):
