@@ -57,8 +57,8 @@ class Counting(Delegate):
     def start_request(self, server_conn, request_conn):
         return self
 
-    def serve_whole(self, connection, line, block, body):
-        return False
+    def serve_whole(self, connection, request):
+        return None
 
     def headers_received(self, start_line, headers):
         self.heads += 1

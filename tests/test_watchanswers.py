@@ -43,9 +43,8 @@ class Watching(Delegate):
     def _count(self):
         self.cut += 1
 
-    def serve_whole(self, connection, _line, _block, _body):
-        self._begin(connection)
-        return True
+    def serve_whole(self, _connection, _request):
+        return None
 
     def start_request(self, _, connection):
         request = httputil.HTTPMessageDelegate()
