@@ -22,7 +22,7 @@ from tests.crash.lab.experiment import Experiment, Skipped, Trial, Violation
 from tests.crash.lab.killing import FLAGS, settle, start
 from tests.crash.lab.ledger import Ledger
 from tests.crash.lab.process import Kvd
-from tests.crash.lab.workload import Clients
+from tests.crash.lab.workload import Clients, Op
 
 _SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 _NO_LOG_FLUSH = 2
@@ -65,13 +65,20 @@ class LoopDisk:
         if mounted.returncode != 0:
             raise Skipped(f"no loop device can be mounted: {mounted.stderr.decode().strip()}")
 
-    def cut_power(self) -> None:
-        """Drop all that is not on the disk; nothing can be read or written any more."""
+    def cut_power(self) -> float:
+        """Drop all that is not on the disk; nothing can be read or written any more.
+
+        Return the monotonic time at which it began. A sync that ends while that goes on (some two
+        milliseconds) is told to have succeeded though it is lost: so it is to any program that
+        writes and syncs. What was acknowledged after that time proves nothing.
+        """
+        began = time.monotonic()
         fd = os.open(self.place, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.ioctl(fd, _SHUTDOWN, struct.pack("I", _NO_LOG_FLUSH))
         finally:
             os.close(fd)
+        return began
 
     def unmount(self) -> None:
         """Unmount it, waiting for whoever still has a file open."""
@@ -118,9 +125,9 @@ def power_cut(trial: Trial) -> None:
                 clients.start(kvd.port)
                 time.sleep(trial.dice.uniform(0.02, 0.6))
                 _write_back_a_part(data / "index" / "data.mdb", trial.dice)
-                disk.cut_power()
+                cut_at = disk.cut_power()
                 kvd.kill()
-                ops = clients.join()
+                ops = [op if op.end < cut_at else unanswered(op) for op in clients.join()]
                 disk.unmount()
                 options = trial.dice.choice(_OPTIONS)
                 disk.mount(options)
@@ -139,6 +146,11 @@ def power_cut(trial: Trial) -> None:
                 trial.figures["acknowledged writes"] = ledger.acked
                 trial.figures["lost"] = 0
                 trial.progress(cuts)
+
+
+def unanswered(op: Op) -> Op:
+    """Return a request as one whose answer never came."""
+    return Op(op.method, op.key, op.params, op.start)
 
 
 def _write_back_a_part(path: Path, dice: random.Random) -> None:
