@@ -23,7 +23,6 @@ from zlib import crc32
 HEADER = Struct("<IBQQQQ")
 assert HEADER.size == 37
 _unpack = HEADER.unpack_from
-_pack_header = HEADER.pack
 _new = tuple.__new__
 _BODY = Struct("<BQQQQ")
 _ID = Struct(">Q")
@@ -97,13 +96,6 @@ def seal_node(key: bytes, name: bytes, node: Node) -> tuple[int, bytes]:
     return crc, _pack_u32(crc) + body
 
 
-def previous_row(node: Node) -> bytes:
-    """Return a node as a row of the history holds it: without a checksum, and without its name."""
-    value, created, modified, expiration_ns, dir_id = node
-    head = _pack_header(0, _DIR if dir_id else 0, created, modified, expiration_ns, dir_id)
-    return head + value if value else head
-
-
 def decode_node(key: bytes, data: bytes) -> Node:
     """Return the node in a value.
 
@@ -124,12 +116,12 @@ def decode_node(key: bytes, data: bytes) -> Node:
     return _new(Node, (data[37:], created, modified, expiration_ns, dir_id))
 
 
-def parse_node(data: bytes, start: int = 0) -> Node:
-    """Return the node in a value that is known to be whole, and begins at `start`."""
-    _, flags, created, modified, expiration_ns, dir_id = HEADER.unpack_from(data, start)
+def parse_node(data: bytes) -> Node:
+    """Return the node in a value that is known to be whole."""
+    _, flags, created, modified, expiration_ns, dir_id = HEADER.unpack_from(data)
     if flags & _DIR:
         return Node(None, created, modified, expiration_ns, dir_id)
-    start += HEADER.size
+    start = HEADER.size
     if flags & _LONG:
         start += 4 + _U32.unpack_from(data, start)[0]
     return Node(data[start:], created, modified, expiration_ns)
