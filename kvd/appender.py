@@ -80,7 +80,7 @@ class Appender:
             return
         began = monotonic()
         try:
-            fd = self._wal.begin_append(batch[0], batch[3], batch[4])
+            fd = self._wal.begin_append(batch.payload, batch.first_index, batch.records)
         except (LogFull, OSError) as error:
             done(error)
             return

@@ -31,9 +31,10 @@ from storage.applied import Applied
 from storage.errors import LogMissing
 from storage.index import CLEAN, CLEAN_STOP, MARKS, RUNNING
 from storage.segments import Frame, Segment
+from storage.state import BEHIND_FACTOR, FLUSH_RECORDS
 
-# So many records, and a batch, may be in memory only (state.py), each in a frame of its own.
-BEHIND_MAX = 4 * 512 + 1000
+# So many records may be in memory only, and those of a last batch, each in a frame of its own.
+BEHIND_MAX = FLUSH_RECORDS * BEHIND_FACTOR + 1000
 
 
 class Evidence(NamedTuple):

@@ -23,6 +23,7 @@ from zlib import crc32
 HEADER = Struct("<IBQQQQ")
 assert HEADER.size == 37
 _unpack = HEADER.unpack_from
+_pack_header = HEADER.pack
 _new = tuple.__new__
 _BODY = Struct("<BQQQQ")
 _ID = Struct(">Q")
@@ -94,6 +95,13 @@ def seal_node(key: bytes, name: bytes, node: Node) -> tuple[int, bytes]:
     body = _pack_body(flags, created, modified, expiration_ns, dir_id) + rest
     crc = crc32(body, crc32(key))
     return crc, _pack_u32(crc) + body
+
+
+def previous_row(node: Node) -> bytes:
+    """Return a node as a row of the history holds it: without a checksum, and without its name."""
+    value, created, modified, expiration_ns, dir_id = node
+    head = _pack_header(0, _DIR if dir_id else 0, created, modified, expiration_ns, dir_id)
+    return head + value if value else head
 
 
 def decode_node(key: bytes, data: bytes) -> Node:

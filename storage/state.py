@@ -57,11 +57,14 @@ FLUSH_RECORDS = 512
 """So many records beyond the index are worth a flush."""
 FLUSH_BYTES = 1 << 20
 """As above, bytes of them and of what they replaced."""
+FLUSH_NODES = 2048
+"""As above, nodes that they changed: one record makes thousands of directories."""
 BEHIND_FACTOR = 4
 """While the index refuses to take more, batches wait once so many times as much is beyond it."""
 
-# So many bytes are in memory no longer than for a batch.
+# So many bytes, or nodes, are in memory no longer than for a batch.
 _HEAVY_BYTES = 4 << 20
+_HEAVY_NODES = 8192
 
 # What is kept of written nodes, for those who write them again: looked at after each flush.
 _KEPT_NODES_MAX = 8192
@@ -138,8 +141,9 @@ class State(View):
         self._events: list[LateEvent] = []
         self._dropped: list[int] = []
         self._entered: dict[bytes, Entry] = {}
-        self._stale: list[bytes] = []
+        self._stale: set[bytes] = set()
         self._new_bytes_max: int | None = None
+        self._late: tuple[Applied, Late] | None = None
 
     # Reading.
 
@@ -217,6 +221,8 @@ class State(View):
         """Return the rows that are not in the index as they are now."""
         if not self.is_behind:
             return {}
+        if self._late is not None and self._late[0] is self.applied:
+            return self._late[1]
         nodes: dict[bytes, bytes | None] = {}
         for key in self._dirty:
             node = self.nodes[key]
@@ -227,7 +233,10 @@ class State(View):
             key: None if entry.document is None else encode_entry(key, entry)
             for key, entry in self._entered.items()
         }
-        return {b"nodes": nodes, b"entries": entries}
+        late = {b"nodes": nodes, b"entries": entries}
+        # Many may scan while the index refuses: it is made once for a state.
+        self._late = self.applied, late
+        return late
 
     def _index_view(self) -> IndexView:
         if self._view is None:
@@ -266,12 +275,13 @@ class State(View):
         applied = self.applied
         if index - limit >= oldest:
             oldest = index - limit + 1
-        oldest = max(oldest, applied[8])
-        self._records += pos - applied[2]
+        oldest = max(oldest, applied.oldest_event)
+        self._records += pos - applied.pos
         self._bytes += size + pending.replaced
-        if self._records >= FLUSH_RECORDS or self._bytes >= FLUSH_BYTES:
+        late = len(self._dirty)
+        if self._records >= FLUSH_RECORDS or self._bytes >= FLUSH_BYTES or late >= FLUSH_NODES:
             self.wants_flush = True
-            self.is_heavy = self._bytes >= _HEAVY_BYTES
+            self.is_heavy = self._bytes >= _HEAVY_BYTES or late >= _HEAVY_NODES
         done = (
             seq,
             chain,
@@ -311,6 +321,7 @@ class State(View):
         return (
             self._records >= FLUSH_RECORDS * BEHIND_FACTOR
             or self._bytes >= FLUSH_BYTES * BEHIND_FACTOR
+            or len(self._dirty) >= FLUSH_NODES * BEHIND_FACTOR
         )
 
     def flush(self, *, free: int = 0) -> None:
@@ -419,7 +430,11 @@ class State(View):
 
     def pass_over(self, row_key: bytes) -> None:
         """Have a row of `ttl` deleted that speaks of nothing any more."""
-        self._stale.append(row_key)
+        self._stale.add(row_key)
+
+    def is_passed_over(self, row_key: bytes) -> bool:
+        """Return whether a row of `ttl` waits to be deleted, because the index refuses that."""
+        return row_key in self._stale
 
 
 class Pending(Nodes):
@@ -457,8 +472,8 @@ class Pending(Nodes):
         self.events: list[LateEvent] = []
         self.due_ns = state.due_ns
         self.base = applied = state.applied
-        self.index = applied[4]
-        self.pos = applied[2]
+        self.index = applied.index
+        self.pos = applied.pos
 
     # Reading.
 
@@ -571,7 +586,7 @@ class Pending(Nodes):
         rows = (
             (expiration_of(row_key), row_key[8:], row)
             for row_key, row in stored
-            if row_key[8:] not in late
+            if row_key[8:] not in late and not state.is_passed_over(row_key)
         )
         met = merge(rows, ((*born, None) for born in ours))
         for count, (expiration_ns, key, row) in enumerate(met):

@@ -224,17 +224,15 @@ class Store:
         return self.state.at(now_ns)
 
     @contextmanager
-    def long_view(self, now_ns: int = 0) -> Iterator[View]:
+    def long_view(self) -> Iterator[View]:
         """A view of its own for a read in slices: it stays as it was while others commit.
 
         What the index frees meanwhile cannot be used again before it ends: few of them at a time.
-        With `now_ns`, what has ended by then is not seen.
         """
         self.state.flushed()
         late = self.state.late_rows()
         with self._index.env.begin() as txn:
-            view = IndexView(txn, self._index.tables, late)
-            yield view.at(now_ns) if now_ns else view
+            yield IndexView(txn, self._index.tables, late)
 
     def begin(self) -> Pending:
         """Begin a batch; one at a time."""
@@ -263,10 +261,9 @@ class Store:
     ) -> Batch:
         """Return the frame's worth of what a batch has performed."""
         applied, base = self.state.applied, pending.base
-        seq = applied[0] + 1
-        chain = applied[1]
+        seq, chain = applied.seq + 1, applied.chain
         payload = encode_payload(
-            base[3],
+            base.term,
             seq,
             chain,
             pending.pos,
@@ -274,7 +271,7 @@ class Store:
             time_ns,
             self._writer,
             records,
-            base[10],
+            base.clock_offset_ns,
             self._has_sha256,
         )
         # Such a payload goes through `append` in any case.
@@ -283,7 +280,7 @@ class Store:
         return _new(Batch, (payload, seq, chain, first_index, len(records), time_ns))
 
     def append(self, batch: Batch) -> Position:
-        """Make a batch durable. A call for the sync thread; or, without one, see `begin_append`.
+        """Make a batch durable. A call for the sync thread; what does without one calls the log.
 
         Raises:
             LogFull: it was not written, and never will be.
@@ -295,14 +292,6 @@ class Store:
         if not batch.chain:
             self._large_chain = next_chain(self.applied.chain, batch.payload)
         return position
-
-    def begin_append(self, batch: Batch) -> int | None:
-        """Write a batch, to be synced by the caller; see `Wal.begin_append`.
-
-        Raises:
-            LogFull, OSError: as for `append`.
-        """
-        return self.wal.begin_append(batch[0], batch[3], batch[4])
 
     def heartbeat(self, *, probe: bool = False) -> Position:
         """Give the last frame of the log a successor; see `Wal.heartbeat`. For the sync thread.
