@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
-import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
-from typing import Any
 
 from kvd.http1 import Connection, Server
 from kvd.listeners import AddressUnavailable, Listener
@@ -18,11 +16,15 @@ from kvd.tlsconnection import TlsListener
 
 log = logging.getLogger(__name__)
 
-# asyncio accepts as many connections at once as may wait, if it is not told otherwise; uvloop one.
 _ACCEPTED_MAX = 32
-# Since 3.13 a server removes the path of its socket unless told not to. Ours is removed by its
-# listener; that of a socket which was handed over is the service manager's.
-_KEEP_PATH: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+"""So many connections are taken in one turn of the loop, whichever loop it is."""
+# Where there are too many open files, it is tried again after so long.
+_PAUSE_S = 1.0
+_TOO_MANY = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+# What a client that has gone again leaves behind: the next one is taken (accept(2)).
+_GONE = frozenset(
+    (errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH)
+)
 
 
 class Acceptor:
@@ -50,7 +52,9 @@ class Acceptor:
         if listener.speaks_tls:
             assert tls is not None
             self._connect = self._secured = TlsListener(tls, server, connect, listener)
-        self._server: asyncio.Server | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pause: asyncio.TimerHandle | None = None
+        self._begun: set[asyncio.Task[None]] = set()
 
     async def start(self, what: str) -> None:
         """Listen, and log that `what` is done there.
@@ -58,25 +62,62 @@ class Acceptor:
         Raises:
             AddressUnavailable: the system refuses.
         """
-        loop = asyncio.get_running_loop()
         bound, urls = self._listener.socket, self._listener.urls
-        create: Callable[..., Awaitable[asyncio.Server]] = loop.create_server
-        if bound.family == socket.AF_UNIX:
-            create = partial(loop.create_unix_server, **_KEEP_PATH)
         try:
-            self._server = await create(self._connect, sock=bound, backlog=_ACCEPTED_MAX)
+            bound.setblocking(False)
             bound.listen(self._backlog)
         except OSError as error:
             raise AddressUnavailable(f"cannot listen on {urls[0]}: {error.strerror}") from None
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(bound.fileno(), self._accept)
         for url in urls:
             log.info("%s on %s", what, url)
+
+    def _accept(self) -> None:
+        """Take who waits, in the order in which they came."""
+        assert self._loop is not None
+        bound = self._listener.socket
+        for _ in range(_ACCEPTED_MAX):
+            try:
+                client, _ = bound.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _GONE:
+                    continue
+                if error.errno not in _TOO_MANY:
+                    raise
+                log.warning("no connection can be taken for a second: %s", error.strerror)
+                self._loop.remove_reader(bound.fileno())
+                self._pause = self._loop.call_later(
+                    _PAUSE_S, self._loop.add_reader, bound.fileno(), self._accept
+                )
+                return
+            task = self._loop.create_task(self._begin(client))
+            self._begun.add(task)
+            task.add_done_callback(self._begun.discard)
+
+    async def _begin(self, client: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            client.setblocking(False)
+            if client.family != socket.AF_UNIX:
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await loop.connect_accepted_socket(self._connect, client)
+        except OSError as error:  # it has gone already
+            log.debug("a connection ended before it began: %s", error)
+            client.close()
 
     def close(self) -> None:
         """Listen no more."""
         if self._secured is not None:
             self._secured.stop()
-        if self._server is not None:
-            self._server.close()
+        if self._pause is not None:
+            self._pause.cancel()
+        if self._loop is not None:
+            self._loop.remove_reader(self._listener.socket.fileno())
+            self._loop = None
+            self._listener.socket.close()
         self._listener.remove_path()
 
     async def finish(self) -> None:
@@ -93,6 +134,5 @@ class Acceptor:
         with last, suppress(OSError):  # nobody waits, or there are too many open files
             while len(accepted) < self._backlog:
                 accepted.append(last.accept()[0])
-        loop = asyncio.get_running_loop()
         for client in accepted:
-            await loop.connect_accepted_socket(self._connect, client)
+            await self._begin(client)

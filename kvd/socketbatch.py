@@ -13,13 +13,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
-import platform
-import sys
 from array import array
 from collections.abc import Sequence
 
-from storage.aio import CALLS, EVENT, IOCB
+from storage.aio import EVENT, IOCB, Queue
 
 SOCKETS_MAX = 256
 """So many at once: two milliseconds."""
@@ -31,7 +28,7 @@ _BUFFER_U64, _LENGTH_U64, _IOCB_U64 = 3, 4, IOCB.size // 8
 _DATA_I64, _RESULT_I64, _EVENT_I64 = 0, 2, EVENT.size // 8
 
 
-class SocketBatch:
+class SocketBatch(Queue):
     """Writes to many sockets at once. They must be ones that do not block."""
 
     def __init__(self) -> None:
@@ -40,17 +37,7 @@ class SocketBatch:
         Raises:
             OSError: it cannot be had here.
         """
-        calls = CALLS.get(platform.machine())
-        if calls is None or sys.platform != "linux":
-            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-        self._calls = calls
-        # None of these calls waits, so the interpreter is not let go of for them.
-        self._syscall = ctypes.PyDLL(None, use_errno=True).syscall
-        self._context = ctypes.c_ulong(0)
-        size = ctypes.c_long(SOCKETS_MAX)
-        if self._syscall(ctypes.c_long(calls.setup), size, ctypes.byref(self._context)) < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
+        super().__init__(SOCKETS_MAX)
         iocbs = bytearray(IOCB.size * SOCKETS_MAX)
         for place in range(SOCKETS_MAX):
             IOCB.pack_into(
@@ -91,10 +78,6 @@ class SocketBatch:
         if results.count(len(data)) == count:
             return []
         return self._partly(data, count, results)
-
-    def close(self) -> None:
-        """Let go of the queue."""
-        self._syscall(ctypes.c_long(self._calls.destroy), self._context)
 
     def _await(self, tried: int) -> None:
         """Read the outcomes of all that was tried: they are there already."""

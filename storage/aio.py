@@ -39,7 +39,7 @@ _IOCB_CMD_FDSYNC = 3
 _IOCB_FLAG_RESFD = 1
 
 
-class Calls(NamedTuple):
+class _Calls(NamedTuple):
     """The numbers of the system calls on one architecture."""
 
     setup: int
@@ -48,10 +48,10 @@ class Calls(NamedTuple):
     getevents: int
 
 
-CALLS = {
-    "x86_64": Calls(206, 207, 209, 208),
-    "aarch64": Calls(0, 1, 2, 4),
-    "riscv64": Calls(0, 1, 2, 4),
+_CALLS = {
+    "x86_64": _Calls(206, 207, 209, 208),
+    "aarch64": _Calls(0, 1, 2, 4),
+    "riscv64": _Calls(0, 1, 2, 4),
 }
 
 #     0 u64 data, 8 u32 key, 12 i32 flags of the write, 16 u16 command, 18 i16 priority,
@@ -64,7 +64,38 @@ EVENT = Struct("<QQqq")
 assert EVENT.size == 32
 
 
-class DataSync:
+class Queue:
+    """A queue of the kernel's for so many requests, and the calls that go with it."""
+
+    def __init__(self, length: int) -> None:
+        """Set it up.
+
+        Raises:
+            OSError: it cannot be had here.
+        """
+        calls = _CALLS.get(platform.machine())
+        if calls is None or sys.platform != "linux":
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        self._calls = calls
+        # None of these calls waits for long, so the interpreter is not let go of for them.
+        self._syscall = ctypes.PyDLL(None, use_errno=True).syscall
+        self._context = ctypes.c_ulong(0)
+        size, context = ctypes.c_long(length), ctypes.byref(self._context)
+        self._call(ctypes.c_long(calls.setup), size, context)
+
+    def close(self) -> None:
+        """Let go of it; waits for what is under way."""
+        self._call(ctypes.c_long(self._calls.destroy), self._context)
+
+    def _call(self, *arguments: object) -> int:
+        """Make a system call, given its number and its arguments."""
+        result: int = self._syscall(*arguments)
+        if result < 0:
+            raise _error()
+        return result
+
+
+class DataSync(Queue):
     """Makes the data of one file at a time durable, as fdatasync does, without waiting for it.
 
     Attributes:
@@ -77,14 +108,8 @@ class DataSync:
         Raises:
             OSError: it cannot be had here.
         """
-        calls = CALLS.get(platform.machine())
-        if calls is None or sys.platform != "linux":
-            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-        self._calls = calls
-        # None of these calls waits for long, so the interpreter is not let go of for them.
-        self._syscall = ctypes.PyDLL(None, use_errno=True).syscall
-        self._context = ctypes.c_ulong(0)
-        self._call(ctypes.c_long(calls.setup), _ONE, ctypes.byref(self._context))
+        super().__init__(1)
+        calls = self._calls
         self._iocb = ctypes.create_string_buffer(IOCB.size)
         iocbs = (ctypes.c_void_p * 1)(ctypes.addressof(self._iocb))
         self._event = ctypes.create_string_buffer(EVENT.size)
@@ -147,15 +172,8 @@ class DataSync:
 
     def close(self) -> None:
         """Let go of the queue; waits for a sync that is under way."""
-        self._call(ctypes.c_long(self._calls.destroy), self._context)
+        super().close()
         os.close(self.fileno)
-
-    def _call(self, *arguments: object) -> int:
-        """Make a system call, given its number and its arguments."""
-        result: int = self._syscall(*arguments)
-        if result < 0:
-            raise _error()
-        return result
 
 
 def _error() -> OSError:

@@ -3,6 +3,7 @@
 import lmdb
 import pytest
 
+from storage import state as state_module
 from storage.applied import Applied
 from storage.change import Change, Entry, Kind, Setting, Term
 from storage.index import Index
@@ -756,3 +757,58 @@ def test_a_flush_between_any_two_steps_changes_nothing(tree, last):
     tree.reclaim(1)
     rows = tree.rows()
     assert (rows["nodes"], rows["ttl"], rows["garbage"]) == (5, 0, 0)
+
+
+# What bounds it
+
+
+def test_a_record_that_makes_many_nodes_is_worth_a_flush_by_itself(tree):
+    path = b"/x" * (state_module.FLUSH_NODES + 1)
+    tree.do(set_(path, b"v"))
+    if tree.way != "each batch":
+        assert tree.state.wants_flush
+    tree.do(set_(b"/y" * (state_module.FLUSH_NODES * state_module.BEHIND_FACTOR), b"v"))
+    if tree.way != "each batch":
+        assert tree.state.is_full
+        assert tree.state.is_heavy
+    tree.flush()
+    assert not any((tree.state.wants_flush, tree.state.is_heavy, tree.state.is_full))
+    assert len(tree.state.nodes) == 0, "so many are not kept"
+
+
+def test_rows_that_are_late_are_made_once_for_a_state(tmp_path, monkeypatch):
+    tree = Tree(tmp_path / "index", "refused")
+    monkeypatch.setattr("storage.state.reach_commit", refuse)
+    sealed = []
+    whole = state_module.seal_node
+    monkeypatch.setattr(
+        "storage.state.seal_node", lambda *node: sealed.append(node[0]) or whole(*node)
+    )
+    tree.do(*(set_(b"/%d" % i) for i in range(50)))
+    for _ in range(20):
+        assert len(names(tree.state, b"/")) == 50
+    assert len(sealed) == 50
+    tree.do(set_(b"/last"))
+    assert b"last" in names(tree.state, b"/")
+    tree.state.end()
+    tree.index.env.close()
+
+
+def test_expirations_of_nothing_are_met_once_while_the_index_refuses(tmp_path, monkeypatch):
+    tree = Tree(tmp_path / "index", "each batch")
+    tree.do(*(set_(b"/d/%d" % i, b"", 10) for i in range(30)), set_(b"/k", b"", 10))
+    tree.do(delete(b"/d"))
+    monkeypatch.setattr("storage.state.reach_commit", refuse)
+    tree.way = "refused"
+    met = []
+    for _ in range(5):  # ten at a time, and what is left is found behind them
+        due, next_ns = tree.begin().due(20, 10)
+        met += [path for path, _ in due]
+    assert met[:1] == [b"/k"]
+    assert next_ns == 0
+    tree.state.end()
+    tree.index.env.close()
+
+
+def refuse():
+    raise lmdb.MapFullError("no room")
