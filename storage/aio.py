@@ -39,7 +39,7 @@ _IOCB_CMD_FDSYNC = 3
 _IOCB_FLAG_RESFD = 1
 
 
-class _Calls(NamedTuple):
+class Calls(NamedTuple):
     """The numbers of the system calls on one architecture."""
 
     setup: int
@@ -48,10 +48,10 @@ class _Calls(NamedTuple):
     getevents: int
 
 
-_CALLS = {
-    "x86_64": _Calls(206, 207, 209, 208),
-    "aarch64": _Calls(0, 1, 2, 4),
-    "riscv64": _Calls(0, 1, 2, 4),
+CALLS = {
+    "x86_64": Calls(206, 207, 209, 208),
+    "aarch64": Calls(0, 1, 2, 4),
+    "riscv64": Calls(0, 1, 2, 4),
 }
 
 #     0 u64 data, 8 u32 key, 12 i32 flags of the write, 16 u16 command, 18 i16 priority,
@@ -73,7 +73,7 @@ class Queue:
         Raises:
             OSError: it cannot be had here.
         """
-        calls = _CALLS.get(platform.machine())
+        calls = CALLS.get(platform.machine())
         if calls is None or sys.platform != "linux":
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
         self._calls = calls
