@@ -74,7 +74,7 @@ class Acceptor:
             log.info("%s on %s", what, url)
 
     def _accept(self) -> None:
-        """Take who waits, in the order in which they came."""
+        """Accept pending connections, in their order."""
         assert self._loop is not None
         bound = self._listener.socket
         for _ in range(_ACCEPTED_MAX):
@@ -121,7 +121,7 @@ class Acceptor:
         self._listener.remove_path()
 
     async def finish(self) -> None:
-        """Listen no more, but take in who has connected already.
+        """Stop listening, but accept what has connected already.
 
         What still waits at a socket when it is closed is reset; at one that was handed over it
         waits for the next start.
@@ -131,7 +131,7 @@ class Acceptor:
         if last is None:
             return
         accepted: list[socket.socket] = []
-        with last, suppress(OSError):  # nobody waits, or there are too many open files
+        with last, suppress(OSError):  # none is pending, or there are too many open files
             while len(accepted) < self._backlog:
                 accepted.append(last.accept()[0])
         for client in accepted:

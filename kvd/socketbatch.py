@@ -16,7 +16,7 @@ import errno
 from array import array
 from collections.abc import Sequence
 
-from storage.aio import EVENT, IOCB, Queue
+from storage.aio import EVENT, IOCB, open_queue
 
 SOCKETS_MAX = 256
 """So many at once: two milliseconds."""
@@ -28,7 +28,7 @@ _BUFFER_U64, _LENGTH_U64, _IOCB_U64 = 3, 4, IOCB.size // 8
 _DATA_I64, _RESULT_I64, _EVENT_I64 = 0, 2, EVENT.size // 8
 
 
-class SocketBatch(Queue):
+class SocketBatch:
     """Writes to many sockets at once. They must be ones that do not block."""
 
     def __init__(self) -> None:
@@ -37,7 +37,8 @@ class SocketBatch(Queue):
         Raises:
             OSError: it cannot be had here.
         """
-        super().__init__(SOCKETS_MAX)
+        self._queue = open_queue(SOCKETS_MAX)
+        self._calls, self._syscall, self._context = self._queue
         iocbs = bytearray(IOCB.size * SOCKETS_MAX)
         for place in range(SOCKETS_MAX):
             IOCB.pack_into(
@@ -78,6 +79,10 @@ class SocketBatch(Queue):
         if results.count(len(data)) == count:
             return []
         return self._partly(data, count, results)
+
+    def close(self) -> None:
+        """Release the queue."""
+        self._queue.close()
 
     def _await(self, tried: int) -> None:
         """Read the outcomes of all that was tried: they are there already."""

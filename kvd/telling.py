@@ -1,4 +1,4 @@
-"""The outcomes of a batch of writes: counted, and told to who asked, with the texts kept right.
+"""The outcomes of a batch of writes: counted, and sent to their clients, with the texts kept right.
 
 Nearly all answers are of a few forms, and go to connections that wait for nothing else: those are
 made from the node's text in one step, in one loop over the batch. Others are told one by one, as

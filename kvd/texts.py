@@ -61,7 +61,8 @@ class Texts:
 
     def wrote(self, size: int) -> None:
         """Note that up to so many bytes have been put into `kept`; drop all if that is too much."""
-        self._written += size
+        # A text holds its path: the two take at most twice its length.
+        self._written += 2 * size
         kept = self.kept
         if self._written < _BYTES_MAX and len(kept) < _TEXTS_MAX:
             return

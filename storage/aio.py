@@ -26,6 +26,7 @@ import errno
 import os
 import platform
 import sys
+from collections.abc import Callable
 from struct import Struct
 from typing import NamedTuple
 
@@ -64,38 +65,45 @@ EVENT = Struct("<QQqq")
 assert EVENT.size == 32
 
 
-class Queue:
-    """A queue of the kernel's for so many requests, and the calls that go with it."""
+class Queue(NamedTuple):
+    """A queue of the kernel's, and how it is called."""
 
-    def __init__(self, length: int) -> None:
-        """Set it up.
+    calls: Calls
+    syscall: Callable[..., int]
+    context: ctypes.c_ulong
+
+    def call(self, number: int, *arguments: object) -> int:
+        """Make a system call, given its number and what follows.
 
         Raises:
-            OSError: it cannot be had here.
+            OSError: it failed.
         """
-        calls = CALLS.get(platform.machine())
-        if calls is None or sys.platform != "linux":
-            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-        self._calls = calls
-        # None of these calls waits for long, so the interpreter is not let go of for them.
-        self._syscall = ctypes.PyDLL(None, use_errno=True).syscall
-        self._context = ctypes.c_ulong(0)
-        size, context = ctypes.c_long(length), ctypes.byref(self._context)
-        self._call(ctypes.c_long(calls.setup), size, context)
-
-    def close(self) -> None:
-        """Let go of it; waits for what is under way."""
-        self._call(ctypes.c_long(self._calls.destroy), self._context)
-
-    def _call(self, *arguments: object) -> int:
-        """Make a system call, given its number and its arguments."""
-        result: int = self._syscall(*arguments)
+        result = self.syscall(ctypes.c_long(number), *arguments)
         if result < 0:
-            raise _error()
+            raise last_error()
         return result
 
+    def close(self) -> None:
+        """Release the queue; waits for pending requests."""
+        self.call(self.calls.destroy, self.context)
 
-class DataSync(Queue):
+
+def open_queue(length: int) -> Queue:
+    """Set up a queue for so many requests.
+
+    Raises:
+        OSError: it is not available here.
+    """
+    calls = CALLS.get(platform.machine())
+    if calls is None or sys.platform != "linux":
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    # None of these calls waits for long, so the interpreter is not released for them.
+    queue = Queue(calls, ctypes.PyDLL(None, use_errno=True).syscall, ctypes.c_ulong(0))
+    queue.call(calls.setup, ctypes.c_long(length), ctypes.byref(queue.context))
+    return queue
+
+
+class DataSync:
     """Makes the data of one file at a time durable, as fdatasync does, without waiting for it.
 
     Attributes:
@@ -108,8 +116,8 @@ class DataSync(Queue):
         Raises:
             OSError: it cannot be had here.
         """
-        super().__init__(1)
-        calls = self._calls
+        self._queue = open_queue(1)
+        calls, self._syscall, self._context = self._queue
         self._iocb = ctypes.create_string_buffer(IOCB.size)
         iocbs = (ctypes.c_void_p * 1)(ctypes.addressof(self._iocb))
         self._event = ctypes.create_string_buffer(EVENT.size)
@@ -138,7 +146,7 @@ class DataSync(Queue):
                 *(0, 0, 0, 0, _IOCB_FLAG_RESFD, self.fileno),
             )
         if self._syscall(*self._submit) < 0:
-            raise _error()
+            raise last_error()
 
     def wait(self, *, briefly: bool = False) -> int | None:
         """Return as `outcome` does, but wait for the end of the sync, up to `WAIT_S`.
@@ -148,7 +156,7 @@ class DataSync(Queue):
         """
         ended = self._syscall(*(self._wait_briefly if briefly else self._wait))
         if ended <= 0:
-            if ended == 0 or (error := _error()).errno == errno.EINTR:
+            if ended == 0 or (error := last_error()).errno == errno.EINTR:
                 return None
             raise error
         # The eventfd tells of it as well.
@@ -165,18 +173,20 @@ class DataSync(Queue):
             os.eventfd_read(self.fileno)
         except BlockingIOError:
             pass
-        if self._call(*self._look) == 0:
-            return None
+        if (ended := self._syscall(*self._look)) <= 0:
+            if ended == 0:
+                return None
+            raise last_error()
         result: int = EVENT.unpack_from(self._event)[2]
         return -result
 
     def close(self) -> None:
         """Let go of the queue; waits for a sync that is under way."""
-        super().close()
+        self._queue.close()
         os.close(self.fileno)
 
 
-def _error() -> OSError:
+def last_error() -> OSError:
     """Return what the last call failed with."""
     code = ctypes.get_errno()
     return OSError(code, os.strerror(code))

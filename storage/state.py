@@ -66,7 +66,7 @@ BEHIND_FACTOR = 4
 _HEAVY_BYTES = 4 << 20
 _HEAVY_NODES = 8192
 
-# What is kept of written nodes, for those who write them again: looked at after each flush.
+# Written nodes that are kept for the next write of them: checked after each flush.
 _KEPT_NODES_MAX = 8192
 _KEPT_BYTES_MAX = 16 << 20
 # Beyond so many, events are dropped that would be forgotten anyway before they are written.
@@ -211,7 +211,7 @@ class State(View):
             except BROKEN:
                 raise
             except IndexRefused:
-                pass  # it is tried again by who keeps house
+                pass  # retried by the owner of the store (kvd/flusher.py)
         if self.is_behind:
             self._end_view()
             self._view = IndexView(self._env.begin(), self._tables, self.late_rows())
@@ -445,7 +445,7 @@ class Pending(Nodes):
     Attributes:
         nodes: The nodes that it changed, by their keys; None for one that is there no more.
         events: Its events, each with the record of its change where that was at hand.
-        due_ns: As in `State`; a caller who has expired all that was due sets it.
+        due_ns: As in `State`; the caller sets it after expiring all that was due.
         replaced: The bytes of the large values that its events replaced, which they hold.
         is_plain: Whether it changed nothing but nodes.
         base: What `Applied` will say once it is merged, but for what each batch changes.

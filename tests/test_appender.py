@@ -64,7 +64,7 @@ class HeldSync(DataSync):
             *(0, 0, 0, self._IOCB_CMD_POLL, 0, self._gate),
             *(select.POLLIN, 0, 0, 0, aio._IOCB_FLAG_RESFD, self.fileno),
         )
-        self._call(*self._submit)
+        assert self._syscall(*self._submit) == 1
         self.submitted.set()
 
     def end(self):

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from kvd.blocks import Blocks
-from kvd.bodies import Bodies
 from kvd.bounded import OVERHEAD_BYTES, Bounded
 from kvd.commands import Set
 from kvd.credentials import AUTHORIZATION_BYTES_MAX, read_basic
 from kvd.kept import Listings
 from kvd.listing import render
+from kvd.texts import Texts
 from storage.change import Change, Kind
 from storage.node import ROOT
 from tests.raw import Raw, request
@@ -81,22 +81,16 @@ def test_keys_that_are_read_are_not_kept_without_limit(tmp_path: Path):
     store = open_store(tmp_path / "data", segment_bytes_max=1 << 23)
     keys = [b"/" + b"/".join([b"n" * 500] * 60) + b"/%d" % n for n in range(400)]
     write(store, *(Set(key, b"") for key in keys))
-    bodies = Bodies(store)
+    texts = Texts(store.state)
 
-    def read() -> Bodies:
+    def read() -> Texts:
         for key in keys:
-            bodies.find(key[:1] + key[1:])
-        return bodies
+            assert texts.read(key[:1] + key[1:]) is not None
+        return texts
 
-    assert taken(read) < 6 * MIB
-    bodies = Bodies(store)
-    bodies._bytes = 31 * MIB
-    for _ in range(2):
-        for key in keys[:60]:
-            bodies.find(key)
-    # Each counts three times: as key, in its row and in its body.
-    assert bodies._bytes < 32 * MIB
-    assert len(bodies._files) < 60
+    # Twice as much would be kept of paths and texts without a limit.
+    assert taken(read) < 17 * MIB
+    assert len(texts.kept) < len(keys)
     store.close()
 
 
