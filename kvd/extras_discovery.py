@@ -64,7 +64,7 @@ class Discovery:
         self._url = next((url for url in urls if url.startswith("http")), urls[0]).rstrip("/")
         self._ttl_s = ttl_s
         self._tokens_max = tokens_max
-        self._being_made = 0
+        self._being_made: set[bytes] = set()
 
     @property
     def is_full(self) -> bool:
@@ -72,7 +72,8 @@ class Discovery:
         view = self._store.view
         node = view.find(REGISTRY)
         found = view.names(node.dir_id, b"", self._tokens_max) if node and node.dir_id else []
-        return len(found) + self._being_made >= self._tokens_max
+        # A token that is being made may be there already, or not yet: it counts once.
+        return len(self._being_made.union(found)) >= self._tokens_max
 
     async def make(self, size: int) -> str:
         """Make a token for a cluster of a size; return its URL once it is durable.
@@ -80,14 +81,15 @@ class Discovery:
         Raises:
             ApiError: it is not allowed, or there is no room for it.
         """
-        path = b"%b/%b" % (REGISTRY, secrets.token_hex(16).encode())
-        self._being_made += 1
+        name = secrets.token_hex(16).encode()
+        path = b"%b/%b" % (REGISTRY, name)
+        self._being_made.add(name)
         try:
             # First what ends: nothing is left of it if the second one is not made.
             await self._run(Create(path, b"", dir=True, ttl_s=self._ttl_s))
             await self._run(Create(path + b"/_config/size", b"%d" % size))
         finally:
-            self._being_made -= 1
+            self._being_made.remove(name)
         return f"{self._url}/v2/keys{path.decode()}"
 
     def count_refusal(self) -> None:

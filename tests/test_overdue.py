@@ -184,8 +184,8 @@ def test_a_view_at_a_time_shows_what_is_left_then(tmp_path, seed):
     live(store, Random(seed), 60)
     now_ns = store.applied.time_ns + 20 * SECOND_NS
     seen = tree(store.view.at(now_ns))
-    with store.long_view(now_ns) as view:
-        assert tree(view) == seen
+    with store.long_view() as view:
+        assert tree(view.at(now_ns)) == seen
     while sweep(store, now_ns):
         pass
     assert tree(store.view) == seen
