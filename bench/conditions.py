@@ -8,6 +8,7 @@ tell for whom they work. Both shares are of the time of all processors.
 from __future__ import annotations
 
 import os
+import platform
 import sysconfig
 import time
 from dataclasses import dataclass
@@ -99,18 +100,26 @@ def parse(whole: str, each: dict[str, str], *, own: int, at: float, ticks_per_s:
     )
 
 
-def build_of(arguments: str) -> str:
-    """Return how a CPython was built, by the arguments of its `configure`."""
+def build_of(arguments: str, vendor: str = "") -> str:
+    """Return how a CPython was built, by the arguments of its `configure`.
+
+    Distributions optimise without an argument that says so: of theirs only the vendor is known.
+    """
     optimised = "--enable-optimizations" in arguments
     linked = "--with-lto" in arguments
     if optimised:
         return "optimised (PGO, LTO)" if linked else "optimised (PGO)"
-    return "LTO without PGO" if linked else "plain, not optimised"
+    if linked:
+        return "LTO without PGO"
+    return f"as {vendor} builds it" if vendor else "plain, not optimised"
 
 
 def python_build() -> str:
     """Return how this Python was built, which also runs the servers."""
-    return build_of(str(sysconfig.get_config_var("CONFIG_ARGS") or ""))
+    # Where the system's package manager is in charge, there is this file (PEP 668).
+    is_vendors = Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED").exists()
+    vendor = platform.freedesktop_os_release()["NAME"] if is_vendors else ""
+    return build_of(str(sysconfig.get_config_var("CONFIG_ARGS") or ""), vendor)
 
 
 def event_loop() -> str:

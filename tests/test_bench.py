@@ -179,16 +179,20 @@ def test_a_look_at_this_machine_tells_of_this_process() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "build"),
+    ("arguments", "vendor", "build"),
     [
-        ("", "plain, not optimised"),
-        ("'--prefix=/opt' '--enable-shared'", "plain, not optimised"),
-        ("'--enable-optimizations'", "optimised (PGO)"),
-        ("'--enable-optimizations' '--with-lto' 'CFLAGS=-g'", "optimised (PGO, LTO)"),
+        ("", "", "plain, not optimised"),
+        ("'--prefix=/opt' '--enable-shared'", "", "plain, not optimised"),
+        ("'--enable-optimizations'", "", "optimised (PGO)"),
+        ("'--enable-optimizations' '--with-lto' 'CFLAGS=-g'", "", "optimised (PGO, LTO)"),
+        ("'--enable-optimizations'", "Debian", "optimised (PGO)"),
+        ("'--prefix=/usr'", "Debian", "as Debian builds it"),
     ],
 )
-def test_how_python_was_built_is_told_by_its_configuration(arguments: str, build: str) -> None:
-    assert conditions.build_of(arguments) == build
+def test_how_python_was_built_is_told_by_its_configuration(
+    arguments: str, vendor: str, build: str
+) -> None:
+    assert conditions.build_of(arguments, vendor) == build
 
 
 def test_rows_are_chosen_by_name_beginning_and_group() -> None:
