@@ -52,8 +52,6 @@ class Appender:
         self._wal = store.wal
         self._sync = sync
         self._loop = loop
-        self._done: Done | None = None
-        self._began = 0.0
         # How many waits in a row were in vain, and how many syncs are not waited for by that.
         self._vain = 0
         self._unwaited = 0
@@ -65,8 +63,6 @@ class Appender:
                 self._kernel = DataSync()
             except OSError as error:
                 log.debug("the log is synced on a thread, the kernel cannot by itself: %s", error)
-            else:
-                loop.add_reader(self._kernel.fileno, self._synced)
 
     def append(self, batch: Batch, done: Done) -> None:
         """Append a batch; call `done` with the end of its frame, or what `Store.append` raises.
@@ -74,8 +70,8 @@ class Appender:
         `done` is called in a later turn of the loop, or before this returns.
         """
         kernel = self._kernel
-        # What the thread is doing to the log comes first.
-        if kernel is None or self._sync.waiting:
+        # What the thread is doing to the log comes first; what is long is its own.
+        if kernel is None or self._sync.waiting or not batch.chain:
             self._sync.run(partial(self._store.append, batch), done)
             return
         began = monotonic()
@@ -90,11 +86,12 @@ class Appender:
         try:
             kernel.submit(fd)
         except OSError:  # too much to do for the kernel just now
-            self._sync.run(self._store.wal.sync_begun, done)
+            self._sync.run(self._wal.sync_begun, done)
             return
         code = self._wait(kernel)
         if code is None:
-            self._done, self._began = done, began
+            # Only now: each sync that is waited for would have to be taken off the eventfd as well.
+            self._loop.add_reader(kernel.fileno, self._synced, kernel, began, done)
         else:
             self._end(code, began, done)
 
@@ -122,28 +119,17 @@ class Appender:
             self._kernel.close()
             self._kernel = None
 
-    def _synced(self) -> None:
-        assert self._kernel is not None
-        code = self._kernel.outcome()
-        done = self._done
-        if code is None or done is None:
-            return
-        self._done = None
-        self._end(code, self._began, done)
+    def _synced(self, kernel: DataSync, began: float, done: Done) -> None:
+        code = kernel.outcome()
+        if code is not None:
+            self._loop.remove_reader(kernel.fileno)
+            self._end(code, began, done)
 
     def _end(self, code: int, began: float, done: Done) -> None:
         """Tell that the kernel has synced a batch, or failed to."""
-        wal = self._wal
         outcome: Position | BaseException
         try:
-            outcome = wal.end_append(monotonic() - began, code)
+            outcome = self._wal.end_append(monotonic() - began, code)
         except OSError as error:
             outcome = error
-        if wal.wants_next:
-            # The thread prepares it whenever it has nothing else to do.
-            self._sync.run(lambda: wal.position, _ignore)
         done(outcome)
-
-
-def _ignore(outcome: Position | BaseException) -> None:
-    """Nobody has asked for it."""

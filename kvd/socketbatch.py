@@ -16,7 +16,7 @@ import errno
 from array import array
 from collections.abc import Sequence
 
-from storage.aio import EVENT, IOCB, open_queue
+from storage.aio import EVENT_I64, IOCB, RESULT_I64, open_queue
 
 SOCKETS_MAX = 256
 """So many at once: two milliseconds."""
@@ -25,7 +25,7 @@ _IOCB_CMD_PWRITE = 1
 # Places in an iocb (`storage.aio.IOCB`) and in an event, in numbers of eight or four bytes.
 _FILE_U32, _IOCB_U32 = 5, IOCB.size // 4
 _BUFFER_U64, _LENGTH_U64, _IOCB_U64 = 3, 4, IOCB.size // 8
-_DATA_I64, _RESULT_I64, _EVENT_I64 = 0, 2, EVENT.size // 8
+_DATA_I64 = 0
 
 
 class SocketBatch:
@@ -52,7 +52,7 @@ class SocketBatch:
         begin = ctypes.addressof(ctypes.c_char.from_buffer(iocbs))
         addresses = range(begin, begin + len(iocbs), IOCB.size)
         self._iocbs = (ctypes.c_void_p * SOCKETS_MAX)(*addresses)
-        events = bytearray(EVENT.size * SOCKETS_MAX)
+        events = bytearray(8 * EVENT_I64 * SOCKETS_MAX)
         self._events = memoryview(events).cast("q")
         self._events_at = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(events)))
         self._data = b""
@@ -75,7 +75,7 @@ class SocketBatch:
         # It stops at one that it does not take; those behind it have not been tried.
         tried = max(0, self._syscall(submit, self._context, ctypes.c_long(count), self._iocbs))
         self._await(tried)
-        results = self._events[_RESULT_I64 : _EVENT_I64 * tried : _EVENT_I64].tolist()
+        results = self._events[RESULT_I64 : EVENT_I64 * tried : EVENT_I64].tolist()
         if results.count(len(data)) == count:
             return []
         return self._partly(data, count, results)
@@ -101,7 +101,7 @@ class SocketBatch:
             self._u64[place::_IOCB_U64] = array("Q", [value]) * SOCKETS_MAX
 
     def _partly(self, data: bytes, count: int, results: list[int]) -> list[tuple[int, int]]:
-        places = self._events[_DATA_I64 : _EVENT_I64 * len(results) : _EVENT_I64].tolist()
+        places = self._events[_DATA_I64 : EVENT_I64 * len(results) : EVENT_I64].tolist()
         taken = dict(zip(places, results, strict=True))
         sent = [(place, max(0, taken.get(place, 0))) for place in range(count)]
         return [(place, bytes_) for place, bytes_ in sent if bytes_ < len(data)]

@@ -27,6 +27,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from struct import Struct
 from typing import NamedTuple
 
@@ -61,8 +62,8 @@ CALLS = {
 IOCB = Struct("<QIiHhIQQqQII")
 assert IOCB.size == 64
 #     0 u64 data, 8 u64 address of the iocb, 16 i64 result, 24 i64 second result
-EVENT = Struct("<QQqq")
-assert EVENT.size == 32
+EVENT_I64, RESULT_I64 = 4, 2
+"""Of how many integers an event consists, and the place of the result among them."""
 
 
 class Queue(NamedTuple):
@@ -107,7 +108,8 @@ class DataSync:
     """Makes the data of one file at a time durable, as fdatasync does, without waiting for it.
 
     Attributes:
-        fileno: an eventfd that becomes readable once the sync has ended.
+        fileno: an eventfd that becomes readable once the sync has ended, until `outcome` is called;
+            it is still readable after syncs whose ends `wait` returned.
     """
 
     def __init__(self) -> None:
@@ -120,7 +122,7 @@ class DataSync:
         calls, self._syscall, self._context = self._queue
         self._iocb = ctypes.create_string_buffer(IOCB.size)
         iocbs = (ctypes.c_void_p * 1)(ctypes.addressof(self._iocb))
-        self._event = ctypes.create_string_buffer(EVENT.size)
+        self._event = (ctypes.c_int64 * EVENT_I64)()
         # Timespecs: seconds and nanoseconds.
         wait, briefly = ((ctypes.c_long * 2)(0, int(s * 1e9)) for s in (WAIT_S, BRIEFLY_S))
         self._submit = ctypes.c_long(calls.submit), self._context, _ONE, iocbs
@@ -159,26 +161,18 @@ class DataSync:
             if ended == 0 or (error := last_error()).errno == errno.EINTR:
                 return None
             raise error
-        # The eventfd tells of it as well.
-        try:  # noqa: SIM105 -- `suppress` would be four calls more for each batch
-            os.eventfd_read(self.fileno)
-        except BlockingIOError:  # a moment later, and `outcome` will know nothing then
-            pass
-        result: int = EVENT.unpack_from(self._event)[2]
-        return -result
+        return -self._event[RESULT_I64]
 
     def outcome(self) -> int | None:
         """Return 0 once the data is durable, an errno if that failed, None while it is unknown."""
-        try:  # noqa: SIM105 -- as above
+        with suppress(BlockingIOError):
             os.eventfd_read(self.fileno)
-        except BlockingIOError:
-            pass
+        # What ended before that is found here, what ends later is told.
         if (ended := self._syscall(*self._look)) <= 0:
             if ended == 0:
                 return None
             raise last_error()
-        result: int = EVENT.unpack_from(self._event)[2]
-        return -result
+        return -self._event[RESULT_I64]
 
     def close(self) -> None:
         """Let go of the queue; waits for a sync that is under way."""

@@ -77,6 +77,10 @@ class Fault(NamedTuple):
     nth: int
 
 
+armed: dict[str, list[Fault]] = {}
+"""The faults that are armed, by their places; changed by `arm` only."""
+
+
 def parse(text: str) -> Fault:
     """Return what a text of the form above asks for.
 
@@ -101,15 +105,10 @@ def parse(text: str) -> Fault:
 
 def arm(faults: Iterable[Fault]) -> None:
     """Make these faults happen, and no others; with none, this is off."""
-    _armed.clear()
+    armed.clear()
     _passed.clear()
     for fault in faults:
-        _armed.setdefault(fault.name, []).append(fault)
-
-
-def armed() -> bool:
-    """Return whether any fault is armed."""
-    return bool(_armed)
+        armed.setdefault(fault.name, []).append(fault)
 
 
 def reach(name: str) -> None:
@@ -118,7 +117,7 @@ def reach(name: str) -> None:
     Raises:
         OSError: by an armed `error`.
     """
-    if _armed:
+    if armed:
         _happen(name, None)
 
 
@@ -128,11 +127,10 @@ def reach_write(name: str, fd: int, data: bytes, offset: int) -> None:
     Raises:
         OSError: by an armed `error`; `PartialWrite` by an armed `short`.
     """
-    if _armed:
+    if armed:
         _happen(name, lambda length: disk.write_at(fd, data[:length], offset))
 
 
-_armed: dict[str, list[Fault]] = {}
 _passed: dict[str, int] = {}
 _counting = threading.Lock()
 
@@ -163,7 +161,7 @@ def _happen(name: str, write: Callable[[int], None] | None) -> None:
     assert name in NAMES
     with _counting:
         passed = _passed[name] = _passed.get(name, 0) + 1
-    for fault in _armed.get(name, ()):
+    for fault in armed.get(name, ()):
         if fault.nth in (0, passed):
             _do(fault, write)
 

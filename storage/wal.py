@@ -29,7 +29,7 @@ from pathlib import Path
 
 from storage import disk, failpoints, frame
 from storage.errors import LogFull
-from storage.frame import OVERHEAD, PAGE_SIZE, SEAL_SIZE, WAL_MAGIC, SegmentHeader, seal
+from storage.frame import PAGE_SIZE, SEAL_SIZE, WAL_MAGIC, SegmentHeader, seal
 from storage.locks import require_at
 from storage.quarantine import cut_off
 from storage.segments import (
@@ -57,9 +57,8 @@ _NO_FILE = -1
 _SLOW_SYNC_S = 1.0
 _SLOW_SYNC_QUIET_S = 30.0
 _PREPARE_AGAIN_S = 0.5
-# `begin_append` is for a thread that has more to do than to copy a large frame.
 BEGUN_BYTES_MAX = 256 * 1024
-"""The largest frame that `begin_append` takes."""
+"""What is longer is not for `begin_append`, whose thread has more to do than to copy it."""
 
 
 class Wal:
@@ -69,6 +68,10 @@ class Wal:
     `log_bytes` and `room` may be read by any other meanwhile.
 
     Attributes:
+        position: The end of the last frame that is durable, from which a later `scan` can go on.
+        max_payload: The longest payload that a frame of this log takes, in bytes.
+        log_bytes: How many bytes of frames were appended since `open`; it only grows.
+        refusal: Why the next segment could not be prepared, or None: then `room` is all there is.
         on_sync: Called after each sync of a frame with the seconds that it took, on the thread that
             appends.
         slow_syncs: How many of them took longer than a second.
@@ -90,7 +93,7 @@ class Wal:
         self._segments = segments
         self._store_uuid = store_uuid
         room = (segment_bytes_max - PAGE_SIZE - SEAL_SIZE) & ~7
-        self._max_payload = min(room - frame.essential_size(0), frame.MAX_PAYLOAD)
+        self.max_payload = min(room - frame.essential_size(0), frame.MAX_PAYLOAD)
         self._scan: Scan | None = None
         self._writable = False
         # The segment that is written to: none before the first append, and none while the last one
@@ -108,11 +111,10 @@ class Wal:
         self._spare = Spare(directory, segment_bytes_max)
         # Up to where `begin_append` may go: 0 before the first append, and when one has failed.
         self._ready_end = 0
-        self._tail = self._position = START
-        # Where the log ends once the frame that was put last is durable, and its length.
-        self._begun = START, 0
-        self._log_bytes = 0
-        self._refusal: LogFull | None = None
+        # Where the log ends, and where it will once the frame that was put last is durable.
+        self._tail = self._begun = self.position = START
+        self.log_bytes = 0
+        self.refusal: LogFull | None = None
         self._prepare_not_before = 0.0
         self._slow_since = float("-inf")
         self.on_sync: Callable[[float], object] = _ignore
@@ -164,31 +166,11 @@ class Wal:
         return self._segments[0].first_seq if self._segments else 1
 
     @property
-    def position(self) -> Position:
-        """The end of the last frame that is durable, from which a later `scan` can go on."""
-        return self._position
-
-    @property
-    def max_payload(self) -> int:
-        """The longest payload that a frame of this log takes, in bytes."""
-        return self._max_payload
-
-    @property
-    def log_bytes(self) -> int:
-        """How many bytes of frames were appended since `open`; it only grows."""
-        return self._log_bytes
-
-    @property
     def room(self) -> int:
         """The longest payload that fits without asking the file system for more space."""
         here = 0 if self._fd == _NO_FILE else self._capacity - self._tail.offset - SEAL_SIZE
-        there = 0 if self._spare.fd is None else self._max_payload
+        there = 0 if self._spare.fd is None else self.max_payload
         return max(here - frame.essential_size(0), there, 0)
-
-    @property
-    def refusal(self) -> LogFull | None:
-        """Why the next segment could not be prepared, or None: then `room` is all there is."""
-        return self._refusal
 
     @property
     def torn(self) -> TornTail | None:
@@ -218,7 +200,7 @@ class Wal:
         yield from scan.frames(must_reach, witness)
         self._scan = scan
         if not self._writable:
-            self._tail, self._position = scan.tail, scan.position
+            self._tail, self.position = scan.tail, scan.position
 
     def begin(self) -> None:
         """Make the log writable, after a `scan` that came to its end.
@@ -264,20 +246,21 @@ class Wal:
             LogFull: there is no room. The frame is definitely not written; later ones may be.
             OSError: the disk failed and the state is unknown. Later appends are refused.
         """
-        payload_max = frame.MAX_PAYLOAD if oversize else self._max_payload
+        payload_max = frame.MAX_PAYLOAD if oversize else self.max_payload
         if len(payload) > payload_max:
             raise ValueError(f"a frame takes {payload_max} bytes, got {len(payload)}")
         if flags & (frame.SEAL | frame.HEARTBEAT):
             raise ValueError("the log writes its seals and heartbeats itself")
         self._append(payload, first_index, count, flags)
-        self._position = self._tail
-        return self._position
+        self.position = self._tail
+        return self.position
 
     def begin_append(self, payload: bytes, first_index: int, count: int) -> int | None:
-        """Write one frame as `append` does, but leave the sync to the caller.
+        """Write one short frame as `append` does, but leave the sync to the caller.
 
-        Nothing else may be done to the log before `end_append`. Only short frames that fit the
-        segment are taken, and none while a failpoint is armed: `append` does the rest.
+        Nothing else may be done to the log before `end_append`. A frame that does not fit the
+        segment, or passes its middle, is not taken, and none is while a failpoint is armed:
+        `append` does the rest, on a thread that prepares the next segment behind it.
 
         Returns:
             The file whose data is to be synced; None where nothing was done.
@@ -286,19 +269,13 @@ class Wal:
             LogFull, OSError: as for `append`.
         """
         segment, offset, seq, chain = self._tail
-        size = (len(payload) + OVERHEAD + 7) & ~7
-        end = offset + size
-        if (
-            end > self._ready_end
-            or size > BEGUN_BYTES_MAX
-            or end < self._dirty_end
-            or failpoints.armed()
-        ):
+        data, crc = seal(payload, seq + 1, first_index, count, 0, chain, self._salt)
+        end = offset + len(data)
+        if end > self._ready_end or failpoints.armed:
             return None
         # As `_put` does, without what is rare.
-        data, crc = seal(payload, seq + 1, first_index, count, 0, chain, self._salt)
         try:
-            if os.pwrite(self._fd, data, offset) < size:
+            if os.pwrite(self._fd, data, offset) < len(data):
                 disk.write_at(self._fd, data, offset)
         except OSError as error:
             try:
@@ -307,7 +284,7 @@ class Wal:
             except OSError:
                 self._give_up()
                 raise
-        self._begun = _new(Position, (segment, end, seq + 1, crc)), size
+        self._begun = _new(Position, (segment, end, seq + 1, crc))
         return self._fd
 
     def end_append(self, took_s: float, code: int = 0) -> Position:
@@ -327,8 +304,8 @@ class Wal:
             self._give_up()
             raise OSError(code, os.strerror(code))
         self._synced(took_s)
-        position = self._position = self._tail
-        return position
+        self.position = self._tail
+        return self._tail
 
     def sync_begun(self) -> Position:
         """Do what is left to do after `begin_append`, waiting for the disk.
@@ -341,13 +318,8 @@ class Wal:
         except OSError:
             self._give_up()
             raise
-        self._position = self._tail
-        return self._position
-
-    @property
-    def wants_next(self) -> bool:
-        """Whether `prepare_next` has something to do, or may have."""
-        return self._spare.fd is None and self._tail.offset * 2 > self._capacity
+        self.position = self._tail
+        return self.position
 
     def heartbeat(self, first_index: int, *, probe: bool = False) -> None:
         """Give the last frame a successor, if it has none, by an empty frame; durable on return.
@@ -360,11 +332,11 @@ class Wal:
         Raises:
             LogFull, OSError: as for `append`.
         """
-        if probe and self._refusal is not None:
+        if probe and self.refusal is not None:
             self._try_to_prepare()
-            if self._refusal is not None:
-                raise self._refusal
-        if probe or (self._tail == self._position and self._fd != _NO_FILE):
+            if self.refusal is not None:
+                raise self.refusal
+        if probe or (self._tail == self.position and self._fd != _NO_FILE):
             self._append(b"", first_index, 0, frame.HEARTBEAT)
 
     def prepare_next(self) -> None:
@@ -382,12 +354,12 @@ class Wal:
                 self._require_place()
                 self._spare.reserve()
             except LogFull as error:
-                self._refusal = error
+                self.refusal = error
                 self._prepare_not_before = time.monotonic() + _PREPARE_AGAIN_S
             except OSError:
                 return
             else:
-                self._refusal = None
+                self.refusal = None
 
     def purge(self, below_seq: int) -> int:
         """Delete the oldest segments whose frames all have a lower sequence number.
@@ -442,7 +414,8 @@ class Wal:
         except OSError:
             self._give_up()
             raise
-        self._ready_end = self._capacity - SEAL_SIZE
+        middle = self._capacity // 2
+        self._ready_end = self._capacity - SEAL_SIZE if self._tail.offset > middle else middle
 
     def _give_up(self) -> None:
         """Take no further append: nothing is known about the log's end, or it is closed."""
@@ -468,13 +441,13 @@ class Wal:
         if end < self._dirty_end:
             data += bytes(self._dirty_end - end)
         try:
-            if failpoints.armed():
+            if failpoints.armed:
                 failpoints.reach_write("walBeforeWrite", self._fd, data[:length], offset)
             disk.write_at(self._fd, data, offset)
         except OSError as error:
             self._refused(error, end, offset + frame.essential_size(len(payload)))
             raise
-        self._begun = _new(Position, (segment, end, seq + 1, crc)), length
+        self._begun = _new(Position, (segment, end, seq + 1, crc))
 
     def _sync(self) -> None:
         began = time.monotonic()
@@ -482,6 +455,7 @@ class Wal:
         disk.sync_data(self._fd)
         failpoints.reach("walAfterSync")
         self._synced(time.monotonic() - began)
+        self._dirty_end = 0
 
     def _synced(self, took_s: float) -> None:
         """The frame that was put is durable: the log goes on behind it.
@@ -498,9 +472,9 @@ class Wal:
             self._give_up()
             require_at(self._name, os.fstat(self._fd))
             self._writable, self._ready_end = True, ready_end
-        self._tail, length = self._begun
-        self._dirty_end = 0
-        self._log_bytes += length
+        tail = self._begun
+        self.log_bytes += tail[1] - self._tail[1]
+        self._tail = tail
         self.on_sync(took_s)
         if took_s > _SLOW_SYNC_S:
             self.slow_syncs += 1
@@ -515,7 +489,7 @@ class Wal:
         """Turn a refused write into `LogFull`; return where it is none."""
         if error.errno not in disk.REFUSALS:
             return
-        self._dirty_end = max(self._dirty_end, end)
+        self._dirty_end, self._ready_end = max(self._dirty_end, end), 0
         written = error.written if isinstance(error, disk.PartialWrite) else 0
         if self._tail.offset + written >= intact_from:
             # Only padding is missing, or zeros over what an earlier write left: a restart would
@@ -540,9 +514,9 @@ class Wal:
             self._require_place()
             self._spare.reserve(needed)
         except LogFull as error:
-            self._refusal = error
+            self.refusal = error
             raise
-        self._refusal = None
+        self.refusal = None
         if self._fd != _NO_FILE:
             self._write_frame(b"", first_index, 0, frame.SEAL)
             failpoints.reach("segmentAfterSeal")
