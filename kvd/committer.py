@@ -27,7 +27,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
 from typing import TypeVar
@@ -135,28 +135,27 @@ class _Round:
     Attributes:
         pending: What it changes, and its events.
         time_ns: When it began, on the store's clock.
-        queued: The monotonic time before which none of its commands was queued.
+        queued: The clock's `raw_ns` when the first of its commands was queued.
         answers: What is told to whom.
         replies: What is told to those who change something beside the keys.
         removed: By a directory's removal, by its index, the watched paths that it took along.
         asked: By the same, the watched paths of which that is known.
         pays: Whether it logs what the start had no room for.
-        records: How many records it has in the log.
         batch: What goes to the log, if anything.
     """
 
+    # What is rare stands here until it comes.
+    replies: Sequence[tuple[Replied, Reply | RouteError]] = ()
+    removed: dict[int, list[bytes]] = {}  # noqa: RUF012 -- as the next one: never changed here
+    asked: dict[int, set[bytes]] = {}  # noqa: RUF012
     pays = False
-    records = 0
     batch: Batch | None = None
 
-    def __init__(self, pending: Pending, time_ns: int, queued: float) -> None:
+    def __init__(self, pending: Pending, time_ns: int, queued: int) -> None:
         self.pending = pending
         self.time_ns = time_ns
         self.queued = queued
         self.answers: Answers = []
-        self.replies: list[tuple[Replied, Reply | RouteError]] = []
-        self.removed: dict[int, list[bytes]] = {}
-        self.asked: dict[int, set[bytes]] = {}
 
 
 class Committer:
@@ -167,7 +166,6 @@ class Committer:
         batch_records: How many records batches had that went to the log.
         aborted: How many batches were not logged, for want of room.
         slow: How many commands were answered later than `slow_s`.
-        syncing_since: The monotonic time since when a batch has been on its way to the disk, if so.
         overdue_at: When the clock's `raw_ns` reaches it, something that has ended is still there.
     """
 
@@ -188,6 +186,7 @@ class Committer:
         turns: Turns | None = None,
     ) -> None:
         self._store = store
+        self._wal = store.wal
         self._state = store.state
         self._hub = hub
         self._listings = listings
@@ -209,17 +208,17 @@ class Committer:
         self._others: deque[tuple[Decide, Replied]] = deque()
         self._clock_offset_ns: int | None = None
         self._told_offset_ns = store.applied.clock_offset_ns
-        self._record_bytes_max = store.wal.max_payload - _ENVELOPE_BYTES_MAX
+        self._record_bytes_max = self._wal.max_payload - _ENVELOPE_BYTES_MAX
         self._batch_bytes_max = min(BATCH_BYTES_MAX, self._record_bytes_max)
         self._space = Space(store)
         self.flusher = Flusher(
             store, sync, loop, on_fatal=on_fatal, on_flush=self._flushed, on_room=self._schedule
         )
-        self._beaten = store.wal.position
+        self._beaten = self._wal.position
         # The batch that is on its way to the disk, while there is one.
         self._round: _Round | None = None
-        self._busy = False
-        self._scheduled = False
+        # Whether no batch is due or under way, so that one may be scheduled.
+        self._is_free = True
         self._stopped = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
@@ -229,20 +228,16 @@ class Committer:
         self.batch_records = Noted(tuple(2**k for k in range(11)))
         self.aborted = 0
         self.slow = 0
-        self.syncing_since: float | None = None
         self._slow_s = slow_s
         self._turns = turns or Turns(loop)
         self._may_warn = Rarely(SLOW_QUIET_S)
         self._arm()
-        # Before when nothing that waits was queued; None while nothing does: a command that comes
-        # then begins a batch at once.
-        self._queued: float | None = None
         self._schedule()
 
     def submit(self, command: Command, done: Done) -> None:
         """Queue a command; `done` gets its event or its refusal once that may be told."""
         self._queue.append((command, done, self._raw_ns()))
-        if not self._scheduled:
+        if self._is_free:
             self._schedule()
 
     def administer(self, decide_entries: Decide, done: Replied) -> None:
@@ -274,6 +269,11 @@ class Committer:
         return self._clock_offset_ns is not None and self._space.refusal is None
 
     @property
+    def syncing_s(self) -> float:
+        """For how many seconds a batch has been on its way to the disk."""
+        return 0.0 if self._round is None else (self._clock.now_ns() - self._round.time_ns) / 1e9
+
+    @property
     def no_room(self) -> str:
         """Why users' writes are refused, or nothing."""
         refusal = self._space.refusal
@@ -302,14 +302,14 @@ class Committer:
         self._space.look()
         self.flusher.tick()
         self._fold()
-        if self._busy or self._stopped:
+        if not self._is_free:
             return
         if self._raw_ns() >= self.overdue_at:
             self._schedule()  # no timer of the loop runs while the machine is suspended
-        position = self._store.wal.position
+        position = self._wal.position
         if self._space.refusal is not None:
             self._schedule()  # the next batch, even an empty one, asks the disk
-        elif position != self._beaten or self._store.wal.refusal is not None:
+        elif position != self._beaten or self._wal.refusal is not None:
             # Behind this job the thread also tries again to prepare the next segment.
             self._beaten = position
             self._sync.run(
@@ -319,7 +319,7 @@ class Committer:
 
     async def drain(self) -> None:
         """Wait until every queued command has been answered."""
-        while self._busy or self._queue or self._others or self._has_step:
+        while not self._is_free or self._queue or self._others or self._has_step:
             await self._batch_end()
 
     async def settle(self) -> None:
@@ -338,20 +338,19 @@ class Committer:
 
     def stop(self) -> None:
         """Begin nothing any more; what is left to expire or to free waits for the next start."""
-        self._stopped = True
+        self._stopped, self._is_free = True, False
         self.flusher.stop()
         if self._timer is not None:
             self._timer.cancel()
 
     def _schedule(self) -> None:
         # In the next turn of the loop: all that this turn reads from its sockets is one batch.
-        if not self._scheduled and not self._busy and not self._stopped:
-            self._scheduled = True
+        if self._is_free:
+            self._is_free = False
             self._loop.call_soon(self._run)
             self._turns.hurry()
 
     def _run(self) -> None:
-        self._scheduled = False
         if self._stopped:
             return
         try:
@@ -359,7 +358,6 @@ class Committer:
             if self._space.refusal is None or self._store.is_low_on_space():
                 self._begin_batch()
             else:
-                self._busy = True
                 self._sync.run(
                     partial(self._store.heartbeat, probe=True),
                     lambda outcome: self._step(partial(self._probed, outcome)),
@@ -375,7 +373,6 @@ class Committer:
             self._on_fatal(error)
 
     def _probed(self, outcome: Position | BaseException) -> None:
-        self._busy = False
         if self._beat(outcome):
             self._space.found()
         self._begin_batch()
@@ -392,49 +389,37 @@ class Committer:
     def _begin_batch(self) -> None:
         if self.flusher.waits and self._state.is_full:
             # It begins when the index has taken what is beyond it.
+            self._is_free = not self._stopped
             if self.flusher.refusal is not None:
                 self._refuse_queue(str(self.flusher.refusal))
             return
-        time_ns = self._clock.now_ns()
+        queue = self._queue
         pending = Pending(self._state)
-        began = monotonic()
-        queued = self._queued or began
-        round_ = _Round(pending, time_ns, queued)
+        time_ns = self._clock.now_ns()
+        round_ = _Round(pending, time_ns, queue[0][2] if queue else self._raw_ns())
         first_index = pending.index + 1
-        records = self._decide(round_)
-        self._queued = queued if self._queue else began
-        if not records:
-            pending.end()
-            self._finish(round_)
-            return
-        round_.records = len(records)
-        round_.batch = batch = self._store.batch(pending, records, first_index, time_ns)
-        self._busy = True
-        self._round = round_
-        self.syncing_since = began
-        self._append(batch, self._appended)
-        if self._state.wants_flush:
-            self.flusher.beside_batch()
-
-    def _decide(self, round_: _Round) -> list[bytes]:
-        """Fill a batch from what has expired and the queue; return its records, encoded."""
-        pending = round_.pending
         records: list[bytes] = []
         if self._clock_offset_ns is not None or self._store.owed:
             records = self._log_state(round_)
-        left = _EXPIRED_BESIDE_COMMANDS_MAX if self._queue else _EXPIRED_MAX
-        if 0 < pending.due_ns <= round_.time_ns:
+        left = _EXPIRED_BESIDE_COMMANDS_MAX if queue else _EXPIRED_MAX
+        if 0 < pending.due_ns <= time_ns:
             # A command that came before a key's end finds it, however long it has waited.
-            until_ns = self._clock.at(self._queue[0][2]) if self._queue else round_.time_ns
+            until_ns = self._clock.at(queue[0][2]) if queue else time_ns
             records += self._expire(round_, until_ns, left)
             left -= len(records)
         if self._others:
             records += self._decide_others(round_, sum(map(len, records)))
-        overdue_at = self._clock.raw_of(pending.due_ns) if pending.due_ns else _NEVER
-        later = self._decide_commands(round_, records, left, overdue_at)
-        if later:
-            self._put_off(round_, later)
-        return records
+        if queue:
+            self._decide_commands(round_, records, left)
+        if not records:
+            pending.end()
+            self._finish(round_)
+            return
+        self._round = round_
+        round_.batch = batch = self._store.batch(pending, records, first_index, time_ns)
+        self._append(batch, self._appended)
+        if self._state.wants_flush:
+            self.flusher.beside_batch()
 
     def _put_off(self, round_: _Round, later: list[_Queued]) -> None:
         """Let commands wait for the next batch."""
@@ -444,24 +429,22 @@ class Committer:
         else:  # nothing can expire until there is room
             round_.answers += [(done, command, refusal) for command, done, _ in later]
 
-    def _decide_commands(
-        self, round_: _Round, records: list[bytes], left: int, overdue_at: int
-    ) -> list[_Queued]:
-        """Decide what is queued behind some records, and so many more expirations.
-
-        A command that came at `overdue_at` or later may find what has ended. Returns those that
-        cannot be decided before the next batch.
-        """
+    def _decide_commands(  # noqa: C901 -- a call less for each command, or batch
+        self, round_: _Round, records: list[bytes], left: int
+    ) -> None:
+        """Decide what is queued, behind some records, and so many more expirations."""
         pending, queue, answers = round_.pending, self._queue, round_.answers
-        time_ns = round_.time_ns
+        time_ns, room = round_.time_ns, self._batch_bytes_max
         expired = size = sum(map(len, records)) if records else 0
         # Beyond that, a record has to be looked at.
-        room = min(self._space.room, self._record_bytes_max, self._batch_bytes_max)
+        if self._space.refusal is not None or self._wal.refusal is not None:
+            room = min(room, self._space.room)
+        # A command that came then or later may find what has ended.
+        overdue_at = self._clock.raw_of(pending.due_ns) if pending.due_ns else _NEVER
         later: list[_Queued] = []
         keys_left = _BATCH_KEY_BYTES_MAX
-        records_left = BATCH_RECORDS_MAX - len(records)
-        while queue and records_left > 0 and keys_left > 0:
-            if size + pending.replaced >= self._batch_bytes_max:
+        for _ in range(min(len(queue), BATCH_RECORDS_MAX - len(records))):
+            if keys_left <= 0 or size + pending.replaced >= self._batch_bytes_max:
                 break
             queued = command, done, came = queue.popleft()
             keys_left -= len(command[0])
@@ -473,7 +456,6 @@ class Committer:
                 gone = self._make_way(round_, command, came, left, size)
                 left -= len(gone)
                 records += gone
-                records_left -= len(gone)
                 size += sum(map(len, gone))
                 nodes = _NodesAt(pending, self._clock.at(came))
             try:
@@ -495,11 +477,11 @@ class Committer:
                 continue
             size = grown
             records.append(record)
-            records_left -= 1
             if change[4] and change[0] in REMOVALS:
                 self._note_removed(round_, change)
             answers.append((done, command, pending.change(change, time_ns, record)))
-        return later
+        if later:
+            self._put_off(round_, later)
 
     def _fits(self, command: Command, record: bytes, size: int, is_first: bool) -> bool:
         """Return whether a record fits behind a batch of `size` bytes.
@@ -523,11 +505,14 @@ class Committer:
 
     def _is_too_long_behind(self, records: list[bytes], size: int) -> bool:
         """Return whether a batch has no room for another expiration."""
-        return bool(records) and size + _EXPIRY_BYTES_MAX > self._batch_bytes_max
+        is_long = bool(records) and size + _EXPIRY_BYTES_MAX > self._batch_bytes_max
+        return is_long or len(records) >= BATCH_RECORDS_MAX
 
     def _decide_others(self, round_: _Round, size: int) -> list[bytes]:
         """Decide what is changed beside the keys, as far as a batch of so many bytes takes it."""
         records: list[bytes] = []
+        replies: list[tuple[Replied, Reply | RouteError]] = []
+        round_.replies = replies
         # One that is as large as it may be fits behind this.
         while self._others and size < self._batch_bytes_max // 2:
             decide_entries, done = self._others.popleft()
@@ -535,9 +520,9 @@ class Committer:
                 entries, reply = decide_entries(round_.pending)
                 encoded = self._encode(entries, size)
             except RouteError as refusal:
-                round_.replies.append((done, refusal))
+                replies.append((done, refusal))
                 continue
-            round_.replies.append((done, reply))
+            replies.append((done, reply))
             records += encoded
             size += sum(map(len, encoded))
             for entry in entries:
@@ -622,6 +607,8 @@ class Committer:
 
     def _note_removed(self, round_: _Round, change: Change) -> None:
         """Before a directory is removed: only now can be told which watched paths are below it."""
+        if not round_.asked:
+            round_.removed, round_.asked = {}, {}
         paths = self._hub.removable(change.key)
         found = [path for path in paths if round_.pending.find(path) is not None]
         round_.removed[change.index] = found
@@ -633,16 +620,15 @@ class Committer:
             assert round_ is not None
             assert round_.batch is not None
             self._round = None
-            self.syncing_since = None
             if type(outcome) is not Position:
                 self._failed(round_, outcome)
                 return
             if round_.asked:
                 self._note_late_watchers(round_)
             self._store.commit(round_.pending, round_.batch, outcome)
-            self._busy = False
             if round_.pays:
                 self._store.owed = ()
+            self.batch_records.note(round_.batch.records)
             self._finish(round_)
             if self._state.is_heavy:
                 self.flusher.beside_batch()
@@ -652,7 +638,6 @@ class Committer:
     def _failed(self, round_: _Round, outcome: Position | BaseException) -> None:
         assert isinstance(outcome, BaseException)
         if isinstance(outcome, LogFull):
-            self._busy = False
             self._space.refused(outcome)
             assert self._space.refusal is not None
             self._refuse(round_, self._space.refusal)
@@ -691,31 +676,25 @@ class Committer:
         if self._state.due_ns != self._timer_ns:
             self._arm()
         events = round_.pending.events
-        if events:
-            self._publish(round_)
-        took = monotonic() - round_.queued
-        # Whatever was not asked for has expired.
-        self._stats.expirations += len(events) - self.tell(round_.answers, events, took)
-        if round_.replies:
-            self._reply(round_)
-        self.batch_s.note(took)
-        if round_.records:
-            self.batch_records.note(round_.records)
-        if took > self._slow_s:
-            self._note_slow(round_, took)
-        self._next(committed=True)
-        if self._state.has_garbage:
-            self.flusher.free()
-
-    def _publish(self, round_: _Round) -> None:
-        """Tell listings and watchers."""
-        events = round_.pending.events
-        if self._listings:
+        if self._listings.kept:
             for event, _ in events:
                 self._listings.changed(event.change)
         if self._hub.requests:
             removed = round_.removed
             self._hub.publish([(event, removed.get(event[0][1], [])) for event, _ in events])
+        took = (self._raw_ns() - round_.queued) / 1e9
+        # Whatever was not asked for has expired.
+        told = self.tell(round_.answers, events, took)
+        if told != len(events):
+            self._stats.expirations += len(events) - told
+        if round_.replies:
+            self._reply(round_)
+        self.batch_s.note(took)
+        if took > self._slow_s:
+            self._note_slow(round_, took)
+        self._next(committed=True)
+        if self._state.has_garbage:
+            self.flusher.free()
 
     def _tell(self, answers: Answers, _events: list[LateEvent], took: float) -> int:
         stats = self._stats
@@ -783,10 +762,10 @@ class Committer:
             for end in ends:
                 if not end.done():
                     end.set_result(committed)
+        self._is_free = not self._stopped
         if self._queue or self._others or (self._clock_offset_ns is not None and self._has_step):
             self._schedule()
         else:
-            self._queued = None
             self._turns.calm()
 
     def _arm(self) -> None:

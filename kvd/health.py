@@ -16,7 +16,6 @@ One table of checks. Each returns what is wrong in a few words, or nothing:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -82,8 +81,7 @@ class Health:
         return healthy
 
     def _log_problem(self) -> str:
-        since = self._committer.syncing_since if self._committer else None
-        waited = time.monotonic() - since if since is not None else 0.0
+        waited = self._committer.syncing_s if self._committer else 0.0
         return f"a sync has been taking {waited:.0f} s" if waited > _SYNC_S_MAX else ""
 
     def _index_problem(self) -> str:

@@ -30,19 +30,23 @@ _CHANGED_BYTES_MIN = 4 << 10
 
 
 class Listings:
-    """The answers that are kept, by directory; those longest unread go first."""
+    """The answers that are kept, by directory; those longest unread go first.
+
+    Attributes:
+        kept: Those, by the directory and whether they are recursive.
+    """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[bytes, bool], _Kept] = OrderedDict()
+        self.kept: OrderedDict[tuple[bytes, bool], _Kept] = OrderedDict()
         self._bytes = 0
 
     def __len__(self) -> int:
         """Return how many are kept."""
-        return len(self._kept)
+        return len(self.kept)
 
     def find(self, key: bytes, *, recursive: bool) -> bytes | None:
         """Return the body that answers a read of a directory, if it is kept."""
-        kept = self._kept.get((key, recursive))
+        kept = self.kept.get((key, recursive))
         if kept is None:
             return None
         if kept.changes:
@@ -51,7 +55,7 @@ class Listings:
                 self._drop((key, recursive))
                 return None
             self._bytes += (len(kept.body) - before) * _BYTES_PER_BODY_BYTE
-        self._kept.move_to_end((key, recursive))
+        self.kept.move_to_end((key, recursive))
         return kept.body
 
     def keep(self, key: bytes, body: bytes, parts: Directory, *, recursive: bool) -> None:
@@ -59,21 +63,21 @@ class Listings:
         if len(body) > KEPT_BODY_BYTES_MAX:
             return
         self._drop((key, recursive))
-        self._kept[key, recursive] = _Kept(key, body, parts)
+        self.kept[key, recursive] = _Kept(key, body, parts)
         self._bytes += _OVERHEAD_BYTES + len(body) * _BYTES_PER_BODY_BYTE
         while self._bytes > _KEPT_BYTES_MAX:
-            self._drop(next(iter(self._kept)))
+            self._drop(next(iter(self.kept)))
 
     def changed(self, change: Change) -> None:
         """Take note of a change in all that shows it."""
         path = key = change.key
         if change.dir:
             below = key + b"/"
-            for place in [place for place in self._kept if place[0].startswith(below)]:
+            for place in [place for place in self.kept if place[0].startswith(below)]:
                 self._drop(place)
             self._drop((key, False))
             self._drop((key, True))
-        kept = self._kept
+        kept = self.kept
         while path != b"/":
             child, path = path, path.rpartition(b"/")[0] or b"/"
             if (path, False) in kept and not kept[path, False].note_child(child, change):
@@ -82,7 +86,7 @@ class Listings:
                 self._drop((path, True))
 
     def _drop(self, place: tuple[bytes, bool]) -> None:
-        kept = self._kept.pop(place, None)
+        kept = self.kept.pop(place, None)
         if kept is not None:
             self._bytes -= _OVERHEAD_BYTES + len(kept.body) * _BYTES_PER_BODY_BYTE
 

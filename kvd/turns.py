@@ -135,11 +135,10 @@ class Turns:
 
     def hurry(self) -> None:
         """A batch of writes waits: keep the turns short until `calm`."""
-        if not self._is_hurried:
-            self._is_hurried = True
-            if self.left > _HURRIED_TURN:
-                self._put_by = self.left - _HURRIED_TURN
-                self.left = _HURRIED_TURN
+        self._is_hurried = True
+        if self.left > _HURRIED_TURN:
+            self._put_by += self.left - _HURRIED_TURN
+            self.left = _HURRIED_TURN
 
     def calm(self) -> None:
         """No batch waits any more."""
@@ -163,7 +162,6 @@ class Turns:
         self.left = _SHORT_TURN if is_contended else _TURN
         self._put_by = 0
         if self._is_hurried:
-            self._is_hurried = False
             self.hurry()
         if not is_contended:
             return

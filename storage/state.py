@@ -130,7 +130,8 @@ class State(View):
 
     def _begin_period(self) -> None:
         """Note that the index holds all."""
-        self._records = self._bytes = 0
+        self._bytes = 0
+        self._flush_pos = self.stored.pos + FLUSH_RECORDS
         self.wants_flush = False
         """Whether enough is beyond the index to be worth a flush."""
         self.is_heavy = False
@@ -261,41 +262,24 @@ class State(View):
         size: int,
     ) -> None:
         """Make visible what is durable: a batch of `size` bytes. Nothing here can fail."""
-        nodes = pending.nodes
+        nodes, dirty = pending.nodes, self._dirty
         self.nodes.update(nodes)
-        self._dirty.update(nodes)
+        dirty.update(nodes)
         self._events += pending.events
         self.due_ns = pending.due_ns
         if not pending.is_plain:
             self._merge_rest(pending)
-        _, _, _, term, _, _, next_dir_id, limit, oldest, _, offset_ns = pending.base
+        _, _, _, term, _, _, next_dir_id, limit, oldest, _, offset = pending.base
         index, pos = pending.index, pending.pos
         # What the history is too short for is forgotten; a flush meanwhile may have forgotten more,
         # for its length.
-        applied = self.applied
-        if index - limit >= oldest:
-            oldest = index - limit + 1
-        oldest = max(oldest, applied.oldest_event)
-        self._records += pos - applied.pos
-        self._bytes += size + pending.replaced
-        late = len(self._dirty)
-        if self._records >= FLUSH_RECORDS or self._bytes >= FLUSH_BYTES or late >= FLUSH_NODES:
-            self.wants_flush = True
-            self.is_heavy = self._bytes >= _HEAVY_BYTES or late >= _HEAVY_NODES
-        done = (
-            seq,
-            chain,
-            pos,
-            term,
-            index,
-            time_ns,
-            next_dir_id,
-            limit,
-            oldest,
-            position,
-            offset_ns,
-        )
+        oldest = max(oldest, index - limit + 1, self.applied.oldest_event)
+        done = seq, chain, pos, term, index, time_ns, next_dir_id, limit, oldest, position, offset
         self.applied = _new(Applied, done)
+        self._bytes += size + pending.replaced
+        if pos >= self._flush_pos or self._bytes >= FLUSH_BYTES or len(dirty) >= FLUSH_NODES:
+            self.wants_flush = True
+            self.is_heavy = self._bytes >= _HEAVY_BYTES or len(dirty) >= _HEAVY_NODES
 
     def _merge_rest(self, pending: Pending) -> None:
         self._paths.update(pending.paths)
@@ -319,7 +303,7 @@ class State(View):
     def is_full(self) -> bool:
         """Whether so much is beyond the index that nothing more may be added before a flush."""
         return (
-            self._records >= FLUSH_RECORDS * BEHIND_FACTOR
+            self.applied.pos >= self._flush_pos + FLUSH_RECORDS * (BEHIND_FACTOR - 1)
             or self._bytes >= FLUSH_BYTES * BEHIND_FACTOR
             or len(self._dirty) >= FLUSH_NODES * BEHIND_FACTOR
         )

@@ -260,8 +260,8 @@ class Store:
         self, pending: Pending, records: list[bytes], first_index: int, time_ns: int
     ) -> Batch:
         """Return the frame's worth of what a batch has performed."""
-        applied, base = self.state.applied, pending.base
-        seq, chain = applied.seq + 1, applied.chain
+        base = pending.base
+        seq, chain = base.seq + 1, base.chain
         payload = encode_payload(
             base.term,
             seq,
