@@ -23,8 +23,8 @@ from time import monotonic
 from kvd.syncthread import SyncThread
 from storage.aio import DataSync
 from storage.errors import LogFull
+from storage.frame import Position
 from storage.store import Batch, Store
-from storage.wal import Position
 
 log = logging.getLogger(__name__)
 

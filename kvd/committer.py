@@ -51,10 +51,10 @@ from storage.change import REMOVALS, Change, ClockOffset, Entry, Record, encode_
 from storage.errors import LogFull
 from storage.event import Event
 from storage.flush import LateEvent
+from storage.frame import Position
 from storage.node import Node
 from storage.state import Pending
 from storage.store import Batch, Store
-from storage.wal import Position
 
 log = logging.getLogger(__name__)
 

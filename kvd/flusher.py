@@ -19,10 +19,10 @@ from time import monotonic
 from kvd.histogram import Histogram
 from kvd.syncthread import SyncThread
 from storage import disk
+from storage.frame import Position
 from storage.index import BROKEN, MapFull
 from storage.store import Store
 from storage.view import IndexRefused
-from storage.wal import Position
 
 log = logging.getLogger(__name__)
 

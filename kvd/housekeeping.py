@@ -23,11 +23,11 @@ from functools import partial
 from kvd.histogram import SNAPSHOTS_S, Histogram
 from kvd.syncthread import SyncThread
 from storage.errors import DirectoryLost, StorageError
+from storage.frame import Position
 from storage.index import BROKEN
 from storage.keptlog import KeptLog
 from storage.keptsnapshots import KeptSnapshots
 from storage.store import Store
-from storage.wal import Position
 
 log = logging.getLogger(__name__)
 

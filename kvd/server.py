@@ -54,11 +54,11 @@ from kvd.turns import Turns
 from kvd.urls import ListenUrl
 from kvd.watch import Hub
 from storage.errors import DirectoryLost
+from storage.frame import Position
 from storage.index import BROKEN
 from storage.layout import NewIds
 from storage.store import Store
 from storage.view import IndexRefused
-from storage.wal import Position
 
 log = logging.getLogger(__name__)
 

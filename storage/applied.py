@@ -15,9 +15,9 @@ from typing import NamedTuple
 from zlib import crc32
 
 from storage.change import CHAIN_START
+from storage.frame import Position
 from storage.node import ROOT_ID, CorruptIndex
 from storage.sums import MASK, ONE, Sums
-from storage.wal import Position
 
 HISTORY_LIMIT = "history_limit"
 HISTORY_LIMIT_DEFAULT = 1000

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from storage import claim, disk
 from storage.errors import CorruptLog, CorruptSnapshot, DirectoryUnusable, StorageError
-from storage.segments import Position
+from storage.frame import Position
 from storage.snapshot import available
 from storage.source import Source, reading
 

@@ -17,12 +17,11 @@ from storage import disk
 from storage.applied import Applied
 from storage.backup import staged
 from storage.change import Change, Kind
-from storage.frame import PAGE_SIZE
+from storage.frame import PAGE_SIZE, Position
 from storage.index import Index
 from storage.layout import DataDirectory
 from storage.replay import load
 from storage.restore import found_store
-from storage.segments import Position
 from storage.state import Pending, State
 
 Item = tuple[bytes, bytes]

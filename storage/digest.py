@@ -40,8 +40,8 @@ import lmdb
 
 from storage.applied import Applied
 from storage.completeness import prove_all
+from storage.frame import Position
 from storage.node import ROOT, CorruptIndex, Node
-from storage.segments import Position
 from storage.state import State
 from storage.view import STORE_KEY, TABLES, IndexView
 

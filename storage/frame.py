@@ -76,6 +76,19 @@ class SegmentHeader(NamedTuple):
     created_ns: int
 
 
+class Position(NamedTuple):
+    """The end of frame `seq`, where the next frame goes; `crc` is that frame's chain value."""
+
+    segment: int
+    offset: int
+    seq: int
+    crc: int
+
+
+START = Position(1, PAGE_SIZE, 0, 0)
+"""Where the first frame of all goes."""
+
+
 class State(Enum):
     """What stands at a place where a frame may start."""
 

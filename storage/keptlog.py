@@ -18,7 +18,8 @@ from pathlib import Path
 
 from storage.change import Change, UnknownRecord, decode_payload
 from storage.errors import CorruptLog
-from storage.segments import Frame, Position, Scan, list_segments
+from storage.frame import Position
+from storage.segments import Frame, Scan, list_segments
 
 # Each of them sees what a purge has left, which is less every time.
 _ATTEMPTS = 100

@@ -30,10 +30,11 @@ from storage import disk, snapshot
 from storage.change import Change
 from storage.errors import CorruptLog, LogMissing, OutOfReach, StorageError
 from storage.evidence import index_reach
+from storage.frame import START, Position
 from storage.index import forget
 from storage.layout import DataDirectory, Format
 from storage.replay import batch_in
-from storage.segments import START, Frame, Position, Scan, Segment
+from storage.segments import Frame, Scan, Segment
 from storage.source import Base, Source, format_of, reading
 
 _NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})\.wal")

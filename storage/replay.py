@@ -24,8 +24,9 @@ from storage.change import (
     next_chain,
 )
 from storage.errors import CorruptLog, CorruptSnapshot, LogTooNew, StorageError
+from storage.frame import Position
 from storage.index import Index
-from storage.segments import Frame, Position
+from storage.segments import Frame
 from storage.snapfile import Row
 from storage.state import Pending, State
 from storage.sums import APPLIED_KEY, NOTHING, SUMMED, meta_sum, sum_of

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from storage import frame
 from storage.errors import CorruptLog
-from storage.frame import PAGE_SIZE, WAL_MAGIC, Parsed, State
+from storage.frame import PAGE_SIZE, START, WAL_MAGIC, Parsed, Position, State
 from storage.reader import FrameReader
 
 _NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})\.wal")
@@ -34,19 +34,6 @@ _KNOWN_FLAGS = frame.NOSYNC | frame.SNAPMARK | _EMPTY
 # A named tuple's own constructor takes three times as long: too long for each frame of a log.
 _new = tuple.__new__
 ADVICE = "Nothing was changed"
-
-
-class Position(NamedTuple):
-    """The end of frame `seq`, where the next frame goes; `crc` is that frame's chain value."""
-
-    segment: int
-    offset: int
-    seq: int
-    crc: int
-
-
-START = Position(1, PAGE_SIZE, 0, 0)
-"""Where the first frame of all goes."""
 
 
 class Frame(NamedTuple):

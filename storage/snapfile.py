@@ -25,9 +25,8 @@ import cbor2
 
 from storage import disk, frame
 from storage.errors import CorruptSnapshot
-from storage.frame import PAGE_SIZE, SNAP, SNAPSHOT_MAGIC, SegmentHeader, State
+from storage.frame import PAGE_SIZE, SNAP, SNAPSHOT_MAGIC, Position, SegmentHeader, State
 from storage.reader import FrameReader
-from storage.segments import Position
 
 VERSION = 1
 CHUNK_BYTES = 1024 * 1024

@@ -26,11 +26,12 @@ from storage.errors import (
     StorageError,
 )
 from storage.evidence import Evidence, gather, require_log
+from storage.frame import Position
 from storage.index import Index
 from storage.layout import Format, read_format, require_rooms
 from storage.locks import SharedLocks, holder
 from storage.replay import Until, load, replay, to_the_end
-from storage.segments import Frame, Position, Scan, Segment, list_segments
+from storage.segments import Frame, Scan, Segment, list_segments
 from storage.snapshot import Header
 
 Found = list[tuple[Path, Header | CorruptSnapshot]]

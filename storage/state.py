@@ -31,6 +31,7 @@ from storage.change import REMOVALS, Change, ClockOffset, Entry, Record, Setting
 from storage.entry import encode_entry, entry_key
 from storage.event import Event
 from storage.flush import READ_BYTES_MAX, Flush, History, LateEvent
+from storage.frame import Position
 from storage.index import BROKEN, Index, reach_commit
 from storage.node import NAME_BYTES_MAX, ROOT, Node, Obstacle, decode_node, id_prefix, seal_node
 from storage.sums import Scanned
@@ -51,7 +52,6 @@ from storage.view import (
     has_ended,
     parent_prefix,
 )
-from storage.wal import Position
 
 FLUSH_RECORDS = 512
 """So many records beyond the index are worth a flush."""

@@ -39,6 +39,7 @@ from storage.checkpoint import Checkpoint
 from storage.completeness import Scan
 from storage.errors import CorruptLog, CorruptSnapshot, LogFull, StorageError
 from storage.evidence import Evidence, gather, left_behind, objection, require_log
+from storage.frame import START, Position
 from storage.index import BROKEN, CLEAN_STOP, Index, discard
 from storage.keptlog import KeptLog
 from storage.keptsnapshots import KeptSnapshots
@@ -49,7 +50,7 @@ from storage.segments import ADVICE
 from storage.state import Pending, State
 from storage.sums import ONE
 from storage.view import IndexRefused, IndexView, View
-from storage.wal import BEGUN_BYTES_MAX, START, Position, Wal
+from storage.wal import BEGUN_BYTES_MAX, Wal
 
 log = logging.getLogger(__name__)
 

@@ -17,11 +17,12 @@ from storage.change import CHAIN_START, next_chain
 from storage.digest import IndexState, index_state, without_place
 from storage.errors import Corrupt, CorruptLog, CorruptSnapshot
 from storage.evidence import left_behind, objection
+from storage.frame import Position
 from storage.index import CLEAN_STOP, Index, crash_of
 from storage.node import CorruptIndex
 from storage.replay import batch_in, decode, load, replay
 from storage.restore import state
-from storage.segments import Frame, Position, TornTail
+from storage.segments import Frame, TornTail
 from storage.source import Base, Source, place
 
 _REBUILT = "Nothing is lost: a start, or its check in the background, rebuilds it"

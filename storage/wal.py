@@ -29,22 +29,11 @@ from pathlib import Path
 
 from storage import disk, failpoints, frame
 from storage.errors import LogFull
-from storage.frame import PAGE_SIZE, SEAL_SIZE, WAL_MAGIC, SegmentHeader, seal
+from storage.frame import PAGE_SIZE, SEAL_SIZE, START, WAL_MAGIC, Position, SegmentHeader, seal
 from storage.locks import require_at
 from storage.quarantine import cut_off
-from storage.segments import (
-    START,
-    Frame,
-    Position,
-    Scan,
-    Segment,
-    TornTail,
-    list_segments,
-    segment_name,
-)
+from storage.segments import Frame, Scan, Segment, TornTail, list_segments, segment_name
 from storage.spare import Spare, log_full, refusals_as_log_full
-
-__all__ = ["START", "Frame", "Position", "TornTail", "Wal"]
 
 log = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from kvd.errors import ApiError
 from kvd.machine import decide, expire
 from storage.change import Entry, Kind, encode_record
 from storage.event import Event
+from storage.frame import Position
 from storage.state import Pending
 from storage.store import Batch, Store
 from storage.view import View
-from storage.wal import Position
 
 SEGMENT = 64 * 1024
 NOW_NS = 1_700_000_000_000_000_000

@@ -19,7 +19,7 @@ from kvd.syncthread import SyncThread
 from storage import aio
 from storage.aio import DataSync
 from storage.errors import LogFull
-from storage.wal import Position
+from storage.frame import Position
 from tests.server import PATIENCE_S
 from tests.stores import NOW_NS, SEGMENT, open_store, run
 from tests.test_committer import on_a_loop

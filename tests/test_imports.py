@@ -37,6 +37,7 @@ PURE = (
     "kvd.tlsconfig",
     "kvd.urls",
     "kvd.values",
+    "storage.applied",
     "storage.change",
     "storage.entry",
     "storage.event",

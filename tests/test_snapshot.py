@@ -17,8 +17,8 @@ from kvd.commands import Set
 from storage import disk, frame, snapshot
 from storage.checkpoint import Checkpoint
 from storage.errors import CorruptSnapshot
+from storage.frame import Position
 from storage.node import encode_key
-from storage.segments import Position
 from tests.stores import open_store
 from tests.stores import write as write_to
 

@@ -6,12 +6,12 @@ import pytest
 from storage import state as state_module
 from storage.applied import Applied
 from storage.change import Change, Entry, Kind, Setting, Term
+from storage.frame import Position
 from storage.index import Index
 from storage.node import ROOT, CorruptIndex, Node, Obstacle
 from storage.replay import load
 from storage.state import BEHIND_FACTOR, FLUSH_RECORDS, Pending, State
 from storage.view import IndexView
-from storage.wal import Position
 
 NOW_NS = 1_700_000_000_000_000_000
 LONG = b"m" * 480

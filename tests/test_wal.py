@@ -12,7 +12,9 @@ import pytest
 
 from storage import disk, frame
 from storage.errors import CorruptLog, LogFull
-from storage.wal import START, Position, TornTail, Wal
+from storage.frame import START, Position
+from storage.segments import TornTail
+from storage.wal import Wal
 
 UUID = bytes(range(16))
 SEGMENT = 8192

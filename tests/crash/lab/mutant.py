@@ -43,10 +43,11 @@ from storage import (
 from storage.applied import Applied
 from storage.evidence import Evidence
 from storage.flush import Flush
+from storage.frame import Position
 from storage.index import Index
 from storage.state import State
 from storage.store import Store
-from storage.wal import Position, Wal
+from storage.wal import Wal
 
 _sync_data, _write_at = disk.sync_data, disk.write_at
 
