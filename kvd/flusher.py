@@ -20,9 +20,8 @@ from kvd.histogram import Histogram
 from kvd.syncthread import SyncThread
 from storage import disk
 from storage.frame import Position
-from storage.index import BROKEN, MapFull
+from storage.indexerrors import BROKEN, IndexRefused, MapFull
 from storage.store import Store
-from storage.view import IndexRefused
 
 log = logging.getLogger(__name__)
 

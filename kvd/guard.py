@@ -31,7 +31,7 @@ from kvd.peer import Peer
 from kvd.request import Parsed, TakesLong, parse
 from kvd.urls import ListenUrl
 from kvd.watchers import Watcher
-from storage.index import BROKEN
+from storage.indexerrors import BROKEN
 from storage.store import Store
 from storage.view import View
 

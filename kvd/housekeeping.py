@@ -24,7 +24,7 @@ from kvd.histogram import SNAPSHOTS_S, Histogram
 from kvd.syncthread import SyncThread
 from storage.errors import DirectoryLost, StorageError
 from storage.frame import Position
-from storage.index import BROKEN
+from storage.indexerrors import BROKEN
 from storage.keptlog import KeptLog
 from storage.keptsnapshots import KeptSnapshots
 from storage.store import Store

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from storage.index import BROKEN
+from storage.indexerrors import BROKEN
 from storage.store import Store
 
 # A tenth of what the loop can do: some thousand rows a second for each millisecond.

@@ -65,7 +65,7 @@ from kvd.watchanswers import WatchAnswers
 from kvd.watchers import Watcher
 from storage.change import REMOVALS
 from storage.event import Event
-from storage.index import BROKEN
+from storage.indexerrors import BROKEN
 from storage.store import Store
 
 log = logging.getLogger(__name__)

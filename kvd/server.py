@@ -55,10 +55,9 @@ from kvd.urls import ListenUrl
 from kvd.watch import Hub
 from storage.errors import DirectoryLost
 from storage.frame import Position
-from storage.index import BROKEN
+from storage.indexerrors import BROKEN, IndexRefused
 from storage.layout import NewIds
 from storage.store import Store
-from storage.view import IndexRefused
 
 log = logging.getLogger(__name__)
 

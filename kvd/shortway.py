@@ -28,7 +28,7 @@ from kvd.http1 import (
     is_deep,
 )
 from kvd.request import Parsed, TakesLong, parse, varies
-from storage.index import BROKEN
+from storage.indexerrors import BROKEN
 
 if TYPE_CHECKING:
     from kvd.clock import Clock

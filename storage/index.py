@@ -61,33 +61,6 @@ _MAP_BYTES_MIN = 1 << 30
 CLEAN_STOP = "clean stop"
 """What `vouched` says of an index whose store was stopped cleanly, and not opened since."""
 
-BROKEN = (
-    CorruptIndex,
-    lmdb.BadDbiError,
-    lmdb.BadTxnError,
-    lmdb.BadValsizeError,
-    lmdb.CorruptedError,
-    lmdb.CursorFullError,
-    lmdb.IncompatibleError,
-    lmdb.InvalidError,
-    lmdb.KeyExistsError,
-    lmdb.MapResizedError,
-    lmdb.NotFoundError,
-    lmdb.PageFullError,
-    lmdb.PageNotFoundError,
-    lmdb.PanicError,
-    lmdb.ProblemError,
-    lmdb.VersionMismatchError,
-)
-"""What says that the index is damaged: nothing may be read from it, and it must be built again.
-
-All that LMDB says of its own pages, and what it can say of our keys only if those are others than
-we have written: none of them comes from a disk or a map that is full.
-"""
-
-MapFull = lmdb.MapFullError
-"""The map is full, which says nothing about the disk."""
-
 # Space that is reserved in the index's file beyond what it uses, so that removals can be performed
 # on a full disk: they, too, write new pages before old ones are free.
 RESERVE_BYTES = 4 << 20

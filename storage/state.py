@@ -32,13 +32,13 @@ from storage.entry import encode_entry, entry_key
 from storage.event import Event
 from storage.flush import READ_BYTES_MAX, Flush, History, LateEvent
 from storage.frame import Position
-from storage.index import BROKEN, Index, reach_commit
+from storage.index import Index, reach_commit
+from storage.indexerrors import BROKEN, IndexRefused
 from storage.node import NAME_BYTES_MAX, ROOT, Node, Obstacle, decode_node, id_prefix, seal_node
 from storage.sums import Scanned
 from storage.view import (
     CACHED_PATHS_MAX,
     ROOT_PREFIX,
-    IndexRefused,
     IndexView,
     Late,
     Nodes,

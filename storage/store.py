@@ -40,7 +40,8 @@ from storage.completeness import Scan
 from storage.errors import CorruptLog, CorruptSnapshot, LogFull, StorageError
 from storage.evidence import Evidence, gather, left_behind, objection, require_log
 from storage.frame import START, Position
-from storage.index import BROKEN, CLEAN_STOP, Index, discard
+from storage.index import CLEAN_STOP, Index, discard
+from storage.indexerrors import BROKEN, IndexRefused
 from storage.keptlog import KeptLog
 from storage.keptsnapshots import KeptSnapshots
 from storage.layout import DataDirectory, NewIds, require_local
@@ -49,7 +50,7 @@ from storage.replay import load, replay
 from storage.segments import ADVICE
 from storage.state import Pending, State
 from storage.sums import ONE
-from storage.view import IndexRefused, IndexView, View
+from storage.view import IndexView, View
 from storage.wal import BEGUN_BYTES_MAX, Wal
 
 log = logging.getLogger(__name__)

@@ -64,9 +64,6 @@ STORE_KEY = b"store"
 _CRC = Struct("<I")
 _U64 = Struct(">Q")
 
-IndexRefused = lmdb.Error
-"""The index cannot take a change (a full disk, a full map); the transaction is dead."""
-
 Table = lmdb._Database
 Tables = dict[bytes, Table]
 Transaction: TypeAlias = "lmdb.Transaction[bytes]"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kvd.crashes import CrashFile
 from storage import completeness
-from storage.index import BROKEN
+from storage.indexerrors import BROKEN
 from tests.stores import digest, open_store
 
 INDEX = Path("index/data.mdb")

@@ -56,7 +56,7 @@ OUTSIDE_WORLD = frozenset(
 KEPT_IN = {
     "lmdb": {
         *("storage.checkpoint", "storage.completeness", "storage.digest", "storage.index"),
-        *("storage.snapshot", "storage.state", "storage.view"),
+        *("storage.indexerrors", "storage.snapshot", "storage.state", "storage.view"),
     },
     "tornado": {
         *("kvd.access", "kvd.app", "kvd.blocks", "kvd.framing", "kvd.front"),
