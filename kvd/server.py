@@ -55,8 +55,8 @@ from kvd.urls import ListenUrl
 from kvd.watch import Hub
 from storage.errors import DirectoryLost
 from storage.frame import Position
+from storage.identity import NewIds
 from storage.indexerrors import BROKEN, IndexRefused
-from storage.layout import NewIds
 from storage.store import Store
 
 log = logging.getLogger(__name__)

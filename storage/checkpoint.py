@@ -18,8 +18,8 @@ import lmdb
 from storage import failpoints, snapshot
 from storage.applied import Applied
 from storage.errors import CorruptSnapshot
+from storage.identity import Identity
 from storage.indexerrors import BROKEN
-from storage.layout import Identity
 from storage.node import CorruptIndex
 from storage.sums import APPLIED_KEY
 

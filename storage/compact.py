@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from storage import disk
 from storage.layout import DataDirectory
+from storage.names import SPARE_NAME
 from storage.segments import Scan, list_segments
 from storage.source import format_of
-from storage.spare import SPARE_NAME
 from storage.store import Store
 
 # A segment that is begun here holds a few records.

@@ -1,10 +1,8 @@
 """The data directory: whose it is, and where everything is in it.
 
     DATA/          0700
-      FORMAT       one line of JSON (format, min_reader, store_uuid, cluster_id, member_id, created,
-                   and "log": "begun" once the log has had a segment, before its first frame is
-                   written) and one with its crc32; the directory is a store once this file is
-                   durable
+      FORMAT       storage/identity.py; the directory is a store once this file is durable, and the
+                   log's first frame is written once it says that the log has begun
       LOCK         locked for as long as it is open, as the directory is: storage/locks.py
       wal/         storage/wal.py; a symbolic link where the log has a disk of its own
       snap/        storage/snapshot.py
@@ -16,7 +14,6 @@ for what is not the log's in the log's directory. All is looked at before anythi
 (storage/claim.py), so a refusal leaves nothing behind.
 """
 
-import json
 import logging
 import os
 import secrets
@@ -26,45 +23,29 @@ from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Self
-from zlib import crc32
+from typing import Self
 
 from storage import claim, disk
 from storage.errors import EX_CONFIG, EX_DATAERR, DirectoryUnusable
+from storage.identity import (
+    FORMAT_VERSION,
+    STORE_UUID_BYTES,
+    Format,
+    Identity,
+    NewIds,
+    decode_format,
+    encode_format,
+)
 from storage.locks import Locks
+from storage.names import ROOMS
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
-_ROOMS = ("wal", "snap", "index", "quarantine")
 _PRECIOUS = ("wal", "snap")
 # Where nothing is before FORMAT is durable.
 _TELLING = ("wal", "snap", "index")
 _LOG = "log"
-_STORE_UUID_BYTES = 16
 _FORMAT_BYTES_MAX = 64 << 10
-
-
-class Identity(NamedTuple):
-    """What names a store for all its life: 16 random bytes, and two 64-bit ids, never 0."""
-
-    store_uuid: bytes
-    cluster_id: int
-    member_id: int
-
-
-class NewIds(NamedTuple):
-    """What a store that is to be made is called: two 64-bit ids, not 0."""
-
-    cluster_id: int
-    member_id: int
-
-
-class Format(NamedTuple):
-    """What FORMAT says: whose the directory is, and whether its log has ever had a segment."""
-
-    identity: Identity
-    log_begun: bool
 
 
 class DataDirectory:
@@ -79,7 +60,7 @@ class DataDirectory:
 
     def __init__(self, path: Path, locks: Locks, found: Format, *, created: bool) -> None:
         self.path = path
-        self.wal, self.snap, self.index, self.quarantine = (path / room for room in _ROOMS)
+        self.wal, self.snap, self.index, self.quarantine = (path / room for room in ROOMS)
         self.identity, self.log_begun = found
         self.created = created
         self._locks = locks
@@ -223,7 +204,7 @@ def _enter(path: Path, locks: Locks, wal_dir: Path | None) -> None:
     locks.add(path / "wal")
     locks.sign()
     _close_to_others(path)
-    for room in _ROOMS:
+    for room in ROOMS:
         if not (path / room).is_dir():
             (path / room).mkdir(mode=disk.DIRECTORY_MODE)
             disk.sync_directory(path)
@@ -249,7 +230,7 @@ def _initialise(
     if wal_dir is not None:
         _close_to_others(log_dir)
         _place_log(path / "wal", log_dir, undo)
-    for room in _ROOMS:
+    for room in ROOMS:
         if not (path / room).is_dir():
             (path / room).mkdir(mode=disk.DIRECTORY_MODE)
             undo.push(_on_refusal((path / room).rmdir))
@@ -315,7 +296,7 @@ def require_rooms(path: Path) -> None:
     Raises:
         DirectoryUnusable: one is missing whose content is needed, or is not a directory.
     """
-    for room in _ROOMS:
+    for room in ROOMS:
         if room in _PRECIOUS:
             _require(path, room)
         elif not (path / room).is_dir():
@@ -339,7 +320,7 @@ def _new_fields(ids: NewIds) -> dict[str, object]:
     return {
         "format": FORMAT_VERSION,
         "min_reader": FORMAT_VERSION,
-        "store_uuid": secrets.token_hex(_STORE_UUID_BYTES),
+        "store_uuid": secrets.token_hex(STORE_UUID_BYTES),
         "cluster_id": f"{ids.cluster_id:016x}",
         "member_id": f"{ids.member_id:016x}",
         "created": f"{now:%Y-%m-%dT%H:%M:%SZ}",
@@ -347,9 +328,7 @@ def _new_fields(ids: NewIds) -> dict[str, object]:
 
 
 def _write_format(path: Path, fields: dict[str, object]) -> None:
-    line = json.dumps(fields)
-    data = f"{line}\n{crc32(line.encode()):08x}\n".encode()
-    disk.write_file_durably(path / "FORMAT", data)
+    disk.write_file_durably(path / "FORMAT", encode_format(fields))
 
 
 def _random_id() -> int:
@@ -361,7 +340,7 @@ def _entries(path: Path) -> list[Path]:
 
 
 def _remove_unfinished(path: Path) -> None:
-    for directory in (path, *(path / room for room in _ROOMS)):
+    for directory in (path, *(path / room for room in ROOMS)):
         # Others may have put theirs into the root of a disk that is the log's.
         suffix = ".wal.tmp" if directory.name == "wal" else ".tmp"
         for entry in _entries(directory):
@@ -406,7 +385,7 @@ def _identity(file: Path, fields: dict[str, object]) -> Identity:
             exit_status=EX_CONFIG,
         )
     store_uuid = bytes.fromhex(str(fields["store_uuid"]))
-    if len(store_uuid) != _STORE_UUID_BYTES:
+    if len(store_uuid) != STORE_UUID_BYTES:
         raise ValueError(store_uuid)
     cluster_id, member_id = (int(str(fields[name]), 16) for name in ("cluster_id", "member_id"))
     return Identity(store_uuid, cluster_id, member_id)
@@ -421,20 +400,13 @@ def _fields(file: Path) -> dict[str, object]:
     """
     fd = disk.open_to_read(file)
     try:
-        text = disk.read_at(fd, _FORMAT_BYTES_MAX, 0)
+        data = disk.read_at(fd, _FORMAT_BYTES_MAX, 0)
     finally:
         os.close(fd)
-    line, _, crc = text.rstrip(b"\n").partition(b"\n")
-    expected = f"{crc32(line):08x}"
-    if crc != expected.encode():
-        raise _damaged(file, f"fails its checksum ({crc!r}, expected {expected!r})")
     try:
-        fields: object = json.loads(line)
-    except ValueError:
-        fields = None
-    if not isinstance(fields, dict):
-        raise _damaged(file, "is not in the form of a FORMAT")
-    return fields
+        return decode_format(data)
+    except ValueError as error:
+        raise _damaged(file, str(error)) from None
 
 
 def _damaged(file: Path, problem: str) -> DirectoryUnusable:

@@ -31,13 +31,13 @@ from storage.change import Change
 from storage.errors import CorruptLog, LogMissing, OutOfReach, StorageError
 from storage.evidence import index_reach
 from storage.frame import START, Position
+from storage.identity import Format
 from storage.index import forget
-from storage.layout import DataDirectory, Format
+from storage.layout import DataDirectory
+from storage.names import SEGMENT_NAME
 from storage.replay import batch_in
 from storage.segments import Frame, Scan, Segment
 from storage.source import Base, Source, format_of, reading
-
-_NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})\.wal")
 
 
 class Extent(NamedTuple):
@@ -231,7 +231,7 @@ def _readable(source: Source, first: int) -> tuple[list[Segment], str | None]:
 
 
 def _named(source: Source) -> list[tuple[Path, int, int]]:
-    found = [(path, _NAME.fullmatch(path.name)) for path in sorted(source.wal.glob("*.wal"))]
+    found = [(path, SEGMENT_NAME.fullmatch(path.name)) for path in sorted(source.wal.glob("*.wal"))]
     return [(path, int(match[1], 16), int(match[2], 16)) for path, match in found if match]
 
 
@@ -267,7 +267,7 @@ def _connected(
     kept: dict[int, Path] = {}
     others: list[Path] = []
     for path in segments:
-        match = _NAME.fullmatch(path.name)
+        match = SEGMENT_NAME.fullmatch(path.name)
         number = int(match[1], 16) if match else 0
         expected = min(kept) - 1 if kept else last or number
         if number == expected and _has_good_header(source, path, match):

@@ -24,8 +24,8 @@ from storage.errors import OutOfReach
 from storage.frame import PAGE_SIZE, WAL_MAGIC, Position, SegmentHeader
 from storage.index import Index
 from storage.layout import DataDirectory
+from storage.names import segment_name
 from storage.replay import Until, to_the_end
-from storage.segments import segment_name
 from storage.source import Source, to_index, to_time
 from storage.sums import APPLIED_KEY
 from storage.view import TABLES, IndexView

@@ -18,7 +18,6 @@ empty frame that follows when nothing was written for a second, gives that one a
 A read error is an `OSError` and never the end of the log.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,9 +25,9 @@ from typing import NamedTuple
 from storage import frame
 from storage.errors import CorruptLog
 from storage.frame import PAGE_SIZE, START, WAL_MAGIC, Parsed, Position, State
+from storage.names import SEGMENT_NAME
 from storage.reader import FrameReader
 
-_NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})\.wal")
 _EMPTY = frame.SEAL | frame.HEARTBEAT
 _KNOWN_FLAGS = frame.NOSYNC | frame.SNAPMARK | _EMPTY
 # A named tuple's own constructor takes three times as long: too long for each frame of a log.
@@ -88,11 +87,6 @@ class Segment(NamedTuple):
         return reader
 
 
-def segment_name(number: int, first_seq: int) -> str:
-    """Return the file name of a segment."""
-    return f"{number:016x}-{first_seq:016x}.wal"
-
-
 def list_segments(directory: Path, store_uuid: bytes) -> list[Segment]:
     """Return the segments of a log in order, with their names, numbers and headers checked.
 
@@ -101,7 +95,7 @@ def list_segments(directory: Path, store_uuid: bytes) -> list[Segment]:
     """
     segments: list[Segment] = []
     for path in sorted(directory.glob("*.wal")):
-        match = _NAME.fullmatch(path.name)
+        match = SEGMENT_NAME.fullmatch(path.name)
         if match is None:
             raise CorruptLog.at(path, 0, f"this is no name of a segment. {ADVICE}")
         segment = Segment(path, int(match[1], 16), int(match[2], 16))

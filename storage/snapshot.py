@@ -15,7 +15,6 @@ rows are proved complete on the way.
 
 import logging
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ import lmdb
 
 from storage import disk
 from storage.errors import CorruptSnapshot
+from storage.names import BROKEN_SNAPSHOT_NAME, SNAPSHOT_NAME
 from storage.snapfile import (
     Header,
     Row,
@@ -67,20 +67,18 @@ _PAUSE_S = 0.02
 _NICENESS = 10
 EX_INCOMPLETE = 75
 """What the program ends with where the copy is damaged, or lacks rows."""
-_NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.snap")
-_ANY_NAME = re.compile(_NAME.pattern + r"(\.broken)?")
 
 
 def available(directory: Path) -> list[Path]:
     """Return the snapshots in a directory, newest first, by their names."""
     return sorted(
-        (path for path in directory.iterdir() if _NAME.fullmatch(path.name)), reverse=True
+        (path for path in directory.iterdir() if SNAPSHOT_NAME.fullmatch(path.name)), reverse=True
     )
 
 
 def named(directory: Path) -> list[Path]:
     """Return the snapshots in a directory, those that were set aside too, in no order."""
-    return [path for path in directory.iterdir() if _ANY_NAME.fullmatch(path.name)]
+    return [path for path in directory.iterdir() if BROKEN_SNAPSHOT_NAME.fullmatch(path.name)]
 
 
 def claims(path: Path, store_uuid: bytes) -> list[int]:

@@ -27,8 +27,9 @@ from storage.errors import (
 )
 from storage.evidence import Evidence, gather, require_log
 from storage.frame import Position
+from storage.identity import Format
 from storage.index import Index
-from storage.layout import Format, read_format, require_rooms
+from storage.layout import read_format, require_rooms
 from storage.locks import SharedLocks, holder
 from storage.replay import Until, load, replay, to_the_end
 from storage.segments import Frame, Scan, Segment, list_segments

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from storage import disk, failpoints
 from storage.errors import LogFull
+from storage.names import SPARE_NAME
 
 log = logging.getLogger(__name__)
 
-SPARE_NAME = "next.tmp"
 _CHUNK_BYTES = 1 << 20
 _ZEROS = bytes(_CHUNK_BYTES)
 

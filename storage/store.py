@@ -40,11 +40,12 @@ from storage.completeness import Scan
 from storage.errors import CorruptLog, CorruptSnapshot, LogFull, StorageError
 from storage.evidence import Evidence, gather, left_behind, objection, require_log
 from storage.frame import START, Position
+from storage.identity import NewIds
 from storage.index import CLEAN_STOP, Index, discard
 from storage.indexerrors import BROKEN, IndexRefused
 from storage.keptlog import KeptLog
 from storage.keptsnapshots import KeptSnapshots
-from storage.layout import DataDirectory, NewIds, require_local
+from storage.layout import DataDirectory, require_local
 from storage.processor import has_sha256
 from storage.replay import load, replay
 from storage.segments import ADVICE

@@ -19,6 +19,7 @@ from storage.errors import Corrupt, CorruptLog, CorruptSnapshot
 from storage.evidence import left_behind, objection
 from storage.frame import Position
 from storage.index import CLEAN_STOP, Index, crash_of
+from storage.names import SPARE_NAME
 from storage.node import CorruptIndex
 from storage.replay import batch_in, decode, load, replay
 from storage.restore import state
@@ -88,7 +89,7 @@ def _spare(source: Source) -> Iterator[Finding]:
     """Look at the space that is reserved for the next segment: there must be nothing in it."""
     if not source.live and (at := spare.first_byte(source.wal)) is not None:
         text = f"holds something at offset {at}, which is no part of the log; a start clears it"
-        yield Finding(f"wal/{spare.SPARE_NAME}", Verdict.NOTE, text)
+        yield Finding(f"wal/{SPARE_NAME}", Verdict.NOTE, text)
 
 
 def _log(source: Source) -> Iterator[Finding]:

@@ -31,8 +31,9 @@ from storage import disk, failpoints, frame
 from storage.errors import LogFull
 from storage.frame import PAGE_SIZE, SEAL_SIZE, START, WAL_MAGIC, Position, SegmentHeader, seal
 from storage.locks import require_at
+from storage.names import segment_name
 from storage.quarantine import cut_off
-from storage.segments import Frame, Scan, Segment, TornTail, list_segments, segment_name
+from storage.segments import Frame, Scan, Segment, TornTail, list_segments
 from storage.spare import Spare, log_full, refusals_as_log_full
 
 log = logging.getLogger(__name__)

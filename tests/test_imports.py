@@ -42,6 +42,8 @@ PURE = (
     "storage.entry",
     "storage.event",
     "storage.frame",
+    "storage.identity",
+    "storage.names",
     "storage.node",
     "storage.sums",
 )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from storage import frame
 from storage.errors import CorruptLog
 from storage.frame import PAGE_SIZE, SegmentHeader
-from storage.segments import segment_name
+from storage.names import segment_name
 from storage.wal import Wal
 from tests.crash.lab.killing import FLAGS, settle, start
 from tests.crash.lab.ledger import Ledger
