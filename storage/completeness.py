@@ -25,9 +25,9 @@ import lmdb
 from storage.applied import Applied, decode_sums
 from storage.event import event_key
 from storage.node import CorruptIndex
-from storage.snapfile import Row
 from storage.sums import APPLIED_KEY, ONE, SUMMED, Scanned, Sums, id_sum, meta_sum
-from storage.view import TABLES, Table, Tables
+from storage.tables import TABLES, Row
+from storage.view import Table, Tables
 
 _CRC = Struct("<I")
 # So much is proved whole before anything is served: some ten milliseconds.

@@ -43,7 +43,8 @@ from storage.completeness import prove_all
 from storage.frame import Position
 from storage.node import ROOT, CorruptIndex, Node
 from storage.state import State
-from storage.view import STORE_KEY, TABLES, IndexView
+from storage.tables import TABLES
+from storage.view import STORE_KEY, IndexView
 
 
 class IndexState(NamedTuple):

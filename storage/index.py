@@ -49,7 +49,8 @@ from storage.locks import require_at
 from storage.node import CorruptIndex
 from storage.pages import prove_pages
 from storage.sums import APPLIED_KEY, Sums
-from storage.view import STORE_KEY, TABLES, IndexView, Tables
+from storage.tables import TABLES
+from storage.view import STORE_KEY, IndexView, Tables
 
 log = logging.getLogger(__name__)
 

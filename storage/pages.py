@@ -34,7 +34,7 @@ from struct import Struct, unpack_from
 from typing import NamedTuple
 
 from storage.node import CorruptIndex
-from storage.view import TABLES
+from storage.tables import TABLES
 
 _HEAD = Struct("<QHHHH")
 _OVERFLOW_HEAD = Struct("<QHHI")

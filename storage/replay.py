@@ -27,10 +27,10 @@ from storage.errors import CorruptLog, CorruptSnapshot, LogTooNew, StorageError
 from storage.frame import Position
 from storage.index import Index
 from storage.segments import Frame
-from storage.snapfile import Row
 from storage.state import Pending, State
 from storage.sums import APPLIED_KEY, NOTHING, SUMMED, meta_sum, sum_of
-from storage.view import TABLES, Transaction
+from storage.tables import TABLES, Row
+from storage.view import Transaction
 
 # LMDB keeps the pages that a transaction changes in memory, and writes each of them once: so a
 # transaction ends after so many records, unless the whole index is so small that all its pages may

@@ -28,7 +28,8 @@ from storage.names import segment_name
 from storage.replay import Until, to_the_end
 from storage.source import Source, to_index, to_time
 from storage.sums import APPLIED_KEY
-from storage.view import TABLES, IndexView
+from storage.tables import TABLES
+from storage.view import IndexView
 
 
 class Restored(NamedTuple):

@@ -27,14 +27,12 @@ from storage import disk, frame
 from storage.errors import CorruptSnapshot
 from storage.frame import PAGE_SIZE, SNAP, SNAPSHOT_MAGIC, Position, SegmentHeader, State
 from storage.reader import FrameReader
+from storage.tables import Row
 
 VERSION = 1
 CHUNK_BYTES = 1024 * 1024
 SYNC_BYTES = 4 * 1024 * 1024
 _TABLE = itemgetter(0)
-
-Row = tuple[int, bytes, bytes]
-"""Table number, key, value."""
 
 
 class Header(NamedTuple):

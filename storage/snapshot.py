@@ -27,7 +27,6 @@ from storage.errors import CorruptSnapshot
 from storage.names import BROKEN_SNAPSHOT_NAME, SNAPSHOT_NAME
 from storage.snapfile import (
     Header,
-    Row,
     decode_header,
     encode_header,
     read,
@@ -36,10 +35,10 @@ from storage.snapfile import (
     verify,
     write,
 )
+from storage.tables import Row
 
 __all__ = [
     "Header",
-    "Row",
     "available",
     "claims",
     "convert",
@@ -248,7 +247,7 @@ def main(arguments: Sequence[str]) -> int:
     # The readers above need no index.
     from storage.completeness import proved  # noqa: PLC0415
     from storage.node import CorruptIndex  # noqa: PLC0415
-    from storage.view import TABLES  # noqa: PLC0415
+    from storage.tables import TABLES  # noqa: PLC0415
 
     scratch, target, encoded = arguments
     os.nice(_NICENESS)

@@ -50,9 +50,6 @@ from storage.node import (
 )
 from storage.sums import APPLIED_KEY, Sums
 
-# Snapshots name them by their place here: new ones come last.
-TABLES = (b"nodes", b"ttl", b"events", b"garbage", b"meta", b"entries")
-
 # Directories are remembered for paths up to this length, and for so many of them: a path of 64 KB
 # has 32,000 ancestors, whose paths together would take a gigabyte.
 CACHED_PATH_BYTES_MAX = 256

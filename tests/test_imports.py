@@ -46,6 +46,7 @@ PURE = (
     "storage.names",
     "storage.node",
     "storage.sums",
+    "storage.tables",
 )
 OUTSIDE_WORLD = frozenset(
     [
@@ -72,6 +73,15 @@ KEPT_IN = {
     "yaml": {"kvd.configfile", "kvd.help"},
     "ssl": {"kvd.tls", "kvd.tlsconnection"},
     "cryptography": {"kvd.selfsigned"},
+}
+
+LOG = {f"storage.{name}" for name in ("keptlog", "quarantine", "segments", "spare", "wal")}
+INDEX = {
+    f"storage.{name}"
+    for name in (
+        *("completeness", "flush", "index", "indexerrors", "lmdbfile"),
+        *("pages", "state", "view"),
+    )
 }
 
 MODULES = {
@@ -101,7 +111,7 @@ def libraries_of(module: str) -> set[str]:
 
 
 def test_every_listed_module_exists():
-    listed = set(PURE).union(*KEPT_IN.values())
+    listed = set(PURE).union(LOG, INDEX, *KEPT_IN.values())
     assert listed <= MODULES.keys()
 
 
@@ -124,6 +134,11 @@ def test_a_pure_module_imports_only_pure_modules(module):
 def test_a_library_is_known_only_where_it_is_kept(library):
     knowing = {module for module in MODULES if library in libraries_of(module)}
     assert knowing <= KEPT_IN[library]
+
+
+@pytest.mark.parametrize(("those", "others"), [(LOG, INDEX), (INDEX, LOG)], ids=["log", "index"])
+def test_the_log_and_the_index_do_not_know_each_other(those, others):
+    assert not set().union(*map(imports_of, those)) & others
 
 
 def test_imports_go_in_no_circles():

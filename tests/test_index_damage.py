@@ -14,7 +14,7 @@ from storage.change import Entry, Kind
 from storage.completeness import _ROWS_AT_START
 from storage.node import CorruptIndex, encode_key
 from storage.pages import prove_pages
-from storage.view import TABLES
+from storage.tables import TABLES
 from tests.damaged import REBUILT, RIGHT, TRY_AGAIN
 from tests.server import ROOT, Server
 from tests.stores import NOW_NS, enter, open_store, reclaim_all, sweep, write

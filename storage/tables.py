@@ -1,0 +1,7 @@
+"""The tables of an index, and their rows as snapshots hold them."""
+
+TABLES = (b"nodes", b"ttl", b"events", b"garbage", b"meta", b"entries")
+"""Snapshots name them by their place here: new ones come last."""
+
+Row = tuple[int, bytes, bytes]
+"""Table number, key, value."""
