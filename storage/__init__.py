@@ -1,12 +1,14 @@
 """The storage engine: keeps bytes safe, and knows no rules. It never imports kvd.
 
-Reading order: frame.py (the bytes of the log), wal.py (the log), change.py (what it says), tree.py
-(nodes in one LMDB transaction), store.py (all of it as one thing, and recovery).
+Reading order: frame.py (the bytes of the log), wal.py (the log), change.py (what it says), state.py
+and flush.py (nodes, in memory and in LMDB), recovery.py (what a start does), store.py (all of it as
+one thing).
 
-    pure             change entry event frame node sums
+    pure             applied change entry event frame identity names node sums tables
     files            disk (the few calls that touch them) failpoints segments spare quarantine
                      reader wal layout snapfile lmdbfile pages; processor (what it can do)
-    LMDB             tree completeness index snapshot checkpoint replay evidence store
+    LMDB             view state flush completeness index snapshot checkpoint replay evidence
+                     recovery store
     tools            source (a directory open for reading) digest dump verify repair backup restore
                      compact bulk: what kvdctl and the benches do, and no server
 

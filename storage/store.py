@@ -8,9 +8,7 @@ The order of a write, which `kvd.committer` keeps and this module serves:
     store.commit(pending, batch, position)      visible, in memory; on the thread that began
     store.flush()                               in the index; some hundred changes later
 
-Recovery: take the index if it can be trusted; else build one from the newest good snapshot, or from
-nothing; read the whole log behind it. Nothing that stands there is changed before every frame has
-proved good.
+How it is opened is in recovery.py.
 
 Invariants: the index is never ahead of the log, see state.py. `applied` is written in the
 transaction whose effects it counts. Sequence, chain and
@@ -37,18 +35,16 @@ from storage.change import (
 )
 from storage.checkpoint import Checkpoint
 from storage.completeness import Scan
-from storage.errors import CorruptLog, CorruptSnapshot, LogFull, StorageError
-from storage.evidence import Evidence, gather, left_behind, objection, require_log
-from storage.frame import START, Position
+from storage.errors import LogFull, StorageError
+from storage.frame import Position
 from storage.identity import NewIds
-from storage.index import CLEAN_STOP, Index, discard
+from storage.index import Index
 from storage.indexerrors import BROKEN, IndexRefused
 from storage.keptlog import KeptLog
 from storage.keptsnapshots import KeptSnapshots
 from storage.layout import DataDirectory, require_local
 from storage.processor import has_sha256
-from storage.replay import load, replay
-from storage.segments import ADVICE
+from storage.recovery import Recovery, recover
 from storage.state import Pending, State
 from storage.sums import ONE
 from storage.view import IndexView, View
@@ -60,8 +56,6 @@ _new = tuple.__new__
 
 SEGMENT_BYTES_MAX = 64 << 20
 SNAPSHOTS_KEPT_MIN = 2
-# The index that is being built; a leftover of a crash goes with the other `*.tmp`.
-_DRAFT = "index.tmp"
 
 
 class Batch(NamedTuple):
@@ -76,13 +70,6 @@ class Batch(NamedTuple):
     first_index: int
     records: int
     time_ns: int
-
-
-class Recovery(NamedTuple):
-    """What opening a store found: where the index came from, and the records replayed on it."""
-
-    source: str
-    records: int
 
 
 class LastSnapshot(NamedTuple):
@@ -179,11 +166,7 @@ class Store:
                 segment_bytes_max=segment_bytes_max,
                 on_first=directory.begin_log,
             )
-            try:
-                index, recovery, read_from = _recover(directory, wal, rebuild_index=rebuild_index)
-            except BROKEN as damage:
-                log.warning("the index is damaged and is built anew: %s", damage)
-                index, recovery, read_from = _recover(directory, wal, rebuild_index=True)
+            index, recovery, read_from = recover(directory, wal, rebuild_index=rebuild_index)
             if watch_crashes is not None:
                 watch_crashes(directory.index)
             return cls(
@@ -513,155 +496,3 @@ def _refused_at_start(path: Path, error: Exception) -> StorageError:
         f"{path}: the index could not be written: {error}; is the disk full? "
         f"{disk.free_bytes(path)} bytes are free. Nothing is lost: start again with room"
     )
-
-
-def _recover(
-    directory: DataDirectory, wal: Wal, *, rebuild_index: bool
-) -> tuple[Index, Recovery, Position]:
-    evidence = gather(
-        directory.index,
-        directory.snap,
-        directory.identity.store_uuid,
-        log_begun=directory.log_begun,
-    )
-    require_log(directory.wal, wal.segments, evidence)
-    reused = None if rebuild_index else _reuse(directory, wal, evidence)
-    if reused is not None:
-        (index, source), records = reused, 0
-        read_from = index.applied().position
-    else:
-        index, source, records, read_from = _build(directory, wal, evidence)
-    try:
-        _check_end(wal, stopped_cleanly=evidence.mark == CLEAN_STOP)
-        failpoints.reach("startAfterScan")
-        if reused is None:
-            index.take_place(directory.index)
-        index.mark_running()
-        failpoints.reach("startAfterMark")
-        if reused is not None:
-            # The second pass: nothing is performed before every byte has been looked at.
-            records = replay(index, wal.scan(read_from))
-        failpoints.reach("startAfterReplay")
-        wal.begin()
-    except BaseException:
-        index.env.close()
-        raise
-    _note_log(directory, wal)
-    return index, Recovery(source, records), read_from
-
-
-def _note_log(directory: DataDirectory, wal: Wal) -> None:
-    """Have FORMAT say that there is a log, where an older version has not; not on a full disk."""
-    if wal.segments:
-        try:
-            directory.begin_log()
-        except OSError as error:
-            if error.errno not in disk.REFUSALS:
-                raise
-
-
-def _reuse(directory: DataDirectory, wal: Wal, evidence: Evidence) -> tuple[Index, str] | None:
-    """Return the index that stands there and what vouches for it, if it is to be used.
-
-    The log behind it has been looked at then, to its end.
-
-    Raises:
-        CorruptLog: the log is damaged, or ends before what is known to have been acknowledged.
-    """
-    own_uuid = directory.identity.store_uuid
-    reused = Index.reuse(directory.index, own_uuid)
-    if reused is None:
-        return None
-    index, _ = reused
-    try:
-        applied = index.applied()
-        problem = objection(
-            evidence, applied, index.store_uuid, own_uuid=own_uuid, segments=wal.segments
-        )
-        if problem is None:
-            reach, witness = evidence.reach, evidence.witness
-            frames = wal.scan(applied.position, must_reach=reach, witness=witness)
-            problem = left_behind(applied, frames)
-    except BaseException:
-        index.env.close()
-        raise
-    if problem is None:
-        return reused
-    index.env.close()
-    log.warning("the index is not the one that was written last and is rebuilt: %s", problem)
-    return None
-
-
-def _build(
-    directory: DataDirectory, wal: Wal, evidence: Evidence
-) -> tuple[Index, str, int, Position]:
-    """Build a draft of the index from a snapshot and the whole log behind it.
-
-    All is performed while it is being checked, in one pass: the draft only counts when every byte
-    has been looked at.
-
-    Args:
-        directory: where the draft is made.
-        wal: the log; its scan has come to its end on return.
-        evidence: what is known of the log and the index. Where something vouches for the index that
-            stands there, it may still be of use; else it goes first, because there may be no room
-            for two.
-
-    Returns:
-        The draft, what it was begun with, how many records were performed, and from where on.
-    """
-    own_uuid = directory.identity.store_uuid
-    if evidence.mark is None:
-        discard(directory.index, own_uuid)
-    while True:
-        newest, base = _newest_snapshot(directory, wal)
-        draft = Index.create(directory.path / _DRAFT, own_uuid)
-        try:
-            load(draft, newest)
-            frames = wal.scan(base, must_reach=evidence.reach, witness=evidence.witness)
-            records = replay(draft, frames)
-        except CorruptSnapshot as error:
-            assert newest is not None
-            draft.env.close()
-            log.warning("%s", error)
-            snapshot.set_aside(newest)
-        except BaseException:
-            draft.env.close()
-            raise
-        else:
-            source = f"snapshot {newest.name}" if newest else "log"
-            return draft, source, records, base or START
-
-
-def _check_end(wal: Wal, *, stopped_cleanly: bool) -> None:
-    """Refuse a torn tail where nothing was being written at the stop.
-
-    Raises:
-        CorruptLog: the log was damaged after a clean stop.
-    """
-    torn = wal.torn
-    if torn is not None and stopped_cleanly:
-        raise CorruptLog.at(
-            torn.file,
-            torn.offset,
-            f"{torn.length} bytes that are no frame follow frame {torn.last_seq}, but the store "
-            f"was stopped cleanly: the log was damaged afterwards. {ADVICE}",
-        )
-
-
-def _newest_snapshot(directory: DataDirectory, wal: Wal) -> tuple[Path | None, Position | None]:
-    """Return the newest snapshot and where the log goes on behind it, or twice None.
-
-    Its rows have not been looked at.
-
-    Raises:
-        CorruptLog: there is none, and the beginning of the log is gone.
-    """
-    for path, header in snapshot.usable(directory.snap, directory.identity.store_uuid):
-        return path, header.position
-    if wal.first_seq != 1:
-        raise CorruptLog(
-            f"{directory.wal}: the log begins with frame {wal.first_seq}, expected frame 1 or a "
-            f"good snapshot in {directory.snap}"
-        )
-    return None, None

@@ -13,6 +13,7 @@ from random import Random
 import lmdb
 import pytest
 
+import storage.recovery
 import storage.store
 from kvd.commands import Delete, Set
 from storage import disk, snapshot
@@ -223,7 +224,7 @@ def test_an_index_that_proves_damaged_during_recovery_is_built_anew(
 ):
     path = tmp_path / "data"
     held = live_and_die(path, 5)
-    real = storage.store.replay
+    real = storage.recovery.replay
     damages = [damage]
 
     def replay(*arguments):
@@ -231,7 +232,7 @@ def test_an_index_that_proves_damaged_during_recovery_is_built_anew(
             raise damages.pop()
         return real(*arguments)
 
-    monkeypatch.setattr("storage.store.replay", replay)
+    monkeypatch.setattr("storage.recovery.replay", replay)
     found, recovery = reopened(path)
     assert found == held
     assert recovery.source == "log"
@@ -246,7 +247,7 @@ def test_a_start_that_has_no_room_for_the_index_says_so_in_one_line(tmp_path, mo
         raise lmdb.DiskError("mdb_txn_commit: No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("storage.store.replay", replay)
+        patch.setattr("storage.recovery.replay", replay)
         with pytest.raises(StorageError, match="is the disk full") as refused:
             open_store(path)
     assert refused.value.exit_status == 74

@@ -31,6 +31,7 @@ from storage import (
     frame,
     index,
     node,
+    recovery,
     replay,
     segments,
     snapshot,
@@ -217,9 +218,9 @@ def no_evidence() -> None:
         for _ in frames:
             pass
 
-    store.gather = source.gather = gather
-    store.objection = verify.objection = lambda *_, **__: None
-    store.left_behind = verify.left_behind = left_behind
+    recovery.gather = source.gather = gather
+    recovery.objection = verify.objection = lambda *_, **__: None
+    recovery.left_behind = verify.left_behind = left_behind
 
 
 def clean_stays() -> None:
