@@ -27,10 +27,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from functools import partial
 from time import monotonic
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from kvd.clock import STEP_NS, Clock
 from kvd.commands import Command, CompareAndDelete, Delete
@@ -38,7 +38,6 @@ from kvd.entries import Decide, Replied, Reply
 from kvd.errors import INVALID_FORM, RAFT_INTERNAL, ApiError, RouteError
 from kvd.flusher import Flusher
 from kvd.histogram import Noted
-from kvd.kept import Listings
 from kvd.logs import SLOW_QUIET_S, Rarely
 from kvd.machine import RULES, Nodes, expire
 from kvd.recent import is_below
@@ -91,6 +90,17 @@ REMOVING = (Delete, CompareAndDelete)
 
 # A time that never comes, in nanoseconds.
 _NEVER = 1 << 64
+
+
+class Observer(Protocol):
+    """Gets the events of each batch once it is visible, before its commands are answered."""
+
+    @property
+    def kept(self) -> Sized:
+        """What it keeps up to date: while that is empty, it is given nothing."""
+
+    def observe(self, events: list[LateEvent]) -> None:
+        """Take note of what a batch has changed."""
 
 
 class _NotKnownYet(Exception):
@@ -174,7 +184,7 @@ class Committer:
         *,
         store: Store,
         hub: Hub,
-        listings: Listings,
+        observers: tuple[Observer, ...],
         stats: StoreStats,
         clock: Clock,
         sync: SyncThread[Position],
@@ -189,7 +199,7 @@ class Committer:
         self._wal = store.wal
         self._state = store.state
         self._hub = hub
-        self._listings = listings
+        self._observers = observers
         self._stats = stats
         self._clock = clock
         self._sync = sync
@@ -676,9 +686,9 @@ class Committer:
         if self._state.due_ns != self._timer_ns:
             self._arm()
         events = round_.pending.events
-        if self._listings.kept:
-            for event, _ in events:
-                self._listings.changed(event.change)
+        for observer in self._observers:
+            if observer.kept:
+                observer.observe(events)
         if self._hub.requests:
             removed = round_.removed
             self._hub.publish([(event, removed.get(event[0][1], [])) for event, _ in events])

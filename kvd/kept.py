@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from kvd.listing import KEPT_BODY_BYTES_MAX, Directory
 from kvd.response import FILE, escape
 from storage.change import REMOVALS, Change
+from storage.flush import LateEvent
 
 _KEPT_BYTES_MAX = 64 << 20
 # What is kept of a body: its parts, its text (of directories in it, once more), and changes.
@@ -67,6 +69,11 @@ class Listings:
         self._bytes += _OVERHEAD_BYTES + len(body) * _BYTES_PER_BODY_BYTE
         while self._bytes > _KEPT_BYTES_MAX:
             self._drop(next(iter(self.kept)))
+
+    def observe(self, events: Iterable[LateEvent]) -> None:
+        """Take note of what a batch has changed."""
+        for event, _ in events:
+            self.changed(event.change)
 
     def changed(self, change: Change) -> None:
         """Take note of a change in all that shows it."""

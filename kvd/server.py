@@ -254,7 +254,7 @@ class KvdServer:
         self._committer = Committer(
             store=store,
             hub=hub,
-            listings=listings,
+            observers=(listings,),
             stats=stats,
             clock=clock,
             sync=sync,

@@ -24,7 +24,6 @@ from kvd.commands import (
 from kvd.committer import Committer
 from kvd.entries import Decision, Reply
 from kvd.errors import ApiError, RouteError
-from kvd.kept import Listings
 from kvd.stats import StoreStats
 from kvd.syncthread import SyncThread
 from kvd.watch import Hub
@@ -77,6 +76,17 @@ class Listener:
         return True
 
 
+class Observer:
+    """Hands on what is observed, while it keeps something."""
+
+    def __init__(self, engine, count):
+        self.kept = range(count)
+        self._engine = engine
+
+    def observe(self, events):
+        self._engine.observe(events)
+
+
 class Engine:
     """A store and its committer on the running loop."""
 
@@ -89,11 +99,12 @@ class Engine:
         self.hub = Hub(store, loop)
         self.stats = StoreStats()
         self.sync = SyncThread(loop, "test-sync")
+        self.observe = lambda events: None
         self._first_seq = store.applied.seq
         self.committer = Committer(
             store=store,
             hub=self.hub,
-            listings=Listings(),
+            observers=(Observer(self, 1), Observer(self, 0), Observer(self, 1)),
             stats=self.stats,
             clock=clock,
             sync=self.sync,
@@ -267,6 +278,24 @@ async def test_nobody_is_told_anything_before_the_sync_has_returned(tmp_path, mo
         assert error(await late[0]) == (105, b"/a", 4)
         assert engine.value(b"/a") == b"1"
         await until(lambda: len(told) == 1)
+
+
+@on_a_loop
+async def test_observers_get_what_is_visible_before_those_who_asked_for_it(tmp_path):
+    async with started(tmp_path / "data") as engine:
+        observed = []
+
+        def observe(events):
+            answered = [future.done() for future in futures]
+            observed.append(
+                ([event.change.key for event, _ in events], engine.value(b"/a"), answered)
+            )
+
+        engine.observe = observe
+        futures = engine.submit(Set(b"/a", b"1"), Delete(b"/none"), Set(b"/b", b"2"))
+        await asyncio.gather(*futures)
+        # Those that keep something, once each.
+        assert observed == [([b"/a", b"/b"], b"1", [False] * 3)] * 2
 
 
 @on_a_loop
