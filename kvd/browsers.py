@@ -12,12 +12,10 @@ Which headers need a look is decided once for each header block (`BrowserPolicy.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from ipaddress import ip_address
-
-from kvd.urls import ListenUrl
 
 # They change nothing, so that it is enough when a page cannot read their answers.
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -53,21 +51,21 @@ class Hosts:
 
 
 def hosts_of(
-    whitelist: Collection[str] | None, urls: Iterable[ListenUrl], own: Iterable[str]
+    whitelist: Collection[str] | None, own: Collection[str], *, is_local_only: bool
 ) -> Hosts | None:
     """Return the hosts that requests may name, or None for any.
 
     Args:
         whitelist: What the setting lists, `*` for any host; None without the setting. Then a server
             that only this machine reaches takes its own names alone.
-        urls: Where it listens.
         own: The names that are its own.
+        is_local_only: Only this machine reaches it.
     """
     if whitelist is not None:
         if not whitelist or "*" in whitelist:
             return None
         return Hosts(frozenset(map(str.lower, whitelist)), takes_local=False)
-    if all(url.is_local for url in urls):
+    if is_local_only:
         return Hosts(frozenset(name.lower() for name in own if name), takes_local=True)
     return None
 

@@ -16,13 +16,15 @@ from kvd.etcdflags import DISCOVERY, NO_EFFECT
 from kvd.etcdsettings import refuse_what_cannot_be_ignored, with_present_names
 from kvd.flags import EXIT_USAGE, ConfigError, shown
 from kvd.help import help_text, settings_text, version_text
-from kvd.request import FORM_BYTES_MAX
 from kvd.settings import BY_NAME, DEFAULTS, Setting, Settings, from_command_line, from_environment
 from kvd.tlsconfig import TlsConfig, tls_config, tls_flags
 from kvd.urls import WILDCARDS, ListenUrl, listen_urls, origins, told_urls
 from kvd.values import boolean, integer, integer_or_none, members, refusal, seconds, word
 
 __all__ = ["EXIT_USAGE", "Config", "ConfigError", "ListenUrl", "Printout", "parse"]
+
+FORM_BYTES_MAX = 10 << 20
+"""Bytes of a form body, names included; one more is refused (net/http's limit in etcd)."""
 
 # A segment is read into memory when the log is checked, so its size is also a bound on memory.
 WAL_SEGMENT_BYTES_MIN = 64 * 1024

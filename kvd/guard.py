@@ -29,7 +29,6 @@ from kvd.keys import PASSWORDS, KeySpace
 from kvd.memory import SMALL_BYTES, NoRoom
 from kvd.peer import Peer
 from kvd.request import Parsed, TakesLong, parse
-from kvd.urls import ListenUrl
 from kvd.watchers import Watcher
 from storage.indexerrors import BROKEN
 from storage.store import Store
@@ -66,11 +65,6 @@ class Caller(NamedTuple):
 def caller_of(headers: list[str], peer: Peer) -> Caller:
     """Return who asks; of several Authorization headers the first counts."""
     return Caller(headers[0] if headers else "", peer.common_name, peer.remote_ip)
-
-
-def in_the_open(url: ListenUrl) -> bool:
-    """Return whether what is said at a URL can be read on its way: over a network, without TLS."""
-    return not (url.is_tls or url.is_local)
 
 
 class KeyHead(NamedTuple):
@@ -185,7 +179,7 @@ class Guard:
         credentials: Credentials,
         keys: KeySpace,
         on_damage: Callable[[BaseException], None],
-        urls: Sequence[ListenUrl],
+        open_urls: Sequence[str],
     ) -> None:
         self.enabled = False
         """Whether users are asked for."""
@@ -197,7 +191,7 @@ class Guard:
         # Counts the changes of users and roles.
         self._state = 0
         self._credentials = credentials
-        self._open_urls = [str(url) for url in urls if in_the_open(url)]
+        self._open_urls = open_urls
         self._keys = keys
         self._users: Bounded[str, User] = Bounded(_KEPT_BYTES_MAX)
         self._roles: Bounded[str, Role] = Bounded(_KEPT_BYTES_MAX)

@@ -40,7 +40,6 @@ from kvd.largelistings import ANSWER_TOO_LARGE, NO_ROOM, LargeListings, no_room
 from kvd.listing import advance, render
 from kvd.memory import Memory, NoRoom, Payload, Values
 from kvd.request import (
-    FORM_BYTES_MAX,
     TOO_MANY_PARAMETERS,
     Parsed,
     TakesLong,
@@ -108,12 +107,12 @@ _NOT_SHOWN = b"the values are not shown, for want of the right to read them"
 class KeyLimits(NamedTuple):
     """What a request to the key space may take; None is no limit of its own."""
 
-    body_bytes_max: int = FORM_BYTES_MAX
-    value_bytes_max: int = FORM_BYTES_MAX
-    depth_max: int = 4096
-    watchers_max: int | None = None
-    watchers_per_key_max: int | None = None
-    stream_bytes_max: int = 1 << 20
+    body_bytes_max: int
+    value_bytes_max: int
+    depth_max: int
+    watchers_max: int | None
+    watchers_per_key_max: int | None
+    stream_bytes_max: int
     """A stream that leaves so much unread when its next event comes is cut."""
 
 

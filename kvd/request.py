@@ -40,9 +40,6 @@ from kvd.errors import (
     ApiError,
 )
 
-FORM_BYTES_MAX = 10 << 20
-"""Bytes of a form body, names included; one more is refused (net/http's limit in etcd)."""
-
 PARAMETERS_MAX = 1000
 """Parameters of a form, and of a query string; etcd knows thirteen."""
 

@@ -292,13 +292,17 @@ class KvdServer:
             credentials=self._credentials,
             keys=self._keys,
             on_damage=self._fail,
-            urls=listening,
+            open_urls=[str(url) for url in listening if url.is_open],
         )
         self._committer.on_entries = guard.refresh
         identity = store.identity
         is_told = config.advertise != tuple(map(str, config.listen))
         advertised = config.advertise if is_told else tuple(map(str, listening))
-        hosts = hosts_of(config.host_whitelist, listening, own_hosts(advertised))
+        hosts = hosts_of(
+            config.host_whitelist,
+            own_hosts(advertised),
+            is_local_only=all(url.is_local for url in listening),
+        )
         offset_ns = store.applied.clock_offset_ns
         self_stats = SelfStats(
             name=config.name, member_id=identity.member_id, started_ns=clock.now_ns() + offset_ns

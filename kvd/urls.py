@@ -43,6 +43,11 @@ class ListenUrl:
         """Whether only this machine can connect there."""
         return self.is_socket or self.host == "localhost" or _is_loopback(self.host)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether what is sent there can be read on the network: from elsewhere, without TLS."""
+        return not (self.is_tls or self.is_local)
+
     def __str__(self) -> str:
         if self.is_socket:
             return f"{self.scheme}://{self.host}"

@@ -353,6 +353,26 @@ def test_a_bad_list_of_urls_is_refused(text, message):
     assert str(refusal.value) == message
 
 
+@pytest.mark.parametrize(
+    ("url", "is_local", "is_open"),
+    [
+        (ListenUrl("0.0.0.0", 2379), False, True),
+        (ListenUrl("::", 2379), False, True),
+        (ListenUrl("10.0.0.1", 2379), False, True),
+        (ListenUrl("etcd.example", 2379), False, True),
+        (ListenUrl("127.0.0.1", 2379), True, False),
+        (ListenUrl("127.9.9.9", 2379), True, False),
+        (ListenUrl("::1", 2379), True, False),
+        (ListenUrl("localhost", 2379), True, False),
+        (ListenUrl("0.0.0.0", 2379, "https"), False, False),
+        (ListenUrl("/run/kvd.sock", scheme="unix"), True, False),
+    ],
+    ids=str,
+)
+def test_a_url_says_who_can_connect_and_who_can_read_along(url, is_local, is_open):
+    assert (url.is_local, url.is_open) == (is_local, is_open)
+
+
 def test_a_bad_advertised_url_is_refused():
     with pytest.raises(ConfigError, match="--advertise-client-urls: a URL needs a port"):
         parse(["--advertise-client-urls", "http://kv.example"])

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvd.guard import in_the_open
-from kvd.urls import ListenUrl
 from tests.certs import Authority, client_context
 from tests.raw import Raw, request
 from tests.server import PATIENCE_S, Answer, Client, Server, running
@@ -297,26 +295,6 @@ def test_a_stop_waits_for_no_queue_of_guesses_at_passwords(guarded):
     late = next(answer for answer in reversed(answers) if answer.status == 500)
     assert late.json["cause"] == "too many passwords are being checked"
     assert "without a clean mark" not in guarded.stderr
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        (ListenUrl("0.0.0.0", 2379), True),
-        (ListenUrl("::", 2379), True),
-        (ListenUrl("10.0.0.1", 2379), True),
-        (ListenUrl("etcd.example", 2379), True),
-        (ListenUrl("127.0.0.1", 2379), False),
-        (ListenUrl("127.9.9.9", 2379), False),
-        (ListenUrl("::1", 2379), False),
-        (ListenUrl("localhost", 2379), False),
-        (ListenUrl("0.0.0.0", 2379, "https"), False),
-        (ListenUrl("/run/kvd.sock", scheme="unix"), False),
-    ],
-    ids=str,
-)
-def test_what_is_said_over_a_network_without_tls_is_in_the_open(url, expected):
-    assert in_the_open(url) is expected
 
 
 def test_passwords_in_the_open_are_warned_of_once_they_are_asked_for(make_server):
