@@ -6,7 +6,7 @@ one thing).
 
     pure             applied change entry event frame identity names node sums tables
     files            disk (the few calls that touch them) failpoints segments spare quarantine
-                     reader wal layout snapfile lmdbfile pages; processor (what it can do)
+                     reader usage wal layout snapfile lmdbfile pages; processor (what it can do)
     LMDB             view state flush completeness index snapshot checkpoint replay evidence
                      recovery store
     tools            source (a directory open for reading) digest dump verify repair backup restore

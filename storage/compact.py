@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 from storage import disk
 from storage.layout import DataDirectory
@@ -20,15 +19,6 @@ from storage.store import Store
 
 # A segment that is begun here holds a few records.
 _SEGMENT_BYTES = 64 << 10
-
-
-class Usage(NamedTuple):
-    """What one part of a data directory takes: files, their lengths, and space on the disk."""
-
-    part: str
-    files: int
-    length: int
-    allocated: int
 
 
 def compact(path: Path) -> None:
@@ -94,23 +84,3 @@ def _release_reserved(path: Path) -> None:
         disk.sync_directory(directory.wal)
     finally:
         directory.close()
-
-
-def usage(path: Path) -> list[Usage]:
-    """Return what each part takes; of files that a server removes meanwhile, nothing."""
-    parts: dict[str, list[tuple[int, int]]] = {}
-    for file in path.rglob("*"):
-        try:
-            status = file.stat()
-        except FileNotFoundError:
-            continue
-        if file.is_file():
-            inside = file.relative_to(path).parts
-            part = f"{inside[0]}/" if len(inside) > 1 else inside[0]
-            if file.name == SPARE_NAME:
-                part = f"wal/{SPARE_NAME}"
-            parts.setdefault(part, []).append((status.st_size, status.st_blocks * 512))
-    return [
-        Usage(part, len(files), sum(size for size, _ in files), sum(blocks for _, blocks in files))
-        for part, files in sorted(parts.items())
-    ]

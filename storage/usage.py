@@ -1,0 +1,35 @@
+"""How much of the disk each part of a data directory takes."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from storage.names import SPARE_NAME
+
+
+class Usage(NamedTuple):
+    """What one part of a data directory takes: files, their lengths, and space on the disk."""
+
+    part: str
+    files: int
+    length: int
+    allocated: int
+
+
+def usage(path: Path) -> list[Usage]:
+    """Return what each part takes; of files that a server removes meanwhile, nothing."""
+    parts: dict[str, list[tuple[int, int]]] = {}
+    for file in path.rglob("*"):
+        try:
+            status = file.stat()
+        except FileNotFoundError:
+            continue
+        if file.is_file():
+            inside = file.relative_to(path).parts
+            part = f"{inside[0]}/" if len(inside) > 1 else inside[0]
+            if file.name == SPARE_NAME:
+                part = f"wal/{SPARE_NAME}"
+            parts.setdefault(part, []).append((status.st_size, status.st_blocks * 512))
+    return [
+        Usage(part, len(files), sum(size for size, _ in files), sum(blocks for _, blocks in files))
+        for part, files in sorted(parts.items())
+    ]
