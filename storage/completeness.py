@@ -23,10 +23,10 @@ from zlib import crc32
 import lmdb
 
 from storage.applied import Applied, decode_sums
-from storage.event import event_key
+from storage.event import MARK_KEY, event_key, named_by, with_prev
 from storage.node import CorruptIndex
 from storage.sums import APPLIED_KEY, ONE, SUMMED, Scanned, Sums, id_sum, meta_sum
-from storage.tables import TABLES, Row
+from storage.tables import TABLES, Find, Row
 from storage.view import Table, Tables
 
 _CRC = Struct("<I")
@@ -150,35 +150,39 @@ def _used_bytes(env: lmdb.Environment) -> int:
     return pages * env.stat()["psize"]
 
 
-def proved(rows: Iterator[Row]) -> Iterator[Row]:
+def proved(rows: Iterator[Row], find: Find) -> Iterator[Row]:
     """Pass on the rows of all tables, in order; at the end they have been proved complete.
 
-    In a snapshot `applied` stands without the sums, which are those of an index.
+    In a snapshot `applied` stands without the sums, which are those of an index, and each event
+    holds what another version of the program may look for in it: it names no other.
 
     Raises:
         CorruptIndex: they are not.
     """
     sums = dict.fromkeys(SUMMED, 0)
-    events: list[bytes] = []
-    state: tuple[Applied, Sums] | None = None
+    state = _state(find(TABLES.index(b"meta"), APPLIED_KEY))
+    events = _Events(state[0])
+
+    def find_event(index: int) -> bytes | None:
+        return find(TABLES.index(b"events"), event_key(index))
+
     for number, key, row in rows:
         name, passed_on = TABLES[number], row
         if name == b"meta":
             if key == APPLIED_KEY:
-                state = _state(row)
                 passed_on = state[0].encode()
             sums[b"entries"] += meta_sum(key, row)
         elif name == b"events":
             _checked_sum(name, key, row)
-            events.append(key)
+            if not events.add(key, row):
+                continue
+            passed_on = with_prev(key, row, find_event)
         else:
             sums[name] += _checked_sum(name, key, row)
         yield number, key, passed_on
-    if state is None:
-        raise CorruptIndex("the index does not say how far it goes")
     for name, expected in zip(SUMMED, state[1], strict=True):
         _compare(name, sums[name], expected)
-    _compare_events(events, state[0])
+    events.compare()
 
 
 def _state(row: bytes | memoryview | None) -> tuple[Applied, Sums]:
@@ -258,22 +262,53 @@ def _compare(name: bytes, found: int, expected: int) -> None:
 
 
 def _prove_events(txn: lmdb.Transaction[memoryview], table: Table, applied: Applied) -> None:
-    found: list[bytes] = []
+    events = _Events(applied)
     with txn.cursor(db=table) as cursor, txn.cursor(db=table) as lookup:
         for view, row in cursor.iternext():
             key = bytes(view)
             if not lookup.set_key(key):
                 raise CorruptIndex(f"the history does not find its event {key.hex()}")
             _checked_sum(b"events", key, row)
-            found.append(key)
-    _compare_events(found, applied)
+            events.add(key, row)
+    events.compare()
 
 
-def _compare_events(found: list[bytes], applied: Applied) -> None:
-    first = max(applied.oldest_event, _FIRST_EVENT)
-    expected = range(first, applied.index + 1)
-    if len(found) != len(expected) or found != list(map(event_key, expected)):
-        raise CorruptIndex(
-            f"the history has {len(found)} events, expected {len(expected)}, {first} to "
-            f"{applied.index}"
-        )
+class _Events:
+    """The rows of the history, in order: its events, and before them what these name."""
+
+    def __init__(self, applied: Applied) -> None:
+        self._expected = range(max(applied.oldest_event, _FIRST_EVENT), applied.index + 1)
+        self._first = event_key(self._expected.start)
+        self._events: list[bytes] = []
+        self._before: set[bytes] = set()
+        self._named: set[bytes] = set()
+
+    def add(self, key: bytes, row: bytes | memoryview) -> bool:
+        """Take a row; return whether it is an event's that can be told."""
+        if key < self._first:
+            if key != MARK_KEY:
+                self._before.add(key)
+            return False
+        self._events.append(key)
+        index = named_by(row)
+        if index and (named := event_key(index)) < self._first:
+            self._named.add(named)
+        return True
+
+    def compare(self) -> None:
+        """Compare them with those that there must be.
+
+        Raises:
+            CorruptIndex: they are others.
+        """
+        found, expected = self._events, self._expected
+        if len(found) != len(expected) or found != list(map(event_key, expected)):
+            raise CorruptIndex(
+                f"the history has {len(found)} events, expected {len(expected)}, "
+                f"{expected.start} to {expected.stop - 1}"
+            )
+        if self._before != self._named:
+            raise CorruptIndex(
+                f"the history keeps {len(self._before)} rows that its events name, expected "
+                f"{len(self._named)}"
+            )

@@ -124,12 +124,12 @@ def decode_node(key: bytes, data: bytes) -> Node:
     return _new(Node, (data[37:], created, modified, expiration_ns, dir_id))
 
 
-def parse_node(data: bytes) -> Node:
-    """Return the node in a value that is known to be whole."""
-    _, flags, created, modified, expiration_ns, dir_id = HEADER.unpack_from(data)
+def parse_node(data: bytes, start: int = 0) -> Node:
+    """Return the node in a value that is known to be whole, and begins at `start`."""
+    _, flags, created, modified, expiration_ns, dir_id = HEADER.unpack_from(data, start)
     if flags & _DIR:
         return Node(None, created, modified, expiration_ns, dir_id)
-    start = HEADER.size
+    start += HEADER.size
     if flags & _LONG:
         start += 4 + _U32.unpack_from(data, start)[0]
     return Node(data[start:], created, modified, expiration_ns)

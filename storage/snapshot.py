@@ -35,7 +35,7 @@ from storage.snapfile import (
     verify,
     write,
 )
-from storage.tables import Row
+from storage.tables import Find, Row
 
 __all__ = [
     "Header",
@@ -66,6 +66,10 @@ _PAUSE_S = 0.02
 _NICENESS = 10
 EX_INCOMPLETE = 75
 """What the program ends with where the copy is damaged, or lacks rows."""
+
+
+def _as_they_are(rows: Iterator[Row], _: Find) -> Iterator[Row]:
+    return rows
 
 
 def available(directory: Path) -> list[Path]:
@@ -200,7 +204,7 @@ def convert(
     header: Header,
     *,
     pace: Callable[[int], None] | None = None,
-    through: Callable[[Iterator[Row]], Iterator[Row]] = iter,
+    through: Callable[[Iterator[Row], Find], Iterator[Row]] = _as_they_are,
 ) -> None:
     """Turn a copy of the index into a snapshot and verify what was written.
 
@@ -210,7 +214,7 @@ def convert(
         tables: the names of the sub-databases; a row's table is the number in this list.
         header: the snapshot's.
         pace: as for `write`.
-        through: what the rows pass through on their way.
+        through: what the rows pass through on their way; it may look up others.
 
     Raises:
         OSError, lmdb.Error, CorruptSnapshot: there is no snapshot.
@@ -219,7 +223,13 @@ def convert(
         os.fsencode(scratch), subdir=False, readonly=True, lock=False, max_dbs=len(tables)
     )
     try:
-        write(target, header, through(_index_rows(env, tables)), pace=pace)
+        databases = [env.open_db(name, create=False) for name in tables]
+        with env.begin() as txn:
+
+            def find(table: int, key: bytes) -> bytes | None:
+                return txn.get(key, db=databases[table])
+
+            write(target, header, through(_index_rows(txn, databases), find), pace=pace)
     finally:
         env.close()
     try:
@@ -229,13 +239,13 @@ def convert(
         raise
 
 
-def _index_rows(env: lmdb.Environment, tables: Sequence[bytes]) -> Iterator[Row]:
-    databases = [env.open_db(name, create=False) for name in tables]
-    with env.begin() as txn:
-        for table, database in enumerate(databases):
-            with txn.cursor(db=database) as cursor:
-                for key, value in cursor.iternext():
-                    yield table, bytes(key), bytes(value)
+def _index_rows(
+    txn: "lmdb.Transaction[bytes]", databases: Sequence[lmdb._Database]
+) -> Iterator[Row]:
+    for table, database in enumerate(databases):
+        with txn.cursor(db=database) as cursor:
+            for key, value in cursor.iternext():
+                yield table, bytes(key), bytes(value)
 
 
 def _pause(_: int) -> None:

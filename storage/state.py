@@ -340,6 +340,9 @@ class State(View):
         if flush.nodes_behind or flush.ttl_behind:
             self.scanned.nodes += flush.nodes_behind
             self.scanned.ttl += flush.ttl_behind
+        if history is not None:
+            history.named.update(flush.named)
+            history.named.difference_update(flush.unnamed)
         self._history, self.has_garbage = history, has_garbage
         self.applied = self.stored = applied
         self._kept_bytes += self._bytes
@@ -367,9 +370,7 @@ class State(View):
             or self._new_bytes_max
         ):
             if history is None:
-                history = History(
-                    self.stored.oldest_event, flush.history_bytes(), self._history_bytes_max
-                )
+                history = flush.history(self.stored.oldest_event, self._history_bytes_max)
             history = history._replace(bytes_max=self._history_bytes_max)
             history = flush.write_history(self._events, self.stored, applied, history)
             if history.oldest_event != applied.oldest_event:

@@ -4,7 +4,8 @@ Tables (LMDB sub-databases; every row carries a checksum over its key and its va
 
     nodes    storage/node.py                    the tree
     ttl      u64 expiration ns, big-endian | key of the node -> u32 crc | path
-    events   u64 index, big-endian -> storage/event.py            the last `history_limit` of them
+    events   u64 index, big-endian -> storage/event.py            the last `history_limit` of them,
+             and before them the rows that one of these names; under index 0 that this may be so
     garbage  u64 directory id, big-endian -> nothing
     entries  storage/entry.py                                     what is there beside the keys
     meta     "applied" -> storage/applied.py, in the same transaction as what it speaks of
@@ -353,11 +354,13 @@ class IndexView(View):
 
     def events(self, first_index: int) -> Iterator[Event]:
         """Yield the events of the history from an index on, in order."""
-        with self._txn.cursor(db=self._tables[b"events"]) as cursor:
-            if not cursor.set_range(event_key(first_index)):
+        first = max(first_index, self.applied.oldest_event)
+        events = self._tables[b"events"]
+        with self._txn.cursor(db=events) as cursor:
+            if not cursor.set_range(event_key(first)):
                 return
-            for key, data in cursor.iternext():
-                yield decode_event(key, data)
+            for key, row in cursor.iternext():
+                yield decode_event(key, row, lambda index: self.get(event_key(index), db=events))
 
     def entry(self, what: str, name: str) -> Entry | None:
         """Return the entry of a name, or None."""

@@ -1,12 +1,22 @@
 """storage/event.py: history comes back as it was told."""
 
+import cbor2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.change import CHANGES, Change, Kind, Setting, Term, encode_record
-from storage.event import Event, decode_event, encode_event, event_key
-from storage.node import CorruptIndex, Node, encode_key, encode_node
+from storage.change import CHANGES, REMOVALS, Change, Kind, Setting, Term, encode_record
+from storage.event import (
+    Event,
+    decode_event,
+    encode_event,
+    encode_naming,
+    event_key,
+    named_by,
+    told_bytes,
+    with_prev,
+)
+from storage.node import CorruptIndex, Node, encode_key, encode_node, previous_row
 
 uint64s = st.integers(0, 2**64 - 1)
 changes = st.builds(
@@ -98,3 +108,116 @@ def test_an_event_of_another_index_is_refused():
 def test_what_is_no_change_is_refused(record):
     with pytest.raises(CorruptIndex):
         decode_event(KEY, encode_event(KEY, record, b"", 1))
+
+
+# Rows that name the event before.
+
+SETTING = Change(Kind.SET, 5, b"/large", b"v" * 5000, False, 5, 54321, False)
+BEFORE = Node(b"v" * 5000, 5, 5, 54321)
+AFTER = Change(Kind.COMPARE_AND_SWAP, 9, b"/large", b"w" * 5000, False, 5, 0, False)
+
+
+def holding(change, prev=None, time_ns=1, *, under=None):
+    """The row of an event that holds the node before."""
+    row = b"" if prev is None else previous_row(prev)
+    key = event_key(under or change.index)
+    return encode_event(key, encode_record(change), row, time_ns)
+
+
+def naming(change, prev, time_ns=1):
+    """The row of an event that names the one that has set the node before."""
+    return encode_naming(event_key(change.index), encode_record(change), prev, time_ns)
+
+
+def found(*rows):
+    """What looks up rows that stand under these indexes."""
+    return dict(rows).get
+
+
+@settings(deadline=None)
+@given(
+    changes.filter(lambda change: change.index and change.kind not in REMOVALS),
+    changes,
+    st.binary(),
+    uint64s,
+    uint64s,
+)
+def test_an_event_that_names_the_one_before_tells_the_same(before, change, value, index, time_ns):
+    before = before._replace(value=value, dir=False, key=change.key)
+    prev = Node(value, before.created_index, before.index, before.expiration_ns)
+    row, key = naming(change, prev, time_ns), event_key(change.index)
+    for named in (holding(before), naming(before, Node(b"older", 1, index))):
+        find = found((before.index, named))
+        assert decode_event(key, row, find) == Event(change, prev, time_ns)
+        # What it names may go once it has been given the node.
+        whole = with_prev(key, row, find)
+        assert whole == holding(change, prev, time_ns)
+        assert decode_event(key, whole) == Event(change, prev, time_ns)
+    assert named_by(row) == before.index
+    assert told_bytes(row) == len(whole)
+    assert (named_by(whole), told_bytes(whole)) == (0, len(whole))
+    assert with_prev(key, whole, found()) is whole
+
+
+def test_a_row_that_names_another_does_not_hold_the_value():
+    assert len(naming(AFTER, BEFORE)) < len(holding(AFTER, BEFORE)) - 5000
+
+
+def test_readers_that_do_not_know_such_rows_find_no_record_in_them():
+    row = naming(AFTER, BEFORE)
+    length = int.from_bytes(row[12:16], "little")
+    for end in (16 + length, len(row)):
+        with pytest.raises(cbor2.CBORDecodeError):
+            cbor2.loads(row[16:end])
+
+
+@pytest.mark.parametrize("row", [b"", b"\xff" * 16, b"\xff" * 28], ids=len)
+def test_what_is_too_short_names_nothing(row):
+    assert (named_by(row), told_bytes(row)) == (0, len(row))
+
+
+def test_a_row_of_which_any_bit_is_flipped_is_refused_and_so_is_the_one_that_it_names():
+    key, row, named = event_key(9), naming(AFTER, BEFORE), holding(SETTING, Node(b"older", 5, 4))
+    for bit in [*range(8 * 60), *range(8 * 60, 8 * len(row), 997)]:
+        flipped = bytearray(row)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(CorruptIndex):
+            decode_event(key, bytes(flipped), found((5, named)))
+        flipped = bytearray(named)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(CorruptIndex):
+            decode_event(key, row, found((5, bytes(flipped))))
+
+
+def test_every_truncation_of_a_row_that_names_another_is_refused():
+    row = naming(AFTER._replace(value=b"w"), BEFORE)
+    for damaged in [row[:length] for length in range(len(row))] + [row + b"\0"]:
+        with pytest.raises(CorruptIndex):
+            decode_event(event_key(9), damaged, found((5, holding(SETTING))))
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        SETTING._replace(key=b"/other"),
+        SETTING._replace(index=6),
+        SETTING._replace(value=b"v" * 4999),
+        SETTING._replace(value=None),
+        SETTING._replace(value=None, dir=True),
+        SETTING._replace(kind=Kind.DELETE),
+        SETTING._replace(kind=Kind.EXPIRE, value=None),
+        None,
+    ],
+    ids=["key", "index", "length", "no value", "directory", "removal", "expiry", "missing"],
+)
+def test_a_row_that_names_an_event_which_has_not_set_the_file_before_is_refused(named):
+    rows = [] if named is None else [(5, holding(named, under=5))]
+    with pytest.raises(CorruptIndex, match="event 5"):
+        decode_event(event_key(9), naming(AFTER, BEFORE), found(*rows))
+    with pytest.raises(CorruptIndex, match="event 5"):
+        with_prev(event_key(9), naming(AFTER, BEFORE), found(*rows))
+
+
+def test_a_row_that_names_another_is_refused_where_nobody_can_look_that_up():
+    with pytest.raises(CorruptIndex, match="event 5"):
+        decode_event(event_key(9), naming(AFTER, BEFORE))

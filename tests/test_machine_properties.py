@@ -16,6 +16,7 @@ from kvd.errors import ApiError
 from kvd.machine import decide, expire
 from storage import disk
 from storage.change import Change, encode_record
+from storage.completeness import prove_all
 from tests.model import Model
 from tests.stores import (
     NOW_NS,
@@ -30,6 +31,8 @@ from tests.stores import (
 )
 
 HISTORY = 30
+NAMED_BYTES = (1, 300, 4096)
+"""From which length on a value stands in the history once, by its event: most, some, none."""
 
 
 class Twins:
@@ -105,12 +108,14 @@ class Twins:
         self.store.flush(free=free)
         assert not self.store.state.is_behind
         assert self.store.state.late_rows() == {}
+        prove_all(self.store._index.env, self.store._index.tables)
 
     def restart(self, *, rebuild_index):
         self.refuses = False
         before = dump(self.store)
         self.store.close()
         self.store = open_store(self._path, rebuild_index=rebuild_index)
+        assert (self.store.recovery.source == "clean stop") != rebuild_index
         assert dump(self.store) == before
 
     def compare_nodes(self):
@@ -173,13 +178,20 @@ def refusing(monkeypatch):
 
 
 @pytest.fixture
+def _named(monkeypatch, seed):
+    """Let values stand in the history once from one length on or another."""
+    bytes_min = NAMED_BYTES[seed % len(NAMED_BYTES)]
+    monkeypatch.setattr("storage.flush.NAMED_BYTES_MIN", bytes_min)
+
+
+@pytest.fixture
 def no_sync(monkeypatch):
     """The disk is not what is looked at here."""
     for name in ("sync_data", "sync_file", "sync_directory"):
         monkeypatch.setattr(disk, name, lambda _: None)
 
 
-@pytest.mark.usefixtures("no_sync")
+@pytest.mark.usefixtures("no_sync", "_named")
 @pytest.mark.parametrize("seed", range(6))
 def test_a_long_random_life_leaves_the_same_in_both(tmp_path, seed):
     dice = Random(seed)
@@ -201,7 +213,7 @@ def test_a_long_random_life_leaves_the_same_in_both(tmp_path, seed):
     twins.close()
 
 
-@pytest.mark.usefixtures("no_sync")
+@pytest.mark.usefixtures("no_sync", "_named")
 @pytest.mark.parametrize("seed", range(6))
 def test_when_the_index_is_written_to_makes_no_difference(tmp_path, refusing, seed):
     """Flushes come between any two steps, or the index refuses them for a while.
@@ -242,12 +254,13 @@ def test_when_the_index_is_written_to_makes_no_difference(tmp_path, refusing, se
 class AnyLife(RuleBasedStateMachine):
     """The same with lives that hypothesis chooses, and shortens when one goes wrong."""
 
-    @initialize()
-    def start(self):
+    @initialize(named_bytes_min=st.sampled_from(NAMED_BYTES))
+    def start(self, named_bytes_min):
         self.directory = Path(tempfile.mkdtemp())
         self.twins = Twins(self.directory / "data")
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr("storage.state.reach_commit", self.reach_commit)
+        self.patch.setattr("storage.flush.NAMED_BYTES_MIN", named_bytes_min)
         self.scans = True
 
     def reach_commit(self):

@@ -14,6 +14,8 @@ from storage.node import (
     encode_key,
     encode_node,
     id_prefix,
+    parse_node,
+    previous_row,
 )
 
 LMDB_KEY_BYTES_MAX = 511
@@ -92,6 +94,12 @@ def test_every_truncation_and_extension_is_refused(node):
     for damaged in [data[:length] for length in range(len(data))] + [data + b"\0"]:
         with pytest.raises(CorruptIndex):
             decode_node(key, damaged)
+
+
+@pytest.mark.parametrize("node", NODES, ids=NODE_IDS)
+def test_the_row_that_history_holds_of_a_node_tells_the_same(node):
+    assert parse_node(previous_row(node)) == node
+    assert parse_node(b"before it" + previous_row(node), 9) == node
 
 
 @pytest.mark.parametrize("name", NAMES, ids=NAME_IDS)
