@@ -76,6 +76,7 @@ class Config:
         cors: The origins that may read answers in a browser; empty sends no CORS headers.
         host_whitelist: The hosts that requests may name, `*` for any; None without the setting.
         extras: Whether the extras on etcd's API are served (kvd/extras.py).
+        gzip_min_bytes: How long an answer is that is compressed; None compresses none.
         discovery: Whether tokens are made for members of etcd clusters (kvd/extras_discovery.py).
         discovery_ttl_s: How long such a token lives.
         discovery_max: Limit of these tokens.
@@ -124,6 +125,7 @@ class Config:
     cors: tuple[str, ...]
     host_whitelist: tuple[str, ...] | None
     extras: bool
+    gzip_min_bytes: int | None
     discovery: bool
     discovery_ttl_s: int
     discovery_max: int
@@ -234,6 +236,7 @@ def _config(settings: Settings) -> Config:
         if settings["host-whitelist"].is_default
         else tuple(members(settings, "host-whitelist", "a host")),
         extras=boolean(settings, "extras"),
+        gzip_min_bytes=integer(settings, "gzip-min-bytes", lowest=0) or None,
         discovery=_discovery(settings),
         discovery_ttl_s=integer(settings, "discovery-ttl"),
         discovery_max=integer(settings, "discovery-max", highest=DISCOVERY_MAX_MAX),

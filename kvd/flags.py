@@ -210,6 +210,13 @@ FLAGS = (
         EXTRAS,
     ),
     Flag(
+        "gzip-min-bytes",
+        "0",
+        "N",
+        "compress answers of so many bytes and more for clients that accept gzip; 0 is none",
+        EXTRAS,
+    ),
+    Flag(
         "discovery",
         "false",
         "",

@@ -20,6 +20,7 @@ from tornado import httputil
 from kvd.browsers import BrowserPolicy
 from kvd.errors import INVALID_FORM, RAFT_INTERNAL, ApiError
 from kvd.extras_exchange import Exchange as ExtraExchange
+from kvd.extras_gzip import accepts_gzip
 from kvd.extras_routes import ExtraRoutes
 from kvd.framing import Block
 from kvd.guard import Admission, Caller, Guard, KeyHead, KeyRequest, caller_of
@@ -60,8 +61,11 @@ class Front(Delegate):
         guard: Guard,
         browsers: BrowserPolicy,
         extras: ExtraRoutes | None = None,
+        *,
+        compresses: bool = False,
     ) -> None:
         self.keys = keys
+        self._compresses = compresses
         self.extras = extras
         self.others = others
         self.guard = guard
@@ -95,6 +99,8 @@ class Front(Delegate):
         headers = block.headers
         is_usual = self.browsers.is_usual(headers)
         if not is_usual or not (self.extras is None or self.extras.is_usual(headers)):
+            return None
+        if self._compresses and accepts_gzip(headers.get("Accept-Encoding", "")):
             return None
         try:
             return is_form(block.content_type)

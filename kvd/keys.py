@@ -33,6 +33,7 @@ from kvd.errors import (
     ApiError,
 )
 from kvd.extras import TOO_MANY_KEYS, TOO_MANY_TOKENS, check_watch
+from kvd.extras_gzip import Gzip
 from kvd.extras_reads import TOO_MANY_SCANS, Answering, ExtraReads
 from kvd.http1 import LARGE_BYTES, Connection, Server, ServeWhole
 from kvd.kept import Listings
@@ -218,6 +219,10 @@ class KeySpace:
                 ),
                 value_bytes_max=limits.value_bytes_max,
             )
+
+    def gzip(self, bytes_min: int) -> Gzip:
+        """Return what connections share that compress answers of so many bytes and more."""
+        return Gzip(bytes_min, self._memory, self._slices, self._start_task)
 
     def short_way(self, server: Server) -> ServeWhole:
         """Return what serves the plain requests of a server, and let it be told of batches."""

@@ -30,6 +30,7 @@ from kvd.committer import Committer
 from kvd.config import Config
 from kvd.credentials import Credentials
 from kvd.extras_discovery import Discovery
+from kvd.extras_gzip import GzipConnection, LoggedGzipConnection
 from kvd.extras_routes import ExtraRoutes
 from kvd.files import Files, divide, raise_limit
 from kvd.front import Front
@@ -350,10 +351,15 @@ class KvdServer:
         )
         reads = self._keys.extras
         extras = None if reads is None else ExtraRoutes(self._keys, reads, guard)
-        front = Front(self._keys, application, guard, browsers, extras)
+        bytes_min = config.gzip_min_bytes
+        compresses = bytes_min is not None
+        front = Front(self._keys, application, guard, browsers, extras, compresses=compresses)
         self._http = Server(front, limits, loop, memory, turns)
         connection = LoggedConnection if config.access_log else Connection
         self._connect: Callable[[], Connection] = partial(connection, self._http)
+        if bytes_min is not None:
+            compressing = LoggedGzipConnection if config.access_log else GzipConnection
+            self._connect = partial(compressing, self._http, self._keys.gzip(bytes_min))
 
     def _parts(self, *, recovery_s: float) -> Parts:
         return Parts(

@@ -36,6 +36,7 @@ def test_defaults():
         rebuild_index=False,
         allow_network_fs=False,
         extras=True,
+        gzip_min_bytes=None,
         discovery=False,
         discovery_ttl_s=604_800,
         discovery_max=10_000,
