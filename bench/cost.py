@@ -50,6 +50,8 @@ STEPS_KEPT = 100
 KEYS = "/v2/keys/cost"
 _VALUE = b"x" * 100
 _WRITE = b"value=" + _VALUE
+_SWAP = b"prevValue=%b&value=%b" % (_VALUE, _VALUE)
+_REFRESH = b"ttl=6000&refresh=true&prevExist=true"
 
 _MEMORY = "/dev/shm"
 _STORES_BYTES = 1 << 30  # one store for each kind of figure, each with two segments reserved
@@ -81,26 +83,59 @@ def put_alone(kvd: Inside) -> Step:
 
 def put_together(kvd: Inside) -> Step:
     """Overwrite keys, a batch of many."""
-    requests = [render("PUT", f"{KEYS}/batch/{n}", _WRITE) for n in range(BATCH)]
+    return together(kvd, [("PUT", f"{KEYS}/batch/{n}", _WRITE) for n in range(BATCH)])
+
+
+def together(kvd: Inside, *batches: list[tuple[str, str, bytes]]) -> Step:
+    """Return what sends requests, each list of them as one batch."""
+    rendered = [[render(*request) for request in batch] for batch in batches]
 
     def step() -> None:
-        kvd.send_together(requests)
-        for connection in range(BATCH):
-            kvd.receive(connection)
+        for requests in rendered:
+            kvd.send_together(requests)
+            for connection in range(len(requests)):
+                kvd.receive(connection)
 
     return step
+
+
+def put_escaped(kvd: Inside) -> Step:
+    """Overwrite keys with a document that has to be escaped, in the form and in the answer."""
+    body = b"value=%7B%22name%22%3A+%22a%26b%22%2C+%22list%22%3A+%5B1%2C+2%5D%7D"
+    return together(kvd, [("PUT", f"{KEYS}/escaped/{n}", body) for n in range(BATCH)])
 
 
 def compare_and_swap(kvd: Inside) -> Step:
     """Overwrite a key on condition of the value before."""
     kvd.request("PUT", KEYS + "/cas", _WRITE)
-    body = b"prevValue=%b&value=%b" % (_VALUE, _VALUE)
-    return lambda: kvd.request("PUT", KEYS + "/cas", body)
+    return lambda: kvd.request("PUT", KEYS + "/cas", _SWAP)
+
+
+def swap_together(kvd: Inside) -> Step:
+    """Overwrite keys on that condition, a batch of many."""
+    paths = [f"{KEYS}/swaps/{n}" for n in range(BATCH)]
+    for path in paths:
+        kvd.request("PUT", path, _WRITE)
+    return together(kvd, [("PUT", path, _SWAP) for path in paths])
+
+
+def swap_by_query(kvd: Inside) -> Step:
+    """The same, with the condition in the query string, as etcd's own client has it."""
+    paths = [f"{KEYS}/queried/{n}" for n in range(BATCH)]
+    for path in paths:
+        kvd.request("PUT", path, _WRITE)
+    query = "?prevValue=" + _VALUE.decode()
+    return together(kvd, [("PUT", path + query, _WRITE) for path in paths])
 
 
 def post(kvd: Inside) -> Step:
     """Add an in-order key."""
     return lambda: kvd.request("POST", KEYS + "/post", _WRITE)
+
+
+def post_together(kvd: Inside) -> Step:
+    """Add in-order keys, a batch of many."""
+    return together(kvd, [("POST", KEYS + "/posts", _WRITE)] * BATCH)
 
 
 def delete(kvd: Inside) -> Step:
@@ -113,11 +148,25 @@ def delete(kvd: Inside) -> Step:
     return step
 
 
+def delete_together(kvd: Inside) -> Step:
+    """Make keys and delete them, each a batch of many."""
+    paths = [f"{KEYS}/deleted/{n}" for n in range(BATCH)]
+    puts = [("PUT", path, _WRITE) for path in paths]
+    return together(kvd, puts, [("DELETE", path, b"") for path in paths])
+
+
 def refresh(kvd: Inside) -> Step:
     """Refresh a TTL."""
     kvd.request("PUT", KEYS + "/refresh", b"ttl=6000&value=" + _VALUE)
-    body = b"ttl=6000&refresh=true&prevExist=true"
-    return lambda: kvd.request("PUT", KEYS + "/refresh", body)
+    return lambda: kvd.request("PUT", KEYS + "/refresh", _REFRESH)
+
+
+def refresh_together(kvd: Inside) -> Step:
+    """Refresh TTLs, a batch of many."""
+    paths = [f"{KEYS}/leases/{n}" for n in range(BATCH)]
+    for path in paths:
+        kvd.request("PUT", path, b"ttl=6000&value=" + _VALUE)
+    return together(kvd, [("PUT", path, _REFRESH) for path in paths])
 
 
 def list_kept(kvd: Inside) -> Step:
@@ -173,10 +222,16 @@ CASES = (
     Case("GET", get),
     Case("PUT", put_alone),
     Case(f"PUT, {BATCH} in a batch", put_together, BATCH),
+    Case(f"PUT with escapes, {BATCH} in a batch", put_escaped, BATCH),
     Case("compare-and-swap", compare_and_swap),
+    Case(f"compare-and-swap, {BATCH} in a batch", swap_together, BATCH),
+    Case(f"compare-and-swap by query, {BATCH} in a batch", swap_by_query, BATCH),
     Case("in-order POST", post),
+    Case(f"in-order POST, {BATCH} in a batch", post_together, BATCH),
     Case("PUT and DELETE", delete, 2),
+    Case(f"PUT and DELETE, {BATCH} in a batch", delete_together, 2 * BATCH),
     Case("TTL refresh", refresh),
+    Case(f"TTL refresh, {BATCH} in a batch", refresh_together, BATCH),
     Case("listing, unchanged", list_kept),
     Case("listing, each child", list_anew, CHILDREN),
     Case("long poll, asked and told", long_poll, WATCHERS),

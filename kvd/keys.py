@@ -242,6 +242,8 @@ class KeySpace:
             clock=self._clock,
             fixed_headers=self._fixed,
             depth_max=self.limits.depth_max,
+            # The value that it holds is shorter.
+            query_bytes_max=self.limits.value_bytes_max,
             long_way=self,
         ).serve
 

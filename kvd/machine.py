@@ -102,57 +102,55 @@ def _create(nodes: Nodes, command: Create, index: int, now_ns: int) -> Change:
     obstacle = nodes.obstacle(key)
     if obstacle.blocked:
         _refuse(obstacle)
-    expiration_ns = _expiration_ns(ttl_s, now_ns)
-    return Change(Kind.CREATE, index, key, None if is_dir else value, is_dir, index, expiration_ns)
+    expiration_ns = 0 if ttl_s is None else _expiration_ns(ttl_s, now_ns)
+    return _new(
+        Change,
+        (Kind.CREATE, index, key, None if is_dir else value, is_dir, index, expiration_ns, False),
+    )
 
 
 def _create_in_order(nodes: Nodes, command: CreateInOrder, index: int, now_ns: int) -> Change:
-    key = b"%b/%020d" % (command.key.rstrip(b"/"), index)
-    return _create(nodes, Create(key, *command[1:]), index, now_ns)
+    directory, value, is_dir, ttl_s = command
+    key = b"%b/%020d" % (directory.rstrip(b"/"), index)
+    return _create(nodes, _new(Create, (key, value, is_dir, ttl_s)), index, now_ns)
 
 
 def _update(nodes: Nodes, command: Update, index: int, now_ns: int) -> Change:
     key, given, ttl_s, refresh = command
     if key == b"/":
         raise ApiError(ROOT_READ_ONLY, b"/")
-    node = existing(nodes, key)
+    node = nodes.find(key)
+    if node is None:
+        _refuse(nodes.obstacle(key))
+    before, created_index, _, _, _ = node
     value: bytes | None = given
-    if node.value is None:
+    if before is None:
         if given:
             raise ApiError(NOT_A_FILE, key)
         value = None
     elif refresh:
-        value = node.value
-    return Change(
-        Kind.UPDATE,
-        index,
-        key,
-        value,
-        node.value is None,
-        node.created_index,
-        _expiration_ns(ttl_s, now_ns),
-        refresh,
-    )
+        value = before
+    expiration_ns = 0 if ttl_s is None else _expiration_ns(ttl_s, now_ns)
+    fields = Kind.UPDATE, index, key, value, before is None, created_index, expiration_ns, refresh
+    return _new(Change, fields)
 
 
 def _compare_and_swap(nodes: Nodes, command: CompareAndSwap, index: int, now_ns: int) -> Change:
     key, value, prev_value, prev_index, ttl_s, refresh = command
     if key == b"/":
         raise ApiError(ROOT_READ_ONLY, b"/")
-    node = existing(nodes, key)
-    if node.value is None:
+    node = nodes.find(key)
+    if node is None:
+        _refuse(nodes.obstacle(key))
+    before, created_index, modified_index, _, _ = node
+    if before is None:
         raise ApiError(NOT_A_FILE, key)
-    _compare(node.value, node.modified_index, prev_value, prev_index)
-    return Change(
-        Kind.COMPARE_AND_SWAP,
-        index,
-        key,
-        node.value if refresh else value,
-        False,
-        node.created_index,
-        _expiration_ns(ttl_s, now_ns),
-        refresh,
-    )
+    _compare(before, modified_index, prev_value, prev_index)
+    if refresh:
+        value = before
+    expiration_ns = 0 if ttl_s is None else _expiration_ns(ttl_s, now_ns)
+    kind = Kind.COMPARE_AND_SWAP
+    return _new(Change, (kind, index, key, value, False, created_index, expiration_ns, refresh))
 
 
 def _delete(nodes: Nodes, command: Delete, index: int, _now_ns: int) -> Change:
@@ -222,6 +220,8 @@ def _refuse(obstacle: Obstacle, index: int = 0) -> NoReturn:
 
 def _compare(value: bytes, index: int, want_value: bytes | None, want_index: int) -> None:
     """Refuse unless both conditions hold; the cause names just those that do not."""
+    if want_value in (None, value) and want_index in (0, index):
+        return
     failed = []
     if want_value is not None and want_value != value:
         failed.append(b"[%b != %b]" % (want_value, value))
@@ -231,8 +231,6 @@ def _compare(value: bytes, index: int, want_value: bytes | None, want_index: int
         raise ApiError(COMPARE_FAILED, b" ".join(failed))
 
 
-def _expiration_ns(ttl_s: int | None, now_ns: int) -> int:
-    if ttl_s is None:
-        return 0
+def _expiration_ns(ttl_s: int, now_ns: int) -> int:
     expiration_ns = now_ns + ttl_s * _NS
     return expiration_ns if expiration_ns <= EXPIRATION_NS_MAX else 0

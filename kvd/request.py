@@ -1,9 +1,9 @@
 """HTTP words to requests: paths, forms, parameters, and every error that they can hold.
 
-`parse` is the only place that knows the parameters. All known names are checked on every method,
-even where they have no effect, in the order of `_check`; the first thing wrong is answered, with
-index 0. Names and values are byte strings after percent-decoding. Of a name given twice the first
-counts, the body's before the query's.
+This is the only place that knows the parameters. All known names are checked on every method, even
+where they have no effect, in the order of `_check`; the first thing wrong is answered, with index
+0. Names and values are byte strings after percent-decoding. Of a name given twice the first counts,
+the body's before the query's.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import re
 from binascii import a2b_qp
 from collections.abc import Callable, Generator
 from functools import lru_cache
-from typing import NamedTuple
+from itertools import product
+from operator import methodcaller
+from typing import NamedTuple, TypeVar
 from urllib.parse import quote_from_bytes
 
 from kvd.commands import (
@@ -66,18 +68,26 @@ EXTRAS = frozenset(
 """Names of what etcd does not know of a read (kvd/extras.py); other methods ignore them, too."""
 
 Parameters = dict[bytes, bytes]
+_Result = TypeVar("_Result")
+ParsedWrite = tuple[Command, bool, bool]
+"""A command, whether its success omits the values, and whether it says `recursive`."""
 Parsed = tuple[Request, bool, bool]
-"""A request, whether its success omits the values, and whether it says `recursive`."""
+"""The same of any request."""
+_Flags = tuple[bool, bool | None, bool, bool, bool]
+"""Of a write: dir, prevExist, refresh, noValueOnSuccess and recursive."""
 
 BOOLS = dict.fromkeys((b"1", b"t", b"T", b"TRUE", b"true", b"True"), True) | dict.fromkeys(
     (b"0", b"f", b"F", b"FALSE", b"false", b"False"), False
 )
+_TRUE = frozenset(text for text, is_true in BOOLS.items() if is_true)
+_NAMES = (b"dir", b"prevExist", b"refresh", b"noValueOnSuccess", b"recursive")
+_GOOD_FLAGS = frozenset(product(_NAMES, BOOLS))
+_is_number = re.compile(rb"[0-9]{1,19}").fullmatch
+"""Whether a number is good, and short: one that is longer may be."""
 _new = tuple.__new__
+_pair = methodcaller("split", b"=", 1)
 _UINT_MAX = (1 << 64) - 1
 
-# What clients say over and over again in the same bytes, as a lease's holder does: neither a value
-# nor an index is in it.
-_SHORT_BYTES_MAX = 128
 _VARYING = re.compile(rb"(?:alue|Index)=")
 # Escapes are decoded by the C code for quoted-printable text, whose `=41` is the `%41` of URLs: a
 # hundred times as fast as `urllib.parse` (10 MiB of escapes take 30 ms, not 2.3 s; measured).
@@ -253,21 +263,41 @@ def parse(method: str, key: bytes, query: bytes, form: bytes) -> Parsed:
         ApiError: 2xx, the first thing wrong in the order that etcd checks.
         TakesLong: the form is large, or has many parameters: `parse_in_turns` is to parse it.
     """
-    if not query and _is_value_alone(form):
-        # Most writes are of this form, and nothing in it can be wrong.
-        if method == "PUT":
-            return Set(key, form[6:]), False, False
-        if method == "POST":
-            return CreateInOrder(key, form[6:]), False, False
-    said = form or query
-    if len(said) > _SHORT_BYTES_MAX or (form and query) or varies(said):
-        size = len(form) + len(query)
-        if size > _SHORT_FORM_BYTES and _takes_long(size, form, query):
-            raise TakesLong
-        return _parse(method, key, query, form)
-    request, no_value, recursive = _parse_short(method, query, form)
-    # A fifth of what a refresh costs is spared (counted): only the key is another one.
-    return _new(type(request), (key, *request[1:])), no_value, recursive
+    return _request(method, key, _parameters(query, form))
+
+
+def parse_write(method: str, key: bytes, query: bytes, form: bytes) -> ParsedWrite:
+    """Do what `parse` does, for PUT, POST and DELETE."""
+    return _command(method, key, _parameters(query, form))
+
+
+def _parameters(query: bytes, form: bytes) -> Parameters:
+    """Return what a query string and a form say, which nearly always takes a few calls of C code.
+
+    Raises:
+        ApiError, TakesLong: as `parse`.
+    """
+    size = len(form) + len(query)
+    if not size:
+        return {}
+    if size <= _LONG_FORM_BYTES:
+        said = b"%b&%b" % (form, query) if form and query else form or query
+        pairs = said.split(b"&", _FEW_PARAMETERS)
+        try:
+            if b"%" not in said and b"+" not in said:
+                params = dict(map(_pair, pairs))
+            elif _bad_escape(said) < 0:
+                params = {_unescaped(name): _unescaped(value) for name, value in map(_pair, pairs)}
+            else:
+                params = {}
+        except ValueError:
+            params = {}  # nothing between two `&`, or a name without a value
+        # Of two values for a name it would be the last.
+        if len(params) == len(pairs) <= _FEW_PARAMETERS and b";" not in said:
+            return params
+    if size > _SHORT_FORM_BYTES and _takes_long(size, form, query):
+        raise TakesLong
+    return _at_once(_read_all(query, form))
 
 
 def varies(said: bytes) -> bool:
@@ -289,23 +319,8 @@ def parse_in_turns(
     Raises:
         ApiError: as `parse`.
     """
-    params: Parameters = {}
-    if form:
-        yield from _read_form(form, params)
-    if query:
-        yield from _read_form(query, params)
-    is_usual = _check(method, params)
-    no_value = _flag(params, b"noValueOnSuccess")
-    recursive = _flag(params, b"recursive")
-    if method == "PUT":
-        return _put(key, params), no_value, recursive
-    if method in ("GET", "HEAD"):
-        return _get(key, params, is_usual=is_usual), False, recursive
-    if method == "POST":
-        value = params.get(b"value", b"")
-        command = CreateInOrder(key, value, _flag(params, b"dir"), _ttl_s(params))
-        return command, no_value, recursive
-    return _delete(key, params), False, recursive
+    params = yield from _read_all(query, form)
+    return _request(method, key, params)
 
 
 def parse_whole(method: str, key: bytes, query: bytes) -> Parsed:
@@ -314,34 +329,97 @@ def parse_whole(method: str, key: bytes, query: bytes) -> Parsed:
     Raises:
         ApiError: as `parse`.
     """
-    return _parse(method, key, query, b"")
+    return _at_once(parse_in_turns(method, key, query, b""))
 
 
-def _parse(method: str, key: bytes, query: bytes, form: bytes) -> Parsed:
-    turns = parse_in_turns(method, key, query, form)
+def _at_once(turns: Generator[None, None, _Result]) -> _Result:
+    """Return what is made in turns."""
     while True:
         try:
             next(turns)
         except StopIteration as end:
-            parsed: Parsed = end.value
-            return parsed
+            result: _Result = end.value
+            return result
 
 
-def _is_value_alone(form: bytes) -> bool:
-    # Four searches for a byte, because a pattern takes 94 us for 10 KB instead of one (measured).
-    return form[:6] == b"value=" and not (
-        b"&" in form or b"%" in form or b"+" in form or b";" in form
+def _request(method: str, key: bytes, params: Parameters) -> Parsed:
+    """Return what the parameters of a request ask for."""
+    if method not in ("GET", "HEAD"):
+        return _command(method, key, params)
+    is_usual = _check(method, params)
+    return _get(key, params, is_usual=is_usual), False, params.get(b"recursive") in _TRUE
+
+
+def _command(method: str, key: bytes, params: Parameters) -> ParsedWrite:
+    """Return what the parameters of a PUT, POST or DELETE ask for."""
+    rest = params.copy()
+    value, prev_value = rest.pop(b"value", b""), rest.pop(b"prevValue", None)
+    ttl, prev_index = rest.pop(b"ttl", None), rest.pop(b"prevIndex", None)
+    flags = _kept_flags(tuple(rest.items())) if rest.items() <= _GOOD_FLAGS else None
+    if (
+        flags is None
+        or prev_value == b""
+        or (prev_index is not None and not _is_number(prev_index))
+        or (ttl and not _is_number(ttl))
+        or (flags[2] and (value or not ttl))
+    ):
+        # Nearly always something is wrong.
+        _check(method, params)
+        flags = _flags(params)
+    is_dir, exist, refresh, no_value, recursive = flags
+    ttl_s = int(ttl) if ttl else None
+    # Not by the named tuples' own constructors, each of which is a call more.
+    if method == "POST":
+        return _new(CreateInOrder, (key, value, is_dir, ttl_s)), no_value, recursive
+    index = int(prev_index) if prev_index else 0
+    compares = prev_value is not None or index > 0
+    if method == "DELETE":
+        if compares:
+            return _new(CompareAndDelete, (key, prev_value, index)), False, recursive
+        return _new(Delete, (key, recursive or is_dir, recursive)), False, recursive
+    command: Command
+    if exist is False:
+        command = _new(Create, (key, value, is_dir, ttl_s))
+    elif compares:
+        command = _new(CompareAndSwap, (key, value, prev_value, index, ttl_s, refresh))
+    elif exist:
+        command = _new(Update, (key, value, ttl_s, refresh))
+    else:
+        command = _new(Set, (key, value, is_dir, ttl_s, refresh))
+    return command, no_value, recursive
+
+
+def _flags(params: Parameters) -> _Flags:
+    get = params.get
+    exist = get(b"prevExist")
+    return (
+        get(b"dir") in _TRUE,
+        None if exist is None else exist in _TRUE,
+        get(b"refresh") in _TRUE,
+        get(b"noValueOnSuccess") in _TRUE,
+        get(b"recursive") in _TRUE,
     )
 
 
-@lru_cache(maxsize=1024)
-def _parse_short(method: str, query: bytes, form: bytes) -> Parsed:
-    return _parse(method, b"", query, form)
+# Clients say the same over and over again. Only good flags are kept, so all of it is short.
+@lru_cache(maxsize=256)
+def _kept_flags(pairs: tuple[tuple[bytes, bytes], ...]) -> _Flags:
+    return _flags(dict(pairs))
 
 
 def has_too_many_parameters(raw: bytes) -> bool:
     """Return whether a form or query string has more than `PARAMETERS_MAX` parameters."""
     return raw.count(b"&") >= PARAMETERS_MAX
+
+
+def _read_all(query: bytes, form: bytes) -> Generator[None, None, Parameters]:
+    """Return what a form and a query string say, pausing between slices."""
+    params: Parameters = {}
+    if form:
+        yield from _read_form(form, params)
+    if query:
+        yield from _read_form(query, params)
+    return params
 
 
 def _read_form(raw: bytes, params: Parameters) -> Generator[None, None, None]:
@@ -397,6 +475,11 @@ def _unescape(raw: bytes, start: int, end: int) -> Generator[None, None, bytes]:
 def _unescape_slice(raw: bytes) -> bytes:
     if (bad := _bad_escape(raw)) >= 0:
         raise ApiError(INVALID_FORM, b"invalid URL escape " + quote(raw[bad : bad + 3]))
+    return _unescaped(raw)
+
+
+def _unescaped(raw: bytes) -> bytes:
+    """Return text without its escapes, all of them good."""
     return a2b_qp(raw.replace(b"=", b"%3D").translate(_AS_QUOTED_PRINTABLE))
 
 
@@ -410,9 +493,12 @@ def _bad_escape(raw: bytes) -> int:
 
 def quote(raw: bytes) -> bytes:
     """Return text in double quotes as Go's %q prints it."""
-    shown = []
     # What is no UTF-8 becomes lone surrogates, U+DC80 and up, whose low byte is the byte.
-    for character in raw.decode("utf-8", "surrogateescape"):
+    text = raw.decode("utf-8", "surrogateescape")
+    if text.isprintable():
+        return b'"%b"' % raw.replace(b"\\", rb"\\").replace(b'"', rb"\"")
+    shown = []
+    for character in text:
         code = ord(character)
         if code in _NAMED:
             shown.append(_NAMED[code])
@@ -439,14 +525,15 @@ def _check(method: str, params: Parameters) -> bool:
             is_usual = False
     if not is_usual:
         _check_values(_CHECKED_FIRST, params)
-    if method != "GET" and _flag(params, b"wait"):
+    get = params.get
+    if method != "GET" and get(b"wait") in _TRUE:
         raise ApiError(INVALID_FIELD, b'"wait" can only be used with GET requests')
     if not is_usual:
         _check_values(_CHECKED_THEN, params)
-    if _flag(params, b"refresh"):
-        if params.get(b"value"):
+    if get(b"refresh") in _TRUE:
+        if get(b"value"):
             raise ApiError(REFRESH_VALUE, b"A value was provided on a refresh")
-        if not params.get(b"ttl"):
+        if not get(b"ttl"):
             raise ApiError(REFRESH_TTL_REQUIRED, b"No TTL value set")
     return is_usual
 
@@ -457,51 +544,16 @@ def _check_values(checks: tuple[_Check, ...], params: Parameters) -> None:
             raise ApiError(code, cause)
 
 
-def _put(key: bytes, params: Parameters) -> Command:
-    value = params.get(b"value", b"")
-    is_dir, ttl_s, refresh = _flag(params, b"dir"), _ttl_s(params), _flag(params, b"refresh")
-    prev_value, prev_index = params.get(b"prevValue"), _index(params, b"prevIndex")
-    compare = prev_value is not None or prev_index > 0
-    exist = BOOLS[params[b"prevExist"]] if b"prevExist" in params else None
-    if exist is False:
-        return Create(key, value, is_dir, ttl_s)
-    if compare:
-        return CompareAndSwap(key, value, prev_value, prev_index, ttl_s, refresh)
-    if exist:
-        return Update(key, value, ttl_s, refresh)
-    return Set(key, value, is_dir, ttl_s, refresh)
-
-
 def _get(key: bytes, params: Parameters, *, is_usual: bool) -> Get | Watch:
-    recursive = _flag(params, b"recursive")
+    get = params.get
+    recursive = get(b"recursive") in _TRUE
     extras: Extras = ()
     if not is_usual:
         extras = tuple(pair for pair in params.items() if pair[0] in EXTRAS)
-    if _flag(params, b"wait") and not _flag(params, b"quorum"):
-        wait_index = _index(params, b"waitIndex")
-        return Watch(key, recursive, _flag(params, b"stream"), wait_index, extras)
-    return Get(key, recursive, _flag(params, b"sorted"), extras=extras)
-
-
-def _delete(key: bytes, params: Parameters) -> Command:
-    prev_value, prev_index = params.get(b"prevValue"), _index(params, b"prevIndex")
-    if prev_value is not None or prev_index > 0:
-        return CompareAndDelete(key, prev_value, prev_index)
-    recursive = _flag(params, b"recursive")
-    return Delete(key, recursive or _flag(params, b"dir"), recursive)
-
-
-def _flag(params: Parameters, name: bytes) -> bool:
-    return name in params and BOOLS[params[name]]
-
-
-def _index(params: Parameters, name: bytes) -> int:
-    return uint(params[name]) or 0 if name in params else 0
-
-
-def _ttl_s(params: Parameters) -> int | None:
-    ttl = params.get(b"ttl")
-    return uint(ttl) if ttl else None
+    if get(b"wait") in _TRUE and get(b"quorum") not in _TRUE:
+        wait_index = int(get(b"waitIndex", 0))
+        return Watch(key, recursive, get(b"stream") in _TRUE, wait_index, extras)
+    return Get(key, recursive, get(b"sorted") in _TRUE, extras=extras)
 
 
 def uint(raw: bytes) -> int | None:

@@ -41,23 +41,21 @@ _BODY_BY_KIND = [b'{"action":"%b"}\n' % action for action in _ACTION_BY_KIND]
 
 FILE = b'{"key":"%b","value":"%b","modifiedIndex":%d,"createdIndex":%d}'
 """A file that does not expire: key and value (escaped), modified index, created index."""
-_FILE_THAT_EXPIRES = b'{"key":"%b","value":"%b"%b,"modifiedIndex":%d,"createdIndex":%d}'
+FILE_THAT_EXPIRES = b'{"key":"%b","value":"%b"%b,"modifiedIndex":%d,"createdIndex":%d}'
+"""Another one: its `expiration` follows the value."""
 
 _NS = 1_000_000_000
+_new = tuple.__new__
 
 PLAIN = bytes(set(range(0x20, 0x80)) - set(b'"\\<>&'))
 """What stands for itself inside a JSON string."""
 
-_ESCAPES = [
-    (b"\\", b"\\\\"),
-    (b'"', b'\\"'),
-    (b"\n", b"\\n"),
-    (b"\r", b"\\r"),
-    (b"\t", b"\\t"),
-    *((bytes((c,)), b"\\u%04x" % c) for c in (*b"<>&", *range(0x20)) if c not in b"\n\r\t"),
-    ("\u2028".encode(), b"\\u2028"),
-    ("\u2029".encode(), b"\\u2029"),
-]
+# In the order in which they are made: the backslash first, which the others put in.
+_OFTEN = ((b"\\", b"\\\\"), (b'"', b'\\"'), (b"\n", b"\\n"))
+_SELDOM = {c: (bytes((c,)), b"\\u%04x" % c) for c in (*b"<>&", *range(0x20))}
+_SELDOM |= {ord("\r"): (b"\r", b"\\r"), ord("\t"): (b"\t", b"\\t")}
+_LINE_ENDS = (("\u2028".encode(), b"\\u2028"), ("\u2029".encode(), b"\\u2029"))
+_NOT_SELDOM = b'\\"\n' + bytes(range(0x80, 0x100))
 
 
 # A byte that is no UTF-8, decoded to a lone surrogate and encoded again.
@@ -89,14 +87,18 @@ def escape(raw: bytes) -> bytes:
     special = raw.translate(None, PLAIN)
     if not special:
         return raw
-    if special.isascii():
-        for found, escaped in _ESCAPES[:-2]:
-            if found in special:
-                raw = raw.replace(found, escaped)
-        return raw
-    for found, escaped in _ESCAPES:
-        if found in raw:
+    for found, escaped in _OFTEN:
+        if found in special:
             raw = raw.replace(found, escaped)
+    for byte in set(special.translate(None, _NOT_SELDOM)):
+        raw = raw.replace(*_SELDOM[byte])
+    return raw if special.isascii() else _escape_wide(raw)
+
+
+def _escape_wide(raw: bytes) -> bytes:
+    """Return bytes, escaped so far as they are ASCII, as they stand in a JSON string."""
+    for found, escaped in _LINE_ENDS:
+        raw = raw.replace(found, escaped)
     try:
         raw.decode()
     except UnicodeDecodeError:
@@ -148,15 +150,15 @@ def node_object(key: bytes, node: Node, now_ns: int, offset_ns: int = 0) -> byte
     if value is None:
         return directory_start(key, node, now_ns, offset_ns) + directory_end(node, has_nodes=False)
     if expiration_ns:
-        middle = _expiration(expiration_ns, now_ns, offset_ns)
-        return _FILE_THAT_EXPIRES % (key, escape(value), middle, modified, created)
+        middle = expiration(expiration_ns, now_ns, offset_ns)
+        return FILE_THAT_EXPIRES % (key, escape(value), middle, modified, created)
     return FILE % (key, escape(value), modified, created)
 
 
 def directory_start(key: bytes, node: Node, now_ns: int, offset_ns: int = 0) -> bytes:
     """Return a directory's JSON as far as its children; `key` is escaped already."""
     expiration_ns = node.expiration_ns
-    middle = _expiration(expiration_ns, now_ns, offset_ns) if expiration_ns else b""
+    middle = expiration(expiration_ns, now_ns, offset_ns) if expiration_ns else b""
     return b'{"key":"%b","dir":true%b' % (key, middle)
 
 
@@ -172,32 +174,34 @@ def directory_end(node: Node, *, has_nodes: bool) -> bytes:
     )
 
 
-def event_body(event: Event, offset_ns: int = 0, before: bytes | None = None) -> bytes | None:
+def event_body(event: Event, offset_ns: int = 0) -> bytes | None:
     """Return an event as it is told to watchers and answered to the writer.
 
     None where it shows a value that is too large to be rendered at once, see `event_parts`.
-    `before` is the JSON of the node before it, where that is at hand.
     """
-    (kind, index, key, value, is_dir, created, expiration_ns, _), prev, time_ns = event
+    change, prev, time_ns = event
+    value = change.value
     # A slice costs less than a call, and this is done for each write.
     if value and value[LARGE_VALUE_BYTES : LARGE_VALUE_BYTES + 1]:
         return None
+    action, shown = _ACTION_BY_KIND[change.kind], changed_node(change, time_ns, offset_ns)
+    if prev is None:
+        return b'{"action":"%b","node":%b}\n' % (action, shown)
+    value = prev.value
+    if value and value[LARGE_VALUE_BYTES : LARGE_VALUE_BYTES + 1]:
+        return None
+    before = node_object(escape(change.key), prev, time_ns, offset_ns)
+    return b'{"action":"%b","node":%b,"prevNode":%b}\n' % (action, shown, before)
+
+
+def changed_node(change: Change, time_ns: int, offset_ns: int = 0) -> bytes:
+    """Return the node of an event as JSON."""
+    kind, index, key, value, is_dir, created, expiration_ns, _ = change
     key = escape(key)
     if kind in REMOVALS:
-        shown = _removed(key, event.change)
-    elif value is not None and not expiration_ns:
-        shown = FILE % (key, escape(value), index, created)
-    else:
-        node = Node(value, created, index, expiration_ns, int(is_dir))
-        shown = node_object(key, node, time_ns, offset_ns)
-    if prev is None:
-        return b'{"action":"%b","node":%b}\n' % (_ACTION_BY_KIND[kind], shown)
-    if before is None:
-        value = prev.value
-        if value and value[LARGE_VALUE_BYTES : LARGE_VALUE_BYTES + 1]:
-            return None
-        before = node_object(key, prev, time_ns, offset_ns)
-    return b'{"action":"%b","node":%b,"prevNode":%b}\n' % (_ACTION_BY_KIND[kind], shown, before)
+        return _removed(key, change)
+    node = _new(Node, (value, created, index, expiration_ns, int(is_dir)))
+    return node_object(key, node, time_ns, offset_ns)
 
 
 def event_parts(event: Event, offset_ns: int = 0) -> Parts:
@@ -237,7 +241,7 @@ def node_parts(key: bytes, node: Node, now_ns: int, offset_ns: int = 0) -> Parts
 def file_end(node: Node, now_ns: int, offset_ns: int = 0) -> bytes:
     """Return what stands behind the value in a file's JSON."""
     _, created, modified, expiration_ns, _ = node
-    middle = _expiration(expiration_ns, now_ns, offset_ns) if expiration_ns else b""
+    middle = expiration(expiration_ns, now_ns, offset_ns) if expiration_ns else b""
     return b'%b,"modifiedIndex":%d,"createdIndex":%d}' % (middle, modified, created)
 
 
@@ -300,7 +304,10 @@ def _decimal(number: int, unit: int) -> str:
     return f"{whole}.{fraction}" if fraction else str(whole)
 
 
-def _expiration(expiration_ns: int, now_ns: int, offset_ns: int) -> bytes:
+# As `timestamp`: what a batch refreshes ends at one time, and so did what it was before.
+@lru_cache(maxsize=64)
+def expiration(expiration_ns: int, now_ns: int, offset_ns: int) -> bytes:
+    """Return what a node's JSON says of its end."""
     left_s = ttl_s(expiration_ns, now_ns)
     text = b',"expiration":"%b"' % timestamp(expiration_ns + offset_ns)
     return text + b',"ttl":%d' % left_s if left_s else text

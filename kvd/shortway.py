@@ -13,10 +13,12 @@ judged when they were kept. So what is found by its bytes needs no further look.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
-from kvd.commands import CreateInOrder, Get, Request, Set, Watch
+from kvd.commands import Command, CreateInOrder, Get, Set, Watch
 from kvd.errors import ApiError
 from kvd.http1 import (
     ANSWERING,
@@ -27,7 +29,7 @@ from kvd.http1 import (
     ServeWhole,
     is_deep,
 )
-from kvd.request import Parsed, TakesLong, parse, varies
+from kvd.request import Parsed, TakesLong, parse, parse_write, varies
 from storage.indexerrors import BROKEN
 
 if TYPE_CHECKING:
@@ -50,14 +52,14 @@ _LINE = re.compile(
 
 # A longer one goes the long way.
 _LINE_BYTES_MAX = 4096
-# What a request line asks for: the read of a key, a write without a query string or with one, or
-# what is known by the line alone. What is declined is not kept.
-_READ, _PUT, _POST, _WRITE, _ASK, _DECLINED = range(6)
-_Target = tuple[int, bytes, Request | None]
-"""One of these, the key, and what is asked for where the line alone says it."""
-_DECLINE: _Target = (_DECLINED, b"", None)
+# What a request line asks for: the read of a key, a write without a query string, or else.
+_READ, _PUT, _POST, _OTHER = range(4)
+_Target = tuple[int, bytes, Callable[[Connection, bytes], None] | None]
+"""One of these, the key, and what serves the request with its form where no less does.
+
+None declines all of that kind; such a line is not kept."""
+_DECLINE: _Target = (_OTHER, b"", None)
 _NO_BLOCK = (-1, False)
-_WRITING = (b"PUT", b"POST")
 
 END = b"\r\nX-Raft-Index: %d\r\nX-Raft-Term: %d\r\nContent-Length: "
 """What is between the etcd index and the length of an answer."""
@@ -108,6 +110,7 @@ class ShortWay:
         clock: Clock,
         fixed_headers: bytes,
         depth_max: int,
+        query_bytes_max: int,
         long_way: LongWay,
     ) -> None:
         self._server = server
@@ -118,6 +121,7 @@ class ShortWay:
         self._raw_ns = clock.raw_ns
         self._fixed_headers = fixed_headers
         self._depth_max = depth_max
+        self._query_bytes_max = query_bytes_max
         self._long_way = long_way
         self._lines: dict[bytes, _Target] = {}
         self.serve = self._serving()
@@ -127,7 +131,7 @@ class ShortWay:
         server, state, committer, gets = self._server, self._state, self._committer, self._gets
         find_block, find_line = server.blocks.short.get, self._lines.get
         find_text, raw_ns, submit = self._texts.kept.get, self._raw_ns, committer.submit
-        look_at, read, write, ask = self._look_at, self._read, self._write, self._ask
+        look_at, read = self._look_at, self._read
         # What answers to reads begin with; it changes with the second, and with each commit.
         start, starts, applied = b"", server.starts, state.applied
 
@@ -138,7 +142,7 @@ class ShortWay:
             length, is_form = find_block(fields, _NO_BLOCK)
             if length != len(body) or not end:
                 return None
-            act, key, asked = find_line(line) or look_at(line, len(head))
+            act, key, otherwise = find_line(line) or look_at(line, len(head))
             if act == _READ:
                 text = find_text(key)
                 if text is None or raw_ns() >= committer.overdue_at:
@@ -161,12 +165,9 @@ class ShortWay:
                     submit(_new(CreateInOrder, (key, body[6:], False, None)), connection)
                 connection.stage = ANSWERING
                 return b""
-            if act == _DECLINED:
+            if otherwise is None:
                 return None
-            if asked is None:
-                write(connection, line, key, body if is_form else b"")
-            else:
-                ask(connection, asked)
+            otherwise(connection, body if is_form else b"")
             return b""
 
         return serve
@@ -181,14 +182,31 @@ class ShortWay:
         if not is_short and (too_long or is_deep(line, len(line))):
             return _DECLINE
         method, key, query = match.groups()
-        if method in _WRITING and key.count(b"/") > self._depth_max:
+        if method in (b"PUT", b"POST") and (
+            key.count(b"/") > self._depth_max or len(query or b"") > self._query_bytes_max
+        ):
             return _DECLINE
-        target = _target(method, key, query)
+        target = self._target(method.decode(), key, query)
         if is_short and target is not _DECLINE and (query is None or not varies(query)):
             if len(self._lines) >= _LINES_MAX:
                 self._lines.clear()
             self._lines[line] = target
         return target
+
+    def _target(self, method: str, key: bytes, query: bytes | None) -> _Target:
+        """Return what the parts of a request line ask for."""
+        if method in ("PUT", "POST"):
+            act = _OTHER if query is not None else _PUT if method == "PUT" else _POST
+            return act, key, partial(self._write, method, key, query or b"")
+        if method == "GET" and query is None:
+            return _READ, key, None
+        try:
+            asked, *_ = parse(method, key, query or b"", b"")
+        except (ApiError, TakesLong):
+            return _DECLINE
+        if isinstance(asked, Get | Watch):
+            return _OTHER, key, partial(self._ask, asked)
+        return _OTHER, key, partial(self._submit, asked)
 
     def _read(self, connection: Connection, key: bytes) -> bytes:
         """Serve a read of a key whose text is not kept, or may not be what is to be shown."""
@@ -202,39 +220,38 @@ class ShortWay:
             self._committer.fail(damage)
             return b""
         if text is None or len(text) > LARGE_BYTES:
-            self._ask(connection, Get(key))
+            self._ask(Get(key), connection, b"")
             return b""
         self._gets[0] += 1
         return _READ_ANSWER % (self._start(), len(text) + _READ_BYTES, text)
 
-    def _write(self, connection: Connection, line: bytes, key: bytes, form: bytes) -> None:
+    def _write(
+        self, method: str, key: bytes, query: bytes, connection: Connection, form: bytes
+    ) -> None:
         """Serve a PUT or POST of any form."""
-        method, target, _ = line.decode("latin-1").split(" ")
-        query = target.partition("?")[2].encode("latin-1")
-        long_way = self._long_way
         try:
-            command, no_value, _ = parse(method, key, query, form)
+            command, no_value, _ = parse_write(method, key, query, form)
         except ApiError as refusal:
             connection.begin()
-            long_way.refuse(connection, method, refusal)
+            self._long_way.refuse(connection, method, refusal)
         except TakesLong:
             connection.begin()
-            long_way.serve(connection, method, key, query, form)
+            self._long_way.serve(connection, method, key, query, form)
         else:
-            assert not isinstance(command, Get | Watch)
-            done = long_way.without_value(connection) if no_value else connection
+            done = self._long_way.without_value(connection) if no_value else connection
             self._committer.submit(command, done)
             connection.stage = ANSWERING
 
-    def _ask(self, connection: Connection, asked: Request) -> None:
-        """Serve what is known by the request line alone."""
-        if isinstance(asked, Get | Watch):
-            connection.begin()
-            parsed = asked, False, asked.recursive
-            self._long_way.serve(connection, "GET", asked.key, b"", b"", parsed=parsed)
-        else:
-            self._committer.submit(asked, connection)
-            connection.stage = ANSWERING
+    def _submit(self, command: Command, connection: Connection, _form: bytes) -> None:
+        """Serve a DELETE, whose request line says all."""
+        self._committer.submit(command, connection)
+        connection.stage = ANSWERING
+
+    def _ask(self, asked: Get | Watch, connection: Connection, _form: bytes) -> None:
+        """Serve a read or a watch, whose request line says all."""
+        connection.begin()
+        parsed = asked, False, asked.recursive
+        self._long_way.serve(connection, "GET", asked.key, b"", b"", parsed=parsed)
 
     def _start(self) -> bytes:
         """Return what answers to reads begin with: up to the length."""
@@ -242,16 +259,3 @@ class ShortWay:
         start = self._server.start(_OK, http10=False)
         end = END % (applied.pos, applied.term)
         return b"%b%bX-Etcd-Index: %d%b" % (start, self._fixed_headers, applied.index, end)
-
-
-def _target(method: bytes, key: bytes, query: bytes | None) -> _Target:
-    """Return what the parts of a request line ask for."""
-    if method in _WRITING:
-        act = _WRITE if query is not None else _PUT if method == b"PUT" else _POST
-        return act, key, None
-    if method == b"GET" and query is None:
-        return _READ, key, None
-    try:
-        return _ASK, key, parse(method.decode(), key, query or b"", b"")[0]
-    except (ApiError, TakesLong):
-        return _DECLINE

@@ -18,20 +18,27 @@ from typing import TYPE_CHECKING
 from kvd.commands import Set
 from kvd.committer import tell_one
 from kvd.errors import ApiError
-from kvd.http1 import LARGE_BYTES, Connection, Server
-from kvd.response import ACTIONS, FILE, PLAIN, escape, event_body, node_object
+from kvd.http1 import Connection, Server
+from kvd.response import (
+    ACTIONS,
+    FILE,
+    FILE_THAT_EXPIRES,
+    PLAIN,
+    changed_node,
+    escape,
+    expiration,
+    node_object,
+)
 from kvd.shortway import END
 from kvd.texts import TEXT_BYTES_MAX
 from storage.change import REMOVALS, Kind
+from storage.node import Node
 
 if TYPE_CHECKING:
     from kvd.committer import Answers, Done, Outcome, Tell
     from kvd.stats import StoreStats
     from kvd.texts import Texts
-    from storage.change import Change
-    from storage.event import Event
     from storage.flush import LateEvent
-    from storage.node import Node
     from storage.state import State
 
 log = logging.getLogger(__name__)
@@ -39,17 +46,27 @@ log = logging.getLogger(__name__)
 # As plain numbers: a lookup in the enumeration costs as much as a function call.
 _OK, _CREATED = int(HTTPStatus.OK), int(HTTPStatus.CREATED)
 _SET = Kind.SET
+_new = tuple.__new__
 
-_ANSWER = b"%b%d%b%d\r\n\r\n%b"
-_MADE = b'%b%d%b%d\r\n\r\n{"action":"%b","node":%b}\n'
-_CHANGED = b'%b%d%b%d\r\n\r\n{"action":"%b","node":%b,"prevNode":%b}\n'
-_SET_AGAIN = b'%b%d%b%d\r\n\r\n{"action":"set","node":%b,"prevNode":%b}\n'
-# How long the bodies are without the texts and the action.
-_MADE_BYTES = len(b'{"action":"","node":}\n')
-_CHANGED_BYTES = len(b'{"action":"","node":,"prevNode":}\n')
-_SET_BYTES = _CHANGED_BYTES + len(b"set")
+# The answers by the kind of the change: their format, and how long the body is without the texts.
+_MADE_BODY = b'{"action":"%b","node":%%b}\n'
+_CHANGED_BODY = b'{"action":"%b","node":%%b,"prevNode":%%b}\n'
+
+
+def _answers(body: bytes) -> dict[int, tuple[bytes, int]]:
+    bodies = {kind: body % action for kind, action in ACTIONS.items()}
+    return {
+        kind: (b"%b%d%b%d\r\n\r\n" + body, len(body.replace(b"%b", b"")))
+        for kind, body in bodies.items()
+    }
+
+
+_MADE, _CHANGED = _answers(_MADE_BODY), _answers(_CHANGED_BODY)
 # What is left of `FILE` when all that is plain is deleted, if key and value are plain.
-_QUOTES = FILE.translate(None, PLAIN).replace(b"%b", b"")
+_QUOTES = FILE.translate(None, PLAIN)
+_QUOTES_OF_ONE_THAT_EXPIRES = (FILE_THAT_EXPIRES % (b"", b"", expiration(1, 0, 0), 0, 0)).translate(
+    None, PLAIN
+)
 
 
 class _NotAtOnce(Exception):
@@ -82,7 +99,7 @@ class Telling:
     def _telling(self) -> Tell:  # noqa: C901, PLR0915 -- it is `tell`
         """Return `tell`: a function whose variables are bound once costs less than a method."""
         server, state, stats, texts = self._server, self._state, self._stats, self._texts
-        kept, find_text = texts.kept, texts.kept.get
+        kept, forget_text = texts.kept, texts.kept.pop
         durations = stats.durations
         sets = durations[Set]
         starts: object = None
@@ -94,9 +111,10 @@ class Telling:
                 starts = server.starts
                 ok, created = self._start(_OK), self._start(_CREATED)
             applied = state.applied
+            offset_ns = applied.clock_offset_ns
             end = END % (applied.pos, applied.term)
             late: list[tuple[Done, Outcome]] = []
-            # Of the successes all but those that are counted otherwise are plain sets.
+            # Of the successes all but those that are counted otherwise are sets.
             others = refused = written = 0
             is_removed = False
             for done, command, outcome in answers:
@@ -108,50 +126,38 @@ class Telling:
                     continue
                 change, prev, time_ns = outcome
                 kind, index, key, value, is_dir, created_index, expiration_ns, refresh = change
+                if kind != _SET:
+                    others += 1
+                    durations[type(command)].append(took)
+                    is_removed = is_removed or (is_dir and kind in REMOVALS)
+                before = forget_text(key, None)
+                if type(done) is not Connection:
+                    late.append((done, outcome))
+                    continue
                 try:
-                    if value is None or expiration_ns or refresh or type(done) is not Connection:
-                        others += 1
-                        durations[type(command)].append(took)
-                        before = kept.pop(key, None)
-                        is_removed = is_removed or (is_dir and kind in REMOVALS)
-                        is_made = prev is None and kind not in REMOVALS
-                        start = created if is_made else ok
-                        if type(done) is not Connection or not self._answer_other(
-                            done, outcome, before, start, end
-                        ):
-                            late.append((done, outcome))
-                        continue
-                    text = FILE % (key, value, index, created_index)
-                    if text.translate(None, PLAIN) != _QUOTES:
-                        text = _escaped(change)
-                    if prev is None:
-                        size = len(text)
-                        action = ACTIONS[kind]
-                        length = size + len(action) + _MADE_BYTES
-                        answer = _MADE % (created, index, end, length, action, text)
-                        if kind != _SET:
-                            others += 1
-                            durations[type(command)].append(took)
-                    elif kind == _SET:
-                        before = find_text(key) or self._shown(key, prev, time_ns)
-                        size = len(text) + len(before)
-                        answer = _SET_AGAIN % (ok, index, end, size + _SET_BYTES, text, before)
+                    if value is None:
+                        text = changed_node(change, time_ns, offset_ns)
+                    elif expiration_ns or refresh:
+                        node = _new(Node, (value, created_index, index, expiration_ns, 0))
+                        text = _text(key, node, time_ns, offset_ns)
                     else:
-                        before = find_text(key) or self._shown(key, prev, time_ns)
-                        size = len(text) + len(before)
-                        action = ACTIONS[kind]
-                        length = size + len(action) + _CHANGED_BYTES
-                        answer = _CHANGED % (ok, index, end, length, action, text, before)
-                        others += 1
-                        durations[type(command)].append(took)
-                    kept[key] = text
-                    written += size
+                        text = FILE % (key, value, index, created_index)
+                        if text.translate(None, PLAIN) != _QUOTES:
+                            text = _text(key, Node(value, created_index, index), 0, 0)
+                        kept[key] = text
+                        written += len(text)
+                    if prev is None:
+                        answer, size = _MADE[kind]
+                        answer %= created, index, end, size + len(text), text
+                    else:
+                        if before is None:
+                            before = _text(key, prev, time_ns, offset_ns)
+                        answer, size = _CHANGED[kind]
+                        size += len(text) + len(before)
+                        answer %= ok, index, end, size, text, before
                     if not done.reply(answer):
                         late.append((done, outcome))
                 except _NotAtOnce:
-                    if kind != _SET:
-                        others += 1
-                        durations[type(command)].append(took)
                     kept.pop(key, None)
                     late.append((done, outcome))
                 except Exception:
@@ -170,36 +176,24 @@ class Telling:
 
         return tell
 
-    def _answer_other(
-        self, connection: Connection, event: Event, before: bytes | None, start: bytes, end: bytes
-    ) -> bool:
-        """Answer with a success that leaves no text, if that can be done at once."""
-        body = event_body(event, self._state.applied.clock_offset_ns, before)
-        if body is None or len(body) > LARGE_BYTES:
-            return False
-        answer = _ANSWER % (start, event.change.index, end, len(body), body)
-        return connection.reply(answer)
-
-    def _shown(self, key: bytes, prev: Node, time_ns: int) -> bytes:
-        """Return the JSON of a file as it was before."""
-        if len(prev.value or b"") > TEXT_BYTES_MAX:
-            raise _NotAtOnce
-        text = node_object(escape(key), prev, time_ns, self._state.applied.clock_offset_ns)
-        if len(text) > TEXT_BYTES_MAX:
-            raise _NotAtOnce
-        return text
-
     def _start(self, status: int) -> bytes:
         """Return what answers to writes begin with: up to the etcd index."""
         start = self._server.start(status, http10=False)
         return b"%b%bX-Etcd-Index: " % (start, self._fixed_headers)
 
 
-def _escaped(change: Change) -> bytes:
-    """Return the text of a file whose key or value does not stand for itself."""
-    assert change.value is not None
-    shown = escape(change.key), escape(change.value)
-    text = FILE % (*shown, change.index, change.created_index)
+def _text(key: bytes, node: Node, time_ns: int, offset_ns: int) -> bytes:
+    """Return the JSON of a node, unless it is large."""
+    value, created_index, index, expiration_ns, _ = node
+    if value is not None:
+        if len(value) > TEXT_BYTES_MAX:
+            raise _NotAtOnce
+        if expiration_ns:
+            ends = expiration(expiration_ns, time_ns, offset_ns)
+            text = FILE_THAT_EXPIRES % (key, value, ends, index, created_index)
+            if text.translate(None, PLAIN) == _QUOTES_OF_ONE_THAT_EXPIRES:
+                return text
+    text = node_object(escape(key), node, time_ns, offset_ns)
     if len(text) > TEXT_BYTES_MAX:
         raise _NotAtOnce
     return text

@@ -142,6 +142,14 @@ def test_a_value_up_to_its_limit_is_taken(make_server, method, params, place):
     assert write(1000).json.get("cause") != cause
 
 
+@pytest.mark.parametrize("method", ["PUT", "POST"])
+def test_a_value_in_a_short_query_meets_its_limit(make_server, method):
+    client = make_server("--max-value-bytes", "50").start().client()
+    assert client.request(method, f"/v2/keys/k?value={'v' * 50}").status == 201
+    cause = "the value has 51 bytes, 50 are allowed"
+    assert_refused(client.request(method, f"/v2/keys/k?value={'v' * 51}"), 210, cause)
+
+
 def test_a_body_up_to_its_limit_is_taken(make_server):
     client = make_server("--max-body-bytes", "2000").start().client()
     assert client.put("/k", "v" * 1994).status == 201

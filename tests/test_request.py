@@ -2,11 +2,12 @@
 
 import contextlib
 import itertools
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kvd.commands import (
@@ -35,6 +36,7 @@ from kvd.request import (
     key_of,
     parse,
     parse_in_turns,
+    parse_write,
 )
 
 METHODS = ["GET", "HEAD", "PUT", "POST", "DELETE"]
@@ -537,6 +539,52 @@ def test_any_bytes_are_a_request_or_refused(method, query, form):
         return
     assert 201 <= refused.code <= 212
     assert refused.index == 0
+
+
+# What clients send, with now and then something amiss.
+USUAL = st.builds(
+    lambda pairs, end: b"&".join(b"%b=%b" % pair for pair in pairs) + end,
+    st.lists(
+        st.tuples(
+            st.sampled_from([name.encode() for name in NAMES[:-2]] + [b"valu%65", b"unknown"]),
+            st.sampled_from(
+                [
+                    *(b"", b"true", b"false", b"1", b"0", b"7", b"007", b"x", b"a=b", b"a+b"),
+                    *(b"%41", b"%3D%26%2B", b"%4", b"%zz", b"+", b"\xff="),
+                    *(b"9" * 19, b"9" * 20, b"0" * 30),
+                ]
+            ),
+        ),
+        max_size=5,
+    ),
+    st.sampled_from([b""] * 20 + [b"&", b";", b"&wait"]),
+)
+
+
+@settings(max_examples=4000)
+@given(st.sampled_from(METHODS), USUAL | FORMS, USUAL | FORMS | st.just(b""))
+def test_a_request_that_is_parsed_at_once_is_what_it_is_in_turns(method, query, form):
+    def in_turns() -> Parsed:
+        turns = parse_in_turns(method, KEY, query, form)
+        while True:
+            try:
+                next(turns)
+            except StopIteration as end:
+                return end.value
+
+    at_once = outcome(lambda: parse(method, KEY, query, form))
+    assert at_once == outcome(in_turns)
+    if method not in ("GET", "HEAD"):
+        assert at_once == outcome(lambda: parse_write(method, KEY, query, form))
+
+
+def outcome(ask: Callable[[], Parsed]) -> object:
+    """What a request was parsed to, or what was wrong with it."""
+    try:
+        request, no_value, recursive = ask()
+    except ApiError as refused:
+        return refused.code, refused.cause, refused.index
+    return type(request), request, no_value, recursive
 
 
 @given(st.text(alphabet=st.characters(max_codepoint=255), max_size=40))
