@@ -168,14 +168,13 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def write(store: Store, commands: list[Command]) -> None:
     """Do what the committer does with a batch, and wait for the disk."""
     txn = store.begin()
-    first = txn.index + 1
     records = []
     for command in commands:
         change = decide(txn, command, txn.index + 1, NOW_NS)
         records.append(encode_record(change))
         txn.perform(change, NOW_NS, records[-1])
-    batch = store.batch(txn, records, first, NOW_NS)
-    store.commit(txn, batch, store.append(batch))
+    store.encode(txn, records, NOW_NS)
+    store.state.merge(txn, store.append(txn))
 
 
 @pytest.mark.benchmark(group="3 a command to a change")

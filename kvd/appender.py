@@ -24,7 +24,8 @@ from kvd.syncthread import SyncThread
 from storage.aio import DataSync
 from storage.errors import LogFull
 from storage.frame import Position
-from storage.store import Batch, Store
+from storage.state import Pending
+from storage.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,9 @@ Done = Callable[[Position | BaseException], None]
 # After so many syncs in a row that were waited for in vain, so many (2^n - 1) are not waited for:
 # on a slow disk one wait in 64 syncs, and 64 syncs until one that has become fast is noticed.
 _VAIN_MAX = 6
+# After a sync that was not waited for the eventfd is watched until so many in a row were: to take
+# each of those off it is a call of the system, to begin and end to watch it are six.
+_WATCHED = 64
 
 
 class Appender:
@@ -45,7 +49,7 @@ class Appender:
         loop: asyncio.AbstractEventLoop,
         *,
         thread_only: bool = False,
-        reads: Sequence[int] = (),
+        reads: Sequence[int] = [],
     ) -> None:
         """`reads` are counts that grow by each read that is served."""
         self._store = store
@@ -55,8 +59,12 @@ class Appender:
         # How many waits in a row were in vain, and how many syncs are not waited for by that.
         self._vain = 0
         self._unwaited = 0
+        # For how many syncs more the loop watches the eventfd, and what is told then.
+        self._watched = 0
+        self._done: Done = _ignore
+        self._began = 0.0
         self._counts = reads
-        self._reads = 0
+        self._counts_before = [*reads]
         self._kernel: DataSync | None = None
         if not thread_only:
             try:
@@ -64,10 +72,11 @@ class Appender:
             except OSError as error:
                 log.debug("the log is synced on a thread, the kernel cannot by itself: %s", error)
 
-    def append(self, batch: Batch, done: Done) -> None:
-        """Append a batch; call `done` with the end of its frame, or what `Store.append` raises.
+    def append(self, batch: Pending, done: Done) -> None:
+        """Append a batch that is encoded.
 
-        `done` is called in a later turn of the loop, or before this returns.
+        `done` gets the end of its frame, or what `Store.append` raises: in a later turn of the
+        loop, or before this returns.
         """
         kernel = self._kernel
         # What the thread is doing to the log comes first; what is long is its own.
@@ -76,7 +85,7 @@ class Appender:
             return
         began = monotonic()
         try:
-            fd = self._wal.begin_append(batch.payload, batch.first_index, batch.records)
+            fd = self._wal.begin_append(batch.payload, batch.base.index + 1, batch.records)
         except (LogFull, OSError) as error:
             done(error)
             return
@@ -90,16 +99,19 @@ class Appender:
             return
         code = self._wait(kernel)
         if code is None:
-            # Only now: each sync that is waited for would have to be taken off the eventfd as well.
-            self._loop.add_reader(kernel.fileno, self._synced, kernel, began, done)
+            self._done, self._began = done, began
+            if not self._watched:
+                self._loop.add_reader(kernel.fileno, self._synced)
+            self._watched = _WATCHED
         else:
+            if self._watched:
+                self._forget(kernel)
             self._end(code, began, done)
 
     def _wait(self, kernel: DataSync) -> int | None:
         """Wait for a sync as far as that is worth it; see `DataSync.outcome`."""
-        reads = sum(self._counts)
-        if reads != self._reads:
-            self._reads = reads
+        if self._counts != self._counts_before:
+            self._counts_before = [*self._counts]
             return kernel.wait(briefly=True)
         if self._unwaited:
             self._unwaited -= 1
@@ -119,11 +131,18 @@ class Appender:
             self._kernel.close()
             self._kernel = None
 
-    def _synced(self, kernel: DataSync, began: float, done: Done) -> None:
-        code = kernel.outcome()
+    def _synced(self) -> None:
+        assert self._kernel is not None
+        code = self._kernel.outcome()
         if code is not None:
+            self._end(code, self._began, self._done)
+
+    def _forget(self, kernel: DataSync) -> None:
+        """Let the loop not be told of a sync that was waited for, nor of any once all are."""
+        kernel.clear()
+        self._watched -= 1
+        if not self._watched:
             self._loop.remove_reader(kernel.fileno)
-            self._end(code, began, done)
 
     def _end(self, code: int, began: float, done: Done) -> None:
         """Tell that the kernel has synced a batch, or failed to."""
@@ -133,3 +152,7 @@ class Appender:
         except OSError as error:
             outcome = error
         done(outcome)
+
+
+def _ignore(outcome: Position | BaseException) -> None:
+    """Nothing waits."""

@@ -53,7 +53,7 @@ from storage.flush import LateEvent
 from storage.frame import Position
 from storage.node import Node
 from storage.state import Pending
-from storage.store import Batch, Store
+from storage.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +151,6 @@ class _Round:
         removed: By a directory's removal, by its index, the watched paths that it took along.
         asked: By the same, the watched paths of which that is known.
         pays: Whether it logs what the start had no room for.
-        batch: What goes to the log, if anything.
     """
 
     # What is rare stands here until it comes.
@@ -159,7 +158,6 @@ class _Round:
     removed: dict[int, list[bytes]] = {}  # noqa: RUF012 -- as the next one: never changed here
     asked: dict[int, set[bytes]] = {}  # noqa: RUF012
     pays = False
-    batch: Batch | None = None
 
     def __init__(self, pending: Pending, time_ns: int, queued: int) -> None:
         self.pending = pending
@@ -188,7 +186,7 @@ class Committer:
         stats: StoreStats,
         clock: Clock,
         sync: SyncThread[Position],
-        append: Callable[[Batch, Callable[[Position | BaseException], None]], None],
+        append: Callable[[Pending, Callable[[Position | BaseException], None]], None],
         loop: asyncio.AbstractEventLoop,
         on_fatal: Callable[[BaseException], None],
         on_flush: Callable[[], None],
@@ -407,7 +405,6 @@ class Committer:
         pending = Pending(self._state)
         time_ns = self._clock.now_ns()
         round_ = _Round(pending, time_ns, queue[0][2] if queue else self._raw_ns())
-        first_index = pending.index + 1
         records: list[bytes] = []
         if self._clock_offset_ns is not None or self._store.owed:
             records = self._log_state(round_)
@@ -426,8 +423,8 @@ class Committer:
             self._finish(round_)
             return
         self._round = round_
-        round_.batch = batch = self._store.batch(pending, records, first_index, time_ns)
-        self._append(batch, self._appended)
+        self._store.encode(pending, records, time_ns)
+        self._append(pending, self._appended)
         if self._state.wants_flush:
             self.flusher.beside_batch()
 
@@ -628,17 +625,16 @@ class Committer:
         try:
             round_ = self._round
             assert round_ is not None
-            assert round_.batch is not None
             self._round = None
             if type(outcome) is not Position:
                 self._failed(round_, outcome)
                 return
             if round_.asked:
                 self._note_late_watchers(round_)
-            self._store.commit(round_.pending, round_.batch, outcome)
+            self._state.merge(round_.pending, outcome)
             if round_.pays:
                 self._store.owed = ()
-            self.batch_records.note(round_.batch.records)
+            self.batch_records.note(round_.pending.records)
             self._finish(round_)
             if self._state.is_heavy:
                 self.flusher.beside_batch()

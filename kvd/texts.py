@@ -63,9 +63,11 @@ class Texts:
         """Note that up to so many bytes have been put into `kept`; drop all if that is too much."""
         # A text holds its path: the two take at most twice its length.
         self._written += 2 * size
+        if self._written >= _BYTES_MAX or len(self.kept) >= _TEXTS_MAX:
+            self._make_room()
+
+    def _make_room(self) -> None:
         kept = self.kept
-        if self._written < _BYTES_MAX and len(kept) < _TEXTS_MAX:
-            return
         size = sum(map(len, kept)) + sum(map(len, kept.values())) + len(kept) * _OVERHEAD_BYTES
         self._written = size
         if size > _BYTES_MAX // 2 or len(kept) >= _TEXTS_MAX:

@@ -108,8 +108,8 @@ class DataSync:
     """Makes the data of one file at a time durable, as fdatasync does, without waiting for it.
 
     Attributes:
-        fileno: an eventfd that becomes readable once the sync has ended, until `outcome` is called;
-            it is still readable after syncs whose ends `wait` returned.
+        fileno: an eventfd that becomes readable once the sync has ended, also where `wait` says so,
+            until `outcome` or `clear` is called.
     """
 
     def __init__(self) -> None:
@@ -165,14 +165,18 @@ class DataSync:
 
     def outcome(self) -> int | None:
         """Return 0 once the data is durable, an errno if that failed, None while it is unknown."""
-        with suppress(BlockingIOError):
-            os.eventfd_read(self.fileno)
+        self.clear()
         # What ended before that is found here, what ends later is told.
         if (ended := self._syscall(*self._look)) <= 0:
             if ended == 0:
                 return None
             raise last_error()
         return -self._event[RESULT_I64]
+
+    def clear(self) -> None:
+        """Let `fileno` be readable no longer for what has ended."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self.fileno)
 
     def close(self) -> None:
         """Let go of the queue; waits for a sync that is under way."""

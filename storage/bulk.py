@@ -91,7 +91,9 @@ def _fill(index: Index, items: Iterable[Item], time_ns: int) -> Applied:
                 pending.perform(Change(Kind.SET, number, path, value, False, number), time_ns)
                 pending.end_batch()
                 size += len(value)
-            state.merge(pending, applied.seq, applied.chain, time_ns, applied.position, size)
+            pending.seq, pending.chain = applied.seq, applied.chain
+            pending.time_ns, pending.size = time_ns, size
+            state.merge(pending, applied.position)
             if not pending.nodes:
                 break
             state.flush()

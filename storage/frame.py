@@ -193,18 +193,18 @@ def encode_frame(
         raise ValueError(f"a frame takes {MAX_PAYLOAD} bytes, got {len(payload)}")
     if not 0 <= count <= MAX_COUNT:
         raise ValueError(f"a frame takes {MAX_COUNT} records, got {count}")
-    return seal(payload, seq, first_index, count, flags, chain, salt)[0]
+    return seal(payload, seq, first_index, count | flags << 24, chain, salt)[0]
 
 
 def seal(  # noqa: PLR0917 -- the fields, in their order
-    payload: bytes, seq: int, first_index: int, count: int, flags: int, chain: int, salt: int
+    payload: bytes, seq: int, first_index: int, kind: int, chain: int, salt: int
 ) -> tuple[bytes, int]:
     """As `encode_frame`, with the body crc of the frame: the chain value of the next one.
 
-    Nothing is checked.
+    `kind` is the count, and the flags above its 24 bits. Nothing is checked.
     """
     length = len(payload)
-    head = _pack_head(FRAME_MAGIC, length, seq, first_index, count | flags << 24, chain)
+    head = _pack_head(FRAME_MAGIC, length, seq, first_index, kind, chain)
     head += _pack_head_end(crc32(head, salt & 0xFFFFFFFF), 0)
     crc = crc32(payload, crc32(head))
     return b"".join((head, payload, _ENDS[length % 8](crc))), crc

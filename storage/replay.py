@@ -156,7 +156,8 @@ def _flush(state: State, pending: Pending, place: _Place, size: int) -> Pending:
     """Write what was performed, of so many bytes; return what the next records are performed on."""
     seq, chain, time_ns, end = place
     if end != state.applied.position:
-        state.merge(pending, seq, chain, time_ns, end, size)
+        pending.seq, pending.chain, pending.time_ns, pending.size = seq, chain, time_ns, size
+        state.merge(pending, end)
         state.flush()
     return Pending(state)
 

@@ -252,16 +252,8 @@ class State(View):
 
     # Writing.
 
-    def merge(  # noqa: PLR0917 -- what follows from a batch, in the order of its fields
-        self,
-        pending: Pending,
-        seq: int,
-        chain: bytes,
-        time_ns: int,
-        position: Position,
-        size: int,
-    ) -> None:
-        """Make visible what is durable: a batch of `size` bytes. Nothing here can fail."""
+    def merge(self, pending: Pending, position: Position) -> None:
+        """Make a batch visible that is durable up to a position. Nothing here can fail."""
         nodes, dirty = pending.nodes, self._dirty
         self.nodes.update(nodes)
         dirty.update(nodes)
@@ -274,9 +266,10 @@ class State(View):
         # What the history is too short for is forgotten; a flush meanwhile may have forgotten more,
         # for its length.
         oldest = max(oldest, index - limit + 1, self.applied.oldest_event)
+        seq, chain, time_ns = pending.seq, pending.chain, pending.time_ns
         done = seq, chain, pos, term, index, time_ns, next_dir_id, limit, oldest, position, offset
         self.applied = _new(Applied, done)
-        self._bytes += size + pending.replaced
+        self._bytes += pending.size + pending.replaced
         if pos >= self._flush_pos or self._bytes >= FLUSH_BYTES or len(dirty) >= FLUSH_NODES:
             self.wants_flush = True
             self.is_heavy = self._bytes >= _HEAVY_BYTES or len(dirty) >= _HEAVY_NODES
@@ -434,6 +427,8 @@ class Pending(Nodes):
         replaced: The bytes of the large values that its events replaced, which they hold.
         is_plain: Whether it changed nothing but nodes.
         base: What `Applied` will say once it is merged, but for what each batch changes.
+        seq, chain, time_ns: As in `Applied`, once it is to be merged.
+        payload, records, size: What it is in the log, of how many records and bytes.
         paths, dropped, entered, new_bytes_max: As in `State`.
     """
 
@@ -448,6 +443,9 @@ class Pending(Nodes):
     new_bytes_max: int | None = None
     replaced = 0
     is_plain = True
+    # What the log says of it stands here until it is encoded.
+    seq = time_ns = records = size = 0
+    chain = payload = b""
 
     def __init__(self, state: State) -> None:
         self._state = state

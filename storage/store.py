@@ -4,8 +4,9 @@ The order of a write, which `kvd.committer` keeps and this module serves:
 
     pending = store.begin()                     invisible
     pending.perform(...)                        once per record
-    position = store.append(batch)              durable on return; on the sync thread
-    store.commit(pending, batch, position)      visible, in memory; on the thread that began
+    store.encode(pending, records, time_ns)     as the payload of a frame
+    position = store.append(pending)            durable on return; on the sync thread
+    store.state.merge(pending, position)        visible, in memory; on the thread that began
     store.flush()                               in the index; some hundred changes later
 
 How it is opened is in recovery.py.
@@ -52,24 +53,8 @@ from storage.wal import BEGUN_BYTES_MAX, Wal
 
 log = logging.getLogger(__name__)
 
-_new = tuple.__new__
-
 SEGMENT_BYTES_MAX = 64 << 20
 SNAPSHOTS_KEPT_MIN = 2
-
-
-class Batch(NamedTuple):
-    """One frame's worth of decided records: the payload, and what follows from it.
-
-    `chain` is empty for a large payload: `append` computes it, off the loop.
-    """
-
-    payload: bytes
-    seq: int
-    chain: bytes
-    first_index: int
-    records: int
-    time_ns: int
 
 
 class LastSnapshot(NamedTuple):
@@ -111,8 +96,6 @@ class Store:
         self._snapshot_bytes = 0
         self._has_sha256 = has_sha256()
         self._checkpoint = Checkpoint(index.env, directory.snap, directory.identity)
-        # Of the batch that `append` was given last, where that did not say.
-        self._large_chain = b""
         self._scan = None if index.is_proved else Scan(index.env, index.tables)
         if self._scan is not None:
             self.state.scanned = self._scan.scanned
@@ -242,41 +225,42 @@ class Store:
             log.info("the index is complete: %d nodes and expirations", self._scan.rows)
             self._scan = None
 
-    def batch(
-        self, pending: Pending, records: list[bytes], first_index: int, time_ns: int
-    ) -> Batch:
-        """Return the frame's worth of what a batch has performed."""
+    def encode(self, pending: Pending, records: list[bytes], time_ns: int) -> None:
+        """Note the payload of a batch, whose records are encoded already, and what follows from it.
+
+        The chain value of a large one is left to `append`, off the loop.
+        """
         base = pending.base
-        seq, chain = base.seq + 1, base.chain
-        payload = encode_payload(
+        pending.seq, pending.time_ns, pending.records = base.seq + 1, time_ns, len(records)
+        pending.payload = payload = encode_payload(
             base.term,
-            seq,
-            chain,
+            pending.seq,
+            base.chain,
             pending.pos,
-            first_index,
+            base.index + 1,
             time_ns,
             self._writer,
             records,
             base.clock_offset_ns,
             self._has_sha256,
         )
-        # Such a payload goes through `append` in any case.
-        is_large = len(payload) > BEGUN_BYTES_MAX
-        chain = b"" if is_large else next_chain(chain, payload)
-        return _new(Batch, (payload, seq, chain, first_index, len(records), time_ns))
+        pending.size = size = len(payload)
+        if size <= BEGUN_BYTES_MAX:
+            pending.chain = next_chain(base.chain, payload)
 
-    def append(self, batch: Batch) -> Position:
+    def append(self, pending: Pending) -> Position:
         """Make a batch durable. A call for the sync thread; what does without one calls the log.
 
         Raises:
             LogFull: it was not written, and never will be.
             OSError: nobody can say whether it was written: the process must end.
         """
+        base, payload = pending.base, pending.payload
         position = self.wal.append(
-            batch.payload, first_index=batch.first_index, count=batch.records, oversize=True
+            payload, first_index=base.index + 1, count=pending.records, oversize=True
         )
-        if not batch.chain:
-            self._large_chain = next_chain(self.applied.chain, batch.payload)
+        if not pending.chain:
+            pending.chain = next_chain(base.chain, payload)
         return position
 
     def heartbeat(self, *, probe: bool = False) -> Position:
@@ -287,12 +271,6 @@ class Store:
         """
         self.wal.heartbeat(self.applied.index + 1, probe=probe)
         return self.wal.position
-
-    def commit(self, pending: Pending, batch: Batch, position: Position) -> None:
-        """Make visible what is durable; it cannot fail."""
-        payload, seq, chain, _, _, time_ns = batch
-        chain = chain or self._large_chain
-        self.state.merge(pending, seq, chain, time_ns, position, len(payload))
 
     def flush(self, *, free: int = 0) -> None:
         """Write to the index what it lacks, and free so many nodes of removed directories.
@@ -328,16 +306,16 @@ class Store:
         for record in records:
             pending.perform(record, time_ns)
         encoded = [encode_record(record) for record in records]
-        batch = self.batch(pending, encoded, pending.index + 1, time_ns)
+        self.encode(pending, encoded, time_ns)
         try:
-            position = self.append(batch)
+            position = self.append(pending)
         except LogFull as error:
             self.owed = tuple(records)
             log.warning(
                 "this start could not be logged, its term stays the old one for now: %s", error
             )
             return
-        self.commit(pending, batch, position)
+        self.state.merge(pending, position)
         try:
             self.flush()
         except BROKEN:

@@ -259,7 +259,7 @@ class Wal:
             LogFull, OSError: as for `append`.
         """
         segment, offset, seq, chain = self._tail
-        data, crc = seal(payload, seq + 1, first_index, count, 0, chain, self._salt)
+        data, crc = seal(payload, seq + 1, first_index, count, chain, self._salt)
         end = offset + len(data)
         if end > self._ready_end or failpoints.armed:
             return None
@@ -425,7 +425,7 @@ class Wal:
     def _put(self, payload: bytes, first_index: int, count: int, flags: int) -> None:
         """Write one frame at the tail, over what refused writes left there; durable once synced."""
         segment, offset, seq, chain = self._tail
-        data, crc = seal(payload, seq + 1, first_index, count, flags, chain, self._salt)
+        data, crc = seal(payload, seq + 1, first_index, count | flags << 24, chain, self._salt)
         length = len(data)
         end = offset + length
         if end < self._dirty_end:

@@ -20,7 +20,7 @@ from storage.change import Entry, Kind, encode_record
 from storage.event import Event
 from storage.frame import Position
 from storage.state import Pending
-from storage.store import Batch, Store
+from storage.store import Store
 from storage.view import View
 
 SEGMENT = 64 * 1024
@@ -87,10 +87,9 @@ def commit(store: Store, txn: Pending, records: list[bytes], now_ns: int) -> Non
     if not records:
         txn.end()
         return
-    first_index = store.applied.index + 1
-    batch: Batch = store.batch(txn, records, first_index, now_ns)
-    position: Position = store.append(batch)
-    store.commit(txn, batch, position)
+    store.encode(txn, records, now_ns)
+    position: Position = store.append(txn)
+    store.state.merge(txn, position)
 
 
 def reclaim_all(store: Store) -> None:

@@ -119,16 +119,16 @@ class Log:
     def begin(self, value):
         txn = self.store.begin()
         _, records = run(txn, (Set(b"/k", value),), NOW_NS)
-        batch = self.store.batch(txn, records, self.store.applied.index + 1, NOW_NS)
+        self.store.encode(txn, records, NOW_NS)
         told = asyncio.get_running_loop().create_future()
-        self.appender.append(batch, told.set_result)
-        return txn, batch, told
+        self.appender.append(txn, told.set_result)
+        return txn, told
 
     async def append(self, value):
-        txn, batch, told = self.begin(value)
+        txn, told = self.begin(value)
         outcome = await asyncio.wait_for(told, PATIENCE_S)
         if isinstance(outcome, Position):
-            self.store.commit(txn, batch, outcome)
+            self.store.state.merge(txn, outcome)
         else:
             txn.end()
         return outcome
@@ -172,13 +172,13 @@ async def test_batches_stand_in_the_log_in_order(tmp_path, thread_only):
 async def test_a_batch_is_on_its_way_while_the_loop_goes_on(tmp_path, held):
     async with a_log(tmp_path / "data", thread_only=False) as log:
         await log.append(b"first")  # the thread begins the segment
-        txn, batch, told = log.begin(b"second")
+        txn, told = log.begin(b"second")
         for _ in range(20):
             await asyncio.sleep(0)
         assert not told.done()
         assert log.store.wal.position.seq == log.store.applied.position.seq
         held.end()
-        log.store.commit(txn, batch, await asyncio.wait_for(told, PATIENCE_S))
+        log.store.state.merge(txn, await asyncio.wait_for(told, PATIENCE_S))
         assert log.store.applied.index == 3
 
 
@@ -189,9 +189,9 @@ async def test_a_short_sync_is_waited_for(tmp_path, held):
         await log.append(b"first")
         for number in range(100):
             held.end()
-            txn, batch, told = log.begin(b"%d" % number)
+            txn, told = log.begin(b"%d" % number)
             assert told.done()
-            log.store.commit(txn, batch, told.result())
+            log.store.state.merge(txn, told.result())
             await asyncio.sleep(0)  # the loop finds nothing else to tell
         assert held.waits == [0] * 100
     assert values(tmp_path / "data")[1:] == [b"%d" % number for number in range(100)]
@@ -205,18 +205,41 @@ async def test_long_syncs_are_hardly_waited_for_until_they_are_short_again(tmp_p
     async with a_log(tmp_path / "data", **options) as log:
         await log.append(b"first")
         for number in range(200):
-            txn, batch, told = log.begin(b"%d" % number)
+            txn, told = log.begin(b"%d" % number)
             assert not told.done()
             held.end()
-            log.store.commit(txn, batch, await asyncio.wait_for(told, PATIENCE_S))
+            log.store.state.merge(txn, await asyncio.wait_for(told, PATIENCE_S))
         assert held.waits == [None] * 8
         for number in range(100):
             held.end()
-            txn, batch, told = log.begin(b"%d" % number)
-            log.store.commit(txn, batch, await asyncio.wait_for(told, PATIENCE_S))
+            txn, told = log.begin(b"%d" % number)
+            log.store.state.merge(txn, await asyncio.wait_for(told, PATIENCE_S))
         assert held.waits[:8] == [None] * 8
         assert len(held.waits) > 40
         assert not any(held.waits[8:])
+
+
+@needs_the_kernel
+@on_a_loop
+async def test_the_loop_watches_for_the_ends_of_syncs_only_while_some_are_long(tmp_path, held):
+    loop = asyncio.get_running_loop()
+    options = {"thread_only": False, "segment_bytes_max": 1 << 20}
+    async with a_log(tmp_path / "data", **options) as log:
+        await log.append(b"first")
+        for number in range(3):
+            txn, told = log.begin(b"long %d" % number)
+            assert not told.done()
+            held.end()
+            log.store.state.merge(txn, await asyncio.wait_for(told, PATIENCE_S))
+            for short in range(100):
+                held.end()
+                txn, told = log.begin(b"short %d" % short)
+                log.store.state.merge(txn, await asyncio.wait_for(told, PATIENCE_S))
+            assert not loop.remove_reader(held.fileno)  # it was removed
+        txn, told = log.begin(b"last")
+        held.end()
+        log.store.state.merge(txn, await asyncio.wait_for(told, PATIENCE_S))
+        assert loop.remove_reader(held.fileno)
 
 
 @needs_the_kernel
@@ -229,15 +252,15 @@ async def test_while_clients_read_each_sync_is_waited_for_but_briefly(tmp_path, 
             log.reads[served] += 1
             if number % 2:
                 held.end()
-            txn, batch, told = log.begin(b"%d" % number)
+            txn, told = log.begin(b"%d" % number)
             assert told.done() == bool(number % 2)
             if not number % 2:
                 held.end()
-            log.store.commit(txn, batch, await asyncio.wait_for(told, PATIENCE_S))
+            log.store.state.merge(txn, await asyncio.wait_for(told, PATIENCE_S))
         assert held.brief_waits == [None, 0] * 50
         assert held.waits == []
         held.end()
-        _, _, told = log.begin(b"nobody reads")
+        _, told = log.begin(b"nobody reads")
         assert held.waits == [0]
         await told
 

@@ -5,7 +5,6 @@ from random import Random
 import pytest
 
 from storage.change import decode_payload, next_chain
-from storage.store import Batch
 from tests.stores import NOW_NS, SEGMENT, digest, dump, live, open_store, reclaim_all
 
 
@@ -27,15 +26,10 @@ def follow(store, payload):
     for record in batch.records:
         txn.perform(record, batch.time_ns)
     assert txn.pos == batch.pos
-    decided = Batch(
-        payload,
-        batch.seq,
-        next_chain(batch.prev_chain, payload),
-        batch.first_index,
-        len(batch.records),
-        batch.time_ns,
-    )
-    store.commit(txn, decided, store.append(decided))
+    txn.payload, txn.records = payload, len(batch.records)
+    txn.seq, txn.time_ns = batch.seq, batch.time_ns
+    txn.chain = next_chain(batch.prev_chain, payload)
+    store.state.merge(txn, store.append(txn))
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -35,7 +35,8 @@ class Tree:
 
     def commit(self, txn):
         place = Position(0, 0, 0, 0)
-        self.state.merge(txn, self.applied.seq + 1, bytes(8), NOW_NS, place, 0)
+        txn.seq, txn.chain, txn.time_ns = self.applied.seq + 1, bytes(8), NOW_NS
+        self.state.merge(txn, place)
         if self.way == "each batch":
             self.state.flush()
 
@@ -680,8 +681,8 @@ def test_what_is_kept_of_written_nodes_is_bounded_by_their_bytes(tree, monkeypat
     for number in range(100):
         txn = tree.begin()
         perform(txn, *set_(b"/d/%d" % number, b"v" * 5000))
-        place = Position(0, 0, 0, 0)
-        tree.state.merge(txn, tree.applied.seq + 1, bytes(8), NOW_NS, place, 5000)
+        txn.size = 5000
+        tree.commit(txn)
         tree.flush()
         kept = sum(len(node.value or b"") for node in tree.state.nodes.values())
         assert kept <= 50_000

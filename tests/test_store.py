@@ -433,8 +433,9 @@ def test_a_batch_that_was_not_written_takes_no_index(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(disk, "write_at", refuse_to_write)
         txn = store.begin()
+        store.encode(txn, [encode_record(Term(9))], NOW_NS)
         with pytest.raises(LogFull):
-            store.append(store.batch(txn, [encode_record(Term(9))], 3, NOW_NS))
+            store.append(txn)
         txn.end()
     assert digest(store) == held
     (event,) = write(store, Set(b"/a", b"2"))

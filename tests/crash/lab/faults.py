@@ -388,8 +388,8 @@ for first in range(2, int(sys.argv[2]) + 2, 1000):
         change = Change(Kind.SET, index, b"/k/%d/%d" % (index % 97, index), b"v" * 64, False, index)
         records.append(encode_record(change))
         txn.perform(change, now, records[-1])
-    batch = store.batch(txn, records, first, now)
-    store.commit(txn, batch, store.append(batch))
+    store.encode(txn, records, now)
+    store.state.merge(txn, store.append(txn))
 os._exit(0)
 """
 

@@ -46,7 +46,7 @@ from storage.evidence import Evidence
 from storage.flush import Flush
 from storage.frame import Position
 from storage.index import Index
-from storage.state import State
+from storage.state import Pending, State
 from storage.store import Store
 from storage.wal import Wal
 
@@ -286,29 +286,28 @@ def no_index_crc() -> None:
 
 def index_ahead() -> None:
     """The index has a batch before the log has, and each batch at once."""
-    make, commit = Store.batch, Store.commit
-    committed: list[object] = []
+    make, merge = Store.encode, State.merge
+    committed: list[Pending] = []
 
-    def batch(self: Store, pending: object, records: list, first_index: int, time_ns: int) -> tuple:
-        made = make(self, pending, records, first_index, time_ns)
-        payload, _, chain, *_ = made
-        if chain:
+    def encode(self: Store, pending: Pending, records: list, time_ns: int) -> None:
+        make(self, pending, records, time_ns)
+        if pending.chain:
             segment, offset, seq, crc = self.wal.position
+            first_index = pending.base.index + 1
             data, crc = frame.seal(
-                payload, seq + 1, first_index, len(records), 0, crc, self.wal._salt
+                pending.payload, seq + 1, first_index, len(records), crc, self.wal._salt
             )
-            commit(self, pending, made, Position(segment, offset + len(data), seq + 1, crc))
+            merge(self.state, pending, Position(segment, offset + len(data), seq + 1, crc))
             self.flush()
             committed.append(pending)
-        return made
 
-    def commit_the_rest(self: Store, pending: object, made: tuple, position: Position) -> None:
+    def merge_the_rest(self: State, pending: Pending, position: Position) -> None:
         if pending in committed:
             committed.clear()
         else:
-            commit(self, pending, made, position)
+            merge(self, pending, position)
 
-    Store.batch, Store.commit = batch, commit_the_rest
+    Store.encode, State.merge = encode, merge_the_rest
 
 
 def forget_dirty() -> None:
