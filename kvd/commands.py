@@ -74,10 +74,33 @@ class CompareAndDelete(NamedTuple):
     prev_index: int
 
 
+class Condition(NamedTuple):
+    """What must hold of a key before a transaction; None and 0 are any."""
+
+    key: bytes
+    exists: bool = True
+    dir: bool | None = None
+    value: bytes | None = None
+    modified_index: int = 0
+    created_index: int = 0
+
+
 Extras = tuple[tuple[bytes, bytes], ...]
 """Parameters that etcd does not know, names and values as they came; see kvd/extras.py."""
 
 Command = Set | Create | CreateInOrder | Update | CompareAndSwap | Delete | CompareAndDelete
+
+
+class Transaction(NamedTuple):
+    """Commands that are all performed if all conditions hold, and none of them otherwise.
+
+    No key of a command is that of another one, or below it. `keys` are those of conditions and
+    commands, joined: their length counts as that of a command's key.
+    """
+
+    keys: bytes
+    when: tuple[Condition, ...]
+    ops: tuple[Command, ...]
 
 
 class Get(NamedTuple):

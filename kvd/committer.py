@@ -30,16 +30,16 @@ from collections import deque
 from collections.abc import Callable, Sequence, Sized
 from functools import partial
 from time import monotonic
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from kvd.clock import STEP_NS, Clock
-from kvd.commands import Command, CompareAndDelete, Delete
+from kvd.commands import Command, CompareAndDelete, CompareAndSwap, Delete, Transaction
 from kvd.entries import Decide, Replied, Reply
 from kvd.errors import INVALID_FORM, RAFT_INTERNAL, ApiError, RouteError
 from kvd.flusher import Flusher
 from kvd.histogram import Noted
 from kvd.logs import SLOW_QUIET_S, Rarely
-from kvd.machine import RULES, Nodes, expire
+from kvd.machine import RULES, Nodes, SeveralChanges, decide_all, expire
 from kvd.recent import is_below
 from kvd.space import Space
 from kvd.stats import StoreStats
@@ -64,8 +64,10 @@ Answers = list[tuple[Done, Command, Outcome]]
 """What becomes of the commands of a batch, and what gets it."""
 Tell = Callable[[Answers, list[LateEvent], float], int]
 """Counts what has become of commands and gives it to who asked; see `Committer.tell`."""
-_Queued = tuple[Command, Done, int]
-"""A command, what gets its outcome, and the clock's `raw_ns` when it came."""
+AllDone = Callable[[list[Event] | ApiError], None]
+_Queued = tuple[Any, Callable[[Any], None], int]
+"""A command with its `Done`, or a transaction with its `AllDone`, and the clock's `raw_ns` when it
+came."""
 
 # A batch closes at so many records or bytes of them; a larger command goes alone.
 BATCH_RECORDS_MAX = 1000
@@ -86,6 +88,11 @@ _SETTLE_S = 0.2
 _EXPIRY_BYTES_MAX = 40
 _RETRY_S = 0.5
 REMOVING = (Delete, CompareAndDelete)
+REPLACED_BYTES_MAX = 16 << 20
+"""Bytes of the values that one transaction may replace or remove: it is answered with them."""
+TRANSACTION_TOO_LARGE = "transaction_too_large"
+# What is refused of a transaction is counted as this, unless it is an operation.
+_CONDITION = CompareAndSwap(b"", b"", None, 0)
 
 
 # A time that never comes, in nanoseconds.
@@ -154,7 +161,7 @@ class _Round:
     """
 
     # What is rare stands here until it comes.
-    replies: Sequence[tuple[Replied, Reply | RouteError]] = ()
+    replies: Sequence[tuple[Callable[[Any], None], object]] = ()
     removed: dict[int, list[bytes]] = {}  # noqa: RUF012 -- as the next one: never changed here
     asked: dict[int, set[bytes]] = {}  # noqa: RUF012
     pays = False
@@ -247,6 +254,10 @@ class Committer:
         self._queue.append((command, done, self._raw_ns()))
         if self._is_free:
             self._schedule()
+
+    def transact(self, transaction: Transaction, done: AllDone) -> None:
+        """Queue a transaction; `done` gets its events or its refusal once that may be told."""
+        self.submit(transaction, done)  # type: ignore[arg-type]
 
     def administer(self, decide_entries: Decide, done: Replied) -> None:
         """Queue a change beside the keys; `done` gets its reply once that may be told."""
@@ -434,9 +445,9 @@ class Committer:
         if refusal is None:
             self._queue.extendleft(reversed(later))
         else:  # nothing can expire until there is room
-            round_.answers += [(done, command, refusal) for command, done, _ in later]
+            round_.answers += [(done, _counted(command), refusal) for command, done, _ in later]
 
-    def _decide_commands(  # noqa: C901 -- a call less for each command, or batch
+    def _decide_commands(  # noqa: C901, PLR0912, PLR0915 -- a call less for each command, or batch
         self, round_: _Round, records: list[bytes], left: int
     ) -> None:
         """Decide what is queued, behind some records, and so many more expirations."""
@@ -457,7 +468,7 @@ class Committer:
             keys_left -= len(command[0])
             nodes: Nodes = pending
             if came >= overdue_at:
-                if self._is_too_long_behind(records, size + len(command.key)):
+                if self._is_too_long_behind(records, size + len(command[0])):
                     queue.appendleft(queued)
                     break
                 gone = self._make_way(round_, command, came, left, size)
@@ -481,6 +492,12 @@ class Committer:
                 continue
             except _NotKnownYet:
                 later.append(queued)
+                continue
+            except SeveralChanges:
+                if not self._decide_transaction(round_, nodes, queued, records, later):
+                    queue.appendleft(queued)
+                    break
+                size = sum(map(len, records))
                 continue
             size = grown
             records.append(record)
@@ -510,6 +527,70 @@ class Committer:
             or (is_first and grown <= self._record_bytes_max)
         )
 
+    def _decide_transaction(
+        self,
+        round_: _Round,
+        nodes: Nodes,
+        queued: _Queued,
+        records: list[bytes],
+        later: list[_Queued],
+    ) -> bool:
+        """Decide a transaction behind some records; add its own, or itself to what comes later.
+
+        Returns:
+            Whether the batch has room for it.
+        """
+        transaction, done, _ = queued
+        pending, answers = round_.pending, round_.answers
+        ops = transaction.ops
+        size = sum(map(len, records))
+        try:
+            changes = decide_all(nodes, transaction, pending.index + 1, round_.time_ns)
+            encoded = list(map(encode_record, changes))
+            added = sum(map(len, encoded))
+            self._check_transaction(nodes, ops, size, added)
+        except ApiError as refusal:
+            name, number = refusal.place or ("", 0)
+            refusal.index = pending.index
+            answers.append((done, ops[number] if name == "op" else _CONDITION, refusal))
+            return True
+        except _NotKnownYet:
+            later.append(queued)
+            return True
+        if size and size + added > self._batch_bytes_max:
+            return False
+        events: list[Event] = []
+        for command, change, record in zip(ops, changes, encoded, strict=True):
+            if change.dir and change.kind in REMOVALS:
+                self._note_removed(round_, change)
+            events.append(pending.change(change, round_.time_ns, record))
+            answers.append((_ignore, command, events[-1]))
+        records += encoded
+        # Each command is counted; the last one answers.
+        if events:
+            answers[-1] = (partial(_all_told, done, events), ops[-1], events[-1])
+        else:
+            round_.replies = [*round_.replies, (partial(_nothing_done, done), None)]
+        return True
+
+    def _check_transaction(
+        self, nodes: Nodes, ops: Sequence[Command], size: int, added: int
+    ) -> None:
+        """Refuse a transaction, of records of `added` bytes, that has no room."""
+        replaced = (nodes.find(command.key) for command in ops)
+        replaced_bytes = sum(len(node.value or b"") for node in replaced if node is not None)
+        for what, bytes_, most in (
+            ("changes", added, self._batch_bytes_max),
+            ("values that they replace", replaced_bytes, REPLACED_BYTES_MAX),
+        ):
+            if bytes_ > most:
+                cause = f"the {what} have {bytes_} bytes, {most} are allowed"
+                raise ApiError(INVALID_FORM, cause.encode(), limit=TRANSACTION_TOO_LARGE)
+        if not all(isinstance(command, REMOVING) for command in ops):
+            no_room = self._space.check(size + added)
+            if no_room is not None:
+                raise no_room
+
     def _is_too_long_behind(self, records: list[bytes], size: int) -> bool:
         """Return whether a batch has no room for another expiration."""
         is_long = bool(records) and size + _EXPIRY_BYTES_MAX > self._batch_bytes_max
@@ -518,7 +599,7 @@ class Committer:
     def _decide_others(self, round_: _Round, size: int) -> list[bytes]:
         """Decide what is changed beside the keys, as far as a batch of so many bytes takes it."""
         records: list[bytes] = []
-        replies: list[tuple[Replied, Reply | RouteError]] = []
+        replies: list[tuple[Callable[[Any], None], object]] = []
         round_.replies = replies
         # One that is as large as it may be fits behind this.
         while self._others and size < self._batch_bytes_max // 2:
@@ -573,7 +654,7 @@ class Committer:
         return [encode_record(record) for record in records]
 
     def _make_way(
-        self, round_: _Round, command: Command, came: int, left: int, size: int
+        self, round_: _Round, command: Command | Transaction, came: int, left: int, size: int
     ) -> list[bytes]:
         """Expire what had ended when a command came, behind a batch of `size` bytes.
 
@@ -581,11 +662,13 @@ class Committer:
         the command. Returns the records.
         """
         came_ns = self._clock.at(came)
-        size += len(command.key) + _EXPIRY_BYTES_MAX
+        size += len(command[0]) + _EXPIRY_BYTES_MAX
         records = self._expire(round_, came_ns, left, size) if left > 0 else []
-        ended = round_.pending.first_ended(command.key, came_ns)
-        if ended is not None:
-            self._expire_node(round_, *ended, records)
+        several = (*command.when, *command.ops) if isinstance(command, Transaction) else (command,)
+        for one in several:
+            ended = round_.pending.first_ended(one.key, came_ns)
+            if ended is not None:
+                self._expire_node(round_, *ended, records)
         return records
 
     def _expire(self, round_: _Round, until_ns: int, left: int, size: int = 0) -> list[bytes]:
@@ -756,7 +839,7 @@ class Committer:
         refusal = ApiError(RAFT_INTERNAL, reason.encode())
         while self._queue:
             command, done, _ = self._queue.popleft()
-            self._stats.refused(command, refusal)
+            self._stats.refused(_counted(command), refusal)
             tell_one(done, refusal)
         while self._others:
             tell_one(self._others.popleft()[1], RouteError(500, reason))
@@ -803,6 +886,25 @@ def tell_one(done: Callable[[_Told], None], outcome: _Told) -> None:
     except Exception:
         # A bug in answering one client is not the others' end.
         log.exception("an answer could not be given")
+
+
+def _ignore(_outcome: Outcome) -> None:
+    """Answer nobody: the last command of a transaction answers for all."""
+
+
+def _all_told(done: AllDone, events: list[Event], outcome: Outcome) -> None:
+    """Answer a transaction, whose last outcome this is."""
+    done(outcome if isinstance(outcome, ApiError) else events)
+
+
+def _nothing_done(done: AllDone, outcome: RouteError | None) -> None:
+    """Answer a transaction that changes nothing, whose conditions hold."""
+    done([] if outcome is None else ApiError(RAFT_INTERNAL, outcome.message.encode()))
+
+
+def _counted(command: Command | Transaction) -> Command:
+    """Return the command as which a refusal is counted."""
+    return _CONDITION if isinstance(command, Transaction) else command
 
 
 def _answer_all(round_: _Round, refusal: ApiError) -> None:

@@ -58,8 +58,11 @@ class ApiError(Exception):
 
     `code` is a key of `TABLE`; `cause` is bytes, because it may quote a key or a value; `index` is
     the etcd index at which the request was refused, 0 where no index was looked at. `limit` names
-    the limit that it met, if it is one of ours, for the metrics.
+    the limit that it met, if it is one of ours, for the metrics. `place` is, of a transaction, the
+    condition (`when`) or the operation (`op`) that is refused, and which one, from 0.
     """
+
+    place: tuple[str, int] | None = None
 
     def __init__(self, code: int, cause: bytes = b"", index: int = 0, limit: str = "") -> None:
         super().__init__(code, cause, index)

@@ -30,15 +30,20 @@ DEPTH_MAX = 1000
 FIND_BYTES_MAX = 1024
 """Bytes of a text that is looked for."""
 MGET_KEYS_MAX = 1000
+TXN_OPS_MAX = 128
+"""Operations of a transaction, and as many conditions."""
+TXN_KEY_BYTES_MAX = 64 << 10
+"""Bytes of all their keys: one of thousands of components takes milliseconds to be changed."""
 
 TOO_MANY_KEYS, TOO_MANY_TOKENS = "too_many_keys", "too_many_tokens"
+TOO_MANY_OPERATIONS = "too_many_operations"
 """The limits that a request for more of them meets, or for a new token of discovery."""
 
 ACCEPT, IF_NONE_MATCH = b"Accept", b"If-None-Match"
 """Headers that count as extras of a read; no parameter has these names."""
 
 # Beside `raw`, which is a parameter, too.
-_PATHS = ("mget",)
+_PATHS = ("mget", "txn")
 _OF_VALUES = (b"keysOnly", b"maxValue", b"base64")
 _OF_WATCHES = (*_OF_VALUES, b"hidden")
 # What may stand beside each of these, which are told apart by the first that is there; without them
@@ -143,7 +148,8 @@ def capability() -> dict[str, object]:
     """Return what `/v2/extras` tells: which extras there are, and their limits."""
     names = sorted([name.decode() for name in EXTRAS] + [*_PATHS])
     limits = {"limit": LIMIT_MAX, "depth": DEPTH_MAX, "find": FIND_BYTES_MAX}
-    return {"server": "kvd", "extras": names, "limits": limits | {"mgetKeys": MGET_KEYS_MAX}}
+    limits |= {"mgetKeys": MGET_KEYS_MAX, "txnOps": TXN_OPS_MAX, "txnKeyBytes": TXN_KEY_BYTES_MAX}
+    return {"server": "kvd", "extras": names, "limits": limits}
 
 
 def check_watch(watch: Watch) -> None:

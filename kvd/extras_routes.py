@@ -1,4 +1,4 @@
-"""The ways to keys beside `/v2/keys`: `/v2/raw/KEY`, `/v2/mget`.
+"""The ways to keys beside `/v2/keys`: `/v2/raw/KEY`, `/v2/mget`, `/v2/txn`.
 
 On etcd they are not there, so that a write by one of them fails loudly. `/v2/keys` itself is read
 as `/v2/raw` is where the headers of a request ask for that.
@@ -14,11 +14,16 @@ from time import monotonic
 
 from tornado import httputil
 
+from kvd.committer import Committer
 from kvd.errors import INVALID_FORM, UNAUTHORIZED, ApiError
-from kvd.extras_exchange import Exchange
-from kvd.extras_mget import BODY_BYTES_MAX, MGET, MultiGet, read_body
+from kvd.extras_exchange import Exchange, Serve
+from kvd.extras_mget import BODY_BYTES_MAX as MGET_BYTES_MAX
+from kvd.extras_mget import MGET, MultiGet, read_body
 from kvd.extras_raw import METHODS, RAW, Conditions, parse_read, parse_write, prefers_raw
 from kvd.extras_reads import ExtraReads
+from kvd.extras_transact import Transactions
+from kvd.extras_txn import BODY_BYTES_MAX as TXN_BYTES_MAX
+from kvd.extras_txn import TXN
 from kvd.guard import DENIED, Admission, Guard, KeyHead, KeyRequest, caller_of
 from kvd.http1 import Connection
 from kvd.keys import TOO_LARGE, VALUE_TOO_LARGE, KeySpace
@@ -32,8 +37,11 @@ _SLICE_S = 0.001
 class ExtraRoutes:
     """Takes the requests that come by these ways."""
 
-    def __init__(self, keys: KeySpace, reads: ExtraReads, guard: Guard) -> None:
+    def __init__(
+        self, keys: KeySpace, reads: ExtraReads, guard: Guard, committer: Committer
+    ) -> None:
         self.keys = keys
+        self._transactions = Transactions(keys, reads, guard, committer)
         self.reads = reads
         self.guard = guard
 
@@ -63,14 +71,19 @@ class ExtraRoutes:
                 return None
             base = KEYS
         key = key_of(path, base)
-        if key is None and path != MGET:
+        if key is None and path not in (MGET, TXN):
             return None
         caller = caller_of(headers.get_list("Authorization"), connection.context)
         head = KeyHead(connection, method, None if key is None else path[len(base) :], caller)
         exchange = partial(Exchange, outer, self.keys, self.guard, head)
         if key is None:
-            serve = _MultiGet(self, head).serve
-            limit = BODY_BYTES_MAX
+            serve: Serve
+            if path == TXN:
+                serve = partial(self._transactions.serve, head, headers.get("Content-Type", ""))
+                limit = TXN_BYTES_MAX
+            else:
+                serve = _MultiGet(self, head).serve
+                limit = MGET_BYTES_MAX
             refusal = ApiError(INVALID_FORM, b"http: POST too large", limit=TOO_LARGE)
             methods: Sequence[str] = ("POST",)
         else:

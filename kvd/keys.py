@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 from kvd import machine
 from kvd.clock import Clock
 from kvd.commands import Command, Get, Request, Watch
-from kvd.committer import REMOVING, Committer, Done, Outcome
+from kvd.committer import REMOVING, TRANSACTION_TOO_LARGE, Committer, Done, Outcome
 from kvd.errors import (
     COMPARE_FAILED,
     INVALID_FIELD,
@@ -32,7 +32,7 @@ from kvd.errors import (
     UNAUTHORIZED,
     ApiError,
 )
-from kvd.extras import TOO_MANY_KEYS, TOO_MANY_TOKENS, check_watch
+from kvd.extras import TOO_MANY_KEYS, TOO_MANY_OPERATIONS, TOO_MANY_TOKENS, check_watch
 from kvd.extras_gzip import Gzip
 from kvd.extras_reads import TOO_MANY_SCANS, Answering, ExtraReads
 from kvd.http1 import LARGE_BYTES, Connection, Server, ServeWhole
@@ -101,8 +101,8 @@ _REASONS = dict.fromkeys(range(200, 300), _BAD) | {
 }
 
 
-# In place of what the values were, for one who may not read them.
-_NOT_SHOWN = b"the values are not shown, for want of the right to read them"
+NOT_SHOWN = b"the values are not shown, for want of the right to read them"
+"""In place of what the values were, for one who may not read them."""
 
 
 class KeyLimits(NamedTuple):
@@ -179,7 +179,7 @@ class KeySpace:
             (
                 *(TOO_LARGE, TOO_MUCH, NOT_WRITTEN, _BAD, _DEEP, VALUE_TOO_LARGE),
                 *(TOO_MANY_PARAMETERS, ANSWER_TOO_LARGE, NO_ROOM, TOO_MANY_SCANS, TOO_MANY_KEYS),
-                TOO_MANY_TOKENS,
+                *(TOO_MANY_TOKENS, TOO_MANY_OPERATIONS, TRANSACTION_TOO_LARGE),
                 *(_WATCHERS, _WATCHERS_OF_KEY, _SLOW_STREAM, _DENIED, PASSWORDS),
             ),
             0,
@@ -285,7 +285,7 @@ class KeySpace:
                 answer = self._answer_blindly if is_blind else self._answer
                 done = partial(answer, connection, no_value)
                 if len(key) + len(query) + len(form) > self._unsuspicious_bytes:
-                    self._check(request)
+                    self.check(request)
                     if not no_value and self._submit_large(connection, request, done):
                         return
                 connection.is_write()
@@ -319,18 +319,28 @@ class KeySpace:
         except ApiError as refusal:
             self.refuse(connection, said[0], refusal)
 
-    def refuse(self, connection: Connection, method: str, refusal: ApiError) -> None:
-        """Answer with an error."""
+    def refuse(
+        self,
+        connection: Connection,
+        method: str,
+        refusal: ApiError,
+        status: HTTPStatus | None = None,
+    ) -> None:
+        """Answer with an error, with another status than etcd's if one is given."""
         reason = refusal.limit or _REASONS.get(refusal.code)
         if reason is not None:
             self.rejected[reason] += 1
         body = error_body(refusal)
         head = b"%bX-Etcd-Index: %d\r\n" % (self._fixed, refusal.index)
-        status = HTTPStatus(TABLE[refusal.code].status)
+        status = status or HTTPStatus(TABLE[refusal.code].status)
         connection.respond(status, head, body, head_only=method == "HEAD")
 
-    def _check(self, command: Command) -> None:
-        """Refuse a write by its size."""
+    def check(self, command: Command) -> None:
+        """Refuse a write by its size.
+
+        Raises:
+            ApiError: its key is too deep, or its value too large.
+        """
         limits = self.limits
         depth = command.key.count(b"/")
         if depth > limits.depth_max and not isinstance(command, REMOVING):
@@ -422,7 +432,7 @@ class KeySpace:
         """Answer a command whose sender may not read the key: show no value but its own."""
         if isinstance(outcome, ApiError):
             if outcome.code == COMPARE_FAILED:
-                outcome = ApiError(COMPARE_FAILED, _NOT_SHOWN, outcome.index)
+                outcome = ApiError(COMPARE_FAILED, NOT_SHOWN, outcome.index)
             self.refuse(connection, "", outcome)
             return
         change, prev, time_ns = outcome

@@ -28,10 +28,12 @@ from kvd.commands import (
     Command,
     CompareAndDelete,
     CompareAndSwap,
+    Condition,
     Create,
     CreateInOrder,
     Delete,
     Set,
+    Transaction,
     Update,
 )
 from kvd.errors import (
@@ -177,6 +179,14 @@ def _compare_and_delete(
     return Change(Kind.COMPARE_AND_DELETE, index, key, None, False, node.created_index)
 
 
+class SeveralChanges(Exception):
+    """A transaction is none of the commands that make one change: see `decide_all`."""
+
+
+def _transaction(_nodes: Nodes, _transaction: Transaction, _index: int, _now_ns: int) -> NoReturn:
+    raise SeveralChanges
+
+
 RULES: dict[type, Callable[[Nodes, Any, int, int], Change]] = {
     Set: _set,
     CompareAndSwap: _compare_and_swap,
@@ -185,6 +195,7 @@ RULES: dict[type, Callable[[Nodes, Any, int, int], Change]] = {
     Update: _update,
     Delete: _delete,
     CompareAndDelete: _compare_and_delete,
+    Transaction: _transaction,
 }
 """What decides a command, by its type: see `decide`, which adds the index to a refusal."""
 
@@ -200,6 +211,49 @@ def decide(nodes: Nodes, command: Command, index: int, now_ns: int) -> Change:
     except ApiError as refusal:
         refusal.index = index - 1
         raise
+
+
+def decide_all(nodes: Nodes, transaction: Transaction, index: int, now_ns: int) -> list[Change]:
+    """Return the changes that a transaction makes, which get the etcd indexes from `index` on.
+
+    All are decided on the state before it. As no key is that of another or below it, none of them
+    finds anything else than it would behind the others.
+
+    Raises:
+        ApiError: a condition does not hold, or a command is refused: its `place` tells which one.
+            The error's index is the one before `index`.
+    """
+    place = "when", 0
+    try:
+        for number, condition in enumerate(transaction.when):
+            place = "when", number
+            _require(nodes, condition)
+        changes = []
+        for number, command in enumerate(transaction.ops):
+            place = "op", number
+            changes.append(RULES[type(command)](nodes, command, index + number, now_ns))
+    except ApiError as refusal:
+        refusal.index = index - 1
+        refusal.place = place
+        raise
+    return changes
+
+
+def _require(nodes: Nodes, condition: Condition) -> None:
+    """Refuse unless a condition holds."""
+    key, exists, is_dir, value, modified_index, created_index = condition
+    if not exists:
+        if nodes.find(key) is not None:
+            raise ApiError(KEY_EXISTS, key)
+        return
+    node = existing(nodes, key)
+    if is_dir and node.value is not None:
+        raise ApiError(NOT_A_DIRECTORY, key)
+    if node.value is None and (is_dir is False or value is not None):
+        raise ApiError(NOT_A_FILE, key)
+    _compare(node.value or b"", node.modified_index, value, modified_index)
+    if created_index not in (0, node.created_index):
+        _compare(b"", node.created_index, None, created_index)
 
 
 def existing(nodes: Nodes, key: bytes, index: int = 0) -> Node:

@@ -248,13 +248,14 @@ def file_end(node: Node, now_ns: int, offset_ns: int = 0) -> bytes:
 def joined(parts: Parts) -> Parts:
     """Return parts of which those that stand side by side are one."""
     together: Parts = []
+    run: list[bytes] = []
     for part in parts:
-        last = together[-1] if together else None
-        if isinstance(last, bytes) and isinstance(part, bytes):
-            together[-1] = last + part
+        if isinstance(part, bytes):
+            run.append(part)
         else:
-            together.append(part)
-    return together
+            together += [b"".join(run), part] if run else [part]
+            run = []
+    return [*together, b"".join(run)] if run else together
 
 
 def action_body(kind: int) -> bytes:
@@ -276,11 +277,16 @@ def get_parts(key: bytes, node: Node, now_ns: int, offset_ns: int = 0) -> Parts:
 def error_body(error: ApiError) -> bytes:
     """Return an error as etcd writes it."""
     cause = b',"cause":"%b"' % escape(error.cause) if error.cause else b""
-    return b'{"errorCode":%d,"message":"%b"%b,"index":%d}\n' % (
+    place = b""
+    if error.place is not None:
+        name, number = error.place
+        place = b',"%b":%d' % (name.encode(), number)
+    return b'{"errorCode":%d,"message":"%b"%b,"index":%d%b}\n' % (
         error.code,
         TABLE[error.code].message.encode(),
         cause,
         error.index,
+        place,
     )
 
 

@@ -350,7 +350,7 @@ class KvdServer:
             backlog=files.backlog,
         )
         reads = self._keys.extras
-        extras = None if reads is None else ExtraRoutes(self._keys, reads, guard)
+        extras = None if reads is None else ExtraRoutes(self._keys, reads, guard, self._committer)
         bytes_min = config.gzip_min_bytes
         compresses = bytes_min is not None
         front = Front(self._keys, application, guard, browsers, extras, compresses=compresses)
