@@ -11,6 +11,7 @@
     killing.py      kill-random, kill-failpoint, history
     readback.py     read-back
     callfaults.py   kill-syscall, syscall-eio, syscall-enospc, syscall-refused
+    transfers.py    transfers
     limits.py       short-write
     damage.py       truncate, bitflip
     disorder.py     shuffle
@@ -44,13 +45,25 @@ from tests.crash.lab import (
     powerloss,
     readback,
     realdisk,
+    transfers,
 )
 from tests.crash.lab.experiment import Experiment
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for module in (
-        *(killing, readback, callfaults, limits, damage, disorder, exchange, indexflip, incomplete),
+        *(
+            killing,
+            readback,
+            transfers,
+            callfaults,
+            limits,
+            damage,
+            disorder,
+            exchange,
+            indexflip,
+            incomplete,
+        ),
         *(faults, lives),
         *(powerloss, powercut, realdisk),
     )

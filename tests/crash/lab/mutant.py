@@ -20,6 +20,9 @@ from pathlib import Path
 from kvd import watch
 from kvd.__main__ import main
 from kvd.clock import Clock
+from kvd.commands import Transaction
+from kvd.committer import Committer
+from kvd.errors import ApiError
 from kvd.space import Space
 from kvd.syncthread import SyncThread
 from storage import (
@@ -42,6 +45,7 @@ from storage import (
     view,
 )
 from storage.applied import Applied
+from storage.event import Event
 from storage.evidence import Evidence
 from storage.flush import Flush
 from storage.frame import Position
@@ -340,6 +344,32 @@ def no_completeness() -> None:
     store.Scan = Blind
 
 
+def split_transaction() -> None:
+    """The operations of a transaction are performed one after the other."""
+
+    def transact(
+        self: Committer, transaction: Transaction, done: Callable[[list[Event] | ApiError], None]
+    ) -> None:
+        events: list[Event] = []
+
+        def told(outcome: Event | ApiError) -> None:
+            if isinstance(outcome, ApiError):
+                done(outcome)
+                return
+            events.append(outcome)
+            go_on()
+
+        def go_on() -> None:
+            if len(events) < len(transaction.ops):
+                self.submit(transaction.ops[len(events)], told)
+            else:
+                done(events)
+
+        go_on()
+
+    Committer.transact = transact
+
+
 def interrupted() -> None:
     """No bug: each thread is interrupted by a signal a thousand times a second."""
     signal.signal(signal.SIGUSR1, lambda *_: None)
@@ -386,6 +416,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
             index_ahead,
             forget_dirty,
             scan_unflushed,
+            split_transaction,
             interrupted,
             none,
         ),
