@@ -22,10 +22,12 @@ from time import monotonic
 
 from kvd.syncthread import SyncThread
 from storage.aio import DataSync
+from storage.change import next_chain
 from storage.errors import LogFull
 from storage.frame import Position
 from storage.state import Pending
 from storage.store import Store
+from storage.wal import BEGUN_BYTES_MAX
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ Done = Callable[[Position | BaseException], None]
 _VAIN_MAX = 6
 # After a sync that was not waited for the eventfd is watched until so many in a row were: to take
 # each of those off it is a call of the system, to begin and end to watch it are six.
-_WATCHED = 64
+_WATCHED = 8
 
 
 class Appender:
@@ -80,7 +82,7 @@ class Appender:
         """
         kernel = self._kernel
         # What the thread is doing to the log comes first; what is long is its own.
-        if kernel is None or self._sync.waiting or not batch.chain:
+        if kernel is None or self._sync.waiting or batch.size > BEGUN_BYTES_MAX:
             self._sync.run(partial(self._store.append, batch), done)
             return
         began = monotonic()
@@ -95,8 +97,10 @@ class Appender:
         try:
             kernel.submit(fd)
         except OSError:  # too much to do for the kernel just now
-            self._sync.run(self._wal.sync_begun, done)
+            self._sync.run(partial(self._sync_begun, batch), done)
             return
+        # While the disk is at work.
+        batch.chain = next_chain(batch.base.chain, batch.payload)
         code = self._wait(kernel)
         if code is None:
             self._done, self._began = done, began
@@ -130,6 +134,10 @@ class Appender:
             self._loop.remove_reader(self._kernel.fileno)
             self._kernel.close()
             self._kernel = None
+
+    def _sync_begun(self, batch: Pending) -> Position:
+        batch.chain = next_chain(batch.base.chain, batch.payload)
+        return self._wal.sync_begun()
 
     def _synced(self) -> None:
         assert self._kernel is not None

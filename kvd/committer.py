@@ -46,7 +46,15 @@ from kvd.stats import StoreStats
 from kvd.syncthread import SyncThread
 from kvd.turns import Turns
 from kvd.watch import Hub
-from storage.change import REMOVALS, Change, ClockOffset, Entry, Record, encode_record
+from storage.change import (
+    REMOVALS,
+    Change,
+    ClockOffset,
+    Entry,
+    Record,
+    encode_change,
+    encode_record,
+)
 from storage.errors import LogFull
 from storage.event import Event
 from storage.flush import LateEvent
@@ -462,7 +470,7 @@ class Committer:
         later: list[_Queued] = []
         keys_left = _BATCH_KEY_BYTES_MAX
         for _ in range(min(len(queue), BATCH_RECORDS_MAX - len(records))):
-            if keys_left <= 0 or size + pending.replaced >= self._batch_bytes_max:
+            if keys_left <= 0:
                 break
             queued = command, done, came = queue.popleft()
             keys_left -= len(command[0])
@@ -478,9 +486,11 @@ class Committer:
                 nodes = _NodesAt(pending, self._clock.at(came))
             try:
                 change = RULES[type(command)](nodes, command, pending.index + 1, time_ns)
-                record = encode_record(change)
+                record = encode_change(change)
                 grown = size + len(record)
-                if grown > room and not self._fits(command, record, size, size == expired):
+                if grown + pending.replaced > room and not self._fits(
+                    command, record, size, pending.replaced, is_first=size == expired
+                ):
                     queue.appendleft(queued)
                     break
             except ApiError as refusal:
@@ -507,12 +517,16 @@ class Committer:
         if later:
             self._put_off(round_, later)
 
-    def _fits(self, command: Command, record: bytes, size: int, is_first: bool) -> bool:
-        """Return whether a record fits behind a batch of `size` bytes.
+    def _fits(
+        self, command: Command, record: bytes, size: int, replaced: int, *, is_first: bool
+    ) -> bool:
+        """Return whether a record fits behind a batch of `size` bytes, which replaces others.
 
         Raises:
             _NoRoom: it fits nowhere, or there is no room on the disk.
         """
+        if size + replaced >= self._batch_bytes_max:
+            return False
         if not isinstance(command, REMOVING):
             if len(record) > self._record_bytes_max:  # a limit of small segments only
                 raise _NoRoom(ApiError(INVALID_FORM, b"http: POST too large"))
@@ -689,7 +703,7 @@ class Committer:
 
     def _expire_node(self, round_: _Round, path: bytes, node: Node, records: list[bytes]) -> None:
         change = expire(path, node, round_.pending.index + 1)
-        record = encode_record(change)
+        record = encode_change(change)
         records.append(record)
         if change.dir:
             self._note_removed(round_, change)

@@ -204,17 +204,7 @@ class Payload(NamedTuple):
 def encode_record(record: Record) -> bytes:
     """Return the CBOR bytes of one record."""
     if isinstance(record, Change):
-        kind, index, key, value, is_dir, created, expiration_ns, refresh = record
-        if value is None or expiration_ns or is_dir or refresh:
-            return _encode_change(record)
-        return _FILE % (
-            kind,
-            _pack_index_and_key_length(index, _BYTES, len(key)),
-            key,
-            _pack_u32(len(value)),
-            value,
-            _pack_u64(created),
-        )
+        return encode_change(record)
     if isinstance(record, Term):
         return cbor2.dumps([Kind.TERM, record.term])
     if isinstance(record, Entry):
@@ -224,8 +214,18 @@ def encode_record(record: Record) -> bytes:
     return cbor2.dumps([Kind.SETTING, record.name, record.value])
 
 
-def _encode_change(change: Change) -> bytes:
+def encode_change(change: Change) -> bytes:
+    """As `encode_record`, of a change."""
     kind, index, key, value, is_dir, created, expiration_ns, refresh = change
+    if not (value is None or expiration_ns or is_dir or refresh):
+        return _FILE % (
+            kind,
+            _pack_index_and_key_length(index, _BYTES, len(key)),
+            key,
+            _pack_u32(len(value)),
+            value,
+            _pack_u64(created),
+        )
     return _CHANGE % (
         kind,
         _pack_index_and_key_length(index, _BYTES, len(key)),

@@ -71,8 +71,8 @@ _KEPT_NODES_MAX = 8192
 _KEPT_BYTES_MAX = 16 << 20
 # Beyond so many, events are dropped that would be forgotten anyway before they are written.
 _LATE_MAX = 4000
-# A replaced value is counted where it is longer, which a slice tells for less than a call.
-_LARGE = 1024
+# A replaced value is counted where it has such a byte, which a slice tells for less than a call.
+_LARGE, _LARGE_END = 1024, 1025
 
 _new = tuple.__new__
 
@@ -427,7 +427,7 @@ class Pending(Nodes):
         replaced: The bytes of the large values that its events replaced, which they hold.
         is_plain: Whether it changed nothing but nodes.
         base: What `Applied` will say once it is merged, but for what each batch changes.
-        seq, chain, time_ns: As in `Applied`, once it is to be merged.
+        seq, time_ns, chain: As in `Applied`, once it is to be merged.
         payload, records, size: What it is in the log, of how many records and bytes.
         paths, dropped, entered, new_bytes_max: As in `State`.
     """
@@ -647,7 +647,7 @@ class Pending(Nodes):
         self.nodes[key] = node
         if self._by_directory is not None:
             self._by_directory.setdefault(key[:8], []).append(key)
-        if prev is not None and (replaced := prev[0]) and replaced[_LARGE : _LARGE + 1]:
+        if prev is not None and (replaced := prev[0]) and replaced[_LARGE:_LARGE_END]:
             self.replaced += len(replaced)
         event = _new(Event, (change, prev, time_ns))
         self.events.append((event, encoded))

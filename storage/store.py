@@ -49,7 +49,7 @@ from storage.recovery import Recovery, recover
 from storage.state import Pending, State
 from storage.sums import ONE
 from storage.view import IndexView, View
-from storage.wal import BEGUN_BYTES_MAX, Wal
+from storage.wal import Wal
 
 log = logging.getLogger(__name__)
 
@@ -228,7 +228,7 @@ class Store:
     def encode(self, pending: Pending, records: list[bytes], time_ns: int) -> None:
         """Note the payload of a batch, whose records are encoded already, and what follows from it.
 
-        The chain value of a large one is left to `append`, off the loop.
+        But not its chain value: whoever appends it knows that before it is to be merged.
         """
         base = pending.base
         pending.seq, pending.time_ns, pending.records = base.seq + 1, time_ns, len(records)
@@ -244,9 +244,7 @@ class Store:
             base.clock_offset_ns,
             self._has_sha256,
         )
-        pending.size = size = len(payload)
-        if size <= BEGUN_BYTES_MAX:
-            pending.chain = next_chain(base.chain, payload)
+        pending.size = len(payload)
 
     def append(self, pending: Pending) -> Position:
         """Make a batch durable. A call for the sync thread; what does without one calls the log.
@@ -259,8 +257,7 @@ class Store:
         position = self.wal.append(
             payload, first_index=base.index + 1, count=pending.records, oversize=True
         )
-        if not pending.chain:
-            pending.chain = next_chain(base.chain, payload)
+        pending.chain = next_chain(base.chain, payload)
         return position
 
     def heartbeat(self, *, probe: bool = False) -> Position:

@@ -316,6 +316,18 @@ async def test_the_next_segment_is_prepared_ahead_of_time(tmp_path):
         assert log.store.wal.position.segment == 1
 
 
+@needs_the_kernel
+@on_a_loop
+async def test_a_sync_that_the_kernel_does_not_take_is_made_by_the_thread(tmp_path, monkeypatch):
+    async with a_log(tmp_path / "data", thread_only=False) as log:
+        await log.append(b"first")
+        with monkeypatch.context() as patch:
+            patch.setattr(DataSync, "submit", failing(errno.EAGAIN))
+            assert isinstance(await log.append(b"second"), Position)
+        assert isinstance(await log.append(b"third"), Position)
+    assert values(tmp_path / "data") == [b"first", b"second", b"third"]
+
+
 @BOTH_WAYS
 @on_a_loop
 async def test_a_refused_write_is_told_and_leaves_no_trace(tmp_path, monkeypatch, thread_only):

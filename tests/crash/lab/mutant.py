@@ -52,7 +52,7 @@ from storage.frame import Position
 from storage.index import Index
 from storage.state import Pending, State
 from storage.store import Store
-from storage.wal import Wal
+from storage.wal import BEGUN_BYTES_MAX, Wal
 
 _sync_data, _write_at = disk.sync_data, disk.write_at
 
@@ -295,7 +295,8 @@ def index_ahead() -> None:
 
     def encode(self: Store, pending: Pending, records: list, time_ns: int) -> None:
         make(self, pending, records, time_ns)
-        if pending.chain:
+        if pending.size <= BEGUN_BYTES_MAX:
+            pending.chain = change.next_chain(pending.base.chain, pending.payload)
             segment, offset, seq, crc = self.wal.position
             first_index = pending.base.index + 1
             data, crc = frame.seal(
