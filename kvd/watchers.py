@@ -16,10 +16,15 @@ one step. A long poll leaves its group with its event.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from heapq import heapify, heappop, heappush
+from itertools import count
 from typing import Protocol
 
 from kvd.commands import Watch
 from storage.event import Event
+
+# So many may have left a group whose order still has them.
+_LEFT_MAX = 16
 
 
 class Listener(Protocol):
@@ -77,12 +82,16 @@ class _Group:
         later: Those that are not told yet: they wait for an index.
     """
 
-    __slots__ = ("_listed", "later", "polls", "streams")
+    __slots__ = ("_listed", "_order", "_place", "later", "polls", "streams")
 
     def __init__(self) -> None:
         self.polls: dict[Watcher, None] = {}
         self.streams: dict[Watcher, None] = {}
         self.later: dict[Watcher, None] = {}
+        # Those by index, so that an event looks at no more of them than it is for; and some that
+        # have left meanwhile.
+        self._order: list[tuple[int, int, Watcher]] = []
+        self._place = count()
         self._listed: list[Watcher] = []
 
     def __len__(self) -> int:
@@ -97,6 +106,7 @@ class _Group:
         """Add a watcher that is told of every event from now on, or waits for its index."""
         if not now:
             self.later[watcher] = None
+            heappush(self._order, (watcher.next_index, next(self._place), watcher))
         elif watcher.stream:
             self.streams[watcher] = None
             self._listed = []
@@ -110,17 +120,27 @@ class _Group:
                 del watchers[watcher]
                 if watchers is self.streams:
                     self._listed = []
+                elif watchers is self.later:
+                    self._tidy()
                 return True
         return False
+
+    def _tidy(self) -> None:
+        """Drop from the order those that have left, once they are most of it."""
+        if len(self._order) > 2 * len(self.later) + _LEFT_MAX:
+            self._order = [entry for entry in self._order if entry[2] in self.later]
+            heapify(self._order)
 
     def take(self, index: int) -> list[list[Watcher]]:
         """Return those that are told of an event; long polls leave with it.
 
         The streams are the same list as for the event before, unless others have come or gone.
         """
-        for watcher in [w for w in self.later if w.next_index <= index]:
-            del self.later[watcher]
-            self.add(watcher, now=True)
+        while self._order and self._order[0][0] <= index:
+            watcher = heappop(self._order)[2]
+            if watcher in self.later:
+                del self.later[watcher]
+                self.add(watcher, now=True)
         told = []
         if self.polls:
             told.append(list(self.polls))

@@ -1,5 +1,6 @@
 """Events to many watchers at once: to each of them all of it, in order, however it reads."""
 
+import gc
 import json
 import random
 import socket
@@ -7,9 +8,12 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import cast
 
 import pytest
 
+from kvd.commands import Watch
+from kvd.watchers import Listener, Watcher, Watchers
 from tests.certs import Authority, client_context
 from tests.raw import Raw, request
 from tests.server import Client, Server
@@ -205,3 +209,51 @@ def test_a_stream_that_is_not_read_is_cut_and_no_other(make_server):
         assert client.request("GET", "/v2/stats/store").json["watchers"] == 19
         client.put("/k", value(0))
         assert [next(told[place]) for place in range(20) if place != 7] == [0] * 19
+
+
+class Patient(Watcher):
+    """A watcher that counts how often it is asked for the index that it waits for."""
+
+    asked = 0
+
+    def __init__(self, index: int) -> None:
+        # What it listens with is not looked at here.
+        super().__init__(Watch(b"/", True, True, index), cast(Listener, None), index)
+
+    @property
+    def next_index(self) -> int:  # type: ignore[override]
+        Patient.asked += 1
+        return self._next_index
+
+    @next_index.setter
+    def next_index(self, index: int) -> None:
+        self._next_index = index
+
+
+def test_an_event_looks_at_none_of_those_that_wait_for_a_later_one():
+    """Or connections that wait for an index far away would make each write expensive."""
+    watchers = Watchers()
+    waiting = [Patient(100 + number) for number in range(1000)]
+    for watcher in reversed(waiting):
+        watchers.register(watcher, 1)
+    Patient.asked = 0
+    for index in range(1, 100):
+        assert watchers.matching(b"/a", index, []) == []
+    assert watchers.matching(b"/a", 101, []) == [waiting[:2]]
+    for watcher in waiting[3:]:
+        watchers.unregister(watcher)
+    assert watchers.matching(b"/a", 2000, []) == [waiting[:3]]
+    assert Patient.asked == 0
+    assert watchers.count == 3
+
+
+def test_those_that_have_left_are_not_kept():
+    watchers = Watchers()
+    stays = Patient(10**9)
+    watchers.register(stays, 1)
+    for _ in range(1000):
+        left = Patient(10**9)
+        watchers.register(left, 1)
+        watchers.unregister(left)
+    gc.collect()
+    assert sum(isinstance(one, Patient) for one in gc.get_objects()) < 100
