@@ -115,17 +115,17 @@ class NewToken(Endpoint):
         connection = cast(Connection, self.request.connection)
         secured = connection.context.protocol == "https"
         refusal = discovery.browsers.refusal("POST", self.request.headers, is_secured=secured)
-        size = self.get_query_arguments("size")[:1] or [SIZE_DEFAULT]
+        size = _number((self.get_query_arguments("size")[:1] or [SIZE_DEFAULT])[0])
         if refusal is not None:
             self._refuse(*refusal)
-        elif not (size[0].isascii() and size[0].isdigit() and 1 <= int(size[0][:9]) <= SIZE_MAX):
+        elif not 1 <= size <= SIZE_MAX:
             self._refuse(HTTPStatus.BAD_REQUEST, f"size: a number from 1 to {SIZE_MAX} is wanted")
         elif discovery.is_full:
             discovery.count_refusal()
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "there are too many tokens")
         else:
             try:
-                self._text(await discovery.make(int(size[0])))
+                self._text(await discovery.make(size))
             except ApiError as error:
                 status, message = TABLE[error.code].status, TABLE[error.code].message
                 cause = error.cause.decode("utf-8", "replace")
@@ -134,6 +134,12 @@ class NewToken(Endpoint):
     def _refuse(self, status: HTTPStatus, reason: str) -> None:
         self.set_status(status)
         self._text(reason + "\n")
+
+
+def _number(text: str) -> int:
+    """Return a number of ASCII digits that is not very large; 0 for all else."""
+    digits = text.lstrip("0")
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 9 else 0
 
 
 ROUTES: tuple[Route, ...] = ((r"/new", NewToken),)

@@ -56,7 +56,15 @@ def test_the_url_is_the_one_that_clients_are_told(make_server):
 
 @pytest.mark.parametrize(
     "query",
-    ["?size=0", "?size=10000", "?size=", "?size=x", "?size=-1", "?size=1.5", "?size=%D9%A1"],
+    [
+        *(
+            "?size=0000000019999",
+            f"?size=000000001{'0' * 5000}",
+            f"?size={'9' * 5000}",
+            "?size=%C2%B2",
+        ),
+        *("?size=0", "?size=10000", "?size=", "?size=x", "?size=-1", "?size=1.5", "?size=%D9%A1"),
+    ],
 )
 def test_a_bad_size_is_refused(make_server, query):
     client = make_server("--discovery").start().client()
