@@ -20,6 +20,7 @@ from ipaddress import ip_address
 # They change nothing, so that it is enough when a page cannot read their answers.
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _OWN_SITES = ("same-origin", "none")
+_SHOWN_CHARACTERS_MAX = 256
 # A name or an address, and maybe a port. Nothing escaped: who decodes it may see another name.
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]*)\]|([A-Za-z0-9._~-]*))(?::[0-9]*)?")
 
@@ -113,14 +114,15 @@ class BrowserPolicy:
             return HTTPStatus.MISDIRECTED_REQUEST, "the target names another host than Host"
         if self._hosts is not None and not is_secured and not self._hosts.allow(host):
             return HTTPStatus.MISDIRECTED_REQUEST, (
-                f"{_without_port(host) or host or 'no host'} is not a host of this server; "
+                f"{_shown(_without_port(host) or host) or 'no host'} is not a host of this server; "
                 "see kvd --host-whitelist"
             )
         if method not in _SAFE_METHODS and not self._takes_any_page and _is_foreign(headers, host):
             origin = headers.get("Origin", "")
             if origin not in self.origins:
                 return HTTPStatus.FORBIDDEN, (
-                    f"a page of {origin or 'another site'} may change nothing here; see kvd --cors"
+                    f"a page of {_shown(origin) or 'another site'} may change nothing here; "
+                    "see kvd --cors"
                 )
         return None
 
@@ -139,6 +141,11 @@ def _without_port(host: str) -> str | None:
     """Return the name or address of a Host header, or None if it is malformed."""
     match = _HOST.fullmatch(host)
     return None if match is None else match[1] or match[2] or ""
+
+
+def _shown(text: str) -> str:
+    """Return not too much of what a client says: a log line quotes it."""
+    return text if len(text) <= _SHOWN_CHARACTERS_MAX else text[:_SHOWN_CHARACTERS_MAX] + "..."
 
 
 def _is_address(name: str) -> bool:
