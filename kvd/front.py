@@ -77,6 +77,8 @@ class Front(Delegate):
             *(_UNCOUNTED_BODY_BYTES, limits.body_bytes_max, limits.value_bytes_max),
         )
         self.has_cors = bool(browsers.origins)
+        if self.has_cors:
+            self.refusal_headers = _VARY
         self._short_way: ServeWhole = _decline
         guard.on_refresh = self._look
 

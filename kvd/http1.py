@@ -150,6 +150,8 @@ class Delegate(httputil.HTTPServerConnectionDelegate):
     """
 
     serve_whole: ServeWhole = staticmethod(lambda connection, request: None)
+    refusal_headers = b""
+    """Header lines of what HTTP itself refuses."""
 
     def attach(self, server: Server) -> None:
         """Take note of the server whose requests these are; it calls this once."""
@@ -988,11 +990,12 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
     def _refuse(self, reason: str, status: HTTPStatus, detail: str) -> None:
         self._server.rejected[reason] += 1
         text = f"{status.value} {status.phrase}" + (f": {detail}" if detail else "")
-        self.send(
+        start = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\n"
             "Content-Type: text/plain; charset=utf-8\r\n"
-            f"Connection: close\r\n\r\n{text}".encode()
         )
+        end = f"Connection: close\r\n\r\n{text}"
+        self.send(start.encode() + self._server.delegate.refusal_headers + end.encode())
         self.linger()
 
     def _turn_away(self) -> None:

@@ -1149,6 +1149,31 @@ def test_cors_for_some(make_server):
             assert headers["vary"] == "Origin"
 
 
+@pytest.fixture(scope="module")
+def cors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from running(Server(tmp_path_factory.mktemp("data"), "--cors", "http://a:80"))
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (request("GET", "/version", "Expect: something"), 417),
+        (request("GET", "/version", f"X: {'x' * 70_000}"), 431),
+        (request("GET", "/version", host="evil.example"), 421),
+        (request("PUT", "/v2/keys/a", "Origin: http://c", body=b"value=1"), 403),
+        (request("GET", f"/version?{'&' * 1000}"), 400),
+        (request("PUT", "/v2/auth/roles/x", body=b"x" * (300 << 10)), 413),
+    ],
+    ids=["line", "host", "expect", "head", "foreign host", "page", "parameters", "body"],
+)
+def test_with_cors_what_http_refuses_varies_too(cors, sent, status):
+    with Raw(cors.port) as raw:
+        answer = raw.send(sent).answer()
+        assert (answer.status, answer.headers["vary"]) == (status, "Origin")
+
+
 # Anything at all.
 
 SEEDS = [
