@@ -54,17 +54,17 @@ _BUSY = "too many passwords are being checked"
 class Caller(NamedTuple):
     """Who says to be asking: by the Authorization header, by a certificate that names a user.
 
-    `address` is the client's; clients of one address share the checks of passwords.
+    `network` is the client's; clients of one network share the checks of passwords.
     """
 
     authorization: str = ""
     common_name: str = ""
-    address: str = ""
+    network: str = ""
 
 
 def caller_of(headers: list[str], peer: Peer) -> Caller:
     """Return who asks; of several Authorization headers the first counts."""
-    return Caller(headers[0] if headers else "", peer.common_name, peer.remote_ip)
+    return Caller(headers[0] if headers else "", peer.common_name, peer.network)
 
 
 class KeyHead(NamedTuple):
@@ -244,8 +244,12 @@ class Guard:
         except Busy:
             raise RouteError(503, _BUSY) from None
 
-    async def administrator(self, caller: Caller) -> str:
+    async def administrator(self, caller: Caller, connection: Connection) -> str:
         """Return the name of who may do what only those with the role root may, for the log.
+
+        Args:
+            caller: who asks.
+            connection: where; a password is not checked for a client that has gone.
 
         Raises:
             RouteError: 401, it is somebody else; 503, too many passwords are being checked.
@@ -254,7 +258,10 @@ class Guard:
             return "anybody"
         found = self._recognize(caller)
         try:
-            user = await self._check(found, caller.address) if isinstance(found, Basic) else found
+            if isinstance(found, Basic):
+                user = await self._check(found, caller, connection)
+            else:
+                user = found
         except Busy:
             raise RouteError(503, _BUSY) from None
         if user is None or auth.ROOT not in (user.roles or ()):
@@ -370,7 +377,8 @@ class Guard:
         outcome: Admission | ApiError
         try:
             try:
-                outcome = self._judge(head, await self._check(given, head.caller.address))
+                user = await self._check(given, head.caller, head.connection)
+                outcome = self._judge(head, user)
             except (Busy, asyncio.CancelledError):
                 outcome = ApiError(RAFT_INTERNAL, _BUSY.encode(), limit=PASSWORDS)
             if not head.connection.gone:
@@ -414,7 +422,7 @@ class Guard:
         user = self.user(given.name)
         return user if user and self._credentials.are_known(given, user.secret) else given
 
-    async def _check(self, given: Basic, address: str) -> User | None:
+    async def _check(self, given: Basic, caller: Caller, connection: Connection) -> User | None:
         """Return the user whose name and password these are, or None.
 
         Raises:
@@ -422,7 +430,15 @@ class Guard:
         """
         user = self.user(given.name)
         secret = user.secret if user else None
-        if not await self._credentials.are_right(given, secret, address):
+        is_right = await self._credentials.are_right(
+            given,
+            secret,
+            caller.network,
+            lambda: connection.gone,
+            was_wrong=connection.was_wrong,
+        )
+        if not is_right:
+            connection.was_wrong = True
             return None
         # Meanwhile the user may have got another password, or be there no more.
         user = self.user(given.name)

@@ -41,7 +41,7 @@ class GuardedEndpoint(Endpoint):
         headers = self.request.headers.get_list("Authorization")
         if self.request.method not in self.for_all:
             caller = caller_of(headers, connection.context)
-            self._who = await self.guard.administrator(caller)
+            self._who = await self.guard.administrator(caller, connection)
         self._is_in = True
         self.set_default_headers()
 

@@ -296,7 +296,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         "_on_writable", "_outbox", "_parsing", "_paused", "_queued", "_reserved", "_scanned",
         "_server", "_transport", "_written_chunked",
         "content_type", "context", "deadline", "extra_headers", "file", "flows", "http10",
-        "is_plain", "keep_alive", "pending", "stage", "streaming", "writable",
+        "is_plain", "keep_alive", "pending", "stage", "streaming", "was_wrong", "writable",
     )  # fmt: skip
 
     def __init__(self, server: Server) -> None:
@@ -348,6 +348,8 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self.context = Peer()
         self.content_type = ""
         """The Content-Type of the present request."""
+        self.was_wrong = False
+        """A password that came on it was."""
         self.extra_headers = b""
         """Header lines that every answer to the present request carries."""
 
@@ -380,8 +382,8 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
     @property
     def address(self) -> str:
-        """Where the client is."""
-        return self.context.remote_ip
+        """Where the client is, by which shares are told apart."""
+        return self.context.network
 
     @property
     def memory(self) -> Memory:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 from array import array
 from fcntl import ioctl
+from functools import lru_cache
+from ipaddress import IPv6Address
 from termios import TIOCOUTQ
 from typing import NamedTuple
 
 # How an IPv4 client looks to a socket that takes both families.
 _MAPPED = "::ffff:"
+# A site has at least so much of the addresses of IPv6, and may use any of them.
+_NETWORK_BITS = 64
 
 
 class Peer(NamedTuple):
@@ -24,6 +28,17 @@ class Peer(NamedTuple):
     remote_ip: str = ""
     protocol: str = "http"
     common_name: str = ""
+
+    @property
+    def network(self) -> str:
+        """What shares are told apart by: the address, of IPv6 its first 64 bits."""
+        return _network(self.remote_ip) if ":" in self.remote_ip else self.remote_ip
+
+
+@lru_cache(maxsize=1024)
+def _network(ip: str) -> str:
+    address = int(IPv6Address(ip.partition("%")[0]))
+    return f"{address >> _NETWORK_BITS:x}/{_NETWORK_BITS}"
 
 
 def peer_of(transport: asyncio.BaseTransport) -> Peer:

@@ -175,14 +175,14 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
         """What the connection inside said to the end of what the client sends; None before."""
         self._common_name = ""
         self.address = ""
-        """Where the client is."""
+        """Where the client is, by which shares are told apart."""
 
     # asyncio.BufferedProtocol, for the socket
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the handshake, unless there are too many already."""
         self._raw = cast(asyncio.Transport, transport)
-        self.address = peer_of(transport).remote_ip
+        self.address = peer_of(transport).network
         loop = self._server.loop
         self._since = loop.time()
         self._timer = loop.call_later(self._server.limits.header_timeout_s, self._give_up)

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import gc
 import threading
+from functools import partial
 
 import bcrypt
 import pytest
@@ -186,6 +187,120 @@ async def test_names_share_the_checks_of_one_address(checks, monkeypatch):
     held.close()
 
 
+@pytest.mark.parametrize("names", ["one name", "many names"])
+@pytest.mark.parametrize("networks", ["one network", "many networks"])
+@on_a_loop
+async def test_who_comes_last_does_not_wait_for_all_before(checks, monkeypatch, names, networks):
+    """After a restart no name has succeeded lately, and guesses look like anybody's."""
+    monkeypatch.setattr(credentials, "_THREADS_MAX", 1)
+    held = Credentials(asyncio.get_running_loop())
+    guesses = [
+        (
+            Basic("al" if names == "one name" else f"name {n}", b"guess %d" % n),
+            CHEAP,
+            "same" if networks == "one network" else f"network {n}",
+        )
+        for n in range(40)
+    ]
+    order = await order_of(held, checks, [*guesses, (AL, CHEAP, "same")])
+    assert order.index(b"secret") <= 2
+    held.close()
+
+
+@pytest.mark.parametrize("waiting", [1, 40])
+@on_a_loop
+async def test_guesses_come_behind_who_has_not_been_wrong(checks, monkeypatch, waiting):
+    """Each guess that was wrong is followed by another, of the same user."""
+    monkeypatch.setattr(credentials, "_THREADS_MAX", 1)
+    held = Credentials(asyncio.get_running_loop())
+    for n in range(20):
+        assert not await held.are_right(Basic("al", b"%d" % n), CHEAP, f"network {n}")
+    checks.go_on.clear()
+    tasks = []
+
+    def ask(password, **options):
+        given = Basic("al", password)
+        tasks.append(asyncio.create_task(held.are_right(given, CHEAP, **options)))
+
+    ask(b"first", network="network 0")
+    await turns()
+    for n in range(waiting):
+        ask(b"from its network %d" % n, network=f"network {n % 20}")
+        ask(b"on its connection %d" % n, network=f"network {n % 20}", was_wrong=True)
+        await turns()
+    for n in range(3):
+        ask(b"new %d" % n, network=f"new {n}")
+    await turns()
+    for n in range(waiting):
+        ask(b"once more %d" % n, network=f"network {n % 20}", was_wrong=True)
+    await turns()
+    before = len(checks.passwords)
+    checks.go_on.set()
+    await asyncio.wait_for(asyncio.gather(*tasks), PATIENCE_S)
+    order = checks.passwords[before:]
+    assert all(order.index(b"new %d" % n) <= 14 for n in range(3))
+    held.close()
+
+
+@on_a_loop
+async def test_who_asks_again_is_the_newest_again(checks, monkeypatch):
+    monkeypatch.setattr(credentials, "_THREADS_MAX", 1)
+    held = Credentials(asyncio.get_running_loop())
+    guesses = [(Basic("al", b"guess %d" % n), CHEAP, "same") for n in range(40)]
+    again = (AL, CHEAP, "same")
+    order = await order_of(held, checks, [again, *guesses, again])
+    assert order.index(b"secret") == 0
+    assert sorted(order) == sorted([b"secret", *(given.password for given, _, _ in guesses)])
+    held.close()
+
+
+@on_a_loop
+async def test_names_of_no_user_delay_no_user(checks, monkeypatch):
+    monkeypatch.setattr(credentials, "_THREADS_MAX", 1)
+    held = Credentials(asyncio.get_running_loop())
+    nobodies = [(Basic(f"nobody {n}", b"guess %d" % n), None, f"network {n}") for n in range(20)]
+    users = [(Basic(f"user {n}", b"right %d" % n), CHEAP, "same") for n in range(3)]
+    monkeypatch.setattr(credentials, "_NOBODY", CHEAP)
+    order = await order_of(held, checks, [*users, *nobodies])
+    assert all(order.index(b"right %d" % n) <= 6 for n in range(3))
+    held.close()
+
+
+@on_a_loop
+async def test_what_nobody_waits_for_is_not_checked(checks, monkeypatch):
+    monkeypatch.setattr(credentials, "_THREADS_MAX", 1)
+    held = Credentials(asyncio.get_running_loop())
+    gone = set()
+    waiting = [
+        asyncio.create_task(
+            held.are_right(Basic("al", b"%d" % n), CHEAP, "a", partial(gone.__contains__, n))
+        )
+        for n in range(200)
+    ]
+    checks.go_on.clear()
+    await turns()
+    waiting.append(asyncio.create_task(held.are_right(Basic("al", b"2"), CHEAP, "b")))
+    await turns()
+    gone.update(range(1, 200))
+    checks.go_on.set()
+    outcomes = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), PATIENCE_S)
+    # Two wait for the same: one of them is still there.
+    assert sorted(checks.passwords) == [b"0", b"2"]
+    assert sum(isinstance(outcome, Busy) for outcome in outcomes) == 198
+    held.close()
+
+
+@on_a_loop
+async def test_who_has_waited_for_long_is_turned_away(checks, monkeypatch):
+    monkeypatch.setattr(credentials, "_THREADS_MAX", 1)
+    monkeypatch.setattr(credentials, "_WAIT_S", -1.0)
+    held = Credentials(asyncio.get_running_loop())
+    with pytest.raises(Busy):
+        await held.are_right(AL, CHEAP)
+    assert not checks.passwords
+    held.close()
+
+
 @on_a_loop
 async def test_a_user_whose_password_was_right_before_is_checked_first(checks, monkeypatch):
     monkeypatch.setattr(credentials, "_THREADS_MAX", 1)
@@ -257,20 +372,38 @@ async def test_the_loop_goes_on_and_equal_checks_are_one(checks):
 
 @on_a_loop
 async def test_too_many_are_turned_away(checks, monkeypatch):
+    monkeypatch.setattr(credentials, "_THREADS_MAX", 1)
     monkeypatch.setattr(credentials, "_WAITING_MAX", 3)
     held = Credentials(asyncio.get_running_loop())
     secret = await held.hash("secret")
     checks.go_on.clear()
-    names = ("a", "b", "c", "d")  # one is checked, three wait
+    names = ("a", "b", "c", "d", "e")  # one is checked, three wait, and one more gives way
     waiting = [
         asyncio.create_task(held.are_right(Basic(name, b"secret"), secret)) for name in names
     ]
     await turns()
-    with pytest.raises(Busy):
-        await held.are_right(AL, secret)
     checks.go_on.set()
-    assert all(await asyncio.wait_for(asyncio.gather(*waiting), PATIENCE_S))
+    outcomes = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), PATIENCE_S)
+    assert [isinstance(outcome, Busy) for outcome in outcomes] == [False, True, False, False, False]
     assert await held.are_right(AL, secret)
+    held.close()
+
+
+@on_a_loop
+async def test_who_is_turned_away_is_told_so_after_a_while(checks, monkeypatch):
+    """Or clients that guess would come back at once, as often as the loop can bear."""
+    monkeypatch.setattr(credentials, "_THREADS_MAX", 1)
+    monkeypatch.setattr(credentials, "_WAITING_MAX", 1)
+    loop = asyncio.get_running_loop()
+    held = Credentials(loop)
+    checks.go_on.clear()
+    waiting = [asyncio.create_task(held.are_right(Basic("al", b"%d" % n), CHEAP)) for n in range(3)]
+    began_s = loop.time()
+    with pytest.raises(Busy):
+        await asyncio.wait_for(waiting[1], PATIENCE_S)
+    assert loop.time() - began_s >= credentials._REFUSED_S - 0.1
+    checks.go_on.set()
+    await asyncio.wait_for(asyncio.gather(waiting[0], waiting[2]), PATIENCE_S)
     held.close()
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from kvd.peer import Peer
 from tests.certs import Authority, client_context
 from tests.raw import Raw, request
 from tests.server import PATIENCE_S, Answer, Client, Server, running
@@ -527,5 +528,35 @@ def test_a_user_who_is_right_is_served_among_guesses(guarded):
             raw.send(request("GET", "/v2/keys/al/x", line))
         # What users and roles are changes, and so it is not only remembered who was right.
         assert client.request("PUT", "/v2/auth/roles/new", '{"role":"new"}', ROOT).status == 201
+        for _ in range(5):
+            assert client.request("GET", "/v2/keys/al/x", None, AL).status == 404
+
+
+@pytest.mark.parametrize(
+    ("address", "other", "are_one"),
+    [
+        ("10.0.0.1", "10.0.0.1", True),
+        ("10.0.0.1", "10.0.0.2", False),
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff:0:1:2", True),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("fe80::1%eth0", "fe80::2%eth1", True),
+        ("2001:db8:1:2::1", "10.0.0.1", False),
+    ],
+)
+def test_shares_are_those_of_networks(address, other, are_one):
+    """Who has one address of IPv6 has 64 bits of them."""
+    assert (Peer(address).network == Peer(other).network) is are_one
+
+
+def test_after_a_restart_a_user_who_is_right_is_served_among_guesses(guarded):
+    """No name has succeeded yet, and the guesses are at the same one, from the same address."""
+    guarded.stop()
+    guarded.start()
+    with contextlib.ExitStack() as stack:
+        for number in range(1100):
+            raw = stack.enter_context(Raw(guarded.port))
+            line = f"Authorization: {basic('al', f'guess {number}')['Authorization']}"
+            raw.send(request("GET", "/v2/keys/al/x", line))
+        client = guarded.client()
         for _ in range(5):
             assert client.request("GET", "/v2/keys/al/x", None, AL).status == 404
