@@ -113,7 +113,7 @@ def _prepare(config: Config) -> None:
     if config.failpoints:
         log.warning("failpoints are armed: %s", ", ".join(config.failpoints))
     sys.setswitchinterval(_SWITCH_S)
-    process.return_freed_memory()
+    process.bound_freed_memory()
 
 
 def _read_file(path: str) -> bytes:

@@ -16,6 +16,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 
 log = logging.getLogger(__name__)
@@ -27,19 +28,54 @@ _MEANINGLESS = (
     *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
 )
 
-# Of mallopt(3), as in malloc.h.
-_M_MMAP_THRESHOLD = -3
-_MMAP_THRESHOLD_BYTES = 1 << 20
+# Of mallopt(3), as in malloc.h. Blocks from the first size on go back to the system when they are
+# freed; so does what is free at the end of the heap, beyond the second.
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
+_MMAP_THRESHOLD_BYTES = 2 << 20
+_TRIM_THRESHOLD_BYTES = 4 << 20
 
 
-def return_freed_memory() -> None:
-    """Let large blocks of memory go back to the system when they are freed.
+def bound_freed_memory() -> None:
+    """Keep little memory that was freed, but what the next batch of values needs.
 
     When a block of up to 32 MiB is freed, glibc takes blocks of that size from its heap from then
-    on, where what is freed stays: 130 MB after values of 10 MiB have come and gone (measured).
+    on, where what is freed stays: 130 MB after values of 10 MiB have come and gone (measured). But
+    128 KiB, beyond which it gives back the heap's end, come and go with each batch of large values:
+    13 page faults for each write of 10 KB, a fifth of its time, and 0.2 with these.
     """
     with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES)
+
+
+def give_back_freed_memory() -> None:
+    """Give the system what is kept of freed memory: some milliseconds, by the heap's size."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+class FreedMemory:
+    """Gives it back once nothing has been written for a second.
+
+    Args:
+        position: returns what changes with each write.
+        give_back: called then.
+    """
+
+    def __init__(
+        self, position: Callable[[], int], give_back: Callable[[], object] = give_back_freed_memory
+    ) -> None:
+        self._position = position
+        self._give_back = give_back
+        self._seen = self._given_back_at = position()
+
+    def tick(self) -> None:
+        """Look whether that is so; called every second."""
+        before, self._seen = self._seen, self._position()
+        if before == self._seen != self._given_back_at:
+            self._given_back_at = before
+            self._give_back()
 
 
 def open_standard_descriptors() -> None:

@@ -46,6 +46,7 @@ from kvd.members import Member, ids_of
 from kvd.memory import Memory
 from kvd.monitor import DEBUGGING, MONITORING, raft_status
 from kvd.monitoring import Monitoring
+from kvd.process import FreedMemory
 from kvd.stats import SelfStats, StoreStats
 from kvd.syncthread import SyncThread
 from kvd.systemd import Handed
@@ -385,6 +386,7 @@ class KvdServer:
             "committer": self._committer.tick,
             "housekeeping": self._housekeeping.tick,
             "figures": self._monitoring.syncs.fold,
+            "freed memory": FreedMemory(lambda: self._store.applied.pos).tick,
         }
 
     async def _flush(self) -> None:
