@@ -18,7 +18,7 @@ from typing import cast
 from kvd.http1 import LARGE_BYTES, Connection
 from kvd.memory import Memory, NoRoom, Payload, Values
 from kvd.response import event_parts
-from kvd.socketbatch import SOCKETS_MAX, SocketBatch
+from kvd.socketbatch import SOCKETS_MAX, SocketPair
 from kvd.watchers import Watcher
 from storage.event import Event
 from storage.store import Store
@@ -118,7 +118,7 @@ class WatchAnswers:
         self._told: bytes | Event = b""
         self._frames: dict[int, Payload] = {}
         self._parts: list[Payload] = []
-        self._batch: SocketBatch | None = None
+        self._batch: SocketPair | None = None
         self._has_batch = True
 
     def begin(self, connection: Connection, *, stream: bool) -> _WatchAnswer:
@@ -137,7 +137,7 @@ class WatchAnswers:
             answers = self._tell_form(batch, answers, body)
 
     def _tell_form(
-        self, batch: SocketBatch, answers: Sequence[_WatchAnswer], body: bytes
+        self, batch: SocketPair, answers: Sequence[_WatchAnswer], body: bytes
     ) -> list[_WatchAnswer]:
         """Tell those that are sent it in the same form as the first; return the others."""
         form = answers[0].form
@@ -165,7 +165,7 @@ class WatchAnswers:
         return others
 
     def _send(
-        self, batch: SocketBatch, data: bytes, files: Sequence[int], told: Sequence[Connection]
+        self, batch: SocketPair, data: bytes, files: Sequence[int], told: Sequence[Connection]
     ) -> None:
         """Send data on the sockets of connections; what one does not take, the usual way."""
         for first in range(0, len(files), SOCKETS_MAX):
@@ -181,11 +181,11 @@ class WatchAnswers:
             for place, sent_bytes in unsent:
                 told[first + place].send(data[sent_bytes:])
 
-    def _socket_batch(self) -> SocketBatch | None:
+    def _socket_batch(self) -> SocketPair | None:
         """Return what sends to many, made when it is first needed; None where it cannot be had."""
         if self._batch is None and self._has_batch:
             try:
-                self._batch = SocketBatch()
+                self._batch = SocketPair()
             except OSError as error:
                 self._has_batch = False
                 log.debug("watches are told by a system call each: %s", error)

@@ -89,8 +89,12 @@ class Queue(NamedTuple):
         self.call(self.calls.destroy, self.context)
 
 
-def open_queue(length: int) -> Queue:
+def open_queue(length: int, *, releases: bool = False) -> Queue:
     """Set up a queue for so many requests.
+
+    Args:
+        length: How many there may be at a time.
+        releases: Let other threads have the interpreter during a call.
 
     Raises:
         OSError: it is not available here.
@@ -98,8 +102,9 @@ def open_queue(length: int) -> Queue:
     calls = CALLS.get(platform.machine())
     if calls is None or sys.platform != "linux":
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    # None of these calls waits for long, so the interpreter is not released for them.
-    queue = Queue(calls, ctypes.PyDLL(None, use_errno=True).syscall, ctypes.c_ulong(0))
+    # None of these calls waits for long, so as a rule the interpreter is not released for them.
+    library = (ctypes.CDLL if releases else ctypes.PyDLL)(None, use_errno=True)
+    queue = Queue(calls, library.syscall, ctypes.c_ulong(0))
     queue.call(calls.setup, ctypes.c_long(length), ctypes.byref(queue.context))
     return queue
 

@@ -92,6 +92,29 @@ def test_each_is_told_all_in_order_whatever_its_form(way):
                 assert list(numbers(lines(raw))) == [0]  # its end is that of the connection
 
 
+def test_hundreds_are_told_all_in_order(fresh_server):
+    """So many that two threads send to them; every third reads nothing until the end."""
+    client, events = fresh_server.client(), 3 * len(SIZES)
+    stream, poll = "/v2/keys/k?wait=true&stream=true", "/v2/keys/k?wait=true"
+    with ExitStack() as stack:
+        opened = [
+            stack.enter_context(Raw(fresh_server.port, receive_buffer=None if n % 3 else 4096))
+            for n in range(600)
+        ]
+        for number, raw in enumerate(opened):
+            raw.send(request("GET", stream if number % 2 else poll))
+            assert raw.head().status == 200
+        for number in range(events):
+            assert client.put("/k", value(number)).status in (200, 201)
+        for number, raw in enumerate(opened):
+            told = numbers(raw.chunks())
+            if number % 2:
+                assert [next(told) for _ in range(events)] == list(range(events))
+            else:
+                assert list(told) == [0]
+                assert raw.ask("GET", "/version").status == 200
+
+
 def test_long_polls_that_come_back_miss_nothing(way):
     events, polls = 40, 30
     target = "/v2/keys/k?wait=true&waitIndex={}"

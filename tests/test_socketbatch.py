@@ -1,21 +1,35 @@
 """The same bytes to many sockets at once: who took them, who did not, and how far."""
 
 import contextlib
+import errno
+import os
 import platform
 import socket
+import threading
 
 import pytest
 
-from kvd.socketbatch import SOCKETS_MAX, SocketBatch
+from kvd.socketbatch import SOCKETS_MAX, SocketBatch, SocketPair
 from storage import aio
 
 Pair = tuple[socket.socket, socket.socket]
 
 
 @pytest.fixture
-def batch():
-    with contextlib.closing(SocketBatch()) as batch:
+def two_processors(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+
+
+@pytest.fixture(params=[SocketBatch, SocketPair])
+def batch(request, two_processors):
+    with contextlib.closing(request.param()) as batch:
         yield batch
+
+
+@pytest.fixture
+def pair(two_processors):
+    with contextlib.closing(SocketPair()) as pair:
+        yield pair
 
 
 @pytest.fixture
@@ -102,3 +116,88 @@ def test_where_it_cannot_be_had_it_cannot_be_made(monkeypatch):
     monkeypatch.delitem(aio.CALLS, platform.machine())
     with pytest.raises(OSError, match="not implemented"):
         SocketBatch()
+
+
+# By two threads.
+
+
+def shared_out(pair: SocketPair, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let each thread wait until the other has taken something; return who sends what."""
+    others = threading.Barrier(2, timeout=60)
+    senders = []
+    for batch in pair._many:
+
+        def send(data, files, send=batch.send):
+            name = threading.current_thread().name
+            if name not in senders:
+                senders.append(name)
+                others.wait()
+            else:
+                senders.append(name)
+            return send(data, files)
+
+        monkeypatch.setattr(batch, "send", send)
+    return senders
+
+
+def test_a_part_of_many_is_sent_by_the_second_thread(pair, pairs, monkeypatch):
+    made = pairs(SOCKETS_MAX)
+    for place in (3, 100, 255):
+        made[place][1].close()
+    senders = shared_out(pair, monkeypatch)
+    assert sorted(pair.send(b"data", files(made))) == [(3, 0), (100, 0), (255, 0)]
+    assert set(senders) == {threading.current_thread().name, "kvd-tell"}
+    assert len(senders) == 4
+    for place, (_, there) in enumerate(made):
+        if place not in (3, 100, 255):
+            assert there.recv(100) == b"data"
+
+
+def test_many_events_come_in_order_whoever_sends_them(pair, pairs):
+    made = pairs(200)
+    told = [b"%d," % number for number in range(100)]
+    for data in told:
+        assert pair.send(data, files(made)) == []
+    for _, there in made:
+        assert there.recv(1 << 16) == b"".join(told)
+
+
+@pytest.mark.parametrize("thread", [0, 1], ids=["the caller", "the second thread"])
+def test_what_either_thread_meets_is_the_callers_error(pair, pairs, monkeypatch, thread):
+    shared_out(pair, monkeypatch)
+    send = pair._many[thread].send
+
+    def lose(data, files):
+        send(data, files)
+        raise OSError(errno.EIO, "lost")
+
+    monkeypatch.setattr(pair._many[thread], "send", lose)
+    made = pairs(SOCKETS_MAX)
+    with pytest.raises(OSError, match="lost"):
+        pair.send(b"data", files(made))
+    # Neither of them still sends.
+    assert pair._sent.empty()
+
+
+def test_few_are_sent_to_without_the_second_thread(pair, pairs, monkeypatch):
+    monkeypatch.delattr(pair, "_jobs")
+    made = pairs(100)
+    assert pair.send(b"data", files(made)) == []
+    monkeypatch.undo()
+
+
+def test_the_second_thread_ends_with_it(two_processors):
+    pair = SocketPair()
+    second = pair._second
+    assert second.is_alive()
+    pair.close()
+    assert not second.is_alive()
+
+
+def test_on_one_processor_there_is_no_second_thread(monkeypatch, pairs):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    with contextlib.closing(SocketPair()) as pair:
+        assert pair._second is None
+        made = pairs(SOCKETS_MAX)
+        assert pair.send(b"data", files(made)) == []
+        assert [there.recv(100) for _, there in made] == [b"data"] * SOCKETS_MAX
