@@ -571,7 +571,7 @@ class Committer:
         except _NotKnownYet:
             later.append(queued)
             return True
-        if size and size + added > self._batch_bytes_max:
+        if size and size + max(added, pending.replaced) > self._batch_bytes_max:
             return False
         events: list[Event] = []
         for command, change, record in zip(ops, changes, encoded, strict=True):

@@ -3,6 +3,8 @@
 import asyncio
 import errno
 
+import pytest
+
 from kvd.commands import Condition, Create, CreateInOrder, Delete, Set, Transaction
 from kvd.errors import ApiError
 from storage import disk
@@ -177,3 +179,20 @@ async def test_each_is_counted_also_when_all_are_refused_for_want_of_memory(tmp_
         assert error(outcome)[::2] == (300, 0)
         assert engine.value(b"/a") is None
         assert engine.failures == []
+
+
+@on_a_loop
+@pytest.mark.parametrize("wrap", [False, True], ids=["commands", "transactions"])
+async def test_a_batch_replaces_no_more_than_it_may_hold(tmp_path, wrap):
+    """Its events hold the values that were there before."""
+    async with started(tmp_path / "data", segment_bytes_max=64 << 10) as engine:
+        keys = [b"/%d" % number for number in range(40)]
+        for key in keys:
+            await engine.run(Set(key, bytes(8 << 10)))
+        commits = engine.commits
+        if wrap:
+            await run(engine, *(of(Delete(key)) for key in keys))
+        else:
+            await engine.run(*map(Delete, keys))
+        # A batch may hold what a segment does, and one value more.
+        assert engine.commits - commits >= 40 // 8
