@@ -49,6 +49,8 @@ from kvd.errors import (
 from storage.change import Change, Kind
 from storage.node import Node, Obstacle
 
+# An error shows no more of each value that it compares.
+_SHOWN_BYTES_MAX = 64 << 10
 EXPIRATION_NS_MAX = (1 << 63) - 1
 """11 April 2262. A TTL that reaches beyond it never ends (etcd wraps around and loses the key)."""
 
@@ -278,11 +280,16 @@ def _compare(value: bytes, index: int, want_value: bytes | None, want_index: int
         return
     failed = []
     if want_value is not None and want_value != value:
-        failed.append(b"[%b != %b]" % (want_value, value))
+        failed.append(b"[%b != %b]" % (_shown(want_value), _shown(value)))
     if want_index not in (0, index):
         failed.append(b"[%d != %d]" % (want_index, index))
     if failed:
         raise ApiError(COMPARE_FAILED, b" ".join(failed))
+
+
+def _shown(value: bytes) -> bytes:
+    """Return as much of a value as an error shows: to escape 20 MiB takes most of a second."""
+    return value if len(value) <= _SHOWN_BYTES_MAX else value[:_SHOWN_BYTES_MAX] + b"..."
 
 
 def _expiration_ns(ttl_s: int, now_ns: int) -> int:

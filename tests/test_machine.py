@@ -169,6 +169,16 @@ def test_a_failed_comparison_names_just_what_differs(space, command, prev_value,
     assert space.refused(command(b"/f", *value, prev_value, prev_index)) == (101, cause)
 
 
+def test_a_failed_comparison_shows_no_more_than_the_beginning_of_large_values(space):
+    most = 64 << 10
+    space.do(Set(b"/large", b"v" * most))
+    shown = b"[%b != %b]" % (b"w" * most, b"v" * most)
+    assert space.refused(CompareAndSwap(b"/large", b"", b"w" * most, 0)) == (101, shown)
+    space.do(Set(b"/large", b"v" * (most + 1)))
+    cause = b"[%b... != %b...]" % (b"w" * most, b"v" * most)
+    assert space.refused(CompareAndSwap(b"/large", b"", b"w" * (10 << 20), 0)) == (101, cause)
+
+
 def test_a_comparison_with_an_empty_value_shows_it_as_nothing(space):
     space.do(Set(b"/f", b""))
     assert space.refused(CompareAndSwap(b"/f", b"v", b"x", 0)) == (101, b"[x != ]")
