@@ -83,6 +83,11 @@ BATCH_BYTES_MAX = 4 << 20
 # And at so many bytes of keys, whether they make records or not: a key of thousands of components
 # takes 20 ms to be decided and to be performed, and others would wait for a thousand of these.
 _BATCH_KEY_BYTES_MAX = 32 << 10
+# It is the components that cost: each counts for so many bytes more, of long keys and once no more
+# than so much is left. (They are not counted in small batches, to spare a call for each command.)
+_BYTES_PER_COMPONENT = 8
+_SHORT_KEY_BYTES = 512
+_UNCOUNTED_KEY_BYTES = 24 << 10
 # What a payload holds beside its records: the envelope and the heads of two arrays.
 _ENVELOPE_BYTES_MAX = 128
 # How many expirations a batch takes: about ten milliseconds; fewer while commands wait.
@@ -473,7 +478,10 @@ class Committer:
             if keys_left <= 0:
                 break
             queued = command, done, came = queue.popleft()
-            keys_left -= len(command[0])
+            key_bytes = len(command[0])
+            keys_left -= key_bytes
+            if key_bytes > _SHORT_KEY_BYTES or keys_left < _UNCOUNTED_KEY_BYTES:
+                keys_left -= _BYTES_PER_COMPONENT * command[0].count(b"/")
             nodes: Nodes = pending
             if came >= overdue_at:
                 if self._is_too_long_behind(records, size + len(command[0])):

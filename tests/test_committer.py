@@ -353,6 +353,20 @@ async def test_long_keys_make_short_batches(tmp_path):
         assert len(set(turns_taken)) >= 4
 
 
+@pytest.mark.parametrize(
+    ("depth", "commands", "commits"),
+    [(1000, 16, 4), (60, 200, 2), (3, 1000, 1)],
+    ids=["deep", "rather deep", "usual"],
+)
+@on_a_loop
+async def test_deep_keys_make_short_batches(tmp_path, depth, commands, commits):
+    """Each component is looked up, and others wait meanwhile."""
+    async with started(tmp_path / "data") as engine:
+        keys = [b"/%03d" % number + b"/d" * (depth - 1) for number in range(commands)]
+        await engine.run(*(Set(key, b"") for key in keys))
+        assert engine.commits == commits
+
+
 @on_a_loop
 async def test_after_a_stop_nothing_begins(tmp_path):
     async with started(tmp_path / "data") as engine:
