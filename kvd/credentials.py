@@ -87,8 +87,10 @@ class Basic(NamedTuple):
 
 def read_basic(authorization: str) -> Basic | None:
     """Return what a header says, or None where it is of no such kind."""
+    if len(authorization) > AUTHORIZATION_BYTES_MAX:
+        return None
     match = _BASIC.fullmatch(authorization)
-    if match is None or len(authorization) > AUTHORIZATION_BYTES_MAX:
+    if match is None:
         return None
     name, colon, password = binascii.a2b_base64(match[1]).partition(b":")
     return Basic(name.decode("utf-8", "surrogateescape"), password) if colon else None
