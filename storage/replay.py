@@ -5,8 +5,10 @@ The server's start and the tools share this, so that what a tool rebuilds is wha
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -93,6 +95,22 @@ def _append(index: Index, txn: Transaction, rows: list[Row], sums: dict[bytes, i
             sums[b"entries"] += sum(meta_sum(*row) for row in same)
 
 
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Let nothing look for cycles: none is made, and each look goes through all that is pending.
+
+    That was a quarter of the CPU time of a replay of small records (measured).
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_without_collector()
 def replay(index: Index, frames: Iterable[Frame], until: Until = to_the_end) -> int:
     """Perform frames that go on where the index ends; return how many records that were.
 
