@@ -21,6 +21,7 @@ import os
 from array import array
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
 
@@ -168,10 +169,13 @@ class SocketPair:
         """One for each piece that the second thread has sent."""
         self._second: Thread | None = None
         if len(os.sched_getaffinity(0)) > 1:
-            for _ in range(2):
-                self._many.append(SocketBatch(releases=True))
-            self._second = Thread(target=self._work, name="kvd-tell", daemon=True)
-            self._second.start()
+            # Where the system has no more queues or threads the caller sends alone.
+            with suppress(OSError, RuntimeError):
+                for _ in range(2):
+                    self._many.append(SocketBatch(releases=True))
+                second = Thread(target=self._work, name="kvd-tell", daemon=True)
+                second.start()
+                self._second = second
 
     def send(self, data: bytes, files: Sequence[int]) -> list[tuple[int, int]]:
         """Write data to up to `SOCKETS_MAX` sockets; see `SocketBatch.send`."""

@@ -9,6 +9,7 @@ import threading
 
 import pytest
 
+from kvd import socketbatch
 from kvd.socketbatch import SOCKETS_MAX, SocketBatch, SocketPair
 from storage import aio
 
@@ -194,8 +195,31 @@ def test_the_second_thread_ends_with_it(two_processors):
     assert not second.is_alive()
 
 
-def test_on_one_processor_there_is_no_second_thread(monkeypatch, pairs):
+def no_thread(monkeypatch):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+
+def no_further_queue(monkeypatch):
+    opened = iter([aio.open_queue])
+
+    def open_queue(length, **options):
+        for open_one in opened:
+            return open_one(length, **options)
+        raise OSError(errno.EAGAIN, "no more")
+
+    monkeypatch.setattr(socketbatch, "open_queue", open_queue)
+
+
+def one_processor(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+
+
+@pytest.mark.parametrize("lacks", [one_processor, no_thread, no_further_queue])
+def test_the_caller_sends_alone_where_there_is(lacks, two_processors, monkeypatch, pairs):
+    lacks(monkeypatch)
     with contextlib.closing(SocketPair()) as pair:
         assert pair._second is None
         made = pairs(SOCKETS_MAX)
