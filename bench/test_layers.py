@@ -22,7 +22,7 @@ from kvd.listing import render as render_listing
 from kvd.machine import decide
 from kvd.memory import Memory
 from kvd.request import parse
-from kvd.response import event_body, get_body
+from kvd.response import event_body, get_parts
 from storage.change import Change, Kind, encode_payload, encode_record, next_chain
 from storage.event import Event
 from storage.frame import encode_frame
@@ -282,7 +282,7 @@ def test_render_event(benchmark: BenchmarkFixture) -> None:
 @pytest.mark.parametrize("node", [NODE, NODE._replace(expiration_ns=NOW_NS)], ids=["key", "TTL"])
 def test_render_get(benchmark: BenchmarkFixture, node: Node) -> None:
     """The answer to a read."""
-    benchmark(get_body, KEY, node, NOW_NS)
+    benchmark(get_parts, KEY, node, NOW_NS)
 
 
 @pytest.mark.benchmark(group=f"8 a listing of {CHILDREN} keys")

@@ -263,13 +263,8 @@ def action_body(kind: int) -> bytes:
     return _BODY_BY_KIND[kind]
 
 
-def get_body(key: bytes, node: Node, now_ns: int, offset_ns: int = 0) -> bytes:
-    """Return the answer to a read of a file; `key` is the raw path."""
-    return b'{"action":"get","node":%b}\n' % node_object(escape(key), node, now_ns, offset_ns)
-
-
 def get_parts(key: bytes, node: Node, now_ns: int, offset_ns: int = 0) -> Parts:
-    """Return the answer to a read of a file, as `get_body` does, in parts."""
+    """Return the answer to a read of a file in parts; `key` is the raw path."""
     parts = node_parts(escape(key), node, now_ns, offset_ns)
     return joined([b'{"action":"get","node":', *parts, b"}\n"])
 

@@ -16,7 +16,6 @@ from kvd.response import (
     escape,
     event_body,
     event_parts,
-    get_body,
     get_parts,
     go_duration,
     node_object,
@@ -145,10 +144,10 @@ def test_an_empty_value_is_shown():
 
 
 def test_a_read_of_a_file():
-    assert get_body(b"/a\xff", FILE, NOW_NS) == (
+    assert get_parts(b"/a\xff", FILE, NOW_NS) == [
         b'{"action":"get","node":{"key":"/a\\ufffd","value":"v",'
         b'"modifiedIndex":7,"createdIndex":3}}\n'
-    )
+    ]
 
 
 KINDS = list(ACTIONS)
@@ -303,7 +302,8 @@ def test_what_is_large_is_the_same_in_parts():
         assert shown.replace(escape(large), value) == expected
     node = Node(large, 3, 7, NOW_NS + 5 * S)
     shown = text_of(get_parts(b"/k<", node, NOW_NS, S))
-    assert shown == get_body(b"/k<", node, NOW_NS, S)
+    whole = node_object(escape(b"/k<"), node, NOW_NS, S)
+    assert shown == b'{"action":"get","node":%b}\n' % whole
 
 
 def text_of(parts):

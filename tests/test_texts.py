@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from kvd.commands import Delete, Set, Update
-from kvd.response import LARGE_VALUE_BYTES, get_body
+from kvd.response import LARGE_VALUE_BYTES, get_parts
 from kvd.texts import TEXT_BYTES_MAX, Texts
 from storage.event import Event
 from storage.store import Store
@@ -38,7 +38,7 @@ def test_what_is_read_and_kept_is_the_file_as_it_is(store):
         for other in random.choices([*keys, b"/d", b"/none"], k=4):
             node = store.state.find(other)
             lasts = node is not None and node.value is not None and not node.expiration_ns
-            wanted = get_body(other, node, 0) if node is not None and lasts else None
+            wanted = b"".join(get_parts(other, node, 0)) if node is not None and lasts else None
             for text in (texts.kept.get(other) or texts.read(other), texts.kept.get(other)):
                 assert wanted == (text and b'{"action":"get","node":%b}\n' % text)
 
