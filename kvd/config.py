@@ -87,6 +87,7 @@ class Config:
         max_connections: Limit of open connections; None goes by the limit of open files.
         max_watchers: Limit of waiting watches; None leaves it to the limit of connections.
         max_watchers_per_key: Limit of the watchers of one key; None leaves it to the others.
+        max_wait_s: How long a watch waits at most without anything to tell; None is for ever.
         max_stream_bytes: Limit of what a stream leaves unread.
         max_buffered_bytes: Limit of what waits in memory for all clients, both ways together.
         max_response_bytes: Limit of one listing; None is three quarters of the limit before.
@@ -136,6 +137,7 @@ class Config:
     max_connections: int | None
     max_watchers: int | None
     max_watchers_per_key: int | None
+    max_wait_s: int | None
     max_stream_bytes: int
     max_buffered_bytes: int
     max_response_bytes: int | None
@@ -249,6 +251,7 @@ def _config(settings: Settings) -> Config:
         max_connections=integer_or_none(settings, "max-connections"),
         max_watchers=integer_or_none(settings, "max-watchers"),
         max_watchers_per_key=integer_or_none(settings, "max-watchers-per-key"),
+        max_wait_s=integer_or_none(settings, "max-wait"),
         max_stream_bytes=integer(settings, "max-stream-bytes"),
         max_buffered_bytes=integer(settings, "max-buffered-bytes", lowest=BUFFERED_BYTES_MIN),
         max_response_bytes=integer_or_none(settings, "max-response-bytes"),

@@ -11,18 +11,22 @@ beside another one, is 209 with its name in the cause, at index 0.
     keysOnly maxValue base64      how it shows their values, and that of a file
     raw                           the value of a file as it is
 
+Those of a watch are in kvd/extras_watch.py.
+
 On a file the parameters that are about directories have no effect: a client that follows a link
 need not know which of the two it leads to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
-from kvd.commands import Extras, Get, Watch
+from kvd.commands import Extras, Get
 from kvd.errors import INVALID_FIELD, ApiError
 from kvd.request import BOOLS, EXTRAS, uint
+from kvd.response import ACTIONS
 
 LIMIT_MAX = 10_000
 """Children of a page, children between two marks, nodes that are found."""
@@ -30,6 +34,8 @@ DEPTH_MAX = 1000
 FIND_BYTES_MAX = 1024
 """Bytes of a text that is looked for."""
 MGET_KEYS_MAX = 1000
+WAIT_S_MAX = 3600
+"""Seconds of a `waitTimeout`, and between two lines of `progress`."""
 TXN_OPS_MAX = 128
 """Operations of a transaction, and as many conditions."""
 TXN_KEY_BYTES_MAX = 64 << 10
@@ -41,11 +47,14 @@ TOO_MANY_OPERATIONS = "too_many_operations"
 
 ACCEPT, IF_NONE_MATCH = b"Accept", b"If-None-Match"
 """Headers that count as extras of a read; no parameter has these names."""
+EVENT_STREAM = b"text/event-stream"
+"""What counts as an extra of a watch: its Accept header names that; and where it goes on."""
+LAST_EVENT_ID = b"Last-Event-ID"
 
 # Beside `raw`, which is a parameter, too.
 _PATHS = ("mget", "txn")
 _OF_VALUES = (b"keysOnly", b"maxValue", b"base64")
-_OF_WATCHES = (*_OF_VALUES, b"hidden")
+_NEED_WAIT = (b"waitTimeout", b"progress", b"actions", b"level", b"refreshes")
 # What may stand beside each of these, which are told apart by the first that is there; without them
 # a read is a listing.
 _MODES: dict[bytes, tuple[bytes, ...]] = {
@@ -54,21 +63,32 @@ _MODES: dict[bytes, tuple[bytes, ...]] = {
     b"marks": (b"prefix", b"hidden"),
     b"raw": (b"limit", b"after", b"prefix", b"depth", b"hidden"),
 }
-_NUMBERS = {
+_NUMBERS: dict[bytes, tuple[float, float]] = {
     b"limit": (1, LIMIT_MAX),
     b"marks": (1, LIMIT_MAX),
     b"depth": (1, DEPTH_MAX),
     # Its limit is that of a value, which is a setting.
     b"maxValue": (0, 1 << 62),
+    b"level": (1, DEPTH_MAX),
+    b"waitTimeout": (0.1, WAIT_S_MAX),
+    b"progress": (0.1, WAIT_S_MAX),
 }
+_SECONDS = (b"waitTimeout", b"progress")
+_DECIMAL = re.compile(rb"\d{1,9}(?:\.\d{1,9})?")
+_ACTIONS = set(ACTIONS.values())
 _TEXTS: dict[bytes, Callable[[bytes], bool]] = {
     b"after": lambda _: True,
     b"prefix": lambda _: True,
     b"find": lambda raw: 0 < len(raw) <= FIND_BYTES_MAX,
     b"in": lambda raw: set(raw.split(b",")) <= {b"keys", b"values"},
+    b"actions": lambda raw: set(raw.split(b",")) <= _ACTIONS,
     ACCEPT: lambda _: True,
     IF_NONE_MATCH: lambda _: True,
+    EVENT_STREAM: lambda _: True,
 }
+
+
+Values = tuple[set[bytes], dict[bytes, float], dict[bytes, bytes]]
 
 
 class Shape(NamedTuple):
@@ -116,27 +136,29 @@ def read_extras(get: Get, value_bytes_max: int) -> ReadExtras:
     Raises:
         ApiError: 209, the first thing wrong with them.
     """
-    flags, numbers, texts = _values(get.extras)
-    if numbers.get(b"maxValue", 0) > value_bytes_max:
-        _refuse_value(b"maxValue")
+    flags, numbers, texts = values_of(get.extras)
+    check_max_value(numbers, value_bytes_max)
+    for name in (*flags, *numbers, *texts):
+        if name in _NEED_WAIT:
+            raise ApiError(INVALID_FIELD, b'"%b" needs wait=true' % name)
     asked = {*flags, *numbers, *texts}
     mode = _mode([name for name, _ in get.extras if name in asked], recursive=get.recursive)
     places = texts.get(b"in", b"keys,values").split(b",")
     # A header is a wish: what a parameter says comes before it.
     is_negotiated = ACCEPT in texts and mode is None and asked.isdisjoint(_OF_VALUES)
     extras = ReadExtras(
-        limit=numbers.get(b"limit"),
+        limit=_whole(numbers.get(b"limit")),
         after=texts.get(b"after"),
         prefix=texts.get(b"prefix", b""),
-        marks=numbers.get(b"marks"),
+        marks=_whole(numbers.get(b"marks")),
         counts=b"count" in flags,
         find=texts.get(b"find", b""),
         in_keys=b"keys" in places,
         in_values=b"values" in places,
-        depth=numbers.get(b"depth"),
+        depth=_whole(numbers.get(b"depth")),
         hidden=b"hidden" in flags,
         raw=b"raw" in flags or is_negotiated,
-        shape=Shape(b"keysOnly" in flags, numbers.get(b"maxValue"), b"base64" in flags),
+        shape=Shape(b"keysOnly" in flags, _whole(numbers.get(b"maxValue")), b"base64" in flags),
         etags=texts.get(IF_NONE_MATCH, b""),
     )
     if mode is None and extras.levels(recursive=get.recursive) != 1:
@@ -148,30 +170,27 @@ def capability() -> dict[str, object]:
     """Return what `/v2/extras` tells: which extras there are, and their limits."""
     names = sorted([name.decode() for name in EXTRAS] + [*_PATHS])
     limits = {"limit": LIMIT_MAX, "depth": DEPTH_MAX, "find": FIND_BYTES_MAX}
-    limits |= {"mgetKeys": MGET_KEYS_MAX, "txnOps": TXN_OPS_MAX, "txnKeyBytes": TXN_KEY_BYTES_MAX}
+    limits |= {
+        "waitTimeout": WAIT_S_MAX,
+        "mgetKeys": MGET_KEYS_MAX,
+        "txnOps": TXN_OPS_MAX,
+        "txnKeyBytes": TXN_KEY_BYTES_MAX,
+    }
     return {"server": "kvd", "extras": names, "limits": limits}
 
 
-def check_watch(watch: Watch) -> None:
-    """Refuse the extras that mean nothing on a watch.
+def values_of(extras: Extras) -> Values:
+    """Return the values by name: the flags that are set, the numbers, the texts.
 
     Raises:
-        ApiError: 209.
+        ApiError: 209, one of them is bad.
     """
-    flags, numbers, texts = _values(watch.extras)
-    for name in (*flags, *numbers, *texts):
-        if name not in _OF_WATCHES:
-            _refuse_pair(name, b"wait")
-
-
-def _values(extras: Extras) -> tuple[set[bytes], dict[bytes, int], dict[bytes, bytes]]:
-    """Return the values by name: the flags that are set, the numbers, the texts."""
     flags: set[bytes] = set()
-    numbers: dict[bytes, int] = {}
+    numbers: dict[bytes, float] = {}
     texts: dict[bytes, bytes] = {}
     for name, raw in extras:
         if name in _NUMBERS:
-            number = uint(raw)
+            number = _seconds(raw) if name in _SECONDS else uint(raw)
             lowest, highest = _NUMBERS[name]
             if number is None or not lowest <= number <= highest:
                 _refuse_value(name)
@@ -187,21 +206,35 @@ def _values(extras: Extras) -> tuple[set[bytes], dict[bytes, int], dict[bytes, b
     return flags, numbers, texts
 
 
+def check_max_value(numbers: Mapping[bytes, float], value_bytes_max: int) -> None:
+    """Refuse a `maxValue` that is larger than a value can be."""
+    if numbers.get(b"maxValue", 0) > value_bytes_max:
+        _refuse_value(b"maxValue")
+
+
+def _whole(number: float | None) -> int | None:
+    return None if number is None else int(number)
+
+
+def _seconds(raw: bytes) -> float | None:
+    return float(raw) if _DECIMAL.fullmatch(raw) else None
+
+
 def _mode(asked: Sequence[bytes], *, recursive: bool) -> bytes | None:
     """Return the mode of a read, None for a listing; refuse what means nothing in it."""
     mode = next((mode for mode in _MODES if mode in asked), None)
     if mode is not None:
         for name in asked:
             if name not in (mode, ACCEPT, IF_NONE_MATCH, *_MODES[mode]):
-                _refuse_pair(name, mode)
+                refuse_pair(name, mode)
         if mode == b"marks" and recursive:
-            _refuse_pair(mode, b"recursive")
+            refuse_pair(mode, b"recursive")
     elif b"in" in asked:
         raise ApiError(INVALID_FIELD, b'"in" needs "find"')
     if b"keysOnly" in asked:
         for name in (b"maxValue", b"base64"):
             if name in asked:
-                _refuse_pair(name, b"keysOnly")
+                refuse_pair(name, b"keysOnly")
     return mode
 
 
@@ -209,12 +242,17 @@ def _refuse_page(extras: ReadExtras) -> None:
     """Refuse a page of more than one level: it would have to remember its place on each."""
     other = b"recursive" if extras.depth is None else b"depth"
     if extras.limit is not None:
-        _refuse_pair(b"limit", other)
+        refuse_pair(b"limit", other)
     if extras.after is not None:
-        _refuse_pair(b"after", other)
+        refuse_pair(b"after", other)
 
 
-def _refuse_pair(name: bytes, other: bytes) -> NoReturn:
+def refuse_pair(name: bytes, other: bytes) -> NoReturn:
+    """Refuse a parameter beside another one.
+
+    Raises:
+        ApiError: 209.
+    """
     raise ApiError(INVALID_FIELD, b'"%b" cannot be used with "%b"' % (name, other))
 
 

@@ -10,11 +10,13 @@ As in an ordinary answer, but for the value of a file:
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from kvd.extras import AS_EVER, Shape
+from kvd.memory import Payload
 from kvd.response import (
     LARGE_VALUE_BYTES,
+    LargeValue,
     Parts,
     cut,
     escape,
@@ -54,6 +56,28 @@ def node_text(key: bytes, node: Node, shape: Shape, now_ns: int, offset_ns: int)
     if len(shown) > _ESCAPED_BYTES:
         return None
     return b'{"key":"%b","value":"%b%b%b' % (key, _text(shown, shape), more, end)
+
+
+def shown_parts(
+    key: bytes,
+    node: Node,
+    shape: Shape,
+    *,
+    now_ns: int,
+    offset_ns: int,
+    make: Callable[[bytes], Payload],
+) -> list[bytes | LargeValue | Payload]:
+    """Return a node as `node_text` does, in parts; `make` makes one that is escaped later."""
+    text = node_text(key, node, shape, now_ns, offset_ns)
+    if text is not None:
+        return [text]
+    if shape == AS_EVER:
+        return [*node_parts(key, node, now_ns, offset_ns)]
+    assert node.value is not None
+    shown, more = _shown(node.value, shape)
+    value = b64encode(shown) if shape.base64 else make(shown)
+    end = b"%b%b" % (more, file_end(node, now_ns, offset_ns))
+    return [b'{"key":"%b","value":"' % key, value, end]
 
 
 def node_slices(

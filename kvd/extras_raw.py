@@ -31,6 +31,7 @@ from kvd.commands import (
 )
 from kvd.errors import INVALID_FIELD, ApiError
 from kvd.extras import ACCEPT, IF_NONE_MATCH
+from kvd.extras_watch import as_event_stream
 from kvd.request import Parsed, parse_whole, uint
 from kvd.response import cut, ttl_s
 from storage.node import Node
@@ -51,19 +52,39 @@ class Conditions(NamedTuple):
     if_none_match: bytes = b""
 
 
+class ReadHeaders(NamedTuple):
+    """What the headers of a read say, empty where they are not there."""
+
+    accept: str = ""
+    etags: bytes = b""
+    last_event_id: bytes = b""
+
+
 @lru_cache(maxsize=64)
-def prefers_raw(accept: str) -> bool:
-    """Return whether an Accept header allows the value as it is, and no JSON."""
+def wants_events(accept: str) -> bool:
+    """Return whether an Accept header names server-sent events, as EventSource does."""
+    return "text/event-stream" in _allowed(accept)
+
+
+def _allowed(accept: str) -> set[str]:
+    """Return the media types that an Accept header allows."""
     allowed = set()
     for one in accept.split(","):
         media_type, *parameters = (part.strip().lower() for part in one.split(";"))
         if not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters):
             allowed.add(media_type)
+    return allowed
+
+
+@lru_cache(maxsize=64)
+def prefers_raw(accept: str) -> bool:
+    """Return whether an Accept header allows the value as it is, and no JSON."""
+    allowed = _allowed(accept)
     return not allowed.isdisjoint(_MEDIA) and allowed.isdisjoint(_JSON)
 
 
 def parse_read(
-    method: str, key: bytes, query: bytes, etags: bytes, *, path_is_raw: bool, accepts_raw: bool
+    method: str, key: bytes, query: bytes, headers: ReadHeaders, *, path_is_raw: bool
 ) -> Parsed:
     """Return what a read asks for whose headers count.
 
@@ -71,9 +92,8 @@ def parse_read(
         method: GET or HEAD.
         key: the cleaned path of the key.
         query: the raw query string.
-        etags: the If-None-Match header.
+        headers: its headers that count.
         path_is_raw: its path asks for the value as it is.
-        accepts_raw: its Accept header does.
 
     Raises:
         ApiError: 2xx, the first thing wrong.
@@ -82,15 +102,17 @@ def parse_read(
     if isinstance(request, Watch):
         if path_is_raw:
             _refuse(b'"wait" cannot be used with "raw"')
+        if wants_events(headers.accept):
+            request = as_event_stream(request, headers.last_event_id)
         return request, no_value, recursive
     assert isinstance(request, Get)
     extras = request.extras
     if path_is_raw:
         extras = (*(pair for pair in extras if pair[0] != b"raw"), (b"raw", b"true"))
-    elif accepts_raw:
+    elif prefers_raw(headers.accept):
         extras = (*extras, (ACCEPT, b""))
-    if etags and any(name in (b"raw", ACCEPT) for name, _ in extras):
-        extras = (*extras, (IF_NONE_MATCH, etags))
+    if headers.etags and any(name in (b"raw", ACCEPT) for name, _ in extras):
+        extras = (*extras, (IF_NONE_MATCH, headers.etags))
     return request._replace(extras=extras), no_value, recursive
 
 

@@ -19,7 +19,16 @@ from kvd.errors import INVALID_FORM, UNAUTHORIZED, ApiError
 from kvd.extras_exchange import Exchange, Serve
 from kvd.extras_mget import BODY_BYTES_MAX as MGET_BYTES_MAX
 from kvd.extras_mget import MGET, MultiGet, read_body
-from kvd.extras_raw import METHODS, RAW, Conditions, parse_read, parse_write, prefers_raw
+from kvd.extras_raw import (
+    METHODS,
+    RAW,
+    Conditions,
+    ReadHeaders,
+    parse_read,
+    parse_write,
+    prefers_raw,
+    wants_events,
+)
 from kvd.extras_reads import ExtraReads
 from kvd.extras_transact import Transactions
 from kvd.extras_txn import BODY_BYTES_MAX as TXN_BYTES_MAX
@@ -46,8 +55,11 @@ class ExtraRoutes:
         self.guard = guard
 
     def is_usual(self, headers: httputil.HTTPHeaders) -> bool:
-        """Return whether nothing in a header block asks for a value as it is."""
-        return "If-None-Match" not in headers and not prefers_raw(headers.get("Accept", ""))
+        """Return whether nothing in a header block asks for another answer than etcd's."""
+        if "If-None-Match" in headers:
+            return False
+        accept = headers.get("Accept", "")
+        return not (prefers_raw(accept) or wants_events(accept))
 
     def begin(
         self,
@@ -138,14 +150,9 @@ class _Raw:
         if method not in _READS:
             conditions = Conditions(headers.get("If-Match", "").encode("latin-1"), etags)
             return parse_write(method, key, query, body, conditions)
-        return parse_read(
-            method,
-            key,
-            query,
-            etags,
-            path_is_raw=self._base == RAW,
-            accepts_raw=prefers_raw(headers.get("Accept", "")),
-        )
+        last_event_id = headers.get("Last-Event-ID", "").encode("latin-1")
+        given = ReadHeaders(headers.get("Accept", ""), etags, last_event_id)
+        return parse_read(method, key, query, given, path_is_raw=self._base == RAW)
 
 
 class _MultiGet:

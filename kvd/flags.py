@@ -257,6 +257,14 @@ FLAGS = (
         "limit of the watches of one key (default: that of all watches)",
         LIMITS,
     ),
+    Flag(
+        "max-wait",
+        "",
+        "SECONDS",
+        "end a watch that had nothing to tell for so long, cleanly, before a proxy cuts it; none "
+        "without it",
+        LIMITS,
+    ),
     Flag("max-stream-bytes", str(1 << 20), "N", "cut a stream that leaves more unread", LIMITS),
     Flag(
         "max-buffered-bytes",

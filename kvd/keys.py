@@ -32,9 +32,11 @@ from kvd.errors import (
     UNAUTHORIZED,
     ApiError,
 )
-from kvd.extras import TOO_MANY_KEYS, TOO_MANY_OPERATIONS, TOO_MANY_TOKENS, check_watch
+from kvd.extras import TOO_MANY_KEYS, TOO_MANY_OPERATIONS, TOO_MANY_TOKENS
 from kvd.extras_gzip import Gzip
 from kvd.extras_reads import TOO_MANY_SCANS, Answering, ExtraReads
+from kvd.extras_watch import watch_extras
+from kvd.extras_watches import ExtraWatches
 from kvd.http1 import LARGE_BYTES, Connection, Server, ServeWhole
 from kvd.kept import Listings
 from kvd.largelistings import ANSWER_TOO_LARGE, NO_ROOM, LargeListings, no_room
@@ -115,6 +117,8 @@ class KeyLimits(NamedTuple):
     watchers_per_key_max: int | None
     stream_bytes_max: int
     """A stream that leaves so much unread when its next event comes is cut."""
+    max_wait_s: float | None
+    """A watch that had nothing to tell for so long ends."""
 
 
 class Rights(Protocol):
@@ -195,6 +199,14 @@ class KeySpace:
             start=self._start_task,
         )
         hub.tell_all = self.watches.tell_all
+        self._extra_watches = ExtraWatches(
+            hub=hub,
+            answers=self.watches,
+            head=self.head,
+            values=self._values,
+            cluster_line=f"X-Etcd-Cluster-Id: {store.identity.cluster_id:x}\r\n".encode(),
+            offset_ns=lambda: store.state.applied.clock_offset_ns,
+        )
         self.cluster_line = f"X-Etcd-Cluster-Id: {store.identity.cluster_id:x}\r\n".encode()
         """The header line that names the cluster."""
         self._fixed = b"Content-Type: application/json\r\n" + self.cluster_line
@@ -391,6 +403,7 @@ class KeySpace:
     def tick(self) -> None:
         """Do what is done every second."""
         self.watches.tick()
+        self._extra_watches.forget()
 
     async def finish_listings(self) -> None:
         """Wait for the large listings that are being answered; give up those that take long."""
@@ -588,9 +601,11 @@ class KeySpace:
         self._hub.end(ends)
 
     def _watch(self, connection: Connection, watch: Watch, rights: Rights | None) -> None:
-        if watch.extras and self.extras is not None:
-            check_watch(watch)
         limits, hub = self.limits, self._hub
+        extras = None
+        if (watch.extras and self.extras is not None) or limits.max_wait_s is not None:
+            asked = watch if self.extras is not None else watch._replace(extras=())
+            extras = watch_extras(asked, limits.value_bytes_max, limits.max_wait_s)
         if limits.watchers_max is not None and hub.waiting >= limits.watchers_max:
             raise ApiError(RAFT_INTERNAL, b"too many watchers", limit=_WATCHERS)
         most = limits.watchers_per_key_max
@@ -601,6 +616,9 @@ class KeySpace:
             len(watch.key) * _COPIES_OF_A_WATCHED_KEY
         ):
             raise ApiError(RAFT_INTERNAL, b"etcdserver: too many requests", limit=TOO_MUCH)
+        if extras is not None:
+            self._extra_watches.watch(connection, watch, extras, rights)
+            return
         watcher = hub.watch(watch, self.watches.begin(connection, stream=watch.stream))
         watcher.rights = rights
         if connection.streaming:

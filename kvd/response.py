@@ -199,7 +199,7 @@ def changed_node(change: Change, time_ns: int, offset_ns: int = 0) -> bytes:
     kind, index, key, value, is_dir, created, expiration_ns, _ = change
     key = escape(key)
     if kind in REMOVALS:
-        return _removed(key, change)
+        return removed_object(key, change)
     node = _new(Node, (value, created, index, expiration_ns, int(is_dir)))
     return node_object(key, node, time_ns, offset_ns)
 
@@ -210,7 +210,7 @@ def event_parts(event: Event, offset_ns: int = 0) -> Parts:
     key = escape(key)
     parts: Parts = [b'{"action":"%b","node":' % _ACTION_BY_KIND[kind]]
     if kind in REMOVALS:
-        parts.append(_removed(key, event.change))
+        parts.append(removed_object(key, event.change))
     else:
         node = Node(value, created, index, expiration_ns, int(is_dir))
         parts += node_parts(key, node, time_ns, offset_ns)
@@ -220,7 +220,8 @@ def event_parts(event: Event, offset_ns: int = 0) -> Parts:
     return joined([*parts, b"}\n"])
 
 
-def _removed(key: bytes, change: Change) -> bytes:
+def removed_object(key: bytes, change: Change) -> bytes:
+    """Return the node of a removal as JSON; `key` is escaped already."""
     return b'{"key":"%b"%b,"modifiedIndex":%d,"createdIndex":%d}' % (
         key,
         b',"dir":true' if change.dir else b"",

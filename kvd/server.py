@@ -282,6 +282,7 @@ class KvdServer:
                 value_bytes_max=config.max_value_bytes,
                 depth_max=config.max_key_depth,
                 watchers_max=config.max_watchers or files.watchers_max,
+                max_wait_s=config.max_wait_s,
                 watchers_per_key_max=config.max_watchers_per_key,
                 stream_bytes_max=config.max_stream_bytes,
             ),

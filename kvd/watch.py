@@ -24,13 +24,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 
 from kvd.commands import Watch
 from kvd.errors import EVENT_INDEX_CLEARED, ApiError
 from kvd.recent import Recent, is_below
 from kvd.response import event_body
-from kvd.watchers import Listener, Watcher, Watchers
-from storage.change import REMOVALS
+from kvd.watchers import Filter, Listener, Watcher, Watchers
+from storage.change import REMOVALS, Change
 from storage.event import Event
 from storage.store import Store
 
@@ -85,6 +86,8 @@ class Hub:
         self._store = store
         self._loop = loop
         self._registered = Watchers()
+        # Those with filters; of them those that are told of hidden names are kept apart.
+        self._filtered = Watchers(), Watchers(hidden=True)
         # Those that read history in turns; a dict, because it keeps order and forgets in one step.
         self._replaying: dict[Watcher, Iterator[bool]] = {}
         self._due: deque[Watcher] = deque()
@@ -100,19 +103,37 @@ class Hub:
     @property
     def count(self) -> int:
         """Registered watchers: the gauge of the statistics."""
-        return self._registered.count
+        shown, hidden = self._filtered
+        return self._registered.count + shown.count + hidden.count
+
+    @property
+    def index(self) -> int:
+        """The index of the last event."""
+        return self._store.applied.index
 
     @property
     def waiting(self) -> int:
         """How many watches are open, registered or still reading history."""
-        return self._registered.count + len(self._replaying)
+        # Not by `count`: that is a call for each watch.
+        shown, hidden = self._filtered
+        return self._registered.count + shown.count + hidden.count + len(self._replaying)
 
     def count_of(self, key: bytes) -> int:
         """Return how many watchers of a key are registered."""
-        return self._registered.count_of(key)
+        return sum(watchers.count_of(key) for watchers in (self._registered, *self._filtered))
 
-    def watch(self, watch: Watch, listener: Listener) -> Watcher:
+    def is_replaying(self, watcher: Watcher) -> bool:
+        """Return whether a watch still reads history."""
+        return watcher in self._replaying
+
+    def is_behind(self, watcher: Watcher) -> bool:
+        """Return whether there may be events for a watch that it has not been told."""
+        return watcher in self._replaying or bool(self._to_tell)
+
+    def watch(self, watch: Watch, listener: Listener, filter_: Filter | None = None) -> Watcher:
         """Start a watch: from history as far as that goes, then live.
+
+        With a filter the listener is told of events as of large ones, whatever their size.
 
         Raises:
             ApiError: 401, the history from `wait_index` on has been cleared.
@@ -126,14 +147,15 @@ class Hub:
             raise ApiError(
                 EVENT_INDEX_CLEARED, cause % (applied.oldest_event, wanted), applied.index
             )
-        watcher = Watcher(watch, listener, wanted or applied.index + 1)
+        watcher = Watcher(watch, listener, wanted or applied.index + 1, filter_)
         listener.begin(applied.index)
         if self.requests == 1:
             self._recent.begin(applied.index + 1)
-        if watcher.next_index <= applied.index:
+        if watcher.next_index <= applied.index and not _wants_refreshes(watcher):
             self._skip(watcher, applied.index)
         if watcher.next_index > applied.index:
-            self._registered.register(watcher, applied.index + 1)
+            watchers = self._registered if filter_ is None else self._watchers(watcher)
+            watchers.register(watcher, applied.index + 1)
         else:
             self._replaying[watcher] = self._replay(watcher)
             self._begin_replay(watcher)
@@ -142,11 +164,15 @@ class Hub:
     def forget(self, watcher: Watcher) -> None:
         """Drop a watch whose client has gone; it may have ended already."""
         self._replaying.pop(watcher, None)
-        self._registered.unregister(watcher)
+        self._watchers(watcher).unregister(watcher)
 
     def removable(self, key: bytes) -> list[bytes]:
         """Return the watched paths below a directory that is about to be removed."""
-        return self._registered.below(key)
+        below = self._registered.below(key)
+        for watchers in self._filtered:
+            if watchers.count:
+                below += [path for path in watchers.below(key) if path not in below]
+        return below
 
     def publish(self, events: Iterable[tuple[Event, list[bytes]]]) -> None:
         """Match committed events, each with the watched paths that it removed below its key."""
@@ -159,10 +185,28 @@ class Hub:
                 if self._registered.count:
                     matching = self._registered.matching(change.key, change.index, removed)
                     if matching:
-                        self._queue(event, matching)
+                        self._queue(event, self._body(event), matching)
+            for watchers in self._filtered:
+                if watchers.count:
+                    self._publish_filtered(watchers, event, removed)
         if self._to_tell and not self._telling:
             self._telling = True
             self._loop.call_soon(self._tell)
+
+    def _publish_filtered(self, watchers: Watchers, event: Event, removed: list[bytes]) -> None:
+        """Match an event to watchers with filters."""
+        change = event.change
+        matching = [
+            [watcher for watcher in group if watcher.filter and watcher.filter.passes(event)]
+            for group in watchers.matching(change.key, change.index, removed)
+        ]
+        if passing := [group for group in matching if group]:
+            self._queue(event, None, passing)
+
+    def _watchers(self, watcher: Watcher) -> Watchers:
+        """Return where a watcher is registered."""
+        filter_ = watcher.filter
+        return self._registered if filter_ is None else self._filtered[filter_.hidden]
 
     def end_all(self) -> None:
         """End every watch without an event."""
@@ -172,16 +216,15 @@ class Hub:
 
     def end(self, ends: Callable[[Watcher], bool]) -> None:
         """End some of the watches without an event."""
-        for watcher in [*self._replaying, *self._registered]:
+        for watcher in [*self._replaying, *self._registered, *chain(*self._filtered)]:
             if ends(watcher):
                 self.forget(watcher)
                 watcher.listener.end()
 
     # Live
 
-    def _queue(self, event: Event, matching: list[list[Watcher]]) -> None:
+    def _queue(self, event: Event, body: bytes | None, matching: list[list[Watcher]]) -> None:
         """Let an event be told in the turns to come, or be read from history."""
-        body = self._body(event)
         rest = len(body) if body is not None else _large_bytes(event)
         for watchers in matching:
             last = self._to_tell[-1] if self._to_tell else None
@@ -198,7 +241,7 @@ class Hub:
     def _defer(self, index: int, watchers: list[Watcher]) -> _Telling:
         """Let watchers read from history, from an event on, once they have been told the others."""
         for watcher in watchers:
-            self._registered.unregister(watcher)
+            self._watchers(watcher).unregister(watcher)
             watcher.next_index = index
             watcher.was_live = True
             self._replaying[watcher] = self._replay(watcher)
@@ -325,11 +368,11 @@ class Hub:
                 del self._replaying[watcher]
                 watcher.listener.close()
                 return
-            if watcher.next_index <= applied.index:
+            if watcher.next_index <= applied.index and not _wants_refreshes(watcher):
                 self._skip(watcher, applied.index)
             for event in self._store.view.events(watcher.next_index):
                 if _matches_history(event, watcher):
-                    body = self._body(event) or event
+                    body = (self._body(event) if watcher.filter is None else None) or event
                     if isinstance(body, Event) and not self._has_room(watcher, body):
                         waits = True
                         break
@@ -347,7 +390,7 @@ class Hub:
             else:
                 watcher.next_index = max(watcher.next_index, applied.index + 1)
                 del self._replaying[watcher]
-                self._registered.register(watcher, applied.index + 1)
+                self._watchers(watcher).register(watcher, applied.index + 1)
                 return
             yield waits
 
@@ -370,14 +413,23 @@ def _large_bytes(event: Event) -> int:
     return len(change.value or b"") + len((prev and prev.value) or b"")
 
 
+def _wants_refreshes(watcher: Watcher) -> bool:
+    """Return whether refreshes are for a watcher, which are not among the last events."""
+    return watcher.filter is not None and watcher.filter.refreshes
+
+
 def _matches_history(event: Event, watcher: Watcher) -> bool:
-    change = event.change
-    if change.refresh:
-        return False
+    filter_ = watcher.filter
+    if filter_ is None:
+        return not event.change.refresh and _concerns(event.change, watcher, hidden=False)
+    return _concerns(event.change, watcher, hidden=filter_.hidden) and filter_.passes(event)
+
+
+def _concerns(change: Change, watcher: Watcher, *, hidden: bool) -> bool:
     if change.key == watcher.key:
         return True
     if watcher.recursive and is_below(change.key, watcher.key):
-        return not (watcher.was_live and _is_hidden(change.key, watcher.key))
+        return hidden or not (watcher.was_live and _is_hidden(change.key, watcher.key))
     return change.kind in REMOVALS and change.dir and is_below(watcher.key, change.key)
 
 

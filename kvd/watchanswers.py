@@ -32,7 +32,7 @@ _BATCH_MIN = 8
 _CHUNKED, _LAST = 2, 1
 
 
-class _WatchAnswer:
+class WatchAnswer:
     """The answer to one watch: `kvd.watchers.Listener` on a connection."""
 
     __slots__ = ("_answers", "connection", "form", "has_ended")
@@ -45,36 +45,44 @@ class _WatchAnswer:
         """The connection may be another request's by now."""
 
     def begin(self, index: int) -> None:
+        """Send the head of the answer at once."""
         # Clients wait for the head with a time-out of a second or two: it goes out at once.
         self.connection.begin_stream(HTTPStatus.OK, self._answers.head(index))
 
     def tell(self, body: bytes) -> None:
-        if self._may_be_told():
+        """Send an event."""
+        if self.may_be_told():
             frame = self._answers.frame(body, self.form)
             self.connection.send_event(frame, last=bool(self.form & _LAST))
 
     def tell_large(self, event: Event) -> None:
-        if self._may_be_told():
+        """Send an event whose values are large."""
+        if self.may_be_told():
             payloads = self._answers.large_frame(event)
             self.connection.send_large_event(payloads, last=bool(self.form & _LAST))
 
-    def _may_be_told(self) -> bool:
+    def may_be_told(self) -> bool:
+        """Return whether it can be sent an event; a client that leaves too much unread is cut."""
         if self.has_ended:
             return False
         connection = self.connection
         return connection.flows or bool(self.form & _LAST) or not self._answers.cut(connection)
 
     def ready(self, resume: Callable[[], object]) -> bool:
+        """Return whether the client reads; if not, `resume` is called once it does."""
         return self.connection.ready(resume)
 
     def has_room(self, event: Event, resume: Callable[[], object]) -> bool:
+        """Return whether there is memory for an event; if not, `resume` is called later."""
         return self._answers.has_room(self.connection, event, resume)
 
     def close(self) -> None:
+        """Cut the connection."""
         if not self.has_ended:
             self.connection.abort()
 
     def end(self) -> None:
+        """End the answer without a further event."""
         self.has_ended = True
         self.connection.end_stream()
 
@@ -121,9 +129,9 @@ class WatchAnswers:
         self._batch: SocketPair | None = None
         self._has_batch = True
 
-    def begin(self, connection: Connection, *, stream: bool) -> _WatchAnswer:
+    def begin(self, connection: Connection, *, stream: bool) -> WatchAnswer:
         """Return the answer to a watch."""
-        return _WatchAnswer(connection, self, stream=stream)
+        return WatchAnswer(connection, self, stream=stream)
 
     def tell_all(self, watchers: Sequence[Watcher], body: bytes) -> None:
         """Tell an event to many."""
@@ -132,16 +140,16 @@ class WatchAnswers:
             for watcher in watchers:
                 watcher.listener.tell(body)
             return
-        answers = cast(list[_WatchAnswer], [watcher.listener for watcher in watchers])
+        answers = cast(list[WatchAnswer], [watcher.listener for watcher in watchers])
         while answers:
             answers = self._tell_form(batch, answers, body)
 
     def _tell_form(
-        self, batch: SocketPair, answers: Sequence[_WatchAnswer], body: bytes
-    ) -> list[_WatchAnswer]:
+        self, batch: SocketPair, answers: Sequence[WatchAnswer], body: bytes
+    ) -> list[WatchAnswer]:
         """Tell those that are sent it in the same form as the first; return the others."""
         form = answers[0].form
-        others: list[_WatchAnswer] = []
+        others: list[WatchAnswer] = []
         files: list[int] = []
         told: list[Connection] = []
         for answer in answers:

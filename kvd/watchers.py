@@ -52,6 +52,21 @@ class Listener(Protocol):
         """End the watch without a (further) event: the server stops."""
 
 
+class Filter(Protocol):
+    """What decides which events are for a watcher: `kvd.extras_watch.Filter`."""
+
+    @property
+    def hidden(self) -> bool:
+        """Whether it is told of events below hidden names."""
+
+    @property
+    def refreshes(self) -> bool:
+        """Whether it is told of refreshes."""
+
+    def passes(self, event: Event) -> bool:
+        """Return whether an event that concerns the watcher's key is for it."""
+
+
 class Watcher:
     """One watch.
 
@@ -59,11 +74,16 @@ class Watcher:
         next_index: The lowest index that it may be told, as long as it is not registered.
         was_live: It was told of events as they came, before it fell behind.
         rights: Those that it began with; None where users were not asked for.
+        filter: Which events are for it, of those that concern its key; None for the usual ones.
     """
 
-    __slots__ = ("key", "listener", "next_index", "recursive", "rights", "stream", "was_live")
+    __slots__ = (
+        *("filter", "key", "listener", "next_index", "recursive", "rights", "stream", "was_live"),
+    )
 
-    def __init__(self, watch: Watch, listener: Listener, next_index: int) -> None:
+    def __init__(
+        self, watch: Watch, listener: Listener, next_index: int, filter_: Filter | None = None
+    ) -> None:
         self.key = watch.key
         self.recursive = watch.recursive
         self.stream = watch.stream
@@ -71,6 +91,7 @@ class Watcher:
         self.next_index = next_index
         self.was_live = False
         self.rights: object = None
+        self.filter = filter_
 
 
 class _Group:
@@ -107,7 +128,8 @@ class _Group:
         if not now:
             self.later[watcher] = None
             heappush(self._order, (watcher.next_index, next(self._place), watcher))
-        elif watcher.stream:
+        elif watcher.stream or watcher.filter is not None:
+            # A long poll with a filter leaves only with an event that passes.
             self.streams[watcher] = None
             self._listed = []
         else:
@@ -152,14 +174,16 @@ class _Group:
 
 
 class Watchers:
-    """All that are registered.
+    """All that are registered, of one kind.
 
     Attributes:
         count: How many they are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, hidden: bool = False) -> None:
+        """With `hidden` events below hidden names are for them, too."""
         self.count = 0
+        self._hidden = hidden
         self._exact: dict[bytes, _Group] = {}
         self._recursive: dict[bytes, _Group] = {}
 
@@ -217,7 +241,7 @@ class Watchers:
         path = key
         while recursive and path != b"/":
             parent, _, name = path.rpartition(b"/")
-            if name.startswith(b"_"):
+            if name.startswith(b"_") and not self._hidden:
                 break
             path = parent or b"/"
             if path in recursive:

@@ -47,6 +47,7 @@ def test_defaults():
         max_connections=None,
         max_watchers=None,
         max_watchers_per_key=None,
+        max_wait_s=None,
         max_stream_bytes=1 << 20,
         max_buffered_bytes=256 << 20,
         max_response_bytes=None,
