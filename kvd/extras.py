@@ -10,6 +10,8 @@ beside another one, is 209 with its name in the cause, at index 0.
     depth hidden                  which nodes a listing shows
     keysOnly maxValue base64      how it shows their values, and that of a file
     raw                           the value of a file as it is
+    history before refreshes      the events of a key
+    at                            a file as it was
 
 Those of a watch are in kvd/extras_watch.py.
 
@@ -54,12 +56,14 @@ LAST_EVENT_ID = b"Last-Event-ID"
 # Beside `raw`, which is a parameter, too.
 _PATHS = ("mget", "txn")
 _OF_VALUES = (b"keysOnly", b"maxValue", b"base64")
-_NEED_WAIT = (b"waitTimeout", b"progress", b"actions", b"level", b"refreshes")
+_NEED_WAIT = (b"waitTimeout", b"progress", b"actions", b"level")
 # What may stand beside each of these, which are told apart by the first that is there; without them
 # a read is a listing.
 _MODES: dict[bytes, tuple[bytes, ...]] = {
     b"find": (b"in", b"limit", b"after", b"hidden"),
     b"count": (b"prefix", b"hidden"),
+    b"history": (b"limit", b"before", b"refreshes", *_OF_VALUES),
+    b"at": _OF_VALUES,
     b"marks": (b"prefix", b"hidden"),
     b"raw": (b"limit", b"after", b"prefix", b"depth", b"hidden"),
 }
@@ -67,6 +71,8 @@ _NUMBERS: dict[bytes, tuple[float, float]] = {
     b"limit": (1, LIMIT_MAX),
     b"marks": (1, LIMIT_MAX),
     b"depth": (1, DEPTH_MAX),
+    b"before": (1, (1 << 64) - 1),
+    b"at": (1, (1 << 64) - 1),
     # Its limit is that of a value, which is a setting.
     b"maxValue": (0, 1 << 62),
     b"level": (1, DEPTH_MAX),
@@ -116,6 +122,10 @@ class ReadExtras(NamedTuple):
     depth: int | None = None
     hidden: bool = False
     raw: bool = False
+    history: bool = False
+    before: int | None = None
+    refreshes: bool = False
+    at: int | None = None
     shape: Shape = AS_EVER
     etags: bytes = b""
     """What an If-None-Match header says."""
@@ -158,6 +168,10 @@ def read_extras(get: Get, value_bytes_max: int) -> ReadExtras:
         depth=_whole(numbers.get(b"depth")),
         hidden=b"hidden" in flags,
         raw=b"raw" in flags or is_negotiated,
+        history=b"history" in flags,
+        before=_whole(numbers.get(b"before")),
+        refreshes=b"refreshes" in flags,
+        at=_whole(numbers.get(b"at")),
         shape=Shape(b"keysOnly" in flags, _whole(numbers.get(b"maxValue")), b"base64" in flags),
         etags=texts.get(IF_NONE_MATCH, b""),
     )
@@ -227,10 +241,11 @@ def _mode(asked: Sequence[bytes], *, recursive: bool) -> bytes | None:
         for name in asked:
             if name not in (mode, ACCEPT, IF_NONE_MATCH, *_MODES[mode]):
                 refuse_pair(name, mode)
-        if mode == b"marks" and recursive:
+        if mode in (b"marks", b"at") and recursive:
             refuse_pair(mode, b"recursive")
-    elif b"in" in asked:
-        raise ApiError(INVALID_FIELD, b'"in" needs "find"')
+    for name, other in ((b"in", b"find"), (b"before", b"history"), (b"refreshes", b"history")):
+        if name in asked and mode != other:
+            raise ApiError(INVALID_FIELD, b'"%b" needs "%b"' % (name, other))
     if b"keysOnly" in asked:
         for name in (b"maxValue", b"base64"):
             if name in asked:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from kvd.extras import AS_EVER, Shape
-from kvd.memory import Payload
 from kvd.response import (
     LARGE_VALUE_BYTES,
     LargeValue,
@@ -25,6 +25,8 @@ from kvd.response import (
     node_parts,
 )
 from storage.node import Node
+
+_Made = TypeVar("_Made")
 
 # Bytes of a value that are escaped, or encoded, at once. The latter is far faster, and its pieces
 # fit together after a multiple of three bytes.
@@ -65,8 +67,8 @@ def shown_parts(
     *,
     now_ns: int,
     offset_ns: int,
-    make: Callable[[bytes], Payload],
-) -> list[bytes | LargeValue | Payload]:
+    make: Callable[[bytes], _Made],
+) -> list[bytes | LargeValue | _Made]:
     """Return a node as `node_text` does, in parts; `make` makes one that is escaped later."""
     text = node_text(key, node, shape, now_ns, offset_ns)
     if text is not None:

@@ -20,6 +20,7 @@ from kvd import machine
 from kvd.commands import Get, Request
 from kvd.errors import INVALID_FIELD, NOT_A_FILE, RAFT_INTERNAL, UNAUTHORIZED, ApiError
 from kvd.extras import AS_EVER, ReadExtras, read_extras
+from kvd.extras_history import Span, at, history
 from kvd.extras_listing import render
 from kvd.extras_mget import MGET, MultiGet
 from kvd.extras_mget import render as render_many
@@ -188,6 +189,11 @@ class _Read:
         """
         get, extras = self._get, self._extras
         store, answering = self._reads.store, self._reads.answering
+        if extras.history or extras.at is not None:
+            self._reads.stats.heads += self._method == "HEAD"
+            self._reads.stats.recursive_reads += get.recursive
+            answering.start(self._connection, self._run(self._past()))
+            return
         now_ns, is_overdue = answering.now()
         view = store.view_at(now_ns) if is_overdue else store.view
         node = view.find(get.key)
@@ -329,6 +335,22 @@ class _Read:
             return lambda pace: count(self._look, pace, walk, shown)
         walk = Walk(get.key, recursive=recursive, hidden=hidden, after=self._names_after())
         return lambda pace: find(self._look, pace, walk, extras)
+
+    def _past(self) -> Callable[[_Pace], Scan]:
+        """Return what begins to read the events that are kept."""
+        get, extras, store = self._get, self._extras, self._reads.store
+        applied = store.applied
+        span = Span(
+            applied.oldest_event,
+            applied.index,
+            applied.history_limit,
+            applied.clock_offset_ns,
+        )
+        look = lambda: store.state  # noqa: E731
+        if extras.at is not None:
+            now_ns, _ = self._reads.answering.now()
+            return lambda pace: at(look, pace, get.key, extras, span, now_ns=now_ns)
+        return lambda pace: history(look, pace, get.key, extras, span, recursive=get.recursive)
 
     def _names_after(self) -> list[bytes]:
         """Return the names below the key that lead to where a search goes on."""

@@ -63,6 +63,7 @@ EXTRAS = frozenset(
     (
         *(b"after", b"base64", b"count", b"depth", b"find", b"hidden", b"in", b"keysOnly"),
         *(b"limit", b"marks", b"maxValue", b"prefix", b"raw"),
+        *(b"at", b"before", b"history"),
         *(b"actions", b"level", b"progress", b"refreshes", b"waitTimeout"),
     )
 )

@@ -69,6 +69,12 @@ def event_key(index: int) -> bytes:
     return _INDEX.pack(index)
 
 
+def index_of(key: bytes) -> int:
+    """Return the index of the event that stands under a key."""
+    index: int = _INDEX.unpack(key)[0]
+    return index
+
+
 def encode_event(key: bytes, record: bytes, prev_row: bytes, time_ns: int) -> bytes:
     """Return the row of an event, to stand under `key`.
 

@@ -19,7 +19,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from heapq import merge
 from itertools import islice
 from typing import cast
@@ -42,6 +42,7 @@ from storage.view import (
     IndexView,
     Late,
     Nodes,
+    Passed,
     Transaction,
     View,
     child_key,
@@ -199,6 +200,22 @@ class State(View):
             begin = max(first - late[0][0].change.index, 0)
             for event, _ in late[begin:]:
                 yield event
+
+    def events_back(self, last_index: int, needles: Sequence[bytes]) -> Iterator[Passed]:
+        """Yield the events of the history down from an index, as `IndexView.events_back`.
+
+        The index may still hold some that are forgotten by now.
+        """
+        late = self._events
+        first_late = late[0][0].change.index if late else self.applied.index + 1
+        oldest = self.applied.oldest_event
+        for place in range(min(last_index, self.applied.index) - first_late, -1, -1):
+            event = late[place][0]
+            if event.change.index < oldest:
+                return
+            yield event.change.index, event
+        last_index = min(last_index, first_late - 1)
+        yield from self._index_view().events_back(last_index, oldest, needles)
 
     def flushed(self) -> IndexView:
         """Return a view of the index with all that is committed; good until the next change.
