@@ -40,7 +40,7 @@ from kvd.flusher import Flusher
 from kvd.histogram import Noted
 from kvd.logs import SLOW_QUIET_S, Rarely
 from kvd.machine import RULES, Nodes, SeveralChanges, decide_all, expire
-from kvd.recent import is_below
+from kvd.request import is_below
 from kvd.space import Space
 from kvd.stats import StoreStats
 from kvd.syncthread import SyncThread

@@ -23,7 +23,7 @@ from kvd.extras_listing import next_line
 from kvd.extras_nodes import node_slices, node_text
 from kvd.extras_scan import Pace, Scan
 from kvd.extras_walk import LARGE_BYTES
-from kvd.recent import is_below
+from kvd.request import is_below
 from kvd.response import ACTIONS, LargeValue, escape, removed_object, timestamp
 from storage.change import REMOVALS, Change
 from storage.event import Event

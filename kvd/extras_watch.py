@@ -17,8 +17,7 @@ from typing import NamedTuple
 from kvd.commands import Watch
 from kvd.errors import INVALID_FIELD, ApiError
 from kvd.extras import EVENT_STREAM, LAST_EVENT_ID, Shape, check_max_value, refuse_pair, values_of
-from kvd.recent import is_below
-from kvd.request import uint
+from kvd.request import is_below, uint
 from kvd.response import ACTIONS
 from storage.event import Event
 

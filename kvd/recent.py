@@ -14,6 +14,7 @@ import sys
 from bisect import bisect_left
 from collections import defaultdict
 
+from kvd.request import is_below
 from storage.change import REMOVALS, Change
 
 # Watchers that are late, because the server is busy, must not cost it more for that: with a history
@@ -95,8 +96,3 @@ class Recent:
         if first is None and self._younger is not self._elder:
             first = self._younger.first(index, key, recursive=recursive)
         return sys.maxsize if first is None else first
-
-
-def is_below(path: bytes, ancestor: bytes) -> bool:
-    """Return whether a path lies below another, component by component."""
-    return path != ancestor and path.startswith(ancestor.rstrip(b"/") + b"/")

@@ -202,6 +202,11 @@ def encode_path(path: bytes) -> str:
     return quote_from_bytes(path, safe=_PATH_SAFE)
 
 
+def is_below(path: bytes, ancestor: bytes) -> bool:
+    """Return whether a path lies below another, component by component."""
+    return path != ancestor and path.startswith(ancestor.rstrip(b"/") + b"/")
+
+
 def key_of(path: bytes, base: bytes = KEYS) -> bytes | None:
     """Return the key that a cleaned path addresses, or None where it is no path of the key space.
 

@@ -28,7 +28,8 @@ from itertools import chain
 
 from kvd.commands import Watch
 from kvd.errors import EVENT_INDEX_CLEARED, ApiError
-from kvd.recent import Recent, is_below
+from kvd.recent import Recent
+from kvd.request import is_below
 from kvd.response import event_body
 from kvd.watchers import Filter, Listener, Watcher, Watchers
 from storage.change import REMOVALS, Change
