@@ -7,16 +7,16 @@ Little-endian. The crc is zlib's, over the row's key (the index, 8 bytes) and al
 The record is that of storage/change.py, `length` bytes; the rest is the value of the node's row as
 storage/node.py has it, nothing where there was no node. Both are at hand when the event is made.
 
-A large value that was replaced need not stand there twice. Where the event that had set it is held,
-too, the row may name that instead:
+A large value that was replaced need not stand there twice. A row may name the event that had set
+it instead, whose row is kept as long as it is named (storage/flush.py):
 
     u32 crc | u64 time ns | u32 length | ff | u64 index of the event before | u32 length of the row
     of the node before, were it here | record of the change
 
-No record begins with ff, so readers that do not know this form refuse the row. What names a row has
-to be given what it needs from it, by `with_prev`, before that goes. Where such rows are, or were,
-`MARK` stands under the key of index 0, which no event has: a version that does not know them then
-finds one row too many, and builds the index again before it reads any.
+No record begins with ff, so readers that do not know this form refuse the row. Snapshots have whole
+rows only, by `with_prev`. Where there are rows that name others, or have been, `MARK` stands under
+the key of index 0, which no event has: a version that does not know them finds one row too many at
+start, and builds the index again before it reads any.
 
 The time is the batch's: a `ttl` that a watcher is shown counts from it, live and from history, so
 that history reads the same for ever.
@@ -112,7 +112,7 @@ def named_by(row: bytes | memoryview) -> int:
     return index
 
 
-def told_bytes(row: bytes | memoryview) -> int:
+def whole_bytes(row: bytes | memoryview) -> int:
     """Return how long a row would be if it named none. Checks nothing."""
     if len(row) < _HEADER.size + _NAMED.size or row[_HEADER.size] != _NAMES:
         return len(row)
@@ -182,7 +182,7 @@ def _find_prev(key: bytes, row: bytes, change: Change, find: Find | None) -> Nod
         before.kind in REMOVALS
         or before.value is None
         or (before.key, before.index) != (change.key, index)
-        or told_bytes(row) - len(row) != length - _NAMED.size
+        or whole_bytes(row) - len(row) != length - _NAMED.size
     ):
         raise CorruptIndex(
             f"the history record {key.hex()} names event {index}, which has not set the file before"

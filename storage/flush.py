@@ -23,7 +23,7 @@ from storage.event import (
     encode_naming,
     event_key,
     named_by,
-    told_bytes,
+    whole_bytes,
 )
 from storage.node import HEADER, CorruptIndex, Node, decode_node, id_prefix, previous_row, seal_node
 from storage.sums import APPLIED_KEY, ONE, Scanned, Sums, id_sum, meta_sum, row_sum
@@ -243,7 +243,7 @@ class Flush:
                 size = sum(map(len, cursor.iternext(keys=False)))
             elif cursor.set_range(event_key(oldest_event)):
                 for row in cursor.iternext(keys=False):
-                    size += told_bytes(row)
+                    size += whole_bytes(row)
                     named.add(named_by(row))
         return History(oldest_event, size, bytes_max, named - {0})
 
@@ -292,7 +292,7 @@ class Flush:
                     and (prev[2] >= first or history.oldest_event <= prev[2] <= stored.index)
                 ):
                     row = encode_naming(key, told, prev, time_ns)
-                    size += told_bytes(row)
+                    size += whole_bytes(row)
                     self.named.add(prev[2])
                 else:
                     before = b"" if prev is None else previous_row(prev)
@@ -350,7 +350,7 @@ class Flush:
                     if index == last or (index >= oldest and not size > bytes_max > 0):
                         break
                     oldest = max(oldest, index + 1)
-                    size -= told_bytes(row)
+                    size -= whole_bytes(row)
                     if not self._is_named(history, index):
                         gone.append(event_key(index))
                     if named := named_by(row):

@@ -13,7 +13,7 @@ from storage.event import (
     encode_naming,
     event_key,
     named_by,
-    told_bytes,
+    whole_bytes,
     with_prev,
 )
 from storage.node import CorruptIndex, Node, encode_key, encode_node, previous_row
@@ -154,8 +154,8 @@ def test_an_event_that_names_the_one_before_tells_the_same(before, change, value
         assert whole == holding(change, prev, time_ns)
         assert decode_event(key, whole) == Event(change, prev, time_ns)
     assert named_by(row) == before.index
-    assert told_bytes(row) == len(whole)
-    assert (named_by(whole), told_bytes(whole)) == (0, len(whole))
+    assert whole_bytes(row) == len(whole)
+    assert (named_by(whole), whole_bytes(whole)) == (0, len(whole))
     assert with_prev(key, whole, found()) is whole
 
 
@@ -173,7 +173,7 @@ def test_readers_that_do_not_know_such_rows_find_no_record_in_them():
 
 @pytest.mark.parametrize("row", [b"", b"\xff" * 16, b"\xff" * 28], ids=len)
 def test_what_is_too_short_names_nothing(row):
-    assert (named_by(row), told_bytes(row)) == (0, len(row))
+    assert (named_by(row), whole_bytes(row)) == (0, len(row))
 
 
 def test_a_row_of_which_any_bit_is_flipped_is_refused_and_so_is_the_one_that_it_names():

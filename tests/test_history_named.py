@@ -7,7 +7,7 @@ import pytest
 from kvd.commands import CompareAndSwap, Delete, Set, Update
 from storage.completeness import prove_all
 from storage.digest import digest as told_digest
-from storage.event import MARK, decode_event, event_key, named_by, told_bytes
+from storage.event import MARK, decode_event, event_key, named_by, whole_bytes
 from storage.flush import NAMED_BYTES_MIN
 from storage.node import CorruptIndex
 from storage.source import reading
@@ -121,7 +121,7 @@ def test_history_is_the_same_whether_events_name_others_or_not(tmp_path, monkeyp
 
     def told_sizes(store):
         first = store.applied.oldest_event
-        return [told_bytes(row) for index, row in rows(store).items() if index >= first]
+        return [whole_bytes(row) for index, row in rows(store).items() if index >= first]
 
     named = list(live(tmp_path / "named"))
     monkeypatch.setattr("storage.flush.NAMED_BYTES_MIN", 1 << 30)
