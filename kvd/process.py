@@ -56,10 +56,10 @@ def give_back_freed_memory() -> None:
 
 
 class FreedMemory:
-    """Gives it back once nothing has been written for a second.
+    """Gives it back once nothing that takes memory has happened for a second.
 
     Args:
-        position: returns what changes with each write.
+        position: returns what changes with each write, or whatever else takes memory.
         give_back: called then.
     """
 

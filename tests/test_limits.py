@@ -513,6 +513,18 @@ def test_a_refused_content_type_is_not_kept(fresh_server):
     assert resident_bytes(fresh_server) < before + (10 << 20)
 
 
+def test_what_a_crowd_of_connections_took_is_given_back(fresh_server):
+    client = fresh_server.client()
+    client.get("/none")
+    before = anonymous_bytes(fresh_server)
+    sent = request("GET", "/v2/keys/none", f"X: {'x' * 61_000}")
+    for _ in range(400):
+        with contextlib.closing(socket.create_connection(("127.0.0.1", fresh_server.port))) as one:
+            one.sendall(sent)
+    wait_until(lambda: scrape(client)["kvd_connections"] == 1)
+    wait_until(lambda: anonymous_bytes(fresh_server) < before + (8 << 20))
+
+
 def test_what_waits_behind_a_request_is_not_read(fresh_server):
     client = fresh_server.client()
     with contextlib.ExitStack() as stack:
