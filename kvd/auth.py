@@ -203,37 +203,56 @@ def refusal(status: int, message: str) -> RouteError:
     return RouteError(status, f"auth: {message}")
 
 
-def allows(role: Role, key: bytes, *, write: bool, recursive: bool) -> bool:
-    """Return whether a role allows an access.
+class Grants:
+    """What a role allows, so that a key is judged without going through all patterns."""
 
-    Args:
-        role: the role.
-        key: the path as it was asked for, behind `/v2/keys`: a slash at its end counts.
-        write: it changes something.
-        recursive: it is about all below the key, which only a pattern that ends in `*` allows.
-    """
-    if role.name == ROOT:
-        return True
-    for pattern in (role.permissions.write if write else role.permissions.read) or ():
-        if pattern.endswith("*"):
-            if key.startswith(pattern[:-1].encode()):
-                return True
-        elif not recursive and pattern and key == pattern.encode():
+    __slots__ = ("_is_root", "_read", "_write")
+
+    def __init__(self, role: Role) -> None:
+        self._is_root = role.name == ROOT
+        self._read = _Patterns(role.permissions.read or ())
+        self._write = _Patterns(role.permissions.write or ())
+
+    def allow(self, key: bytes, *, write: bool, recursive: bool) -> bool:
+        """Return whether an access is allowed.
+
+        Args:
+            key: the path as it was asked for, behind `/v2/keys`: a slash at its end counts.
+            write: it changes something.
+            recursive: it is about all below the key, which only a pattern that ends in `*` allows.
+        """
+        patterns = self._write if write else self._read
+        return self._is_root or patterns.match(key, recursive=recursive)
+
+
+class _Patterns:
+    """Patterns: keys, and, those that end in `*`, what keys begin with."""
+
+    __slots__ = ("_keys", "_lengths", "_prefixes")
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        encoded = [pattern.encode() for pattern in patterns if pattern]
+        self._keys = frozenset(pattern for pattern in encoded if not pattern.endswith(b"*"))
+        self._prefixes = frozenset(pattern[:-1] for pattern in encoded if pattern.endswith(b"*"))
+        self._lengths = sorted({len(prefix) for prefix in self._prefixes})
+
+    def match(self, key: bytes, *, recursive: bool) -> bool:
+        if not recursive and key in self._keys:
             return True
-    return False
+        return any(key[:length] in self._prefixes for length in self._lengths)
 
 
 def roles_allow(
     names: Iterable[str],
-    find: Callable[[str], Role | None],
+    find: Callable[[str], Grants | None],
     key: bytes,
     *,
     write: bool,
     recursive: bool,
 ) -> bool:
-    """Return whether one of some roles allows an access; see `allows`."""
+    """Return whether one of some roles allows an access; see `Grants.allow`."""
     roles = map(find, names)
-    return any(role and allows(role, key, write=write, recursive=recursive) for role in roles)
+    return any(role and role.allow(key, write=write, recursive=recursive) for role in roles)
 
 
 def below(key: bytes) -> bytes:

@@ -19,7 +19,7 @@ from time import monotonic
 from typing import NamedTuple
 
 from kvd import auth
-from kvd.authjson import Role, User
+from kvd.authjson import User
 from kvd.bounded import Bounded
 from kvd.commands import Create, CreateInOrder, Get, Request, Set, Update, Watch
 from kvd.credentials import Basic, Busy, Credentials, read_basic
@@ -121,7 +121,7 @@ class Rights:
         names = (auth.GUEST,) if user is None else user.roles or ()
         path = auth.below(self._path) if children else self._path
         return not guard.enabled or auth.roles_allow(
-            names, guard.role, path, write=write, recursive=recursive or children
+            names, guard.grants, path, write=write, recursive=recursive or children
         )
 
     def narrow(self, request: Request, *, recursive: bool) -> Request:
@@ -194,7 +194,7 @@ class Guard:
         self._open_urls = open_urls
         self._keys = keys
         self._users: Bounded[str, User] = Bounded(_KEPT_BYTES_MAX)
-        self._roles: Bounded[str, Role] = Bounded(_KEPT_BYTES_MAX)
+        self._roles: Bounded[str, auth.Grants] = Bounded(_KEPT_BYTES_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
         self.reading = asyncio.Lock()
         """Held while the body of a change is read, which takes long."""
@@ -453,14 +453,15 @@ class Guard:
                 self._users.keep(name, user, _size(name, user.roles))
         return user
 
-    def role(self, name: str) -> Role | None:
-        """Return a role, or None."""
-        role = self._roles.kept.get(name)
-        if role is None:
+    def grants(self, name: str) -> auth.Grants | None:
+        """Return what a role allows, None if there is no such role."""
+        grants = self._roles.kept.get(name)
+        if grants is None:
             role = auth.find_role(self.state, name)
             if role is not None:
-                self._roles.keep(name, role, _size(name, *role.permissions))
-        return role
+                grants = auth.Grants(role)
+                self._roles.keep(name, grants, _size(name, *role.permissions))
+        return grants
 
 
 def _size(name: str, *lists: Sequence[str] | None) -> int:

@@ -21,6 +21,8 @@ from storage.change import REMOVALS, Change
 # (`--event-history-limit`) much longer than this they read it from the index, each for itself.
 GENERATION_MAX = 16_384
 _KEY_BYTES_MAX = 2 << 20
+# Those of more would take more than a fraction of a millisecond for each watch that comes back.
+_DIRECTORIES_MAX = 1000
 """How long the keys of a generation may be together."""
 
 
@@ -38,9 +40,14 @@ class _Generation:
         self.key_bytes = 0
 
     def first(self, index: int, key: bytes, *, recursive: bool) -> int | None:
-        """Return the index of the first event, not before an index, that is for a watcher."""
+        """Return the index of the first event, not before an index, that is for a watcher.
+
+        Or an earlier one, where there are so many directories that to look at them takes long.
+        """
         lists = [self.by_key.get(key, [])]
         if recursive:
+            if len(self.by_directory) > _DIRECTORIES_MAX:
+                return max(index, self.begins)
             below = key.rstrip(b"/") + b"/"
             lists += [
                 indexes

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvd import auth
-from kvd.auth import allows, below, roles_allow
+from kvd.auth import Grants, below, roles_allow
 from kvd.authchanges import PutRole, PutUser, Switch
 from kvd.authjson import Permissions, Role
 from tests.people import People
@@ -49,9 +49,9 @@ def reader(*patterns):
 @pytest.mark.parametrize("write", [False, True], ids=["read", "write"])
 def test_a_pattern_ends_in_a_star_or_is_the_key(pattern, key, alone, recursive, write):
     role = Role("r", Permissions(write=(pattern,)) if write else Permissions(read=(pattern,)))
-    assert allows(role, key, write=write, recursive=False) == alone
-    assert allows(role, key, write=write, recursive=True) == recursive
-    assert not allows(role, key, write=not write, recursive=False)
+    assert Grants(role).allow(key, write=write, recursive=False) == alone
+    assert Grants(role).allow(key, write=write, recursive=True) == recursive
+    assert not Grants(role).allow(key, write=not write, recursive=False)
 
 
 keys = st.text("/ab\u00e9", max_size=5).map(str.encode)
@@ -61,7 +61,7 @@ patterns = st.text("/ab\u00e9*", max_size=5)
 @given(st.lists(patterns, max_size=4), st.lists(patterns, max_size=4), keys, st.booleans())
 def test_more_patterns_allow_no_less_and_what_is_recursive_is_allowed_alone(one, more, key, wide):
     def may(held, *, recursive):
-        return allows(reader(*held), key, write=False, recursive=recursive)
+        return Grants(reader(*held)).allow(key, write=False, recursive=recursive)
 
     assert may([*one, *more], recursive=wide) == (
         may(one, recursive=wide) or may(more, recursive=wide)
@@ -76,13 +76,13 @@ def test_more_patterns_allow_no_less_and_what_is_recursive_is_allowed_alone(one,
 def test_the_role_root_allows_everything_and_one_without_patterns_nothing():
     for key in (b"", b"/", b"/a"):
         for write in (False, True):
-            assert allows(auth.find_role(People(), "root"), key, write=write, recursive=True)
+            assert Grants(auth.find_role(People(), "root")).allow(key, write=write, recursive=True)
             for permissions in (Permissions(), Permissions((), ())):
-                assert not allows(Role("r", permissions), key, write=write, recursive=False)
+                assert not Grants(Role("r", permissions)).allow(key, write=write, recursive=False)
 
 
 def test_one_role_is_enough_and_one_that_does_not_exist_is_nothing():
-    roles = {"a": reader("/a"), "b": reader("/b*")}
+    roles = {"a": Grants(reader("/a")), "b": Grants(reader("/b*"))}
 
     def may(key, *, recursive=False, names=("none", "a", "b"), write=False):
         return roles_allow(names, roles.get, key, write=write, recursive=recursive)
@@ -102,7 +102,7 @@ def test_one_role_is_enough_and_one_that_does_not_exist_is_nothing():
 )
 @pytest.mark.parametrize("key", [b"/a", b"/a/"])
 def test_children_are_allowed_by_a_prefix_of_all_their_paths(patterns, expected, key):
-    names, find = ["r"], {"r": reader(*patterns)}.get
+    names, find = ["r"], {"r": Grants(reader(*patterns))}.get
     assert roles_allow(names, find, below(key), write=False, recursive=True) == expected
 
 
@@ -194,3 +194,13 @@ def test_users_are_asked_for_from_the_switch_on():
     people.do(Switch(on=False))
     assert not auth.is_enabled(people)
     assert auth.find_role(people, "guest") is not None
+
+
+def test_of_very_many_patterns_each_counts():
+    names = [f"/{n:05}" for n in range(15_000)]
+    grants = Grants(reader(*names[::2], *(f"{name}/*" for name in names[1::2])))
+    for n in (0, 1, 7_500, 7_501, 14_998, 14_999):
+        key = names[n].encode()
+        assert grants.allow(key, write=False, recursive=False) == (n % 2 == 0)
+        assert grants.allow(key + b"/x", write=False, recursive=True) == (n % 2 == 1)
+    assert not grants.allow(b"/15000", write=False, recursive=False)

@@ -88,3 +88,17 @@ def test_what_is_remembered_is_bounded():
     assert recent.following(2, b"/mine", recursive=False) is None, "forgotten: to be read"
     assert recent.following(290, b"/mine", recursive=False) == sys.maxsize
     assert recent.following(290, b"/", recursive=True) == 290
+
+
+def test_among_very_many_directories_no_event_is_passed_over():
+    recent = Recent()
+    recent.begin(2)
+    for index in range(2, 3000):
+        recent.add(Change(Kind.SET, index, b"/d/%d/k" % index, b"", False, index))
+    for wanted in (2, 1500, 2999):
+        for key in (b"/", b"/d", b"/d/2999", b"/none"):
+            found = recent.following(wanted, key, recursive=True)
+            assert found is not None
+            assert wanted <= found
+            assert found == wanted or not key.startswith(b"/d")
+    assert recent.following(2, b"/d/2999/k", recursive=False) == 2999
