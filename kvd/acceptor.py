@@ -128,6 +128,8 @@ class Acceptor:
         """
         last = self._listener.socket.dup() if self._listener.is_own else None
         self.close()
+        if self._begun:  # accepted in the last turns, but no connections yet
+            await asyncio.wait(self._begun)
         if last is None:
             return
         accepted: list[socket.socket] = []

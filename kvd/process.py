@@ -31,7 +31,7 @@ _MEANINGLESS = (
 # Of mallopt(3), as in malloc.h. Blocks from the first size on go back to the system when they are
 # freed; so does what is free at the end of the heap, beyond the second.
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
-_MMAP_THRESHOLD_BYTES = 2 << 20
+_MMAP_THRESHOLD_BYTES = 1 << 20
 _TRIM_THRESHOLD_BYTES = 4 << 20
 
 

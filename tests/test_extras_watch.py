@@ -145,7 +145,6 @@ def test_progress_is_told_when_nothing_else_is(server, client, key):
         ("waitTimeout=1", '"waitTimeout" needs wait=true'),
         ("wait=true&quorum=true&waitTimeout=1", '"waitTimeout" needs wait=true'),
         ("actions=set", '"actions" needs wait=true'),
-        ("refreshes=true", '"refreshes" needs wait=true'),
         ("level=1", '"level" needs wait=true'),
         ("wait=true&progress=1", '"progress" needs stream=true'),
         ("wait=true&stream=true&progress=x", 'invalid value for "progress"'),

@@ -19,6 +19,8 @@ _COUNT_BITS = range(8 * 12 + 1, 8 * 12 + 8)
 _TRY_AGAIN = 75
 # The first start may be ended, by a signal or with 75; the one after it builds the index again.
 _STARTS_MAX = 2
+# An event that is missing is waited for in vain.
+_ANSWER_S = 15.0
 _COMPLETE = "the index is complete"
 _DIRECTORIES, _KEYS = 4, 40
 _AGAIN = range(0, _KEYS, 3)
@@ -34,7 +36,7 @@ class Witness:
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self._http = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+        self._http = http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_S)
 
     def __enter__(self) -> "Witness":
         return self
