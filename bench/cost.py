@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bench.inside import Inside
 from bench.wire import render
-from storage import index
+from kvd.storage import index
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

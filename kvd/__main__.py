@@ -29,10 +29,10 @@ from kvd.server import (
     EXIT_UNAVAILABLE,
     KvdServer,
 )
+from kvd.storage import failpoints
+from kvd.storage.errors import DirectoryLost, StorageError
+from kvd.storage.repair import explained
 from kvd.systemd import BadHandover, Handed, Notifier, take_sockets
-from storage import failpoints
-from storage.errors import DirectoryLost, StorageError
-from storage.repair import explained
 
 log = logging.getLogger("kvd")
 

@@ -20,14 +20,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
 
+from kvd.storage.aio import DataSync
+from kvd.storage.change import next_chain
+from kvd.storage.errors import LogFull
+from kvd.storage.frame import Position
+from kvd.storage.state import Pending
+from kvd.storage.store import Store
+from kvd.storage.wal import BEGUN_BYTES_MAX
 from kvd.syncthread import SyncThread
-from storage.aio import DataSync
-from storage.change import next_chain
-from storage.errors import LogFull
-from storage.frame import Position
-from storage.state import Pending
-from storage.store import Store
-from storage.wal import BEGUN_BYTES_MAX
 
 log = logging.getLogger(__name__)
 

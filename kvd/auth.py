@@ -30,7 +30,7 @@ from kvd.authjson import (
 )
 from kvd.entries import AllEntries, Entries
 from kvd.errors import RouteError
-from storage.change import Entry
+from kvd.storage.change import Entry
 
 ROOT, GUEST = "root", "guest"
 """The names of users and roles that mean something."""

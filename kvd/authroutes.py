@@ -13,7 +13,7 @@ from kvd.authjson import read_role, read_user
 from kvd.errors import RouteError
 from kvd.guarded import GuardedEndpoint
 from kvd.http1 import Connection
-from storage.view import View
+from kvd.storage.view import View
 
 _T = TypeVar("_T")
 

@@ -43,10 +43,7 @@ from kvd.machine import RULES, Nodes, SeveralChanges, decide_all, expire
 from kvd.request import is_below
 from kvd.space import Space
 from kvd.stats import StoreStats
-from kvd.syncthread import SyncThread
-from kvd.turns import Turns
-from kvd.watch import Hub
-from storage.change import (
+from kvd.storage.change import (
     REMOVALS,
     Change,
     ClockOffset,
@@ -55,13 +52,16 @@ from storage.change import (
     encode_change,
     encode_record,
 )
-from storage.errors import LogFull
-from storage.event import Event
-from storage.flush import LateEvent
-from storage.frame import Position
-from storage.node import Node
-from storage.state import Pending
-from storage.store import Store
+from kvd.storage.errors import LogFull
+from kvd.storage.event import Event
+from kvd.storage.flush import LateEvent
+from kvd.storage.frame import Position
+from kvd.storage.node import Node
+from kvd.storage.state import Pending
+from kvd.storage.store import Store
+from kvd.syncthread import SyncThread
+from kvd.turns import Turns
+from kvd.watch import Hub
 
 log = logging.getLogger(__name__)
 

@@ -101,7 +101,7 @@ class Config:
         log_format: text or json.
         access_log: Whether each request is a line of the log.
         slow_request_s: From how many seconds on a request is told to be slow.
-        failpoints: The faults to be made on purpose, as `storage.failpoints` reads them.
+        failpoints: The faults to be made on purpose, as `kvd.storage.failpoints` reads them.
         warnings: What was given and has no effect here: lines to log once.
     """
 

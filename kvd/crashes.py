@@ -12,8 +12,8 @@ import logging
 import os
 from pathlib import Path
 
-from storage import disk
-from storage.index import CRASH
+from kvd.storage import disk
+from kvd.storage.index import CRASH
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from kvd.errors import TABLE, ApiError
 from kvd.extras import TOO_MANY_TOKENS
 from kvd.guard import Guard
 from kvd.http1 import Connection
-from storage.store import Store
+from kvd.storage.store import Store
 
 REGISTRY = b"/_etcd/registry"
 SIZE_MAX = 9999

@@ -25,10 +25,10 @@ from kvd.extras_scan import Pace, Scan
 from kvd.extras_walk import LARGE_BYTES
 from kvd.request import is_below
 from kvd.response import ACTIONS, LargeValue, escape, removed_object, timestamp
-from storage.change import REMOVALS, Change
-from storage.event import Event
-from storage.node import Node
-from storage.view import Passed
+from kvd.storage.change import REMOVALS, Change
+from kvd.storage.event import Event
+from kvd.storage.node import Node
+from kvd.storage.view import Passed
 
 PAGE_BYTES_MAX = 1 << 20
 """A page that has become so long ends, with a `X-Kvd-Next`."""

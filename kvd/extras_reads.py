@@ -34,9 +34,9 @@ from kvd.listing import Listing, Slices, advance
 from kvd.memory import Memory, Payload
 from kvd.response import directory_end, directory_start, escape
 from kvd.stats import StoreStats
-from storage.node import Node
-from storage.store import Store
-from storage.view import View
+from kvd.storage.node import Node
+from kvd.storage.store import Store
+from kvd.storage.view import View
 
 TOO_MANY_SCANS = "too_many_scans"
 

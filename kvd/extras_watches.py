@@ -29,12 +29,12 @@ from kvd.extras_watch import WatchExtras
 from kvd.http1 import Connection
 from kvd.memory import Payload, Values
 from kvd.response import ACTIONS, LargeValue, error_body, escape, removed_object
+from kvd.storage.change import REMOVALS
+from kvd.storage.event import Event
+from kvd.storage.node import Node
 from kvd.watch import Hub
 from kvd.watchanswers import WatchAnswer, WatchAnswers
 from kvd.watchers import Watcher
-from storage.change import REMOVALS
-from storage.event import Event
-from storage.node import Node
 
 _QUIET_S = 15.0
 # While a watch reads history it is not quiet; it is looked at again after so long.

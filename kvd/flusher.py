@@ -17,11 +17,11 @@ from collections.abc import Callable
 from time import monotonic
 
 from kvd.histogram import Histogram
+from kvd.storage import disk
+from kvd.storage.frame import Position
+from kvd.storage.indexerrors import BROKEN, IndexRefused, MapFull
+from kvd.storage.store import Store
 from kvd.syncthread import SyncThread
-from storage import disk
-from storage.frame import Position
-from storage.indexerrors import BROKEN, IndexRefused, MapFull
-from storage.store import Store
 
 log = logging.getLogger(__name__)
 

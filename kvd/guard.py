@@ -29,10 +29,10 @@ from kvd.keys import PASSWORDS, KeySpace
 from kvd.memory import SMALL_BYTES, NoRoom
 from kvd.peer import Peer
 from kvd.request import Parsed, TakesLong, parse
+from kvd.storage.indexerrors import BROKEN
+from kvd.storage.store import Store
+from kvd.storage.view import View
 from kvd.watchers import Watcher
-from storage.indexerrors import BROKEN
-from storage.store import Store
-from storage.view import View
 
 log = logging.getLogger(__name__)
 

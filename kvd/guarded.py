@@ -15,7 +15,7 @@ from kvd.errors import RouteError
 from kvd.guard import Guard, caller_of
 from kvd.http1 import Connection
 from kvd.logs import audit
-from storage.indexerrors import BROKEN
+from kvd.storage.indexerrors import BROKEN
 
 
 class GuardedEndpoint(Endpoint):

@@ -21,13 +21,13 @@ from contextlib import suppress
 from functools import partial
 
 from kvd.histogram import SNAPSHOTS_S, Histogram
+from kvd.storage.errors import DirectoryLost, StorageError
+from kvd.storage.frame import Position
+from kvd.storage.indexerrors import BROKEN
+from kvd.storage.keptlog import KeptLog
+from kvd.storage.keptsnapshots import KeptSnapshots
+from kvd.storage.store import Store
 from kvd.syncthread import SyncThread
-from storage.errors import DirectoryLost, StorageError
-from storage.frame import Position
-from storage.indexerrors import BROKEN
-from storage.keptlog import KeptLog
-from storage.keptsnapshots import KeptSnapshots
-from storage.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from storage.indexerrors import BROKEN
-from storage.store import Store
+from kvd.storage.indexerrors import BROKEN
+from kvd.storage.store import Store
 
 # A tenth of what the loop can do: some thousand rows a second for each millisecond.
 _SLICE_S = 0.001

@@ -60,15 +60,15 @@ from kvd.response import (
 )
 from kvd.shortway import ShortWay
 from kvd.stats import StoreStats
+from kvd.storage.change import REMOVALS
+from kvd.storage.event import Event
+from kvd.storage.indexerrors import BROKEN
+from kvd.storage.store import Store
 from kvd.telling import Telling
 from kvd.texts import Texts
 from kvd.watch import Hub
 from kvd.watchanswers import WatchAnswers
 from kvd.watchers import Watcher
-from storage.change import REMOVALS
-from storage.event import Event
-from storage.indexerrors import BROKEN
-from storage.store import Store
 
 log = logging.getLogger(__name__)
 

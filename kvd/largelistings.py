@@ -32,8 +32,8 @@ from kvd.listing import Listing, Slices, advance, render
 from kvd.logs import SLOW_QUIET_S, Rarely
 from kvd.memory import ROOM_WAIT_S, Memory, NoRoom, Payload, Values
 from kvd.stats import StoreStats
-from storage.store import Store
-from storage.view import View
+from kvd.storage.store import Store
+from kvd.storage.view import View
 
 log = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ from kvd.response import (
     joined,
     node_parts,
 )
-from storage.node import Node
-from storage.view import View
+from kvd.storage.node import Node
+from kvd.storage.view import View
 
 NODES_PER_SLICE = 250
 """About half a millisecond of rendering."""

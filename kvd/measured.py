@@ -20,8 +20,8 @@ from kvd.housekeeping import Housekeeping
 from kvd.http1 import Server
 from kvd.keys import KeySpace
 from kvd.stats import StoreStats
+from kvd.storage.store import Store
 from kvd.watch import Hub
-from storage.store import Store
 
 
 class Parts(NamedTuple):

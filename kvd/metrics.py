@@ -20,8 +20,8 @@ from kvd import __version__, logs
 from kvd.etcd_metrics import EtcdCollector
 from kvd.health import Health
 from kvd.measured import Parts, counter, gauge, histogram, labelled
-from storage.disk import free_bytes
-from storage.usage import usage
+from kvd.storage.disk import free_bytes
+from kvd.storage.usage import usage
 
 
 class Metrics:

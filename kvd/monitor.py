@@ -26,7 +26,7 @@ from kvd.health import Health
 from kvd.http1 import Connection, Delegate
 from kvd.metrics import Metrics
 from kvd.response import escape
-from storage.store import Store
+from kvd.storage.store import Store
 
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"
 # The name by which etcd's `/health?exclude=` knows a full disk.

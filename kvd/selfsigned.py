@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from storage import disk
+from kvd.storage import disk
 
 if TYPE_CHECKING:
     from cryptography import x509

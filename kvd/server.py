@@ -48,6 +48,11 @@ from kvd.monitor import DEBUGGING, MONITORING, raft_status
 from kvd.monitoring import Monitoring
 from kvd.process import FreedMemory
 from kvd.stats import SelfStats, StoreStats
+from kvd.storage.errors import DirectoryLost
+from kvd.storage.frame import Position
+from kvd.storage.identity import NewIds
+from kvd.storage.indexerrors import BROKEN, IndexRefused
+from kvd.storage.store import Store
 from kvd.syncthread import SyncThread
 from kvd.systemd import Handed
 from kvd.ticker import Ticker
@@ -55,11 +60,6 @@ from kvd.tls import Tls
 from kvd.turns import Turns
 from kvd.urls import ListenUrl
 from kvd.watch import Hub
-from storage.errors import DirectoryLost
-from storage.frame import Position
-from storage.identity import NewIds
-from storage.indexerrors import BROKEN, IndexRefused
-from storage.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -30,14 +30,14 @@ from kvd.http1 import (
     is_deep,
 )
 from kvd.request import Parsed, TakesLong, parse, parse_write, varies
-from storage.indexerrors import BROKEN
+from kvd.storage.indexerrors import BROKEN
 
 if TYPE_CHECKING:
     from kvd.clock import Clock
     from kvd.committer import Committer, Done
     from kvd.stats import StoreStats
+    from kvd.storage.state import State
     from kvd.texts import Texts
-    from storage.state import State
 
 # So many request lines are kept; each, and what it asks for, takes less than a kilobyte.
 _LINES_MAX = 8192

@@ -25,7 +25,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
 
-from storage.aio import EVENT_I64, IOCB, RESULT_I64, open_queue
+from kvd.storage.aio import EVENT_I64, IOCB, RESULT_I64, open_queue
 
 SOCKETS_MAX = 256
 """So many at once: two milliseconds."""
@@ -33,7 +33,7 @@ SOCKETS_MAX = 256
 _PIECE = 64
 
 _IOCB_CMD_PWRITE = 1
-# Places in an iocb (`storage.aio.IOCB`) and in an event, in numbers of eight or four bytes.
+# Places in an iocb (`kvd.storage.aio.IOCB`) and in an event, in numbers of eight or four bytes.
 _FILE_U32, _IOCB_U32 = 5, IOCB.size // 4
 _BUFFER_U64, _LENGTH_U64, _IOCB_U64 = 3, 4, IOCB.size // 8
 _DATA_I64 = 0

@@ -14,8 +14,8 @@ import sys
 import time
 
 from kvd.errors import RAFT_INTERNAL, ApiError
-from storage.errors import LogFull
-from storage.store import Store
+from kvd.storage.errors import LogFull
+from kvd.storage.store import Store
 
 log = logging.getLogger(__name__)
 

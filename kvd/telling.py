@@ -30,16 +30,16 @@ from kvd.response import (
     node_object,
 )
 from kvd.shortway import END
+from kvd.storage.change import REMOVALS, Kind
+from kvd.storage.node import Node
 from kvd.texts import TEXT_BYTES_MAX
-from storage.change import REMOVALS, Kind
-from storage.node import Node
 
 if TYPE_CHECKING:
     from kvd.committer import Answers, Done, Outcome, Tell
     from kvd.stats import StoreStats
+    from kvd.storage.flush import LateEvent
+    from kvd.storage.state import State
     from kvd.texts import Texts
-    from storage.flush import LateEvent
-    from storage.state import State
 
 log = logging.getLogger(__name__)
 

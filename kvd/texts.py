@@ -17,10 +17,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kvd.response import LARGE_VALUE_BYTES, escape, node_object
-from storage.change import REMOVALS
-from storage.event import Event
-from storage.node import Node
-from storage.state import State
+from kvd.storage.change import REMOVALS
+from kvd.storage.event import Event
+from kvd.storage.node import Node
+from kvd.storage.state import State
 
 TEXT_BYTES_MAX = 32 << 10
 """A longer one is not kept; two of these are sent at once."""

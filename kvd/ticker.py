@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 
 from kvd.logs import SLOW_QUIET_S, Rarely
-from storage.indexerrors import BROKEN
+from kvd.storage.indexerrors import BROKEN
 
 log = logging.getLogger(__name__)
 

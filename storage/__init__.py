@@ -22,3 +22,7 @@ What it takes for granted of the world:
    goes; see index.py.
 5. Bits rot: every record carries a checksum, and a wrong one is refused, never served.
 """
+
+if __name__ != "kvd.storage":
+    # It would be there twice, with two of each class.
+    raise ImportError("this folder is the package kvd.storage; import it by that name")

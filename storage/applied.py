@@ -14,10 +14,10 @@ from struct import Struct
 from typing import NamedTuple
 from zlib import crc32
 
-from storage.change import CHAIN_START
-from storage.frame import Position
-from storage.node import ROOT_ID, CorruptIndex
-from storage.sums import MASK, ONE, Sums
+from kvd.storage.change import CHAIN_START
+from kvd.storage.frame import Position
+from kvd.storage.node import ROOT_ID, CorruptIndex
+from kvd.storage.sums import MASK, ONE, Sums
 
 HISTORY_LIMIT = "history_limit"
 HISTORY_LIMIT_DEFAULT = 1000

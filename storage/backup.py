@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from storage import claim, disk
-from storage.errors import CorruptLog, CorruptSnapshot, DirectoryUnusable, StorageError
-from storage.frame import Position
-from storage.snapshot import available
-from storage.source import Source, reading
+from kvd.storage import claim, disk
+from kvd.storage.errors import CorruptLog, CorruptSnapshot, DirectoryUnusable, StorageError
+from kvd.storage.frame import Position
+from kvd.storage.snapshot import available
+from kvd.storage.source import Source, reading
 
 _CHUNK_BYTES = 4 << 20
 _ATTEMPTS = 5

@@ -13,16 +13,16 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from storage import disk
-from storage.applied import Applied
-from storage.backup import staged
-from storage.change import Change, Kind
-from storage.frame import PAGE_SIZE, Position
-from storage.index import Index
-from storage.layout import DataDirectory
-from storage.replay import load
-from storage.restore import found_store
-from storage.state import Pending, State
+from kvd.storage import disk
+from kvd.storage.applied import Applied
+from kvd.storage.backup import staged
+from kvd.storage.change import Change, Kind
+from kvd.storage.frame import PAGE_SIZE, Position
+from kvd.storage.index import Index
+from kvd.storage.layout import DataDirectory
+from kvd.storage.replay import load
+from kvd.storage.restore import found_store
+from kvd.storage.state import Pending, State
 
 Item = tuple[bytes, bytes]
 """The cleaned path of a file, as `/a/b`, and its value."""

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import lmdb
 
-from storage import failpoints, snapshot
-from storage.applied import Applied
-from storage.errors import CorruptSnapshot
-from storage.identity import Identity
-from storage.indexerrors import BROKEN
-from storage.node import CorruptIndex
-from storage.sums import APPLIED_KEY
+from kvd.storage import failpoints, snapshot
+from kvd.storage.applied import Applied
+from kvd.storage.errors import CorruptSnapshot
+from kvd.storage.identity import Identity
+from kvd.storage.indexerrors import BROKEN
+from kvd.storage.node import CorruptIndex
+from kvd.storage.sums import APPLIED_KEY
 
 
 class Checkpoint:
@@ -79,7 +79,7 @@ class Checkpoint:
             os.close(fd)
 
     def _convert(self, scratch: Path, target: Path, header: snapshot.Header) -> None:
-        command = [sys.executable, "-m", "storage.snapshot", str(scratch), str(target)]
+        command = [sys.executable, "-m", "kvd.storage.snapshot", str(scratch), str(target)]
         with subprocess.Popen(  # noqa: S603 -- our own module, our own paths
             [*command, snapshot.encode_header(header).hex()],
             stdin=subprocess.DEVNULL,

@@ -11,8 +11,8 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from storage import disk
-from storage.errors import EX_CANTCREAT, EX_DATAERR, DirectoryUnusable
+from kvd.storage import disk
+from kvd.storage.errors import EX_CANTCREAT, EX_DATAERR, DirectoryUnusable
 
 # What file systems, quotas and desktops put into the root of a disk; and whatever is hidden.
 _STRAY = frozenset(

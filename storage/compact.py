@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from storage import disk
-from storage.layout import DataDirectory
-from storage.names import SPARE_NAME
-from storage.segments import Scan, list_segments
-from storage.source import format_of
-from storage.store import Store
+from kvd.storage import disk
+from kvd.storage.layout import DataDirectory
+from kvd.storage.names import SPARE_NAME
+from kvd.storage.segments import Scan, list_segments
+from kvd.storage.source import format_of
+from kvd.storage.store import Store
 
 # A segment that is begun here holds a few records.
 _SEGMENT_BYTES = 64 << 10

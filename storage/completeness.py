@@ -22,12 +22,12 @@ from zlib import crc32
 
 import lmdb
 
-from storage.applied import Applied, decode_sums
-from storage.event import MARK_KEY, event_key, named_by, with_prev
-from storage.node import CorruptIndex
-from storage.sums import APPLIED_KEY, ONE, SUMMED, Scanned, Sums, id_sum, meta_sum
-from storage.tables import TABLES, Find, Row
-from storage.view import Table, Tables
+from kvd.storage.applied import Applied, decode_sums
+from kvd.storage.event import MARK_KEY, event_key, named_by, with_prev
+from kvd.storage.node import CorruptIndex
+from kvd.storage.sums import APPLIED_KEY, ONE, SUMMED, Scanned, Sums, id_sum, meta_sum
+from kvd.storage.tables import TABLES, Find, Row
+from kvd.storage.view import Table, Tables
 
 _CRC = Struct("<I")
 # So much is proved whole before anything is served: some ten milliseconds.

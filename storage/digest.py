@@ -20,7 +20,7 @@ Run as a program, it tells the digest of an index that nobody writes to, and how
 goes, as one line of JSON: in a process of its own, because a damaged LMDB file may end the process
 that reads it.
 
-    python -m storage.digest INDEX_DIRECTORY
+    python -m kvd.storage.digest INDEX_DIRECTORY
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from typing import NamedTuple
 import cbor2
 import lmdb
 
-from storage.applied import Applied
-from storage.completeness import prove_all
-from storage.frame import Position
-from storage.node import ROOT, CorruptIndex, Node
-from storage.state import State
-from storage.tables import TABLES
-from storage.view import STORE_KEY, IndexView
+from kvd.storage.applied import Applied
+from kvd.storage.completeness import prove_all
+from kvd.storage.frame import Position
+from kvd.storage.node import ROOT, CorruptIndex, Node
+from kvd.storage.state import State
+from kvd.storage.tables import TABLES
+from kvd.storage.view import STORE_KEY, IndexView
 
 
 class IndexState(NamedTuple):
@@ -95,7 +95,7 @@ def index_state(directory: Path) -> IndexState:
         CorruptIndex: it cannot be read, or a row of it is damaged.
     """
     ended = subprocess.run(  # noqa: S603 -- our own module
-        [sys.executable, "-m", "storage.digest", str(directory)],
+        [sys.executable, "-m", "kvd.storage.digest", str(directory)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -10,7 +10,7 @@ What we assume of the disk, and nothing more:
    and reads may show bytes that are not on the disk. So nobody retries; the process stops, and the
    next one drops the page cache before it reads.
 
-Callers use these as `disk.write_at(...)`, never by `from storage.disk import write_at`.
+Callers use these as `disk.write_at(...)`, never by `from kvd.storage.disk import write_at`.
 """
 
 import ctypes

@@ -14,8 +14,8 @@ import base64
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from storage import frame
-from storage.change import (
+from kvd.storage import frame
+from kvd.storage.change import (
     Change,
     ClockOffset,
     Entry,
@@ -24,9 +24,9 @@ from storage.change import (
     Record,
     Term,
 )
-from storage.replay import batch_in
-from storage.segments import Frame
-from storage.source import Source
+from kvd.storage.replay import batch_in
+from kvd.storage.segments import Frame
+from kvd.storage.source import Source
 
 Json = dict[str, str | int | bool | None]
 

@@ -15,8 +15,8 @@ from zlib import crc32
 
 import cbor2
 
-from storage.change import Entry
-from storage.node import CorruptIndex
+from kvd.storage.change import Entry
+from kvd.storage.node import CorruptIndex
 
 _CRC = Struct("<I")
 _NAME_BYTES = 32

@@ -31,9 +31,9 @@ from zlib import crc32
 
 import cbor2
 
-from storage.change import REMOVALS, Change, UnknownRecord, decode_record
-from storage.node import HEADER as NODE_HEADER
-from storage.node import CorruptIndex, Node, parse_node, previous_row
+from kvd.storage.change import REMOVALS, Change, UnknownRecord, decode_record
+from kvd.storage.node import HEADER as NODE_HEADER
+from kvd.storage.node import CorruptIndex, Node, parse_node, previous_row
 
 _HEADER = Struct("<IQI")
 assert _HEADER.size == 16

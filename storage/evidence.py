@@ -25,13 +25,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from storage import index as indexes
-from storage import snapshot
-from storage.applied import Applied
-from storage.errors import LogMissing
-from storage.index import CLEAN, CLEAN_STOP, MARKS, RUNNING
-from storage.segments import Frame, Segment
-from storage.state import BEHIND_FACTOR, FLUSH_RECORDS
+from kvd.storage import index as indexes
+from kvd.storage import snapshot
+from kvd.storage.applied import Applied
+from kvd.storage.errors import LogMissing
+from kvd.storage.index import CLEAN, CLEAN_STOP, MARKS, RUNNING
+from kvd.storage.segments import Frame, Segment
+from kvd.storage.state import BEHIND_FACTOR, FLUSH_RECORDS
 
 # So many records may be in memory only, and those of a last batch, each in a frame of its own.
 BEHIND_MAX = FLUSH_RECORDS * BEHIND_FACTOR + 1000

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from storage import disk
+from kvd.storage import disk
 
 NAMES = {
     "startAfterLock": "start: the directory is locked, nothing has been read",

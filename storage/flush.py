@@ -12,10 +12,10 @@ from itertools import islice
 from struct import Struct
 from typing import NamedTuple
 
-from storage.applied import Applied
-from storage.change import Entry, encode_record
-from storage.entry import encode_entry, entry_key
-from storage.event import (
+from kvd.storage.applied import Applied
+from kvd.storage.change import Entry, encode_record
+from kvd.storage.entry import encode_entry, entry_key
+from kvd.storage.event import (
     MARK,
     MARK_KEY,
     Event,
@@ -25,9 +25,17 @@ from storage.event import (
     named_by,
     whole_bytes,
 )
-from storage.node import HEADER, CorruptIndex, Node, decode_node, id_prefix, previous_row, seal_node
-from storage.sums import APPLIED_KEY, ONE, Scanned, Sums, id_sum, meta_sum, row_sum
-from storage.view import (
+from kvd.storage.node import (
+    HEADER,
+    CorruptIndex,
+    Node,
+    decode_node,
+    id_prefix,
+    previous_row,
+    seal_node,
+)
+from kvd.storage.sums import APPLIED_KEY, ONE, Scanned, Sums, id_sum, meta_sum, row_sum
+from kvd.storage.view import (
     HISTORY_BYTES_MAX_KEY,
     Row,
     Tables,

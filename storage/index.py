@@ -40,17 +40,17 @@ from zlib import crc32
 
 import lmdb
 
-from storage import disk, failpoints
-from storage.applied import Applied
-from storage.completeness import prove_start
-from storage.errors import DirectoryUnusable
-from storage.lmdbfile import look_up
-from storage.locks import require_at
-from storage.node import CorruptIndex
-from storage.pages import prove_pages
-from storage.sums import APPLIED_KEY, Sums
-from storage.tables import TABLES
-from storage.view import STORE_KEY, IndexView, Tables
+from kvd.storage import disk, failpoints
+from kvd.storage.applied import Applied
+from kvd.storage.completeness import prove_start
+from kvd.storage.errors import DirectoryUnusable
+from kvd.storage.lmdbfile import look_up
+from kvd.storage.locks import require_at
+from kvd.storage.node import CorruptIndex
+from kvd.storage.pages import prove_pages
+from kvd.storage.sums import APPLIED_KEY, Sums
+from kvd.storage.tables import TABLES
+from kvd.storage.view import STORE_KEY, IndexView, Tables
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 import lmdb
 
-from storage.node import CorruptIndex
+from kvd.storage.node import CorruptIndex
 
 BROKEN = (
     CorruptIndex,

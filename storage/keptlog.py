@@ -16,10 +16,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from storage.change import Change, UnknownRecord, decode_payload
-from storage.errors import CorruptLog
-from storage.frame import Position
-from storage.segments import Frame, Scan, list_segments
+from kvd.storage.change import Change, UnknownRecord, decode_payload
+from kvd.storage.errors import CorruptLog
+from kvd.storage.frame import Position
+from kvd.storage.segments import Frame, Scan, list_segments
 
 # Each of them sees what a purge has left, which is less every time.
 _ATTEMPTS = 100

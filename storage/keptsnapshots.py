@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from storage import snapshot
-from storage.errors import CorruptSnapshot
+from kvd.storage import snapshot
+from kvd.storage.errors import CorruptSnapshot
 
 _KEPT_MIN = 2
 

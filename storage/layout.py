@@ -25,9 +25,9 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from storage import claim, disk
-from storage.errors import EX_CONFIG, EX_DATAERR, DirectoryUnusable
-from storage.identity import (
+from kvd.storage import claim, disk
+from kvd.storage.errors import EX_CONFIG, EX_DATAERR, DirectoryUnusable
+from kvd.storage.identity import (
     FORMAT_VERSION,
     STORE_UUID_BYTES,
     Format,
@@ -36,8 +36,8 @@ from storage.identity import (
     decode_format,
     encode_format,
 )
-from storage.locks import Locks
-from storage.names import ROOMS
+from kvd.storage.locks import Locks
+from kvd.storage.names import ROOMS
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
 
-from storage import disk
+from kvd.storage import disk
 
 _HEAD = Struct("<QHHHH")
 _META = Struct("<II16xI44x8x32xQQQ")

@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from storage import disk
-from storage.errors import DirectoryLocked, DirectoryLost
+from kvd.storage import disk
+from kvd.storage.errors import DirectoryLocked, DirectoryLost
 
 log = logging.getLogger(__name__)
 

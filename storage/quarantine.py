@@ -4,8 +4,8 @@ import logging
 from datetime import UTC, datetime
 from pathlib import Path
 
-from storage import disk
-from storage.segments import TornTail
+from kvd.storage import disk
+from kvd.storage.segments import TornTail
 
 log = logging.getLogger(__name__)
 

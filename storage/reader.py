@@ -9,8 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from storage import disk, frame
-from storage.frame import PAGE_SIZE, Parsed, State
+from kvd.storage import disk, frame
+from kvd.storage.frame import PAGE_SIZE, Parsed, State
 
 WINDOW_BYTES = 1024 * 1024
 _SHORT, _INTACT = State.SHORT, State.INTACT

@@ -23,16 +23,16 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
-from storage import disk, failpoints, snapshot
-from storage.errors import CorruptLog, CorruptSnapshot
-from storage.evidence import Evidence, gather, left_behind, objection, require_log
-from storage.frame import START, Position
-from storage.index import CLEAN_STOP, Index, discard
-from storage.indexerrors import BROKEN
-from storage.layout import DataDirectory
-from storage.replay import load, replay
-from storage.segments import ADVICE
-from storage.wal import Wal
+from kvd.storage import disk, failpoints, snapshot
+from kvd.storage.errors import CorruptLog, CorruptSnapshot
+from kvd.storage.evidence import Evidence, gather, left_behind, objection, require_log
+from kvd.storage.frame import START, Position
+from kvd.storage.index import CLEAN_STOP, Index, discard
+from kvd.storage.indexerrors import BROKEN
+from kvd.storage.layout import DataDirectory
+from kvd.storage.replay import load, replay
+from kvd.storage.segments import ADVICE
+from kvd.storage.wal import Wal
 
 log = logging.getLogger(__name__)
 

@@ -26,18 +26,18 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
-from storage import disk, snapshot
-from storage.change import Change
-from storage.errors import CorruptLog, LogMissing, OutOfReach, StorageError
-from storage.evidence import index_reach
-from storage.frame import START, Position
-from storage.identity import Format
-from storage.index import forget
-from storage.layout import DataDirectory
-from storage.names import SEGMENT_NAME
-from storage.replay import batch_in
-from storage.segments import Frame, Scan, Segment
-from storage.source import Base, Source, format_of, reading
+from kvd.storage import disk, snapshot
+from kvd.storage.change import Change
+from kvd.storage.errors import CorruptLog, LogMissing, OutOfReach, StorageError
+from kvd.storage.evidence import index_reach
+from kvd.storage.frame import START, Position
+from kvd.storage.identity import Format
+from kvd.storage.index import forget
+from kvd.storage.layout import DataDirectory
+from kvd.storage.names import SEGMENT_NAME
+from kvd.storage.replay import batch_in
+from kvd.storage.segments import Frame, Scan, Segment
+from kvd.storage.source import Base, Source, format_of, reading
 
 
 class Extent(NamedTuple):

@@ -13,9 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from storage import snapshot
-from storage.applied import Applied
-from storage.change import (
+from kvd.storage import snapshot
+from kvd.storage.applied import Applied
+from kvd.storage.change import (
     Payload,
     Setting,
     UnknownRecord,
@@ -25,14 +25,14 @@ from storage.change import (
     encode_record,
     next_chain,
 )
-from storage.errors import CorruptLog, CorruptSnapshot, LogTooNew, StorageError
-from storage.frame import Position
-from storage.index import Index
-from storage.segments import Frame
-from storage.state import Pending, State
-from storage.sums import APPLIED_KEY, NOTHING, SUMMED, meta_sum, sum_of
-from storage.tables import TABLES, Row
-from storage.view import Transaction
+from kvd.storage.errors import CorruptLog, CorruptSnapshot, LogTooNew, StorageError
+from kvd.storage.frame import Position
+from kvd.storage.index import Index
+from kvd.storage.segments import Frame
+from kvd.storage.state import Pending, State
+from kvd.storage.sums import APPLIED_KEY, NOTHING, SUMMED, meta_sum, sum_of
+from kvd.storage.tables import TABLES, Row
+from kvd.storage.view import Transaction
 
 # LMDB keeps the pages that a transaction changes in memory, and writes each of them once: so a
 # transaction ends after so many records, unless the whole index is so small that all its pages may

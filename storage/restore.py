@@ -14,22 +14,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from storage import disk, frame, snapshot
-from storage.applied import Applied
-from storage.backup import staged
-from storage.checkpoint import header_of
-from storage.completeness import proved
-from storage.digest import digest
-from storage.errors import OutOfReach
-from storage.frame import PAGE_SIZE, WAL_MAGIC, Position, SegmentHeader
-from storage.index import Index
-from storage.layout import DataDirectory
-from storage.names import segment_name
-from storage.replay import Until, to_the_end
-from storage.source import Source, to_index, to_time
-from storage.sums import APPLIED_KEY
-from storage.tables import TABLES
-from storage.view import IndexView
+from kvd.storage import disk, frame, snapshot
+from kvd.storage.applied import Applied
+from kvd.storage.backup import staged
+from kvd.storage.checkpoint import header_of
+from kvd.storage.completeness import proved
+from kvd.storage.digest import digest
+from kvd.storage.errors import OutOfReach
+from kvd.storage.frame import PAGE_SIZE, WAL_MAGIC, Position, SegmentHeader
+from kvd.storage.index import Index
+from kvd.storage.layout import DataDirectory
+from kvd.storage.names import segment_name
+from kvd.storage.replay import Until, to_the_end
+from kvd.storage.source import Source, to_index, to_time
+from kvd.storage.sums import APPLIED_KEY
+from kvd.storage.tables import TABLES
+from kvd.storage.view import IndexView
 
 
 class Restored(NamedTuple):

@@ -22,11 +22,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from storage import frame
-from storage.errors import CorruptLog
-from storage.frame import PAGE_SIZE, START, WAL_MAGIC, Parsed, Position, State
-from storage.names import SEGMENT_NAME
-from storage.reader import FrameReader
+from kvd.storage import frame
+from kvd.storage.errors import CorruptLog
+from kvd.storage.frame import PAGE_SIZE, START, WAL_MAGIC, Parsed, Position, State
+from kvd.storage.names import SEGMENT_NAME
+from kvd.storage.reader import FrameReader
 
 _EMPTY = frame.SEAL | frame.HEARTBEAT
 _KNOWN_FLAGS = frame.NOSYNC | frame.SNAPMARK | _EMPTY

@@ -23,11 +23,11 @@ from typing import NamedTuple
 
 import cbor2
 
-from storage import disk, frame
-from storage.errors import CorruptSnapshot
-from storage.frame import PAGE_SIZE, SNAP, SNAPSHOT_MAGIC, Position, SegmentHeader, State
-from storage.reader import FrameReader
-from storage.tables import Row
+from kvd.storage import disk, frame
+from kvd.storage.errors import CorruptSnapshot
+from kvd.storage.frame import PAGE_SIZE, SNAP, SNAPSHOT_MAGIC, Position, SegmentHeader, State
+from kvd.storage.reader import FrameReader
+from kvd.storage.tables import Row
 
 VERSION = 1
 CHUNK_BYTES = 1024 * 1024

@@ -7,7 +7,7 @@ What is in such a file, and how it proves itself, is in storage/snapfile.py.
 Run as a program, it turns a copy of the index into a snapshot (the server starts it as a process of
 its own, because a busy thread would take the interpreter from the event loop):
 
-    python -m storage.snapshot SCRATCH TARGET HEADER
+    python -m kvd.storage.snapshot SCRATCH TARGET HEADER
 
 SCRATCH is an LMDB file, TARGET the file to write, HEADER the output of `encode_header` in hex. The
 rows are proved complete on the way.
@@ -22,10 +22,10 @@ from pathlib import Path
 
 import lmdb
 
-from storage import disk
-from storage.errors import CorruptSnapshot
-from storage.names import BROKEN_SNAPSHOT_NAME, SNAPSHOT_NAME
-from storage.snapfile import (
+from kvd.storage import disk
+from kvd.storage.errors import CorruptSnapshot
+from kvd.storage.names import BROKEN_SNAPSHOT_NAME, SNAPSHOT_NAME
+from kvd.storage.snapfile import (
     Header,
     decode_header,
     encode_header,
@@ -35,7 +35,7 @@ from storage.snapfile import (
     verify,
     write,
 )
-from storage.tables import Find, Row
+from kvd.storage.tables import Find, Row
 
 __all__ = [
     "Header",
@@ -255,9 +255,9 @@ def _pause(_: int) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Do what the head of this module says of it as a program; return its exit status."""
     # The readers above need no index.
-    from storage.completeness import proved  # noqa: PLC0415
-    from storage.node import CorruptIndex  # noqa: PLC0415
-    from storage.tables import TABLES  # noqa: PLC0415
+    from kvd.storage.completeness import proved  # noqa: PLC0415
+    from kvd.storage.node import CorruptIndex  # noqa: PLC0415
+    from kvd.storage.tables import TABLES  # noqa: PLC0415
 
     scratch, target, encoded = arguments
     os.nice(_NICENESS)

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from storage import snapshot
-from storage.applied import Applied
-from storage.change import Change, Payload
-from storage.claim import require_plain
-from storage.errors import (
+from kvd.storage import snapshot
+from kvd.storage.applied import Applied
+from kvd.storage.change import Change, Payload
+from kvd.storage.claim import require_plain
+from kvd.storage.errors import (
     EX_DATAERR,
     CorruptLog,
     CorruptSnapshot,
@@ -25,15 +25,15 @@ from storage.errors import (
     OutOfReach,
     StorageError,
 )
-from storage.evidence import Evidence, gather, require_log
-from storage.frame import Position
-from storage.identity import Format
-from storage.index import Index
-from storage.layout import read_format, require_rooms
-from storage.locks import SharedLocks, holder
-from storage.replay import Until, load, replay, to_the_end
-from storage.segments import Frame, Scan, Segment, list_segments
-from storage.snapshot import Header
+from kvd.storage.evidence import Evidence, gather, require_log
+from kvd.storage.frame import Position
+from kvd.storage.identity import Format
+from kvd.storage.index import Index
+from kvd.storage.layout import read_format, require_rooms
+from kvd.storage.locks import SharedLocks, holder
+from kvd.storage.replay import Until, load, replay, to_the_end
+from kvd.storage.segments import Frame, Scan, Segment, list_segments
+from kvd.storage.snapshot import Header
 
 Found = list[tuple[Path, Header | CorruptSnapshot]]
 """Snapshots, newest first: what each says of itself, or what is wrong with it."""

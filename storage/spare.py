@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from storage import disk, failpoints
-from storage.errors import LogFull
-from storage.names import SPARE_NAME
+from kvd.storage import disk, failpoints
+from kvd.storage.errors import LogFull
+from kvd.storage.names import SPARE_NAME
 
 log = logging.getLogger(__name__)
 

@@ -26,17 +26,17 @@ from typing import cast
 
 import lmdb
 
-from storage.applied import HISTORY_BYTES_MAX, HISTORY_LIMIT, Applied
-from storage.change import REMOVALS, Change, ClockOffset, Entry, Record, Setting, Term
-from storage.entry import encode_entry, entry_key
-from storage.event import Event
-from storage.flush import READ_BYTES_MAX, Flush, History, LateEvent
-from storage.frame import Position
-from storage.index import Index, reach_commit
-from storage.indexerrors import BROKEN, IndexRefused
-from storage.node import NAME_BYTES_MAX, ROOT, Node, Obstacle, decode_node, id_prefix, seal_node
-from storage.sums import Scanned
-from storage.view import (
+from kvd.storage.applied import HISTORY_BYTES_MAX, HISTORY_LIMIT, Applied
+from kvd.storage.change import REMOVALS, Change, ClockOffset, Entry, Record, Setting, Term
+from kvd.storage.entry import encode_entry, entry_key
+from kvd.storage.event import Event
+from kvd.storage.flush import READ_BYTES_MAX, Flush, History, LateEvent
+from kvd.storage.frame import Position
+from kvd.storage.index import Index, reach_commit
+from kvd.storage.indexerrors import BROKEN, IndexRefused
+from kvd.storage.node import NAME_BYTES_MAX, ROOT, Node, Obstacle, decode_node, id_prefix, seal_node
+from kvd.storage.sums import Scanned
+from kvd.storage.view import (
     CACHED_PATHS_MAX,
     ROOT_PREFIX,
     IndexView,

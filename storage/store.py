@@ -24,9 +24,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from storage import disk, failpoints, snapshot
-from storage.applied import HISTORY_BYTES_MAX, HISTORY_LIMIT, Applied
-from storage.change import (
+from kvd.storage import disk, failpoints, snapshot
+from kvd.storage.applied import HISTORY_BYTES_MAX, HISTORY_LIMIT, Applied
+from kvd.storage.change import (
     Record,
     Setting,
     Term,
@@ -34,22 +34,22 @@ from storage.change import (
     encode_record,
     next_chain,
 )
-from storage.checkpoint import Checkpoint
-from storage.completeness import Scan
-from storage.errors import LogFull, StorageError
-from storage.frame import Position
-from storage.identity import NewIds
-from storage.index import Index
-from storage.indexerrors import BROKEN, IndexRefused
-from storage.keptlog import KeptLog
-from storage.keptsnapshots import KeptSnapshots
-from storage.layout import DataDirectory, require_local
-from storage.processor import has_sha256
-from storage.recovery import Recovery, recover
-from storage.state import Pending, State
-from storage.sums import ONE
-from storage.view import IndexView, View
-from storage.wal import Wal
+from kvd.storage.checkpoint import Checkpoint
+from kvd.storage.completeness import Scan
+from kvd.storage.errors import LogFull, StorageError
+from kvd.storage.frame import Position
+from kvd.storage.identity import NewIds
+from kvd.storage.index import Index
+from kvd.storage.indexerrors import BROKEN, IndexRefused
+from kvd.storage.keptlog import KeptLog
+from kvd.storage.keptsnapshots import KeptSnapshots
+from kvd.storage.layout import DataDirectory, require_local
+from kvd.storage.processor import has_sha256
+from kvd.storage.recovery import Recovery, recover
+from kvd.storage.state import Pending, State
+from kvd.storage.sums import ONE
+from kvd.storage.view import IndexView, View
+from kvd.storage.wal import Wal
 
 log = logging.getLogger(__name__)
 

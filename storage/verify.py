@@ -11,20 +11,20 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from storage import spare
-from storage.applied import Applied
-from storage.change import CHAIN_START, next_chain
-from storage.digest import IndexState, index_state, without_place
-from storage.errors import Corrupt, CorruptLog, CorruptSnapshot
-from storage.evidence import left_behind, objection
-from storage.frame import Position
-from storage.index import CLEAN_STOP, Index, crash_of
-from storage.names import SPARE_NAME
-from storage.node import CorruptIndex
-from storage.replay import batch_in, decode, load, replay
-from storage.restore import state
-from storage.segments import Frame, TornTail
-from storage.source import Base, Source, place
+from kvd.storage import spare
+from kvd.storage.applied import Applied
+from kvd.storage.change import CHAIN_START, next_chain
+from kvd.storage.digest import IndexState, index_state, without_place
+from kvd.storage.errors import Corrupt, CorruptLog, CorruptSnapshot
+from kvd.storage.evidence import left_behind, objection
+from kvd.storage.frame import Position
+from kvd.storage.index import CLEAN_STOP, Index, crash_of
+from kvd.storage.names import SPARE_NAME
+from kvd.storage.node import CorruptIndex
+from kvd.storage.replay import batch_in, decode, load, replay
+from kvd.storage.restore import state
+from kvd.storage.segments import Frame, TornTail
+from kvd.storage.source import Base, Source, place
 
 _REBUILT = "Nothing is lost: a start, or its check in the background, rebuilds it"
 

@@ -32,11 +32,11 @@ from zlib import crc32
 
 import lmdb
 
-from storage.applied import HISTORY_BYTES_MAX, Applied, decode_sums
-from storage.change import Entry
-from storage.entry import decode_entry, entry_key, entry_prefix
-from storage.event import Event, decode_event, event_key, index_of
-from storage.node import (
+from kvd.storage.applied import HISTORY_BYTES_MAX, Applied, decode_sums
+from kvd.storage.change import Entry
+from kvd.storage.entry import decode_entry, entry_key, entry_prefix
+from kvd.storage.event import Event, decode_event, event_key, index_of
+from kvd.storage.node import (
     NAME_BYTES_KEPT,
     NAME_BYTES_MAX,
     ROOT,
@@ -49,7 +49,7 @@ from storage.node import (
     encode_key,
     id_prefix,
 )
-from storage.sums import APPLIED_KEY, Sums
+from kvd.storage.sums import APPLIED_KEY, Sums
 
 # Directories are remembered for paths up to this length, and for so many of them: a path of 64 KB
 # has 32,000 ancestors, whose paths together would take a gigabyte.

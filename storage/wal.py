@@ -27,14 +27,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from storage import disk, failpoints, frame
-from storage.errors import LogFull
-from storage.frame import PAGE_SIZE, SEAL_SIZE, START, WAL_MAGIC, Position, SegmentHeader, seal
-from storage.locks import require_at
-from storage.names import segment_name
-from storage.quarantine import cut_off
-from storage.segments import Frame, Scan, Segment, TornTail, list_segments
-from storage.spare import Spare, log_full, refusals_as_log_full
+from kvd.storage import disk, failpoints, frame
+from kvd.storage.errors import LogFull
+from kvd.storage.frame import PAGE_SIZE, SEAL_SIZE, START, WAL_MAGIC, Position, SegmentHeader, seal
+from kvd.storage.locks import require_at
+from kvd.storage.names import segment_name
+from kvd.storage.quarantine import cut_off
+from kvd.storage.segments import Frame, Scan, Segment, TornTail, list_segments
+from kvd.storage.spare import Spare, log_full, refusals_as_log_full
 
 log = logging.getLogger(__name__)
 

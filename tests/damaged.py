@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 from kvd.crashes import CrashFile
-from storage import completeness
-from storage.indexerrors import BROKEN
+from kvd.storage import completeness
+from kvd.storage.indexerrors import BROKEN
 from tests.stores import digest, open_store
 
 INDEX = Path("index/data.mdb")

@@ -168,7 +168,9 @@ class Server:
         python: Path | str = sys.executable,
         environment: Mapping[str, str] | None = None,
         descriptors: Sequence[int] = (),
+        cwd: Path = ROOT,
     ) -> None:
+        self.cwd = cwd
         self.data_dir = data_dir
         self.launch = launch
         self.python = python
@@ -211,7 +213,7 @@ class Server:
             self.urls, self._ended = [], False
         self._process = subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=self.cwd,
             env={**os.environ, **self.environment},
             pass_fds=self.descriptors,
             stdin=subprocess.DEVNULL,

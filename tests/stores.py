@@ -16,12 +16,12 @@ from kvd.commands import (
 )
 from kvd.errors import ApiError
 from kvd.machine import decide, expire
-from storage.change import Entry, Kind, encode_record
-from storage.event import Event
-from storage.frame import Position
-from storage.state import Pending
-from storage.store import Store
-from storage.view import View
+from kvd.storage.change import Entry, Kind, encode_record
+from kvd.storage.event import Event
+from kvd.storage.frame import Position
+from kvd.storage.state import Pending
+from kvd.storage.store import Store
+from kvd.storage.view import View
 
 SEGMENT = 64 * 1024
 NOW_NS = 1_700_000_000_000_000_000

@@ -15,11 +15,11 @@ from bench.wire import render
 from kvd import appender
 from kvd.appender import Appender
 from kvd.commands import Set
+from kvd.storage import aio
+from kvd.storage.aio import DataSync
+from kvd.storage.errors import LogFull
+from kvd.storage.frame import Position
 from kvd.syncthread import SyncThread
-from storage import aio
-from storage.aio import DataSync
-from storage.errors import LogFull
-from storage.frame import Position
 from tests.server import PATIENCE_S
 from tests.stores import NOW_NS, SEGMENT, open_store, run
 from tests.test_committer import on_a_loop

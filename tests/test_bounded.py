@@ -12,9 +12,9 @@ from kvd.commands import Set
 from kvd.credentials import AUTHORIZATION_BYTES_MAX, read_basic
 from kvd.kept import Listings
 from kvd.listing import render
+from kvd.storage.change import Change, Kind
+from kvd.storage.node import ROOT
 from kvd.texts import Texts
-from storage.change import Change, Kind
-from storage.node import ROOT
 from tests.raw import Raw, request
 from tests.stores import NOW_NS, open_store, write
 from tests.test_guard import ask_for_users

@@ -3,11 +3,11 @@
 import pytest
 
 from kvd.commands import Set
-from storage.bulk import bulk_load
-from storage.digest import digest
-from storage.errors import DirectoryUnusable
-from storage.source import reading
-from storage.verify import Verdict, verify
+from kvd.storage.bulk import bulk_load
+from kvd.storage.digest import digest
+from kvd.storage.errors import DirectoryUnusable
+from kvd.storage.source import reading
+from kvd.storage.verify import Verdict, verify
 from tests.stores import LONG, NOW_NS, open_store, write
 
 ITEMS = [

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.change import (
+from kvd.storage.change import (
     CHAIN_START,
     CHANGES,
     ENTRIES,

@@ -14,13 +14,13 @@ import pytest
 
 from kvd.commands import Set
 from kvd.ctl import main as kvdctl
-from storage.backup import backup
-from storage.bulk import bulk_load
-from storage.errors import DirectoryLocked, DirectoryUnusable, StorageError
-from storage.layout import DataDirectory
-from storage.restore import restore
-from storage.source import reading
-from storage.store import Store
+from kvd.storage.backup import backup
+from kvd.storage.bulk import bulk_load
+from kvd.storage.errors import DirectoryLocked, DirectoryUnusable, StorageError
+from kvd.storage.layout import DataDirectory
+from kvd.storage.restore import restore
+from kvd.storage.source import reading
+from kvd.storage.store import Store
 from tests.server import run_kvd
 from tests.stores import digest, open_store, write
 
@@ -284,7 +284,7 @@ def test_a_disk_that_refuses_at_the_end_leaves_nothing_behind(tmp_path, monkeypa
 
     (tmp_path / "log").mkdir(mode=0o700)
     before = everything(tmp_path)
-    monkeypatch.setattr("storage.disk.write_file_durably", refuse)
+    monkeypatch.setattr("kvd.storage.disk.write_file_durably", refuse)
     with pytest.raises(DirectoryUnusable, match="No space left"):
         Store.open(tmp_path / "a" / "data", wal_dir=tmp_path / "log")
     assert everything(tmp_path) == before

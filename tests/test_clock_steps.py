@@ -9,12 +9,12 @@ import pytest
 
 from kvd.commands import Delete, Set
 from kvd.ctl import main as kvdctl
-from storage.applied import Applied, decode_sums
-from storage.change import ClockOffset, encode_record
-from storage.dump import rfc3339
-from storage.frame import Position
-from storage.node import CorruptIndex
-from storage.store import Store
+from kvd.storage.applied import Applied, decode_sums
+from kvd.storage.change import ClockOffset, encode_record
+from kvd.storage.dump import rfc3339
+from kvd.storage.frame import Position
+from kvd.storage.node import CorruptIndex
+from kvd.storage.store import Store
 from tests import stepped
 from tests.server import Server
 from tests.stores import NOW_NS, SECOND_NS, commit, dump, open_store, sweep, write

@@ -5,14 +5,14 @@ from random import Random
 import pytest
 
 from kvd.commands import Delete, Set
-from storage import completeness
-from storage.applied import HISTORY_BYTES_MAX
-from storage.change import Entry, Kind
-from storage.completeness import prove_all
-from storage.node import CorruptIndex, encode_key
-from storage.restore import restore
-from storage.source import reading
-from storage.sums import APPLIED_KEY
+from kvd.storage import completeness
+from kvd.storage.applied import HISTORY_BYTES_MAX
+from kvd.storage.change import Entry, Kind
+from kvd.storage.completeness import prove_all
+from kvd.storage.node import CorruptIndex, encode_key
+from kvd.storage.restore import restore
+from kvd.storage.source import reading
+from kvd.storage.sums import APPLIED_KEY
 from tests.stores import NOW_NS, digest, enter, live, open_store, reclaim_all, sweep, write
 
 HOLDS = ("nodes", "ttl", "events", "garbage", "entries")

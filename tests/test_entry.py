@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.change import Entry, Kind
-from storage.entry import decode_entry, encode_entry, entry_key, entry_prefix
-from storage.node import CorruptIndex
+from kvd.storage.change import Entry, Kind
+from kvd.storage.entry import decode_entry, encode_entry, entry_key, entry_prefix
+from kvd.storage.node import CorruptIndex
 
 entries = st.builds(
     Entry,

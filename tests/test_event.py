@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.change import CHANGES, REMOVALS, Change, Kind, Setting, Term, encode_record
-from storage.event import (
+from kvd.storage.change import CHANGES, REMOVALS, Change, Kind, Setting, Term, encode_record
+from kvd.storage.event import (
     Event,
     decode_event,
     encode_event,
@@ -16,7 +16,7 @@ from storage.event import (
     whole_bytes,
     with_prev,
 )
-from storage.node import CorruptIndex, Node, encode_key, encode_node, previous_row
+from kvd.storage.node import CorruptIndex, Node, encode_key, encode_node, previous_row
 
 uint64s = st.integers(0, 2**64 - 1)
 changes = st.builds(

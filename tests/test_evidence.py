@@ -14,13 +14,13 @@ import pytest
 
 from kvd.commands import Set
 from kvd.ctl import main as kvdctl
-from storage import snapshot
-from storage.applied import Applied
-from storage.errors import CorruptLog, LogMissing
-from storage.evidence import BEHIND_MAX
-from storage.lmdbfile import look_up
-from storage.node import CorruptIndex
-from storage.sums import APPLIED_KEY
+from kvd.storage import snapshot
+from kvd.storage.applied import Applied
+from kvd.storage.errors import CorruptLog, LogMissing
+from kvd.storage.evidence import BEHIND_MAX
+from kvd.storage.lmdbfile import look_up
+from kvd.storage.node import CorruptIndex
+from kvd.storage.sums import APPLIED_KEY
 from tests.stores import digest, live, open_store, write
 
 ROOT = Path(__file__).parent.parent
@@ -361,7 +361,7 @@ def test_a_first_segment_on_a_full_disk_is_known_before_its_first_frame(tmp_path
         def refuse(*_):
             raise refusal
 
-        patch.setattr("storage.layout.disk.write_file_durably", refuse)
+        patch.setattr("kvd.storage.layout.disk.write_file_durably", refuse)
         txn = store.begin()
         store.encode(txn, [b"\x82\x11\x01"], 1)
         with pytest.raises(Exception, match="No space"):
@@ -378,7 +378,7 @@ def test_a_first_segment_on_a_full_disk_is_known_before_its_first_frame(tmp_path
 
 def test_a_first_life_killed_at_any_call_starts_again(tmp_path, monkeypatch):
     """Neither evidence without a segment nor an acknowledged frame without evidence."""
-    from storage import disk  # noqa: PLC0415 -- to be patched
+    from kvd.storage import disk  # noqa: PLC0415 -- to be patched
 
     class Killed(BaseException):
         pass

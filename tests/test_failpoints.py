@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from storage import disk, failpoints
+from kvd.storage import disk, failpoints
 from tests.server import ROOT, run_kvd
 
 USAGE = 64
@@ -73,7 +73,9 @@ def test_nothing_happens_where_nothing_is_armed():
 
 def test_every_place_is_somewhere_in_the_code_and_nowhere_else():
     code = "".join(
-        path.read_text() for path in (ROOT / "storage").glob("*.py") if path.name != "failpoints.py"
+        path.read_text()
+        for path in (ROOT / "kvd" / "storage").rglob("*.py")
+        if path.name != "failpoints.py"
     )
     for name, meaning in failpoints.NAMES.items():
         assert code.count(f'"{name}"') == 1, name
@@ -123,7 +125,7 @@ def test_a_short_write_says_how_much_was_written(tmp_path):
 
 def test_a_torn_write_is_the_end_of_the_process(tmp_path):
     program = (
-        "from storage import disk, failpoints; from pathlib import Path; "
+        "from kvd.storage import disk, failpoints; from pathlib import Path; "
         "failpoints.arm([failpoints.parse('walBeforeWrite=tear:4')]); "
         f"fd = disk.create(Path({str(tmp_path / 'file')!r})); "
         "failpoints.reach_write('walBeforeWrite', fd, b'abcdef', 0); disk.write_at(fd, b'x', 0)"

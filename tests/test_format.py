@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from kvd.commands import Set
-from storage.digest import digest
-from storage.node import Node
-from storage.source import reading
-from storage.verify import Verdict, verify
+from kvd.storage.digest import digest
+from kvd.storage.node import Node
+from kvd.storage.source import reading
+from kvd.storage.verify import Verdict, verify
 from tests.stores import LONG, NOW_NS, SECOND_NS, open_store, write
 
 STORES = Path(__file__).parent / "golden" / "stores"

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import frame
-from storage.frame import SegmentHeader, State
+from kvd.storage import frame
+from kvd.storage.frame import SegmentHeader, State
 
 SALT = 0x1122334455667788
 U64 = st.integers(0, 2**64 - 1)

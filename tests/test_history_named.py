@@ -5,13 +5,13 @@ from random import Random
 import pytest
 
 from kvd.commands import CompareAndSwap, Delete, Set, Update
-from storage.completeness import prove_all
-from storage.digest import digest as told_digest
-from storage.event import MARK, decode_event, event_key, named_by, whole_bytes
-from storage.flush import NAMED_BYTES_MIN
-from storage.node import CorruptIndex
-from storage.source import reading
-from storage.verify import Verdict, verify
+from kvd.storage.completeness import prove_all
+from kvd.storage.digest import digest as told_digest
+from kvd.storage.event import MARK, decode_event, event_key, named_by, whole_bytes
+from kvd.storage.flush import NAMED_BYTES_MIN
+from kvd.storage.node import CorruptIndex
+from kvd.storage.source import reading
+from kvd.storage.verify import Verdict, verify
 from tests.stores import NOW_NS, SECOND_NS, digest, dump, history, open_store, sweep, write
 
 LARGE = NAMED_BYTES_MIN
@@ -124,7 +124,7 @@ def test_history_is_the_same_whether_events_name_others_or_not(tmp_path, monkeyp
         return [whole_bytes(row) for index, row in rows(store).items() if index >= first]
 
     named = list(live(tmp_path / "named"))
-    monkeypatch.setattr("storage.flush.NAMED_BYTES_MIN", 1 << 30)
+    monkeypatch.setattr("kvd.storage.flush.NAMED_BYTES_MIN", 1 << 30)
     assert list(live(tmp_path / "held")) == named
     # And so it is when it is rebuilt, from a snapshot or from the log.
     monkeypatch.undo()

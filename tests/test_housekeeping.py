@@ -11,9 +11,9 @@ import pytest
 
 from kvd.commands import Set
 from kvd.housekeeping import Housekeeping
+from kvd.storage import failpoints, snapshot
+from kvd.storage.errors import CorruptLog
 from kvd.syncthread import SyncThread
-from storage import failpoints, snapshot
-from storage.errors import CorruptLog
 from tests.stores import digest, open_store, write
 
 SMALL_SEGMENT = 8192
@@ -197,11 +197,11 @@ def test_no_snapshot_is_postponed_where_space_is_scarce(tmp_path, monkeypatch):
         async with kept(tmp_path / "data", None) as house:
             await due_again(house)
             free = house.store.low_water_bytes + (1 << 30)
-            monkeypatch.setattr("storage.disk.free_bytes", lambda _: free)
+            monkeypatch.setattr("kvd.storage.disk.free_bytes", lambda _: free)
             house.housekeeping.tick()
             await until(lambda: house.commit(1) or not house.housekeeping._busy)
             assert house.begun == 1
-            monkeypatch.setattr("storage.disk.free_bytes", lambda _: free - 1)
+            monkeypatch.setattr("kvd.storage.disk.free_bytes", lambda _: free - 1)
             house.housekeeping.tick()
             await until(lambda: house.commit(1) or len(house.taken()) == 2)
 

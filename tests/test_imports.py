@@ -40,16 +40,16 @@ PURE = (
     "kvd.tlsconfig",
     "kvd.urls",
     "kvd.values",
-    "storage.applied",
-    "storage.change",
-    "storage.entry",
-    "storage.event",
-    "storage.frame",
-    "storage.identity",
-    "storage.names",
-    "storage.node",
-    "storage.sums",
-    "storage.tables",
+    "kvd.storage.applied",
+    "kvd.storage.change",
+    "kvd.storage.entry",
+    "kvd.storage.event",
+    "kvd.storage.frame",
+    "kvd.storage.identity",
+    "kvd.storage.names",
+    "kvd.storage.node",
+    "kvd.storage.sums",
+    "kvd.storage.tables",
 )
 OUTSIDE_WORLD = frozenset(
     [
@@ -61,8 +61,18 @@ OUTSIDE_WORLD = frozenset(
 # The only places that know of these libraries.
 KEPT_IN = {
     "lmdb": {
-        *("storage.checkpoint", "storage.completeness", "storage.digest", "storage.index"),
-        *("storage.indexerrors", "storage.snapshot", "storage.state", "storage.view"),
+        *(
+            "kvd.storage.checkpoint",
+            "kvd.storage.completeness",
+            "kvd.storage.digest",
+            "kvd.storage.index",
+        ),
+        *(
+            "kvd.storage.indexerrors",
+            "kvd.storage.snapshot",
+            "kvd.storage.state",
+            "kvd.storage.view",
+        ),
     },
     "tornado": {
         *("kvd.access", "kvd.app", "kvd.blocks", "kvd.framing", "kvd.front"),

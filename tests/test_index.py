@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from kvd.commands import Set
-from storage import completeness, disk, index
-from storage.index import RESERVE_BYTES, Index
-from storage.node import ROOT_ID, CorruptIndex, encode_key
-from storage.replay import load
+from kvd.storage import completeness, disk, index
+from kvd.storage.index import RESERVE_BYTES, Index
+from kvd.storage.node import ROOT_ID, CorruptIndex, encode_key
+from kvd.storage.replay import load
 from tests.stores import FOREVER_NS, NOW_NS, digest, open_store, write
 
 ROOT = Path(__file__).parent.parent

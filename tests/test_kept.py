@@ -9,9 +9,9 @@ import pytest
 from kvd.commands import CreateInOrder, Delete, Set, Update
 from kvd.kept import Listings
 from kvd.listing import KEPT_BODY_BYTES_MAX, KEPT_LEVELS_MAX, Listing, render
-from storage.event import Event
-from storage.node import ROOT, Node
-from storage.store import Store
+from kvd.storage.event import Event
+from kvd.storage.node import ROOT, Node
+from kvd.storage.store import Store
 from tests.stores import NOW_NS, open_store, write
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from kvd.commands import Set
-from storage.bulk import bulk_load
-from storage.errors import CorruptLog
+from kvd.storage.bulk import bulk_load
+from kvd.storage.errors import CorruptLog
 from tests.stores import SEGMENT, open_store, write
 
 SMALL_SEGMENT = 8192

@@ -8,8 +8,8 @@ import pytest
 
 from kvd.commands import Set
 from kvd.ctl import main as kvdctl
-from storage import snapshot
-from storage.errors import CorruptLog
+from kvd.storage import snapshot
+from kvd.storage.errors import CorruptLog
 from tests.stores import digest, open_store, write
 from tests.test_housekeeping import SMALL_SEGMENT, kept, until
 

@@ -14,13 +14,13 @@ import pytest
 
 from kvd import ctl
 from kvd.commands import Create, Delete, Set
-from storage import disk, failpoints, frame
-from storage import snapshot as snapshots
-from storage.change import VERSION_SHA256, Entry, Kind
-from storage.digest import digest as digest_of
-from storage.dump import rfc3339
-from storage.errors import CorruptLog, StorageError
-from storage.store import Store
+from kvd.storage import disk, failpoints, frame
+from kvd.storage import snapshot as snapshots
+from kvd.storage.change import VERSION_SHA256, Entry, Kind
+from kvd.storage.digest import digest as digest_of
+from kvd.storage.dump import rfc3339
+from kvd.storage.errors import CorruptLog, StorageError
+from kvd.storage.store import Store
 from tests.server import run_kvd
 from tests.stores import (
     NOW_NS,
@@ -154,7 +154,7 @@ def test_a_hundred_restores_to_an_index_give_the_digest_the_store_had_there(tmp_
 
 @pytest.mark.parametrize("value", [b"1", b"1" * 20_000], ids=["small", "large"])
 def test_a_restore_may_end_in_the_middle_of_a_batch(tmp_path, capsys, monkeypatch, value):
-    monkeypatch.setattr("storage.store.has_sha256", lambda: True)
+    monkeypatch.setattr("kvd.storage.store.has_sha256", lambda: True)
     whole, half = tmp_path / "whole", tmp_path / "half"
     commands = [Set(b"/a", value), Set(b"/b/c", b"2", ttl_s=50), Delete(b"/a"), Set(b"/d", b"4")]
     for path, sent in ((whole, commands), (half, commands[:2])):

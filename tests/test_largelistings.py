@@ -13,7 +13,7 @@ from kvd.kept import Listings
 from kvd.largelistings import LargeListings
 from kvd.memory import Memory, Values
 from kvd.stats import StoreStats
-from storage.store import Store
+from kvd.storage.store import Store
 from tests.stores import NOW_NS, open_store, write
 
 DIRECTORIES = 3000

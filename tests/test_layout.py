@@ -10,10 +10,10 @@ from zlib import crc32
 
 import pytest
 
-from storage import disk
-from storage.errors import EX_CONFIG, DirectoryLocked, DirectoryUnusable
-from storage.layout import DataDirectory
-from storage.store import Store
+from kvd.storage import disk
+from kvd.storage.errors import EX_CONFIG, DirectoryLocked, DirectoryUnusable
+from kvd.storage.layout import DataDirectory
+from kvd.storage.store import Store
 
 ROOMS = ("wal", "snap", "index", "quarantine")
 
@@ -74,7 +74,7 @@ def link_to(path):
 def test_the_lock_of_a_dead_process_is_no_obstacle(tmp_path):
     code = (
         "import os, pathlib, sys\n"
-        "from storage.layout import DataDirectory\n"
+        "from kvd.storage.layout import DataDirectory\n"
         "DataDirectory.open(pathlib.Path(sys.argv[1]))\n"
         "os.kill(os.getpid(), 9)\n"
     )
@@ -283,7 +283,7 @@ def test_a_first_start_that_is_refused_after_its_format_is_started_again(tmp_pat
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
     with monkeypatch.context() as patch:
-        patch.setattr("storage.layout._remove_unfinished", refuse)
+        patch.setattr("kvd.storage.layout._remove_unfinished", refuse)
         with pytest.raises(DirectoryUnusable):
             DataDirectory.open(path)
     assert not (path / "FORMAT").exists()

@@ -28,7 +28,7 @@ from kvd.flags import FLAGS, LIMITS
 from kvd.memory import Memory, Payload
 from kvd.outbox import Outbox
 from kvd.receiving import WAIT_S, Receiving
-from storage.bulk import bulk_load
+from kvd.storage.bulk import bulk_load
 from tests.raw import Raw, request
 from tests.server import FORM, PATIENCE_S, ROOT, Answer, Client, Server
 from tests.test_metrics import scrape

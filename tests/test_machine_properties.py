@@ -14,9 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from kvd.errors import ApiError
 from kvd.machine import decide, expire
-from storage import disk
-from storage.change import Change, encode_record
-from storage.completeness import prove_all
+from kvd.storage import disk
+from kvd.storage.change import Change, encode_record
+from kvd.storage.completeness import prove_all
 from tests.model import Model
 from tests.stores import (
     NOW_NS,
@@ -172,7 +172,7 @@ def refusing(monkeypatch):
             if twins.refuses:
                 raise lmdb.MapFullError("no room")
 
-        monkeypatch.setattr("storage.state.reach_commit", reach_commit)
+        monkeypatch.setattr("kvd.storage.state.reach_commit", reach_commit)
 
     return may_refuse
 
@@ -181,7 +181,7 @@ def refusing(monkeypatch):
 def _named(monkeypatch, seed):
     """Let values stand in the history once from one length on or another."""
     bytes_min = NAMED_BYTES[seed % len(NAMED_BYTES)]
-    monkeypatch.setattr("storage.flush.NAMED_BYTES_MIN", bytes_min)
+    monkeypatch.setattr("kvd.storage.flush.NAMED_BYTES_MIN", bytes_min)
 
 
 @pytest.fixture
@@ -259,8 +259,8 @@ class AnyLife(RuleBasedStateMachine):
         self.directory = Path(tempfile.mkdtemp())
         self.twins = Twins(self.directory / "data")
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr("storage.state.reach_commit", self.reach_commit)
-        self.patch.setattr("storage.flush.NAMED_BYTES_MIN", named_bytes_min)
+        self.patch.setattr("kvd.storage.state.reach_commit", self.reach_commit)
+        self.patch.setattr("kvd.storage.flush.NAMED_BYTES_MIN", named_bytes_min)
         self.scans = True
 
     def reach_commit(self):

@@ -20,7 +20,7 @@ from tests.server import Client, Server
 from tests.test_tls import LOOPS, flags
 
 WITHOUT_AIO = (
-    "import sys; from storage import aio; aio.CALLS.clear();"
+    "import sys; from kvd.storage import aio; aio.CALLS.clear();"
     "from kvd.__main__ import main; sys.exit(main())"
 )
 WAYS = {

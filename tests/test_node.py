@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.node import (
+from kvd.storage.node import (
     NAME_BYTES_KEPT,
     NAME_BYTES_MAX,
     CorruptIndex,

@@ -63,12 +63,19 @@ def sdist_names(built: Path) -> set[str]:
         return {name.partition("/")[2] for name in archive.getnames()}
 
 
+def in_the_sdist(name: str) -> str:
+    """Where a file of the repository is in the sdist, which has no links."""
+    return f"kvd/{name}" if name.startswith("storage/") else name
+
+
 def test_the_sdist_is_the_repository(built):
     if not (ROOT / ".git").exists():
         pytest.skip("this is no clone")
     # Also what is about to be added.
     listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT)
-    assert sdist_names(built) == {*listed.splitlines(), "PKG-INFO"}
+    # The build follows the link kvd/storage.
+    names = {in_the_sdist(name) for name in listed.splitlines()} - {"kvd/storage"}
+    assert sdist_names(built) == {*names, "PKG-INFO"}
 
 
 def test_the_sdist_holds_what_the_readme_names(built):
@@ -76,14 +83,18 @@ def test_the_sdist_holds_what_the_readme_names(built):
     named = set(re.findall(r"(?<![\w/])((?:kvd|storage|tests|bench|scripts)/[\w./-]*[\w-])", text))
     names = sdist_names(built)
     held = names | {parent for name in names for parent in map(str, Path(name).parents)}
-    assert named - held == set()
+    assert {in_the_sdist(name) for name in named} - held == set()
     assert {"scripts/run", "tests/conformance", "bench/README.md"} <= named
 
 
-def test_the_wheel_holds_the_two_packages_and_nothing_else(built):
+def test_the_wheel_holds_one_package_and_nothing_else(built):
     with zipfile.ZipFile(the(built, "*.whl")) as archive:
-        rooms = {name.partition("/")[0] for name in archive.namelist()}
-    assert rooms == {"kvd", "storage", f"kvd-{kvd.__version__}.dist-info"}
+        names = archive.namelist()
+    assert {name.partition("/")[0] for name in names} == {
+        "kvd",
+        f"kvd-{kvd.__version__}.dist-info",
+    }
+    assert "kvd/storage/store.py" in names
 
 
 def test_the_wheel_holds_the_manual(built):
@@ -111,6 +122,23 @@ def test_it_runs_on_a_clean_python(built, clean_python, make_server, kind):
     exercise(server)
     assert server.terminate() == 0
     run(commands / "kvdctl", "verify", server.data_dir)
+
+
+def test_a_storage_of_another_program_is_not_in_the_way(built, clean_python, make_server, tmp_path):
+    python = clean_python(the(built, "*.whl"))
+    theirs = tmp_path / "theirs"
+    (theirs / "storage").mkdir(parents=True)
+    for name in ("storage.py", "storage/__init__.py"):
+        (theirs / name).write_text("raise SystemExit('this is another program')\n")
+    # Where the process is started comes first in what `-m` imports from.
+    server = make_server("--snapshot-count", "20", python=python, cwd=theirs).start()
+    client = server.client()
+    for number in range(50):
+        assert client.put(f"/{number}", "1").status == 201
+    server.wait_for_log("wrote a snapshot of index")
+    assert server.terminate() == 0
+    for command in ((python, "-m", "kvd.ctl"), (python.parent / "kvdctl",)):
+        assert "snap" in run(*command, "verify", server.data_dir, cwd=theirs)
 
 
 def exercise(server: Server) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from storage import processor
+from kvd.storage import processor
 
 X86 = """processor\t: 0
 model name\t: a processor

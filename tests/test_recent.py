@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from kvd.commands import Set, Watch
 from kvd.recent import Recent
+from kvd.storage.change import REMOVALS, Change, Kind
+from kvd.storage.event import Event
+from kvd.storage.state import State
 from kvd.watch import _matches_history
 from kvd.watchers import Watcher
-from storage.change import REMOVALS, Change, Kind
-from storage.event import Event
-from storage.state import State
 from tests.test_committer import on_a_loop, started, until
 
 PATHS = [b"/", b"/a", b"/a/b", b"/a/b/c", b"/ab", b"/a/_h", b"/d/e"]

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from kvd.commands import Set
-from storage.bulk import bulk_load
-from storage.index import Index
-from storage.replay import load, replay
-from storage.source import reading
+from kvd.storage.bulk import bulk_load
+from kvd.storage.index import Index
+from kvd.storage.replay import load, replay
+from kvd.storage.source import reading
 from tests.stores import NOW_NS, open_store, write
 
 pytestmark = pytest.mark.skipif(

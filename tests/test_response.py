@@ -22,9 +22,9 @@ from kvd.response import (
     timestamp,
     ttl_s,
 )
-from storage.change import REMOVALS, Change, Kind
-from storage.event import Event
-from storage.node import ROOT, Node
+from kvd.storage.change import REMOVALS, Change, Kind
+from kvd.storage.event import Event
+from kvd.storage.node import ROOT, Node
 
 S = 1_000_000_000
 NOW_NS = 1_764_000_000 * S

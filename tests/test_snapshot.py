@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvd.commands import Set
-from storage import disk, frame, snapshot
-from storage.checkpoint import Checkpoint
-from storage.errors import CorruptSnapshot
-from storage.frame import Position
-from storage.node import encode_key
+from kvd.storage import disk, frame, snapshot
+from kvd.storage.checkpoint import Checkpoint
+from kvd.storage.errors import CorruptSnapshot
+from kvd.storage.frame import Position
+from kvd.storage.node import encode_key
 from tests.stores import open_store
 from tests.stores import write as write_to
 
@@ -331,7 +331,7 @@ def stopped_index(tmp_path):
 def run_worker(scratch, target):
     return subprocess.run(
         [
-            *(sys.executable, "-m", "storage.snapshot"),
+            *(sys.executable, "-m", "kvd.storage.snapshot"),
             *(str(scratch), str(target), snapshot.encode_header(HEADER).hex()),
         ],
         check=False,

@@ -11,7 +11,7 @@ import pytest
 
 from kvd import socketbatch
 from kvd.socketbatch import SOCKETS_MAX, SocketBatch, SocketPair
-from storage import aio
+from kvd.storage import aio
 
 Pair = tuple[socket.socket, socket.socket]
 

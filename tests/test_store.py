@@ -13,11 +13,11 @@ from random import Random
 import lmdb
 import pytest
 
-import storage.recovery
-import storage.store
+import kvd.storage.recovery
+import kvd.storage.store
 from kvd.commands import Delete, Set
-from storage import disk, snapshot
-from storage.change import (
+from kvd.storage import disk, snapshot
+from kvd.storage.change import (
     VERSION,
     VERSION_SHA256,
     Setting,
@@ -25,7 +25,7 @@ from storage.change import (
     encode_payload,
     encode_record,
 )
-from storage.errors import (
+from kvd.storage.errors import (
     CorruptLog,
     CorruptSnapshot,
     DirectoryLocked,
@@ -34,7 +34,7 @@ from storage.errors import (
     LogTooNew,
     StorageError,
 )
-from storage.node import CorruptIndex
+from kvd.storage.node import CorruptIndex
 from tests.stores import (
     NOW_NS,
     SEGMENT,
@@ -198,7 +198,7 @@ def test_a_store_lives_on_after_a_rebuild(tmp_path):
 )
 def test_a_log_larger_than_one_transaction_is_replayed_whole(tmp_path, monkeypatch, limits):
     for name, limit in limits.items():
-        monkeypatch.setattr(f"storage.replay.{name}", limit)
+        monkeypatch.setattr(f"kvd.storage.replay.{name}", limit)
     path = tmp_path / "data"
     held = live_and_die(path, 5)
     assert reopened(path, rebuild_index=True)[0] == held
@@ -224,7 +224,7 @@ def test_an_index_that_proves_damaged_during_recovery_is_built_anew(
 ):
     path = tmp_path / "data"
     held = live_and_die(path, 5)
-    real = storage.recovery.replay
+    real = kvd.storage.recovery.replay
     damages = [damage]
 
     def replay(*arguments):
@@ -232,7 +232,7 @@ def test_an_index_that_proves_damaged_during_recovery_is_built_anew(
             raise damages.pop()
         return real(*arguments)
 
-    monkeypatch.setattr("storage.recovery.replay", replay)
+    monkeypatch.setattr("kvd.storage.recovery.replay", replay)
     found, recovery = reopened(path)
     assert found == held
     assert recovery.source == "log"
@@ -247,7 +247,7 @@ def test_a_start_that_has_no_room_for_the_index_says_so_in_one_line(tmp_path, mo
         raise lmdb.DiskError("mdb_txn_commit: No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("storage.recovery.replay", replay)
+        patch.setattr("kvd.storage.recovery.replay", replay)
         with pytest.raises(StorageError, match="is the disk full") as refused:
             open_store(path)
     assert refused.value.exit_status == 74
@@ -255,7 +255,9 @@ def test_a_start_that_has_no_room_for_the_index_says_so_in_one_line(tmp_path, mo
 
 
 @pytest.mark.parametrize("stop", ["clean", "killed"])
-@pytest.mark.parametrize("place", ["storage.snapshot.read_chunks", "storage.replay.next_chain"])
+@pytest.mark.parametrize(
+    "place", ["kvd.storage.snapshot.read_chunks", "kvd.storage.replay.next_chain"]
+)
 def test_a_crash_in_the_middle_of_a_rebuild_takes_nothing_away(tmp_path, monkeypatch, place, stop):
     path = tmp_path / "data"
     store = open_store(path)
@@ -271,7 +273,7 @@ def test_a_crash_in_the_middle_of_a_rebuild_takes_nothing_away(tmp_path, monkeyp
     def crash(*_):
         raise OSError(errno.EIO, "the machine goes here")
 
-    monkeypatch.setattr("storage.replay._FLUSH_BYTES", 700)
+    monkeypatch.setattr("kvd.storage.replay._FLUSH_BYTES", 700)
     with monkeypatch.context() as patch:
         patch.setattr(place, crash)
         with pytest.raises(OSError, match="goes here"):
@@ -504,7 +506,7 @@ def test_a_log_may_be_chained_by_either_hash_in_any_order(tmp_path, monkeypatch,
     path = tmp_path / "data"
     versions = []
     for has_sha256 in (False, True, False, True):
-        monkeypatch.setattr(storage.store, "has_sha256", lambda has=has_sha256: has)
+        monkeypatch.setattr(kvd.storage.store, "has_sha256", lambda has=has_sha256: has)
         store = open_store(path, rebuild_index=rebuild)
         for length in (10, 5000, 20_000, 10):
             commands = [Set(b"/%d" % i, b"v" * length) for i in range(3)]
@@ -515,7 +517,7 @@ def test_a_log_may_be_chained_by_either_hash_in_any_order(tmp_path, monkeypatch,
     large = [VERSION, VERSION_SHA256, VERSION_SHA256, VERSION]
     assert versions == ([VERSION] * 4 + large) * 2
     # Whoever reads it needs nothing of the processor.
-    monkeypatch.setattr(storage.store, "has_sha256", lambda: False)
+    monkeypatch.setattr(kvd.storage.store, "has_sha256", lambda: False)
     store = open_store(path, rebuild_index=rebuild)
     assert dump(store) == held
     store.close()
@@ -801,7 +803,7 @@ def test_a_snapshot_that_finds_no_room_changes_nothing(tmp_path, monkeypatch):
         return real("/dev/full" if str(path).endswith("scratch.tmp") else path, os.O_WRONLY)
 
     with monkeypatch.context() as patch:
-        patch.setattr("storage.checkpoint.os.open", open_full)
+        patch.setattr("kvd.storage.checkpoint.os.open", open_full)
         store.flush()
         with pytest.raises(OSError, match="No space"):
             store.snapshot()
@@ -822,7 +824,7 @@ def test_a_snapshot_whose_copy_cannot_be_opened_is_a_failure_of_the_disk(tmp_pat
         raise lmdb.DiskError(f"{path}: No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("storage.checkpoint.lmdb.open", refuse)
+        patch.setattr("kvd.storage.checkpoint.lmdb.open", refuse)
         store.flush()
         with pytest.raises(OSError, match=r"scratch\.tmp.*No space"):
             store.snapshot()

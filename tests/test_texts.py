@@ -9,9 +9,9 @@ import pytest
 
 from kvd.commands import Delete, Set, Update
 from kvd.response import LARGE_VALUE_BYTES, get_parts
+from kvd.storage.event import Event
+from kvd.storage.store import Store
 from kvd.texts import TEXT_BYTES_MAX, Texts
-from storage.event import Event
-from storage.store import Store
 from tests.stores import open_store, write
 
 

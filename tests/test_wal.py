@@ -10,11 +10,11 @@ from itertools import pairwise
 
 import pytest
 
-from storage import disk, frame
-from storage.errors import CorruptLog, LogFull
-from storage.frame import START, Position
-from storage.segments import TornTail
-from storage.wal import Wal
+from kvd.storage import disk, frame
+from kvd.storage.errors import CorruptLog, LogFull
+from kvd.storage.frame import START, Position
+from kvd.storage.segments import TornTail
+from kvd.storage.wal import Wal
 
 UUID = bytes(range(16))
 SEGMENT = 8192
@@ -71,7 +71,7 @@ def no_sync(monkeypatch):
 
 
 class Fault:
-    """Lets a call of storage.disk fail, once or for good."""
+    """Lets a call of kvd.storage.disk fail, once or for good."""
 
     def __init__(self, monkeypatch, name, code, *, skip=0, times=10**9, written=None):
         self.left = times
@@ -957,7 +957,7 @@ def test_an_oversize_payload_gets_a_segment_of_its_size(tmp_path):
 
 
 def test_a_slow_sync_is_logged_but_not_each(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("storage.wal._SLOW_SYNC_S", 0.0)
+    monkeypatch.setattr("kvd.storage.wal._SLOW_SYNC_S", 0.0)
     wal = begin(tmp_path)
     for _ in range(5):
         append(wal, b"x")

@@ -12,9 +12,9 @@ import shutil
 
 import pytest
 
-from storage import disk
-from storage.errors import CorruptLog, LogFull
-from storage.wal import Wal
+from kvd.storage import disk
+from kvd.storage.errors import CorruptLog, LogFull
+from kvd.storage.wal import Wal
 
 UUID = bytes(range(16))
 SEGMENT = 8192

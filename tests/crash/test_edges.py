@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage import frame
-from storage.errors import CorruptLog
-from storage.frame import PAGE_SIZE, SegmentHeader
-from storage.names import segment_name
-from storage.wal import Wal
+from kvd.storage import frame
+from kvd.storage.errors import CorruptLog
+from kvd.storage.frame import PAGE_SIZE, SegmentHeader
+from kvd.storage.names import segment_name
+from kvd.storage.wal import Wal
 from tests.crash.lab.killing import FLAGS, settle, start
 from tests.crash.lab.ledger import Ledger
 from tests.crash.lab.powerloss import fast_directory

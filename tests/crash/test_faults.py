@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from storage import failpoints
+from kvd.storage import failpoints
 from tests.server import Answer, Client, Server
 
 SEGMENT = 64 * 1024

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from storage import (
+from kvd.storage import (
     completeness,
     disk,
     entry,
@@ -27,8 +27,8 @@ from storage import (
     verify,
     view,
 )
-from storage.frame import PAGE_SIZE
-from storage.wal import Wal
+from kvd.storage.frame import PAGE_SIZE
+from kvd.storage.wal import Wal
 from tests.crash.lab.disks import SEGMENT_BYTES, Found, recover, verified
 from tests.crash.lab.experiment import ALL, Experiment, Trial, Violation
 from tests.crash.lab.killing import SMALL_FLAGS, start

@@ -4,16 +4,16 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from storage.change import Kind
-from storage.errors import StorageError
-from storage.event import Event
-from storage.index import Index
-from storage.node import ROOT_ID, CorruptIndex
-from storage.restore import state
-from storage.source import reading
-from storage.store import Store
-from storage.verify import Verdict, verify
-from storage.view import View
+from kvd.storage.change import Kind
+from kvd.storage.errors import StorageError
+from kvd.storage.event import Event
+from kvd.storage.index import Index
+from kvd.storage.node import ROOT_ID, CorruptIndex
+from kvd.storage.restore import state
+from kvd.storage.source import reading
+from kvd.storage.store import Store
+from kvd.storage.verify import Verdict, verify
+from kvd.storage.view import View
 from tests.crash.lab.experiment import Violation
 from tests.crash.lab.ledger import Fact, File
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from storage import frame
-from storage.frame import PAGE_SIZE, State
+from kvd.storage import frame
+from kvd.storage.frame import PAGE_SIZE, State
 from tests.crash.lab.damage import bug, make_store, sample
 from tests.crash.lab.disks import recover, verified
 from tests.crash.lab.experiment import ALL, Experiment, Trial

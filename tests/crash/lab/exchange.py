@@ -16,11 +16,11 @@ from typing import NamedTuple
 from zlib import crc32
 
 from kvd.commands import Set
-from storage import index
-from storage.applied import HISTORY_LIMIT_DEFAULT
-from storage.errors import StorageError
-from storage.repair import explained, repair
-from storage.store import Store
+from kvd.storage import index
+from kvd.storage.applied import HISTORY_LIMIT_DEFAULT
+from kvd.storage.errors import StorageError
+from kvd.storage.repair import explained, repair
+from kvd.storage.store import Store
 from tests.crash.lab.damage import bug, sample
 from tests.crash.lab.disks import SEGMENT_BYTES, Found, recover, verified
 from tests.crash.lab.experiment import ALL, Experiment, Trial, Violation
@@ -311,7 +311,7 @@ def _outcome(trial: Trial, data: Path, whole: Found) -> str:
 
 def _try(data: Path) -> tuple[StorageError | None, list[str]]:
     """Open a store as a start does; return why it is refused, and what is warned of."""
-    logged, logger = Logged(), logging.getLogger("storage")
+    logged, logger = Logged(), logging.getLogger("kvd.storage")
     disabled = logging.root.manager.disable
     logging.disable(logging.NOTSET)
     logger.addHandler(logged)

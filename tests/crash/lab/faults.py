@@ -377,8 +377,8 @@ def _wait_for_expiry(port: int, key: str, index: int) -> dict:
 _WRITER = """
 import os, sys
 from pathlib import Path
-from storage.change import Change, Kind, encode_record
-from storage.store import Store
+from kvd.storage.change import Change, Kind, encode_record
+from kvd.storage.store import Store
 store = Store.open(Path(sys.argv[1]))
 now = 1_000_000_000
 for first in range(2, int(sys.argv[2]) + 2, 1000):

@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from storage import failpoints
+from kvd.storage import failpoints
 from tests.crash.lab.disks import recover
 from tests.crash.lab.experiment import ALL, Experiment, Trial, Violation
 from tests.crash.lab.ledger import Fact, Ledger, fact_of, files_of

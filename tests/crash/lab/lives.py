@@ -15,7 +15,7 @@ from typing import Any
 
 import lmdb
 
-from storage.store import Store
+from kvd.storage.store import Store
 from tests.crash.lab.damage import bug
 from tests.crash.lab.disks import SEGMENT_BYTES, digest_of
 from tests.crash.lab.experiment import Experiment, Trial, Violation

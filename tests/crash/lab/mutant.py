@@ -24,8 +24,7 @@ from kvd.commands import Transaction
 from kvd.committer import Committer
 from kvd.errors import ApiError
 from kvd.space import Space
-from kvd.syncthread import SyncThread
-from storage import (
+from kvd.storage import (
     change,
     completeness,
     disk,
@@ -44,15 +43,16 @@ from storage import (
     verify,
     view,
 )
-from storage.applied import Applied
-from storage.event import Event
-from storage.evidence import Evidence
-from storage.flush import Flush
-from storage.frame import Position
-from storage.index import Index
-from storage.state import Pending, State
-from storage.store import Store
-from storage.wal import BEGUN_BYTES_MAX, Wal
+from kvd.storage.applied import Applied
+from kvd.storage.event import Event
+from kvd.storage.evidence import Evidence
+from kvd.storage.flush import Flush
+from kvd.storage.frame import Position
+from kvd.storage.index import Index
+from kvd.storage.state import Pending, State
+from kvd.storage.store import Store
+from kvd.storage.wal import BEGUN_BYTES_MAX, Wal
+from kvd.syncthread import SyncThread
 
 _sync_data, _write_at = disk.sync_data, disk.write_at
 
