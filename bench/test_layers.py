@@ -23,11 +23,11 @@ from kvd.machine import decide
 from kvd.memory import Memory
 from kvd.request import parse
 from kvd.response import event_body, get_parts
-from kvd.storage.change import Change, Kind, encode_payload, encode_record, next_chain
-from kvd.storage.event import Event
-from kvd.storage.frame import encode_frame
-from kvd.storage.frame import parse as parse_frame
-from kvd.storage.node import Node, decode_node, encode_key, encode_node
+from kvd.storage.format.event import Event
+from kvd.storage.format.frame import encode_frame
+from kvd.storage.format.frame import parse as parse_frame
+from kvd.storage.format.node import Node, decode_node, encode_key, encode_node
+from kvd.storage.format.records import Change, Kind, encode_payload, encode_record, next_chain
 from kvd.storage.store import Store
 
 if TYPE_CHECKING:

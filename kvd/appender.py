@@ -21,9 +21,9 @@ from functools import partial
 from time import monotonic
 
 from kvd.storage.aio import DataSync
-from kvd.storage.change import next_chain
 from kvd.storage.errors import LogFull
-from kvd.storage.frame import Position
+from kvd.storage.format.frame import Position
+from kvd.storage.format.records import next_chain
 from kvd.storage.state import Pending
 from kvd.storage.store import Store
 from kvd.storage.wal import BEGUN_BYTES_MAX

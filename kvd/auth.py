@@ -30,7 +30,7 @@ from kvd.authjson import (
 )
 from kvd.entries import AllEntries, Entries
 from kvd.errors import RouteError
-from kvd.storage.change import Entry
+from kvd.storage.format.records import Entry
 
 ROOT, GUEST = "root", "guest"
 """The names of users and roles that mean something."""

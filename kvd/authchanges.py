@@ -28,7 +28,7 @@ from kvd.auth import (
 )
 from kvd.authjson import Names, Permissions, Role, User, role_fields, user_fields
 from kvd.entries import Decision, Entries, Reply
-from kvd.storage.change import Entry, Kind
+from kvd.storage.format.records import Entry, Kind
 
 
 class PutUser(NamedTuple):

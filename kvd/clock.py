@@ -3,9 +3,9 @@
 The store's time goes with the time since the machine was booted, suspended or not: a step of the
 machine's clock (an operator's correction, NTP after a boot without a clock) ends no lease early and
 prolongs none. What clients are shown is the store's time plus an offset, which is logged when it
-changes (`ClockOffset` in storage/change.py): so expirations agree with the machine's clock again
-soon after a step, and a start finds the store's time by the machine's clock, less the offset. The
-offset of a store whose clock was never stepped is 0, and nothing is logged.
+changes (`ClockOffset` in storage/format/records.py): so expirations agree with the machine's clock
+again soon after a step, and a start finds the store's time by the machine's clock, less the offset.
+The offset of a store whose clock was never stepped is 0, and nothing is logged.
 
 What happens to the machine's clock while nothing runs cannot be told from time that passed.
 """

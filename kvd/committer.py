@@ -43,7 +43,12 @@ from kvd.machine import RULES, Nodes, SeveralChanges, decide_all, expire
 from kvd.request import is_below
 from kvd.space import Space
 from kvd.stats import StoreStats
-from kvd.storage.change import (
+from kvd.storage.errors import LogFull
+from kvd.storage.flush import LateEvent
+from kvd.storage.format.event import Event
+from kvd.storage.format.frame import Position
+from kvd.storage.format.node import Node
+from kvd.storage.format.records import (
     REMOVALS,
     Change,
     ClockOffset,
@@ -52,11 +57,6 @@ from kvd.storage.change import (
     encode_change,
     encode_record,
 )
-from kvd.storage.errors import LogFull
-from kvd.storage.event import Event
-from kvd.storage.flush import LateEvent
-from kvd.storage.frame import Position
-from kvd.storage.node import Node
 from kvd.storage.state import Pending
 from kvd.storage.store import Store
 from kvd.syncthread import SyncThread

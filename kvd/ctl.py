@@ -33,7 +33,7 @@ from kvd.storage.compact import compact
 from kvd.storage.dump import records, rfc3339
 from kvd.storage.errors import EX_DATAERR, EX_IOERR, EX_USAGE, StorageError
 from kvd.storage.failpoints import NAMES
-from kvd.storage.node import CorruptIndex
+from kvd.storage.format.node import CorruptIndex
 from kvd.storage.restore import restore, state
 from kvd.storage.source import reading, to_index
 from kvd.storage.usage import usage

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 from kvd.errors import RouteError
-from kvd.storage.change import Entry
+from kvd.storage.format.records import Entry
 
 
 class Entries(Protocol):

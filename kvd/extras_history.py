@@ -25,9 +25,9 @@ from kvd.extras_scan import Pace, Scan
 from kvd.extras_walk import LARGE_BYTES
 from kvd.request import is_below
 from kvd.response import ACTIONS, LargeValue, escape, removed_object, timestamp
-from kvd.storage.change import REMOVALS, Change
-from kvd.storage.event import Event
-from kvd.storage.node import Node
+from kvd.storage.format.event import Event
+from kvd.storage.format.node import Node
+from kvd.storage.format.records import REMOVALS, Change
 from kvd.storage.view import Passed
 
 PAGE_BYTES_MAX = 1 << 20

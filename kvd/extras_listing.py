@@ -15,7 +15,7 @@ from kvd.extras import ReadExtras
 from kvd.extras_nodes import node_slices, node_text
 from kvd.listing import Listing, Slices
 from kvd.response import directory_end, directory_start, escape
-from kvd.storage.node import Node
+from kvd.storage.format.node import Node
 
 NODES_PER_SLICE = 100
 """About a quarter of a millisecond of rendering."""

@@ -24,7 +24,7 @@ from kvd.response import (
     node_object,
     node_parts,
 )
-from kvd.storage.node import Node
+from kvd.storage.format.node import Node
 
 _Made = TypeVar("_Made")
 

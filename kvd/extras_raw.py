@@ -34,7 +34,7 @@ from kvd.extras import ACCEPT, IF_NONE_MATCH
 from kvd.extras_watch import as_event_stream
 from kvd.request import Parsed, parse_whole, uint
 from kvd.response import cut, ttl_s
-from kvd.storage.node import Node
+from kvd.storage.format.node import Node
 
 RAW = b"/v2/raw"
 METHODS = ("HEAD", "GET", "PUT", "DELETE")

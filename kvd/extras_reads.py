@@ -34,7 +34,7 @@ from kvd.listing import Listing, Slices, advance
 from kvd.memory import Memory, Payload
 from kvd.response import directory_end, directory_start, escape
 from kvd.stats import StoreStats
-from kvd.storage.node import Node
+from kvd.storage.format.node import Node
 from kvd.storage.store import Store
 from kvd.storage.view import View
 

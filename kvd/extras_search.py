@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from kvd.extras import LIMIT_MAX, ReadExtras
 from kvd.extras_walk import LARGE_BYTES
 from kvd.response import cut, escape
-from kvd.storage.node import Node
+from kvd.storage.format.node import Node
 
 # What is shown of a value before and behind the text, and in place of what is not.
 _AROUND_BYTES = 40

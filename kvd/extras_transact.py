@@ -20,8 +20,8 @@ from kvd.http1 import LARGE_BYTES, Connection
 from kvd.keys import NOT_SHOWN, KeySpace
 from kvd.memory import Values
 from kvd.response import LARGE_VALUE_BYTES, Parts, action_body, event_body, event_parts, joined
-from kvd.storage.change import REMOVALS
-from kvd.storage.event import Event
+from kvd.storage.format.event import Event
+from kvd.storage.format.records import REMOVALS
 
 _OK = int(HTTPStatus.OK)
 

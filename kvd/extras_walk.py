@@ -12,7 +12,7 @@ from itertools import takewhile
 from typing import NamedTuple, Protocol
 
 from kvd.extras_listing import HIDDEN, Nodes, shown_children
-from kvd.storage.node import Node
+from kvd.storage.format.node import Node
 
 
 class Tree(Nodes, Protocol):

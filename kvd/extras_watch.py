@@ -19,7 +19,7 @@ from kvd.errors import INVALID_FIELD, ApiError
 from kvd.extras import EVENT_STREAM, LAST_EVENT_ID, Shape, check_max_value, refuse_pair, values_of
 from kvd.request import is_below, uint
 from kvd.response import ACTIONS
-from kvd.storage.event import Event
+from kvd.storage.format.event import Event
 
 _OF_WATCHES = frozenset(
     (

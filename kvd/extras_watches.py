@@ -29,9 +29,9 @@ from kvd.extras_watch import WatchExtras
 from kvd.http1 import Connection
 from kvd.memory import Payload, Values
 from kvd.response import ACTIONS, LargeValue, error_body, escape, removed_object
-from kvd.storage.change import REMOVALS
-from kvd.storage.event import Event
-from kvd.storage.node import Node
+from kvd.storage.format.event import Event
+from kvd.storage.format.node import Node
+from kvd.storage.format.records import REMOVALS
 from kvd.watch import Hub
 from kvd.watchanswers import WatchAnswer, WatchAnswers
 from kvd.watchers import Watcher

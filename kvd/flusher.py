@@ -18,7 +18,7 @@ from time import monotonic
 
 from kvd.histogram import Histogram
 from kvd.storage import disk
-from kvd.storage.frame import Position
+from kvd.storage.format.frame import Position
 from kvd.storage.indexerrors import BROKEN, IndexRefused, MapFull
 from kvd.storage.store import Store
 from kvd.syncthread import SyncThread

@@ -37,7 +37,7 @@ from kvd.request import (
     is_form,
     key_of,
 )
-from kvd.storage.event import Event
+from kvd.storage.format.event import Event
 
 log = logging.getLogger(__name__)
 

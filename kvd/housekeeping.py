@@ -22,7 +22,7 @@ from functools import partial
 
 from kvd.histogram import SNAPSHOTS_S, Histogram
 from kvd.storage.errors import DirectoryLost, StorageError
-from kvd.storage.frame import Position
+from kvd.storage.format.frame import Position
 from kvd.storage.indexerrors import BROKEN
 from kvd.storage.keptlog import KeptLog
 from kvd.storage.keptsnapshots import KeptSnapshots

@@ -60,8 +60,8 @@ from kvd.response import (
 )
 from kvd.shortway import ShortWay
 from kvd.stats import StoreStats
-from kvd.storage.change import REMOVALS
-from kvd.storage.event import Event
+from kvd.storage.format.event import Event
+from kvd.storage.format.records import REMOVALS
 from kvd.storage.indexerrors import BROKEN
 from kvd.storage.store import Store
 from kvd.telling import Telling

@@ -24,7 +24,7 @@ from kvd.response import (
     joined,
     node_parts,
 )
-from kvd.storage.node import Node
+from kvd.storage.format.node import Node
 from kvd.storage.view import View
 
 NODES_PER_SLICE = 250

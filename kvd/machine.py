@@ -46,8 +46,8 @@ from kvd.errors import (
     ROOT_READ_ONLY,
     ApiError,
 )
-from kvd.storage.change import Change, Kind
-from kvd.storage.node import Node, Obstacle
+from kvd.storage.format.node import Node, Obstacle
+from kvd.storage.format.records import Change, Kind
 
 # An error shows no more of each value that it compares.
 _SHOWN_BYTES_MAX = 64 << 10

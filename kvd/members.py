@@ -16,7 +16,7 @@ from kvd import gojson
 from kvd.entries import Decision, Entries, Reply
 from kvd.errors import RouteError
 from kvd.peerurls import read_urls
-from kvd.storage.change import Entry, Kind
+from kvd.storage.format.records import Entry, Kind
 
 _MEMBER = "member"
 _ID_MAX = (1 << 64) - 1

@@ -23,9 +23,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from kvd.errors import TABLE, ApiError
-from kvd.storage.change import REMOVALS, Change, Kind
-from kvd.storage.event import Event
-from kvd.storage.node import Node
+from kvd.storage.format.event import Event
+from kvd.storage.format.node import Node
+from kvd.storage.format.records import REMOVALS, Change, Kind
 
 ACTIONS: dict[int, bytes] = {
     Kind.SET: b"set",

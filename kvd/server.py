@@ -49,8 +49,8 @@ from kvd.monitoring import Monitoring
 from kvd.process import FreedMemory
 from kvd.stats import SelfStats, StoreStats
 from kvd.storage.errors import DirectoryLost
-from kvd.storage.frame import Position
-from kvd.storage.identity import NewIds
+from kvd.storage.format.frame import Position
+from kvd.storage.format.identity import NewIds
 from kvd.storage.indexerrors import BROKEN, IndexRefused
 from kvd.storage.store import Store
 from kvd.syncthread import SyncThread

@@ -30,8 +30,8 @@ from kvd.response import (
     node_object,
 )
 from kvd.shortway import END
-from kvd.storage.change import REMOVALS, Kind
-from kvd.storage.node import Node
+from kvd.storage.format.node import Node
+from kvd.storage.format.records import REMOVALS, Kind
 from kvd.texts import TEXT_BYTES_MAX
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kvd.response import LARGE_VALUE_BYTES, escape, node_object
-from kvd.storage.change import REMOVALS
-from kvd.storage.event import Event
-from kvd.storage.node import Node
+from kvd.storage.format.event import Event
+from kvd.storage.format.node import Node
+from kvd.storage.format.records import REMOVALS
 from kvd.storage.state import State
 
 TEXT_BYTES_MAX = 32 << 10

@@ -31,8 +31,8 @@ from kvd.errors import EVENT_INDEX_CLEARED, ApiError
 from kvd.recent import Recent
 from kvd.request import is_below
 from kvd.response import event_body
-from kvd.storage.change import REMOVALS, Change
-from kvd.storage.event import Event
+from kvd.storage.format.event import Event
+from kvd.storage.format.records import REMOVALS, Change
 from kvd.storage.store import Store
 from kvd.watchers import Filter, Listener, Watcher, Watchers
 

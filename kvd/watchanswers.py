@@ -19,7 +19,7 @@ from kvd.http1 import LARGE_BYTES, Connection
 from kvd.memory import Memory, NoRoom, Payload, Values
 from kvd.response import event_parts
 from kvd.socketbatch import SOCKETS_MAX, SocketPair
-from kvd.storage.event import Event
+from kvd.storage.format.event import Event
 from kvd.storage.store import Store
 from kvd.watchers import Watcher
 

@@ -21,7 +21,7 @@ from itertools import count
 from typing import Protocol
 
 from kvd.commands import Watch
-from kvd.storage.event import Event
+from kvd.storage.format.event import Event
 
 # So many may have left a group whose order still has them.
 _LEFT_MAX = 16

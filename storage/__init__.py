@@ -1,8 +1,8 @@
 """The storage engine: keeps bytes safe, and knows no rules. It never imports kvd.
 
-Reading order: frame.py (the bytes of the log), wal.py (the log), change.py (what it says), state.py
-and flush.py (nodes, in memory and in LMDB), recovery.py (what a start does), store.py (all of it as
-one thing).
+Reading order: format/frame.py (the bytes of the log), wal.py (the log), format/records.py (what it
+says), state.py and flush.py (nodes, in memory and in LMDB), recovery.py (what a start does),
+store.py (all of it as one thing).
 
     pure             applied change entry event frame identity names node sums tables
     files            disk (the few calls that touch them) failpoints segments spare quarantine

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvd.storage import disk
-from kvd.storage.applied import Applied
 from kvd.storage.backup import staged
-from kvd.storage.change import Change, Kind
-from kvd.storage.frame import PAGE_SIZE, Position
+from kvd.storage.format.applied import Applied
+from kvd.storage.format.frame import PAGE_SIZE, Position
+from kvd.storage.format.records import Change, Kind
 from kvd.storage.index import Index
 from kvd.storage.layout import DataDirectory
 from kvd.storage.replay import load

@@ -16,12 +16,12 @@ from pathlib import Path
 import lmdb
 
 from kvd.storage import failpoints, snapshot
-from kvd.storage.applied import Applied
 from kvd.storage.errors import CorruptSnapshot
-from kvd.storage.identity import Identity
+from kvd.storage.format.applied import Applied
+from kvd.storage.format.identity import Identity
+from kvd.storage.format.node import CorruptIndex
+from kvd.storage.format.sums import APPLIED_KEY
 from kvd.storage.indexerrors import BROKEN
-from kvd.storage.node import CorruptIndex
-from kvd.storage.sums import APPLIED_KEY
 
 
 class Checkpoint:

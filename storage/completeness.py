@@ -1,8 +1,9 @@
 """Proving that the tables of an index hold every row, each as it was written, and findable.
 
 A row that is damaged fails its own checksum. That none is hidden, older than it should be, or there
-twice is proved by the sums that `applied` keeps (sums.py), and for the events by their indexes,
-which leave no gap. That each row is found, and not only met by a scan, is proved by looking it up.
+twice is proved by the sums that `applied` keeps (format/sums.py), and for the events by their
+indexes, which leave no gap. That each row is found, and not only met by a scan, is proved by
+looking it up.
 
     prove_start    before anything is served from an index that is used again: the history, users,
                    roles, members, and what is to be freed; in a small store everything
@@ -22,11 +23,11 @@ from zlib import crc32
 
 import lmdb
 
-from kvd.storage.applied import Applied, decode_sums
-from kvd.storage.event import MARK_KEY, event_key, named_by, with_prev
-from kvd.storage.node import CorruptIndex
-from kvd.storage.sums import APPLIED_KEY, ONE, SUMMED, Scanned, Sums, id_sum, meta_sum
-from kvd.storage.tables import TABLES, Find, Row
+from kvd.storage.format.applied import Applied, decode_sums
+from kvd.storage.format.event import MARK_KEY, event_key, named_by, with_prev
+from kvd.storage.format.node import CorruptIndex
+from kvd.storage.format.sums import APPLIED_KEY, ONE, SUMMED, Scanned, Sums, id_sum, meta_sum
+from kvd.storage.format.tables import TABLES, Find, Row
 from kvd.storage.view import Table, Tables
 
 _CRC = Struct("<I")

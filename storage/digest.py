@@ -38,12 +38,12 @@ from typing import NamedTuple
 import cbor2
 import lmdb
 
-from kvd.storage.applied import Applied
 from kvd.storage.completeness import prove_all
-from kvd.storage.frame import Position
-from kvd.storage.node import ROOT, CorruptIndex, Node
+from kvd.storage.format.applied import Applied
+from kvd.storage.format.frame import Position
+from kvd.storage.format.node import ROOT, CorruptIndex, Node
+from kvd.storage.format.tables import TABLES
 from kvd.storage.state import State
-from kvd.storage.tables import TABLES
 from kvd.storage.view import STORE_KEY, IndexView
 
 

@@ -2,10 +2,10 @@
 
 Each has `file`, `offset` and `frame` (where it stands), `batch`, `position` (of the record among
 all), `term`, `time` and `time_ns` of its batch, and `kind`; then what the kind has, as in
-storage/change.py. Bytes that are UTF-8 are text, others stand under the same name with `_base64`
-behind it. Times and expirations are those of the wall clock, in nanoseconds since 1970, an
-expiration 0 for none. Secrets (hashes of passwords) are
-not told: `secret` only says that there is one.
+storage/format/records.py. Bytes that are UTF-8 are text, others stand under the same name with
+`_base64` behind it. Times and expirations are those of the wall clock, in nanoseconds since 1970,
+an expiration 0 for none. Secrets (hashes of passwords) are not told: `secret` only says that there
+is one.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import base64
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from kvd.storage import frame
-from kvd.storage.change import (
+from kvd.storage.format import frame
+from kvd.storage.format.records import (
     Change,
     ClockOffset,
     Entry,

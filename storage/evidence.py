@@ -27,8 +27,8 @@ from typing import NamedTuple
 
 from kvd.storage import index as indexes
 from kvd.storage import snapshot
-from kvd.storage.applied import Applied
 from kvd.storage.errors import LogMissing
+from kvd.storage.format.applied import Applied
 from kvd.storage.index import CLEAN, CLEAN_STOP, MARKS, RUNNING
 from kvd.storage.segments import Frame, Segment
 from kvd.storage.state import BEHIND_FACTOR, FLUSH_RECORDS

@@ -1,7 +1,8 @@
 """Writing to the index, in one LMDB transaction, what a state holds beyond it.
 
 What is written is what the rows are now: of a node that was changed ten times only the last. Old
-rows are looked at for the sums of the tables (sums.py) and for the expirations that go with them.
+rows are looked at for the sums of the tables (format/sums.py) and for the expirations that go with
+them.
 """
 
 from __future__ import annotations
@@ -12,10 +13,9 @@ from itertools import islice
 from struct import Struct
 from typing import NamedTuple
 
-from kvd.storage.applied import Applied
-from kvd.storage.change import Entry, encode_record
-from kvd.storage.entry import encode_entry, entry_key
-from kvd.storage.event import (
+from kvd.storage.format.applied import Applied
+from kvd.storage.format.document import encode_entry, entry_key
+from kvd.storage.format.event import (
     MARK,
     MARK_KEY,
     Event,
@@ -25,7 +25,7 @@ from kvd.storage.event import (
     named_by,
     whole_bytes,
 )
-from kvd.storage.node import (
+from kvd.storage.format.node import (
     HEADER,
     CorruptIndex,
     Node,
@@ -34,7 +34,8 @@ from kvd.storage.node import (
     previous_row,
     seal_node,
 )
-from kvd.storage.sums import APPLIED_KEY, ONE, Scanned, Sums, id_sum, meta_sum, row_sum
+from kvd.storage.format.records import Entry, encode_record
+from kvd.storage.format.sums import APPLIED_KEY, ONE, Scanned, Sums, id_sum, meta_sum, row_sum
 from kvd.storage.view import (
     HISTORY_BYTES_MAX_KEY,
     Row,

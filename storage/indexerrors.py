@@ -2,7 +2,7 @@
 
 import lmdb
 
-from kvd.storage.node import CorruptIndex
+from kvd.storage.format.node import CorruptIndex
 
 BROKEN = (
     CorruptIndex,

@@ -16,9 +16,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from kvd.storage.change import Change, UnknownRecord, decode_payload
 from kvd.storage.errors import CorruptLog
-from kvd.storage.frame import Position
+from kvd.storage.format.frame import Position
+from kvd.storage.format.records import Change, UnknownRecord, decode_payload
 from kvd.storage.segments import Frame, Scan, list_segments
 
 # Each of them sees what a purge has left, which is less every time.

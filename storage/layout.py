@@ -1,7 +1,7 @@
 """The data directory: whose it is, and where everything is in it.
 
     DATA/          0700
-      FORMAT       storage/identity.py; the directory is a store once this file is durable, and the
+      FORMAT       format/identity.py; the directory is a store once this file is durable, and the
                    log's first frame is written once it says that the log has begun
       LOCK         locked for as long as it is open, as the directory is: storage/locks.py
       wal/         storage/wal.py; a symbolic link where the log has a disk of its own
@@ -27,7 +27,7 @@ from typing import Self
 
 from kvd.storage import claim, disk
 from kvd.storage.errors import EX_CONFIG, EX_DATAERR, DirectoryUnusable
-from kvd.storage.identity import (
+from kvd.storage.format.identity import (
     FORMAT_VERSION,
     STORE_UUID_BYTES,
     Format,
@@ -36,8 +36,8 @@ from kvd.storage.identity import (
     decode_format,
     encode_format,
 )
+from kvd.storage.format.names import ROOMS
 from kvd.storage.locks import Locks
-from kvd.storage.names import ROOMS
 
 log = logging.getLogger(__name__)
 

@@ -33,8 +33,8 @@ from pathlib import Path
 from struct import Struct, unpack_from
 from typing import NamedTuple
 
-from kvd.storage.node import CorruptIndex
-from kvd.storage.tables import TABLES
+from kvd.storage.format.node import CorruptIndex
+from kvd.storage.format.tables import TABLES
 
 _HEAD = Struct("<QHHHH")
 _OVERFLOW_HEAD = Struct("<QHHI")

@@ -9,8 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from kvd.storage import disk, frame
-from kvd.storage.frame import PAGE_SIZE, Parsed, State
+from kvd.storage import disk
+from kvd.storage.format import frame
+from kvd.storage.format.frame import PAGE_SIZE, Parsed, State
 
 WINDOW_BYTES = 1024 * 1024
 _SHORT, _INTACT = State.SHORT, State.INTACT

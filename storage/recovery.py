@@ -26,7 +26,7 @@ from typing import NamedTuple
 from kvd.storage import disk, failpoints, snapshot
 from kvd.storage.errors import CorruptLog, CorruptSnapshot
 from kvd.storage.evidence import Evidence, gather, left_behind, objection, require_log
-from kvd.storage.frame import START, Position
+from kvd.storage.format.frame import START, Position
 from kvd.storage.index import CLEAN_STOP, Index, discard
 from kvd.storage.indexerrors import BROKEN
 from kvd.storage.layout import DataDirectory

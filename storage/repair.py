@@ -27,14 +27,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvd.storage import disk, snapshot
-from kvd.storage.change import Change
 from kvd.storage.errors import CorruptLog, LogMissing, OutOfReach, StorageError
 from kvd.storage.evidence import index_reach
-from kvd.storage.frame import START, Position
-from kvd.storage.identity import Format
+from kvd.storage.format.frame import START, Position
+from kvd.storage.format.identity import Format
+from kvd.storage.format.names import SEGMENT_NAME
+from kvd.storage.format.records import Change
 from kvd.storage.index import forget
 from kvd.storage.layout import DataDirectory
-from kvd.storage.names import SEGMENT_NAME
 from kvd.storage.replay import batch_in
 from kvd.storage.segments import Frame, Scan, Segment
 from kvd.storage.source import Base, Source, format_of, reading

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvd.storage import snapshot
-from kvd.storage.applied import Applied
-from kvd.storage.change import (
+from kvd.storage.errors import CorruptLog, CorruptSnapshot, LogTooNew, StorageError
+from kvd.storage.format.applied import Applied
+from kvd.storage.format.frame import Position
+from kvd.storage.format.records import (
     Payload,
     Setting,
     UnknownRecord,
@@ -25,13 +27,11 @@ from kvd.storage.change import (
     encode_record,
     next_chain,
 )
-from kvd.storage.errors import CorruptLog, CorruptSnapshot, LogTooNew, StorageError
-from kvd.storage.frame import Position
+from kvd.storage.format.sums import APPLIED_KEY, NOTHING, SUMMED, meta_sum, sum_of
+from kvd.storage.format.tables import TABLES, Row
 from kvd.storage.index import Index
 from kvd.storage.segments import Frame
 from kvd.storage.state import Pending, State
-from kvd.storage.sums import APPLIED_KEY, NOTHING, SUMMED, meta_sum, sum_of
-from kvd.storage.tables import TABLES, Row
 from kvd.storage.view import Transaction
 
 # LMDB keeps the pages that a transaction changes in memory, and writes each of them once: so a

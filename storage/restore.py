@@ -14,21 +14,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from kvd.storage import disk, frame, snapshot
-from kvd.storage.applied import Applied
+from kvd.storage import disk, snapshot
 from kvd.storage.backup import staged
 from kvd.storage.checkpoint import header_of
 from kvd.storage.completeness import proved
 from kvd.storage.digest import digest
 from kvd.storage.errors import OutOfReach
-from kvd.storage.frame import PAGE_SIZE, WAL_MAGIC, Position, SegmentHeader
+from kvd.storage.format import frame
+from kvd.storage.format.applied import Applied
+from kvd.storage.format.frame import PAGE_SIZE, WAL_MAGIC, Position, SegmentHeader
+from kvd.storage.format.names import segment_name
+from kvd.storage.format.sums import APPLIED_KEY
+from kvd.storage.format.tables import TABLES
 from kvd.storage.index import Index
 from kvd.storage.layout import DataDirectory
-from kvd.storage.names import segment_name
 from kvd.storage.replay import Until, to_the_end
 from kvd.storage.source import Source, to_index, to_time
-from kvd.storage.sums import APPLIED_KEY
-from kvd.storage.tables import TABLES
 from kvd.storage.view import IndexView
 
 

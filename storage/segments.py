@@ -22,10 +22,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from kvd.storage import frame
 from kvd.storage.errors import CorruptLog
-from kvd.storage.frame import PAGE_SIZE, START, WAL_MAGIC, Parsed, Position, State
-from kvd.storage.names import SEGMENT_NAME
+from kvd.storage.format import frame
+from kvd.storage.format.frame import PAGE_SIZE, START, WAL_MAGIC, Parsed, Position, State
+from kvd.storage.format.names import SEGMENT_NAME
 from kvd.storage.reader import FrameReader
 
 _EMPTY = frame.SEAL | frame.HEARTBEAT

@@ -1,6 +1,6 @@
 """The bytes of a snapshot: one file that proves itself.
 
-A header page (magic KVDSNAP1) and frames (storage/frame.py) that all have flag SNAP:
+A header page (magic KVDSNAP1) and frames (storage/format/frame.py) that all have flag SNAP:
 
     header    CBOR [version, store_uuid, cluster_id, member_id, index, seq, segment, offset, crc,
                     chain, pos, term, time_ns]; may grow at its end
@@ -23,11 +23,12 @@ from typing import NamedTuple
 
 import cbor2
 
-from kvd.storage import disk, frame
+from kvd.storage import disk
 from kvd.storage.errors import CorruptSnapshot
-from kvd.storage.frame import PAGE_SIZE, SNAP, SNAPSHOT_MAGIC, Position, SegmentHeader, State
+from kvd.storage.format import frame
+from kvd.storage.format.frame import PAGE_SIZE, SNAP, SNAPSHOT_MAGIC, Position, SegmentHeader, State
+from kvd.storage.format.tables import Row
 from kvd.storage.reader import FrameReader
-from kvd.storage.tables import Row
 
 VERSION = 1
 CHUNK_BYTES = 1024 * 1024

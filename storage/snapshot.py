@@ -24,7 +24,8 @@ import lmdb
 
 from kvd.storage import disk
 from kvd.storage.errors import CorruptSnapshot
-from kvd.storage.names import BROKEN_SNAPSHOT_NAME, SNAPSHOT_NAME
+from kvd.storage.format.names import BROKEN_SNAPSHOT_NAME, SNAPSHOT_NAME
+from kvd.storage.format.tables import Find, Row
 from kvd.storage.snapfile import (
     Header,
     decode_header,
@@ -35,7 +36,6 @@ from kvd.storage.snapfile import (
     verify,
     write,
 )
-from kvd.storage.tables import Find, Row
 
 __all__ = [
     "Header",
@@ -256,8 +256,8 @@ def main(arguments: Sequence[str]) -> int:
     """Do what the head of this module says of it as a program; return its exit status."""
     # The readers above need no index.
     from kvd.storage.completeness import proved  # noqa: PLC0415
-    from kvd.storage.node import CorruptIndex  # noqa: PLC0415
-    from kvd.storage.tables import TABLES  # noqa: PLC0415
+    from kvd.storage.format.node import CorruptIndex  # noqa: PLC0415
+    from kvd.storage.format.tables import TABLES  # noqa: PLC0415
 
     scratch, target, encoded = arguments
     os.nice(_NICENESS)

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvd.storage import snapshot
-from kvd.storage.applied import Applied
-from kvd.storage.change import Change, Payload
 from kvd.storage.claim import require_plain
 from kvd.storage.errors import (
     EX_DATAERR,
@@ -26,8 +24,10 @@ from kvd.storage.errors import (
     StorageError,
 )
 from kvd.storage.evidence import Evidence, gather, require_log
-from kvd.storage.frame import Position
-from kvd.storage.identity import Format
+from kvd.storage.format.applied import Applied
+from kvd.storage.format.frame import Position
+from kvd.storage.format.identity import Format
+from kvd.storage.format.records import Change, Payload
 from kvd.storage.index import Index
 from kvd.storage.layout import read_format, require_rooms
 from kvd.storage.locks import SharedLocks, holder

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kvd.storage import disk, failpoints
 from kvd.storage.errors import LogFull
-from kvd.storage.names import SPARE_NAME
+from kvd.storage.format.names import SPARE_NAME
 
 log = logging.getLogger(__name__)
 

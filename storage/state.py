@@ -26,16 +26,24 @@ from typing import cast
 
 import lmdb
 
-from kvd.storage.applied import HISTORY_BYTES_MAX, HISTORY_LIMIT, Applied
-from kvd.storage.change import REMOVALS, Change, ClockOffset, Entry, Record, Setting, Term
-from kvd.storage.entry import encode_entry, entry_key
-from kvd.storage.event import Event
 from kvd.storage.flush import READ_BYTES_MAX, Flush, History, LateEvent
-from kvd.storage.frame import Position
+from kvd.storage.format.applied import HISTORY_BYTES_MAX, HISTORY_LIMIT, Applied
+from kvd.storage.format.document import encode_entry, entry_key
+from kvd.storage.format.event import Event
+from kvd.storage.format.frame import Position
+from kvd.storage.format.node import (
+    NAME_BYTES_MAX,
+    ROOT,
+    Node,
+    Obstacle,
+    decode_node,
+    id_prefix,
+    seal_node,
+)
+from kvd.storage.format.records import REMOVALS, Change, ClockOffset, Entry, Record, Setting, Term
+from kvd.storage.format.sums import Scanned
 from kvd.storage.index import Index, reach_commit
 from kvd.storage.indexerrors import BROKEN, IndexRefused
-from kvd.storage.node import NAME_BYTES_MAX, ROOT, Node, Obstacle, decode_node, id_prefix, seal_node
-from kvd.storage.sums import Scanned
 from kvd.storage.view import (
     CACHED_PATHS_MAX,
     ROOT_PREFIX,

@@ -25,8 +25,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvd.storage import disk, failpoints, snapshot
-from kvd.storage.applied import HISTORY_BYTES_MAX, HISTORY_LIMIT, Applied
-from kvd.storage.change import (
+from kvd.storage.checkpoint import Checkpoint
+from kvd.storage.completeness import Scan
+from kvd.storage.errors import LogFull, StorageError
+from kvd.storage.format.applied import HISTORY_BYTES_MAX, HISTORY_LIMIT, Applied
+from kvd.storage.format.frame import Position
+from kvd.storage.format.identity import NewIds
+from kvd.storage.format.records import (
     Record,
     Setting,
     Term,
@@ -34,11 +39,7 @@ from kvd.storage.change import (
     encode_record,
     next_chain,
 )
-from kvd.storage.checkpoint import Checkpoint
-from kvd.storage.completeness import Scan
-from kvd.storage.errors import LogFull, StorageError
-from kvd.storage.frame import Position
-from kvd.storage.identity import NewIds
+from kvd.storage.format.sums import ONE
 from kvd.storage.index import Index
 from kvd.storage.indexerrors import BROKEN, IndexRefused
 from kvd.storage.keptlog import KeptLog
@@ -47,7 +48,6 @@ from kvd.storage.layout import DataDirectory, require_local
 from kvd.storage.processor import has_sha256
 from kvd.storage.recovery import Recovery, recover
 from kvd.storage.state import Pending, State
-from kvd.storage.sums import ONE
 from kvd.storage.view import IndexView, View
 from kvd.storage.wal import Wal
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from kvd.storage.names import SPARE_NAME
+from kvd.storage.format.names import SPARE_NAME
 
 
 class Usage(NamedTuple):

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvd.storage import spare
-from kvd.storage.applied import Applied
-from kvd.storage.change import CHAIN_START, next_chain
 from kvd.storage.digest import IndexState, index_state, without_place
 from kvd.storage.errors import Corrupt, CorruptLog, CorruptSnapshot
 from kvd.storage.evidence import left_behind, objection
-from kvd.storage.frame import Position
+from kvd.storage.format.applied import Applied
+from kvd.storage.format.frame import Position
+from kvd.storage.format.names import SPARE_NAME
+from kvd.storage.format.node import CorruptIndex
+from kvd.storage.format.records import CHAIN_START, next_chain
 from kvd.storage.index import CLEAN_STOP, Index, crash_of
-from kvd.storage.names import SPARE_NAME
-from kvd.storage.node import CorruptIndex
 from kvd.storage.replay import batch_in, decode, load, replay
 from kvd.storage.restore import state
 from kvd.storage.segments import Frame, TornTail

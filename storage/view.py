@@ -2,13 +2,13 @@
 
 Tables (LMDB sub-databases; every row carries a checksum over its key and its value):
 
-    nodes    storage/node.py                    the tree
+    nodes    storage/format/node.py                    the tree
     ttl      u64 expiration ns, big-endian | key of the node -> u32 crc | path
-    events   u64 index, big-endian -> storage/event.py            the last `history_limit` of them,
+    events   u64 index, big-endian -> format/event.py            the last `history_limit` of them,
              and before them the rows that one of these names; under index 0 that this may be so
     garbage  u64 directory id, big-endian -> nothing
-    entries  storage/entry.py                                     what is there beside the keys
-    meta     "applied" -> storage/applied.py, in the same transaction as what it speaks of
+    entries  format/document.py                                     what is there beside the keys
+    meta     "applied" -> storage/format/applied.py, in the same transaction as what it speaks of
              "history_bytes_max" -> u32 crc | u64: how long the rows of `events` may be together;
              it counts with the sum of `entries`
 
@@ -32,11 +32,10 @@ from zlib import crc32
 
 import lmdb
 
-from kvd.storage.applied import HISTORY_BYTES_MAX, Applied, decode_sums
-from kvd.storage.change import Entry
-from kvd.storage.entry import decode_entry, entry_key, entry_prefix
-from kvd.storage.event import Event, decode_event, event_key, index_of
-from kvd.storage.node import (
+from kvd.storage.format.applied import HISTORY_BYTES_MAX, Applied, decode_sums
+from kvd.storage.format.document import decode_entry, entry_key, entry_prefix
+from kvd.storage.format.event import Event, decode_event, event_key, index_of
+from kvd.storage.format.node import (
     NAME_BYTES_KEPT,
     NAME_BYTES_MAX,
     ROOT,
@@ -49,7 +48,8 @@ from kvd.storage.node import (
     encode_key,
     id_prefix,
 )
-from kvd.storage.sums import APPLIED_KEY, Sums
+from kvd.storage.format.records import Entry
+from kvd.storage.format.sums import APPLIED_KEY, Sums
 
 # Directories are remembered for paths up to this length, and for so many of them: a path of 64 KB
 # has 32,000 ancestors, whose paths together would take a gigabyte.

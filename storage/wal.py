@@ -27,11 +27,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from kvd.storage import disk, failpoints, frame
+from kvd.storage import disk, failpoints
 from kvd.storage.errors import LogFull
-from kvd.storage.frame import PAGE_SIZE, SEAL_SIZE, START, WAL_MAGIC, Position, SegmentHeader, seal
+from kvd.storage.format import frame
+from kvd.storage.format.frame import (
+    PAGE_SIZE,
+    SEAL_SIZE,
+    START,
+    WAL_MAGIC,
+    Position,
+    SegmentHeader,
+    seal,
+)
+from kvd.storage.format.names import segment_name
 from kvd.storage.locks import require_at
-from kvd.storage.names import segment_name
 from kvd.storage.quarantine import cut_off
 from kvd.storage.segments import Frame, Scan, Segment, TornTail, list_segments
 from kvd.storage.spare import Spare, log_full, refusals_as_log_full
@@ -224,7 +233,7 @@ class Wal:
             payload: what a later `scan` yields.
             first_index: the first etcd index in it, or the next one where it has none.
             count: the number of records in it.
-            flags: of storage/frame.py, but no SEAL.
+            flags: of storage/format/frame.py, but no SEAL.
             oversize: the payload may be longer than `max_payload`; it then gets a segment as large
                 as it needs. For what must be logged though it was allowed under larger segments.
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from kvd.storage.change import Change, Kind
-from kvd.storage.node import Node, Obstacle
+from kvd.storage.format.node import Node, Obstacle
+from kvd.storage.format.records import Change, Kind
 
 REMOVALS = (Kind.DELETE, Kind.COMPARE_AND_DELETE, Kind.EXPIRE)
 

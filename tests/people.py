@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from kvd import authchanges
 from kvd.entries import Reply
-from kvd.storage.change import Entry
+from kvd.storage.format.records import Entry
 
 
 class People:

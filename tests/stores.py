@@ -16,9 +16,9 @@ from kvd.commands import (
 )
 from kvd.errors import ApiError
 from kvd.machine import decide, expire
-from kvd.storage.change import Entry, Kind, encode_record
-from kvd.storage.event import Event
-from kvd.storage.frame import Position
+from kvd.storage.format.event import Event
+from kvd.storage.format.frame import Position
+from kvd.storage.format.records import Entry, Kind, encode_record
 from kvd.storage.state import Pending
 from kvd.storage.store import Store
 from kvd.storage.view import View

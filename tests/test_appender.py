@@ -18,7 +18,7 @@ from kvd.commands import Set
 from kvd.storage import aio
 from kvd.storage.aio import DataSync
 from kvd.storage.errors import LogFull
-from kvd.storage.frame import Position
+from kvd.storage.format.frame import Position
 from kvd.syncthread import SyncThread
 from tests.server import PATIENCE_S
 from tests.stores import NOW_NS, SEGMENT, open_store, run

@@ -13,7 +13,7 @@ from kvd import auth
 from kvd.authchanges import DeleteRole, DeleteUser, PutRole, PutUser, Switch
 from kvd.authjson import Permissions, Role, read_role, read_user
 from kvd.errors import RouteError
-from kvd.storage.change import Kind
+from kvd.storage.format.records import Kind
 from tests.people import People
 
 NOT_UPDATED = "auth: User not updated. Use grant/revoke/password to update the user."

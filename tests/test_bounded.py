@@ -12,8 +12,8 @@ from kvd.commands import Set
 from kvd.credentials import AUTHORIZATION_BYTES_MAX, read_basic
 from kvd.kept import Listings
 from kvd.listing import render
-from kvd.storage.change import Change, Kind
-from kvd.storage.node import ROOT
+from kvd.storage.format.node import ROOT
+from kvd.storage.format.records import Change, Kind
 from kvd.texts import Texts
 from tests.raw import Raw, request
 from tests.stores import NOW_NS, open_store, write

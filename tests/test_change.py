@@ -1,4 +1,4 @@
-"""storage/change.py: a decided change comes back as it was, and nothing else is taken for one."""
+"""records.py: a decided change comes back as it was, and nothing else is taken for one."""
 
 from hashlib import blake2b, sha256
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvd.storage.change import (
+from kvd.storage.format.records import (
     CHAIN_START,
     CHANGES,
     ENTRIES,

@@ -9,11 +9,11 @@ import pytest
 
 from kvd.commands import Delete, Set
 from kvd.ctl import main as kvdctl
-from kvd.storage.applied import Applied, decode_sums
-from kvd.storage.change import ClockOffset, encode_record
 from kvd.storage.dump import rfc3339
-from kvd.storage.frame import Position
-from kvd.storage.node import CorruptIndex
+from kvd.storage.format.applied import Applied, decode_sums
+from kvd.storage.format.frame import Position
+from kvd.storage.format.node import CorruptIndex
+from kvd.storage.format.records import ClockOffset, encode_record
 from kvd.storage.store import Store
 from tests import stepped
 from tests.server import Server

@@ -26,8 +26,8 @@ from kvd.entries import Decision, Reply
 from kvd.errors import ApiError, RouteError
 from kvd.stats import StoreStats
 from kvd.storage import disk
-from kvd.storage.change import Entry, Kind
-from kvd.storage.event import Event
+from kvd.storage.format.event import Event
+from kvd.storage.format.records import Entry, Kind
 from kvd.storage.store import Store
 from kvd.syncthread import SyncThread
 from kvd.watch import Hub

@@ -6,13 +6,13 @@ import pytest
 
 from kvd.commands import Delete, Set
 from kvd.storage import completeness
-from kvd.storage.applied import HISTORY_BYTES_MAX
-from kvd.storage.change import Entry, Kind
 from kvd.storage.completeness import prove_all
-from kvd.storage.node import CorruptIndex, encode_key
+from kvd.storage.format.applied import HISTORY_BYTES_MAX
+from kvd.storage.format.node import CorruptIndex, encode_key
+from kvd.storage.format.records import Entry, Kind
+from kvd.storage.format.sums import APPLIED_KEY
 from kvd.storage.restore import restore
 from kvd.storage.source import reading
-from kvd.storage.sums import APPLIED_KEY
 from tests.stores import NOW_NS, digest, enter, live, open_store, reclaim_all, sweep, write
 
 HOLDS = ("nodes", "ttl", "events", "garbage", "entries")

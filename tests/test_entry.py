@@ -1,12 +1,12 @@
-"""storage/entry.py: an entry comes back as it was, and a damaged one not at all."""
+"""storage/format/document.py: an entry comes back as it was, and a damaged one not at all."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvd.storage.change import Entry, Kind
-from kvd.storage.entry import decode_entry, encode_entry, entry_key, entry_prefix
-from kvd.storage.node import CorruptIndex
+from kvd.storage.format.document import decode_entry, encode_entry, entry_key, entry_prefix
+from kvd.storage.format.node import CorruptIndex
+from kvd.storage.format.records import Entry, Kind
 
 entries = st.builds(
     Entry,

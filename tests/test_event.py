@@ -1,12 +1,11 @@
-"""storage/event.py: history comes back as it was told."""
+"""storage/format/event.py: history comes back as it was told."""
 
 import cbor2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvd.storage.change import CHANGES, REMOVALS, Change, Kind, Setting, Term, encode_record
-from kvd.storage.event import (
+from kvd.storage.format.event import (
     Event,
     decode_event,
     encode_event,
@@ -16,7 +15,8 @@ from kvd.storage.event import (
     whole_bytes,
     with_prev,
 )
-from kvd.storage.node import CorruptIndex, Node, encode_key, encode_node, previous_row
+from kvd.storage.format.node import CorruptIndex, Node, encode_key, encode_node, previous_row
+from kvd.storage.format.records import CHANGES, REMOVALS, Change, Kind, Setting, Term, encode_record
 
 uint64s = st.integers(0, 2**64 - 1)
 changes = st.builds(

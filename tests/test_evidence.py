@@ -15,12 +15,12 @@ import pytest
 from kvd.commands import Set
 from kvd.ctl import main as kvdctl
 from kvd.storage import snapshot
-from kvd.storage.applied import Applied
 from kvd.storage.errors import CorruptLog, LogMissing
 from kvd.storage.evidence import BEHIND_MAX
+from kvd.storage.format.applied import Applied
+from kvd.storage.format.node import CorruptIndex
+from kvd.storage.format.sums import APPLIED_KEY
 from kvd.storage.lmdbfile import look_up
-from kvd.storage.node import CorruptIndex
-from kvd.storage.sums import APPLIED_KEY
 from tests.stores import digest, live, open_store, write
 
 ROOT = Path(__file__).parent.parent

@@ -15,7 +15,7 @@ from kvd.extras_scan import Scan, count, find, marks
 from kvd.extras_search import Text
 from kvd.extras_walk import State, Walk
 from kvd.listing import Listing
-from kvd.storage.node import Node
+from kvd.storage.format.node import Node
 from kvd.storage.store import Store
 from tests.stores import NOW_NS, SECOND_NS, open_store, write
 

@@ -9,7 +9,7 @@ import pytest
 
 from kvd.commands import Set
 from kvd.storage.digest import digest
-from kvd.storage.node import Node
+from kvd.storage.format.node import Node
 from kvd.storage.source import reading
 from kvd.storage.verify import Verdict, verify
 from tests.stores import LONG, NOW_NS, SECOND_NS, open_store, write

@@ -1,4 +1,4 @@
-"""storage/frame.py: what is encoded comes back, and nothing else passes for it."""
+"""storage/format/frame.py: what is encoded comes back, and nothing else passes for it."""
 
 from zlib import crc32
 
@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvd.storage import frame
-from kvd.storage.frame import SegmentHeader, State
+from kvd.storage.format import frame
+from kvd.storage.format.frame import SegmentHeader, State
 
 SALT = 0x1122334455667788
 U64 = st.integers(0, 2**64 - 1)

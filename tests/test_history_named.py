@@ -7,9 +7,9 @@ import pytest
 from kvd.commands import CompareAndSwap, Delete, Set, Update
 from kvd.storage.completeness import prove_all
 from kvd.storage.digest import digest as told_digest
-from kvd.storage.event import MARK, decode_event, event_key, named_by, whole_bytes
 from kvd.storage.flush import NAMED_BYTES_MIN
-from kvd.storage.node import CorruptIndex
+from kvd.storage.format.event import MARK, decode_event, event_key, named_by, whole_bytes
+from kvd.storage.format.node import CorruptIndex
 from kvd.storage.source import reading
 from kvd.storage.verify import Verdict, verify
 from tests.stores import NOW_NS, SECOND_NS, digest, dump, history, open_store, sweep, write

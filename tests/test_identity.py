@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvd.storage.identity import decode_format, encode_format
+from kvd.storage.format.identity import decode_format, encode_format
 
 FIELDS = {"format": 1, "min_reader": 1, "store_uuid": "00" * 16, "log": "begun"}
 

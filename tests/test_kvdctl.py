@@ -14,12 +14,13 @@ import pytest
 
 from kvd import ctl
 from kvd.commands import Create, Delete, Set
-from kvd.storage import disk, failpoints, frame
+from kvd.storage import disk, failpoints
 from kvd.storage import snapshot as snapshots
-from kvd.storage.change import VERSION_SHA256, Entry, Kind
 from kvd.storage.digest import digest as digest_of
 from kvd.storage.dump import rfc3339
 from kvd.storage.errors import CorruptLog, StorageError
+from kvd.storage.format import frame
+from kvd.storage.format.records import VERSION_SHA256, Entry, Kind
 from kvd.storage.store import Store
 from tests.server import run_kvd
 from tests.stores import (

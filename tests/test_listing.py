@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kvd.commands import CreateInOrder, Delete, Set
 from kvd.listing import NODES_PER_SLICE, Listing, advance, render
 from kvd.response import Parts, escape
-from kvd.storage.node import Node
+from kvd.storage.format.node import Node
 from kvd.storage.store import Store
 from tests.stores import NOW_NS, SECOND_NS, open_store, write
 

@@ -13,8 +13,8 @@ from kvd.commands import (
 )
 from kvd.errors import ApiError
 from kvd.machine import EXPIRATION_NS_MAX, decide, existing, expire
-from kvd.storage.change import Change, Kind
-from kvd.storage.node import Node
+from kvd.storage.format.node import Node
+from kvd.storage.format.records import Change, Kind
 from tests.model import Model
 
 NOW_NS = 1_700_000_000_000_000_000

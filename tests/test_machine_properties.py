@@ -15,8 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from kvd.errors import ApiError
 from kvd.machine import decide, expire
 from kvd.storage import disk
-from kvd.storage.change import Change, encode_record
 from kvd.storage.completeness import prove_all
+from kvd.storage.format.records import Change, encode_record
 from tests.model import Model
 from tests.stores import (
     NOW_NS,

@@ -1,10 +1,10 @@
-"""storage/node.py: a node comes back as it was, from under its own key only."""
+"""storage/format/node.py: a node comes back as it was, from under its own key only."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvd.storage.node import (
+from kvd.storage.format.node import (
     NAME_BYTES_KEPT,
     NAME_BYTES_MAX,
     CorruptIndex,

@@ -22,8 +22,8 @@ from kvd.commands import (
     Update,
 )
 from kvd.errors import ApiError
-from kvd.storage.change import Kind
-from kvd.storage.event import Event
+from kvd.storage.format.event import Event
+from kvd.storage.format.records import Kind
 from tests.raw import Raw, request
 from tests.stores import (
     NOW_NS,

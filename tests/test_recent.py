@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from kvd.commands import Set, Watch
 from kvd.recent import Recent
-from kvd.storage.change import REMOVALS, Change, Kind
-from kvd.storage.event import Event
+from kvd.storage.format.event import Event
+from kvd.storage.format.records import REMOVALS, Change, Kind
 from kvd.storage.state import State
 from kvd.watch import _matches_history
 from kvd.watchers import Watcher

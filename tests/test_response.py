@@ -22,9 +22,9 @@ from kvd.response import (
     timestamp,
     ttl_s,
 )
-from kvd.storage.change import REMOVALS, Change, Kind
-from kvd.storage.event import Event
-from kvd.storage.node import ROOT, Node
+from kvd.storage.format.event import Event
+from kvd.storage.format.node import ROOT, Node
+from kvd.storage.format.records import REMOVALS, Change, Kind
 
 S = 1_000_000_000
 NOW_NS = 1_764_000_000 * S

@@ -4,11 +4,11 @@ import lmdb
 import pytest
 
 from kvd.storage import state as state_module
-from kvd.storage.applied import Applied
-from kvd.storage.change import Change, Entry, Kind, Setting, Term
-from kvd.storage.frame import Position
+from kvd.storage.format.applied import Applied
+from kvd.storage.format.frame import Position
+from kvd.storage.format.node import ROOT, CorruptIndex, Node, Obstacle
+from kvd.storage.format.records import Change, Entry, Kind, Setting, Term
 from kvd.storage.index import Index
-from kvd.storage.node import ROOT, CorruptIndex, Node, Obstacle
 from kvd.storage.replay import load
 from kvd.storage.state import BEHIND_FACTOR, FLUSH_RECORDS, Pending, State
 from kvd.storage.view import IndexView

@@ -17,14 +17,6 @@ import kvd.storage.recovery
 import kvd.storage.store
 from kvd.commands import Delete, Set
 from kvd.storage import disk, snapshot
-from kvd.storage.change import (
-    VERSION,
-    VERSION_SHA256,
-    Setting,
-    Term,
-    encode_payload,
-    encode_record,
-)
 from kvd.storage.errors import (
     CorruptLog,
     CorruptSnapshot,
@@ -34,7 +26,15 @@ from kvd.storage.errors import (
     LogTooNew,
     StorageError,
 )
-from kvd.storage.node import CorruptIndex
+from kvd.storage.format.node import CorruptIndex
+from kvd.storage.format.records import (
+    VERSION,
+    VERSION_SHA256,
+    Setting,
+    Term,
+    encode_payload,
+    encode_record,
+)
 from tests.stores import (
     NOW_NS,
     SEGMENT,

@@ -9,7 +9,7 @@ import pytest
 
 from kvd.commands import Delete, Set, Update
 from kvd.response import LARGE_VALUE_BYTES, get_parts
-from kvd.storage.event import Event
+from kvd.storage.format.event import Event
 from kvd.storage.store import Store
 from kvd.texts import TEXT_BYTES_MAX, Texts
 from tests.stores import open_store, write

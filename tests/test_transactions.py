@@ -8,7 +8,7 @@ import pytest
 from kvd.commands import Condition, Create, CreateInOrder, Delete, Set, Transaction
 from kvd.errors import ApiError
 from kvd.storage import disk
-from kvd.storage.change import Kind
+from kvd.storage.format.records import Kind
 from tests.stores import NOW_NS, SECOND_NS, digest, open_store
 from tests.test_committer import PATIENCE_S, error, fail_writes, on_a_loop, started
 

@@ -10,9 +10,10 @@ from itertools import pairwise
 
 import pytest
 
-from kvd.storage import disk, frame
+from kvd.storage import disk
 from kvd.storage.errors import CorruptLog, LogFull
-from kvd.storage.frame import START, Position
+from kvd.storage.format import frame
+from kvd.storage.format.frame import START, Position
 from kvd.storage.segments import TornTail
 from kvd.storage.wal import Wal
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvd.storage import frame
 from kvd.storage.errors import CorruptLog
-from kvd.storage.frame import PAGE_SIZE, SegmentHeader
-from kvd.storage.names import segment_name
+from kvd.storage.format import frame
+from kvd.storage.format.frame import PAGE_SIZE, SegmentHeader
+from kvd.storage.format.names import segment_name
 from kvd.storage.wal import Wal
 from tests.crash.lab.killing import FLAGS, settle, start
 from tests.crash.lab.ledger import Ledger

@@ -13,21 +13,17 @@ from typing import NamedTuple
 from kvd.storage import (
     completeness,
     disk,
-    entry,
-    event,
-    frame,
     index,
-    node,
     replay,
     segments,
     snapshot,
     source,
     store,
-    sums,
     verify,
     view,
 )
-from kvd.storage.frame import PAGE_SIZE
+from kvd.storage.format import document, event, frame, node, sums
+from kvd.storage.format.frame import PAGE_SIZE
 from kvd.storage.wal import Wal
 from tests.crash.lab.disks import SEGMENT_BYTES, Found, recover, verified
 from tests.crash.lab.experiment import ALL, Experiment, Trial, Violation
@@ -40,7 +36,7 @@ from tests.crash.lab.workload import Connection
 _VERIFY_EACH = 8
 _CHANGED_BY_BUGS = (
     *(disk, frame, index, node, replay, segments, snapshot, source, store, verify, view),
-    *(completeness, entry, event, sums),
+    *(completeness, document, event, sums),
 )
 
 

@@ -4,11 +4,11 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from kvd.storage.change import Kind
 from kvd.storage.errors import StorageError
-from kvd.storage.event import Event
+from kvd.storage.format.event import Event
+from kvd.storage.format.node import ROOT_ID, CorruptIndex
+from kvd.storage.format.records import Kind
 from kvd.storage.index import Index
-from kvd.storage.node import ROOT_ID, CorruptIndex
 from kvd.storage.restore import state
 from kvd.storage.source import reading
 from kvd.storage.store import Store

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from kvd.storage import frame
-from kvd.storage.frame import PAGE_SIZE, State
+from kvd.storage.format import frame
+from kvd.storage.format.frame import PAGE_SIZE, State
 from tests.crash.lab.damage import bug, make_store, sample
 from tests.crash.lab.disks import recover, verified
 from tests.crash.lab.experiment import ALL, Experiment, Trial
 from tests.crash.lab.powerloss import fast_directory
 
 _SEGMENTS = 5
-_FLAGS_AT = 27  # of a frame, see storage/frame.py
+_FLAGS_AT = 27  # of a frame, see storage/format/frame.py
 _PLACE = ("offset", ".wal", "segment", "frame")
 
 

@@ -17,8 +17,8 @@ from zlib import crc32
 
 from kvd.commands import Set
 from kvd.storage import index
-from kvd.storage.applied import HISTORY_LIMIT_DEFAULT
 from kvd.storage.errors import StorageError
+from kvd.storage.format.applied import HISTORY_LIMIT_DEFAULT
 from kvd.storage.repair import explained, repair
 from kvd.storage.store import Store
 from tests.crash.lab.damage import bug, sample

@@ -377,7 +377,7 @@ def _wait_for_expiry(port: int, key: str, index: int) -> dict:
 _WRITER = """
 import os, sys
 from pathlib import Path
-from kvd.storage.change import Change, Kind, encode_record
+from kvd.storage.format.records import Change, Kind, encode_record
 from kvd.storage.store import Store
 store = Store.open(Path(sys.argv[1]))
 now = 1_000_000_000

@@ -25,29 +25,25 @@ from kvd.committer import Committer
 from kvd.errors import ApiError
 from kvd.space import Space
 from kvd.storage import (
-    change,
     completeness,
     disk,
-    entry,
-    event,
-    frame,
     index,
-    node,
     recovery,
     replay,
     segments,
     snapshot,
     source,
     store,
-    sums,
     verify,
     view,
 )
-from kvd.storage.applied import Applied
-from kvd.storage.event import Event
 from kvd.storage.evidence import Evidence
 from kvd.storage.flush import Flush
-from kvd.storage.frame import Position
+from kvd.storage.format import document, event, frame, node, sums
+from kvd.storage.format import records as change
+from kvd.storage.format.applied import Applied
+from kvd.storage.format.event import Event
+from kvd.storage.format.frame import Position
 from kvd.storage.index import Index
 from kvd.storage.state import Pending, State
 from kvd.storage.store import Store
@@ -283,7 +279,7 @@ def no_order() -> None:
 
 def no_index_crc() -> None:
     """The checksums of the index are found good."""
-    for module in (completeness, entry, event, node, sums, view):
+    for module in (completeness, document, event, node, sums, view):
         module.crc32 = lambda data, seed=0: 0
     index.prove_pages = lambda path: None
 

@@ -4,8 +4,9 @@
     before
 
 Little-endian. The crc is zlib's, over the row's key (the index, 8 bytes) and all that follows it.
-The record is that of storage/change.py, `length` bytes; the rest is the value of the node's row as
-storage/node.py has it, nothing where there was no node. Both are at hand when the event is made.
+The record is that of storage/format/records.py, `length` bytes; the rest is the value of the node's
+row as storage/format/node.py has it, nothing where there was no node. Both are at hand when the
+event is made.
 
 A large value that was replaced need not stand there twice. A row may name the event that had set
 it instead, whose row is kept as long as it is named (storage/flush.py):
@@ -31,9 +32,9 @@ from zlib import crc32
 
 import cbor2
 
-from kvd.storage.change import REMOVALS, Change, UnknownRecord, decode_record
-from kvd.storage.node import HEADER as NODE_HEADER
-from kvd.storage.node import CorruptIndex, Node, parse_node, previous_row
+from kvd.storage.format.node import HEADER as NODE_HEADER
+from kvd.storage.format.node import CorruptIndex, Node, parse_node, previous_row
+from kvd.storage.format.records import REMOVALS, Change, UnknownRecord, decode_record
 
 _HEADER = Struct("<IQI")
 assert _HEADER.size == 16

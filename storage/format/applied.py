@@ -14,10 +14,10 @@ from struct import Struct
 from typing import NamedTuple
 from zlib import crc32
 
-from kvd.storage.change import CHAIN_START
-from kvd.storage.frame import Position
-from kvd.storage.node import ROOT_ID, CorruptIndex
-from kvd.storage.sums import MASK, ONE, Sums
+from kvd.storage.format.frame import Position
+from kvd.storage.format.node import ROOT_ID, CorruptIndex
+from kvd.storage.format.records import CHAIN_START
+from kvd.storage.format.sums import MASK, ONE, Sums
 
 HISTORY_LIMIT = "history_limit"
 HISTORY_LIMIT_DEFAULT = 1000
@@ -34,7 +34,7 @@ _CRC = Struct("<I")
 
 
 class Applied(NamedTuple):
-    """How far the log has been performed on the index; the fields are the log's (see change.py).
+    """How far the log has been performed on the index; the fields are the log's (see records.py).
 
     `index` is the etcd index, `oldest_event` the first index that the history can still tell of,
     `next_dir_id` the id of the next directory. `position` is where the log's next frame goes.

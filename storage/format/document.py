@@ -15,8 +15,8 @@ from zlib import crc32
 
 import cbor2
 
-from kvd.storage.change import Entry
-from kvd.storage.node import CorruptIndex
+from kvd.storage.format.node import CorruptIndex
+from kvd.storage.format.records import Entry
 
 _CRC = Struct("<I")
 _NAME_BYTES = 32

@@ -1,0 +1,1 @@
+"""Every byte on the disk: frames, records, nodes, events, documents, names. Pure."""
