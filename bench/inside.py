@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
 from bench.wire import ANSWER_TIMEOUT_S, Answer, LoadError, is_complete, parse, render
-from kvd import config
+from kvd.config import load
 from kvd.server import KvdServer
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ class Inside:
         # Some connections wait for their case to come.
         patient = ("--header-timeout-s", "3600")
         arguments = ["--data-dir", str(directory), "--listen-client-urls", url, *patient, *flags]
-        parsed = config.parse(arguments)
-        assert isinstance(parsed, config.Config)
+        parsed = load.parse(arguments)
+        assert isinstance(parsed, load.Config)
         self._server = KvdServer(parsed)
         self._loop = asyncio.new_event_loop()
         self._connections = connections

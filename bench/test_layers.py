@@ -14,21 +14,21 @@ import pytest
 from tornado import httputil
 
 from bench.wire import render
-from kvd.commands import Command, CompareAndSwap, CreateInOrder, Set
 from kvd.framing import parse_block
 from kvd.http1 import Connection, Delegate, Limits, Server
 from kvd.listing import advance
 from kvd.listing import render as render_listing
-from kvd.machine import decide
 from kvd.memory import Memory
-from kvd.request import parse
-from kvd.response import event_body, get_parts
 from kvd.storage.format.event import Event
 from kvd.storage.format.frame import encode_frame
 from kvd.storage.format.frame import parse as parse_frame
 from kvd.storage.format.node import Node, decode_node, encode_key, encode_node
 from kvd.storage.format.records import Change, Kind, encode_payload, encode_record, next_chain
 from kvd.storage.store import Store
+from kvd.v2.commands import Command, CompareAndSwap, CreateInOrder, Set
+from kvd.v2.request import parse
+from kvd.v2.response import event_body, get_parts
+from kvd.v2.rules import decide
 
 if TYPE_CHECKING:
     import asyncio

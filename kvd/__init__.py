@@ -5,30 +5,32 @@ The way of a write:
     client -- PUT /v2/keys/a -->  http1.py      bytes to requests: the connections
                                   front.py      what comes before routing; the fork to other routes
                                   keys.py       a request to the key space, to its answer
-                                  request.py    parameters, checked, to a command
+                                  v2/request.py    parameters, checked, to a command
                                   committer.py  the queue, one batch at a time:
         machine.decide            the rules: a command to a change, or a refusal
         storage.Pending.change    the change to nodes, pending, invisible
         storage.Wal.append        one frame, one fdatasync: the durability point
         storage.Store.commit      visible, in memory
         watch.Hub.publish         watchers are told, then the writers answered
-    client <-- 200 {"action"...   response.py   events to JSON
+    client <-- 200 {"action"...   v2/response.py   events to JSON
 
-Nearly all requests take a shorter way: shortway.py is front, keys and request.py in one step, and
-telling.py makes their answers. What is declined there goes the way above, which answers everything.
+Nearly all requests take a shorter way: shortway.py is front, keys and v2/request.py in one step,
+and telling.py makes their answers. What is declined there goes the way above, which answers
+everything.
 
-Users and roles go the same way: authroutes.py, auth.py and authchanges.py for the rules, entries
-in the log; guard.py asks for them, credentials.py checks passwords.
+Users and roles go the same way: authroutes.py, v2/auth.py and v2/auth_commands.py for the rules,
+entries in the log; guard.py asks for them, credentials.py checks passwords.
 
-Some hundred changes later flusher.py has the index written (storage/state.py, storage/flush.py).
-A read is request, committed state, response; it never enters the committer. texts.py keeps the
-JSON of files that are written or read, listing.py reads directories, kept.py keeps what it made and
+Some hundred changes later flusher.py has the index written (storage/state.py, storage/flush.py). A
+read is request, committed state, response; it never enters the committer. texts.py keeps the JSON
+of files that are written or read, listing.py reads directories, kept.py keeps what it made and
 brings it up to date. space.py knows whether there is room, housekeeping.py takes snapshots,
-server.py wires it all, app.py has the small endpoints, and ctl.py is kvdctl. Settings: flags.py is
-the table, settings.py and configfile.py collect their texts, config.py says what they mean.
-Connections come through listeners.py (addresses), acceptor.py, and tls.py with tlsconnection.py;
-framing.py and blocks.py read what is ahead of a body, outbox.py and sending.py send what is large.
-To know the system, read machine.py, committer.py and storage/wal.py, in that order.
+server.py wires it all, app.py has the small endpoints, and ctl.py is kvdctl. Settings:
+config/flags.py is the table, config/sources.py and config/file.py collect their texts,
+config/load.py says what they mean. Connections come through listeners.py (addresses), acceptor.py,
+and tls.py with tlsconnection.py; framing.py and blocks.py read what is ahead of a body, outbox.py
+and sending.py send what is large. To know the system, read v2/rules.py, committer.py and
+storage/wal.py, in that order.
 
 kvd is not a cluster, has no v3 API, and keeps nothing that the log does not say.
 """

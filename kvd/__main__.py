@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kvd import logs, process
-from kvd.config import EXIT_USAGE, Config, ConfigError, Printout, parse
+from kvd.config.load import EXIT_USAGE, Config, ConfigError, Printout, parse
 from kvd.crashes import CrashFile
 from kvd.listeners import AddressUnavailable
 from kvd.selfsigned import TlsUnusable

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, cast
 
 import tornado.web
 
-from kvd.entries import Decide, Replied
-from kvd.errors import RouteError
 from kvd.guard import Guard
 from kvd.http1 import SERVER_HEADER
-from kvd.members import Member
+from kvd.v2.documents import Decide, Replied
+from kvd.v2.errors import RouteError
+from kvd.v2.members import Member
 
 log = logging.getLogger(__name__)
 

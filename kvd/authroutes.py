@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypeVar, cast
 
-from kvd import auth, authchanges, gojson
-from kvd.authchanges import Command, DeleteRole, DeleteUser, PutRole, PutUser, Switch
-from kvd.authjson import read_role, read_user
-from kvd.errors import RouteError
 from kvd.guarded import GuardedEndpoint
 from kvd.http1 import Connection
 from kvd.storage.view import View
+from kvd.v2 import auth, auth_commands, go_json
+from kvd.v2.auth_commands import Command, DeleteRole, DeleteUser, PutRole, PutUser, Switch
+from kvd.v2.auth_json import read_role, read_user
+from kvd.v2.errors import RouteError
 
 _T = TypeVar("_T")
 
@@ -21,14 +21,14 @@ _OF_ONE = ("GET", "PUT", "DELETE")
 
 
 class _AuthEndpoint(GuardedEndpoint):
-    """A route whose changes are those of `kvd.authchanges`."""
+    """A route whose changes are those of `kvd.v2.auth_commands`."""
 
     # etcd reads any body; a role of ten thousand patterns has its place in this.
     body_bytes_max = 256 << 10
 
     async def change(self, command: Command) -> None:
         """Have a command decided and logged; answer when that is durable."""
-        await self.administer(partial(authchanges.decide, command=command))
+        await self.administer(partial(auth_commands.decide, command=command))
 
 
 class _Named(_AuthEndpoint):
@@ -103,7 +103,7 @@ class Enable(_AuthEndpoint):
 
     def get(self) -> None:
         """Answer whether users are asked for."""
-        self._json(gojson.encode({"enabled": self.guard.enabled}) + b"\n")
+        self._json(go_json.encode({"enabled": self.guard.enabled}) + b"\n")
 
     async def put(self) -> None:
         """Ask for users from now on."""

@@ -33,14 +33,9 @@ from time import monotonic
 from typing import Any, Protocol, TypeVar
 
 from kvd.clock import STEP_NS, Clock
-from kvd.commands import Command, CompareAndDelete, CompareAndSwap, Delete, Transaction
-from kvd.entries import Decide, Replied, Reply
-from kvd.errors import INVALID_FORM, RAFT_INTERNAL, ApiError, RouteError
 from kvd.flusher import Flusher
 from kvd.histogram import Noted
 from kvd.logs import SLOW_QUIET_S, Rarely
-from kvd.machine import RULES, Nodes, SeveralChanges, decide_all, expire
-from kvd.request import is_below
 from kvd.space import Space
 from kvd.stats import StoreStats
 from kvd.storage.errors import LogFull
@@ -61,6 +56,11 @@ from kvd.storage.state import Pending
 from kvd.storage.store import Store
 from kvd.syncthread import SyncThread
 from kvd.turns import Turns
+from kvd.v2.commands import Command, CompareAndDelete, CompareAndSwap, Delete, Transaction
+from kvd.v2.documents import Decide, Replied, Reply
+from kvd.v2.errors import INVALID_FORM, RAFT_INTERNAL, ApiError, RouteError
+from kvd.v2.request import is_below
+from kvd.v2.rules import RULES, Nodes, SeveralChanges, decide_all, expire
 from kvd.watch import Hub
 
 log = logging.getLogger(__name__)

@@ -17,13 +17,13 @@ from typing import cast
 
 from kvd.app import Endpoint, Route
 from kvd.browsers import BrowserPolicy
-from kvd.commands import Command, Create
 from kvd.committer import Committer, Outcome
-from kvd.errors import TABLE, ApiError
-from kvd.extras import TOO_MANY_TOKENS
 from kvd.guard import Guard
 from kvd.http1 import Connection
 from kvd.storage.store import Store
+from kvd.v2.commands import Command, Create
+from kvd.v2.errors import TABLE, ApiError
+from kvd.v2.extras.parameters import TOO_MANY_TOKENS
 
 REGISTRY = b"/_etcd/registry"
 SIZE_MAX = 9999

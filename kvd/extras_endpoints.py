@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 from kvd.app import Endpoint, Route
-from kvd.extras import capability
+from kvd.v2.extras.parameters import capability
 
 
 class ExtrasEndpoint(Endpoint):

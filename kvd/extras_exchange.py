@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from tornado import httputil
 
-from kvd.errors import RAFT_INTERNAL, ApiError
 from kvd.guard import Admission, Guard, KeyHead
 from kvd.keys import TOO_MUCH, KeySpace
+from kvd.v2.errors import RAFT_INTERNAL, ApiError
 
 Serve = Callable[[bytes, Admission | None], None]
 """Serves a complete request, whose sender was let in already, or not."""

@@ -23,7 +23,7 @@ from kvd.access import LoggedConnection
 from kvd.framing import Block
 from kvd.http1 import Connection, Server
 from kvd.memory import Memory, Payload
-from kvd.response import cut, escape
+from kvd.v2.response import cut, escape
 
 # A ninth of a listing is left of it; the levels above take three times as long for a tenth less
 # (measured).

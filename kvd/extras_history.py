@@ -17,18 +17,18 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Protocol
 
-from kvd.errors import EVENT_INDEX_CLEARED, INVALID_FIELD, KEY_NOT_FOUND, NOT_A_FILE, ApiError
-from kvd.extras import ReadExtras
 from kvd.extras_listing import next_line
 from kvd.extras_nodes import node_slices, node_text
 from kvd.extras_scan import Pace, Scan
 from kvd.extras_walk import LARGE_BYTES
-from kvd.request import is_below
-from kvd.response import ACTIONS, LargeValue, escape, removed_object, timestamp
 from kvd.storage.format.event import Event
 from kvd.storage.format.node import Node
 from kvd.storage.format.records import REMOVALS, Change
 from kvd.storage.view import Passed
+from kvd.v2.errors import EVENT_INDEX_CLEARED, INVALID_FIELD, KEY_NOT_FOUND, NOT_A_FILE, ApiError
+from kvd.v2.extras.parameters import ReadExtras
+from kvd.v2.request import is_below
+from kvd.v2.response import ACTIONS, LargeValue, escape, removed_object, timestamp
 
 PAGE_BYTES_MAX = 1 << 20
 """A page that has become so long ends, with a `X-Kvd-Next`."""

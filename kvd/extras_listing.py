@@ -11,11 +11,11 @@ from itertools import takewhile
 from typing import Protocol
 from urllib.parse import quote_from_bytes
 
-from kvd.extras import ReadExtras
 from kvd.extras_nodes import node_slices, node_text
 from kvd.listing import Listing, Slices
-from kvd.response import directory_end, directory_start, escape
 from kvd.storage.format.node import Node
+from kvd.v2.extras.parameters import ReadExtras
+from kvd.v2.response import directory_end, directory_start, escape
 
 NODES_PER_SLICE = 100
 """About a quarter of a millisecond of rendering."""

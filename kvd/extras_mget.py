@@ -13,14 +13,14 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
-from kvd import machine
-from kvd.errors import INVALID_FIELD, INVALID_FORM, ApiError
-from kvd.extras import AS_EVER, MGET_KEYS_MAX, TOO_MANY_KEYS, Shape
 from kvd.extras_listing import NODES_PER_SLICE, taken
 from kvd.extras_nodes import node_slices, node_text
 from kvd.listing import Listing, Slices
-from kvd.request import clean_path
-from kvd.response import error_body, escape
+from kvd.v2 import rules
+from kvd.v2.errors import INVALID_FIELD, INVALID_FORM, ApiError
+from kvd.v2.extras.parameters import AS_EVER, MGET_KEYS_MAX, TOO_MANY_KEYS, Shape
+from kvd.v2.request import clean_path
+from kvd.v2.response import error_body, escape
 
 MGET = b"/v2/mget"
 BODY_BYTES_MAX = 256 << 10
@@ -81,7 +81,7 @@ def _wrong(name: str, wanted: str, limit: str = "") -> ApiError:
 
 
 def render(
-    nodes: machine.Nodes, asked: MultiGet, *, index: int, now_ns: int, offset_ns: int
+    nodes: rules.Nodes, asked: MultiGet, *, index: int, now_ns: int, offset_ns: int
 ) -> Slices:
     """Yield the body of the answer in slices, and return the last one.
 
@@ -105,7 +105,7 @@ def render(
         lead = b","
         shown = escape(key)
         try:
-            node = machine.existing(nodes, key, index)
+            node = rules.existing(nodes, key, index)
         except ApiError as refusal:
             texts.append(error_body(refusal)[:-1])
             continue

@@ -13,8 +13,9 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from kvd.extras import AS_EVER, Shape
-from kvd.response import (
+from kvd.storage.format.node import Node
+from kvd.v2.extras.parameters import AS_EVER, Shape
+from kvd.v2.response import (
     LARGE_VALUE_BYTES,
     LargeValue,
     Parts,
@@ -24,7 +25,6 @@ from kvd.response import (
     node_object,
     node_parts,
 )
-from kvd.storage.format.node import Node
 
 _Made = TypeVar("_Made")
 

@@ -16,27 +16,27 @@ from time import monotonic, thread_time
 from typing import NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
-from kvd import machine
-from kvd.commands import Get, Request
-from kvd.errors import INVALID_FIELD, NOT_A_FILE, RAFT_INTERNAL, UNAUTHORIZED, ApiError
-from kvd.extras import AS_EVER, ReadExtras, read_extras
 from kvd.extras_history import Span, at, history
 from kvd.extras_listing import render
 from kvd.extras_mget import MGET, MultiGet
 from kvd.extras_mget import render as render_many
 from kvd.extras_nodes import node_slices, node_text
-from kvd.extras_raw import entity_tag, is_named, is_text, raw_lines, type_lines
 from kvd.extras_scan import Scan, count, find, marks
 from kvd.extras_walk import State, Walk
 from kvd.http1 import LARGE_BYTES, Connection
 from kvd.largelistings import Begin, LargeListings, too_large
 from kvd.listing import Listing, Slices, advance
 from kvd.memory import Memory, Payload
-from kvd.response import directory_end, directory_start, escape
 from kvd.stats import StoreStats
 from kvd.storage.format.node import Node
 from kvd.storage.store import Store
 from kvd.storage.view import View
+from kvd.v2 import rules
+from kvd.v2.commands import Get, Request
+from kvd.v2.errors import INVALID_FIELD, NOT_A_FILE, RAFT_INTERNAL, UNAUTHORIZED, ApiError
+from kvd.v2.extras.parameters import AS_EVER, ReadExtras, read_extras
+from kvd.v2.extras.raw import entity_tag, is_named, is_text, raw_lines, type_lines
+from kvd.v2.response import directory_end, directory_start, escape
 
 TOO_MANY_SCANS = "too_many_scans"
 
@@ -222,7 +222,7 @@ class _Read:
 
     def _existing(self, view: View) -> Node:
         index = self._reads.store.applied.index
-        node = machine.existing(view, self._get.key, index)
+        node = rules.existing(view, self._get.key, index)
         if node.dir_id and self._extras.raw:
             raise ApiError(NOT_A_FILE, self._get.key, index)
         return node
@@ -242,7 +242,7 @@ class _Read:
     def _slices(self, view: View, now_ns: int, is_overdue: bool) -> Slices:
         """Begin to render what is there now."""
         get, applied = self._get, self._reads.store.applied
-        node = machine.existing(view.at(now_ns) if is_overdue else view, get.key, applied.index)
+        node = rules.existing(view.at(now_ns) if is_overdue else view, get.key, applied.index)
         offset_ns = applied.clock_offset_ns
         if not node.dir_id:
             return self._file(node, now_ns, offset_ns)

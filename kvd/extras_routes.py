@@ -15,11 +15,16 @@ from time import monotonic
 from tornado import httputil
 
 from kvd.committer import Committer
-from kvd.errors import INVALID_FORM, UNAUTHORIZED, ApiError
 from kvd.extras_exchange import Exchange, Serve
 from kvd.extras_mget import BODY_BYTES_MAX as MGET_BYTES_MAX
 from kvd.extras_mget import MGET, MultiGet, read_body
-from kvd.extras_raw import (
+from kvd.extras_reads import ExtraReads
+from kvd.extras_transact import Transactions
+from kvd.guard import DENIED, Admission, Guard, KeyHead, KeyRequest, caller_of
+from kvd.http1 import Connection
+from kvd.keys import TOO_LARGE, VALUE_TOO_LARGE, KeySpace
+from kvd.v2.errors import INVALID_FORM, UNAUTHORIZED, ApiError
+from kvd.v2.extras.raw import (
     METHODS,
     RAW,
     Conditions,
@@ -29,14 +34,9 @@ from kvd.extras_raw import (
     prefers_raw,
     wants_events,
 )
-from kvd.extras_reads import ExtraReads
-from kvd.extras_transact import Transactions
-from kvd.extras_txn import BODY_BYTES_MAX as TXN_BYTES_MAX
-from kvd.extras_txn import TXN
-from kvd.guard import DENIED, Admission, Guard, KeyHead, KeyRequest, caller_of
-from kvd.http1 import Connection
-from kvd.keys import TOO_LARGE, VALUE_TOO_LARGE, KeySpace
-from kvd.request import KEYS, Parsed, key_of
+from kvd.v2.extras.txn import BODY_BYTES_MAX as TXN_BYTES_MAX
+from kvd.v2.extras.txn import TXN
+from kvd.v2.request import KEYS, Parsed, key_of
 
 _READS = ("GET", "HEAD")
 _TEXT = "Content-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\n"

@@ -21,11 +21,11 @@ from collections.abc import Callable, Generator, Iterator
 from itertools import islice
 from typing import Protocol
 
-from kvd.extras import ReadExtras
 from kvd.extras_listing import BEHIND_HIDDEN, HIDDEN, next_line
 from kvd.extras_search import Search
 from kvd.extras_walk import LARGE_BYTES, Batch, State, Walk
-from kvd.response import escape
+from kvd.v2.extras.parameters import ReadExtras
+from kvd.v2.response import escape
 
 # Names that are read at once: about a tenth of a millisecond. Where rows have to be looked at, too.
 _NAMES_AT_ONCE = 1000

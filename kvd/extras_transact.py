@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from functools import partial
 from http import HTTPStatus
 
-from kvd.commands import Delete, Transaction
 from kvd.committer import TRANSACTION_TOO_LARGE, Committer
-from kvd.errors import COMPARE_FAILED, INVALID_FORM, UNAUTHORIZED, ApiError
 from kvd.extras_reads import ExtraReads
-from kvd.extras_txn import read_body
 from kvd.guard import DENIED, Admission, Guard, KeyHead
 from kvd.http1 import LARGE_BYTES, Connection
 from kvd.keys import NOT_SHOWN, KeySpace
 from kvd.memory import Values
-from kvd.response import LARGE_VALUE_BYTES, Parts, action_body, event_body, event_parts, joined
 from kvd.storage.format.event import Event
 from kvd.storage.format.records import REMOVALS
+from kvd.v2.commands import Delete, Transaction
+from kvd.v2.errors import COMPARE_FAILED, INVALID_FORM, UNAUTHORIZED, ApiError
+from kvd.v2.extras.txn import read_body
+from kvd.v2.response import LARGE_VALUE_BYTES, Parts, action_body, event_body, event_parts, joined
 
 _OK = int(HTTPStatus.OK)
 

@@ -22,16 +22,16 @@ from functools import partial
 from http import HTTPStatus
 from itertools import groupby
 
-from kvd.commands import Watch
-from kvd.errors import ApiError
 from kvd.extras_nodes import shown_parts
-from kvd.extras_watch import WatchExtras
 from kvd.http1 import Connection
 from kvd.memory import Payload, Values
-from kvd.response import ACTIONS, LargeValue, error_body, escape, removed_object
 from kvd.storage.format.event import Event
 from kvd.storage.format.node import Node
 from kvd.storage.format.records import REMOVALS
+from kvd.v2.commands import Watch
+from kvd.v2.errors import ApiError
+from kvd.v2.extras.watch import WatchExtras
+from kvd.v2.response import ACTIONS, LargeValue, error_body, escape, removed_object
 from kvd.watch import Hub
 from kvd.watchanswers import WatchAnswer, WatchAnswers
 from kvd.watchers import Watcher

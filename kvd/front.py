@@ -18,7 +18,6 @@ from http import HTTPStatus
 from tornado import httputil
 
 from kvd.browsers import BrowserPolicy
-from kvd.errors import INVALID_FORM, RAFT_INTERNAL, ApiError
 from kvd.extras_exchange import Exchange as ExtraExchange
 from kvd.extras_gzip import accepts_gzip
 from kvd.extras_routes import ExtraRoutes
@@ -27,7 +26,9 @@ from kvd.guard import Admission, Caller, Guard, KeyHead, KeyRequest, caller_of
 from kvd.http1 import Connection, Delegate, Server, ServeWhole
 from kvd.keys import METHODS, TOO_LARGE, TOO_MUCH, KeySpace
 from kvd.logs import Rarely
-from kvd.request import (
+from kvd.storage.format.event import Event
+from kvd.v2.errors import INVALID_FORM, RAFT_INTERNAL, ApiError
+from kvd.v2.request import (
     KEYS,
     BadEscape,
     clean_path,
@@ -37,7 +38,6 @@ from kvd.request import (
     is_form,
     key_of,
 )
-from kvd.storage.format.event import Event
 
 log = logging.getLogger(__name__)
 

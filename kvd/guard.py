@@ -18,20 +18,20 @@ from functools import partial
 from time import monotonic
 from typing import NamedTuple
 
-from kvd import auth
-from kvd.authjson import User
 from kvd.bounded import Bounded
-from kvd.commands import Create, CreateInOrder, Get, Request, Set, Update, Watch
 from kvd.credentials import Basic, Busy, Credentials, read_basic
-from kvd.errors import RAFT_INTERNAL, UNAUTHORIZED, ApiError, RouteError
 from kvd.http1 import Connection
 from kvd.keys import PASSWORDS, KeySpace
 from kvd.memory import SMALL_BYTES, NoRoom
 from kvd.peer import Peer
-from kvd.request import Parsed, TakesLong, parse
 from kvd.storage.indexerrors import BROKEN
 from kvd.storage.store import Store
 from kvd.storage.view import View
+from kvd.v2 import auth
+from kvd.v2.auth_json import User
+from kvd.v2.commands import Create, CreateInOrder, Get, Request, Set, Update, Watch
+from kvd.v2.errors import RAFT_INTERNAL, UNAUTHORIZED, ApiError, RouteError
+from kvd.v2.request import Parsed, TakesLong, parse
 from kvd.watchers import Watcher
 
 log = logging.getLogger(__name__)

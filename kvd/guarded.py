@@ -8,14 +8,14 @@ from typing import Any, cast
 
 import tornado.web
 
-from kvd import gojson
 from kvd.app import Endpoint
-from kvd.entries import Decide, Reply
-from kvd.errors import RouteError
 from kvd.guard import Guard, caller_of
 from kvd.http1 import Connection
 from kvd.logs import audit
 from kvd.storage.indexerrors import BROKEN
+from kvd.v2 import go_json
+from kvd.v2.documents import Decide, Reply
+from kvd.v2.errors import RouteError
 
 
 class GuardedEndpoint(Endpoint):
@@ -76,7 +76,7 @@ class GuardedEndpoint(Endpoint):
         error = kwargs.get("exc_info", (None, None, None))[1]
         if isinstance(error, RouteError):
             self.set_status(error.status)
-            self._json(gojson.encode({"message": error.message}))
+            self._json(go_json.encode({"message": error.message}))
         else:
             super().write_error(status_code, **kwargs)
 

@@ -16,9 +16,9 @@ from collections import OrderedDict
 from collections.abc import Iterable
 
 from kvd.listing import KEPT_BODY_BYTES_MAX, Directory
-from kvd.response import FILE, escape
 from kvd.storage.flush import LateEvent
 from kvd.storage.format.records import REMOVALS, Change
+from kvd.v2.response import FILE, escape
 
 _KEPT_BYTES_MAX = 64 << 20
 # What is kept of a body: its parts, its text (of directories in it, once more), and changes.

@@ -19,45 +19,16 @@ from time import monotonic
 from typing import NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
-from kvd import machine
 from kvd.clock import Clock
-from kvd.commands import Command, Get, Request, Watch
 from kvd.committer import REMOVING, TRANSACTION_TOO_LARGE, Committer, Done, Outcome
-from kvd.errors import (
-    COMPARE_FAILED,
-    INVALID_FIELD,
-    INVALID_FORM,
-    RAFT_INTERNAL,
-    TABLE,
-    UNAUTHORIZED,
-    ApiError,
-)
-from kvd.extras import TOO_MANY_KEYS, TOO_MANY_OPERATIONS, TOO_MANY_TOKENS
 from kvd.extras_gzip import Gzip
 from kvd.extras_reads import TOO_MANY_SCANS, Answering, ExtraReads
-from kvd.extras_watch import watch_extras
 from kvd.extras_watches import ExtraWatches
 from kvd.http1 import LARGE_BYTES, Connection, Server, ServeWhole
 from kvd.kept import Listings
 from kvd.largelistings import ANSWER_TOO_LARGE, NO_ROOM, LargeListings, no_room
 from kvd.listing import advance, render
 from kvd.memory import Memory, NoRoom, Payload, Values
-from kvd.request import (
-    TOO_MANY_PARAMETERS,
-    Parsed,
-    TakesLong,
-    parse,
-    parse_in_turns,
-)
-from kvd.response import (
-    LARGE_VALUE_BYTES,
-    Parts,
-    action_body,
-    error_body,
-    event_body,
-    event_parts,
-    get_parts,
-)
 from kvd.shortway import ShortWay
 from kvd.stats import StoreStats
 from kvd.storage.format.event import Event
@@ -66,6 +37,35 @@ from kvd.storage.indexerrors import BROKEN
 from kvd.storage.store import Store
 from kvd.telling import Telling
 from kvd.texts import Texts
+from kvd.v2 import rules
+from kvd.v2.commands import Command, Get, Request, Watch
+from kvd.v2.errors import (
+    COMPARE_FAILED,
+    INVALID_FIELD,
+    INVALID_FORM,
+    RAFT_INTERNAL,
+    TABLE,
+    UNAUTHORIZED,
+    ApiError,
+)
+from kvd.v2.extras.parameters import TOO_MANY_KEYS, TOO_MANY_OPERATIONS, TOO_MANY_TOKENS
+from kvd.v2.extras.watch import watch_extras
+from kvd.v2.request import (
+    TOO_MANY_PARAMETERS,
+    Parsed,
+    TakesLong,
+    parse,
+    parse_in_turns,
+)
+from kvd.v2.response import (
+    LARGE_VALUE_BYTES,
+    Parts,
+    action_body,
+    error_body,
+    event_body,
+    event_parts,
+    get_parts,
+)
 from kvd.watch import Hub
 from kvd.watchanswers import WatchAnswers
 from kvd.watchers import Watcher
@@ -479,7 +479,7 @@ class KeySpace:
         now_ns, is_overdue = self._now()
         view = store.view_at(now_ns) if is_overdue else store.view
         try:
-            node = machine.existing(view, get.key, index)
+            node = rules.existing(view, get.key, index)
         except ApiError as refusal:
             stats.count(get, succeeded=False)
             stats.refused(get, refusal, method=method)
@@ -547,7 +547,7 @@ class KeySpace:
             slices = render(
                 view,
                 get.key,
-                machine.existing(shown, get.key, index),
+                rules.existing(shown, get.key, index),
                 now_ns,
                 store.state.applied.clock_offset_ns,
                 recursive=get.recursive,

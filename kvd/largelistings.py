@@ -22,10 +22,7 @@ from http import HTTPStatus
 from time import monotonic
 from typing import NamedTuple
 
-from kvd import machine
 from kvd.bounded import Bounded
-from kvd.commands import Get
-from kvd.errors import RAFT_INTERNAL, ApiError
 from kvd.http1 import Connection
 from kvd.kept import Listings
 from kvd.listing import Listing, Slices, advance, render
@@ -34,6 +31,9 @@ from kvd.memory import ROOM_WAIT_S, Memory, NoRoom, Payload, Values
 from kvd.stats import StoreStats
 from kvd.storage.store import Store
 from kvd.storage.view import View
+from kvd.v2 import rules
+from kvd.v2.commands import Get
+from kvd.v2.errors import RAFT_INTERNAL, ApiError
 
 log = logging.getLogger(__name__)
 
@@ -262,7 +262,7 @@ class LargeListings:
         return render(
             view,
             get.key,
-            machine.existing(shown, get.key, applied.index),
+            rules.existing(shown, get.key, applied.index),
             now_ns,
             applied.clock_offset_ns,
             recursive=get.recursive,

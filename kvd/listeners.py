@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from kvd.config.urls import WILDCARDS, ListenUrl
 from kvd.systemd import Handed
-from kvd.urls import WILDCARDS, ListenUrl
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,9 @@ from collections.abc import Generator, Iterator
 from time import monotonic
 from typing import NamedTuple
 
-from kvd.response import (
+from kvd.storage.format.node import Node
+from kvd.storage.view import View
+from kvd.v2.response import (
     FILE,
     Parts,
     directory_end,
@@ -24,8 +26,6 @@ from kvd.response import (
     joined,
     node_parts,
 )
-from kvd.storage.format.node import Node
-from kvd.storage.view import View
 
 NODES_PER_SLICE = 250
 """About half a millisecond of rendering."""

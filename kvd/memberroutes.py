@@ -6,10 +6,10 @@ from functools import partial
 
 import tornado.web
 
-from kvd import members
-from kvd.errors import RouteError
 from kvd.guarded import GuardedEndpoint
-from kvd.members import Member, PutMember, read_id, read_peer_urls
+from kvd.v2 import members
+from kvd.v2.errors import RouteError
+from kvd.v2.members import Member, PutMember, read_id, read_peer_urls
 
 
 class Members(GuardedEndpoint):

@@ -20,13 +20,13 @@ from tornado import httputil
 
 from kvd import logs
 from kvd.app import Endpoint
-from kvd.errors import RouteError
 from kvd.guarded import GuardedEndpoint
 from kvd.health import Health
 from kvd.http1 import Connection, Delegate
 from kvd.metrics import Metrics
-from kvd.response import escape
 from kvd.storage.store import Store
+from kvd.v2.errors import RouteError
+from kvd.v2.response import escape
 
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"
 # The name by which etcd's `/health?exclude=` knows a full disk.

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from kvd.memory import Payload
-from kvd.response import cut, escape
+from kvd.v2.response import cut, escape
 
 _SLICE_BYTES = 32 << 10
 # Escaped, it has six times this at worst.

@@ -27,7 +27,8 @@ from kvd.appender import Appender
 from kvd.browsers import BrowserPolicy, hosts_of
 from kvd.clock import Clock
 from kvd.committer import Committer
-from kvd.config import Config
+from kvd.config.load import Config
+from kvd.config.urls import ListenUrl
 from kvd.credentials import Credentials
 from kvd.extras_discovery import Discovery
 from kvd.extras_gzip import GzipConnection, LoggedGzipConnection
@@ -42,7 +43,6 @@ from kvd.kept import Listings
 from kvd.keys import KeyLimits, KeySpace
 from kvd.listeners import Listener, bind, handed_over, own_hosts
 from kvd.measured import Parts
-from kvd.members import Member, ids_of
 from kvd.memory import Memory
 from kvd.monitor import DEBUGGING, MONITORING, raft_status
 from kvd.monitoring import Monitoring
@@ -58,7 +58,7 @@ from kvd.systemd import Handed
 from kvd.ticker import Ticker
 from kvd.tls import Tls
 from kvd.turns import Turns
-from kvd.urls import ListenUrl
+from kvd.v2.members import Member, ids_of
 from kvd.watch import Hub
 
 log = logging.getLogger(__name__)

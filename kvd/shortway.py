@@ -18,8 +18,6 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
-from kvd.commands import Command, CreateInOrder, Get, Set, Watch
-from kvd.errors import ApiError
 from kvd.http1 import (
     ANSWERING,
     LARGE_BYTES,
@@ -29,8 +27,10 @@ from kvd.http1 import (
     ServeWhole,
     is_deep,
 )
-from kvd.request import Parsed, TakesLong, parse, parse_write, varies
 from kvd.storage.indexerrors import BROKEN
+from kvd.v2.commands import Command, CreateInOrder, Get, Set, Watch
+from kvd.v2.errors import ApiError
+from kvd.v2.request import Parsed, TakesLong, parse, parse_write, varies
 
 if TYPE_CHECKING:
     from kvd.clock import Clock

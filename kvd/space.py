@@ -13,9 +13,9 @@ import os
 import sys
 import time
 
-from kvd.errors import RAFT_INTERNAL, ApiError
 from kvd.storage.errors import LogFull
 from kvd.storage.store import Store
+from kvd.v2.errors import RAFT_INTERNAL, ApiError
 
 log = logging.getLogger(__name__)
 

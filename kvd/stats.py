@@ -11,7 +11,8 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 
-from kvd.commands import (
+from kvd.histogram import Histogram
+from kvd.v2.commands import (
     Command,
     CompareAndDelete,
     CompareAndSwap,
@@ -22,9 +23,8 @@ from kvd.commands import (
     Set,
     Update,
 )
-from kvd.errors import TABLE, ApiError
-from kvd.histogram import Histogram
-from kvd.response import go_duration, timestamp
+from kvd.v2.errors import TABLE, ApiError
+from kvd.v2.response import go_duration, timestamp
 
 _NAMES: dict[type, str] = {
     Get: "gets",

@@ -15,11 +15,15 @@ from http import HTTPStatus
 from itertools import repeat
 from typing import TYPE_CHECKING
 
-from kvd.commands import Set
 from kvd.committer import tell_one
-from kvd.errors import ApiError
 from kvd.http1 import Connection, Server
-from kvd.response import (
+from kvd.shortway import END
+from kvd.storage.format.node import Node
+from kvd.storage.format.records import REMOVALS, Kind
+from kvd.texts import TEXT_BYTES_MAX
+from kvd.v2.commands import Set
+from kvd.v2.errors import ApiError
+from kvd.v2.response import (
     ACTIONS,
     FILE,
     FILE_THAT_EXPIRES,
@@ -29,10 +33,6 @@ from kvd.response import (
     expiration,
     node_object,
 )
-from kvd.shortway import END
-from kvd.storage.format.node import Node
-from kvd.storage.format.records import REMOVALS, Kind
-from kvd.texts import TEXT_BYTES_MAX
 
 if TYPE_CHECKING:
     from kvd.committer import Answers, Done, Outcome, Tell

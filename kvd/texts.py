@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kvd.response import LARGE_VALUE_BYTES, escape, node_object
 from kvd.storage.format.event import Event
 from kvd.storage.format.node import Node
 from kvd.storage.format.records import REMOVALS
 from kvd.storage.state import State
+from kvd.v2.response import LARGE_VALUE_BYTES, escape, node_object
 
 TEXT_BYTES_MAX = 32 << 10
 """A longer one is not kept; two of these are sent at once."""

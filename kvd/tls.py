@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from kvd.config.tls import TlsConfig
 from kvd.selfsigned import TlsUnusable, self_signed
-from kvd.tlsconfig import TlsConfig
 
 log = logging.getLogger(__name__)
 

@@ -26,14 +26,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 
-from kvd.commands import Watch
-from kvd.errors import EVENT_INDEX_CLEARED, ApiError
 from kvd.recent import Recent
-from kvd.request import is_below
-from kvd.response import event_body
 from kvd.storage.format.event import Event
 from kvd.storage.format.records import REMOVALS, Change
 from kvd.storage.store import Store
+from kvd.v2.commands import Watch
+from kvd.v2.errors import EVENT_INDEX_CLEARED, ApiError
+from kvd.v2.request import is_below
+from kvd.v2.response import event_body
 from kvd.watchers import Filter, Listener, Watcher, Watchers
 
 log = logging.getLogger(__name__)

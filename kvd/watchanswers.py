@@ -17,10 +17,10 @@ from typing import cast
 
 from kvd.http1 import LARGE_BYTES, Connection
 from kvd.memory import Memory, NoRoom, Payload, Values
-from kvd.response import event_parts
 from kvd.socketbatch import SOCKETS_MAX, SocketPair
 from kvd.storage.format.event import Event
 from kvd.storage.store import Store
+from kvd.v2.response import event_parts
 from kvd.watchers import Watcher
 
 log = logging.getLogger(__name__)

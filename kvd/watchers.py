@@ -20,8 +20,8 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Protocol
 
-from kvd.commands import Watch
 from kvd.storage.format.event import Event
+from kvd.v2.commands import Watch
 
 # So many may have left a group whose order still has them.
 _LEFT_MAX = 16
@@ -53,7 +53,7 @@ class Listener(Protocol):
 
 
 class Filter(Protocol):
-    """What decides which events are for a watcher: `kvd.extras_watch.Filter`."""
+    """What decides which events are for a watcher: `kvd.v2.extras.watch.Filter`."""
 
     @property
     def hidden(self) -> bool:

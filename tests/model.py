@@ -24,7 +24,7 @@ class Entry:
 
 
 class Model:
-    """What `kvd.machine.decide` needs to know of the state, and a `perform` of its own."""
+    """What `kvd.v2.rules.decide` needs to know of the state, and a `perform` of its own."""
 
     def __init__(self) -> None:
         self.index = 1
@@ -40,7 +40,7 @@ class Model:
         other._directories_made = self._directories_made
         return other
 
-    # The interface of kvd.machine.Nodes
+    # The interface of kvd.v2.rules.Nodes
 
     def find(self, path: bytes) -> Node | None:
         entry = self._entries.get(path)

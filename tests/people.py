@@ -1,14 +1,14 @@
-"""Users and roles in a dict: `kvd.entries.Entries` without a store."""
+"""Users and roles in a dict: `kvd.v2.documents.Entries` without a store."""
 
 from collections.abc import Iterator
 
-from kvd import authchanges
-from kvd.entries import Reply
 from kvd.storage.format.records import Entry
+from kvd.v2 import auth_commands
+from kvd.v2.documents import Reply
 
 
 class People:
-    """What `kvd.auth` looks at, and what a decided command changes."""
+    """What `kvd.v2.auth` looks at, and what a decided command changes."""
 
     def __init__(self) -> None:
         self.rows: dict[tuple[str, str], Entry] = {}
@@ -19,9 +19,9 @@ class People:
     def each_entry(self, what: str) -> Iterator[Entry]:
         return (entry for entry in self.rows.values() if entry.what == what)
 
-    def do(self, command: authchanges.Command) -> Reply:
+    def do(self, command: auth_commands.Command) -> Reply:
         """Decide a command and do what is decided; return the reply."""
-        entries, reply = authchanges.decide(self, command)
+        entries, reply = auth_commands.decide(self, command)
         for entry in entries:
             if entry.document is None:
                 del self.rows[entry.what, entry.name]

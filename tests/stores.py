@@ -4,7 +4,13 @@ from hashlib import blake2b
 from pathlib import Path
 from random import Random
 
-from kvd.commands import (
+from kvd.storage.format.event import Event
+from kvd.storage.format.frame import Position
+from kvd.storage.format.records import Entry, Kind, encode_record
+from kvd.storage.state import Pending
+from kvd.storage.store import Store
+from kvd.storage.view import View
+from kvd.v2.commands import (
     Command,
     CompareAndDelete,
     CompareAndSwap,
@@ -14,14 +20,8 @@ from kvd.commands import (
     Set,
     Update,
 )
-from kvd.errors import ApiError
-from kvd.machine import decide, expire
-from kvd.storage.format.event import Event
-from kvd.storage.format.frame import Position
-from kvd.storage.format.records import Entry, Kind, encode_record
-from kvd.storage.state import Pending
-from kvd.storage.store import Store
-from kvd.storage.view import View
+from kvd.v2.errors import ApiError
+from kvd.v2.rules import decide, expire
 
 SEGMENT = 64 * 1024
 NOW_NS = 1_700_000_000_000_000_000

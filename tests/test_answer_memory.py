@@ -13,8 +13,8 @@ from kvd.memory import Memory, NoRoom, Payload, Values
 from kvd.outbox import Outbox
 from kvd.rate import RATE_MIN
 from kvd.receiving import Receiving
-from kvd.response import LargeValue, escape
 from kvd.sending import Sending
+from kvd.v2.response import LargeValue, escape
 from tests.raw import Raw, request
 from tests.server import FORM, Answer, Client, Server
 from tests.test_limits import MIB, peak_bytes, rejected, wait_until

@@ -14,12 +14,12 @@ from bench.inside import Inside
 from bench.wire import render
 from kvd import appender
 from kvd.appender import Appender
-from kvd.commands import Set
 from kvd.storage import aio
 from kvd.storage.aio import DataSync
 from kvd.storage.errors import LogFull
 from kvd.storage.format.frame import Position
 from kvd.syncthread import SyncThread
+from kvd.v2.commands import Set
 from tests.server import PATIENCE_S
 from tests.stores import NOW_NS, SEGMENT, open_store, run
 from tests.test_committer import on_a_loop

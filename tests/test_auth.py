@@ -1,4 +1,4 @@
-"""kvd/auth.py: who may do what, and what is shown of users and roles."""
+"""kvd/v2/auth.py: who may do what, and what is shown of users and roles."""
 
 import json
 
@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvd import auth
-from kvd.auth import Grants, below, roles_allow
-from kvd.authchanges import PutRole, PutUser, Switch
-from kvd.authjson import Permissions, Role
+from kvd.v2 import auth
+from kvd.v2.auth import Grants, below, roles_allow
+from kvd.v2.auth_commands import PutRole, PutUser, Switch
+from kvd.v2.auth_json import Permissions, Role
 from tests.people import People
 
 # Pattern, key, whether it matches the key alone, whether it allows what is recursive.

@@ -1,4 +1,4 @@
-"""kvd/authchanges.py and kvd/authjson.py: statuses and texts are those that etcd 3.4.23 answered.
+"""auth_commands.py and auth_json.py: statuses and texts are those that etcd 3.4.23 answered.
 
 The recorded scenarios of tests/conformance say the same over HTTP, and more.
 """
@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvd import auth
-from kvd.authchanges import DeleteRole, DeleteUser, PutRole, PutUser, Switch
-from kvd.authjson import Permissions, Role, read_role, read_user
-from kvd.errors import RouteError
 from kvd.storage.format.records import Kind
+from kvd.v2 import auth
+from kvd.v2.auth_commands import DeleteRole, DeleteUser, PutRole, PutUser, Switch
+from kvd.v2.auth_json import Permissions, Role, read_role, read_user
+from kvd.v2.errors import RouteError
 from tests.people import People
 
 NOT_UPDATED = "auth: User not updated. Use grant/revoke/password to update the user."

@@ -11,8 +11,8 @@ import re
 import pytest
 
 from kvd import ctl
-from kvd.authjson import ELEMENTS_MAX
 from kvd.authroutes import Users
+from kvd.v2.auth_json import ELEMENTS_MAX
 from tests.server import Answer, Client
 from tests.test_guard import AL, ROOT, ask_for_users
 from tests.test_metrics import scrape

@@ -8,13 +8,13 @@ import pytest
 
 from kvd.blocks import Blocks
 from kvd.bounded import OVERHEAD_BYTES, Bounded
-from kvd.commands import Set
 from kvd.credentials import AUTHORIZATION_BYTES_MAX, read_basic
 from kvd.kept import Listings
 from kvd.listing import render
 from kvd.storage.format.node import ROOT
 from kvd.storage.format.records import Change, Kind
 from kvd.texts import Texts
+from kvd.v2.commands import Set
 from tests.raw import Raw, request
 from tests.stores import NOW_NS, open_store, write
 from tests.test_guard import ask_for_users

@@ -2,12 +2,12 @@
 
 import pytest
 
-from kvd.commands import Set
 from kvd.storage.bulk import bulk_load
 from kvd.storage.digest import digest
 from kvd.storage.errors import DirectoryUnusable
 from kvd.storage.source import reading
 from kvd.storage.verify import Verdict, verify
+from kvd.v2.commands import Set
 from tests.stores import LONG, NOW_NS, open_store, write
 
 ITEMS = [

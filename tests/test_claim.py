@@ -12,7 +12,6 @@ import stat
 
 import pytest
 
-from kvd.commands import Set
 from kvd.ctl import main as kvdctl
 from kvd.storage.backup import backup
 from kvd.storage.bulk import bulk_load
@@ -21,6 +20,7 @@ from kvd.storage.layout import DataDirectory
 from kvd.storage.restore import restore
 from kvd.storage.source import reading
 from kvd.storage.store import Store
+from kvd.v2.commands import Set
 from tests.server import run_kvd
 from tests.stores import digest, open_store, write
 

@@ -7,7 +7,6 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
-from kvd.commands import Delete, Set
 from kvd.ctl import main as kvdctl
 from kvd.storage.dump import rfc3339
 from kvd.storage.format.applied import Applied, decode_sums
@@ -15,6 +14,7 @@ from kvd.storage.format.frame import Position
 from kvd.storage.format.node import CorruptIndex
 from kvd.storage.format.records import ClockOffset, encode_record
 from kvd.storage.store import Store
+from kvd.v2.commands import Delete, Set
 from tests import stepped
 from tests.server import Server
 from tests.stores import NOW_NS, SECOND_NS, commit, dump, open_store, sweep, write

@@ -12,7 +12,14 @@ import lmdb
 import pytest
 
 from kvd.appender import Appender
-from kvd.commands import (
+from kvd.committer import Committer
+from kvd.stats import StoreStats
+from kvd.storage import disk
+from kvd.storage.format.event import Event
+from kvd.storage.format.records import Entry, Kind
+from kvd.storage.store import Store
+from kvd.syncthread import SyncThread
+from kvd.v2.commands import (
     CompareAndSwap,
     Create,
     CreateInOrder,
@@ -21,15 +28,8 @@ from kvd.commands import (
     Update,
     Watch,
 )
-from kvd.committer import Committer
-from kvd.entries import Decision, Reply
-from kvd.errors import ApiError, RouteError
-from kvd.stats import StoreStats
-from kvd.storage import disk
-from kvd.storage.format.event import Event
-from kvd.storage.format.records import Entry, Kind
-from kvd.storage.store import Store
-from kvd.syncthread import SyncThread
+from kvd.v2.documents import Decision, Reply
+from kvd.v2.errors import ApiError, RouteError
 from kvd.watch import Hub
 from tests.stores import NOW_NS, SECOND_NS, SEGMENT, digest, open_store
 

@@ -4,7 +4,6 @@ from random import Random
 
 import pytest
 
-from kvd.commands import Delete, Set
 from kvd.storage import completeness
 from kvd.storage.completeness import prove_all
 from kvd.storage.format.applied import HISTORY_BYTES_MAX
@@ -13,6 +12,7 @@ from kvd.storage.format.records import Entry, Kind
 from kvd.storage.format.sums import APPLIED_KEY
 from kvd.storage.restore import restore
 from kvd.storage.source import reading
+from kvd.v2.commands import Delete, Set
 from tests.stores import NOW_NS, digest, enter, live, open_store, reclaim_all, sweep, write
 
 HOLDS = ("nodes", "ttl", "events", "garbage", "entries")

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from kvd import __version__
-from kvd.config import Config, ConfigError, ListenUrl, Printout, parse
-from kvd.flags import FLAGS
-from kvd.help import help_text
+from kvd.config.flags import FLAGS
+from kvd.config.help import help_text
+from kvd.config.load import Config, ConfigError, ListenUrl, Printout, parse
 
 
 def config(*argv: str) -> Config:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kvd.config import Config, ConfigError, parse
-from kvd.etcdflags import IGNORED, REFUSALS
-from kvd.flags import FLAGS
+from kvd.config.etcd_flags import IGNORED, REFUSALS
+from kvd.config.flags import FLAGS
+from kvd.config.load import Config, ConfigError, parse
 from tests.server import PATIENCE_S
 
 RECORDED = Path(__file__).with_name("etcd-3.4-flags.txt")

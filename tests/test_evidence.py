@@ -12,7 +12,6 @@ from zlib import crc32
 
 import pytest
 
-from kvd.commands import Set
 from kvd.ctl import main as kvdctl
 from kvd.storage import snapshot
 from kvd.storage.errors import CorruptLog, LogMissing
@@ -21,6 +20,7 @@ from kvd.storage.format.applied import Applied
 from kvd.storage.format.node import CorruptIndex
 from kvd.storage.format.sums import APPLIED_KEY
 from kvd.storage.lmdbfile import look_up
+from kvd.v2.commands import Set
 from tests.stores import digest, live, open_store, write
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +30,7 @@ SMALL_SEGMENT = 8192
 WRITE_AND_DIE = """
 import os, sys
 from pathlib import Path
-from kvd.commands import Set
+from kvd.v2.commands import Set
 from tests.stores import digest, open_store, write
 store = open_store(Path(sys.argv[1]))
 for number in range(int(sys.argv[2])):

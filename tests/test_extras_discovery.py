@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from kvd.config import Config, ConfigError, parse
+from kvd.config.load import Config, ConfigError, parse
 from tests.server import Answer, Client
 from tests.test_guard import ROOT, ask_for_users
 from tests.test_limits import rejected

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from kvd.request import EXTRAS
+from kvd.v2.request import EXTRAS
 from tests.server import FORM, Answer, Client, Server, running
 from tests.test_guard import ask_for_users
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from kvd.commands import Create, Delete, Set
-from kvd.extras import ReadExtras, Shape
 from kvd.extras_listing import NODES_PER_SLICE, render
 from kvd.extras_scan import Scan, count, find, marks
 from kvd.extras_search import Text
@@ -17,6 +15,8 @@ from kvd.extras_walk import State, Walk
 from kvd.listing import Listing
 from kvd.storage.format.node import Node
 from kvd.storage.store import Store
+from kvd.v2.commands import Create, Delete, Set
+from kvd.v2.extras.parameters import ReadExtras, Shape
 from tests.stores import NOW_NS, SECOND_NS, open_store, write
 
 Between = Callable[[int], object]

@@ -10,10 +10,10 @@ from random import Random
 
 import pytest
 
-from kvd.commands import CreateInOrder, Transaction
-from kvd.errors import ApiError
-from kvd.extras_txn import read_body
-from kvd.machine import decide, decide_all
+from kvd.v2.commands import CreateInOrder, Transaction
+from kvd.v2.errors import ApiError
+from kvd.v2.extras.txn import read_body
+from kvd.v2.rules import decide, decide_all
 from tests.model import Model
 from tests.raw import Raw
 from tests.server import Answer, Client, Server, running

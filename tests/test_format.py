@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from kvd.commands import Set
 from kvd.storage.digest import digest
 from kvd.storage.format.node import Node
 from kvd.storage.source import reading
 from kvd.storage.verify import Verdict, verify
+from kvd.v2.commands import Set
 from tests.stores import LONG, NOW_NS, SECOND_NS, open_store, write
 
 STORES = Path(__file__).parent / "golden" / "stores"

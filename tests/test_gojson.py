@@ -1,4 +1,4 @@
-"""kvd/gojson.py: what it takes and refuses is what Go's encoding/json does; the texts are Go's."""
+"""go_json.py: what it takes and refuses is what Go's encoding/json does; the texts are Go's."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kvd.gojson import Malformed, decode, encode, fields, name_of, text_of
+from kvd.v2.go_json import Malformed, decode, encode, fields, name_of, text_of
 
 # What etcd 3.4.23 (Go 1.19) answered to each.
 COMPLAINTS = {

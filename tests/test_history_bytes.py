@@ -4,8 +4,8 @@ from random import Random
 
 import pytest
 
-from kvd.commands import Set
 from kvd.storage.format.event import event_key
+from kvd.v2.commands import Set
 from tests.stores import NOW_NS, SECOND_NS, digest, dump, live, open_store, write
 from tests.test_replicas import follow, frames
 

@@ -4,7 +4,6 @@ from random import Random
 
 import pytest
 
-from kvd.commands import CompareAndSwap, Delete, Set, Update
 from kvd.storage.completeness import prove_all
 from kvd.storage.digest import digest as told_digest
 from kvd.storage.flush import NAMED_BYTES_MIN
@@ -12,6 +11,7 @@ from kvd.storage.format.event import MARK, decode_event, event_key, named_by, wh
 from kvd.storage.format.node import CorruptIndex
 from kvd.storage.source import reading
 from kvd.storage.verify import Verdict, verify
+from kvd.v2.commands import CompareAndSwap, Delete, Set, Update
 from tests.stores import NOW_NS, SECOND_NS, digest, dump, history, open_store, sweep, write
 
 LARGE = NAMED_BYTES_MIN

@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from kvd.commands import Set
 from kvd.housekeeping import Housekeeping
 from kvd.storage import failpoints, snapshot
 from kvd.storage.errors import CorruptLog
 from kvd.syncthread import SyncThread
+from kvd.v2.commands import Set
 from tests.stores import digest, open_store, write
 
 SMALL_SEGMENT = 8192

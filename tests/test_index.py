@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from kvd.commands import Set
 from kvd.storage import completeness, disk, index
 from kvd.storage.format.node import ROOT_ID, CorruptIndex, encode_key
 from kvd.storage.index import RESERVE_BYTES, Index
 from kvd.storage.replay import load
+from kvd.v2.commands import Set
 from tests.stores import FOREVER_NS, NOW_NS, digest, open_store, write
 
 ROOT = Path(__file__).parent.parent

@@ -8,13 +8,13 @@ from random import Random
 import lmdb
 import pytest
 
-from kvd.commands import Delete, Set
 from kvd.storage.bulk import bulk_load
 from kvd.storage.completeness import _ROWS_AT_START
 from kvd.storage.format.node import CorruptIndex, encode_key
 from kvd.storage.format.records import Entry, Kind
 from kvd.storage.format.tables import TABLES
 from kvd.storage.pages import prove_pages
+from kvd.v2.commands import Delete, Set
 from tests.damaged import REBUILT, RIGHT, TRY_AGAIN
 from tests.server import ROOT, Server
 from tests.stores import NOW_NS, enter, open_store, reclaim_all, sweep, write

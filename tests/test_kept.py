@@ -6,12 +6,12 @@ from random import Random
 
 import pytest
 
-from kvd.commands import CreateInOrder, Delete, Set, Update
 from kvd.kept import Listings
 from kvd.listing import KEPT_BODY_BYTES_MAX, KEPT_LEVELS_MAX, Listing, render
 from kvd.storage.format.event import Event
 from kvd.storage.format.node import ROOT, Node
 from kvd.storage.store import Store
+from kvd.v2.commands import CreateInOrder, Delete, Set, Update
 from tests.stores import NOW_NS, open_store, write
 
 

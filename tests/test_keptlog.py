@@ -2,9 +2,9 @@
 
 import pytest
 
-from kvd.commands import Set
 from kvd.storage.bulk import bulk_load
 from kvd.storage.errors import CorruptLog
+from kvd.v2.commands import Set
 from tests.stores import SEGMENT, open_store, write
 
 SMALL_SEGMENT = 8192

@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 
-from kvd.commands import Set
 from kvd.ctl import main as kvdctl
 from kvd.storage import snapshot
 from kvd.storage.errors import CorruptLog
+from kvd.v2.commands import Set
 from tests.stores import digest, open_store, write
 from tests.test_housekeeping import SMALL_SEGMENT, kept, until
 

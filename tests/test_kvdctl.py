@@ -13,7 +13,6 @@ from random import Random
 import pytest
 
 from kvd import ctl
-from kvd.commands import Create, Delete, Set
 from kvd.storage import disk, failpoints
 from kvd.storage import snapshot as snapshots
 from kvd.storage.digest import digest as digest_of
@@ -22,6 +21,7 @@ from kvd.storage.errors import CorruptLog, StorageError
 from kvd.storage.format import frame
 from kvd.storage.format.records import VERSION_SHA256, Entry, Kind
 from kvd.storage.store import Store
+from kvd.v2.commands import Create, Delete, Set
 from tests.server import run_kvd
 from tests.stores import (
     NOW_NS,

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import pytest
 
+from kvd.config.flags import FLAGS, LIMITS
 from kvd.crowd import BODY, BUSY, CLOSING, HEAD, IDLE, SILENT, UNREAD, Crowd, State
 from kvd.files import divide
-from kvd.flags import FLAGS, LIMITS
 from kvd.memory import Memory, Payload
 from kvd.outbox import Outbox
 from kvd.receiving import WAIT_S, Receiving

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from kvd.config.urls import ListenUrl
 from kvd.listeners import AddressUnavailable, Listener, bind, handed_over
 from kvd.systemd import Handed
-from kvd.urls import ListenUrl
 from tests.server import PATIENCE_S, Client, free_port, run_kvd
 
 UNAVAILABLE = 69

@@ -1,8 +1,10 @@
-"""kvd/machine.py: every rule of the key space, on a state as plain as a dict."""
+"""kvd/v2/rules.py: every rule of the key space, on a state as plain as a dict."""
 
 import pytest
 
-from kvd.commands import (
+from kvd.storage.format.node import Node
+from kvd.storage.format.records import Change, Kind
+from kvd.v2.commands import (
     CompareAndDelete,
     CompareAndSwap,
     Create,
@@ -11,10 +13,8 @@ from kvd.commands import (
     Set,
     Update,
 )
-from kvd.errors import ApiError
-from kvd.machine import EXPIRATION_NS_MAX, decide, existing, expire
-from kvd.storage.format.node import Node
-from kvd.storage.format.records import Change, Kind
+from kvd.v2.errors import ApiError
+from kvd.v2.rules import EXPIRATION_NS_MAX, decide, existing, expire
 from tests.model import Model
 
 NOW_NS = 1_700_000_000_000_000_000

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kvd.errors import ApiError
-from kvd.machine import decide, expire
 from kvd.storage import disk
 from kvd.storage.completeness import prove_all
 from kvd.storage.format.records import Change, encode_record
+from kvd.v2.errors import ApiError
+from kvd.v2.rules import decide, expire
 from tests.model import Model
 from tests.stores import (
     NOW_NS,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kvd.extras import capability
+from kvd.v2.extras.parameters import capability
 from tests.server import PATIENCE_S, ROOT
 
 MANUAL = ROOT / "kvd" / "manual"

@@ -12,7 +12,7 @@ from typing import cast
 
 import pytest
 
-from kvd.commands import Watch
+from kvd.v2.commands import Watch
 from kvd.watchers import Listener, Watcher, Watchers
 from tests.certs import Authority, client_context
 from tests.raw import Raw, request

@@ -12,7 +12,9 @@ from random import Random
 
 import pytest
 
-from kvd.commands import (
+from kvd.storage.format.event import Event
+from kvd.storage.format.records import Kind
+from kvd.v2.commands import (
     CompareAndDelete,
     CompareAndSwap,
     Create,
@@ -21,9 +23,7 @@ from kvd.commands import (
     Set,
     Update,
 )
-from kvd.errors import ApiError
-from kvd.storage.format.event import Event
-from kvd.storage.format.records import Kind
+from kvd.v2.errors import ApiError
 from tests.raw import Raw, request
 from tests.stores import (
     NOW_NS,

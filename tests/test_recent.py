@@ -5,11 +5,11 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvd.commands import Set, Watch
 from kvd.recent import Recent
 from kvd.storage.format.event import Event
 from kvd.storage.format.records import REMOVALS, Change, Kind
 from kvd.storage.state import State
+from kvd.v2.commands import Set, Watch
 from kvd.watch import _matches_history
 from kvd.watchers import Watcher
 from tests.test_committer import on_a_loop, started, until

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from kvd.commands import Set
 from kvd.storage.bulk import bulk_load
 from kvd.storage.index import Index
 from kvd.storage.replay import load, replay
 from kvd.storage.source import reading
+from kvd.v2.commands import Set
 from tests.stores import NOW_NS, open_store, write
 
 pytestmark = pytest.mark.skipif(

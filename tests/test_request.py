@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from kvd.commands import (
+from kvd.v2.commands import (
     CompareAndDelete,
     CompareAndSwap,
     Create,
@@ -21,8 +21,8 @@ from kvd.commands import (
     Update,
     Watch,
 )
-from kvd.errors import TABLE, ApiError
-from kvd.request import (
+from kvd.v2.errors import TABLE, ApiError
+from kvd.v2.request import (
     DIGITS_MAX,
     LARGE_FORM_BYTES,
     PARAMETERS_MAX,

@@ -7,8 +7,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kvd.errors import TABLE, ApiError
-from kvd.response import (
+from kvd.storage.format.event import Event
+from kvd.storage.format.node import ROOT, Node
+from kvd.storage.format.records import REMOVALS, Change, Kind
+from kvd.v2.errors import TABLE, ApiError
+from kvd.v2.response import (
     ACTIONS,
     action_body,
     cut,
@@ -22,9 +25,6 @@ from kvd.response import (
     timestamp,
     ttl_s,
 )
-from kvd.storage.format.event import Event
-from kvd.storage.format.node import ROOT, Node
-from kvd.storage.format.records import REMOVALS, Change, Kind
 
 S = 1_000_000_000
 NOW_NS = 1_764_000_000 * S

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvd.config import Config, ConfigError, Printout, parse
-from kvd.flags import FLAGS
+from kvd.config.flags import FLAGS
+from kvd.config.load import Config, ConfigError, Printout, parse
 
 FILE = "/etc/kvd.yml"
 

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvd.commands import Set
 from kvd.storage import disk, snapshot
 from kvd.storage.checkpoint import Checkpoint
 from kvd.storage.errors import CorruptSnapshot
 from kvd.storage.format import frame
 from kvd.storage.format.frame import Position
 from kvd.storage.format.node import encode_key
+from kvd.v2.commands import Set
 from tests.stores import open_store
 from tests.stores import write as write_to
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from kvd.commands import (
+from kvd.stats import SelfStats, StoreStats
+from kvd.v2.commands import (
     CompareAndDelete,
     CompareAndSwap,
     Create,
@@ -14,7 +15,6 @@ from kvd.commands import (
     Set,
     Update,
 )
-from kvd.stats import SelfStats, StoreStats
 
 FIELDS = [
     "getsSuccess", "getsFail", "setsSuccess", "setsFail", "deleteSuccess", "deleteFail",

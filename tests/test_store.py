@@ -15,7 +15,6 @@ import pytest
 
 import kvd.storage.recovery
 import kvd.storage.store
-from kvd.commands import Delete, Set
 from kvd.storage import disk, snapshot
 from kvd.storage.errors import (
     CorruptLog,
@@ -35,6 +34,7 @@ from kvd.storage.format.records import (
     encode_payload,
     encode_record,
 )
+from kvd.v2.commands import Delete, Set
 from tests.stores import (
     NOW_NS,
     SEGMENT,

@@ -6,7 +6,7 @@ import logging
 import lmdb
 import pytest
 
-from kvd import config
+from kvd.config import load
 from kvd.http1 import Server as HttpServer
 from kvd.keys import KeySpace
 from kvd.server import KvdServer
@@ -97,8 +97,8 @@ def test_a_server_goes_on_ticking_after_an_exception(tmp_path, monkeypatch, capl
 
     monkeypatch.setattr(failing, "tick", fail_first)
     flags = ["--data-dir", str(tmp_path / "data"), "--listen-client-urls", "http://127.0.0.1:0"]
-    parsed = config.parse(flags)
-    assert isinstance(parsed, config.Config)
+    parsed = load.parse(flags)
+    assert isinstance(parsed, load.Config)
 
     async def scenario():
         server = KvdServer(parsed)

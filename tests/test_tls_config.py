@@ -2,8 +2,8 @@
 
 import pytest
 
-from kvd.config import Config, ConfigError, parse
-from kvd.tlsconfig import TlsConfig
+from kvd.config.load import Config, ConfigError, parse
+from kvd.config.tls import TlsConfig
 
 HTTPS = ("--listen-client-urls", "https://127.0.0.1:2379")
 PAIR = ("--cert-file", "c", "--key-file", "k")

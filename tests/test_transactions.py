@@ -5,10 +5,10 @@ import errno
 
 import pytest
 
-from kvd.commands import Condition, Create, CreateInOrder, Delete, Set, Transaction
-from kvd.errors import ApiError
 from kvd.storage import disk
 from kvd.storage.format.records import Kind
+from kvd.v2.commands import Condition, Create, CreateInOrder, Delete, Set, Transaction
+from kvd.v2.errors import ApiError
 from tests.stores import NOW_NS, SECOND_NS, digest, open_store
 from tests.test_committer import PATIENCE_S, error, fail_writes, on_a_loop, started
 

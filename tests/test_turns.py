@@ -11,12 +11,12 @@ import pytest
 
 from kvd import tlsconnection
 from kvd.acceptor import Acceptor
+from kvd.config.urls import ListenUrl
 from kvd.http1 import SHORT_LINE_BYTES, Connection, Delegate, Limits, Server, is_deep
 from kvd.listeners import bind
 from kvd.memory import Memory
 from kvd.tlsconnection import TlsListener
 from kvd.turns import Lane, Turns
-from kvd.urls import ListenUrl
 from tests.certs import Authority
 
 LOOPS = ["asyncio", "uvloop"]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 
 from kvd import watch as hubs
-from kvd.commands import Delete, Set, Watch
+from kvd.v2.commands import Delete, Set, Watch
 from tests.test_committer import Listener, on_a_loop, started, turns, until
 
 BOUND = 4_000

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
 
-from kvd.commands import Set
 from kvd.storage import index
 from kvd.storage.errors import StorageError
 from kvd.storage.format.applied import HISTORY_LIMIT_DEFAULT
 from kvd.storage.repair import explained, repair
 from kvd.storage.store import Store
+from kvd.v2.commands import Set
 from tests.crash.lab.damage import bug, sample
 from tests.crash.lab.disks import SEGMENT_BYTES, Found, recover, verified
 from tests.crash.lab.experiment import ALL, Experiment, Trial, Violation

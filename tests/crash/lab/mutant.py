@@ -20,9 +20,7 @@ from pathlib import Path
 from kvd import watch
 from kvd.__main__ import main
 from kvd.clock import Clock
-from kvd.commands import Transaction
 from kvd.committer import Committer
-from kvd.errors import ApiError
 from kvd.space import Space
 from kvd.storage import (
     completeness,
@@ -49,6 +47,8 @@ from kvd.storage.state import Pending, State
 from kvd.storage.store import Store
 from kvd.storage.wal import BEGUN_BYTES_MAX, Wal
 from kvd.syncthread import SyncThread
+from kvd.v2.commands import Transaction
+from kvd.v2.errors import ApiError
 
 _sync_data, _write_at = disk.sync_data, disk.write_at
 

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable
 from urllib.parse import quote as quote_url
 
-from kvd.errors import RouteError
-from kvd.request import quote
+from kvd.v2.errors import RouteError
+from kvd.v2.request import quote
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+\-.]*):")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")

@@ -17,7 +17,7 @@ from operator import methodcaller
 from typing import NamedTuple, TypeVar
 from urllib.parse import quote_from_bytes
 
-from kvd.commands import (
+from kvd.v2.commands import (
     Command,
     CompareAndDelete,
     CompareAndSwap,
@@ -31,7 +31,7 @@ from kvd.commands import (
     Update,
     Watch,
 )
-from kvd.errors import (
+from kvd.v2.errors import (
     INDEX_NOT_A_NUMBER,
     INVALID_FIELD,
     INVALID_FORM,
@@ -67,7 +67,7 @@ EXTRAS = frozenset(
         *(b"actions", b"level", b"progress", b"refreshes", b"waitTimeout"),
     )
 )
-"""Names of what etcd does not know of a read (kvd/extras.py); other methods ignore them, too."""
+"""Names of what etcd does not know of a read (parameters.py); other methods ignore them, too."""
 
 Parameters = dict[bytes, bytes]
 _Result = TypeVar("_Result")

@@ -6,10 +6,10 @@ import textwrap
 import yaml
 
 from kvd import __version__
-from kvd.etcdflags import IGNORED, NO_EFFECT, REFUSED, REFUSED_FLAGS
-from kvd.flags import FLAGS, GROUPS, OLD, Flag
+from kvd.config.etcd_flags import IGNORED, NO_EFFECT, REFUSED, REFUSED_FLAGS
+from kvd.config.flags import FLAGS, GROUPS, OLD, Flag
+from kvd.config.sources import REQUESTS, Settings
 from kvd.lines import printable
-from kvd.settings import REQUESTS, Settings
 
 _WIDTH = 96
 _INDENT = " " * 34

@@ -6,8 +6,8 @@ expected, what was found, and where.
 
 import math
 
-from kvd.flags import ConfigError, shown
-from kvd.settings import Settings
+from kvd.config.flags import ConfigError, shown
+from kvd.config.sources import Settings
 
 INTEGER_MAX = 2**63 - 1
 

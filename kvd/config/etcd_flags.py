@@ -1,4 +1,4 @@
-"""etcd's flags that do nothing here: those of 2.x, 3.4 and 3.5 that `kvd.flags` does not have.
+"""etcd's flags that do nothing here: those of 2.x, 3.4 and 3.5 that `flags` does not have.
 
 One that asks for nothing that could be missed is ignored, with one warning for all of them. One
 that asks for what a single member cannot do is refused with the reason: silence would be a lie.
@@ -6,7 +6,7 @@ that asks for what a single member cannot do is refused with the reason: silence
 
 from dataclasses import dataclass
 
-from kvd.flags import Flag
+from kvd.config.flags import Flag
 
 NO_EFFECT = "Accepted for etcd's sake, without effect on a single member"
 REFUSED = "Refused, unless at the value that asks for nothing"

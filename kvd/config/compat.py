@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from kvd.etcdflags import REFUSALS
-from kvd.flags import ConfigError, shown
-from kvd.settings import Setting, Settings
-from kvd.values import boolean, word
+from kvd.config.etcd_flags import REFUSALS
+from kvd.config.flags import ConfigError, shown
+from kvd.config.sources import Setting, Settings
+from kvd.config.values import boolean, word
 
 # What etcd's loggers write.
 _LOGGERS = {"zap": "json", "capnslog": "text"}

@@ -2,7 +2,7 @@
 
 Nothing here looks at the machine (no clock, no file but the one that `read_file` is asked for);
 whether a directory can be used or an address is free shows when the server starts. The flags are
-the tables of `kvd.flags` and `kvd.etcdflags`.
+the tables of `kvd.config.flags` and `kvd.config.etcd_flags`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,15 +11,22 @@ from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
-from kvd.configfile import from_file
-from kvd.etcdflags import DISCOVERY, NO_EFFECT
-from kvd.etcdsettings import refuse_what_cannot_be_ignored, with_present_names
-from kvd.flags import EXIT_USAGE, ConfigError, shown
-from kvd.help import help_text, settings_text, version_text
-from kvd.settings import BY_NAME, DEFAULTS, Setting, Settings, from_command_line, from_environment
-from kvd.tlsconfig import TlsConfig, tls_config, tls_flags
-from kvd.urls import WILDCARDS, ListenUrl, listen_urls, origins, told_urls
-from kvd.values import boolean, integer, integer_or_none, members, refusal, seconds, word
+from kvd.config.compat import refuse_what_cannot_be_ignored, with_present_names
+from kvd.config.etcd_flags import DISCOVERY, NO_EFFECT
+from kvd.config.file import from_file
+from kvd.config.flags import EXIT_USAGE, ConfigError, shown
+from kvd.config.help import help_text, settings_text, version_text
+from kvd.config.sources import (
+    BY_NAME,
+    DEFAULTS,
+    Setting,
+    Settings,
+    from_command_line,
+    from_environment,
+)
+from kvd.config.tls import TlsConfig, tls_config, tls_flags
+from kvd.config.urls import WILDCARDS, ListenUrl, listen_urls, origins, told_urls
+from kvd.config.values import boolean, integer, integer_or_none, members, refusal, seconds, word
 
 __all__ = ["EXIT_USAGE", "Config", "ConfigError", "ListenUrl", "Printout", "parse"]
 
@@ -75,7 +82,7 @@ class Config:
         tls: How TLS is spoken; None where no URL asks for it.
         cors: The origins that may read answers in a browser; empty sends no CORS headers.
         host_whitelist: The hosts that requests may name, `*` for any; None without the setting.
-        extras: Whether the extras on etcd's API are served (kvd/extras.py).
+        extras: Whether the extras on etcd's API are served (kvd/v2/extras/parameters.py).
         gzip_min_bytes: How long an answer is that is compressed; None compresses none.
         discovery: Whether tokens are made for members of etcd clusters (kvd/extras_discovery.py).
         discovery_ttl_s: How long such a token lives.

@@ -13,7 +13,7 @@ beside another one, is 209 with its name in the cause, at index 0.
     history before refreshes      the events of a key
     at                            a file as it was
 
-Those of a watch are in kvd/extras_watch.py.
+Those of a watch are in kvd/v2/extras/watch.py.
 
 On a file the parameters that are about directories have no effect: a client that follows a link
 need not know which of the two it leads to.
@@ -25,10 +25,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
-from kvd.commands import Extras, Get
-from kvd.errors import INVALID_FIELD, ApiError
-from kvd.request import BOOLS, EXTRAS, uint
-from kvd.response import ACTIONS
+from kvd.v2.commands import Extras, Get
+from kvd.v2.errors import INVALID_FIELD, ApiError
+from kvd.v2.request import BOOLS, EXTRAS, uint
+from kvd.v2.response import ACTIONS
 
 LIMIT_MAX = 10_000
 """Children of a page, children between two marks, nodes that are found."""

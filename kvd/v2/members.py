@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from hashlib import sha1
 from typing import NamedTuple
 
-from kvd import gojson
-from kvd.entries import Decision, Entries, Reply
-from kvd.errors import RouteError
-from kvd.peerurls import read_urls
 from kvd.storage.format.records import Entry, Kind
+from kvd.v2 import go_json
+from kvd.v2.documents import Decision, Entries, Reply
+from kvd.v2.errors import RouteError
+from kvd.v2.peer_urls import read_urls
 
 _MEMBER = "member"
 _ID_MAX = (1 << 64) - 1
@@ -47,17 +47,17 @@ class Member(NamedTuple):
 
     def body(self) -> bytes:
         """Return the member as JSON."""
-        return gojson.encode(self._fields_shown()) + b"\n"
+        return go_json.encode(self._fields_shown()) + b"\n"
 
     def list_body(self) -> bytes:
         """Return the list of all members as JSON."""
-        return gojson.encode({"members": [self._fields_shown()]}) + b"\n"
+        return go_json.encode({"members": [self._fields_shown()]}) + b"\n"
 
     def machines_body(self) -> bytes:
         """Return the client URLs as `/v2/machines` lists them."""
         return ", ".join(sorted(self.client_urls)).encode()
 
-    def _fields_shown(self) -> dict[str, gojson.Value]:
+    def _fields_shown(self) -> dict[str, go_json.Value]:
         return {
             "id": self.shown_id,
             "name": self.name,
@@ -98,7 +98,7 @@ def read_peer_urls(content_type: str, body: bytes) -> tuple[str, ...]:
         raise RouteError(415, f"Bad Content-Type {media_type}, accept application/json")
     try:
         return read_urls(_peer_urls(body))
-    except gojson.Malformed as error:
+    except go_json.Malformed as error:
         raise RouteError(400, str(error)) from None
 
 
@@ -110,7 +110,7 @@ def decide(state: Entries, command: PutMember, member: Member) -> Decision:
     """
     if command.member_id != member.member_id:
         raise RouteError(404, f"No such member: {command.member_id:x}")
-    document = gojson.encode({"peerURLs": command.peer_urls})
+    document = go_json.encode({"peerURLs": command.peer_urls})
     return Decision([Entry(Kind.MEMBER, _MEMBER, member.shown_id, document)], Reply(204))
 
 
@@ -130,26 +130,26 @@ def refuse_removal(member: Member, member_id: int) -> RouteError:
 
 def _peer_urls(document: bytes) -> list[str]:
     """Return the field of a document, in whose type Go finds fault in its own words."""
-    value = gojson.decode(document)
+    value = go_json.decode(document)
     urls: list[str] = []
     if value is None:
         return urls
     if not isinstance(value, tuple):
-        name = gojson.name_of(value)
-        raise gojson.Malformed(f"json: cannot unmarshal {name} into Go value of type {_TYPE}")
-    for _, field in gojson.fields(value, ("peerURLs",)):
+        name = go_json.name_of(value)
+        raise go_json.Malformed(f"json: cannot unmarshal {name} into Go value of type {_TYPE}")
+    for _, field in go_json.fields(value, ("peerURLs",)):
         if field is not None and not isinstance(field, list):
             raise _mistyped(field, "[]string")
         for item in field or ():
             if item is not None and not isinstance(item, str):
                 raise _mistyped(item, "string")
-        urls = [gojson.text_of(item) for item in field or ()]
+        urls = [go_json.text_of(item) for item in field or ()]
     return urls
 
 
-def _mistyped(value: gojson.Value, wanted: str) -> gojson.Malformed:
-    return gojson.Malformed(
-        f"json: cannot unmarshal {gojson.name_of(value)} into Go struct field .peerURLs "
+def _mistyped(value: go_json.Value, wanted: str) -> go_json.Malformed:
+    return go_json.Malformed(
+        f"json: cannot unmarshal {go_json.name_of(value)} into Go struct field .peerURLs "
         f"of type {wanted}"
     )
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import yaml
 
-from kvd.flags import ConfigError, shown
-from kvd.settings import BY_NAME, REQUESTS, Setting, Settings, hint
+from kvd.config.flags import ConfigError, shown
+from kvd.config.sources import BY_NAME, REQUESTS, Setting, Settings, hint
 
 _NESTED = {"client-transport-security": "", "peer-transport-security": "peer-"}
 

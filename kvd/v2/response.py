@@ -22,10 +22,10 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import NamedTuple
 
-from kvd.errors import TABLE, ApiError
 from kvd.storage.format.event import Event
 from kvd.storage.format.node import Node
 from kvd.storage.format.records import REMOVALS, Change, Kind
+from kvd.v2.errors import TABLE, ApiError
 
 ACTIONS: dict[int, bytes] = {
     Kind.SET: b"set",

@@ -14,12 +14,19 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from kvd.commands import Watch
-from kvd.errors import INVALID_FIELD, ApiError
-from kvd.extras import EVENT_STREAM, LAST_EVENT_ID, Shape, check_max_value, refuse_pair, values_of
-from kvd.request import is_below, uint
-from kvd.response import ACTIONS
 from kvd.storage.format.event import Event
+from kvd.v2.commands import Watch
+from kvd.v2.errors import INVALID_FIELD, ApiError
+from kvd.v2.extras.parameters import (
+    EVENT_STREAM,
+    LAST_EVENT_ID,
+    Shape,
+    check_max_value,
+    refuse_pair,
+    values_of,
+)
+from kvd.v2.request import is_below, uint
+from kvd.v2.response import ACTIONS
 
 _OF_WATCHES = frozenset(
     (

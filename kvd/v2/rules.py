@@ -24,7 +24,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
-from kvd.commands import (
+from kvd.storage.format.node import Node, Obstacle
+from kvd.storage.format.records import Change, Kind
+from kvd.v2.commands import (
     Command,
     CompareAndDelete,
     CompareAndSwap,
@@ -36,7 +38,7 @@ from kvd.commands import (
     Transaction,
     Update,
 )
-from kvd.errors import (
+from kvd.v2.errors import (
     COMPARE_FAILED,
     DIRECTORY_NOT_EMPTY,
     KEY_EXISTS,
@@ -46,8 +48,6 @@ from kvd.errors import (
     ROOT_READ_ONLY,
     ApiError,
 )
-from kvd.storage.format.node import Node, Obstacle
-from kvd.storage.format.records import Change, Kind
 
 # An error shows no more of each value that it compares.
 _SHOWN_BYTES_MAX = 64 << 10

@@ -12,15 +12,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from kvd import gojson
-from kvd.errors import RouteError
+from kvd.v2 import go_json
+from kvd.v2.errors import RouteError
 
 # It takes a microsecond or two to read an element or a field, and others wait for that.
 ELEMENTS_MAX = 16_384
 """Elements of lists and fields of objects that a request may have."""
 
 Names = tuple[str, ...]
-Fields = dict[str, gojson.Value]
+Fields = dict[str, go_json.Value]
 
 
 class Permissions(NamedTuple):
@@ -71,8 +71,8 @@ def read_user(body: bytes, name: str) -> UserRequest:
     """
     _check_size(body)
     try:
-        user = _user(gojson.decode(body, whole=False, explain=False))
-    except gojson.Malformed:
+        user = _user(go_json.decode(body, whole=False, explain=False))
+    except go_json.Malformed:
         raise RouteError(400, "Invalid JSON in request body.") from None
     if user.name != name:
         raise RouteError(400, "User JSON name does not match the name in the URL")
@@ -89,8 +89,8 @@ def read_role(body: bytes, name: str) -> Role:
     """
     _check_size(body)
     try:
-        role = _role(gojson.decode(body, whole=False, explain=False))
-    except gojson.Malformed:
+        role = _role(go_json.decode(body, whole=False, explain=False))
+    except go_json.Malformed:
         raise RouteError(400, "Invalid JSON in request body.") from None
     if role.name != name:
         raise RouteError(400, "Role JSON name does not match the name in the URL")
@@ -106,12 +106,12 @@ def _check_size(body: bytes) -> None:
 
 def stored_user(name: str, document: bytes, secret: bytes | None) -> User:
     """Return the user that a stored document stands for."""
-    return User(name, _user(gojson.decode(document)).roles, secret or b"")
+    return User(name, _user(go_json.decode(document)).roles, secret or b"")
 
 
 def stored_role(document: bytes) -> Role:
     """Return the role that a stored document stands for."""
-    return _role(gojson.decode(document))
+    return _role(go_json.decode(document))
 
 
 def user_fields(user: User) -> Fields:
@@ -128,7 +128,7 @@ def role_fields(role: Role) -> Fields:
     return fields
 
 
-def _user(value: gojson.Value) -> UserRequest:
+def _user(value: go_json.Value) -> UserRequest:
     user = UserRequest()
     for name, field in _fields(value, ("user", "password", "roles", "grant", "revoke")):
         match name:
@@ -145,7 +145,7 @@ def _user(value: gojson.Value) -> UserRequest:
     return user
 
 
-def _role(value: gojson.Value) -> Role:
+def _role(value: go_json.Value) -> Role:
     role = Role()
     for name, field in _fields(value, ("role", "permissions", "grant", "revoke")):
         match name:
@@ -160,32 +160,32 @@ def _role(value: gojson.Value) -> Role:
     return role
 
 
-def _asked(value: gojson.Value) -> Permissions | None:
+def _asked(value: go_json.Value) -> Permissions | None:
     return None if value is None else _permissions(value, Permissions())
 
 
-def _permissions(value: gojson.Value, given: Permissions) -> Permissions:
+def _permissions(value: go_json.Value, given: Permissions) -> Permissions:
     for _, kv in _fields(value, ("kv",)):
         for name, field in _fields(kv, Permissions._fields):
             given = given._replace(**{name: _names(field)})
     return given
 
 
-def _text(value: gojson.Value, given: str) -> str:
-    return given if value is None else gojson.text_of(value)
+def _text(value: go_json.Value, given: str) -> str:
+    return given if value is None else go_json.text_of(value)
 
 
-def _fields(value: gojson.Value, names: Names) -> Iterable[tuple[str, gojson.Value]]:
+def _fields(value: go_json.Value, names: Names) -> Iterable[tuple[str, go_json.Value]]:
     if value is None:
         return ()
     if not isinstance(value, tuple):
-        raise gojson.Malformed(gojson.name_of(value))
-    return gojson.fields(value, names)
+        raise go_json.Malformed(go_json.name_of(value))
+    return go_json.fields(value, names)
 
 
-def _names(value: gojson.Value) -> Names | None:
+def _names(value: go_json.Value) -> Names | None:
     if value is None:
         return None
     if not isinstance(value, list):
-        raise gojson.Malformed(gojson.name_of(value))
-    return tuple(map(gojson.text_of, value))
+        raise go_json.Malformed(go_json.name_of(value))
+    return tuple(map(go_json.text_of, value))

@@ -1,6 +1,6 @@
 """Where settings come from: the command line, the environment, the table's defaults.
 
-Later sources rule: default < configuration file (`kvd.configfile`) < `ETCD_*` < `KVD_*` < flag.
+Later sources rule: default < configuration file (`kvd.config.file`) < `ETCD_*` < `KVD_*` < flag.
 (etcd 3.4 ignores all flags and variables beside a configuration file.)
 
 The command line is as in etcd (Go's flag package): one dash or two, `--flag value` or
@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kvd.etcdflags import IGNORED, REFUSED_FLAGS
-from kvd.flags import FLAGS, ConfigError, Flag, shown
+from kvd.config.etcd_flags import IGNORED, REFUSED_FLAGS
+from kvd.config.flags import FLAGS, ConfigError, Flag, shown
 
 BY_NAME = {flag.name: flag for flag in (*FLAGS, *IGNORED, *REFUSED_FLAGS)}
 _ALIASES = {"h": "help"}

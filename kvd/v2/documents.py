@@ -1,8 +1,8 @@
 """What is changed beside the keys (users, roles, members), as plain values.
 
 A command is decided on the pending state by a pure function, as one of the key space is by
-`kvd.machine`; what it decides is a list of entries for the log, and the reply that may be told once
-they are durable.
+`kvd.v2.rules`; what it decides is a list of entries for the log, and the reply that may be told
+once they are durable.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
-from kvd.errors import RouteError
 from kvd.storage.format.records import Entry
+from kvd.v2.errors import RouteError
 
 
 class Entries(Protocol):

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvd.flags import ConfigError, shown
-from kvd.settings import Setting, Settings
-from kvd.urls import ListenUrl
-from kvd.values import boolean, integer, members, word
+from kvd.config.flags import ConfigError, shown
+from kvd.config.sources import Setting, Settings
+from kvd.config.urls import ListenUrl
+from kvd.config.values import boolean, integer, members, word
 
 _FLAGS = ("cert-file", "key-file", "trusted-ca-file", "ca-file", "client-cert-auth", "auto-tls")
 _VERSIONS = ("TLS1.2", "TLS1.3")

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from kvd.commands import (
+from kvd.v2.commands import (
     Command,
     CompareAndDelete,
     CompareAndSwap,
@@ -35,15 +35,15 @@ from kvd.commands import (
     Transaction,
     Update,
 )
-from kvd.errors import (
+from kvd.v2.errors import (
     INVALID_FIELD,
     INVALID_FORM,
     REFRESH_TTL_REQUIRED,
     REFRESH_VALUE,
     ApiError,
 )
-from kvd.extras import TOO_MANY_OPERATIONS, TXN_KEY_BYTES_MAX, TXN_OPS_MAX
-from kvd.request import clean_path
+from kvd.v2.extras.parameters import TOO_MANY_OPERATIONS, TXN_KEY_BYTES_MAX, TXN_OPS_MAX
+from kvd.v2.request import clean_path
 
 TXN = b"/v2/txn"
 BODY_BYTES_MAX = 6 << 20

@@ -10,7 +10,7 @@ against each other: a role that does not exist allows nothing.
 Rules, texts and statuses are those of etcd 3.4 (etcdserver/api/v2auth/auth.go and
 v2http/client_auth.go). Three are different on purpose: an empty pattern matches nothing (etcd drops
 the connection), lists show all names (in etcd those that begin with `_` are hidden), and what is
-recursive is judged alike for guests and users. How all this changes is in kvd/authchanges.py.
+recursive is judged alike for guests and users. How all this changes is in kvd/v2/auth_commands.py.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator
 from heapq import merge
 
-from kvd import gojson
-from kvd.authjson import (
+from kvd.storage.format.records import Entry
+from kvd.v2 import go_json
+from kvd.v2.auth_json import (
     Names,
     Permissions,
     Role,
@@ -28,9 +29,8 @@ from kvd.authjson import (
     stored_role,
     stored_user,
 )
-from kvd.entries import AllEntries, Entries
-from kvd.errors import RouteError
-from kvd.storage.format.records import Entry
+from kvd.v2.documents import AllEntries, Entries
+from kvd.v2.errors import RouteError
 
 ROOT, GUEST = "root", "guest"
 """The names of users and roles that mean something."""
@@ -101,7 +101,7 @@ def roles_json(state: AllEntries, keep: Callable[[int], None]) -> Iterator[bytes
     """Yield all roles, as JSON in short pieces; see `users_json`."""
     runs = yield from _runs(state, ROLE, keep)
     roles = (existing_role(state, name) for name in merge(*runs, [ROOT]))
-    yield from _list_json("roles", ((gojson.encode(role_fields(role)),) for role in roles))
+    yield from _list_json("roles", ((go_json.encode(role_fields(role)),) for role in roles))
 
 
 def role_json(state: Entries, _: Callable[[int], None], *, name: str) -> Iterator[bytes]:
@@ -110,7 +110,7 @@ def role_json(state: Entries, _: Callable[[int], None], *, name: str) -> Iterato
     Raises:
         RouteError: 404, it does not exist.
     """
-    yield gojson.encode(role_fields(existing_role(state, name))) + b"\n"
+    yield go_json.encode(role_fields(existing_role(state, name))) + b"\n"
 
 
 def _runs(
@@ -149,11 +149,11 @@ def _list_json(name: str, items: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
 
 def _user_json(name: str, roles: Iterable[Role | None]) -> Iterator[bytes]:
     """Yield a user with its roles in full; without the field where it has none."""
-    yield b'{"user":' + gojson.encode(name)
+    yield b'{"user":' + go_json.encode(name)
     start = b',"roles":['
     for role in roles:
         if role is not None:
-            yield start + gojson.encode(role_fields(role))
+            yield start + go_json.encode(role_fields(role))
             start = b","
     yield b"]}" if start == b"," else b"}"
 

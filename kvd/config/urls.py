@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
 
-from kvd.flags import ConfigError, shown
-from kvd.settings import Settings
-from kvd.values import members
+from kvd.config.flags import ConfigError, shown
+from kvd.config.sources import Settings
+from kvd.config.values import members
 
 WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 -- the addresses that mean all of a machine's
 _SOCKETS = ("unix", "unixs")

@@ -1,9 +1,9 @@
 """The flags that do something: one table, from which parsing, defaults and `--help` all come.
 
-To add one, add a row here, and in `kvd.config` a field with the line that reads it. A name in the
-environment (`KVD_...`, `ETCD_...`) and a key in the configuration file come with the row. What a
-value means is said in `kvd.config`; here it is only text. etcd's other flags are in
-`kvd.etcdflags`.
+To add one, add a row here, and in `kvd.config.load` a field with the line that reads it. A name in
+the environment (`KVD_...`, `ETCD_...`) and a key in the configuration file come with the row. What
+a value means is said in `kvd.config.load`; here it is only text. etcd's other flags are in
+`kvd.config.etcd_flags`.
 """
 
 from dataclasses import dataclass

@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple, NoReturn
 
-from kvd.commands import (
+from kvd.storage.format.node import Node
+from kvd.v2.commands import (
     CompareAndDelete,
     CompareAndSwap,
     Create,
@@ -29,12 +30,11 @@ from kvd.commands import (
     Update,
     Watch,
 )
-from kvd.errors import INVALID_FIELD, ApiError
-from kvd.extras import ACCEPT, IF_NONE_MATCH
-from kvd.extras_watch import as_event_stream
-from kvd.request import Parsed, parse_whole, uint
-from kvd.response import cut, ttl_s
-from kvd.storage.format.node import Node
+from kvd.v2.errors import INVALID_FIELD, ApiError
+from kvd.v2.extras.parameters import ACCEPT, IF_NONE_MATCH
+from kvd.v2.extras.watch import as_event_stream
+from kvd.v2.request import Parsed, parse_whole, uint
+from kvd.v2.response import cut, ttl_s
 
 RAW = b"/v2/raw"
 METHODS = ("HEAD", "GET", "PUT", "DELETE")

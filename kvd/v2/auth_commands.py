@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import NamedTuple, assert_never
 
-from kvd import gojson
-from kvd.auth import (
+from kvd.storage.format.records import Entry, Kind
+from kvd.v2 import go_json
+from kvd.v2.auth import (
     ENABLED,
     EVERYTHING,
     GUEST,
@@ -26,9 +27,8 @@ from kvd.auth import (
     refusal,
     with_root,
 )
-from kvd.authjson import Names, Permissions, Role, User, role_fields, user_fields
-from kvd.entries import Decision, Entries, Reply
-from kvd.storage.format.records import Entry, Kind
+from kvd.v2.auth_json import Names, Permissions, Role, User, role_fields, user_fields
+from kvd.v2.documents import Decision, Entries, Reply
 
 
 class PutUser(NamedTuple):
@@ -125,7 +125,7 @@ def _change_user(state: Entries, command: PutUser) -> Decision:
 
 
 def _put(user: User, status: int) -> Decision:
-    document = gojson.encode(user_fields(user))
+    document = go_json.encode(user_fields(user))
     entry = Entry(Kind.AUTH, USER, user.name, document, user.secret)
     return Decision([entry], Reply(status, document + b"\n"))
 
@@ -175,7 +175,7 @@ def _revoked(old: Names | None, asked: Names | None, _verb: str) -> Names:
 
 
 def _put_role(role: Role, status: int) -> Decision:
-    document = gojson.encode(role_fields(role))
+    document = go_json.encode(role_fields(role))
     entry = Entry(Kind.AUTH, ROLE, role.name, document)
     return Decision([entry], Reply(status, document + b"\n"))
 

@@ -86,7 +86,7 @@ class Condition(NamedTuple):
 
 
 Extras = tuple[tuple[bytes, bytes], ...]
-"""Parameters that etcd does not know, names and values as they came; see kvd/extras.py."""
+"""Parameters that etcd does not know, names and values as they came; see parameters.py."""
 
 Command = Set | Create | CreateInOrder | Update | CompareAndSwap | Delete | CompareAndDelete
 
