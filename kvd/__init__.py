@@ -2,7 +2,7 @@
 
 The way of a write:
 
-    client -- PUT /v2/keys/a -->  http1.py      bytes to requests: the connections
+    client -- PUT /v2/keys/a -->  http/connection.py      bytes to requests: the connections
                                   front.py      what comes before routing; the fork to other routes
                                   keys.py       a request to the key space, to its answer
                                   v2/request.py    parameters, checked, to a command
@@ -27,10 +27,10 @@ of files that are written or read, listing.py reads directories, kept.py keeps w
 brings it up to date. space.py knows whether there is room, housekeeping.py takes snapshots,
 server.py wires it all, app.py has the small endpoints, and ctl.py is kvdctl. Settings:
 config/flags.py is the table, config/sources.py and config/file.py collect their texts,
-config/load.py says what they mean. Connections come through listeners.py (addresses), acceptor.py,
-and tls.py with tlsconnection.py; framing.py and blocks.py read what is ahead of a body, outbox.py
-and sending.py send what is large. To know the system, read v2/rules.py, committer.py and
-storage/wal.py, in that order.
+config/load.py says what they mean. Connections come through net/listeners.py (addresses),
+net/acceptor.py, and net/tls.py with net/tls_connection.py; http/framing.py and http/header_cache.py
+read what is ahead of a body, http/outbox.py and http/sending.py send what is large. To know the
+system, read v2/rules.py, committer.py and storage/wal.py, in that order.
 
 kvd is not a cluster, has no v3 API, and keeps nothing that the log does not say.
 """

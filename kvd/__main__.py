@@ -21,8 +21,9 @@ from pathlib import Path
 from kvd import logs, process
 from kvd.config.load import EXIT_USAGE, Config, ConfigError, Printout, parse
 from kvd.crashes import CrashFile
-from kvd.listeners import AddressUnavailable
-from kvd.selfsigned import TlsUnusable
+from kvd.net.listeners import AddressUnavailable
+from kvd.net.self_signed import TlsUnusable
+from kvd.net.systemd import BadHandover, Handed, Notifier, take_sockets
 from kvd.server import (
     EXIT_IO,
     EXIT_TRY_AGAIN,
@@ -32,7 +33,6 @@ from kvd.server import (
 from kvd.storage import failpoints
 from kvd.storage.errors import DirectoryLost, StorageError
 from kvd.storage.repair import explained
-from kvd.systemd import BadHandover, Handed, Notifier, take_sockets
 
 log = logging.getLogger("kvd")
 

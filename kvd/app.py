@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import tornado.web
 
 from kvd.guard import Guard
-from kvd.http1 import SERVER_HEADER
+from kvd.http.connection import SERVER_HEADER
 from kvd.v2.documents import Decide, Replied
 from kvd.v2.errors import RouteError
 from kvd.v2.members import Member
@@ -214,4 +214,4 @@ def make_application(routes: Sequence[Route], **settings: object) -> tornado.web
 
 
 def _log_nothing(handler: tornado.web.RequestHandler) -> None:
-    """Requests are not logged here; see kvd/access.py."""
+    """Requests are not logged here; see kvd/http/access_log.py."""

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TypeVar, cast
 
 from kvd.guarded import GuardedEndpoint
-from kvd.http1 import Connection
+from kvd.http.connection import Connection
 from kvd.storage.view import View
 from kvd.v2 import auth, auth_commands, go_json
 from kvd.v2.auth_commands import Command, DeleteRole, DeleteUser, PutRole, PutUser, Switch

@@ -35,6 +35,7 @@ from typing import Any, Protocol, TypeVar
 from kvd.clock import STEP_NS, Clock
 from kvd.flusher import Flusher
 from kvd.histogram import Noted
+from kvd.limits.turns import Turns
 from kvd.logs import SLOW_QUIET_S, Rarely
 from kvd.space import Space
 from kvd.stats import StoreStats
@@ -55,7 +56,6 @@ from kvd.storage.format.records import (
 from kvd.storage.state import Pending
 from kvd.storage.store import Store
 from kvd.syncthread import SyncThread
-from kvd.turns import Turns
 from kvd.v2.commands import Command, CompareAndDelete, CompareAndSwap, Delete, Transaction
 from kvd.v2.documents import Decide, Replied, Reply
 from kvd.v2.errors import INVALID_FORM, RAFT_INTERNAL, ApiError, RouteError

@@ -6,7 +6,7 @@ under a key that only this process has: a new password of the user makes it wort
 at the same time are one. An unknown user takes as long as a known one, unless others wait.
 
 Guesses must not keep out the users whose passwords are right, so checks wait in a queue whose turns
-are shared out (kvd/fairqueue.py), in lanes:
+are shared out (kvd/limits/fair_queue.py), in lanes:
 
     0  what was right before, against the same hash: a user who returns after more than a minute;
        also the hashes of new passwords, which administrators ask for
@@ -40,7 +40,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import bcrypt
 
-from kvd.fairqueue import FairQueue, Share
+from kvd.limits.fair_queue import FairQueue, Share
 
 _T = TypeVar("_T")
 _K = TypeVar("_K")

@@ -19,7 +19,7 @@ from kvd.app import Endpoint, Route
 from kvd.browsers import BrowserPolicy
 from kvd.committer import Committer, Outcome
 from kvd.guard import Guard
-from kvd.http1 import Connection
+from kvd.http.connection import Connection
 from kvd.storage.store import Store
 from kvd.v2.commands import Command, Create
 from kvd.v2.errors import TABLE, ApiError

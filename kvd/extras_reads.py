@@ -23,10 +23,10 @@ from kvd.extras_mget import render as render_many
 from kvd.extras_nodes import node_slices, node_text
 from kvd.extras_scan import Scan, count, find, marks
 from kvd.extras_walk import State, Walk
-from kvd.http1 import LARGE_BYTES, Connection
+from kvd.http.connection import LARGE_BYTES, Connection
 from kvd.largelistings import Begin, LargeListings, too_large
+from kvd.limits.memory import Memory, Payload
 from kvd.listing import Listing, Slices, advance
-from kvd.memory import Memory, Payload
 from kvd.stats import StoreStats
 from kvd.storage.format.node import Node
 from kvd.storage.store import Store

@@ -21,7 +21,7 @@ from kvd.extras_mget import MGET, MultiGet, read_body
 from kvd.extras_reads import ExtraReads
 from kvd.extras_transact import Transactions
 from kvd.guard import DENIED, Admission, Guard, KeyHead, KeyRequest, caller_of
-from kvd.http1 import Connection
+from kvd.http.connection import Connection
 from kvd.keys import TOO_LARGE, VALUE_TOO_LARGE, KeySpace
 from kvd.v2.errors import INVALID_FORM, UNAUTHORIZED, ApiError
 from kvd.v2.extras.raw import (

@@ -13,9 +13,9 @@ from http import HTTPStatus
 from kvd.committer import TRANSACTION_TOO_LARGE, Committer
 from kvd.extras_reads import ExtraReads
 from kvd.guard import DENIED, Admission, Guard, KeyHead
-from kvd.http1 import LARGE_BYTES, Connection
+from kvd.http.connection import LARGE_BYTES, Connection
 from kvd.keys import NOT_SHOWN, KeySpace
-from kvd.memory import Values
+from kvd.limits.memory import Values
 from kvd.storage.format.event import Event
 from kvd.storage.format.records import REMOVALS
 from kvd.v2.commands import Delete, Transaction

@@ -23,8 +23,8 @@ from http import HTTPStatus
 from itertools import groupby
 
 from kvd.extras_nodes import shown_parts
-from kvd.http1 import Connection
-from kvd.memory import Payload, Values
+from kvd.http.connection import Connection
+from kvd.limits.memory import Payload, Values
 from kvd.storage.format.event import Event
 from kvd.storage.format.node import Node
 from kvd.storage.format.records import REMOVALS

@@ -19,11 +19,11 @@ from tornado import httputil
 
 from kvd.browsers import BrowserPolicy
 from kvd.extras_exchange import Exchange as ExtraExchange
-from kvd.extras_gzip import accepts_gzip
 from kvd.extras_routes import ExtraRoutes
-from kvd.framing import Block
 from kvd.guard import Admission, Caller, Guard, KeyHead, KeyRequest, caller_of
-from kvd.http1 import Connection, Delegate, Server, ServeWhole
+from kvd.http.compression import accepts_gzip
+from kvd.http.connection import Connection, Delegate, Server, ServeWhole
+from kvd.http.framing import Block
 from kvd.keys import METHODS, TOO_LARGE, TOO_MUCH, KeySpace
 from kvd.logs import Rarely
 from kvd.storage.format.event import Event

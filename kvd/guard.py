@@ -18,12 +18,12 @@ from functools import partial
 from time import monotonic
 from typing import NamedTuple
 
-from kvd.bounded import Bounded
 from kvd.credentials import Basic, Busy, Credentials, read_basic
-from kvd.http1 import Connection
+from kvd.http.connection import Connection
+from kvd.http.peer import Peer
 from kvd.keys import PASSWORDS, KeySpace
-from kvd.memory import SMALL_BYTES, NoRoom
-from kvd.peer import Peer
+from kvd.limits.bounded import Bounded
+from kvd.limits.memory import SMALL_BYTES, NoRoom
 from kvd.storage.indexerrors import BROKEN
 from kvd.storage.store import Store
 from kvd.storage.view import View

@@ -10,7 +10,7 @@ import tornado.web
 
 from kvd.app import Endpoint
 from kvd.guard import Guard, caller_of
-from kvd.http1 import Connection
+from kvd.http.connection import Connection
 from kvd.logs import audit
 from kvd.storage.indexerrors import BROKEN
 from kvd.v2 import go_json

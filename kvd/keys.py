@@ -21,14 +21,14 @@ from weakref import WeakValueDictionary
 
 from kvd.clock import Clock
 from kvd.committer import REMOVING, TRANSACTION_TOO_LARGE, Committer, Done, Outcome
-from kvd.extras_gzip import Gzip
 from kvd.extras_reads import TOO_MANY_SCANS, Answering, ExtraReads
 from kvd.extras_watches import ExtraWatches
-from kvd.http1 import LARGE_BYTES, Connection, Server, ServeWhole
+from kvd.http.compression import Gzip
+from kvd.http.connection import LARGE_BYTES, Connection, Server, ServeWhole
 from kvd.kept import Listings
 from kvd.largelistings import ANSWER_TOO_LARGE, NO_ROOM, LargeListings, no_room
+from kvd.limits.memory import Memory, NoRoom, Payload, Values
 from kvd.listing import advance, render
-from kvd.memory import Memory, NoRoom, Payload, Values
 from kvd.shortway import ShortWay
 from kvd.stats import StoreStats
 from kvd.storage.format.event import Event

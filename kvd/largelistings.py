@@ -22,12 +22,12 @@ from http import HTTPStatus
 from time import monotonic
 from typing import NamedTuple
 
-from kvd.bounded import Bounded
-from kvd.http1 import Connection
+from kvd.http.connection import Connection
 from kvd.kept import Listings
+from kvd.limits.bounded import Bounded
+from kvd.limits.memory import ROOM_WAIT_S, Memory, NoRoom, Payload, Values
 from kvd.listing import Listing, Slices, advance, render
 from kvd.logs import SLOW_QUIET_S, Rarely
-from kvd.memory import ROOM_WAIT_S, Memory, NoRoom, Payload, Values
 from kvd.stats import StoreStats
 from kvd.storage.store import Store
 from kvd.storage.view import View

@@ -17,7 +17,7 @@ from kvd.committer import Committer
 from kvd.health import Health
 from kvd.histogram import Histogram
 from kvd.housekeeping import Housekeeping
-from kvd.http1 import Server
+from kvd.http.connection import Server
 from kvd.keys import KeySpace
 from kvd.stats import StoreStats
 from kvd.storage.store import Store

@@ -22,7 +22,7 @@ from kvd import logs
 from kvd.app import Endpoint
 from kvd.guarded import GuardedEndpoint
 from kvd.health import Health
-from kvd.http1 import Connection, Delegate
+from kvd.http.connection import Connection, Delegate
 from kvd.metrics import Metrics
 from kvd.storage.store import Store
 from kvd.v2.errors import RouteError

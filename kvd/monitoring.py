@@ -10,17 +10,17 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
-from kvd.acceptor import Acceptor
 from kvd.app import make_application
 from kvd.health import Health
 from kvd.histogram import Noted
-from kvd.http1 import Connection, Limits, Server
-from kvd.listeners import Listener
+from kvd.http.connection import Connection, Limits, Server
+from kvd.limits.memory import Memory
 from kvd.measured import Parts
-from kvd.memory import Memory
 from kvd.metrics import Metrics
 from kvd.monitor import MONITORING, MonitorFront
-from kvd.tls import Tls
+from kvd.net.acceptor import Acceptor
+from kvd.net.listeners import Listener
+from kvd.net.tls import Tls
 
 # Whoever asks comes now and then, or on a connection that is kept: a few are enough.
 _LIMITS = Limits(

@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from kvd import authroutes, extras_discovery, extras_endpoints, memberroutes
-from kvd.acceptor import Acceptor
-from kvd.access import LoggedConnection
 from kvd.app import ROUTES, Route, Sources, make_application
 from kvd.appender import Appender
 from kvd.browsers import BrowserPolicy, hosts_of
@@ -31,21 +29,26 @@ from kvd.config.load import Config
 from kvd.config.urls import ListenUrl
 from kvd.credentials import Credentials
 from kvd.extras_discovery import Discovery
-from kvd.extras_gzip import GzipConnection, LoggedGzipConnection
 from kvd.extras_routes import ExtraRoutes
-from kvd.files import Files, divide, raise_limit
 from kvd.front import Front
 from kvd.guard import Guard
 from kvd.housekeeping import Housekeeping
-from kvd.http1 import Connection, Limits, Server
+from kvd.http.access_log import LoggedConnection
+from kvd.http.compression import GzipConnection, LoggedGzipConnection
+from kvd.http.connection import Connection, Limits, Server
 from kvd.indexcheck import IndexCheck
 from kvd.kept import Listings
 from kvd.keys import KeyLimits, KeySpace
-from kvd.listeners import Listener, bind, handed_over, own_hosts
+from kvd.limits.memory import Memory
+from kvd.limits.turns import Turns
 from kvd.measured import Parts
-from kvd.memory import Memory
 from kvd.monitor import DEBUGGING, MONITORING, raft_status
 from kvd.monitoring import Monitoring
+from kvd.net.acceptor import Acceptor
+from kvd.net.fd_limit import Files, divide, raise_limit
+from kvd.net.listeners import Listener, bind, handed_over, own_hosts
+from kvd.net.systemd import Handed
+from kvd.net.tls import Tls
 from kvd.process import FreedMemory
 from kvd.stats import SelfStats, StoreStats
 from kvd.storage.errors import DirectoryLost
@@ -54,10 +57,7 @@ from kvd.storage.format.identity import NewIds
 from kvd.storage.indexerrors import BROKEN, IndexRefused
 from kvd.storage.store import Store
 from kvd.syncthread import SyncThread
-from kvd.systemd import Handed
 from kvd.ticker import Ticker
-from kvd.tls import Tls
-from kvd.turns import Turns
 from kvd.v2.members import Member, ids_of
 from kvd.watch import Hub
 

@@ -18,7 +18,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
-from kvd.http1 import (
+from kvd.http.connection import (
     ANSWERING,
     LARGE_BYTES,
     SHORT_LINE_BYTES,
@@ -96,7 +96,7 @@ class ShortWay:
     """The short way of the connections of a server.
 
     Attributes:
-        serve: What `kvd.http1.Delegate.serve_whole` is to be.
+        serve: What `kvd.http.connection.Delegate.serve_whole` is to be.
     """
 
     def __init__(

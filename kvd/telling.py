@@ -16,7 +16,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING
 
 from kvd.committer import tell_one
-from kvd.http1 import Connection, Server
+from kvd.http.connection import Connection, Server
 from kvd.shortway import END
 from kvd.storage.format.node import Node
 from kvd.storage.format.records import REMOVALS, Kind

@@ -9,11 +9,11 @@ from http.client import HTTPException
 
 import pytest
 
-from kvd.memory import Memory, NoRoom, Payload, Values
-from kvd.outbox import Outbox
-from kvd.rate import RATE_MIN
-from kvd.receiving import Receiving
-from kvd.sending import Sending
+from kvd.http.outbox import Outbox
+from kvd.http.receiving import Receiving
+from kvd.http.sending import Sending
+from kvd.limits.memory import Memory, NoRoom, Payload, Values
+from kvd.limits.rate import RATE_MIN
 from kvd.v2.response import LargeValue, escape
 from tests.raw import Raw, request
 from tests.server import FORM, Answer, Client, Server
@@ -268,7 +268,7 @@ def test_beyond_the_limit_those_are_cut_at_once_who_read_slowly(loop):
 def test_room_is_refused_after_a_while_and_small_ones_have_a_reserve(monkeypatch):
     @run
     async def _() -> None:
-        monkeypatch.setattr("kvd.memory.ROOM_WAIT_S", 0.01)
+        monkeypatch.setattr("kvd.limits.memory.ROOM_WAIT_S", 0.01)
         memory = Memory(16 * MIB)
         memory.take(13 * MIB)
         assert memory.has_room(100_000)

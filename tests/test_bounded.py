@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from kvd.blocks import Blocks
-from kvd.bounded import OVERHEAD_BYTES, Bounded
 from kvd.credentials import AUTHORIZATION_BYTES_MAX, read_basic
+from kvd.http.header_cache import Blocks
 from kvd.kept import Listings
+from kvd.limits.bounded import OVERHEAD_BYTES, Bounded
 from kvd.listing import render
 from kvd.storage.format.node import ROOT
 from kvd.storage.format.records import Change, Kind

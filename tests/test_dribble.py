@@ -6,8 +6,8 @@ from time import thread_time
 
 import pytest
 
-from kvd.http1 import Connection, Delegate, Limits, Server
-from kvd.memory import Memory
+from kvd.http.connection import Connection, Delegate, Limits, Server
+from kvd.limits.memory import Memory
 
 HEAD = b"GET /v2/keys/a HTTP/1.1\r\nHost: h\r\nX: "
 CHUNKED = b"PUT /v2/keys/a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvd.extras_gzip import accepts_gzip
+from kvd.http.compression import accepts_gzip
 from tests.raw import Raw, request
 from tests.server import Answer, Client, Server, running
 from tests.test_answer_memory import held_bytes

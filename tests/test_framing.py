@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvd.framing import Chunks, parse_block
+from kvd.http.framing import Chunks, parse_block
 from tests import headerblocks
 
 HOST = b"Host: h\r\n"

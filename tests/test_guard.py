@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvd.peer import Peer
+from kvd.http.peer import Peer
 from tests.certs import Authority, client_context
 from tests.raw import Raw, request
 from tests.server import PATIENCE_S, Answer, Client, Server, running

@@ -75,17 +75,17 @@ KEPT_IN = {
         ),
     },
     "tornado": {
-        *("kvd.access", "kvd.app", "kvd.blocks", "kvd.framing", "kvd.front"),
+        *("kvd.access", "kvd.app", "kvd.http.header_cache", "kvd.http.framing", "kvd.front"),
         *("kvd.extras_exchange", "kvd.extras_routes"),
-        *("kvd.guarded", "kvd.http1", "kvd.keys", "kvd.memberroutes"),
+        *("kvd.guarded", "kvd.http.connection", "kvd.keys", "kvd.memberroutes"),
         *("kvd.monitor", "kvd.server"),
     },
     "prometheus_client": {"kvd.etcd_metrics", "kvd.measured", "kvd.metrics"},
     "bcrypt": {"kvd.credentials"},
-    "httptools": {"kvd.framing", "kvd.http1"},
+    "httptools": {"kvd.http.framing", "kvd.http.connection"},
     "yaml": {"kvd.config.file", "kvd.config.help"},
-    "ssl": {"kvd.tls", "kvd.tlsconnection"},
-    "cryptography": {"kvd.selfsigned"},
+    "ssl": {"kvd.net.tls", "kvd.net.tls_connection"},
+    "cryptography": {"kvd.net.self_signed"},
 }
 
 LOG = {f"storage.{name}" for name in ("keptlog", "quarantine", "segments", "spare", "wal")}

@@ -10,7 +10,7 @@ import pytest
 
 from kvd.kept import Listings
 from kvd.largelistings import LargeListings
-from kvd.memory import Memory, Values
+from kvd.limits.memory import Memory, Values
 from kvd.stats import StoreStats
 from kvd.storage.store import Store
 from kvd.v2.commands import Delete, Get, Set

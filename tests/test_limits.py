@@ -23,11 +23,11 @@ from pathlib import Path
 import pytest
 
 from kvd.config.flags import FLAGS, LIMITS
-from kvd.crowd import BODY, BUSY, CLOSING, HEAD, IDLE, SILENT, UNREAD, Crowd, State
-from kvd.files import divide
-from kvd.memory import Memory, Payload
-from kvd.outbox import Outbox
-from kvd.receiving import WAIT_S, Receiving
+from kvd.http.outbox import Outbox
+from kvd.http.receiving import WAIT_S, Receiving
+from kvd.limits.crowd import BODY, BUSY, CLOSING, HEAD, IDLE, SILENT, UNREAD, Crowd, State
+from kvd.limits.memory import Memory, Payload
+from kvd.net.fd_limit import divide
 from kvd.storage.bulk import bulk_load
 from tests.raw import Raw, request
 from tests.server import FORM, PATIENCE_S, ROOT, Answer, Client, Server

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from kvd.config.urls import ListenUrl
-from kvd.listeners import AddressUnavailable, Listener, bind, handed_over
-from kvd.systemd import Handed
+from kvd.net.listeners import AddressUnavailable, Listener, bind, handed_over
+from kvd.net.systemd import Handed
 from tests.server import PATIENCE_S, Client, free_port, run_kvd
 
 UNAVAILABLE = 69

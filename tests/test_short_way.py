@@ -16,9 +16,9 @@ from urllib.parse import urlencode
 import pytest
 from tornado import httputil
 
-from kvd import http1
-from kvd.http1 import ANSWERING, Connection, Delegate, Limits
-from kvd.memory import Memory
+from kvd.http import connection as http1
+from kvd.http.connection import ANSWERING, Connection, Delegate, Limits
+from kvd.limits.memory import Memory
 from tests.raw import Raw, request
 from tests.server import FORM, PATIENCE_S, Answer, Server, running
 

@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from kvd import socketbatch
-from kvd.socketbatch import SOCKETS_MAX, SocketBatch, SocketPair
+from kvd.http import socket_batch
+from kvd.http.socket_batch import SOCKETS_MAX, SocketBatch, SocketPair
 from kvd.storage import aio
 
 Pair = tuple[socket.socket, socket.socket]
@@ -210,7 +210,7 @@ def no_further_queue(monkeypatch):
             return open_one(length, **options)
         raise OSError(errno.EAGAIN, "no more")
 
-    monkeypatch.setattr(socketbatch, "open_queue", open_queue)
+    monkeypatch.setattr(socket_batch, "open_queue", open_queue)
 
 
 def one_processor(monkeypatch):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from kvd.systemd import Notifier, take_sockets
+from kvd.net.systemd import Notifier, take_sockets
 from tests.server import HANDED_OVER, PATIENCE_S, ROOT, Client, free_port, handed_over
 
 UNAVAILABLE = 69

@@ -7,7 +7,7 @@ import lmdb
 import pytest
 
 from kvd.config import load
-from kvd.http1 import Server as HttpServer
+from kvd.http.connection import Server as HttpServer
 from kvd.keys import KeySpace
 from kvd.server import KvdServer
 from kvd.ticker import Ticker

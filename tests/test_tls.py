@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kvd.certificates import common_name, is_for
+from kvd.net.certificates import common_name, is_for
 from tests.certs import Authority, Pair, client_context
 from tests.server import PATIENCE_S, Server, run_kvd, running
 from tests.test_limits import rejected, resident_bytes, wait_until

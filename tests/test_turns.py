@@ -9,14 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from kvd import tlsconnection
-from kvd.acceptor import Acceptor
 from kvd.config.urls import ListenUrl
-from kvd.http1 import SHORT_LINE_BYTES, Connection, Delegate, Limits, Server, is_deep
-from kvd.listeners import bind
-from kvd.memory import Memory
-from kvd.tlsconnection import TlsListener
-from kvd.turns import Lane, Turns
+from kvd.http.connection import SHORT_LINE_BYTES, Connection, Delegate, Limits, Server, is_deep
+from kvd.limits.memory import Memory
+from kvd.limits.turns import Lane, Turns
+from kvd.net import tls_connection
+from kvd.net.acceptor import Acceptor
+from kvd.net.listeners import bind
+from kvd.net.tls_connection import TlsListener
 from tests.certs import Authority
 
 LOOPS = ["asyncio", "uvloop"]
@@ -461,7 +461,7 @@ def test_handshakes_are_few_in_a_turn(secured):
 
 
 def test_the_oldest_of_many_handshakes_that_have_begun_is_given_up(secured, monkeypatch):
-    monkeypatch.setattr(tlsconnection, "_BEGUN_MAX", 8)
+    monkeypatch.setattr(tls_connection, "_BEGUN_MAX", 8)
     clients = []
     for number in range(12):
         clients.append(secured.client(Half().hello()))

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from tornado import httputil
 
-from kvd.http1 import Connection, Delegate, Limits, Server
-from kvd.memory import Memory, Values
+from kvd.http.connection import Connection, Delegate, Limits, Server
+from kvd.limits.memory import Memory, Values
 from kvd.watchanswers import WatchAnswers
 from kvd.watchers import Watcher
 from tests.raw import request

@@ -34,16 +34,16 @@ import httptools
 from tornado import httputil
 
 from kvd import __version__
-from kvd.blocks import Blocks
-from kvd.crowd import BODY, BUSY, CLOSING, HEAD, IDLE, SILENT, UNREAD, Crowd, Member, State
-from kvd.framing import Block, Chunks, with_crlf
+from kvd.http.framing import Block, Chunks, with_crlf
+from kvd.http.header_cache import Blocks
+from kvd.http.outbox import Outbox
+from kvd.http.peer import Peer, peer_of, shown_address, unacknowledged_bytes
+from kvd.http.receiving import SMALL_BYTES, Receiving
+from kvd.http.sending import Sending
+from kvd.limits.crowd import BODY, BUSY, CLOSING, HEAD, IDLE, SILENT, UNREAD, Crowd, Member, State
+from kvd.limits.memory import Memory, Payload
+from kvd.limits.turns import LONG_WAY, MANY_CHUNKS, UNIT_BYTES_LOG2, UNIT_S, Lane, Turns
 from kvd.logs import SLOW_QUIET_S, Rarely
-from kvd.memory import Memory, Payload
-from kvd.outbox import Outbox
-from kvd.peer import Peer, peer_of, shown_address, unacknowledged_bytes
-from kvd.receiving import SMALL_BYTES, Receiving
-from kvd.sending import Sending
-from kvd.turns import LONG_WAY, MANY_CHUNKS, UNIT_BYTES_LOG2, UNIT_S, Lane, Turns
 
 log = logging.getLogger(__name__)
 
@@ -306,7 +306,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         # How much of it was searched for the end of a head, in vain; then it may be a bytearray.
         self._scanned = 0
         self.stage = _OPEN
-        # It waits for its turn (kvd.turns) with what it has read; so it is parsing, too.
+        # It waits for its turn (kvd.limits.turns) with what it has read; so it is parsing, too.
         self._queued = False
         self._parsing = False
         self._paused = False

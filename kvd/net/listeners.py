@@ -20,7 +20,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from kvd.config.urls import WILDCARDS, ListenUrl
-from kvd.systemd import Handed
+from kvd.net.systemd import Handed
 
 log = logging.getLogger(__name__)
 

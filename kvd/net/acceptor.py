@@ -9,10 +9,10 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 
-from kvd.http1 import Connection, Server
-from kvd.listeners import AddressUnavailable, Listener
-from kvd.tls import Tls
-from kvd.tlsconnection import TlsListener
+from kvd.http.connection import Connection, Server
+from kvd.net.listeners import AddressUnavailable, Listener
+from kvd.net.tls import Tls
+from kvd.net.tls_connection import TlsListener
 
 log = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ from http import HTTPStatus
 from time import monotonic
 from typing import NamedTuple
 
-from kvd.access import LoggedConnection
-from kvd.framing import Block
-from kvd.http1 import Connection, Server
-from kvd.memory import Memory, Payload
+from kvd.http.access_log import LoggedConnection
+from kvd.http.connection import Connection, Server
+from kvd.http.framing import Block
+from kvd.limits.memory import Memory, Payload
 from kvd.v2.response import cut, escape
 
 # A ninth of a listing is left of it; the levels above take three times as long for a tenth less

@@ -27,14 +27,14 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, cast
 
-from kvd.certificates import common_name, is_for
-from kvd.crowd import BUSY, SILENT, State
-from kvd.http1 import TOO_MUCH, Connection, Server
-from kvd.listeners import Listener
+from kvd.http.connection import TOO_MUCH, Connection, Server
+from kvd.http.peer import peer_of, shown_address
+from kvd.limits.crowd import BUSY, SILENT, State
+from kvd.limits.turns import Lane
 from kvd.logs import Rarely
-from kvd.peer import peer_of, shown_address
-from kvd.tls import Tls, plain_reason
-from kvd.turns import Lane
+from kvd.net.certificates import common_name, is_for
+from kvd.net.listeners import Listener
+from kvd.net.tls import Tls, plain_reason
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
         self._since = 0.0
         self._is_first = True
         self._paused = False
-        # It waits for its turn (kvd.turns).
+        # It waits for its turn (kvd.limits.turns).
         self._queued = False
         self._closing = False
         self._keeps_open: bool | None = None
@@ -236,7 +236,7 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
         self._queued = True
         self._server.turns.wait(self, lane)
 
-    # kvd.receiving.Sender, and kvd.crowd.Member, until the handshake is done
+    # kvd.http.receiving.Sender, and kvd.limits.crowd.Member, until the handshake is done
 
     def _count(self) -> None:
         """Count what has been received and not decrypted, if it is much."""

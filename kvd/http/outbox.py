@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from kvd.memory import Payload
+from kvd.limits.memory import Payload
 from kvd.v2.response import cut, escape
 
 _SLICE_BYTES = 32 << 10

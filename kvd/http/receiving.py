@@ -2,9 +2,9 @@
 
 Large requests leave a reserve to the small ones. Where there is no room, a large body waits for it,
 unread, and is refused after `WAIT_S`. Meanwhile those are given up whose client is slow
-(`kvd.rate`), the slowest first; if none is slow, the last that has waited too long. A small request
-does not wait: others are given up at once. So they are where large ones would exceed the limit by
-what each of them has received before it waits.
+(`kvd.limits.rate`), the slowest first; if none is slow, the last that has waited too long. A small
+request does not wait: others are given up at once. So they are where large ones would exceed the
+limit by what each of them has received before it waits.
 
 What has come whole is never given up; it is answered, and so makes room by itself.
 """
@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from kvd.memory import Memory
-from kvd.rate import Rate
+from kvd.limits.memory import Memory
+from kvd.limits.rate import Rate
 
 SMALL_BYTES = 64 << 10
 """A request up to this size may use the reserve."""

@@ -27,7 +27,7 @@ from collections import deque
 from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol
 
-from kvd.fairqueue import FairQueue, Share
+from kvd.limits.fair_queue import FairQueue, Share
 
 if TYPE_CHECKING:
     import asyncio

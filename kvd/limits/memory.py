@@ -5,14 +5,14 @@ bytes of responses that are being made or have not been read. An eighth of the l
 of the two, whatever the other one takes. Only what is large is counted; what is small is bounded by
 the number of connections.
 
-A request without room waits for it and is refused after a time (`kvd.receiving`). A response to a
-read is counted before it is made: without room it waits, and is refused after `ROOM_WAIT_S`. So is
-a write of a large value, before it is accepted. Small requests and responses may also use a
+A request without room waits for it and is refused after a time (`kvd.http.receiving`). A response
+to a read is counted before it is made: without room it waits, and is refused after `ROOM_WAIT_S`.
+So is a write of a large value, before it is accepted. Small requests and responses may also use a
 reserve, which large ones leave free.
 
 What has to be sent nonetheless (an event, the value that a write has replaced) may exceed the
-limit. Then, and while others wait for room, connections are cut (`kvd.sending`), and while
-responses wait, slow requests are given up (`kvd.receiving`).
+limit. Then, and while others wait for room, connections are cut (`kvd.http.sending`), and while
+responses wait, slow requests are given up (`kvd.http.receiving`).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from kvd.config.tls import TlsConfig
-from kvd.selfsigned import TlsUnusable, self_signed
+from kvd.net.self_signed import TlsUnusable, self_signed
 
 log = logging.getLogger(__name__)
 

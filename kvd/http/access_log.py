@@ -16,8 +16,8 @@ from http import HTTPStatus
 
 from tornado import httputil
 
-from kvd.framing import Block
-from kvd.http1 import Connection, Server
+from kvd.http.connection import Connection, Server
+from kvd.http.framing import Block
 from kvd.logs import access as log
 
 # What a line shows of a client's own texts: a target may have 64 KiB.

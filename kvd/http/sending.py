@@ -4,7 +4,7 @@ Cut is a connection whose client reads nothing for the write timeout. Where memo
 while responses wait for room or exceed the limit, also one
 
 - whose client reads nothing for two seconds; or
-- whose client is slow (`kvd.rate`), the slowest first, until there is room.
+- whose client is slow (`kvd.limits.rate`), the slowest first, until there is room.
 
 Where what has to be sent exceeds the limit, connections are cut at once, in this order: slow ones,
 those whose rate is not known yet (the oldest first), then the others by their rate. Before any that
@@ -17,12 +17,12 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
-from kvd.rate import Rate
+from kvd.limits.rate import Rate
 
 if TYPE_CHECKING:
     import asyncio
 
-    from kvd.memory import Memory
+    from kvd.limits.memory import Memory
 
 # How much is sent of outboxes in one turn of the loop, to all clients: about a millisecond.
 _TURN_BYTES = 1 << 20

@@ -5,8 +5,8 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING
 
-from kvd.bounded import Bounded
-from kvd.framing import Block, parse_block
+from kvd.http.framing import Block, parse_block
+from kvd.limits.bounded import Bounded
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,0 +1,1 @@
+"""An HTTP/1.1 server that knows no key and no etcd."""

@@ -1,0 +1,1 @@
+"""What is shared out among clients: turns of the loop, memory, places."""

@@ -1,0 +1,1 @@
+"""How bytes reach `kvd.http`: sockets, TLS, systemd."""
