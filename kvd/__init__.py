@@ -6,7 +6,7 @@ The way of a write:
                                   front.py      what comes before routing; the fork to other routes
                                   keys.py       a request to the key space, to its answer
                                   v2/request.py    parameters, checked, to a command
-                                  committer.py  the queue, one batch at a time:
+                                  core/committer.py  the queue, one batch at a time:
         machine.decide            the rules: a command to a change, or a refusal
         storage.Pending.change    the change to nodes, pending, invisible
         storage.Wal.append        one frame, one fdatasync: the durability point
@@ -21,16 +21,16 @@ everything.
 Users and roles go the same way: authroutes.py, v2/auth.py and v2/auth_commands.py for the rules,
 entries in the log; guard.py asks for them, credentials.py checks passwords.
 
-Some hundred changes later flusher.py has the index written (storage/state.py, storage/flush.py). A
-read is request, committed state, response; it never enters the committer. texts.py keeps the JSON
-of files that are written or read, listing.py reads directories, kept.py keeps what it made and
-brings it up to date. space.py knows whether there is room, housekeeping.py takes snapshots,
-server.py wires it all, app.py has the small endpoints, and ctl.py is kvdctl. Settings:
-config/flags.py is the table, config/sources.py and config/file.py collect their texts,
-config/load.py says what they mean. Connections come through net/listeners.py (addresses),
-net/acceptor.py, and net/tls.py with net/tls_connection.py; http/framing.py and http/header_cache.py
-read what is ahead of a body, http/outbox.py and http/sending.py send what is large. To know the
-system, read v2/rules.py, committer.py and storage/wal.py, in that order.
+Some hundred changes later core/flusher.py has the index written (storage/state.py,
+storage/flush.py). A read is request, committed state, response; it never enters the committer.
+texts.py keeps the JSON of files that are written or read, listing.py reads directories, kept.py
+keeps what it made and brings it up to date. core/disk_space.py knows whether there is room,
+core/housekeeping.py takes snapshots, server.py wires it all, app.py has the small endpoints, and
+ctl.py is kvdctl. Settings: config/flags.py is the table, config/sources.py and config/file.py
+collect their texts, config/load.py says what they mean. Connections come through net/listeners.py
+(addresses), net/acceptor.py, and net/tls.py with net/tls_connection.py; http/framing.py and
+http/header_cache.py read what is ahead of a body, http/outbox.py and http/sending.py send what is
+large. To know the system, read v2/rules.py, core/committer.py and storage/wal.py, in that order.
 
 kvd is not a cluster, has no v3 API, and keeps nothing that the log does not say.
 """

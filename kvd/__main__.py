@@ -20,7 +20,7 @@ from pathlib import Path
 
 from kvd import logs, process
 from kvd.config.load import EXIT_USAGE, Config, ConfigError, Printout, parse
-from kvd.crashes import CrashFile
+from kvd.crash_file import CrashFile
 from kvd.net.listeners import AddressUnavailable
 from kvd.net.self_signed import TlsUnusable
 from kvd.net.systemd import BadHandover, Handed, Notifier, take_sockets

@@ -17,7 +17,7 @@ from typing import cast
 
 from kvd.app import Endpoint, Route
 from kvd.browsers import BrowserPolicy
-from kvd.committer import Committer, Outcome
+from kvd.core.committer import Committer, Outcome
 from kvd.guard import Guard
 from kvd.http.connection import Connection
 from kvd.storage.store import Store

@@ -16,6 +16,7 @@ from time import monotonic, thread_time
 from typing import NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
+from kvd.core.stats import StoreStats
 from kvd.extras_history import Span, at, history
 from kvd.extras_listing import render
 from kvd.extras_mget import MGET, MultiGet
@@ -27,7 +28,6 @@ from kvd.http.connection import LARGE_BYTES, Connection
 from kvd.largelistings import Begin, LargeListings, too_large
 from kvd.limits.memory import Memory, Payload
 from kvd.listing import Listing, Slices, advance
-from kvd.stats import StoreStats
 from kvd.storage.format.node import Node
 from kvd.storage.store import Store
 from kvd.storage.view import View

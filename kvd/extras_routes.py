@@ -14,7 +14,7 @@ from time import monotonic
 
 from tornado import httputil
 
-from kvd.committer import Committer
+from kvd.core.committer import Committer
 from kvd.extras_exchange import Exchange, Serve
 from kvd.extras_mget import BODY_BYTES_MAX as MGET_BYTES_MAX
 from kvd.extras_mget import MGET, MultiGet, read_body

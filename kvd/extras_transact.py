@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from http import HTTPStatus
 
-from kvd.committer import TRANSACTION_TOO_LARGE, Committer
+from kvd.core.committer import TRANSACTION_TOO_LARGE, Committer
 from kvd.extras_reads import ExtraReads
 from kvd.guard import DENIED, Admission, Guard, KeyHead
 from kvd.http.connection import LARGE_BYTES, Connection

@@ -22,6 +22,8 @@ from functools import partial
 from http import HTTPStatus
 from itertools import groupby
 
+from kvd.core.watch.hub import Hub
+from kvd.core.watch.watchers import Watcher
 from kvd.extras_nodes import shown_parts
 from kvd.http.connection import Connection
 from kvd.limits.memory import Payload, Values
@@ -32,9 +34,7 @@ from kvd.v2.commands import Watch
 from kvd.v2.errors import ApiError
 from kvd.v2.extras.watch import WatchExtras
 from kvd.v2.response import ACTIONS, LargeValue, error_body, escape, removed_object
-from kvd.watch import Hub
 from kvd.watchanswers import WatchAnswer, WatchAnswers
-from kvd.watchers import Watcher
 
 _QUIET_S = 15.0
 # While a watch reads history it is not quiet; it is looked at again after so long.

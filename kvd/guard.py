@@ -18,6 +18,7 @@ from functools import partial
 from time import monotonic
 from typing import NamedTuple
 
+from kvd.core.watch.watchers import Watcher
 from kvd.credentials import Basic, Busy, Credentials, read_basic
 from kvd.http.connection import Connection
 from kvd.http.peer import Peer
@@ -32,7 +33,6 @@ from kvd.v2.auth_json import User
 from kvd.v2.commands import Create, CreateInOrder, Get, Request, Set, Update, Watch
 from kvd.v2.errors import RAFT_INTERNAL, UNAUTHORIZED, ApiError, RouteError
 from kvd.v2.request import Parsed, TakesLong, parse
-from kvd.watchers import Watcher
 
 log = logging.getLogger(__name__)
 

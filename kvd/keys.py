@@ -19,8 +19,11 @@ from time import monotonic
 from typing import NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
-from kvd.clock import Clock
-from kvd.committer import REMOVING, TRANSACTION_TOO_LARGE, Committer, Done, Outcome
+from kvd.core.clock import Clock
+from kvd.core.committer import REMOVING, TRANSACTION_TOO_LARGE, Committer, Done, Outcome
+from kvd.core.stats import StoreStats
+from kvd.core.watch.hub import Hub
+from kvd.core.watch.watchers import Watcher
 from kvd.extras_reads import TOO_MANY_SCANS, Answering, ExtraReads
 from kvd.extras_watches import ExtraWatches
 from kvd.http.compression import Gzip
@@ -30,7 +33,6 @@ from kvd.largelistings import ANSWER_TOO_LARGE, NO_ROOM, LargeListings, no_room
 from kvd.limits.memory import Memory, NoRoom, Payload, Values
 from kvd.listing import advance, render
 from kvd.shortway import ShortWay
-from kvd.stats import StoreStats
 from kvd.storage.format.event import Event
 from kvd.storage.format.records import REMOVALS
 from kvd.storage.indexerrors import BROKEN
@@ -66,9 +68,7 @@ from kvd.v2.response import (
     event_parts,
     get_parts,
 )
-from kvd.watch import Hub
 from kvd.watchanswers import WatchAnswers
-from kvd.watchers import Watcher
 
 log = logging.getLogger(__name__)
 

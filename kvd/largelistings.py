@@ -22,13 +22,13 @@ from http import HTTPStatus
 from time import monotonic
 from typing import NamedTuple
 
+from kvd.core.stats import StoreStats
 from kvd.http.connection import Connection
 from kvd.kept import Listings
 from kvd.limits.bounded import Bounded
 from kvd.limits.memory import ROOM_WAIT_S, Memory, NoRoom, Payload, Values
 from kvd.listing import Listing, Slices, advance, render
 from kvd.logs import SLOW_QUIET_S, Rarely
-from kvd.stats import StoreStats
 from kvd.storage.store import Store
 from kvd.storage.view import View
 from kvd.v2 import rules

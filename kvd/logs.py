@@ -1,4 +1,4 @@
-"""How the log reads: one line per event, whatever a client has sent. Where it goes: kvd.logwriter.
+"""How the log reads: one line per event, whatever a client has sent. Where it goes: kvd.log_output.
 
     text   2026-11-23 02:49:52,986 INFO listening on http://127.0.0.1:2379
     json   {"level":"info","ts":"2026-11-23T02:49:52.986Z","logger":"kvd.server","msg":"..."}
@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 
 from kvd.lines import printable
-from kvd.logwriter import LogWriter, Output
+from kvd.log_output import LogWriter, Output
 
 log = logging.getLogger(__name__)
 

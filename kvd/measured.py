@@ -12,16 +12,16 @@ from prometheus_client.core import (
     Metric,
 )
 
-from kvd.clock import Clock
-from kvd.committer import Committer
+from kvd.core.clock import Clock
+from kvd.core.committer import Committer
+from kvd.core.histogram import Histogram
+from kvd.core.housekeeping import Housekeeping
+from kvd.core.stats import StoreStats
+from kvd.core.watch.hub import Hub
 from kvd.health import Health
-from kvd.histogram import Histogram
-from kvd.housekeeping import Housekeeping
 from kvd.http.connection import Server
 from kvd.keys import KeySpace
-from kvd.stats import StoreStats
 from kvd.storage.store import Store
-from kvd.watch import Hub
 
 
 class Parts(NamedTuple):

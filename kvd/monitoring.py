@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from kvd.app import make_application
+from kvd.core.histogram import Noted
 from kvd.health import Health
-from kvd.histogram import Noted
 from kvd.http.connection import Connection, Limits, Server
 from kvd.limits.memory import Memory
 from kvd.measured import Parts

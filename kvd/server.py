@@ -21,22 +21,26 @@ from typing import Any
 
 from kvd import authroutes, extras_discovery, extras_endpoints, memberroutes
 from kvd.app import ROUTES, Route, Sources, make_application
-from kvd.appender import Appender
 from kvd.browsers import BrowserPolicy, hosts_of
-from kvd.clock import Clock
-from kvd.committer import Committer
 from kvd.config.load import Config
 from kvd.config.urls import ListenUrl
+from kvd.core.clock import Clock
+from kvd.core.committer import Committer
+from kvd.core.housekeeping import Housekeeping
+from kvd.core.index_check import IndexCheck
+from kvd.core.log_writer import Appender
+from kvd.core.stats import SelfStats, StoreStats
+from kvd.core.ticker import Ticker
+from kvd.core.watch.hub import Hub
+from kvd.core.worker_thread import SyncThread
 from kvd.credentials import Credentials
 from kvd.extras_discovery import Discovery
 from kvd.extras_routes import ExtraRoutes
 from kvd.front import Front
 from kvd.guard import Guard
-from kvd.housekeeping import Housekeeping
 from kvd.http.access_log import LoggedConnection
 from kvd.http.compression import GzipConnection, LoggedGzipConnection
 from kvd.http.connection import Connection, Limits, Server
-from kvd.indexcheck import IndexCheck
 from kvd.kept import Listings
 from kvd.keys import KeyLimits, KeySpace
 from kvd.limits.memory import Memory
@@ -50,16 +54,12 @@ from kvd.net.listeners import Listener, bind, handed_over, own_hosts
 from kvd.net.systemd import Handed
 from kvd.net.tls import Tls
 from kvd.process import FreedMemory
-from kvd.stats import SelfStats, StoreStats
 from kvd.storage.errors import DirectoryLost
 from kvd.storage.format.frame import Position
 from kvd.storage.format.identity import NewIds
 from kvd.storage.indexerrors import BROKEN, IndexRefused
 from kvd.storage.store import Store
-from kvd.syncthread import SyncThread
-from kvd.ticker import Ticker
 from kvd.v2.members import Member, ids_of
-from kvd.watch import Hub
 
 log = logging.getLogger(__name__)
 

@@ -33,9 +33,9 @@ from kvd.v2.errors import ApiError
 from kvd.v2.request import Parsed, TakesLong, parse, parse_write, varies
 
 if TYPE_CHECKING:
-    from kvd.clock import Clock
-    from kvd.committer import Committer, Done
-    from kvd.stats import StoreStats
+    from kvd.core.clock import Clock
+    from kvd.core.committer import Committer, Done
+    from kvd.core.stats import StoreStats
     from kvd.storage.state import State
     from kvd.texts import Texts
 

@@ -15,7 +15,7 @@ from http import HTTPStatus
 from itertools import repeat
 from typing import TYPE_CHECKING
 
-from kvd.committer import tell_one
+from kvd.core.committer import tell_one
 from kvd.http.connection import Connection, Server
 from kvd.shortway import END
 from kvd.storage.format.node import Node
@@ -35,8 +35,8 @@ from kvd.v2.response import (
 )
 
 if TYPE_CHECKING:
-    from kvd.committer import Answers, Done, Outcome, Tell
-    from kvd.stats import StoreStats
+    from kvd.core.committer import Answers, Done, Outcome, Tell
+    from kvd.core.stats import StoreStats
     from kvd.storage.flush import LateEvent
     from kvd.storage.state import State
     from kvd.texts import Texts

@@ -15,13 +15,13 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import cast
 
+from kvd.core.watch.watchers import Watcher
 from kvd.http.connection import LARGE_BYTES, Connection
 from kvd.http.socket_batch import SOCKETS_MAX, SocketPair
 from kvd.limits.memory import Memory, NoRoom, Payload, Values
 from kvd.storage.format.event import Event
 from kvd.storage.store import Store
 from kvd.v2.response import event_parts
-from kvd.watchers import Watcher
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _CHUNKED, _LAST = 2, 1
 
 
 class WatchAnswer:
-    """The answer to one watch: `kvd.watchers.Listener` on a connection."""
+    """The answer to one watch: `kvd.core.watch.watchers.Listener` on a connection."""
 
     __slots__ = ("_answers", "connection", "form", "has_ended")
 

@@ -20,7 +20,7 @@ that was thrown away:
 And one that condemns it:
 
     CRASH    empty but for what Python writes into it as a fatal signal ends the process
-             (kvd/crashes.py): an index that did that is not used again
+             (kvd/crash_file.py): an index that did that is not used again
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ are all that the index, which is never synced, could be built from again: so whe
 and whole has to be found out while the index is good.
 
 One that is not is set aside. As long as no other lies behind it, what was acknowledged may depend
-on the index alone, so a snapshot has to be taken at once (kvd/housekeeping.py).
+on the index alone, so a snapshot has to be taken at once (kvd/core/housekeeping.py).
 """
 
 from __future__ import annotations

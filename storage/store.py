@@ -1,6 +1,6 @@
 """A data directory as one thing: the log, the index performed from it, and the snapshots.
 
-The order of a write, which `kvd.committer` keeps and this module serves:
+The order of a write, which `kvd.core.committer` keeps and this module serves:
 
     pending = store.begin()                     invisible
     pending.perform(...)                        once per record

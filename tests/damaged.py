@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from kvd.crashes import CrashFile
+from kvd.crash_file import CrashFile
 from kvd.storage import completeness
 from kvd.storage.indexerrors import BROKEN
 from tests.stores import digest, open_store

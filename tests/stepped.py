@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from kvd import clock
 from kvd.__main__ import main
+from kvd.core import clock
 
 
 def _time_ns() -> int:

@@ -12,13 +12,13 @@ import pytest
 
 from bench.inside import Inside
 from bench.wire import render
-from kvd import appender
-from kvd.appender import Appender
+from kvd.core import log_writer
+from kvd.core.log_writer import Appender
+from kvd.core.worker_thread import SyncThread
 from kvd.storage import aio
 from kvd.storage.aio import DataSync
 from kvd.storage.errors import LogFull
 from kvd.storage.format.frame import Position
-from kvd.syncthread import SyncThread
 from kvd.v2.commands import Set
 from tests.server import PATIENCE_S
 from tests.stores import NOW_NS, SEGMENT, open_store, run
@@ -98,7 +98,7 @@ class HeldSync(DataSync):
 def held(monkeypatch):
     """The disk of the appender that the test makes."""
     disk_sync = HeldSync()
-    monkeypatch.setattr(appender, "DataSync", lambda: disk_sync)
+    monkeypatch.setattr(log_writer, "DataSync", lambda: disk_sync)
     return disk_sync
 
 

@@ -1,8 +1,8 @@
-"""kvd/clock.py: the store's time neither jumps nor goes back, whatever the machine's clock does."""
+"""clock.py: the store's time neither jumps nor goes back, whatever the machine's clock does."""
 
 import pytest
 
-from kvd.clock import STEP_NS, Clock
+from kvd.core.clock import STEP_NS, Clock
 
 NOW_NS = 1_700_000_000_000_000_000
 SECOND_NS = 1_000_000_000
@@ -35,7 +35,7 @@ class System:
 @pytest.fixture
 def system(monkeypatch):
     system = System()
-    monkeypatch.setattr("kvd.clock.time", system)
+    monkeypatch.setattr("kvd.core.clock.time", system)
     return system
 
 

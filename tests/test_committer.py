@@ -1,4 +1,4 @@
-"""kvd/committer.py: who is told what, and when, whatever the disk does."""
+"""kvd/core/committer.py: who is told what, and when, whatever the disk does."""
 
 import asyncio
 import errno
@@ -11,14 +11,15 @@ from contextlib import asynccontextmanager, contextmanager
 import lmdb
 import pytest
 
-from kvd.appender import Appender
-from kvd.committer import Committer
-from kvd.stats import StoreStats
+from kvd.core.committer import Committer
+from kvd.core.log_writer import Appender
+from kvd.core.stats import StoreStats
+from kvd.core.watch.hub import Hub
+from kvd.core.worker_thread import SyncThread
 from kvd.storage import disk
 from kvd.storage.format.event import Event
 from kvd.storage.format.records import Entry, Kind
 from kvd.storage.store import Store
-from kvd.syncthread import SyncThread
 from kvd.v2.commands import (
     CompareAndSwap,
     Create,
@@ -30,7 +31,6 @@ from kvd.v2.commands import (
 )
 from kvd.v2.documents import Decision, Reply
 from kvd.v2.errors import ApiError, RouteError
-from kvd.watch import Hub
 from tests.stores import NOW_NS, SECOND_NS, SEGMENT, digest, open_store
 
 PATIENCE_S = 30
@@ -488,7 +488,7 @@ def files_end_at(size):
 
 @on_a_loop
 async def test_what_the_index_refuses_waits_in_memory_and_is_served(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("kvd.flusher._RETRY_S", 0.005)
+    monkeypatch.setattr("kvd.core.flusher._RETRY_S", 0.005)
     monkeypatch.setattr("kvd.storage.state.FLUSH_RECORDS", 50)
     path = tmp_path / "data"
     async with started(path, store_class=Counting) as engine:
@@ -591,7 +591,7 @@ class Unfree(Store):
 
 @on_a_loop
 async def test_what_cannot_be_freed_now_is_freed_later(tmp_path, monkeypatch):
-    monkeypatch.setattr("kvd.flusher._RETRY_S", 0.005)
+    monkeypatch.setattr("kvd.core.flusher._RETRY_S", 0.005)
     async with started(tmp_path / "data", store_class=Unfree) as engine:
         await engine.run(*(Set(b"/d/%d" % i, b"") for i in range(900)))
         await engine.run(*(Set(b"/e/%d" % i, b"") for i in range(900)))
@@ -730,7 +730,7 @@ async def test_no_command_sees_what_has_ended_however_much_else_is_due(tmp_path)
 
 @on_a_loop
 async def test_expiry_waits_for_room_and_comes_by_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr("kvd.committer._RETRY_S", 0.005)
+    monkeypatch.setattr("kvd.core.committer._RETRY_S", 0.005)
     async with started(tmp_path / "data") as engine:
         await engine.run(Set(b"/a", b"", ttl_s=1))
         engine.clock.time_ns += SECOND_NS - 20_000_000
@@ -967,7 +967,7 @@ async def test_a_full_log_refuses_entries_but_takes_their_removal(tmp_path, monk
 
 @on_a_loop
 async def test_entries_that_the_index_refuses_wait_in_memory(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("kvd.flusher._RETRY_S", 0.005)
+    monkeypatch.setattr("kvd.core.flusher._RETRY_S", 0.005)
     path = tmp_path / "data"
     async with started(path, store_class=Counting) as engine:
         await asyncio.gather(*engine.administer(put("old"), put("gone")))
@@ -1007,7 +1007,7 @@ async def test_draining_waits_for_entries_and_after_a_stop_they_are_refused(tmp_
 @on_a_loop
 async def test_a_stop_right_after_a_refusal_leaves_nothing_to_do(tmp_path, monkeypatch):
     """An expiry that was refused tries again later, but not on a store that is closed."""
-    monkeypatch.setattr("kvd.committer._RETRY_S", 0.1)
+    monkeypatch.setattr("kvd.core.committer._RETRY_S", 0.1)
     errors = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: errors.append(context))

@@ -1,4 +1,4 @@
-"""kvd/housekeeping.py: snapshots come when they are due, and no answer depends on them."""
+"""kvd/core/housekeeping.py: snapshots come when they are due, and no answer depends on them."""
 
 import asyncio
 import errno
@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from kvd.housekeeping import Housekeeping
+from kvd.core.housekeeping import Housekeeping
+from kvd.core.worker_thread import SyncThread
 from kvd.storage import failpoints, snapshot
 from kvd.storage.errors import CorruptLog
-from kvd.syncthread import SyncThread
 from kvd.v2.commands import Set
 from tests.stores import digest, open_store, write
 
@@ -134,7 +134,7 @@ def test_without_a_number_a_small_log_needs_no_snapshot(tmp_path):
 
 
 def test_without_a_number_the_size_of_the_log_decides(tmp_path, monkeypatch):
-    monkeypatch.setattr("kvd.housekeeping._SNAPSHOT_BYTES_MIN", 20_000)
+    monkeypatch.setattr("kvd.core.housekeeping._SNAPSHOT_BYTES_MIN", 20_000)
 
     async def scenario():
         async with kept(tmp_path / "data", None) as house:
@@ -150,9 +150,9 @@ def test_without_a_number_the_size_of_the_log_decides(tmp_path, monkeypatch):
 @pytest.fixture
 def small_logs(monkeypatch):
     """A snapshot is due after 20 kB of log, but waits for the next hour."""
-    monkeypatch.setattr("kvd.housekeeping._SNAPSHOT_BYTES_MIN", 20_000)
-    monkeypatch.setattr("kvd.housekeeping._SNAPSHOT_PART", 1000)
-    monkeypatch.setattr("kvd.housekeeping._SNAPSHOT_INTERVAL_S", 3600)
+    monkeypatch.setattr("kvd.core.housekeeping._SNAPSHOT_BYTES_MIN", 20_000)
+    monkeypatch.setattr("kvd.core.housekeeping._SNAPSHOT_PART", 1000)
+    monkeypatch.setattr("kvd.core.housekeeping._SNAPSHOT_INTERVAL_S", 3600)
 
 
 async def due_again(house):
@@ -168,7 +168,7 @@ def test_a_snapshot_that_was_postponed_is_taken_in_time_without_a_write(tmp_path
     async def scenario():
         async with kept(tmp_path / "data", None) as house:
             await due_again(house)
-            monkeypatch.setattr("kvd.housekeeping._SNAPSHOT_INTERVAL_S", 0)
+            monkeypatch.setattr("kvd.core.housekeeping._SNAPSHOT_INTERVAL_S", 0)
             await until(lambda: house.housekeeping.tick() or len(house.taken()) == 2)
 
     asyncio.run(scenario())
@@ -176,7 +176,7 @@ def test_a_snapshot_that_was_postponed_is_taken_in_time_without_a_write(tmp_path
 
 @pytest.mark.usefixtures("small_logs")
 def test_the_log_is_bounded_while_a_snapshot_is_postponed(tmp_path, monkeypatch):
-    monkeypatch.setattr("kvd.housekeeping._POSTPONED_BYTES", 100_000)
+    monkeypatch.setattr("kvd.core.housekeeping._POSTPONED_BYTES", 100_000)
 
     async def scenario():
         async with kept(tmp_path / "data", None) as house:
@@ -209,7 +209,7 @@ def test_no_snapshot_is_postponed_where_space_is_scarce(tmp_path, monkeypatch):
 
 
 def test_a_number_of_records_is_not_postponed(tmp_path, monkeypatch):
-    monkeypatch.setattr("kvd.housekeeping._SNAPSHOT_INTERVAL_S", 3600)
+    monkeypatch.setattr("kvd.core.housekeeping._SNAPSHOT_INTERVAL_S", 3600)
 
     async def scenario():
         async with kept(tmp_path / "data") as house:
@@ -221,7 +221,7 @@ def test_a_number_of_records_is_not_postponed(tmp_path, monkeypatch):
 
 
 def test_a_snapshot_that_fails_is_tried_again_later(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("kvd.housekeeping._BACK_OFF_S", 0.01)
+    monkeypatch.setattr("kvd.core.housekeeping._BACK_OFF_S", 0.01)
     real = os.open
 
     def open_full(path, *args, **options):
@@ -276,7 +276,7 @@ def test_a_stop_gives_up_a_snapshot_without_a_word(tmp_path, caplog):
 
 
 def test_the_index_is_written_out_now_and_then(tmp_path, monkeypatch):
-    monkeypatch.setattr("kvd.housekeeping._INDEX_BYTES", 10_000)
+    monkeypatch.setattr("kvd.core.housekeeping._INDEX_BYTES", 10_000)
     synced = []
 
     async def scenario():
@@ -293,7 +293,7 @@ def test_the_index_is_written_out_now_and_then(tmp_path, monkeypatch):
 
 
 def test_a_sync_of_the_index_that_fails_ends_the_process(tmp_path, monkeypatch):
-    monkeypatch.setattr("kvd.housekeeping._INDEX_BYTES", 10_000)
+    monkeypatch.setattr("kvd.core.housekeeping._INDEX_BYTES", 10_000)
 
     async def scenario():
         failpoints.arm([failpoints.parse("indexBeforeSync=error:EIO@1")])
@@ -349,7 +349,7 @@ def test_damage_in_the_kept_log_is_told_and_put_behind_a_snapshot_at_once(tmp_pa
 
 
 def test_as_long_as_that_snapshot_cannot_be_made_the_damage_stands(tmp_path, monkeypatch):
-    monkeypatch.setattr("kvd.housekeeping._BACK_OFF_S", 0.01)
+    monkeypatch.setattr("kvd.core.housekeeping._BACK_OFF_S", 0.01)
 
     async def scenario():
         async with kept(tmp_path / "data", None) as house:
@@ -373,8 +373,8 @@ def test_as_long_as_that_snapshot_cannot_be_made_the_damage_stands(tmp_path, mon
 
 
 def test_a_good_log_is_read_to_its_end_beside_everything_else(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("kvd.housekeeping._CHECK_S", 0)
-    monkeypatch.setattr("kvd.housekeeping._CHECK_PAUSE_S", 0)
+    monkeypatch.setattr("kvd.core.housekeeping._CHECK_S", 0)
+    monkeypatch.setattr("kvd.core.housekeeping._CHECK_PAUSE_S", 0)
     caplog.set_level(logging.INFO)
 
     async def scenario():
@@ -389,7 +389,7 @@ def test_a_good_log_is_read_to_its_end_beside_everything_else(tmp_path, monkeypa
 
 
 def test_a_stop_does_not_wait_for_the_kept_log(tmp_path, monkeypatch):
-    monkeypatch.setattr("kvd.housekeeping._CHECK_S", 0)
+    monkeypatch.setattr("kvd.core.housekeeping._CHECK_S", 0)
 
     async def scenario():
         async with kept(tmp_path / "data", None) as house:

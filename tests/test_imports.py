@@ -33,7 +33,7 @@ PURE = (
     "kvd.lines",
     "kvd.v2.rules",
     "kvd.v2.peer_urls",
-    "kvd.recent",
+    "kvd.core.watch.recent_events",
     "kvd.v2.request",
     "kvd.v2.response",
     "kvd.config.sources",

@@ -186,7 +186,7 @@ def test_a_hidden_key_of_a_large_store_ends_the_server_and_is_back_at_the_next_s
 
 
 def test_a_fatal_signal_is_written_beside_the_index(tmp_path):
-    script = "import os; from pathlib import Path; from kvd.crashes import CrashFile\n"
+    script = "import os; from pathlib import Path; from kvd.crash_file import CrashFile\n"
     script += "CrashFile().watch(Path('.')); os.abort()"
     ended = subprocess.run(
         [sys.executable, "-c", script],

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from kvd.core.stats import StoreStats
 from kvd.kept import Listings
 from kvd.largelistings import LargeListings
 from kvd.limits.memory import Memory, Values
-from kvd.stats import StoreStats
 from kvd.storage.store import Store
 from kvd.v2.commands import Delete, Get, Set
 from tests.stores import NOW_NS, open_store, write

@@ -12,8 +12,8 @@ from typing import cast
 
 import pytest
 
+from kvd.core.watch.watchers import Listener, Watcher, Watchers
 from kvd.v2.commands import Watch
-from kvd.watchers import Listener, Watcher, Watchers
 from tests.certs import Authority, client_context
 from tests.raw import Raw, request
 from tests.server import Client, Server

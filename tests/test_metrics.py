@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kvd.histogram import DURATIONS_S, Histogram
+from kvd.core.histogram import DURATIONS_S, Histogram
 from tests.raw import Raw, request
 from tests.server import ROOT, Client, Server
 

@@ -5,13 +5,13 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvd.recent import Recent
+from kvd.core.watch.hub import _matches_history
+from kvd.core.watch.recent_events import Recent
+from kvd.core.watch.watchers import Watcher
 from kvd.storage.format.event import Event
 from kvd.storage.format.records import REMOVALS, Change, Kind
 from kvd.storage.state import State
 from kvd.v2.commands import Set, Watch
-from kvd.watch import _matches_history
-from kvd.watchers import Watcher
 from tests.test_committer import on_a_loop, started, until
 
 PATHS = [b"/", b"/a", b"/a/b", b"/a/b/c", b"/ab", b"/a/_h", b"/d/e"]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kvd.stats import SelfStats, StoreStats
+from kvd.core.stats import SelfStats, StoreStats
 from kvd.v2.commands import (
     CompareAndDelete,
     CompareAndSwap,

@@ -1,10 +1,10 @@
-"""kvd/syncthread.py: jobs that block run elsewhere, and their outcomes come back on the loop."""
+"""worker_thread.py: jobs that block run elsewhere, and their outcomes come back on the loop."""
 
 import asyncio
 import threading
 from pathlib import Path
 
-from kvd.syncthread import SyncThread
+from kvd.core.worker_thread import SyncThread
 
 
 def on_a_loop(scenario):

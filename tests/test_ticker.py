@@ -7,10 +7,10 @@ import lmdb
 import pytest
 
 from kvd.config import load
+from kvd.core.ticker import Ticker
 from kvd.http.connection import Server as HttpServer
 from kvd.keys import KeySpace
 from kvd.server import KvdServer
-from kvd.ticker import Ticker
 from tests.server import PATIENCE_S
 
 SOON_S = 0.001

@@ -105,7 +105,9 @@ async def test_on_a_full_disk_all_of_it_is_refused_but_what_only_removes(tmp_pat
             found = [error(outcome)[:2] for outcome in await run(engine, missing, writes)]
             assert found == [(100, b"/none"), (300, b"no space left on device (wal)")]
             assert digest(engine.store) == before
-        monkeypatch.setattr("kvd.space.Space.check", lambda self, size: ApiError(300, b"full"))
+        monkeypatch.setattr(
+            "kvd.core.disk_space.Space.check", lambda self, size: ApiError(300, b"full")
+        )
         refused, removed = await run(engine, writes, of(Delete(b"/a"), Delete(b"/b")))
         assert error(refused)[:2] == (300, b"full")
         assert indexes(removed) == [4, 5]

@@ -17,7 +17,7 @@ from typing import IO
 
 import pytest
 
-from kvd.logwriter import QUEUE_BYTES_MAX, LogWriter, Output
+from kvd.log_output import QUEUE_BYTES_MAX, LogWriter, Output
 from tests.raw import Raw, request
 from tests.server import PATIENCE_S, ROOT, free_port
 from tests.test_metrics import scrape
@@ -298,7 +298,7 @@ class TestWriter:
         path = tmp_path / "log"
         # The limit makes the system refuse in the middle of a line, as a full disk does.
         code = (
-            "import resource, sys; from kvd.logwriter import LogWriter, Output; "
+            "import resource, sys; from kvd.log_output import LogWriter, Output; "
             "resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY)); "
             "w = LogWriter(Output.open(sys.argv[1]), lambda n, why: b'missing %d\\n' % n); "
             "w.put(b'whole\\n'); w.flush(); w.put(b'cut off\\n'); w.flush(); "

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from kvd import watch as hubs
+from kvd.core.watch import hub as hubs
 from kvd.v2.commands import Delete, Set, Watch
 from tests.test_committer import Listener, on_a_loop, started, turns, until
 

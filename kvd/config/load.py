@@ -76,7 +76,7 @@ class Config:
         event_history_limit: How many events a watch can look back.
         event_history_bytes: How many bytes these may have together; the last one always stays.
         wal_segment_bytes: Size of a segment of the log.
-        wal_sync: `auto` or `thread`: who syncs the log, see `kvd.appender`.
+        wal_sync: `auto` or `thread`: who syncs the log, see `kvd.core.log_writer`.
         rebuild_index: Whether to build the index anew from snapshot and log.
         allow_network_fs: Whether the data may be on a network file system.
         tls: How TLS is spoken; None where no URL asks for it.

@@ -12,7 +12,7 @@ spaces; every body ends with a newline.
 
 Keys and values are bytes throughout, so joining is cheaper than any JSON library. `now_ns` is the
 time that a shown `ttl` counts from, in the store's time as expirations are; `offset_ns` is what a
-shown `expiration`, a time of the wall clock, is later than that (kvd/clock.py).
+shown `expiration`, a time of the wall clock, is later than that (kvd/core/clock.py).
 """
 
 from __future__ import annotations

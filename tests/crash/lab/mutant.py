@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from kvd import watch
 from kvd.__main__ import main
-from kvd.clock import Clock
-from kvd.committer import Committer
-from kvd.space import Space
+from kvd.core.clock import Clock
+from kvd.core.committer import Committer
+from kvd.core.disk_space import Space
+from kvd.core.watch import hub
+from kvd.core.worker_thread import SyncThread
 from kvd.storage import (
     completeness,
     disk,
@@ -46,7 +47,6 @@ from kvd.storage.index import Index
 from kvd.storage.state import Pending, State
 from kvd.storage.store import Store
 from kvd.storage.wal import BEGUN_BYTES_MAX, Wal
-from kvd.syncthread import SyncThread
 from kvd.v2.commands import Transaction
 from kvd.v2.errors import ApiError
 
@@ -184,13 +184,13 @@ def sync_on_loop() -> None:
 
 def drop_event() -> None:
     """One batch in thirty is not told to the watchers."""
-    publish = watch.Hub.publish
+    publish = hub.Hub.publish
     turns = itertools.count(1)
 
-    def lossy(self: watch.Hub, events: list) -> object:
+    def lossy(self: hub.Hub, events: list) -> object:
         return publish(self, [] if next(turns) % 30 == 0 else events)
 
-    watch.Hub.publish = lossy
+    hub.Hub.publish = lossy
 
 
 def wall_clock() -> None:

@@ -11,9 +11,9 @@ Invariants:
 - History is read in slices, no faster than the client reads; the last slice and the registration
   are one step without a pause.
 
-Which events are for whom is in `kvd.watchers`. In history the hidden names are not looked at, and a
-removal of K is for every W below it: what existed then is not known any more. A refresh is for
-nobody.
+Which events are for whom is in `kvd.core.watch.watchers`. In history the hidden names are not
+looked at, and a removal of K is for every W below it: what existed then is not known any more. A
+refresh is for nobody.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 
-from kvd.recent import Recent
+from kvd.core.watch.recent_events import Recent
+from kvd.core.watch.watchers import Filter, Listener, Watcher, Watchers
 from kvd.storage.format.event import Event
 from kvd.storage.format.records import REMOVALS, Change
 from kvd.storage.store import Store
@@ -34,7 +35,6 @@ from kvd.v2.commands import Watch
 from kvd.v2.errors import EVENT_INDEX_CLEARED, ApiError
 from kvd.v2.request import is_below
 from kvd.v2.response import event_body
-from kvd.watchers import Filter, Listener, Watcher, Watchers
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ Invariants:
 - Once a frame is durable its batch *is* committed: nothing can fail any more, because the state is
   ahead of the index, in memory (storage/state.py). The index is brought up to date beside the
   batches (flusher.py); they wait for it only where it has refused too much.
-- Without room for what users write (space.py) they are refused one by one, and each batch asks the
+- Without room for what users write (disk_space.py) they are refused one by one, and each batch asks
+  the
   disk anew before it does so. Removals, expiry and reads go on.
 - What had expired when a command came goes before it, in the order of expirations; a command that
   came before a key's end finds the key. A batch takes but so many expirations, so that commands
@@ -32,13 +33,15 @@ from functools import partial
 from time import monotonic
 from typing import Any, Protocol, TypeVar
 
-from kvd.clock import STEP_NS, Clock
-from kvd.flusher import Flusher
-from kvd.histogram import Noted
+from kvd.core.clock import STEP_NS, Clock
+from kvd.core.disk_space import Space
+from kvd.core.flusher import Flusher
+from kvd.core.histogram import Noted
+from kvd.core.stats import StoreStats
+from kvd.core.watch.hub import Hub
+from kvd.core.worker_thread import SyncThread
 from kvd.limits.turns import Turns
 from kvd.logs import SLOW_QUIET_S, Rarely
-from kvd.space import Space
-from kvd.stats import StoreStats
 from kvd.storage.errors import LogFull
 from kvd.storage.flush import LateEvent
 from kvd.storage.format.event import Event
@@ -55,13 +58,11 @@ from kvd.storage.format.records import (
 )
 from kvd.storage.state import Pending
 from kvd.storage.store import Store
-from kvd.syncthread import SyncThread
 from kvd.v2.commands import Command, CompareAndDelete, CompareAndSwap, Delete, Transaction
 from kvd.v2.documents import Decide, Replied, Reply
 from kvd.v2.errors import INVALID_FORM, RAFT_INTERNAL, ApiError, RouteError
 from kvd.v2.request import is_below
 from kvd.v2.rules import RULES, Nodes, SeveralChanges, decide_all, expire
-from kvd.watch import Hub
 
 log = logging.getLogger(__name__)
 

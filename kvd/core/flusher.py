@@ -16,12 +16,12 @@ import logging
 from collections.abc import Callable
 from time import monotonic
 
-from kvd.histogram import Histogram
+from kvd.core.histogram import Histogram
+from kvd.core.worker_thread import SyncThread
 from kvd.storage import disk
 from kvd.storage.format.frame import Position
 from kvd.storage.indexerrors import BROKEN, IndexRefused, MapFull
 from kvd.storage.store import Store
-from kvd.syncthread import SyncThread
 
 log = logging.getLogger(__name__)
 

@@ -20,14 +20,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from kvd.histogram import SNAPSHOTS_S, Histogram
+from kvd.core.histogram import SNAPSHOTS_S, Histogram
+from kvd.core.worker_thread import SyncThread
 from kvd.storage.errors import DirectoryLost, StorageError
 from kvd.storage.format.frame import Position
 from kvd.storage.indexerrors import BROKEN
 from kvd.storage.keptlog import KeptLog
 from kvd.storage.keptsnapshots import KeptSnapshots
 from kvd.storage.store import Store
-from kvd.syncthread import SyncThread
 
 log = logging.getLogger(__name__)
 

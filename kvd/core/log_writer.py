@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
 
+from kvd.core.worker_thread import SyncThread
 from kvd.storage.aio import DataSync
 from kvd.storage.errors import LogFull
 from kvd.storage.format.frame import Position
@@ -27,7 +28,6 @@ from kvd.storage.format.records import next_chain
 from kvd.storage.state import Pending
 from kvd.storage.store import Store
 from kvd.storage.wal import BEGUN_BYTES_MAX
-from kvd.syncthread import SyncThread
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 
-from kvd.histogram import Histogram
+from kvd.core.histogram import Histogram
 from kvd.v2.commands import (
     Command,
     CompareAndDelete,

@@ -1,0 +1,1 @@
+"""Watches: who waits for which events, and what recent ones were of."""
