@@ -14,11 +14,11 @@ import pytest
 from tornado import httputil
 
 from bench.wire import render
+from kvd.handlers.keys.listing import advance
+from kvd.handlers.keys.listing import render as render_listing
 from kvd.http.connection import Connection, Delegate, Limits, Server
 from kvd.http.framing import parse_block
 from kvd.limits.memory import Memory
-from kvd.listing import advance
-from kvd.listing import render as render_listing
 from kvd.storage.format.event import Event
 from kvd.storage.format.frame import encode_frame
 from kvd.storage.format.frame import parse as parse_frame

@@ -19,9 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kvd import authroutes, extras_discovery, extras_endpoints, memberroutes
-from kvd.app import ROUTES, Route, Sources, make_application
-from kvd.browsers import BrowserPolicy, hosts_of
 from kvd.config.load import Config
 from kvd.config.urls import ListenUrl
 from kvd.core.clock import Clock
@@ -33,21 +30,25 @@ from kvd.core.stats import SelfStats, StoreStats
 from kvd.core.ticker import Ticker
 from kvd.core.watch.hub import Hub
 from kvd.core.worker_thread import SyncThread
-from kvd.credentials import Credentials
-from kvd.extras_discovery import Discovery
-from kvd.extras_routes import ExtraRoutes
-from kvd.front import Front
-from kvd.guard import Guard
+from kvd.handlers import auth, members
+from kvd.handlers.authorizer import Guard
+from kvd.handlers.cross_site import BrowserPolicy, hosts_of
+from kvd.handlers.extras import discovery, endpoints
+from kvd.handlers.extras.discovery import Discovery
+from kvd.handlers.extras.routes import ExtraRoutes
+from kvd.handlers.info import ROUTES, Route, Sources, make_application
+from kvd.handlers.keys.key_space import KeyLimits, KeySpace
+from kvd.handlers.keys.listing_cache import Listings
+from kvd.handlers.passwords import Credentials
+from kvd.handlers.router import Front
 from kvd.http.access_log import LoggedConnection
 from kvd.http.compression import GzipConnection, LoggedGzipConnection
 from kvd.http.connection import Connection, Limits, Server
-from kvd.kept import Listings
-from kvd.keys import KeyLimits, KeySpace
 from kvd.limits.memory import Memory
 from kvd.limits.turns import Turns
-from kvd.measured import Parts
-from kvd.monitor import DEBUGGING, MONITORING, raft_status
-from kvd.monitoring import Monitoring
+from kvd.monitoring.prometheus import Parts
+from kvd.monitoring.routes import DEBUGGING, MONITORING, raft_status
+from kvd.monitoring.service import Monitoring
 from kvd.net.acceptor import Acceptor
 from kvd.net.fd_limit import Files, divide, raise_limit
 from kvd.net.listeners import Listener, bind, handed_over, own_hosts
@@ -310,12 +311,12 @@ class KvdServer:
         self_stats = SelfStats(
             name=config.name, member_id=identity.member_id, started_ns=clock.now_ns() + offset_ns
         )
-        routes: list[Route] = [*ROUTES, *authroutes.ROUTES, *memberroutes.ROUTES]
+        routes: list[Route] = [*ROUTES, *auth.ROUTES, *members.ROUTES]
         routes += [*MONITORING, *DEBUGGING]
         if config.extras:
-            routes += extras_endpoints.ROUTES
+            routes += endpoints.ROUTES
         if config.discovery:
-            routes += extras_discovery.ROUTES
+            routes += discovery.ROUTES
         browsers = BrowserPolicy(hosts, config.cors)
         application = make_application(
             routes,

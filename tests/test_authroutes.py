@@ -10,8 +10,8 @@ import re
 
 import pytest
 
-from kvd import ctl
-from kvd.authroutes import Users
+from kvd.ctl import main
+from kvd.handlers.auth import Users
 from kvd.v2.auth_json import ELEMENTS_MAX
 from tests.server import Answer, Client
 from tests.test_guard import AL, ROOT, ask_for_users
@@ -96,7 +96,7 @@ def test_the_log_says_who_asked_and_nothing_tells_passwords_or_hashes(fresh_serv
     assert fresh_server.terminate() == 0
     assert "PUT /v2/auth/enable, asked for by anybody" in fresh_server.stderr
     assert "DELETE /v2/auth/users/al, asked for by user 'root'" in fresh_server.stderr
-    assert ctl.main(["dump", str(fresh_server.data_dir)]) == 0
+    assert main.main(["dump", str(fresh_server.data_dir)]) == 0
     dumped = capsys.readouterr().out
     assert '"name":"root"' in dumped.replace(" ", "")
     assert "REDACTED" in dumped

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from kvd.credentials import AUTHORIZATION_BYTES_MAX, read_basic
+from kvd.handlers.keys.listing import render
+from kvd.handlers.keys.listing_cache import Listings
+from kvd.handlers.keys.value_cache import Texts
+from kvd.handlers.passwords import AUTHORIZATION_BYTES_MAX, read_basic
 from kvd.http.header_cache import Blocks
-from kvd.kept import Listings
 from kvd.limits.bounded import OVERHEAD_BYTES, Bounded
-from kvd.listing import render
 from kvd.storage.format.node import ROOT
 from kvd.storage.format.records import Change, Kind
-from kvd.texts import Texts
 from kvd.v2.commands import Set
 from tests.raw import Raw, request
 from tests.stores import NOW_NS, open_store, write

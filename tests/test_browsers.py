@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from kvd.browsers import BrowserPolicy, Hosts, hosts_of
+from kvd.handlers.cross_site import BrowserPolicy, Hosts, hosts_of
 from tests.certs import Authority, client_context
 from tests.raw import Raw, request
 from tests.server import Server

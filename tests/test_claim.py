@@ -12,7 +12,7 @@ import stat
 
 import pytest
 
-from kvd.ctl import main as kvdctl
+from kvd.ctl.main import main as kvdctl
 from kvd.storage.backup import backup
 from kvd.storage.bulk import bulk_load
 from kvd.storage.errors import DirectoryLocked, DirectoryUnusable, StorageError

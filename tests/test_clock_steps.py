@@ -7,7 +7,7 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
-from kvd.ctl import main as kvdctl
+from kvd.ctl.main import main as kvdctl
 from kvd.storage.dump import rfc3339
 from kvd.storage.format.applied import Applied, decode_sums
 from kvd.storage.format.frame import Position

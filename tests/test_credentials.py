@@ -1,4 +1,4 @@
-"""kvd/credentials.py: a password is checked beside the loop, once a minute, and never kept."""
+"""passwords.py: a password is checked beside the loop, once a minute, and never kept."""
 
 import asyncio
 import base64
@@ -9,8 +9,8 @@ from functools import partial
 import bcrypt
 import pytest
 
-from kvd import credentials
-from kvd.credentials import Basic, Busy, Credentials, read_basic
+from kvd.handlers import passwords
+from kvd.handlers.passwords import Basic, Busy, Credentials, read_basic
 from tests.test_committer import PATIENCE_S, on_a_loop, turns
 
 AL = Basic("al", b"secret")
@@ -47,7 +47,7 @@ def test_a_header_says_name_and_password_or_nothing(given, expected):
 
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch):
-    monkeypatch.setattr(credentials, "_COST", 4)
+    monkeypatch.setattr(passwords, "_COST", 4)
 
 
 class Checks:
@@ -78,7 +78,7 @@ def checks(monkeypatch):
 
 @on_a_loop
 async def test_a_hash_is_one_that_etcd_reads_too(monkeypatch):
-    monkeypatch.setattr(credentials, "_COST", 10)
+    monkeypatch.setattr(passwords, "_COST", 10)
     held = Credentials(asyncio.get_running_loop())
     secret = await held.hash("p\u00e4ss")
     assert secret.startswith(b"$2a$10$")
@@ -129,7 +129,7 @@ async def test_who_was_wrong_is_checked_each_time_and_never_known(checks):
 
 @on_a_loop
 async def test_an_unknown_user_costs_what_a_known_one_does(checks, monkeypatch):
-    monkeypatch.setattr(credentials, "_COST", 10)
+    monkeypatch.setattr(passwords, "_COST", 10)
     held = Credentials(asyncio.get_running_loop())
     assert not await held.are_right(AL, None)
     assert not await held.are_right(AL, await held.hash("other"))
@@ -169,7 +169,7 @@ async def order_of(held, checks, queued):
 
 @on_a_loop
 async def test_addresses_share_the_checks(checks, monkeypatch):
-    monkeypatch.setattr(credentials, "_THREADS_MAX", 1)
+    monkeypatch.setattr(passwords, "_THREADS_MAX", 1)
     held = Credentials(asyncio.get_running_loop())
     guesses = [(Basic("al", b"guess %d" % n), CHEAP, "attacker") for n in range(20)]
     order = await order_of(held, checks, [*guesses, (AL, CHEAP, "elsewhere")])
@@ -179,7 +179,7 @@ async def test_addresses_share_the_checks(checks, monkeypatch):
 
 @on_a_loop
 async def test_names_share_the_checks_of_one_address(checks, monkeypatch):
-    monkeypatch.setattr(credentials, "_THREADS_MAX", 1)
+    monkeypatch.setattr(passwords, "_THREADS_MAX", 1)
     held = Credentials(asyncio.get_running_loop())
     guesses = [(Basic("root", b"guess %d" % n), CHEAP, "same") for n in range(20)]
     order = await order_of(held, checks, [*guesses, (AL, CHEAP, "same")])
@@ -192,7 +192,7 @@ async def test_names_share_the_checks_of_one_address(checks, monkeypatch):
 @on_a_loop
 async def test_who_comes_last_does_not_wait_for_all_before(checks, monkeypatch, names, networks):
     """After a restart no name has succeeded lately, and guesses look like anybody's."""
-    monkeypatch.setattr(credentials, "_THREADS_MAX", 1)
+    monkeypatch.setattr(passwords, "_THREADS_MAX", 1)
     held = Credentials(asyncio.get_running_loop())
     guesses = [
         (
@@ -211,7 +211,7 @@ async def test_who_comes_last_does_not_wait_for_all_before(checks, monkeypatch, 
 @on_a_loop
 async def test_guesses_come_behind_who_has_not_been_wrong(checks, monkeypatch, waiting):
     """Each guess that was wrong is followed by another, of the same user."""
-    monkeypatch.setattr(credentials, "_THREADS_MAX", 1)
+    monkeypatch.setattr(passwords, "_THREADS_MAX", 1)
     held = Credentials(asyncio.get_running_loop())
     for n in range(20):
         assert not await held.are_right(Basic("al", b"%d" % n), CHEAP, f"network {n}")
@@ -244,7 +244,7 @@ async def test_guesses_come_behind_who_has_not_been_wrong(checks, monkeypatch, w
 
 @on_a_loop
 async def test_who_asks_again_is_the_newest_again(checks, monkeypatch):
-    monkeypatch.setattr(credentials, "_THREADS_MAX", 1)
+    monkeypatch.setattr(passwords, "_THREADS_MAX", 1)
     held = Credentials(asyncio.get_running_loop())
     guesses = [(Basic("al", b"guess %d" % n), CHEAP, "same") for n in range(40)]
     again = (AL, CHEAP, "same")
@@ -256,11 +256,11 @@ async def test_who_asks_again_is_the_newest_again(checks, monkeypatch):
 
 @on_a_loop
 async def test_names_of_no_user_delay_no_user(checks, monkeypatch):
-    monkeypatch.setattr(credentials, "_THREADS_MAX", 1)
+    monkeypatch.setattr(passwords, "_THREADS_MAX", 1)
     held = Credentials(asyncio.get_running_loop())
     nobodies = [(Basic(f"nobody {n}", b"guess %d" % n), None, f"network {n}") for n in range(20)]
     users = [(Basic(f"user {n}", b"right %d" % n), CHEAP, "same") for n in range(3)]
-    monkeypatch.setattr(credentials, "_NOBODY", CHEAP)
+    monkeypatch.setattr(passwords, "_NOBODY", CHEAP)
     order = await order_of(held, checks, [*users, *nobodies])
     assert all(order.index(b"right %d" % n) <= 6 for n in range(3))
     held.close()
@@ -268,7 +268,7 @@ async def test_names_of_no_user_delay_no_user(checks, monkeypatch):
 
 @on_a_loop
 async def test_what_nobody_waits_for_is_not_checked(checks, monkeypatch):
-    monkeypatch.setattr(credentials, "_THREADS_MAX", 1)
+    monkeypatch.setattr(passwords, "_THREADS_MAX", 1)
     held = Credentials(asyncio.get_running_loop())
     gone = set()
     waiting = [
@@ -292,8 +292,8 @@ async def test_what_nobody_waits_for_is_not_checked(checks, monkeypatch):
 
 @on_a_loop
 async def test_who_has_waited_for_long_is_turned_away(checks, monkeypatch):
-    monkeypatch.setattr(credentials, "_THREADS_MAX", 1)
-    monkeypatch.setattr(credentials, "_WAIT_S", -1.0)
+    monkeypatch.setattr(passwords, "_THREADS_MAX", 1)
+    monkeypatch.setattr(passwords, "_WAIT_S", -1.0)
     held = Credentials(asyncio.get_running_loop())
     with pytest.raises(Busy):
         await held.are_right(AL, CHEAP)
@@ -303,8 +303,8 @@ async def test_who_has_waited_for_long_is_turned_away(checks, monkeypatch):
 
 @on_a_loop
 async def test_a_user_whose_password_was_right_before_is_checked_first(checks, monkeypatch):
-    monkeypatch.setattr(credentials, "_THREADS_MAX", 1)
-    monkeypatch.setattr(credentials, "_KNOWN_S", 0.0)
+    monkeypatch.setattr(passwords, "_THREADS_MAX", 1)
+    monkeypatch.setattr(passwords, "_KNOWN_S", 0.0)
     held = Credentials(asyncio.get_running_loop())
     secret = await held.hash("secret")
     assert await held.are_right(AL, secret)
@@ -316,7 +316,7 @@ async def test_a_user_whose_password_was_right_before_is_checked_first(checks, m
 
 @on_a_loop
 async def test_guesses_at_many_names_do_not_delay_names_in_use(checks, monkeypatch):
-    monkeypatch.setattr(credentials, "_THREADS_MAX", 1)
+    monkeypatch.setattr(passwords, "_THREADS_MAX", 1)
     held = Credentials(asyncio.get_running_loop())
     assert await held.are_right(AL, await held.hash("secret"))
     new = await held.hash("new")
@@ -328,8 +328,8 @@ async def test_guesses_at_many_names_do_not_delay_names_in_use(checks, monkeypat
 
 @on_a_loop
 async def test_a_full_queue_turns_away_whoever_has_most_in_it(checks, monkeypatch):
-    monkeypatch.setattr(credentials, "_THREADS_MAX", 1)
-    monkeypatch.setattr(credentials, "_WAITING_MAX", 10)
+    monkeypatch.setattr(passwords, "_THREADS_MAX", 1)
+    monkeypatch.setattr(passwords, "_WAITING_MAX", 10)
     held = Credentials(asyncio.get_running_loop())
     secret = await held.hash("secret")
     assert await held.are_right(AL, secret)
@@ -339,7 +339,7 @@ async def test_a_full_queue_turns_away_whoever_has_most_in_it(checks, monkeypatc
         for n in range(30)
     ]
     await turns()
-    monkeypatch.setattr(credentials, "_KNOWN_S", 0.0)
+    monkeypatch.setattr(passwords, "_KNOWN_S", 0.0)
     honest = [
         asyncio.create_task(held.are_right(AL, secret, "attacker")),
         asyncio.create_task(held.are_right(Basic("bo", b"secret"), secret, "elsewhere")),
@@ -372,8 +372,8 @@ async def test_the_loop_goes_on_and_equal_checks_are_one(checks):
 
 @on_a_loop
 async def test_too_many_are_turned_away(checks, monkeypatch):
-    monkeypatch.setattr(credentials, "_THREADS_MAX", 1)
-    monkeypatch.setattr(credentials, "_WAITING_MAX", 3)
+    monkeypatch.setattr(passwords, "_THREADS_MAX", 1)
+    monkeypatch.setattr(passwords, "_WAITING_MAX", 3)
     held = Credentials(asyncio.get_running_loop())
     secret = await held.hash("secret")
     checks.go_on.clear()
@@ -392,8 +392,8 @@ async def test_too_many_are_turned_away(checks, monkeypatch):
 @on_a_loop
 async def test_who_is_turned_away_is_told_so_after_a_while(checks, monkeypatch):
     """Or clients that guess would come back at once, as often as the loop can bear."""
-    monkeypatch.setattr(credentials, "_THREADS_MAX", 1)
-    monkeypatch.setattr(credentials, "_WAITING_MAX", 1)
+    monkeypatch.setattr(passwords, "_THREADS_MAX", 1)
+    monkeypatch.setattr(passwords, "_WAITING_MAX", 1)
     loop = asyncio.get_running_loop()
     held = Credentials(loop)
     checks.go_on.clear()
@@ -401,7 +401,7 @@ async def test_who_is_turned_away_is_told_so_after_a_while(checks, monkeypatch):
     began_s = loop.time()
     with pytest.raises(Busy):
         await asyncio.wait_for(waiting[1], PATIENCE_S)
-    assert loop.time() - began_s >= credentials._REFUSED_S - 0.1
+    assert loop.time() - began_s >= passwords._REFUSED_S - 0.1
     checks.go_on.set()
     await asyncio.wait_for(asyncio.gather(waiting[0], waiting[2]), PATIENCE_S)
     held.close()
@@ -409,7 +409,7 @@ async def test_who_is_turned_away_is_told_so_after_a_while(checks, monkeypatch):
 
 @on_a_loop
 async def test_what_is_known_is_bounded(monkeypatch):
-    monkeypatch.setattr(credentials, "_KNOWN_MAX", 3)
+    monkeypatch.setattr(passwords, "_KNOWN_MAX", 3)
     held = Credentials(asyncio.get_running_loop())
     secret = await held.hash("secret")
     people = [Basic(name, b"secret") for name in "abcde"]

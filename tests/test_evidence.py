@@ -12,7 +12,7 @@ from zlib import crc32
 
 import pytest
 
-from kvd.ctl import main as kvdctl
+from kvd.ctl.main import main as kvdctl
 from kvd.storage import snapshot
 from kvd.storage.errors import CorruptLog, LogMissing
 from kvd.storage.evidence import BEHIND_MAX
@@ -514,7 +514,7 @@ def test_a_server_without_its_log_ends_with_65_and_one_line(tmp_path):
     shutil.rmtree(path / "index")
     for file in log_dir.iterdir():
         file.unlink()
-    for command in (["kvd", "--data-dir"], ["kvd.ctl", "digest"]):
+    for command in (["kvd", "--data-dir"], ["kvd.ctl.main", "digest"]):
         arguments = [sys.executable, "-m", *command, path]
         if command[0] == "kvd":
             arguments += ["--wal-dir", log_dir, "--listen-client-urls", "http://127.0.0.1:0"]

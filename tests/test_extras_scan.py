@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from kvd.extras_listing import NODES_PER_SLICE, render
-from kvd.extras_scan import Scan, count, find, marks
-from kvd.extras_search import Text
-from kvd.extras_walk import State, Walk
-from kvd.listing import Listing
+from kvd.handlers.extras.reading.listing import NODES_PER_SLICE, render
+from kvd.handlers.extras.reading.scan import Scan, count, find, marks
+from kvd.handlers.extras.reading.search import Text
+from kvd.handlers.extras.reading.walk import State, Walk
+from kvd.handlers.keys.listing import Listing
 from kvd.storage.format.node import Node
 from kvd.storage.store import Store
 from kvd.v2.commands import Create, Delete, Set

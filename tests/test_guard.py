@@ -1,4 +1,4 @@
-"""kvd/guard.py, over HTTP: who is let in, and when that changes.
+"""kvd/handlers/authorizer.py, over HTTP: who is let in, and when that changes.
 
 What is allowed to whom, by which pattern, is in the recorded scenarios `access` of
 tests/conformance, and in tests/test_auth.py.

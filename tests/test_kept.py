@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
-from kvd.kept import Listings
-from kvd.listing import KEPT_BODY_BYTES_MAX, KEPT_LEVELS_MAX, Listing, render
+from kvd.handlers.keys.listing import KEPT_BODY_BYTES_MAX, KEPT_LEVELS_MAX, Listing, render
+from kvd.handlers.keys.listing_cache import Listings
 from kvd.storage.format.event import Event
 from kvd.storage.format.node import ROOT, Node
 from kvd.storage.store import Store

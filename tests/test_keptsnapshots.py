@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from kvd.ctl import main as kvdctl
+from kvd.ctl.main import main as kvdctl
 from kvd.storage import snapshot
 from kvd.storage.errors import CorruptLog
 from kvd.v2.commands import Set

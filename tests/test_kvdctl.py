@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 
-from kvd import ctl
+from kvd.ctl import main
 from kvd.storage import disk, failpoints
 from kvd.storage import snapshot as snapshots
 from kvd.storage.digest import digest as digest_of
@@ -43,7 +43,7 @@ def kvdctl(capsys, *argv):
     """Run a verb; return its exit status, what it prints, and what it complains of."""
     mask = os.umask(0o022)
     try:
-        status = ctl.main([str(arg) for arg in argv])
+        status = main.main([str(arg) for arg in argv])
     except SystemExit as end:
         status = end.code
     finally:

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from kvd.core.stats import StoreStats
-from kvd.kept import Listings
-from kvd.largelistings import LargeListings
+from kvd.handlers.keys.large_listings import LargeListings
+from kvd.handlers.keys.listing_cache import Listings
 from kvd.limits.memory import Memory, Values
 from kvd.storage.store import Store
 from kvd.v2.commands import Delete, Get, Set

@@ -934,7 +934,7 @@ def test_every_endpoint_goes_two_thousand_levels_deep(make_server):
     assert server.terminate() == 0
     for verb in ("verify", "digest", "dump"):
         run = subprocess.run(
-            [sys.executable, "-m", "kvd.ctl", verb, str(server.data_dir)],
+            [sys.executable, "-m", "kvd.ctl.main", verb, str(server.data_dir)],
             cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr

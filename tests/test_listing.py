@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvd.listing import NODES_PER_SLICE, Listing, advance, render
+from kvd.handlers.keys.listing import NODES_PER_SLICE, Listing, advance, render
 from kvd.storage.format.node import Node
 from kvd.storage.store import Store
 from kvd.v2.commands import CreateInOrder, Delete, Set

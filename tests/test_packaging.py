@@ -137,7 +137,7 @@ def test_a_storage_of_another_program_is_not_in_the_way(built, clean_python, mak
         assert client.put(f"/{number}", "1").status == 201
     server.wait_for_log("wrote a snapshot of index")
     assert server.terminate() == 0
-    for command in ((python, "-m", "kvd.ctl"), (python.parent / "kvdctl",)):
+    for command in ((python, "-m", "kvd.ctl.main"), (python.parent / "kvdctl",)):
         assert "snap" in run(*command, "verify", server.data_dir, cwd=theirs)
 
 

@@ -52,7 +52,7 @@ def test_kvdctl_does_its_work_with_standard_descriptors_closed(make_server, clos
     server = make_server().start()
     server.client().put("/a", 1)
     server.terminate()
-    command = closing(closed, "-m", "kvd.ctl", "verify", str(server.data_dir))
+    command = closing(closed, "-m", "kvd.ctl.main", "verify", str(server.data_dir))
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ("good" in ended.stdout) == (1 not in closed)
@@ -65,7 +65,11 @@ def test_a_refusal_has_its_status_though_it_cannot_be_told():
 
 @pytest.mark.parametrize(
     "argv",
-    [["-m", "kvd", "--help"], ["-m", "kvd", "--print-config"], ["-m", "kvd.ctl", "failpoints"]],
+    [
+        ["-m", "kvd", "--help"],
+        ["-m", "kvd", "--print-config"],
+        ["-m", "kvd.ctl.main", "failpoints"],
+    ],
     ids=lambda argv: argv[-1],
 )
 def test_output_that_cannot_be_written_is_one_line_and_74(argv):
@@ -177,7 +181,7 @@ def test_kvdctl_works_in_a_directory_of_any_name(make_server, tmp_path):
 
 
 def run_ctl(*argv: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "kvd.ctl", *argv]
+    command = [sys.executable, "-m", "kvd.ctl.main", *argv]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 

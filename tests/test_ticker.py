@@ -8,8 +8,8 @@ import pytest
 
 from kvd.config import load
 from kvd.core.ticker import Ticker
+from kvd.handlers.keys.key_space import KeySpace
 from kvd.http.connection import Server as HttpServer
-from kvd.keys import KeySpace
 from kvd.server import KvdServer
 from tests.server import PATIENCE_S
 

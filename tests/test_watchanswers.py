@@ -10,9 +10,9 @@ import pytest
 from tornado import httputil
 
 from kvd.core.watch.watchers import Watcher
+from kvd.handlers.keys.watch import WatchAnswers
 from kvd.http.connection import Connection, Delegate, Limits, Server
 from kvd.limits.memory import Memory, Values
-from kvd.watchanswers import WatchAnswers
 from tests.raw import request
 from tests.test_committer import on_a_loop, turns, until
 

@@ -84,22 +84,19 @@ class Config:
         host_whitelist: The hosts that requests may name, `*` for any; None without the setting.
         extras: Whether the extras on etcd's API are served (kvd/v2/extras/parameters.py).
         gzip_min_bytes: How long an answer is that is compressed; None compresses none.
-        discovery: Whether tokens are made for members of etcd clusters (kvd/extras_discovery.py).
-        discovery_ttl_s: How long such a token lives.
-        discovery_max: Limit of these tokens.
-        max_header_bytes: Limit of request line and headers together.
-        max_body_bytes: Limit of the body of a request.
-        max_value_bytes: Limit of a value.
-        max_key_depth: Limit of the components of a key.
-        max_connections: Limit of open connections; None goes by the limit of open files.
-        max_watchers: Limit of waiting watches; None leaves it to the limit of connections.
-        max_watchers_per_key: Limit of the watchers of one key; None leaves it to the others.
-        max_wait_s: How long a watch waits at most without anything to tell; None is for ever.
-        max_stream_bytes: Limit of what a stream leaves unread.
+        discovery: Whether tokens are made for members of etcd clusters
+        (kvd/handlers/extras/discovery.py). discovery_ttl_s: How long such a token lives.
+        discovery_max: Limit of these tokens. max_header_bytes: Limit of request line and headers
+        together. max_body_bytes: Limit of the body of a request. max_value_bytes: Limit of a value.
+        max_key_depth: Limit of the components of a key. max_connections: Limit of open connections;
+        None goes by the limit of open files. max_watchers: Limit of waiting watches; None leaves it
+        to the limit of connections. max_watchers_per_key: Limit of the watchers of one key; None
+        leaves it to the others. max_wait_s: How long a watch waits at most without anything to
+        tell; None is for ever. max_stream_bytes: Limit of what a stream leaves unread.
         max_buffered_bytes: Limit of what waits in memory for all clients, both ways together.
         max_response_bytes: Limit of one listing; None is three quarters of the limit before.
-        idle_timeout_s: How long a connection may stay open between two requests.
-        header_timeout_s: How long request line and headers may take from their first byte, and
+        idle_timeout_s: How long a connection may stay open between two requests. header_timeout_s:
+        How long request line and headers may take from their first byte, and
             a handshake of TLS.
         body_timeout_s: How long a request body may take.
         write_timeout_s: How long a client may read nothing of its answer.

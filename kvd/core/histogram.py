@@ -1,7 +1,7 @@
 """Counting durations and sizes in buckets, at the price of a search in a short list.
 
 (prometheus_client's own histograms take a lock for each observation, which costs five times as
-much (measured). kvd/metrics.py shows these in its format.)
+much (measured). kvd/monitoring/metrics.py shows these in its format.)
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Off by default: clients ask for gzip without being told to, and byte equality with etcd is the
 promise. What it costs is paid by those who switch it on: connections are of another kind, and
-requests that accept gzip go the long way (`kvd.front`).
+requests that accept gzip go the long way (`kvd.handlers.router`).
 
 A body up to 64 KiB is compressed at once, which takes a millisecond; of larger ones such a slice in
 a turn of the loop, or of something else that takes long. Watches, errors and answers without a body

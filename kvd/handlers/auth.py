@@ -1,0 +1,121 @@
+"""The routes below `/v2/auth`: users, roles, and whether users are asked for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TypeVar, cast
+
+from kvd.handlers.base import GuardedEndpoint
+from kvd.http.connection import Connection
+from kvd.storage.view import View
+from kvd.v2 import auth, auth_commands, go_json
+from kvd.v2.auth_commands import Command, DeleteRole, DeleteUser, PutRole, PutUser, Switch
+from kvd.v2.auth_json import read_role, read_user
+from kvd.v2.errors import RouteError
+
+_T = TypeVar("_T")
+
+_OF_ONE = ("GET", "PUT", "DELETE")
+
+
+class _AuthEndpoint(GuardedEndpoint):
+    """A route whose changes are those of `kvd.v2.auth_commands`."""
+
+    # etcd reads any body; a role of ten thousand patterns has its place in this.
+    body_bytes_max = 256 << 10
+
+    async def change(self, command: Command) -> None:
+        """Have a command decided and logged; answer when that is durable."""
+        await self.administer(partial(auth_commands.decide, command=command))
+
+
+class _Named(_AuthEndpoint):
+    """All users or roles, or the one that the rest of the path names."""
+
+    def check_path(self) -> None:
+        """Take the name, which has no slashes."""
+        self.name = self.path_args[0].strip("/")
+        if "/" in self.name:
+            raise RouteError(400, "Invalid path")
+        self.allow = _OF_ONE if self.name else ("GET",)
+
+    async def read(self, read: Callable[[bytes, str], _T]) -> _T:
+        """Read the body; others are served between two of these."""
+        async with self.guard.reading:
+            await asyncio.sleep(0)
+            return read(self.body, self.name)
+
+    async def answer_with(
+        self, render: Callable[[View, Callable[[int], None]], Iterator[bytes]]
+    ) -> None:
+        """Answer with what is rendered in turns, one response after another."""
+        connection = cast(Connection, self.request.connection)
+        body = await self.guard.render(connection, render)
+        if not connection.gone:
+            self._json(body)
+
+
+class Users(_Named):
+    """`/v2/auth/users` and `/v2/auth/users/NAME`."""
+
+    async def get(self, _: str) -> None:
+        """Answer a user with its roles, or all users."""
+        await self.answer_with(
+            partial(auth.user_json, name=self.name) if self.name else auth.users_json
+        )
+
+    async def put(self, _: str) -> None:
+        """Make a user, or change one."""
+        asked = await self.read(read_user)
+        secret = await self.guard.hash(asked.password) if asked.password else None
+        await self.change(PutUser(asked.name, secret, asked.roles, asked.grant, asked.revoke))
+
+    async def delete(self, _: str) -> None:
+        """Remove a user."""
+        await self.change(DeleteUser(self.name))
+
+
+class Roles(_Named):
+    """`/v2/auth/roles` and `/v2/auth/roles/NAME`."""
+
+    async def get(self, _: str) -> None:
+        """Answer a role, or all of them."""
+        await self.answer_with(
+            partial(auth.role_json, name=self.name) if self.name else auth.roles_json
+        )
+
+    async def put(self, _: str) -> None:
+        """Make a role, or change one."""
+        await self.change(PutRole(await self.read(read_role)))
+
+    async def delete(self, _: str) -> None:
+        """Remove a role."""
+        await self.change(DeleteRole(self.name))
+
+
+class Enable(_AuthEndpoint):
+    """`/v2/auth/enable`: whether users are asked for, which everybody may know."""
+
+    allow = _OF_ONE
+    for_all = ("GET",)
+
+    def get(self) -> None:
+        """Answer whether users are asked for."""
+        self._json(go_json.encode({"enabled": self.guard.enabled}) + b"\n")
+
+    async def put(self) -> None:
+        """Ask for users from now on."""
+        await self.change(Switch(on=True))
+
+    async def delete(self) -> None:
+        """Let everybody do everything."""
+        await self.change(Switch(on=False))
+
+
+ROUTES = [
+    (r"/v2/auth/users(|/.*)", Users),
+    (r"/v2/auth/roles(|/.*)", Roles),
+    (r"/v2/auth/enable", Enable),
+]

@@ -1,0 +1,93 @@
+"""What the routes have in common that only the user root may use, once users are asked for."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Any, cast
+
+import tornado.web
+
+from kvd.handlers.authorizer import Guard, caller_of
+from kvd.handlers.info import Endpoint
+from kvd.http.connection import Connection
+from kvd.logs import audit
+from kvd.storage.indexerrors import BROKEN
+from kvd.v2 import go_json
+from kvd.v2.documents import Decide, Reply
+from kvd.v2.errors import RouteError
+
+
+class GuardedEndpoint(Endpoint):
+    """A route whose errors are `RouteError`s; `for_all` are the methods that ask nobody's name."""
+
+    for_all: tuple[str, ...] = ()
+    names_cluster = True
+    """Whether answers to whoever is let in have the header X-Etcd-Cluster-Id."""
+    _is_in = False
+    _who = ""
+
+    @property
+    def guard(self) -> Guard:
+        """Who is let in."""
+        return self.sources.guard
+
+    async def prepare(self) -> None:
+        """Refuse what is wrong before the body is looked at, in etcd's order."""
+        self.check_path()
+        if self.request.method not in self.allow:
+            raise tornado.web.HTTPError(405)
+        connection = cast(Connection, self.request.connection)
+        headers = self.request.headers.get_list("Authorization")
+        if self.request.method not in self.for_all:
+            caller = caller_of(headers, connection.context)
+            self._who = await self.guard.administrator(caller, connection)
+        self._is_in = True
+        self.set_default_headers()
+
+    def check_path(self) -> None:
+        """Refuse a path that is no path of this route, by a `RouteError`."""
+
+    def set_default_headers(self) -> None:
+        """Name the cluster, to whoever is let in."""
+        super().set_default_headers()
+        if self._is_in and self.names_cluster:
+            self.set_header("X-Etcd-Cluster-Id", f"{self.sources.cluster_id:x}")
+
+    async def administer(self, decide: Decide) -> None:
+        """Have a change decided and logged; answer when it is durable."""
+        told: asyncio.Future[Reply | RouteError] = asyncio.get_running_loop().create_future()
+        self.sources.administer(decide, told.set_result)
+        outcome = await told
+        if isinstance(outcome, RouteError):
+            raise outcome
+        self.note_change()
+        self.set_status(outcome.status)
+        if outcome.status != 204:
+            self._json(outcome.body)
+
+    def note_change(self, change: str = "") -> None:
+        """Log who has changed what; `change` says more than the request's path."""
+        method, path = self.request.method, self.request.path
+        audit.info("%s %s%s, asked for by %s", method, path, change, self._who)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Write an error as etcd does."""
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        if isinstance(error, RouteError):
+            self.set_status(error.status)
+            self._json(go_json.encode({"message": error.message}))
+        else:
+            super().write_error(status_code, **kwargs)
+
+    def log_exception(
+        self,
+        typ: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        """Log a bug; damage to the index ends the process."""
+        if isinstance(value, BROKEN):
+            self.guard.damaged(value)
+        if not isinstance(value, RouteError):
+            super().log_exception(typ, value, tb)

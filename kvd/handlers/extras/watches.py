@@ -1,0 +1,286 @@
+r"""The answers to watches with extras: of some events, in other shapes, with an end, for a page.
+
+A stream that waits sends lines of JSON, as any; where progress is asked for also
+
+    {"action":"progress","index":1301}        all that was for it up to this index has been told
+
+With `Accept: text/event-stream` it is a stream of server-sent events (section 9.2 of the HTML
+standard):
+
+    retry: 1000\n\n
+    id: 1301\nevent: set\ndata: {"action":"set","node":{...}}\n\n
+    id: 1301\nevent: progress\ndata: {"index":1301}\n\n
+    id: 1301\nevent: lost\ndata: {"errorCode":401,...}\n\n     the history begins later
+    : quiet\n\n                                               after each 15 s of silence
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from functools import partial
+from http import HTTPStatus
+from itertools import groupby
+
+from kvd.core.watch.hub import Hub
+from kvd.core.watch.watchers import Watcher
+from kvd.handlers.extras.reading.nodes import shown_parts
+from kvd.handlers.keys.watch import WatchAnswer, WatchAnswers
+from kvd.http.connection import Connection
+from kvd.limits.memory import Payload, Values
+from kvd.storage.format.event import Event
+from kvd.storage.format.node import Node
+from kvd.storage.format.records import REMOVALS
+from kvd.v2.commands import Watch
+from kvd.v2.errors import ApiError
+from kvd.v2.extras.watch import WatchExtras
+from kvd.v2.response import ACTIONS, LargeValue, error_body, escape, removed_object
+
+_QUIET_S = 15.0
+# While a watch reads history it is not quiet; it is looked at again after so long.
+_BEHIND_S = 0.05
+Part = bytes | LargeValue | Payload
+
+_EVENTS = b"Content-Type: text/event-stream\r\nCache-Control: no-store\r\n"
+
+
+class ExtraWatches:
+    """Answers the watches with extras of one key space."""
+
+    def __init__(
+        self,
+        *,
+        hub: Hub,
+        answers: WatchAnswers,
+        head: Callable[[int, bytes], bytes],
+        values: Values,
+        cluster_line: bytes,
+        offset_ns: Callable[[], int],
+    ) -> None:
+        """Answer watches.
+
+        Args:
+            hub: where they wait.
+            answers: what the answers to all watches share.
+            head: returns the header lines of a success at an index, with others than JSON's.
+            values: large values that are being sent.
+            cluster_line: the header line that names the cluster.
+            offset_ns: what a shown `expiration` is later than the store's.
+        """
+        self.hub = hub
+        self.answers = answers
+        self.head = head
+        self.values = values
+        self.event_lines = _EVENTS + cluster_line
+        self._offset_ns = offset_ns
+        self._told: tuple[Event, WatchExtras, list[Payload]] | None = None
+
+    def watch(
+        self, connection: Connection, watch: Watch, extras: WatchExtras, rights: object
+    ) -> None:
+        """Begin to answer a watch, for a client with some rights.
+
+        Raises:
+            ApiError: 401, the history from its index on has been cleared, and it is no page's.
+        """
+        answer = _Answer(self, connection, watch, extras)
+        try:
+            watcher = self.hub.watch(watch, answer, extras.filter)
+        except ApiError as refusal:
+            if not extras.as_events:
+                raise
+            # A page's EventSource never comes back after an error. So it does, behind this index.
+            answer.begin(refusal.index)
+            answer.lose(refusal)
+            return
+        watcher.rights = rights
+        answer.watcher = watcher
+        if answer.has_ended:
+            self.hub.forget(watcher)
+        elif connection.streaming:
+            connection.set_close_callback(answer.leave)
+
+    def payloads(self, event: Event, extras: WatchExtras) -> list[Payload]:
+        """Return an event as it is told, kept for the next watcher that is told the same."""
+        if self._told is not None:
+            told, shaped, payloads = self._told
+            if told is event and (shaped.shape, shaped.as_events) == (
+                extras.shape,
+                extras.as_events,
+            ):
+                return payloads
+        parts = self._parts(event, extras)
+        if extras.as_events:
+            change = event.change
+            head = b"id: %d\nevent: %b\ndata: " % (change.index, ACTIONS[change.kind])
+            parts = [head, *parts, b"\n"]
+        payloads = [
+            part if isinstance(part, Payload) else self.values.payloads([part])[0]
+            for part in _merged(parts)
+        ]
+        self._told = event, extras, payloads
+        return payloads
+
+    def forget(self) -> None:
+        """Forget the event that was told last, which may be large."""
+        self._told = None
+
+    def _parts(self, event: Event, extras: WatchExtras) -> list[Part]:
+        change, prev, time_ns = event
+        kind, index, key, value, is_dir, created, expiration_ns, refresh = change
+        show = partial(
+            shown_parts,
+            shape=extras.shape,
+            now_ns=time_ns,
+            offset_ns=self._offset_ns(),
+            make=self.values.make,
+        )
+        shown = escape(key)
+        parts: list[Part] = [b'{"action":"%b"' % ACTIONS[kind]]
+        if refresh:
+            parts.append(b',"refresh":true')
+        parts.append(b',"node":')
+        if kind in REMOVALS:
+            parts.append(removed_object(shown, change))
+        else:
+            node = Node(value, created, index, expiration_ns, int(is_dir))
+            parts += show(shown, node)
+        if prev is not None:
+            parts.append(b',"prevNode":')
+            parts += show(shown, prev)
+        return [*parts, b"}\n"]
+
+
+def _merged(parts: Iterable[Part]) -> list[Part]:
+    """Return parts of which the bytes that stand side by side are one."""
+    merged: list[Part] = []
+    for is_bytes, run in groupby(parts, key=lambda part: isinstance(part, bytes)):
+        same = list(run)
+        merged += [b"".join(same)] if is_bytes else same  # type: ignore[arg-type]
+    return merged
+
+
+class _Answer(WatchAnswer):
+    """The answer to one watch."""
+
+    __slots__ = (
+        *("_extras", "_loop", "_quiet_since", "_said_since"),
+        *("_timer", "_watch", "_watches", "watcher"),
+    )
+
+    def __init__(
+        self, watches: ExtraWatches, connection: Connection, watch: Watch, extras: WatchExtras
+    ) -> None:
+        super().__init__(connection, watches.answers, stream=watch.stream)
+        self._watches = watches
+        self._watch = watch
+        self._extras = extras
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._quiet_since = self._said_since = 0.0
+        self.watcher: Watcher | None = None
+
+    def begin(self, index: int) -> None:
+        connection, extras = self.connection, self._extras
+        if extras.as_events:
+            head = self._watches.head(index, self._watches.event_lines)
+            connection.begin_stream(HTTPStatus.OK, head)
+            self._say(b"retry: 1000\n\n")
+        else:
+            super().begin(index)
+        self._quiet_since = self._said_since = self._loop.time()
+        self._set_timer()
+
+    def tell_large(self, event: Event) -> None:
+        if not self.may_be_told():
+            return
+        payloads = self._watches.payloads(event, self._extras)
+        is_last = not self._watch.stream
+        self._quiet_since = self._said_since = self._loop.time()
+        if is_last:
+            self.leave()
+        if len(payloads) == 1 and not payloads[0].escapes:
+            frame = self._watches.answers.frame(payloads[0].data, self.form)
+            self.connection.send_event(frame, last=is_last)
+        else:
+            self.connection.send_large_event(payloads, last=is_last)
+
+    def lose(self, refusal: ApiError) -> None:
+        """Say that the history does not go back so far, and end."""
+        error = error_body(refusal)
+        self._say(b"id: %d\nevent: lost\ndata: %b\n" % (refusal.index, error))
+        self.end()
+
+    def end(self) -> None:
+        self.leave()
+        super().end()
+
+    def close(self) -> None:
+        self.cancel()
+        super().close()
+
+    def cancel(self) -> None:
+        """The client has gone, or the watch ends: no timer is needed any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def leave(self) -> None:
+        """Wait no more: it has ended, or the client has gone."""
+        self.cancel()
+        self.has_ended = True
+        if self.watcher is not None:
+            self._watches.hub.forget(self.watcher)
+
+    def _set_timer(self, delay_s: float | None = None) -> None:
+        """Set the timer to what comes first: the end, or that something is to be said."""
+        extras = self._extras
+        due = []
+        if extras.wait_timeout_s is not None:
+            due.append(self._quiet_since + extras.wait_timeout_s)
+        if (says_s := self._says_s) is not None:
+            due.append(self._said_since + says_s)
+        if due:
+            loop = self._loop
+            at = min(due) if delay_s is None else loop.time() + delay_s
+            self._timer = loop.call_at(at, self._look)
+
+    @property
+    def _says_s(self) -> float | None:
+        """After how many seconds without anything else something is said, if at all."""
+        extras = self._extras
+        if extras.progress_s is not None:
+            return extras.progress_s
+        return _QUIET_S if extras.as_events else None
+
+    def _look(self) -> None:
+        self._timer = None
+        if self.has_ended or self.connection.gone:
+            return
+        now, extras, says_s = self._loop.time(), self._extras, self._says_s
+        if self.watcher is None or self._watches.hub.is_behind(self.watcher):
+            # The time counts from when it has told what there was.
+            if self.watcher is None or self._watches.hub.is_replaying(self.watcher):
+                self._quiet_since = now
+            self._set_timer(_BEHIND_S)
+            return
+        if extras.wait_timeout_s is not None and now >= self._quiet_since + extras.wait_timeout_s:
+            self.end()
+            return
+        if says_s is not None and now >= self._said_since + says_s:
+            self._said_since = now
+            index = self._watches.hub.index
+            if extras.progress_s is None:
+                self._say(b": quiet\n\n")
+            elif extras.as_events:
+                self._say(b'id: %d\nevent: progress\ndata: {"index":%d}\n\n' % (index, index))
+            else:
+                self._say(b'{"action":"progress","index":%d}\n' % index)
+        if not self.has_ended:
+            self._set_timer()
+
+    def _say(self, text: bytes) -> None:
+        """Send what is no event, unless the client does not read."""
+        if self.connection.flows:
+            frame = self._watches.answers.frame(text, self.form)
+            self.connection.send_event(frame, last=False)

@@ -1,0 +1,217 @@
+"""Every route but the key space, as Tornado handlers; the bodies of errors are Go's."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple, cast
+
+import tornado.web
+
+from kvd.handlers.authorizer import Guard
+from kvd.http.connection import SERVER_HEADER
+from kvd.v2.documents import Decide, Replied
+from kvd.v2.errors import RouteError
+from kvd.v2.members import Member
+
+log = logging.getLogger(__name__)
+
+# The API level that is served: clients choose their dialect by it. kvd's own version is in the
+# Server header.
+ETCD_SERVER_VERSION = "3.4.23"
+ETCD_CLUSTER_VERSION = "3.4.0"
+ETCD_VERSION = json.dumps(
+    {"etcdserver": ETCD_SERVER_VERSION, "etcdcluster": ETCD_CLUSTER_VERSION}, separators=(",", ":")
+).encode()
+
+_JSON = "application/json"
+_TEXT = "text/plain; charset=utf-8"
+
+
+class Sources(NamedTuple):
+    """Where the bodies come from."""
+
+    store_stats: Callable[[], bytes]
+    self_stats: Callable[[], bytes]
+    leader_stats: Callable[[], bytes]
+    member: Member
+    cluster_id: int
+    guard: Guard
+    administer: Callable[[Decide, Replied], None]
+
+
+@tornado.web.stream_request_body
+class Endpoint(tornado.web.RequestHandler):
+    """A route; `allow` are the methods that it answers.
+
+    It is prepared before the body comes, of which it keeps up to `body_bytes_max`. (Otherwise
+    Tornado would keep and parse forms and multipart bodies that nobody here reads.)
+    """
+
+    allow: tuple[str, ...] = ("GET",)
+    body_bytes_max = 0
+    _body_bytes = 0
+
+    def initialize(self) -> None:
+        """Begin without a body, which then grows in place: a copy a piece would be quadratic."""
+        self._body = bytearray()
+
+    def data_received(self, chunk: bytes) -> None:
+        """Take a piece of the body."""
+        self._body_bytes += len(chunk)
+        if self._body_bytes <= self.body_bytes_max:
+            self._body += chunk
+        else:
+            self._body.clear()
+
+    @property
+    def body(self) -> bytes:
+        """The body of the request.
+
+        Raises:
+            RouteError: 413, it is too large.
+        """
+        if self._body_bytes > self.body_bytes_max:
+            message = f"Request body larger than {self.body_bytes_max} bytes."
+            raise RouteError(413, message)
+        return bytes(self._body)
+
+    @property
+    def sources(self) -> Sources:
+        """What the routes show."""
+        return cast(Sources, self.settings["sources"])
+
+    def set_default_headers(self) -> None:
+        """Name the server as every other answer does."""
+        self.set_header("Server", SERVER_HEADER)
+        self.clear_header("Content-Type")
+
+    def compute_etag(self) -> None:
+        """Answer no conditional requests: etcd does not."""
+        return
+
+    def write_error(self, status_code: int, **_kwargs: Any) -> None:
+        """Write an error as etcd does."""
+        if status_code == 405:
+            if self.allow:
+                self.set_header("Allow", ",".join(self.allow))
+            self._text("Method Not Allowed\n")
+        elif status_code == 404:
+            # Below /v3 etcd answers by its gateway.
+            gateway = self.request.path.startswith("/v3/")
+            self._text("Not Found\n" if gateway else "404 page not found\n")
+        else:
+            self.set_header("Content-Type", _JSON)
+            self.finish(b'{"message":"Internal Server Error"}')
+
+    def decode_argument(self, value: bytes, name: str | None = None) -> str:
+        """Take any bytes in a path: what is no UTF-8 names nothing, but is no error of its own."""
+        return value.decode("utf-8", "surrogateescape")
+
+    def log_exception(
+        self,
+        typ: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        """Log what is no answer to the client: a bug."""
+        if not isinstance(value, tornado.web.HTTPError):
+            log.error("a request could not be served", exc_info=value)
+
+    def _text(self, body: str) -> None:
+        self.set_header("Content-Type", _TEXT)
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.finish(body)
+
+    def _json(self, body: bytes) -> None:
+        self.set_header("Content-Type", _JSON)
+        self.finish(body)
+
+
+class NotFound(Endpoint):
+    """Every path that is no route, whatever the method."""
+
+    def prepare(self) -> None:
+        """Refuse."""
+        raise tornado.web.HTTPError(404)
+
+    def write_error(self, status_code: int, **_kwargs: Any) -> None:
+        """Say that there is no such page, also to methods nobody knows."""
+        self.set_status(404)
+        super().write_error(404)
+
+
+class Version(Endpoint):
+    """`/version`."""
+
+    def get(self) -> None:
+        """Answer the API level."""
+        self._json(ETCD_VERSION)
+
+
+class StoreStatistics(Endpoint):
+    """`/v2/stats/store`."""
+
+    def get(self) -> None:
+        """Answer the counters."""
+        self._json(self.sources.store_stats())
+
+
+class SelfStatistics(Endpoint):
+    """`/v2/stats/self`."""
+
+    def get(self) -> None:
+        """Answer who this member is and since when."""
+        self._json(self.sources.self_stats())
+
+
+class LeaderStatistics(Endpoint):
+    """`/v2/stats/leader`."""
+
+    def get(self) -> None:
+        """Answer that there are no followers."""
+        self._json(self.sources.leader_stats())
+
+
+class Machines(Endpoint):
+    """`/v2/machines`."""
+
+    allow = ("GET", "HEAD")
+
+    def get(self) -> None:
+        """Answer the URLs that clients are to use."""
+        self.set_header("Content-Type", _TEXT)
+        self.finish(self.sources.member.machines_body())
+
+    def head(self) -> None:
+        """Answer as GET, without the body."""
+        self.get()
+
+
+Route = tuple[str, type[tornado.web.RequestHandler]]
+
+ROUTES: tuple[Route, ...] = (
+    (r"/version", Version),
+    (r"/v2/stats/store", StoreStatistics),
+    (r"/v2/stats/self", SelfStatistics),
+    (r"/v2/stats/leader", LeaderStatistics),
+    (r"/v2/machines", Machines),
+)
+
+
+def make_application(routes: Sequence[Route], **settings: object) -> tornado.web.Application:
+    """Return the application that serves these routes and no others.
+
+    Those in `ROUTES` need the setting `sources`.
+    """
+    application = tornado.web.Application(
+        list(routes), default_handler_class=NotFound, log_function=_log_nothing
+    )
+    application.settings.update(settings)
+    return application
+
+
+def _log_nothing(handler: tornado.web.RequestHandler) -> None:
+    """Requests are not logged here; see kvd/http/access_log.py."""

@@ -1,0 +1,1 @@
+"""The key space, `/v2/keys`: from a request to its answer."""
