@@ -31,7 +31,7 @@ kvdctl. Settings: config/flags.py is the table, config/sources.py and config/fil
 texts, config/load.py says what they mean. Connections come through net/listeners.py (addresses),
 net/acceptor.py, and net/tls.py with net/tls_connection.py; http/framing.py and http/header_cache.py
 read what is ahead of a body, http/outbox.py and http/sending.py send what is large. To know the
-system, read v2/rules.py, core/committer.py and storage/wal.py, in that order.
+system, read v2/rules.py, core/committer.py and storage/wal/wal.py, in that order.
 
 kvd is not a cluster, has no v3 API, and keeps nothing that the log does not say.
 """

@@ -1,7 +1,7 @@
 """The storage engine: keeps bytes safe, and knows no rules. It never imports kvd.
 
-Reading order: format/frame.py (the bytes of the log), wal.py (the log), format/records.py (what it
-says), state.py and flush.py (nodes, in memory and in LMDB), recovery.py (what a start does),
+Reading order: format/frame.py (the bytes of the log), wal/wal.py (the log), format/records.py (what
+it says), state.py and flush.py (nodes, in memory and in LMDB), recovery.py (what a start does),
 store.py (all of it as one thing).
 
     pure             applied change entry event frame identity names node sums tables

@@ -13,9 +13,9 @@ from pathlib import Path
 from kvd.storage import disk
 from kvd.storage.format.names import SPARE_NAME
 from kvd.storage.layout import DataDirectory
-from kvd.storage.segments import Scan, list_segments
 from kvd.storage.source import format_of
 from kvd.storage.store import Store
+from kvd.storage.wal.segments import Scan, list_segments
 
 # A segment that is begun here holds a few records.
 _SEGMENT_BYTES = 64 << 10

@@ -30,8 +30,8 @@ from kvd.storage import snapshot
 from kvd.storage.errors import LogMissing
 from kvd.storage.format.applied import Applied
 from kvd.storage.index import CLEAN, CLEAN_STOP, MARKS, RUNNING
-from kvd.storage.segments import Frame, Segment
 from kvd.storage.state import BEHIND_FACTOR, FLUSH_RECORDS
+from kvd.storage.wal.segments import Frame, Segment
 
 # So many records may be in memory only, and those of a last batch, each in a frame of its own.
 BEHIND_MAX = FLUSH_RECORDS * BEHIND_FACTOR + 1000

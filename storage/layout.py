@@ -4,7 +4,7 @@
       FORMAT       format/identity.py; the directory is a store once this file is durable, and the
                    log's first frame is written once it says that the log has begun
       LOCK         locked for as long as it is open, as the directory is: storage/locks.py
-      wal/         storage/wal.py; a symbolic link where the log has a disk of its own
+      wal/         storage/wal/wal.py; a symbolic link where the log has a disk of its own
       snap/        storage/snapshot.py
       index/       storage/index.py
       quarantine/  what recovery cut off

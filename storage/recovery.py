@@ -31,8 +31,8 @@ from kvd.storage.index import CLEAN_STOP, Index, discard
 from kvd.storage.indexerrors import BROKEN
 from kvd.storage.layout import DataDirectory
 from kvd.storage.replay import load, replay
-from kvd.storage.segments import ADVICE
-from kvd.storage.wal import Wal
+from kvd.storage.wal.segments import ADVICE
+from kvd.storage.wal.wal import Wal
 
 log = logging.getLogger(__name__)
 

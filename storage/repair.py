@@ -36,8 +36,8 @@ from kvd.storage.format.records import Change
 from kvd.storage.index import forget
 from kvd.storage.layout import DataDirectory
 from kvd.storage.replay import batch_in
-from kvd.storage.segments import Frame, Scan, Segment
 from kvd.storage.source import Base, Source, format_of, reading
+from kvd.storage.wal.segments import Frame, Scan, Segment
 
 
 class Extent(NamedTuple):

@@ -30,9 +30,9 @@ from kvd.storage.format.records import (
 from kvd.storage.format.sums import APPLIED_KEY, NOTHING, SUMMED, meta_sum, sum_of
 from kvd.storage.format.tables import TABLES, Row
 from kvd.storage.index import Index
-from kvd.storage.segments import Frame
 from kvd.storage.state import Pending, State
 from kvd.storage.view import Transaction
+from kvd.storage.wal.segments import Frame
 
 # LMDB keeps the pages that a transaction changes in memory, and writes each of them once: so a
 # transaction ends after so many records, unless the whole index is so small that all its pages may

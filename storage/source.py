@@ -32,8 +32,8 @@ from kvd.storage.index import Index
 from kvd.storage.layout import read_format, require_rooms
 from kvd.storage.locks import SharedLocks, holder
 from kvd.storage.replay import Until, load, replay, to_the_end
-from kvd.storage.segments import Frame, Scan, Segment, list_segments
 from kvd.storage.snapshot import Header
+from kvd.storage.wal.segments import Frame, Scan, Segment, list_segments
 
 Found = list[tuple[Path, Header | CorruptSnapshot]]
 """Snapshots, newest first: what each says of itself, or what is wrong with it."""
@@ -88,7 +88,8 @@ class Source:
         """Yield every frame behind `start`, or of the whole log, but seals and heartbeats.
 
         Raises:
-            CorruptLog: by the rules of storage/segments.py, as far as the reading has come; or the
+            CorruptLog: by the rules of storage/wal/segments.py, as far as the reading has come; or
+            the
                 log ends before what is known to have been acknowledged.
             StorageError: a server purged meanwhile what was to be read next.
         """

@@ -42,14 +42,14 @@ from kvd.storage.format.records import (
 from kvd.storage.format.sums import ONE
 from kvd.storage.index import Index
 from kvd.storage.indexerrors import BROKEN, IndexRefused
-from kvd.storage.keptlog import KeptLog
 from kvd.storage.keptsnapshots import KeptSnapshots
 from kvd.storage.layout import DataDirectory, require_local
 from kvd.storage.processor import has_sha256
 from kvd.storage.recovery import Recovery, recover
 from kvd.storage.state import Pending, State
 from kvd.storage.view import IndexView, View
-from kvd.storage.wal import Wal
+from kvd.storage.wal.scrub import KeptLog
+from kvd.storage.wal.wal import Wal
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from kvd.storage import spare
 from kvd.storage.digest import IndexState, index_state, without_place
 from kvd.storage.errors import Corrupt, CorruptLog, CorruptSnapshot
 from kvd.storage.evidence import left_behind, objection
@@ -23,8 +22,9 @@ from kvd.storage.format.records import CHAIN_START, next_chain
 from kvd.storage.index import CLEAN_STOP, Index, crash_of
 from kvd.storage.replay import batch_in, decode, load, replay
 from kvd.storage.restore import state
-from kvd.storage.segments import Frame, TornTail
 from kvd.storage.source import Base, Source, place
+from kvd.storage.wal import spare_segment
+from kvd.storage.wal.segments import Frame, TornTail
 
 _REBUILT = "Nothing is lost: a start, or its check in the background, rebuilds it"
 
@@ -87,7 +87,7 @@ def verify(source: Source, scratch: Path) -> Iterator[Finding]:
 
 def _spare(source: Source) -> Iterator[Finding]:
     """Look at the space that is reserved for the next segment: there must be nothing in it."""
-    if not source.live and (at := spare.first_byte(source.wal)) is not None:
+    if not source.live and (at := spare_segment.first_byte(source.wal)) is not None:
         text = f"holds something at offset {at}, which is no part of the log; a start clears it"
         yield Finding(f"wal/{SPARE_NAME}", Verdict.NOTE, text)
 

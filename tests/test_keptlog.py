@@ -1,4 +1,4 @@
-"""storage/keptlog.py: what a start has not read of the log is read while the server runs."""
+"""storage/wal/scrub.py: what a start has not read of the log is read while the server runs."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""storage/wal.py: what was acknowledged comes back, and damage is refused, whatever happens."""
+"""storage/wal/wal.py: what was acknowledged comes back, and damage is refused, whatever happens."""
 
 import errno
 import logging
@@ -14,8 +14,8 @@ from kvd.storage import disk
 from kvd.storage.errors import CorruptLog, LogFull
 from kvd.storage.format import frame
 from kvd.storage.format.frame import START, Position
-from kvd.storage.segments import TornTail
-from kvd.storage.wal import Wal
+from kvd.storage.wal.segments import TornTail
+from kvd.storage.wal.wal import Wal
 
 UUID = bytes(range(16))
 SEGMENT = 8192
@@ -958,7 +958,7 @@ def test_an_oversize_payload_gets_a_segment_of_its_size(tmp_path):
 
 
 def test_a_slow_sync_is_logged_but_not_each(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("kvd.storage.wal._SLOW_SYNC_S", 0.0)
+    monkeypatch.setattr("kvd.storage.wal.wal._SLOW_SYNC_S", 0.0)
     wal = begin(tmp_path)
     for _ in range(5):
         append(wal, b"x")

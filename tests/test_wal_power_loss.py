@@ -14,7 +14,7 @@ import pytest
 
 from kvd.storage import disk
 from kvd.storage.errors import CorruptLog, LogFull
-from kvd.storage.wal import Wal
+from kvd.storage.wal.wal import Wal
 
 UUID = bytes(range(16))
 SEGMENT = 8192

@@ -27,7 +27,7 @@ from kvd.storage.format.frame import Position
 from kvd.storage.format.records import next_chain
 from kvd.storage.state import Pending
 from kvd.storage.store import Store
-from kvd.storage.wal import BEGUN_BYTES_MAX
+from kvd.storage.wal.wal import BEGUN_BYTES_MAX
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from kvd.storage.errors import CorruptLog
 from kvd.storage.format import frame
 from kvd.storage.format.frame import PAGE_SIZE, SegmentHeader
 from kvd.storage.format.names import segment_name
-from kvd.storage.wal import Wal
+from kvd.storage.wal.wal import Wal
 from tests.crash.lab.killing import FLAGS, settle, start
 from tests.crash.lab.ledger import Ledger
 from tests.crash.lab.powerloss import fast_directory

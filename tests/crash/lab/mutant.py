@@ -29,7 +29,6 @@ from kvd.storage import (
     index,
     recovery,
     replay,
-    segments,
     snapshot,
     source,
     store,
@@ -46,7 +45,8 @@ from kvd.storage.format.frame import Position
 from kvd.storage.index import Index
 from kvd.storage.state import Pending, State
 from kvd.storage.store import Store
-from kvd.storage.wal import BEGUN_BYTES_MAX, Wal
+from kvd.storage.wal import segments
+from kvd.storage.wal.wal import BEGUN_BYTES_MAX, Wal
 from kvd.v2.commands import Transaction
 from kvd.v2.errors import ApiError
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from kvd.storage.errors import CorruptLog
 from kvd.storage.format.frame import Position
 from kvd.storage.format.records import Change, UnknownRecord, decode_payload
-from kvd.storage.segments import Frame, Scan, list_segments
+from kvd.storage.wal.segments import Frame, Scan, list_segments
 
 # Each of them sees what a purge has left, which is less every time.
 _ATTEMPTS = 100

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from kvd.storage import disk
-from kvd.storage.segments import TornTail
+from kvd.storage.wal.segments import TornTail
 
 log = logging.getLogger(__name__)
 

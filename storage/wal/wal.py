@@ -1,8 +1,8 @@
 """The log: the one truth of the store. Everything else can be built again from it and a snapshot.
 
-    wal/%016x-%016x.wal    segments (storage/segments.py); only the last one is written to
-    wal/next.tmp           the next segment's space (storage/spare.py)
-    quarantine/            every byte that recovery cuts off (storage/quarantine.py)
+    wal/%016x-%016x.wal    segments (storage/wal/segments.py); only the last one is written to
+    wal/next.tmp           the next segment's space (storage/wal/spare_segment.py)
+    quarantine/            every byte that recovery cuts off (storage/wal/quarantine.py)
 
 Invariants:
 
@@ -41,9 +41,9 @@ from kvd.storage.format.frame import (
 )
 from kvd.storage.format.names import segment_name
 from kvd.storage.locks import require_at
-from kvd.storage.quarantine import cut_off
-from kvd.storage.segments import Frame, Scan, Segment, TornTail, list_segments
-from kvd.storage.spare import Spare, log_full, refusals_as_log_full
+from kvd.storage.wal.quarantine import cut_off
+from kvd.storage.wal.segments import Frame, Scan, Segment, TornTail, list_segments
+from kvd.storage.wal.spare_segment import Spare, log_full, refusals_as_log_full
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ class Wal:
             witness: what names that frame, for the message.
 
         Raises:
-            CorruptLog: by the rules of storage/segments.py, as far as the scan has come.
+            CorruptLog: by the rules of storage/wal/segments.py, as far as the scan has come.
             OSError: a file cannot be read, which says nothing about what it holds.
         """
         scan = Scan(self._directory, self._segments, start)

@@ -1,0 +1,1 @@
+"""The log: appending, reading, scrubbing, and what is cut off."""
