@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bench.inside import Inside
 from bench.wire import render
-from kvd.storage import index
+from kvd.storage.index import environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -363,7 +363,7 @@ def run(directory: Path, measured: Measure) -> Iterator[tuple[str, float]]:
 def repeat(name: str, steps: int) -> None:
     """Run the steps of one case."""
     case = next(case for case in CASES if case.name == name)
-    index._MAP_BYTES = 1 << 35  # valgrind, which may be around this, maps no more
+    environment._MAP_BYTES = 1 << 35  # valgrind, which may be around this, maps no more
     with (
         tempfile.TemporaryDirectory(prefix="kvd-cost-") as directory,
         Inside(Path(directory, "data"), connections=WATCHERS + 1) as kvd,

@@ -21,9 +21,9 @@ above, which answers everything.
 Users and roles go the same way: handlers/auth.py, v2/auth.py and v2/auth_commands.py for the rules,
 entries in the log; handlers/authorizer.py asks for them, handlers/passwords.py checks passwords.
 
-Some hundred changes later core/flusher.py has the index written (storage/state.py,
-storage/flush.py). A read is request, committed state, response; it never enters the committer.
-handlers/keys/value_cache.py keeps the JSON of files that are written or read,
+Some hundred changes later core/flusher.py has the index written (storage/index/state.py,
+storage/index/flush.py). A read is request, committed state, response; it never enters the
+committer. handlers/keys/value_cache.py keeps the JSON of files that are written or read,
 handlers/keys/listing.py reads directories, handlers/keys/listing_cache.py keeps what it made and
 brings it up to date. core/disk_space.py knows whether there is room, core/housekeeping.py takes
 snapshots, server.py wires it all, handlers/info.py has the small endpoints, and ctl/main.py is

@@ -2,7 +2,8 @@
 
 A damaged page of the index may end the process inside LMDB (SIGABRT, SIGBUS, SIGSEGV). Python's
 faulthandler then writes the signal, and where each thread was, to a file beside the index; by it
-the next start knows that it must build the index again (storage/index.py). SIGKILL writes nothing.
+the next start knows that it must build the index again (storage/index/environment.py). SIGKILL
+writes nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 from pathlib import Path
 
 from kvd.storage import disk
-from kvd.storage.index import CRASH
+from kvd.storage.index.environment import CRASH
 
 log = logging.getLogger(__name__)
 

@@ -58,7 +58,7 @@ from kvd.process import FreedMemory
 from kvd.storage.errors import DirectoryLost
 from kvd.storage.format.frame import Position
 from kvd.storage.format.identity import NewIds
-from kvd.storage.indexerrors import BROKEN, IndexRefused
+from kvd.storage.index.errors import BROKEN, IndexRefused
 from kvd.storage.store import Store
 from kvd.v2.members import Member, ids_of
 

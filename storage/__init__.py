@@ -1,8 +1,8 @@
 """The storage engine: keeps bytes safe, and knows no rules. It never imports kvd.
 
 Reading order: format/frame.py (the bytes of the log), wal/wal.py (the log), format/records.py (what
-it says), state.py and flush.py (nodes, in memory and in LMDB), recovery.py (what a start does),
-store.py (all of it as one thing).
+it says), index/state.py and index/flush.py (nodes, in memory and in LMDB), recovery.py (what a
+start does), store.py (all of it as one thing).
 
     pure             applied change entry event frame identity names node sums tables
     files            disk (the few calls that touch them) failpoints segments spare quarantine
@@ -19,7 +19,7 @@ What it takes for granted of the world:
 2. A write that was not synced may reach the disk whole, in part, in any order, or not at all.
 3. A new name is durable when its directory has been synced, not before.
 4. What a dead process wrote stays in the page cache as long as neither the machine nor the mount
-   goes; see index.py.
+   goes; see index/environment.py.
 5. Bits rot: every record carries a checksum, and a wrong one is refused, never served.
 """
 

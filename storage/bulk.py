@@ -18,11 +18,11 @@ from kvd.storage.backup import staged
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.frame import PAGE_SIZE, Position
 from kvd.storage.format.records import Change, Kind
-from kvd.storage.index import Index
+from kvd.storage.index.environment import Index
+from kvd.storage.index.state import Pending, State
 from kvd.storage.layout import DataDirectory
 from kvd.storage.replay import load
 from kvd.storage.restore import found_store
-from kvd.storage.state import Pending, State
 
 Item = tuple[bytes, bytes]
 """The cleaned path of a file, as `/a/b`, and its value."""

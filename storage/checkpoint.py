@@ -21,7 +21,7 @@ from kvd.storage.format.applied import Applied
 from kvd.storage.format.identity import Identity
 from kvd.storage.format.node import CorruptIndex
 from kvd.storage.format.sums import APPLIED_KEY
-from kvd.storage.indexerrors import BROKEN
+from kvd.storage.index.errors import BROKEN
 
 
 class Checkpoint:

@@ -38,13 +38,13 @@ from typing import NamedTuple
 import cbor2
 import lmdb
 
-from kvd.storage.completeness import prove_all
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.frame import Position
 from kvd.storage.format.node import ROOT, CorruptIndex, Node
 from kvd.storage.format.tables import TABLES
-from kvd.storage.state import State
-from kvd.storage.view import STORE_KEY, IndexView
+from kvd.storage.index.completeness import prove_all
+from kvd.storage.index.state import State
+from kvd.storage.index.view import STORE_KEY, IndexView
 
 
 class IndexState(NamedTuple):

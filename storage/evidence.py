@@ -25,12 +25,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from kvd.storage import index as indexes
 from kvd.storage import snapshot
 from kvd.storage.errors import LogMissing
 from kvd.storage.format.applied import Applied
-from kvd.storage.index import CLEAN, CLEAN_STOP, MARKS, RUNNING
-from kvd.storage.state import BEHIND_FACTOR, FLUSH_RECORDS
+from kvd.storage.index import environment as indexes
+from kvd.storage.index.environment import CLEAN, CLEAN_STOP, MARKS, RUNNING
+from kvd.storage.index.state import BEHIND_FACTOR, FLUSH_RECORDS
 from kvd.storage.wal.segments import Frame, Segment
 
 # So many records may be in memory only, and those of a last batch, each in a frame of its own.

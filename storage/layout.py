@@ -6,7 +6,7 @@
       LOCK         locked for as long as it is open, as the directory is: storage/locks.py
       wal/         storage/wal/wal.py; a symbolic link where the log has a disk of its own
       snap/        storage/snapshot.py
-      index/       storage/index.py
+      index/       storage/index/environment.py
       quarantine/  what recovery cut off
 
 Files are 0600. `*.tmp` is what a crash left unfinished and is removed, but for `wal/next.tmp`, and

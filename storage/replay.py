@@ -29,9 +29,9 @@ from kvd.storage.format.records import (
 )
 from kvd.storage.format.sums import APPLIED_KEY, NOTHING, SUMMED, meta_sum, sum_of
 from kvd.storage.format.tables import TABLES, Row
-from kvd.storage.index import Index
-from kvd.storage.state import Pending, State
-from kvd.storage.view import Transaction
+from kvd.storage.index.environment import Index
+from kvd.storage.index.state import Pending, State
+from kvd.storage.index.view import Transaction
 from kvd.storage.wal.segments import Frame
 
 # LMDB keeps the pages that a transaction changes in memory, and writes each of them once: so a

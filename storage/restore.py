@@ -17,7 +17,6 @@ from typing import NamedTuple
 from kvd.storage import disk, snapshot
 from kvd.storage.backup import staged
 from kvd.storage.checkpoint import header_of
-from kvd.storage.completeness import proved
 from kvd.storage.digest import digest
 from kvd.storage.errors import OutOfReach
 from kvd.storage.format import frame
@@ -26,11 +25,12 @@ from kvd.storage.format.frame import PAGE_SIZE, WAL_MAGIC, Position, SegmentHead
 from kvd.storage.format.names import segment_name
 from kvd.storage.format.sums import APPLIED_KEY
 from kvd.storage.format.tables import TABLES
-from kvd.storage.index import Index
+from kvd.storage.index.completeness import proved
+from kvd.storage.index.environment import Index
+from kvd.storage.index.view import IndexView
 from kvd.storage.layout import DataDirectory
 from kvd.storage.replay import Until, to_the_end
 from kvd.storage.source import Source, to_index, to_time
-from kvd.storage.view import IndexView
 
 
 class Restored(NamedTuple):

@@ -255,9 +255,9 @@ def _pause(_: int) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Do what the head of this module says of it as a program; return its exit status."""
     # The readers above need no index.
-    from kvd.storage.completeness import proved  # noqa: PLC0415
     from kvd.storage.format.node import CorruptIndex  # noqa: PLC0415
     from kvd.storage.format.tables import TABLES  # noqa: PLC0415
+    from kvd.storage.index.completeness import proved  # noqa: PLC0415
 
     scratch, target, encoded = arguments
     os.nice(_NICENESS)

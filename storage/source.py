@@ -28,7 +28,7 @@ from kvd.storage.format.applied import Applied
 from kvd.storage.format.frame import Position
 from kvd.storage.format.identity import Format
 from kvd.storage.format.records import Change, Payload
-from kvd.storage.index import Index
+from kvd.storage.index.environment import Index
 from kvd.storage.layout import read_format, require_rooms
 from kvd.storage.locks import SharedLocks, holder
 from kvd.storage.replay import Until, load, replay, to_the_end

@@ -11,7 +11,7 @@ The order of a write, which `kvd.core.committer` keeps and this module serves:
 
 How it is opened is in recovery.py.
 
-Invariants: the index is never ahead of the log, see state.py. `applied` is written in the
+Invariants: the index is never ahead of the log, see index/state.py. `applied` is written in the
 transaction whose effects it counts. Sequence, chain and
 position of each payload must follow those of the one before it: another history is refused.
 """
@@ -26,7 +26,6 @@ from typing import NamedTuple
 
 from kvd.storage import disk, failpoints, snapshot
 from kvd.storage.checkpoint import Checkpoint
-from kvd.storage.completeness import Scan
 from kvd.storage.errors import LogFull, StorageError
 from kvd.storage.format.applied import HISTORY_BYTES_MAX, HISTORY_LIMIT, Applied
 from kvd.storage.format.frame import Position
@@ -40,14 +39,15 @@ from kvd.storage.format.records import (
     next_chain,
 )
 from kvd.storage.format.sums import ONE
-from kvd.storage.index import Index
-from kvd.storage.indexerrors import BROKEN, IndexRefused
+from kvd.storage.index.completeness import Scan
+from kvd.storage.index.environment import Index
+from kvd.storage.index.errors import BROKEN, IndexRefused
+from kvd.storage.index.state import Pending, State
+from kvd.storage.index.view import IndexView, View
 from kvd.storage.keptsnapshots import KeptSnapshots
 from kvd.storage.layout import DataDirectory, require_local
 from kvd.storage.processor import has_sha256
 from kvd.storage.recovery import Recovery, recover
-from kvd.storage.state import Pending, State
-from kvd.storage.view import IndexView, View
 from kvd.storage.wal.scrub import KeptLog
 from kvd.storage.wal.wal import Wal
 

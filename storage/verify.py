@@ -19,7 +19,7 @@ from kvd.storage.format.frame import Position
 from kvd.storage.format.names import SPARE_NAME
 from kvd.storage.format.node import CorruptIndex
 from kvd.storage.format.records import CHAIN_START, next_chain
-from kvd.storage.index import CLEAN_STOP, Index, crash_of
+from kvd.storage.index.environment import CLEAN_STOP, Index, crash_of
 from kvd.storage.replay import batch_in, decode, load, replay
 from kvd.storage.restore import state
 from kvd.storage.source import Base, Source, place

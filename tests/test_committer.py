@@ -489,7 +489,7 @@ def files_end_at(size):
 @on_a_loop
 async def test_what_the_index_refuses_waits_in_memory_and_is_served(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("kvd.core.flusher._RETRY_S", 0.005)
-    monkeypatch.setattr("kvd.storage.state.FLUSH_RECORDS", 50)
+    monkeypatch.setattr("kvd.storage.index.state.FLUSH_RECORDS", 50)
     path = tmp_path / "data"
     async with started(path, store_class=Counting) as engine:
         # The log's segment is there already, so that only the index can be refused to grow.
@@ -562,7 +562,7 @@ async def test_an_index_that_never_takes_it_is_fatal(tmp_path):
 
 @on_a_loop
 async def test_a_full_map_refuses_what_is_too_much_to_wait_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("kvd.storage.index._MAP_BYTES", 1 << 20)
+    monkeypatch.setattr("kvd.storage.index.environment._MAP_BYTES", 1 << 20)
     async with started(tmp_path / "data", segment_bytes_max=8 << 20) as engine:
         for key, value in ((b"/0", b"v" * (2 << 20)), (b"/a", b"1"), (b"/1", b"v" * (2 << 20))):
             await engine.run(Set(key, value))

@@ -1,15 +1,15 @@
-"""storage/completeness.py: an index that lacks a row, or has an old one, is noticed."""
+"""storage/index/completeness.py: an index that lacks a row, or has an old one, is noticed."""
 
 from random import Random
 
 import pytest
 
-from kvd.storage import completeness
-from kvd.storage.completeness import prove_all
 from kvd.storage.format.applied import HISTORY_BYTES_MAX
 from kvd.storage.format.node import CorruptIndex, encode_key
 from kvd.storage.format.records import Entry, Kind
 from kvd.storage.format.sums import APPLIED_KEY
+from kvd.storage.index import completeness
+from kvd.storage.index.completeness import prove_all
 from kvd.storage.restore import restore
 from kvd.storage.source import reading
 from kvd.v2.commands import Delete, Set

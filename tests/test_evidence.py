@@ -19,7 +19,7 @@ from kvd.storage.evidence import BEHIND_MAX
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.node import CorruptIndex
 from kvd.storage.format.sums import APPLIED_KEY
-from kvd.storage.lmdbfile import look_up
+from kvd.storage.index.lmdb_file import look_up
 from kvd.v2.commands import Set
 from tests.stores import digest, live, open_store, write
 

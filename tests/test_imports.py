@@ -63,15 +63,15 @@ KEPT_IN = {
     "lmdb": {
         *(
             "kvd.storage.checkpoint",
-            "kvd.storage.completeness",
+            "kvd.storage.index.completeness",
             "kvd.storage.digest",
-            "kvd.storage.index",
+            "kvd.storage.index.environment",
         ),
         *(
-            "kvd.storage.indexerrors",
+            "kvd.storage.index.errors",
             "kvd.storage.snapshot",
-            "kvd.storage.state",
-            "kvd.storage.view",
+            "kvd.storage.index.state",
+            "kvd.storage.index.view",
         ),
     },
     "tornado": {

@@ -1,4 +1,4 @@
-"""storage/index.py: the index is used again only where nothing of it can have been lost."""
+"""environment.py: the index is used again only where nothing of it can have been lost."""
 
 import errno
 import os
@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from kvd.storage import completeness, disk, index
+from kvd.storage import disk
 from kvd.storage.format.node import ROOT_ID, CorruptIndex, encode_key
-from kvd.storage.index import RESERVE_BYTES, Index
+from kvd.storage.index import completeness, environment
+from kvd.storage.index.environment import RESERVE_BYTES, Index
 from kvd.storage.replay import load
 from kvd.v2.commands import Set
 from tests.stores import FOREVER_NS, NOW_NS, digest, open_store, write
@@ -110,7 +111,9 @@ def test_while_it_is_in_use_it_is_not_called_clean(path):
 
 def test_one_of_an_older_version_that_lacks_a_table_is_rebuilt(tmp_path, monkeypatch, caplog):
     with monkeypatch.context() as older:
-        older.setattr(index, "TABLES", [name for name in index.TABLES if name != b"entries"])
+        older.setattr(
+            environment, "TABLES", [name for name in environment.TABLES if name != b"entries"]
+        )
         store = open_store(tmp_path / "data")
         write(store, Set(b"/a", b"1"))
         store.close()
@@ -137,18 +140,18 @@ def test_without_the_clean_mark_it_is_used_on_the_same_boot_and_mount(marked):
 @pytest.mark.parametrize("field", ["boot", "mount", "device", "inode"])
 def test_on_another_boot_or_mount_or_in_another_file_it_is_rebuilt(marked, monkeypatch, field):
     (marked / "index" / "CLEAN").unlink()
-    real = index._fingerprint
+    real = environment._fingerprint
 
     def another(directory, **options):
         return real(directory, **options) | {field: "another"}
 
     with monkeypatch.context() as patch:
-        patch.setattr(index, "_fingerprint", another)
+        patch.setattr(environment, "_fingerprint", another)
         assert source_of(marked) == "log"
 
 
 def test_where_the_kernel_cannot_name_the_mount_it_is_rebuilt(path, monkeypatch):
-    monkeypatch.setattr(index, "_unique_mount_id", lambda _: None)
+    monkeypatch.setattr(environment, "_unique_mount_id", lambda _: None)
     assert source_of(path) == "clean stop"
     assert not (path / "index" / "RUNNING").exists()
     (path / "index" / "CLEAN").unlink()

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kvd.storage import disk
-from kvd.storage.completeness import prove_all
 from kvd.storage.format.records import Change, encode_record
+from kvd.storage.index.completeness import prove_all
 from kvd.v2.errors import ApiError
 from kvd.v2.rules import decide, expire
 from tests.model import Model
@@ -172,7 +172,7 @@ def refusing(monkeypatch):
             if twins.refuses:
                 raise lmdb.MapFullError("no room")
 
-        monkeypatch.setattr("kvd.storage.state.reach_commit", reach_commit)
+        monkeypatch.setattr("kvd.storage.index.state.reach_commit", reach_commit)
 
     return may_refuse
 
@@ -181,7 +181,7 @@ def refusing(monkeypatch):
 def _named(monkeypatch, seed):
     """Let values stand in the history once from one length on or another."""
     bytes_min = NAMED_BYTES[seed % len(NAMED_BYTES)]
-    monkeypatch.setattr("kvd.storage.flush.NAMED_BYTES_MIN", bytes_min)
+    monkeypatch.setattr("kvd.storage.index.flush.NAMED_BYTES_MIN", bytes_min)
 
 
 @pytest.fixture
@@ -259,8 +259,8 @@ class AnyLife(RuleBasedStateMachine):
         self.directory = Path(tempfile.mkdtemp())
         self.twins = Twins(self.directory / "data")
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr("kvd.storage.state.reach_commit", self.reach_commit)
-        self.patch.setattr("kvd.storage.flush.NAMED_BYTES_MIN", named_bytes_min)
+        self.patch.setattr("kvd.storage.index.state.reach_commit", self.reach_commit)
+        self.patch.setattr("kvd.storage.index.flush.NAMED_BYTES_MIN", named_bytes_min)
         self.scans = True
 
     def reach_commit(self):

@@ -10,7 +10,7 @@ from kvd.core.watch.recent_events import Recent
 from kvd.core.watch.watchers import Watcher
 from kvd.storage.format.event import Event
 from kvd.storage.format.records import REMOVALS, Change, Kind
-from kvd.storage.state import State
+from kvd.storage.index.state import State
 from kvd.v2.commands import Set, Watch
 from tests.test_committer import on_a_loop, started, until
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kvd.storage.bulk import bulk_load
-from kvd.storage.index import Index
+from kvd.storage.index.environment import Index
 from kvd.storage.replay import load, replay
 from kvd.storage.source import reading
 from kvd.v2.commands import Set

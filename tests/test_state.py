@@ -1,17 +1,17 @@
-"""storage/state.py: what is committed, in memory, in the index, and while that takes nothing."""
+"""state.py: what is committed, in memory, in the index, and while that takes nothing."""
 
 import lmdb
 import pytest
 
-from kvd.storage import state as state_module
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.frame import Position
 from kvd.storage.format.node import ROOT, CorruptIndex, Node, Obstacle
 from kvd.storage.format.records import Change, Entry, Kind, Setting, Term
-from kvd.storage.index import Index
+from kvd.storage.index import state as state_module
+from kvd.storage.index.environment import Index
+from kvd.storage.index.state import BEHIND_FACTOR, FLUSH_RECORDS, Pending, State
+from kvd.storage.index.view import IndexView
 from kvd.storage.replay import load
-from kvd.storage.state import BEHIND_FACTOR, FLUSH_RECORDS, Pending, State
-from kvd.storage.view import IndexView
 
 NOW_NS = 1_700_000_000_000_000_000
 LONG = b"m" * 480
@@ -118,7 +118,7 @@ def tree(request, tmp_path, monkeypatch):
         if tree.refuses:
             raise lmdb.MapFullError("no room")
 
-    monkeypatch.setattr("kvd.storage.state.reach_commit", reach_commit)
+    monkeypatch.setattr("kvd.storage.index.state.reach_commit", reach_commit)
     yield tree
     tree.state.end()
     tree.index.env.close()
@@ -658,7 +658,7 @@ def test_only_scans_have_the_index_written_to(tree, flushes):
 
 @pytest.mark.parametrize("tree", ["each scan"], indirect=True)
 def test_what_is_kept_of_written_nodes_is_bounded_by_their_number(tree, monkeypatch):
-    monkeypatch.setattr("kvd.storage.state._KEPT_NODES_MAX", 20)
+    monkeypatch.setattr("kvd.storage.index.state._KEPT_NODES_MAX", 20)
     most = 0
     for number in range(200):
         tree.do(set_(b"/d/%d" % number, b"v", NOW_NS))
@@ -676,7 +676,7 @@ def test_what_is_kept_of_written_nodes_is_bounded_by_their_number(tree, monkeypa
 
 @pytest.mark.parametrize("tree", ["each scan"], indirect=True)
 def test_what_is_kept_of_written_nodes_is_bounded_by_their_bytes(tree, monkeypatch):
-    monkeypatch.setattr("kvd.storage.state._KEPT_BYTES_MAX", 50_000)
+    monkeypatch.setattr("kvd.storage.index.state._KEPT_BYTES_MAX", 50_000)
     cleared = 0
     for number in range(100):
         txn = tree.begin()
@@ -708,7 +708,7 @@ def test_what_waits_for_the_index_says_when_there_is_enough_of_it(tree):
 
 
 def test_a_replay_keeps_no_more_events_than_the_history_holds(tree, monkeypatch):
-    monkeypatch.setattr("kvd.storage.state._LATE_MAX", 30)
+    monkeypatch.setattr("kvd.storage.index.state._LATE_MAX", 30)
     txn = tree.begin()
     txn.perform(Setting("history_limit", 10), NOW_NS)
     most = 0
@@ -779,11 +779,11 @@ def test_a_record_that_makes_many_nodes_is_worth_a_flush_by_itself(tree):
 
 def test_rows_that_are_late_are_made_once_for_a_state(tmp_path, monkeypatch):
     tree = Tree(tmp_path / "index", "refused")
-    monkeypatch.setattr("kvd.storage.state.reach_commit", refuse)
+    monkeypatch.setattr("kvd.storage.index.state.reach_commit", refuse)
     sealed = []
     whole = state_module.seal_node
     monkeypatch.setattr(
-        "kvd.storage.state.seal_node", lambda *node: sealed.append(node[0]) or whole(*node)
+        "kvd.storage.index.state.seal_node", lambda *node: sealed.append(node[0]) or whole(*node)
     )
     tree.do(*(set_(b"/%d" % i) for i in range(50)))
     for _ in range(20):
@@ -799,7 +799,7 @@ def test_expirations_of_nothing_are_met_once_while_the_index_refuses(tmp_path, m
     tree = Tree(tmp_path / "index", "each batch")
     tree.do(*(set_(b"/d/%d" % i, b"", 10) for i in range(30)), set_(b"/k", b"", 10))
     tree.do(delete(b"/d"))
-    monkeypatch.setattr("kvd.storage.state.reach_commit", refuse)
+    monkeypatch.setattr("kvd.storage.index.state.reach_commit", refuse)
     tree.way = "refused"
     met = []
     for _ in range(5):  # ten at a time, and what is left is found behind them

@@ -172,7 +172,7 @@ async def test_a_removed_directory_is_told_to_those_who_watch_what_was_in_it(tmp
 
 @on_a_loop
 async def test_each_is_counted_also_when_all_are_refused_for_want_of_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("kvd.storage.index._MAP_BYTES", 1 << 20)
+    monkeypatch.setattr("kvd.storage.index.environment._MAP_BYTES", 1 << 20)
     async with started(tmp_path / "data", segment_bytes_max=8 * MIB) as engine:
         for n in range(2):
             await engine.run(Set(b"/%d" % n, b"v" * (2 * MIB)))

@@ -11,7 +11,7 @@ Invariants:
 - When a batch is aborted all its members get the same error with index 0, the refused ones too,
   and the indexes it took are given again: nobody was told them.
 - Once a frame is durable its batch *is* committed: nothing can fail any more, because the state is
-  ahead of the index, in memory (storage/state.py). The index is brought up to date beside the
+  ahead of the index, in memory (storage/index/state.py). The index is brought up to date beside the
   batches (flusher.py); they wait for it only where it has refused too much.
 - Without room for what users write (disk_space.py) they are refused one by one, and each batch asks
   the
@@ -43,7 +43,6 @@ from kvd.core.worker_thread import SyncThread
 from kvd.limits.turns import Turns
 from kvd.logs import SLOW_QUIET_S, Rarely
 from kvd.storage.errors import LogFull
-from kvd.storage.flush import LateEvent
 from kvd.storage.format.event import Event
 from kvd.storage.format.frame import Position
 from kvd.storage.format.node import Node
@@ -56,7 +55,8 @@ from kvd.storage.format.records import (
     encode_change,
     encode_record,
 )
-from kvd.storage.state import Pending
+from kvd.storage.index.flush import LateEvent
+from kvd.storage.index.state import Pending
 from kvd.storage.store import Store
 from kvd.v2.commands import Command, CompareAndDelete, CompareAndSwap, Delete, Transaction
 from kvd.v2.documents import Decide, Replied, Reply

@@ -1,8 +1,8 @@
 """Bringing the index up to date with what is committed, beside the batches.
 
-A batch is committed once it is in the log and in memory (storage/state.py). What the index lacks is
-written to it when it has grown to some hundred changes, while the next batch is being synced; and
-by the tick, so that a start never has much to perform again.
+A batch is committed once it is in the log and in memory (storage/index/state.py). What the index
+lacks is written to it when it has grown to some hundred changes, while the next batch is being
+synced; and by the tick, so that a start never has much to perform again.
 
 The index may refuse it, on a full disk. Memory has everything, so reads and batches go on, and it
 is tried again; batches wait once too much is beyond the index. Where there is room, it is the disk
@@ -20,7 +20,7 @@ from kvd.core.histogram import Histogram
 from kvd.core.worker_thread import SyncThread
 from kvd.storage import disk
 from kvd.storage.format.frame import Position
-from kvd.storage.indexerrors import BROKEN, IndexRefused, MapFull
+from kvd.storage.index.errors import BROKEN, IndexRefused, MapFull
 from kvd.storage.store import Store
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from kvd.core.histogram import SNAPSHOTS_S, Histogram
 from kvd.core.worker_thread import SyncThread
 from kvd.storage.errors import DirectoryLost, StorageError
 from kvd.storage.format.frame import Position
-from kvd.storage.indexerrors import BROKEN
+from kvd.storage.index.errors import BROKEN
 from kvd.storage.keptsnapshots import KeptSnapshots
 from kvd.storage.store import Store
 from kvd.storage.wal.scrub import KeptLog

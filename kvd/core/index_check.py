@@ -2,8 +2,8 @@
 
 The start has proved the history, users, roles and members, and in a small store everything. Here
 nodes and expirations follow, in slices with pauses between them, so that nobody waits for longer
-than a slice; see storage/completeness.py. What is missing ends the process: the next start builds
-the index again.
+than a slice; see storage/index/completeness.py. What is missing ends the process: the next start
+builds the index again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from kvd.storage.indexerrors import BROKEN
+from kvd.storage.index.errors import BROKEN
 from kvd.storage.store import Store
 
 # A tenth of what the loop can do: some thousand rows a second for each millisecond.

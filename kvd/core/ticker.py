@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 
 from kvd.logs import SLOW_QUIET_S, Rarely
-from kvd.storage.indexerrors import BROKEN
+from kvd.storage.index.errors import BROKEN
 
 log = logging.getLogger(__name__)
 

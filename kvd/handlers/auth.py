@@ -9,7 +9,7 @@ from typing import TypeVar, cast
 
 from kvd.handlers.base import GuardedEndpoint
 from kvd.http.connection import Connection
-from kvd.storage.view import View
+from kvd.storage.index.view import View
 from kvd.v2 import auth, auth_commands, go_json
 from kvd.v2.auth_commands import Command, DeleteRole, DeleteUser, PutRole, PutUser, Switch
 from kvd.v2.auth_json import read_role, read_user

@@ -25,9 +25,9 @@ from kvd.http.connection import Connection
 from kvd.http.peer import Peer
 from kvd.limits.bounded import Bounded
 from kvd.limits.memory import SMALL_BYTES, NoRoom
-from kvd.storage.indexerrors import BROKEN
+from kvd.storage.index.errors import BROKEN
+from kvd.storage.index.view import View
 from kvd.storage.store import Store
-from kvd.storage.view import View
 from kvd.v2 import auth
 from kvd.v2.auth_json import User
 from kvd.v2.commands import Create, CreateInOrder, Get, Request, Set, Update, Watch

@@ -12,7 +12,7 @@ from kvd.handlers.authorizer import Guard, caller_of
 from kvd.handlers.info import Endpoint
 from kvd.http.connection import Connection
 from kvd.logs import audit
-from kvd.storage.indexerrors import BROKEN
+from kvd.storage.index.errors import BROKEN
 from kvd.v2 import go_json
 from kvd.v2.documents import Decide, Reply
 from kvd.v2.errors import RouteError

@@ -2,7 +2,7 @@
 
 Theory of operation. A command is decided on the state that all earlier commands of its batch have
 left behind. `decide` only looks; what it returns is performed by `Pending.perform`
-(storage/state.py), which checks nothing. So:
+(storage/index/state.py), which checks nothing. So:
 
 1. A refused command leaves no trace: no parents made, no index used.
 2. An allowed command is one change, one etcd index (the next) and one event, however many nodes

@@ -38,7 +38,7 @@ from kvd.http.connection import LARGE_BYTES, Connection, Server, ServeWhole
 from kvd.limits.memory import Memory, NoRoom, Payload, Values
 from kvd.storage.format.event import Event
 from kvd.storage.format.records import REMOVALS
-from kvd.storage.indexerrors import BROKEN
+from kvd.storage.index.errors import BROKEN
 from kvd.storage.store import Store
 from kvd.v2 import rules
 from kvd.v2.commands import Command, Get, Request, Watch

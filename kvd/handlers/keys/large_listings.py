@@ -29,8 +29,8 @@ from kvd.http.connection import Connection
 from kvd.limits.bounded import Bounded
 from kvd.limits.memory import ROOM_WAIT_S, Memory, NoRoom, Payload, Values
 from kvd.logs import SLOW_QUIET_S, Rarely
+from kvd.storage.index.view import View
 from kvd.storage.store import Store
-from kvd.storage.view import View
 from kvd.v2 import rules
 from kvd.v2.commands import Get
 from kvd.v2.errors import RAFT_INTERNAL, ApiError

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import NamedTuple
 
 from kvd.storage.format.node import Node
-from kvd.storage.view import View
+from kvd.storage.index.view import View
 from kvd.v2.response import (
     FILE,
     Parts,

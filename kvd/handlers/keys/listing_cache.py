@@ -16,8 +16,8 @@ from collections import OrderedDict
 from collections.abc import Iterable
 
 from kvd.handlers.keys.listing import KEPT_BODY_BYTES_MAX, Directory
-from kvd.storage.flush import LateEvent
 from kvd.storage.format.records import REMOVALS, Change
+from kvd.storage.index.flush import LateEvent
 from kvd.v2.response import FILE, escape
 
 _KEPT_BYTES_MAX = 64 << 20

@@ -27,7 +27,7 @@ from kvd.http.connection import (
     ServeWhole,
     is_deep,
 )
-from kvd.storage.indexerrors import BROKEN
+from kvd.storage.index.errors import BROKEN
 from kvd.v2.commands import Command, CreateInOrder, Get, Set, Watch
 from kvd.v2.errors import ApiError
 from kvd.v2.request import Parsed, TakesLong, parse, parse_write, varies
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from kvd.core.committer import Committer, Done
     from kvd.core.stats import StoreStats
     from kvd.handlers.keys.value_cache import Texts
-    from kvd.storage.state import State
+    from kvd.storage.index.state import State
 
 # So many request lines are kept; each, and what it asks for, takes less than a kilobyte.
 _LINES_MAX = 8192

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from kvd.storage.format.event import Event
 from kvd.storage.format.node import Node
 from kvd.storage.format.records import REMOVALS
-from kvd.storage.state import State
+from kvd.storage.index.state import State
 from kvd.v2.response import LARGE_VALUE_BYTES, escape, node_object
 
 TEXT_BYTES_MAX = 32 << 10

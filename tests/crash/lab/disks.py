@@ -8,12 +8,12 @@ from kvd.storage.errors import StorageError
 from kvd.storage.format.event import Event
 from kvd.storage.format.node import ROOT_ID, CorruptIndex
 from kvd.storage.format.records import Kind
-from kvd.storage.index import Index
+from kvd.storage.index.environment import Index
+from kvd.storage.index.view import View
 from kvd.storage.restore import state
 from kvd.storage.source import reading
 from kvd.storage.store import Store
 from kvd.storage.verify import Verdict, verify
-from kvd.storage.view import View
 from tests.crash.lab.experiment import Violation
 from tests.crash.lab.ledger import Fact, File
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
 
-from kvd.storage import index
 from kvd.storage.errors import StorageError
 from kvd.storage.format.applied import HISTORY_LIMIT_DEFAULT
+from kvd.storage.index import environment
 from kvd.storage.repair import explained, repair
 from kvd.storage.store import Store
 from kvd.v2.commands import Set
@@ -140,7 +140,7 @@ def lay_out(directory: Path, life: Life) -> None:
 
 
 def _vouch(directory: Path, name: str, *, with_size: bool) -> None:
-    fingerprint = index._fingerprint(directory / "index", with_size=with_size)
+    fingerprint = environment._fingerprint(directory / "index", with_size=with_size)
     path = directory / name
     if fingerprint is None or not path.exists():
         path.unlink(missing_ok=True)  # this kernel has no name for a mount

@@ -23,27 +23,17 @@ from kvd.core.committer import Committer
 from kvd.core.disk_space import Space
 from kvd.core.watch import hub
 from kvd.core.worker_thread import SyncThread
-from kvd.storage import (
-    completeness,
-    disk,
-    index,
-    recovery,
-    replay,
-    snapshot,
-    source,
-    store,
-    verify,
-    view,
-)
+from kvd.storage import disk, recovery, replay, snapshot, source, store, verify
 from kvd.storage.evidence import Evidence
-from kvd.storage.flush import Flush
 from kvd.storage.format import document, event, frame, node, sums
 from kvd.storage.format import records as change
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.event import Event
 from kvd.storage.format.frame import Position
-from kvd.storage.index import Index
-from kvd.storage.state import Pending, State
+from kvd.storage.index import completeness, environment, view
+from kvd.storage.index.environment import Index
+from kvd.storage.index.flush import Flush
+from kvd.storage.index.state import Pending, State
 from kvd.storage.store import Store
 from kvd.storage.wal import segments
 from kvd.storage.wal.wal import BEGUN_BYTES_MAX, Wal
@@ -205,14 +195,16 @@ def no_reuse() -> None:
 
 def trust_index() -> None:
     """An index that stands there is used, whatever happened to the disk."""
-    index.vouched = lambda directory, *_: "same boot" if (directory / "data.mdb").exists() else None
+    environment.vouched = lambda directory, *_: (
+        "same boot" if (directory / "data.mdb").exists() else None
+    )
 
 
 def no_evidence() -> None:
     """What names a frame of the log is not believed, and an index that is vouched for is."""
 
     def gather(place: Path, snap: Path, store_uuid: bytes, *, log_begun: bool) -> Evidence:
-        return Evidence(index.vouched(place, store_uuid), 0, "", 0)
+        return Evidence(environment.vouched(place, store_uuid), 0, "", 0)
 
     def left_behind(applied: Applied, frames: Iterable[segments.Frame]) -> None:
         for _ in frames:
@@ -225,13 +217,13 @@ def no_evidence() -> None:
 
 def clean_stays() -> None:
     """The mark of a clean stop is left where it is while the server runs, and no size is in it."""
-    fingerprint = index._fingerprint
+    fingerprint = environment._fingerprint
 
     def sizeless(directory: Path, *, with_size: bool = False) -> dict[str, str] | None:
         return (fingerprint(directory, with_size=with_size) or {}) | {"bytes": "any"}
 
     Index.mark_running = lambda self: None
-    index._fingerprint = sizeless
+    environment._fingerprint = sizeless
 
 
 def short_write() -> None:
@@ -281,7 +273,7 @@ def no_index_crc() -> None:
     """The checksums of the index are found good."""
     for module in (completeness, document, event, node, sums, view):
         module.crc32 = lambda data, seed=0: 0
-    index.prove_pages = lambda path: None
+    environment.prove_pages = lambda path: None
 
 
 def index_ahead() -> None:
@@ -336,8 +328,8 @@ def no_completeness() -> None:
         def go_on(self, sums: object, for_s: float) -> bool:
             return True
 
-    index.prove_pages = lambda path: None
-    index.prove_start = lambda env, tables: False
+    environment.prove_pages = lambda path: None
+    environment.prove_start = lambda env, tables: False
     store.Scan = Blind
 
 

@@ -24,7 +24,7 @@ from kvd.handlers.extras.reading.walk import LARGE_BYTES
 from kvd.storage.format.event import Event
 from kvd.storage.format.node import Node
 from kvd.storage.format.records import REMOVALS, Change
-from kvd.storage.view import Passed
+from kvd.storage.index.view import Passed
 from kvd.v2.errors import EVENT_INDEX_CLEARED, INVALID_FIELD, KEY_NOT_FOUND, NOT_A_FILE, ApiError
 from kvd.v2.extras.parameters import ReadExtras
 from kvd.v2.request import is_below

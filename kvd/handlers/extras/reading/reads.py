@@ -29,8 +29,8 @@ from kvd.handlers.keys.listing import Listing, Slices, advance
 from kvd.http.connection import LARGE_BYTES, Connection
 from kvd.limits.memory import Memory, Payload
 from kvd.storage.format.node import Node
+from kvd.storage.index.view import View
 from kvd.storage.store import Store
-from kvd.storage.view import View
 from kvd.v2 import rules
 from kvd.v2.commands import Get, Request
 from kvd.v2.errors import INVALID_FIELD, NOT_A_FILE, RAFT_INTERNAL, UNAUTHORIZED, ApiError

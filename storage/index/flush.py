@@ -36,7 +36,7 @@ from kvd.storage.format.node import (
 )
 from kvd.storage.format.records import Entry, encode_record
 from kvd.storage.format.sums import APPLIED_KEY, ONE, Scanned, Sums, id_sum, meta_sum, row_sum
-from kvd.storage.view import (
+from kvd.storage.index.view import (
     HISTORY_BYTES_MAX_KEY,
     Row,
     Tables,

@@ -41,16 +41,16 @@ from zlib import crc32
 import lmdb
 
 from kvd.storage import disk, failpoints
-from kvd.storage.completeness import prove_start
 from kvd.storage.errors import DirectoryUnusable
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.node import CorruptIndex
 from kvd.storage.format.sums import APPLIED_KEY, Sums
 from kvd.storage.format.tables import TABLES
-from kvd.storage.lmdbfile import look_up
+from kvd.storage.index.completeness import prove_start
+from kvd.storage.index.lmdb_file import look_up
+from kvd.storage.index.pages import prove_pages
+from kvd.storage.index.view import STORE_KEY, IndexView, Tables
 from kvd.storage.locks import require_at
-from kvd.storage.pages import prove_pages
-from kvd.storage.view import STORE_KEY, IndexView, Tables
 
 log = logging.getLogger(__name__)
 

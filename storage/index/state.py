@@ -26,7 +26,6 @@ from typing import cast
 
 import lmdb
 
-from kvd.storage.flush import READ_BYTES_MAX, Flush, History, LateEvent
 from kvd.storage.format.applied import HISTORY_BYTES_MAX, HISTORY_LIMIT, Applied
 from kvd.storage.format.document import encode_entry, entry_key
 from kvd.storage.format.event import Event
@@ -42,9 +41,10 @@ from kvd.storage.format.node import (
 )
 from kvd.storage.format.records import REMOVALS, Change, ClockOffset, Entry, Record, Setting, Term
 from kvd.storage.format.sums import Scanned
-from kvd.storage.index import Index, reach_commit
-from kvd.storage.indexerrors import BROKEN, IndexRefused
-from kvd.storage.view import (
+from kvd.storage.index.environment import Index, reach_commit
+from kvd.storage.index.errors import BROKEN, IndexRefused
+from kvd.storage.index.flush import READ_BYTES_MAX, Flush, History, LateEvent
+from kvd.storage.index.view import (
     CACHED_PATHS_MAX,
     ROOT_PREFIX,
     IndexView,
