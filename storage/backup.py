@@ -17,7 +17,7 @@ from typing import NamedTuple
 from kvd.storage import claim, disk
 from kvd.storage.errors import CorruptLog, CorruptSnapshot, DirectoryUnusable, StorageError
 from kvd.storage.format.frame import Position
-from kvd.storage.snapshot import available
+from kvd.storage.snapshot.directory import available
 from kvd.storage.source import Source, reading
 
 _CHUNK_BYTES = 4 << 20

@@ -25,12 +25,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from kvd.storage import snapshot
 from kvd.storage.errors import LogMissing
 from kvd.storage.format.applied import Applied
 from kvd.storage.index import environment as indexes
 from kvd.storage.index.environment import CLEAN, CLEAN_STOP, MARKS, RUNNING
 from kvd.storage.index.state import BEHIND_FACTOR, FLUSH_RECORDS
+from kvd.storage.snapshot import directory
 from kvd.storage.wal.segments import Frame, Segment
 
 # So many records may be in memory only, and those of a last batch, each in a frame of its own.
@@ -65,8 +65,8 @@ def gather(index: Path, snap: Path, store_uuid: bytes, *, log_begun: bool) -> Ev
     named = [index_reach(index, store_uuid)]
     named += [
         (seq, f"snap/{path.name}")
-        for path in snapshot.named(snap)
-        for seq in snapshot.claims(path, store_uuid)
+        for path in directory.named(snap)
+        for seq in directory.claims(path, store_uuid)
     ]
     reach, witness = max(named, key=lambda pair: pair[0])
     if not reach:

@@ -5,7 +5,7 @@
                    log's first frame is written once it says that the log has begun
       LOCK         locked for as long as it is open, as the directory is: storage/locks.py
       wal/         storage/wal/wal.py; a symbolic link where the log has a disk of its own
-      snap/        storage/snapshot.py
+      snap/        storage/snapshot/directory.py
       index/       storage/index/environment.py
       quarantine/  what recovery cut off
 

@@ -23,7 +23,7 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
-from kvd.storage import disk, failpoints, snapshot
+from kvd.storage import disk, failpoints
 from kvd.storage.errors import CorruptLog, CorruptSnapshot
 from kvd.storage.evidence import Evidence, gather, left_behind, objection, require_log
 from kvd.storage.format.frame import START, Position
@@ -31,6 +31,7 @@ from kvd.storage.index.environment import CLEAN_STOP, Index, discard
 from kvd.storage.index.errors import BROKEN
 from kvd.storage.layout import DataDirectory
 from kvd.storage.replay import load, replay
+from kvd.storage.snapshot import directory as snapshot
 from kvd.storage.wal.segments import ADVICE
 from kvd.storage.wal.wal import Wal
 

@@ -26,7 +26,7 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
-from kvd.storage import disk, snapshot
+from kvd.storage import disk
 from kvd.storage.errors import CorruptLog, LogMissing, OutOfReach, StorageError
 from kvd.storage.evidence import index_reach
 from kvd.storage.format.frame import START, Position
@@ -36,6 +36,7 @@ from kvd.storage.format.records import Change
 from kvd.storage.index.environment import forget
 from kvd.storage.layout import DataDirectory
 from kvd.storage.replay import batch_in
+from kvd.storage.snapshot import directory as snapshot
 from kvd.storage.source import Base, Source, format_of, reading
 from kvd.storage.wal.segments import Frame, Scan, Segment
 

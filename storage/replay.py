@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from kvd.storage import snapshot
 from kvd.storage.errors import CorruptLog, CorruptSnapshot, LogTooNew, StorageError
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.frame import Position
@@ -32,6 +31,7 @@ from kvd.storage.format.tables import TABLES, Row
 from kvd.storage.index.environment import Index
 from kvd.storage.index.state import Pending, State
 from kvd.storage.index.view import Transaction
+from kvd.storage.snapshot import directory
 from kvd.storage.wal.segments import Frame
 
 # LMDB keeps the pages that a transaction changes in memory, and writes each of them once: so a
@@ -66,7 +66,7 @@ def load(index: Index, path: Path | None) -> None:
         with index.env.begin(write=True) as txn:
             txn.put(APPLIED_KEY, Applied().encode_with(NOTHING), db=index.tables[b"meta"])
         return
-    _, chunks = snapshot.read_chunks(path)
+    _, chunks = directory.read_chunks(path)
     sums = dict.fromkeys(SUMMED, 0)
     for rows in chunks:
         with index.env.begin(write=True) as txn:

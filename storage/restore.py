@@ -14,9 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from kvd.storage import disk, snapshot
+from kvd.storage import disk
 from kvd.storage.backup import staged
-from kvd.storage.checkpoint import header_of
 from kvd.storage.digest import digest
 from kvd.storage.errors import OutOfReach
 from kvd.storage.format import frame
@@ -30,6 +29,8 @@ from kvd.storage.index.environment import Index
 from kvd.storage.index.view import IndexView
 from kvd.storage.layout import DataDirectory
 from kvd.storage.replay import Until, to_the_end
+from kvd.storage.snapshot import directory as snapshot
+from kvd.storage.snapshot.checkpoint import header_of
 from kvd.storage.source import Source, to_index, to_time
 
 

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from kvd.storage import snapshot
 from kvd.storage.claim import require_plain
 from kvd.storage.errors import (
     EX_DATAERR,
@@ -32,7 +31,8 @@ from kvd.storage.index.environment import Index
 from kvd.storage.layout import read_format, require_rooms
 from kvd.storage.locks import SharedLocks, holder
 from kvd.storage.replay import Until, load, replay, to_the_end
-from kvd.storage.snapshot import Header
+from kvd.storage.snapshot import directory
+from kvd.storage.snapshot.directory import Header
 from kvd.storage.wal.segments import Frame, Scan, Segment, list_segments
 
 Found = list[tuple[Path, Header | CorruptSnapshot]]
@@ -126,9 +126,9 @@ class Source:
     def snapshots(self) -> Found:
         """Read all snapshots to their ends; return the headers or what is wrong, newest first."""
         found: Found = []
-        for path in snapshot.available(self.snap):
+        for path in directory.available(self.snap):
             try:
-                header = snapshot.verify_own(path, self.identity.store_uuid)
+                header = directory.verify_own(path, self.identity.store_uuid)
             except CorruptSnapshot as error:
                 found.append((path, error))
             except FileNotFoundError:

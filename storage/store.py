@@ -24,8 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from kvd.storage import disk, failpoints, snapshot
-from kvd.storage.checkpoint import Checkpoint
+from kvd.storage import disk, failpoints
 from kvd.storage.errors import LogFull, StorageError
 from kvd.storage.format.applied import HISTORY_BYTES_MAX, HISTORY_LIMIT, Applied
 from kvd.storage.format.frame import Position
@@ -44,10 +43,12 @@ from kvd.storage.index.environment import Index
 from kvd.storage.index.errors import BROKEN, IndexRefused
 from kvd.storage.index.state import Pending, State
 from kvd.storage.index.view import IndexView, View
-from kvd.storage.keptsnapshots import KeptSnapshots
 from kvd.storage.layout import DataDirectory, require_local
 from kvd.storage.processor import has_sha256
 from kvd.storage.recovery import Recovery, recover
+from kvd.storage.snapshot import directory as snapshot
+from kvd.storage.snapshot.checkpoint import Checkpoint
+from kvd.storage.snapshot.scrub import KeptSnapshots
 from kvd.storage.wal.scrub import KeptLog
 from kvd.storage.wal.wal import Wal
 

@@ -13,13 +13,13 @@ from zlib import crc32
 import pytest
 
 from kvd.ctl.main import main as kvdctl
-from kvd.storage import snapshot
 from kvd.storage.errors import CorruptLog, LogMissing
 from kvd.storage.evidence import BEHIND_MAX
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.node import CorruptIndex
 from kvd.storage.format.sums import APPLIED_KEY
 from kvd.storage.index.lmdb_file import look_up
+from kvd.storage.snapshot import directory
 from kvd.v2.commands import Set
 from tests.stores import digest, live, open_store, write
 
@@ -499,7 +499,7 @@ def test_a_snapshot_under_another_name_is_set_aside(tmp_path, caplog):
     store.snapshot()
     held = digest(store)
     store.close()
-    newest, older = snapshot.available(path / "snap")
+    newest, older = directory.available(path / "snap")
     newest.write_bytes(older.read_bytes())
     found, source = opened(path, rebuild_index=True)
     assert (found, source) == (held, f"snapshot {older.name}")

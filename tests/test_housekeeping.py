@@ -11,8 +11,9 @@ import pytest
 
 from kvd.core.housekeeping import Housekeeping
 from kvd.core.worker_thread import SyncThread
-from kvd.storage import failpoints, snapshot
+from kvd.storage import failpoints
 from kvd.storage.errors import CorruptLog
+from kvd.storage.snapshot import directory
 from kvd.v2.commands import Set
 from tests.stores import digest, open_store, write
 
@@ -56,7 +57,7 @@ class House:
         await given
 
     def taken(self):
-        return snapshot.available(self.snapshots)
+        return directory.available(self.snapshots)
 
     def ended(self):
         return sum(self.housekeeping.snapshot_s.counts)

@@ -62,14 +62,14 @@ OUTSIDE_WORLD = frozenset(
 KEPT_IN = {
     "lmdb": {
         *(
-            "kvd.storage.checkpoint",
+            "kvd.storage.snapshot.checkpoint",
             "kvd.storage.index.completeness",
             "kvd.storage.digest",
             "kvd.storage.index.environment",
         ),
         *(
             "kvd.storage.index.errors",
-            "kvd.storage.snapshot",
+            "kvd.storage.snapshot.directory",
             "kvd.storage.index.state",
             "kvd.storage.index.view",
         ),

@@ -1,4 +1,4 @@
-"""storage/keptsnapshots.py: snapshots that a start has not read are read while the server runs."""
+"""storage/snapshot/scrub.py: snapshots that a start has not read are read while the server runs."""
 
 import asyncio
 import logging
@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from kvd.ctl.main import main as kvdctl
-from kvd.storage import snapshot
 from kvd.storage.errors import CorruptLog
+from kvd.storage.snapshot import directory
 from kvd.v2.commands import Set
 from tests.stores import digest, open_store, write
 from tests.test_housekeeping import SMALL_SEGMENT, kept, until
@@ -26,7 +26,7 @@ def purged(tmp_path_factory):
             store.purge(store.snapshot())
     held = digest(store)
     store.close()
-    assert len(snapshot.available(path / "snap")) == 2
+    assert len(directory.available(path / "snap")) == 2
     return path, held
 
 
@@ -43,7 +43,7 @@ def another_stores(path):
     other.flush()
     other.snapshot()
     other.close()
-    (found,) = snapshot.available(place / "snap")
+    (found,) = directory.available(place / "snap")
     shutil.copyfile(found, path)
 
 
@@ -72,7 +72,7 @@ def test_snapshots_that_are_of_no_use_are_told_and_replaced_at_once(
     shutil.copytree(purged[0], path)
     # A copy is rebuilt, which reads a snapshot; a clean stop of the copy lets the next start reuse.
     open_store(path, segment_bytes_max=SMALL_SEGMENT).close()
-    newest, oldest = snapshot.available(path / "snap")
+    newest, oldest = directory.available(path / "snap")
     for victim in {"all": [newest, oldest], "newest": [newest], "oldest": [oldest]}[which]:
         HARMS[harm](victim)
     harmless = harm == "gone" and which != "all"
@@ -135,7 +135,7 @@ def test_as_long_as_there_is_no_new_one_the_server_is_unhealthy(make_server, pur
     shutil.copytree(purged[0], server.data_dir)
     server.start()
     server.terminate()
-    for path in snapshot.available(server.data_dir / "snap"):
+    for path in directory.available(server.data_dir / "snap"):
         HARMS[harm](path)
     delay = ("--enable-failpoints", "--failpoint", "snapshotBeforeCopy=delay:600")
     server.start(*delay)
@@ -160,7 +160,7 @@ def test_verify_finds_that_only_the_index_is_left(purged, tmp_path, capsys):
     path = tmp_path / "data"
     shutil.copytree(purged[0], path)
     open_store(path, segment_bytes_max=SMALL_SEGMENT).close()
-    for found in snapshot.available(path / "snap"):
+    for found in directory.available(path / "snap"):
         found.unlink()
     assert kvdctl(["verify", str(path)]) == 65
     out = capsys.readouterr().out

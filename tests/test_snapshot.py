@@ -1,4 +1,4 @@
-"""storage/snapshot.py and storage/snapfile.py: a snapshot is whole, or it is none."""
+"""directory.py and file.py: a snapshot is whole, or it is none."""
 
 import errno
 import hashlib
@@ -13,17 +13,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvd.storage import disk, snapshot
-from kvd.storage.checkpoint import Checkpoint
+from kvd.storage import disk
 from kvd.storage.errors import CorruptSnapshot
 from kvd.storage.format import frame
 from kvd.storage.format.frame import Position
 from kvd.storage.format.node import encode_key
+from kvd.storage.snapshot import directory
+from kvd.storage.snapshot.checkpoint import Checkpoint
 from kvd.v2.commands import Set
 from tests.stores import open_store
 from tests.stores import write as write_to
 
-HEADER = snapshot.Header(
+HEADER = directory.Header(
     store_uuid=bytes(range(16)),
     cluster_id=2**64 - 1,
     member_id=1,
@@ -43,12 +44,12 @@ ROWS = [(0, b"a", b"1"), (0, b"b", b""), (1, b"a", b"\x00\xff"), (3, b"z", b"las
 def write(tmp_path, rows=ROWS, header=HEADER, **options):
     path = tmp_path / "snapshot.tmp"
     path.unlink(missing_ok=True)
-    snapshot.write(path, header, rows, **options)
+    directory.write(path, header, rows, **options)
     return path
 
 
 def read(path):
-    header, rows = snapshot.read(path)
+    header, rows = directory.read(path)
     return header, list(rows)
 
 
@@ -62,8 +63,8 @@ def no_sync(monkeypatch):
 def test_a_snapshot_comes_back_as_it_was(tmp_path):
     path = write(tmp_path)
     assert read(path) == (HEADER, ROWS)
-    assert snapshot.verify(path) == HEADER
-    assert snapshot.read_header(path) == HEADER
+    assert directory.verify(path) == HEADER
+    assert directory.read_header(path) == HEADER
     assert path.stat().st_mode & 0o777 == 0o600
 
 
@@ -117,7 +118,7 @@ def test_rows_out_of_order_are_refused_and_leave_no_file(tmp_path, rows):
 def test_an_existing_file_is_never_written_over(tmp_path):
     path = write(tmp_path)
     with pytest.raises(FileExistsError):
-        snapshot.write(path, HEADER, [])
+        directory.write(path, HEADER, [])
     assert read(path) == (HEADER, ROWS)
 
 
@@ -207,17 +208,17 @@ FOOTER = cbor2.dumps({"rows": {0: 2, 1: 1, 3: 1}, "sha256": hashlib.sha256(CHUNK
         ([b"\xff"], "offset 4096"),
         ([CHUNK], "no header"),
         ([cbor2.dumps([2, *HEADER])], "version 2 is not known"),
-        ([snapshot.encode_header(HEADER)], "footer of index 5117 is missing"),
-        ([snapshot.encode_header(HEADER), CHUNK], "footer of index 5117 is missing"),
-        ([snapshot.encode_header(HEADER), FOOTER], "does not fit the rows"),
-        ([snapshot.encode_header(HEADER), CHUNK, CHUNK, FOOTER], "does not fit the rows"),
-        ([snapshot.encode_header(HEADER), CHUNK, FOOTER, CHUNK], "follows the footer"),
-        ([snapshot.encode_header(HEADER), b"\xff", FOOTER], "offset"),
+        ([directory.encode_header(HEADER)], "footer of index 5117 is missing"),
+        ([directory.encode_header(HEADER), CHUNK], "footer of index 5117 is missing"),
+        ([directory.encode_header(HEADER), FOOTER], "does not fit the rows"),
+        ([directory.encode_header(HEADER), CHUNK, CHUNK, FOOTER], "does not fit the rows"),
+        ([directory.encode_header(HEADER), CHUNK, FOOTER, CHUNK], "follows the footer"),
+        ([directory.encode_header(HEADER), b"\xff", FOOTER], "offset"),
     ],
 )
 def test_good_frames_do_not_make_a_snapshot(tmp_path, payloads, problem):
     path = write(tmp_path)
-    rebuild(path, [snapshot.encode_header(HEADER), CHUNK, FOOTER])
+    rebuild(path, [directory.encode_header(HEADER), CHUNK, FOOTER])
     assert read(path) == (HEADER, ROWS)
     rebuild(path, payloads)
     with pytest.raises(CorruptSnapshot, match=problem):
@@ -225,7 +226,7 @@ def test_good_frames_do_not_make_a_snapshot(tmp_path, payloads, problem):
 
 
 def test_a_header_may_grow_at_its_end():
-    assert snapshot.decode_header(cbor2.dumps([1, *HEADER, b"more"])) == HEADER
+    assert directory.decode_header(cbor2.dumps([1, *HEADER, b"more"])) == HEADER
 
 
 # The directory of snapshots
@@ -233,7 +234,7 @@ def test_a_header_may_grow_at_its_end():
 
 def install(tmp_path, index, seq):
     header = HEADER._replace(index=index, seq=seq)
-    return snapshot.install(write(tmp_path, header=header), tmp_path, header)
+    return directory.install(write(tmp_path, header=header), tmp_path, header)
 
 
 def test_the_newest_two_are_kept(tmp_path):
@@ -241,25 +242,25 @@ def test_the_newest_two_are_kept(tmp_path):
     (tmp_path / "other.snap").touch()
     assert paths[0].name == "0000000000000009-0000000000000004.snap"
     newest = [paths[2], paths[1], paths[3], paths[0]]
-    assert snapshot.available(tmp_path) == newest
-    assert [header.index for header in snapshot.prune(tmp_path, keep=2)] == [70_000, 300]
-    assert snapshot.available(tmp_path) == newest[:2]
-    assert [header.index for header in snapshot.prune(tmp_path, keep=1)] == [70_000]
+    assert directory.available(tmp_path) == newest
+    assert [header.index for header in directory.prune(tmp_path, keep=2)] == [70_000, 300]
+    assert directory.available(tmp_path) == newest[:2]
+    assert [header.index for header in directory.prune(tmp_path, keep=1)] == [70_000]
 
 
 def test_nothing_is_deleted_while_one_that_is_kept_is_damaged(tmp_path):
     for index in (1, 2, 3):
         install(tmp_path, index, index)
-    os.truncate(snapshot.available(tmp_path)[1], 100)
+    os.truncate(directory.available(tmp_path)[1], 100)
     with pytest.raises(CorruptSnapshot):
-        snapshot.prune(tmp_path, keep=2)
-    assert len(snapshot.available(tmp_path)) == 3
+        directory.prune(tmp_path, keep=2)
+    assert len(directory.available(tmp_path)) == 3
 
 
 def test_what_is_set_aside_is_not_available_but_there(tmp_path, caplog):
     path = install(tmp_path, 1, 1)
-    snapshot.set_aside(path)
-    assert snapshot.available(tmp_path) == []
+    directory.set_aside(path)
+    assert directory.available(tmp_path) == []
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name + ".broken"]
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
@@ -292,7 +293,7 @@ def test_a_copy_of_the_index_becomes_a_snapshot(tmp_path):
     }
     scratch = copy_of_index(tmp_path, tables)
     target = tmp_path / "target.tmp"
-    snapshot.convert(scratch, target, (b"first", b"empty", b"second"), HEADER)
+    directory.convert(scratch, target, (b"first", b"empty", b"second"), HEADER)
     expected = [(0, key, value) for key, value in sorted(tables[b"first"])]
     expected += [(2, key, value) for key, value in sorted(tables[b"second"])]
     assert read(target) == (HEADER, expected)
@@ -302,7 +303,7 @@ def test_a_copy_that_lacks_a_table_gives_no_snapshot(tmp_path):
     scratch = copy_of_index(tmp_path, {b"first": [(b"a", b"b")]})
     target = tmp_path / "target.tmp"
     with pytest.raises(lmdb.NotFoundError):
-        snapshot.convert(scratch, target, (b"first", b"second"), HEADER)
+        directory.convert(scratch, target, (b"first", b"second"), HEADER)
     assert not target.exists()
 
 
@@ -316,7 +317,7 @@ def test_a_snapshot_that_is_not_what_was_written_is_thrown_away(tmp_path, monkey
     monkeypatch.setattr(disk, "write_at", spoil)
     target = tmp_path / "target.tmp"
     with pytest.raises(CorruptSnapshot):
-        snapshot.convert(scratch, target, (b"first",), HEADER)
+        directory.convert(scratch, target, (b"first",), HEADER)
     assert not target.exists()
 
 
@@ -332,8 +333,8 @@ def stopped_index(tmp_path):
 def run_worker(scratch, target):
     return subprocess.run(
         [
-            *(sys.executable, "-m", "kvd.storage.snapshot"),
-            *(str(scratch), str(target), snapshot.encode_header(HEADER).hex()),
+            *(sys.executable, "-m", "kvd.storage.snapshot.directory"),
+            *(str(scratch), str(target), directory.encode_header(HEADER).hex()),
         ],
         check=False,
         capture_output=True,

@@ -15,7 +15,7 @@ import pytest
 
 import kvd.storage.recovery
 import kvd.storage.store
-from kvd.storage import disk, snapshot
+from kvd.storage import disk
 from kvd.storage.errors import (
     CorruptLog,
     CorruptSnapshot,
@@ -34,6 +34,7 @@ from kvd.storage.format.records import (
     encode_payload,
     encode_record,
 )
+from kvd.storage.snapshot import directory
 from kvd.v2.commands import Delete, Set
 from tests.stores import (
     NOW_NS,
@@ -256,7 +257,7 @@ def test_a_start_that_has_no_room_for_the_index_says_so_in_one_line(tmp_path, mo
 
 @pytest.mark.parametrize("stop", ["clean", "killed"])
 @pytest.mark.parametrize(
-    "place", ["kvd.storage.snapshot.read_chunks", "kvd.storage.replay.next_chain"]
+    "place", ["kvd.storage.snapshot.directory.read_chunks", "kvd.storage.replay.next_chain"]
 )
 def test_a_crash_in_the_middle_of_a_rebuild_takes_nothing_away(tmp_path, monkeypatch, place, stop):
     path = tmp_path / "data"
@@ -586,7 +587,7 @@ def with_snapshots(tmp_path_factory):
 def snapshots(with_snapshots, tmp_path):
     """A copy of it: its path, its snapshots, newest first, and the digest."""
     path = shutil.copytree(with_snapshots[0], tmp_path / "data")
-    newest, older = snapshot.available(path / "snap")
+    newest, older = directory.available(path / "snap")
     return path, newest, older, with_snapshots[1]
 
 
@@ -628,7 +629,7 @@ def test_without_a_good_snapshot_the_whole_log_is_needed(snapshots):
 
 def test_a_snapshot_that_the_log_does_not_reach_is_refused(snapshots):
     path, newest, _, _ = snapshots
-    kept = snapshot.read_header(newest).segment
+    kept = directory.read_header(newest).segment
     for segment in segments(path)[kept - 1 :]:
         segment.unlink()
     with pytest.raises(CorruptLog):
@@ -646,10 +647,10 @@ def test_a_snapshot_of_another_store_is_set_aside(snapshots, tmp_path, caplog, o
     other.flush()
     other.snapshot()
     other.close()
-    (stranger,) = snapshot.available(tmp_path / "other" / "snap")
+    (stranger,) = directory.available(tmp_path / "other" / "snap")
     assert stranger.name > newest.name
     if others == "instead of":
-        for own in snapshot.available(path / "snap"):
+        for own in directory.available(path / "snap"):
             own.unlink()
     shutil.copy(stranger, path / "snap")
     caplog.clear()
@@ -659,7 +660,7 @@ def test_a_snapshot_of_another_store_is_set_aside(snapshots, tmp_path, caplog, o
         assert digest(store) == held
         store.last_snapshot()
         store.close()
-    own = snapshot.available(path / "snap")
+    own = directory.available(path / "snap")
     assert [file.name for file in own[:1]] == ([newest.name] if others == "beside" else [])
     told = [record.message for record in caplog.records]
     assert len(told) == 2
@@ -671,7 +672,7 @@ def test_the_log_behind_the_older_snapshot_is_enough(snapshots):
     path, newest, older, held = snapshots
     store = open_store(path, segment_bytes_max=SMALL_SEGMENT)
     before = len(segments(path))
-    store.purge(snapshot.read_header(older).seq)
+    store.purge(directory.read_header(older).seq)
     store.close()
     assert len(segments(path)) < before
     assert reopened(path, segment_bytes_max=SMALL_SEGMENT, rebuild_index=True)[0] == held
@@ -689,14 +690,14 @@ def test_the_log_goes_only_where_two_snapshots_cover_it(tmp_path):
         store.flush()
         store.purge(store.snapshot())
         covered.append(before - len(segments(tmp_path / "data")))
-        kept = snapshot.available(tmp_path / "data" / "snap")
+        kept = directory.available(tmp_path / "data" / "snap")
         assert len(kept) == min(seed + 1, 2)
     assert covered[0] == 0
     assert covered[1] > 0
     assert covered[2] > 0
     held = digest(store)
     store.close()
-    for path in snapshot.available(tmp_path / "data" / "snap")[:-1]:
+    for path in directory.available(tmp_path / "data" / "snap")[:-1]:
         damage(path)
     options = {"segment_bytes_max": SMALL_SEGMENT, "rebuild_index": True}
     assert reopened(tmp_path / "data", **options)[0] == held
@@ -709,7 +710,7 @@ def test_more_snapshots_are_kept_with_the_log_since_the_oldest(tmp_path):
         live(store, Random(seed), 30)
         store.flush()
         store.purge(store.snapshot())
-    kept = snapshot.available(path / "snap")
+    kept = directory.available(path / "snap")
     assert len(kept) == 4
     held = digest(store)
     store.close()
@@ -727,7 +728,7 @@ def test_no_fewer_than_two_snapshots_are_kept(tmp_path, asked):
         store.flush()
         store.snapshot()
     store.close()
-    assert len(snapshot.available(tmp_path / "data" / "snap")) == 2
+    assert len(directory.available(tmp_path / "data" / "snap")) == 2
 
 
 def test_the_log_may_have_a_directory_of_its_own(tmp_path):
@@ -785,8 +786,8 @@ def test_a_snapshot_is_of_one_moment_while_others_write(tmp_path):
     live(store, dice, 5)
     held = digest(store)
     store.close()
-    (taken,) = snapshot.available(path / "snap")
-    assert started <= snapshot.read_header(taken).index < store.applied.index
+    (taken,) = directory.available(path / "snap")
+    assert started <= directory.read_header(taken).index < store.applied.index
     found, recovery = reopened(path, segment_bytes_max=SMALL_SEGMENT, rebuild_index=True)
     assert (found, recovery.source) == (held, f"snapshot {taken.name}")
 
@@ -796,14 +797,14 @@ def test_a_snapshot_that_finds_no_room_changes_nothing(tmp_path, monkeypatch):
     write(store, Set(b"/a", b"1"))
     store.flush()
     store.snapshot()
-    before = snapshot.available(tmp_path / "data" / "snap")
+    before = directory.available(tmp_path / "data" / "snap")
     real = os.open
 
     def open_full(path, *args, **options):
         return real("/dev/full" if str(path).endswith("scratch.tmp") else path, os.O_WRONLY)
 
     with monkeypatch.context() as patch:
-        patch.setattr("kvd.storage.checkpoint.os.open", open_full)
+        patch.setattr("kvd.storage.snapshot.checkpoint.os.open", open_full)
         store.flush()
         with pytest.raises(OSError, match="No space"):
             store.snapshot()
@@ -812,7 +813,7 @@ def test_a_snapshot_that_finds_no_room_changes_nothing(tmp_path, monkeypatch):
     store.flush()
     store.snapshot()
     store.close()
-    assert len(snapshot.available(tmp_path / "data" / "snap")) == 2
+    assert len(directory.available(tmp_path / "data" / "snap")) == 2
 
 
 def test_a_snapshot_whose_copy_cannot_be_opened_is_a_failure_of_the_disk(tmp_path, monkeypatch):
@@ -824,7 +825,7 @@ def test_a_snapshot_whose_copy_cannot_be_opened_is_a_failure_of_the_disk(tmp_pat
         raise lmdb.DiskError(f"{path}: No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("kvd.storage.checkpoint.lmdb.open", refuse)
+        patch.setattr("kvd.storage.snapshot.checkpoint.lmdb.open", refuse)
         store.flush()
         with pytest.raises(OSError, match=r"scratch\.tmp.*No space"):
             store.snapshot()
@@ -849,7 +850,7 @@ def test_what_is_known_of_the_last_snapshot(snapshots):
     path, newest, _, _ = snapshots
     store = open_store(path, segment_bytes_max=SMALL_SEGMENT)
     known = store.last_snapshot()
-    assert known.pos == snapshot.read_header(newest).pos
+    assert known.pos == directory.read_header(newest).pos
     assert known.size == newest.stat().st_size
     assert 0 < known.log_bytes_since < 100 * SMALL_SEGMENT
     store.close()
@@ -861,11 +862,11 @@ def test_a_damaged_snapshot_does_not_keep_a_good_index_from_being_used(snapshots
     damage(newest, 4096)
     store = open_store(path, segment_bytes_max=SMALL_SEGMENT)
     assert store.recovery.source == "clean stop"
-    assert store.last_snapshot().pos == snapshot.read_header(older).pos
+    assert store.last_snapshot().pos == directory.read_header(older).pos
     assert digest(store) == held
     store.close()
     assert "is set aside" in caplog.text
-    assert snapshot.available(path / "snap") == [older]
+    assert directory.available(path / "snap") == [older]
 
 
 def test_nothing_is_logged_above_info_in_an_ordinary_life(tmp_path, caplog):

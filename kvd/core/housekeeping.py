@@ -9,7 +9,7 @@ Once the server listens, the snapshots are read here, and the log that its start
 slices of a few milliseconds with pauses between them, so that the loop hardly notices. Damage there
 is told in one line and by `/health`; a snapshot is taken at once, because until then only the
 index, which is never synced, holds all that was acknowledged. Nobody is served anything of it, so
-the server goes on. See storage/wal/scrub.py and storage/keptsnapshots.py.
+the server goes on. See storage/wal/scrub.py and storage/snapshot/scrub.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kvd.core.worker_thread import SyncThread
 from kvd.storage.errors import DirectoryLost, StorageError
 from kvd.storage.format.frame import Position
 from kvd.storage.index.errors import BROKEN
-from kvd.storage.keptsnapshots import KeptSnapshots
+from kvd.storage.snapshot.scrub import KeptSnapshots
 from kvd.storage.store import Store
 from kvd.storage.wal.scrub import KeptLog
 

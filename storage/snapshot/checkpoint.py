@@ -3,7 +3,7 @@
 The index is copied compactly (by LMDB, in C, outside of the interpreter's lock; its read
 transaction lasts no longer than that) to a scratch file that is never synced. A helper process,
 started and not forked, niced, turns the copy into a snapshot at its own pace and verifies it; see
-storage/snapshot.py. Only then the snapshot gets its name.
+storage/snapshot/directory.py. Only then the snapshot gets its name.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from pathlib import Path
 
 import lmdb
 
-from kvd.storage import failpoints, snapshot
+from kvd.storage import failpoints
 from kvd.storage.errors import CorruptSnapshot
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.identity import Identity
 from kvd.storage.format.node import CorruptIndex
 from kvd.storage.format.sums import APPLIED_KEY
 from kvd.storage.index.errors import BROKEN
+from kvd.storage.snapshot import directory as snapshot
 
 
 class Checkpoint:
@@ -79,7 +80,13 @@ class Checkpoint:
             os.close(fd)
 
     def _convert(self, scratch: Path, target: Path, header: snapshot.Header) -> None:
-        command = [sys.executable, "-m", "kvd.storage.snapshot", str(scratch), str(target)]
+        command = [
+            sys.executable,
+            "-m",
+            "kvd.storage.snapshot.directory",
+            str(scratch),
+            str(target),
+        ]
         with subprocess.Popen(  # noqa: S603 -- our own module, our own paths
             [*command, snapshot.encode_header(header).hex()],
             stdin=subprocess.DEVNULL,

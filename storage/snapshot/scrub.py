@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from kvd.storage import snapshot
 from kvd.storage.errors import CorruptSnapshot
+from kvd.storage.snapshot import directory as snapshot
 
 _KEPT_MIN = 2
 

@@ -2,12 +2,12 @@
 
     snap/%016x-%016x.snap    etcd index - seq of the last frame it covers; .broken when set aside
 
-What is in such a file, and how it proves itself, is in storage/snapfile.py.
+What is in such a file, and how it proves itself, is in storage/snapshot/file.py.
 
 Run as a program, it turns a copy of the index into a snapshot (the server starts it as a process of
 its own, because a busy thread would take the interpreter from the event loop):
 
-    python -m kvd.storage.snapshot SCRATCH TARGET HEADER
+    python -m kvd.storage.snapshot.directory SCRATCH TARGET HEADER
 
 SCRATCH is an LMDB file, TARGET the file to write, HEADER the output of `encode_header` in hex. The
 rows are proved complete on the way.
@@ -26,7 +26,7 @@ from kvd.storage import disk
 from kvd.storage.errors import CorruptSnapshot
 from kvd.storage.format.names import BROKEN_SNAPSHOT_NAME, SNAPSHOT_NAME
 from kvd.storage.format.tables import Find, Row
-from kvd.storage.snapfile import (
+from kvd.storage.snapshot.file import (
     Header,
     decode_header,
     encode_header,

@@ -1,0 +1,1 @@
+"""Snapshots: taking, finding, reading and scrubbing them."""
