@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from kvd.storage import claim, disk
+from kvd.storage import disk
+from kvd.storage.directory import claim
 from kvd.storage.errors import CorruptLog, CorruptSnapshot, DirectoryUnusable, StorageError
 from kvd.storage.format.frame import Position
 from kvd.storage.snapshot.directory import available

@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 from kvd.storage import disk
 from kvd.storage.backup import staged
+from kvd.storage.directory.data_directory import DataDirectory
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.frame import PAGE_SIZE, Position
 from kvd.storage.format.records import Change, Kind
 from kvd.storage.index.environment import Index
 from kvd.storage.index.state import Pending, State
-from kvd.storage.layout import DataDirectory
 from kvd.storage.replay import load
 from kvd.storage.restore import found_store
 

@@ -11,8 +11,8 @@ import os
 from pathlib import Path
 
 from kvd.storage import disk
+from kvd.storage.directory.data_directory import DataDirectory
 from kvd.storage.format.names import SPARE_NAME
-from kvd.storage.layout import DataDirectory
 from kvd.storage.source import format_of
 from kvd.storage.store import Store
 from kvd.storage.wal.segments import Scan, list_segments

@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvd.storage import disk, failpoints
+from kvd.storage.directory.data_directory import DataDirectory
 from kvd.storage.errors import CorruptLog, CorruptSnapshot
 from kvd.storage.evidence import Evidence, gather, left_behind, objection, require_log
 from kvd.storage.format.frame import START, Position
 from kvd.storage.index.environment import CLEAN_STOP, Index, discard
 from kvd.storage.index.errors import BROKEN
-from kvd.storage.layout import DataDirectory
 from kvd.storage.replay import load, replay
 from kvd.storage.snapshot import directory as snapshot
 from kvd.storage.wal.segments import ADVICE

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvd.storage import disk
+from kvd.storage.directory.data_directory import DataDirectory
 from kvd.storage.errors import CorruptLog, LogMissing, OutOfReach, StorageError
 from kvd.storage.evidence import index_reach
 from kvd.storage.format.frame import START, Position
@@ -34,7 +35,6 @@ from kvd.storage.format.identity import Format
 from kvd.storage.format.names import SEGMENT_NAME
 from kvd.storage.format.records import Change
 from kvd.storage.index.environment import forget
-from kvd.storage.layout import DataDirectory
 from kvd.storage.replay import batch_in
 from kvd.storage.snapshot import directory as snapshot
 from kvd.storage.source import Base, Source, format_of, reading

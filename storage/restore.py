@@ -17,6 +17,7 @@ from typing import NamedTuple
 from kvd.storage import disk
 from kvd.storage.backup import staged
 from kvd.storage.digest import digest
+from kvd.storage.directory.data_directory import DataDirectory
 from kvd.storage.errors import OutOfReach
 from kvd.storage.format import frame
 from kvd.storage.format.applied import Applied
@@ -27,7 +28,6 @@ from kvd.storage.format.tables import TABLES
 from kvd.storage.index.completeness import proved
 from kvd.storage.index.environment import Index
 from kvd.storage.index.view import IndexView
-from kvd.storage.layout import DataDirectory
 from kvd.storage.replay import Until, to_the_end
 from kvd.storage.snapshot import directory as snapshot
 from kvd.storage.snapshot.checkpoint import header_of

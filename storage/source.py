@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from kvd.storage.claim import require_plain
+from kvd.storage.directory.claim import require_plain
+from kvd.storage.directory.data_directory import read_format, require_rooms
+from kvd.storage.directory.locks import SharedLocks, holder
 from kvd.storage.errors import (
     EX_DATAERR,
     CorruptLog,
@@ -28,8 +30,6 @@ from kvd.storage.format.frame import Position
 from kvd.storage.format.identity import Format
 from kvd.storage.format.records import Change, Payload
 from kvd.storage.index.environment import Index
-from kvd.storage.layout import read_format, require_rooms
-from kvd.storage.locks import SharedLocks, holder
 from kvd.storage.replay import Until, load, replay, to_the_end
 from kvd.storage.snapshot import directory
 from kvd.storage.snapshot.directory import Header

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvd.storage import disk, failpoints
+from kvd.storage.directory.data_directory import DataDirectory, require_local
 from kvd.storage.errors import LogFull, StorageError
 from kvd.storage.format.applied import HISTORY_BYTES_MAX, HISTORY_LIMIT, Applied
 from kvd.storage.format.frame import Position
@@ -43,7 +44,6 @@ from kvd.storage.index.environment import Index
 from kvd.storage.index.errors import BROKEN, IndexRefused
 from kvd.storage.index.state import Pending, State
 from kvd.storage.index.view import IndexView, View
-from kvd.storage.layout import DataDirectory, require_local
 from kvd.storage.processor import has_sha256
 from kvd.storage.recovery import Recovery, recover
 from kvd.storage.snapshot import directory as snapshot

@@ -1,4 +1,4 @@
-"""storage/claim.py and storage/locks.py: whose a directory is, and what may stand in it.
+"""claim.py and locks.py: whose a directory is, and what may stand in it.
 
 Each refusal is one line, and leaves everything as it was: here and where links lead.
 """
@@ -15,8 +15,8 @@ import pytest
 from kvd.ctl.main import main as kvdctl
 from kvd.storage.backup import backup
 from kvd.storage.bulk import bulk_load
+from kvd.storage.directory.data_directory import DataDirectory
 from kvd.storage.errors import DirectoryLocked, DirectoryUnusable, StorageError
-from kvd.storage.layout import DataDirectory
 from kvd.storage.restore import restore
 from kvd.storage.source import reading
 from kvd.storage.store import Store

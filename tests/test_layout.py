@@ -1,4 +1,4 @@
-"""storage/layout.py: one directory, one process, one identity."""
+"""storage/directory/data_directory.py: one directory, one process, one identity."""
 
 import errno
 import json
@@ -11,8 +11,8 @@ from zlib import crc32
 import pytest
 
 from kvd.storage import disk
+from kvd.storage.directory.data_directory import DataDirectory
 from kvd.storage.errors import EX_CONFIG, DirectoryLocked, DirectoryUnusable
-from kvd.storage.layout import DataDirectory
 from kvd.storage.store import Store
 
 ROOMS = ("wal", "snap", "index", "quarantine")
@@ -74,7 +74,7 @@ def link_to(path):
 def test_the_lock_of_a_dead_process_is_no_obstacle(tmp_path):
     code = (
         "import os, pathlib, sys\n"
-        "from kvd.storage.layout import DataDirectory\n"
+        "from kvd.storage.directory.data_directory import DataDirectory\n"
         "DataDirectory.open(pathlib.Path(sys.argv[1]))\n"
         "os.kill(os.getpid(), 9)\n"
     )
@@ -283,7 +283,7 @@ def test_a_first_start_that_is_refused_after_its_format_is_started_again(tmp_pat
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
     with monkeypatch.context() as patch:
-        patch.setattr("kvd.storage.layout._remove_unfinished", refuse)
+        patch.setattr("kvd.storage.directory.data_directory._remove_unfinished", refuse)
         with pytest.raises(DirectoryUnusable):
             DataDirectory.open(path)
     assert not (path / "FORMAT").exists()

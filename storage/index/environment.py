@@ -41,6 +41,7 @@ from zlib import crc32
 import lmdb
 
 from kvd.storage import disk, failpoints
+from kvd.storage.directory.locks import require_at
 from kvd.storage.errors import DirectoryUnusable
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.node import CorruptIndex
@@ -50,7 +51,6 @@ from kvd.storage.index.completeness import prove_start
 from kvd.storage.index.lmdb_file import look_up
 from kvd.storage.index.pages import prove_pages
 from kvd.storage.index.view import STORE_KEY, IndexView, Tables
-from kvd.storage.locks import require_at
 
 log = logging.getLogger(__name__)
 

@@ -28,6 +28,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from kvd.storage import disk, failpoints
+from kvd.storage.directory.locks import require_at
 from kvd.storage.errors import LogFull
 from kvd.storage.format import frame
 from kvd.storage.format.frame import (
@@ -40,7 +41,6 @@ from kvd.storage.format.frame import (
     seal,
 )
 from kvd.storage.format.names import segment_name
-from kvd.storage.locks import require_at
 from kvd.storage.wal.quarantine import cut_off
 from kvd.storage.wal.segments import Frame, Scan, Segment, TornTail, list_segments
 from kvd.storage.wal.spare_segment import Spare, log_full, refusals_as_log_full

@@ -3,7 +3,7 @@
     DATA/          0700
       FORMAT       format/identity.py; the directory is a store once this file is durable, and the
                    log's first frame is written once it says that the log has begun
-      LOCK         locked for as long as it is open, as the directory is: storage/locks.py
+      LOCK         locked for as long as it is open, as the directory is: storage/directory/locks.py
       wal/         storage/wal/wal.py; a symbolic link where the log has a disk of its own
       snap/        storage/snapshot/directory.py
       index/       storage/index/environment.py
@@ -11,7 +11,7 @@
 
 Files are 0600. `*.tmp` is what a crash left unfinished and is removed, but for `wal/next.tmp`, and
 for what is not the log's in the log's directory. All is looked at before anything is changed
-(storage/claim.py), so a refusal leaves nothing behind.
+(storage/directory/claim.py), so a refusal leaves nothing behind.
 """
 
 import logging
@@ -25,7 +25,9 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from kvd.storage import claim, disk
+from kvd.storage import disk
+from kvd.storage.directory import claim
+from kvd.storage.directory.locks import Locks
 from kvd.storage.errors import EX_CONFIG, EX_DATAERR, DirectoryUnusable
 from kvd.storage.format.identity import (
     FORMAT_VERSION,
@@ -37,7 +39,6 @@ from kvd.storage.format.identity import (
     encode_format,
 )
 from kvd.storage.format.names import ROOMS
-from kvd.storage.locks import Locks
 
 log = logging.getLogger(__name__)
 
