@@ -20,7 +20,7 @@ from bench import servers, wrk
 from bench.rows import Measured
 from bench.standing import Standing
 from bench.wire import LoadError
-from kvd.storage.bulk import bulk_load
+from kvd.storage.tools.bulk_load import bulk_load
 
 if TYPE_CHECKING:
     from collections.abc import Callable

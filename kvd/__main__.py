@@ -32,7 +32,7 @@ from kvd.server import (
 )
 from kvd.storage import failpoints
 from kvd.storage.errors import DirectoryLost, StorageError
-from kvd.storage.repair import explained
+from kvd.storage.tools.repair import explained
 
 log = logging.getLogger("kvd")
 

@@ -1,7 +1,7 @@
 """What is known before the log is read: how far it must go, and whether the index is to be used.
 
-The server's start (storage/recovery.py) and the tools (storage/source.py, storage/verify.py) decide
-by the functions of this module, so that they agree.
+The server's start (storage/recovery.py) and the tools (storage/tools/source.py,
+storage/tools/verify.py) decide by the functions of this module, so that they agree.
 
 A frame is named only after it was durable, and frames are never taken back. So the log must reach
 the highest of those that these name, whether the index is used or not:

@@ -1,12 +1,12 @@
-"""storage/bulk.py: a store from many keys at once is the one that as many sets would have made."""
+"""bulk_load.py: a store from many keys at once is the one that as many sets would have made."""
 
 import pytest
 
-from kvd.storage.bulk import bulk_load
-from kvd.storage.digest import digest
 from kvd.storage.errors import DirectoryUnusable
-from kvd.storage.source import reading
-from kvd.storage.verify import Verdict, verify
+from kvd.storage.tools.bulk_load import bulk_load
+from kvd.storage.tools.digest import digest
+from kvd.storage.tools.source import reading
+from kvd.storage.tools.verify import Verdict, verify
 from kvd.v2.commands import Set
 from tests.stores import LONG, NOW_NS, open_store, write
 

@@ -13,13 +13,13 @@ import stat
 import pytest
 
 from kvd.ctl.main import main as kvdctl
-from kvd.storage.backup import backup
-from kvd.storage.bulk import bulk_load
 from kvd.storage.directory.data_directory import DataDirectory
 from kvd.storage.errors import DirectoryLocked, DirectoryUnusable, StorageError
-from kvd.storage.restore import restore
-from kvd.storage.source import reading
 from kvd.storage.store import Store
+from kvd.storage.tools.backup import backup
+from kvd.storage.tools.bulk_load import bulk_load
+from kvd.storage.tools.restore import restore
+from kvd.storage.tools.source import reading
 from kvd.v2.commands import Set
 from tests.server import run_kvd
 from tests.stores import digest, open_store, write

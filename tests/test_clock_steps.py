@@ -8,12 +8,12 @@ from email.utils import parsedate_to_datetime
 import pytest
 
 from kvd.ctl.main import main as kvdctl
-from kvd.storage.dump import rfc3339
 from kvd.storage.format.applied import Applied, decode_sums
 from kvd.storage.format.frame import Position
 from kvd.storage.format.node import CorruptIndex
 from kvd.storage.format.records import ClockOffset, encode_record
 from kvd.storage.store import Store
+from kvd.storage.tools.dump import rfc3339
 from kvd.v2.commands import Delete, Set
 from tests import stepped
 from tests.server import Server

@@ -10,8 +10,8 @@ from kvd.storage.format.records import Entry, Kind
 from kvd.storage.format.sums import APPLIED_KEY
 from kvd.storage.index import completeness
 from kvd.storage.index.completeness import prove_all
-from kvd.storage.restore import restore
-from kvd.storage.source import reading
+from kvd.storage.tools.restore import restore
+from kvd.storage.tools.source import reading
 from kvd.v2.commands import Delete, Set
 from tests.stores import NOW_NS, digest, enter, live, open_store, reclaim_all, sweep, write
 

@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 import pytest
 
-from kvd.storage.bulk import bulk_load
+from kvd.storage.tools.bulk_load import bulk_load
 from tests.raw import Raw, request
 from tests.server import Answer, Client, Server, running
 

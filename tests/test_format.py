@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from kvd.storage.digest import digest
 from kvd.storage.format.node import Node
-from kvd.storage.source import reading
-from kvd.storage.verify import Verdict, verify
+from kvd.storage.tools.digest import digest
+from kvd.storage.tools.source import reading
+from kvd.storage.tools.verify import Verdict, verify
 from kvd.v2.commands import Set
 from tests.stores import LONG, NOW_NS, SECOND_NS, open_store, write
 

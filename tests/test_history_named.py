@@ -4,13 +4,13 @@ from random import Random
 
 import pytest
 
-from kvd.storage.digest import digest as told_digest
 from kvd.storage.format.event import MARK, decode_event, event_key, named_by, whole_bytes
 from kvd.storage.format.node import CorruptIndex
 from kvd.storage.index.completeness import prove_all
 from kvd.storage.index.flush import NAMED_BYTES_MIN
-from kvd.storage.source import reading
-from kvd.storage.verify import Verdict, verify
+from kvd.storage.tools.digest import digest as told_digest
+from kvd.storage.tools.source import reading
+from kvd.storage.tools.verify import Verdict, verify
 from kvd.v2.commands import CompareAndSwap, Delete, Set, Update
 from tests.stores import NOW_NS, SECOND_NS, digest, dump, history, open_store, sweep, write
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kvd.storage.bulk import bulk_load
+from kvd.storage.tools.bulk_load import bulk_load
 from tests.raw import Raw, chunked, request
 from tests.server import FORM, PATIENCE_S, Client, Server, running
 from tests.test_metrics import scrape

@@ -64,7 +64,7 @@ KEPT_IN = {
         *(
             "kvd.storage.snapshot.checkpoint",
             "kvd.storage.index.completeness",
-            "kvd.storage.digest",
+            "kvd.storage.tools.digest",
             "kvd.storage.index.environment",
         ),
         *(

@@ -8,12 +8,12 @@ from random import Random
 import lmdb
 import pytest
 
-from kvd.storage.bulk import bulk_load
 from kvd.storage.format.node import CorruptIndex, encode_key
 from kvd.storage.format.records import Entry, Kind
 from kvd.storage.format.tables import TABLES
 from kvd.storage.index.completeness import _ROWS_AT_START
 from kvd.storage.index.pages import prove_pages
+from kvd.storage.tools.bulk_load import bulk_load
 from kvd.v2.commands import Delete, Set
 from tests.damaged import REBUILT, RIGHT, TRY_AGAIN
 from tests.server import ROOT, Server

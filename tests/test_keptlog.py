@@ -2,8 +2,8 @@
 
 import pytest
 
-from kvd.storage.bulk import bulk_load
 from kvd.storage.errors import CorruptLog
+from kvd.storage.tools.bulk_load import bulk_load
 from kvd.v2.commands import Set
 from tests.stores import SEGMENT, open_store, write
 

@@ -14,13 +14,13 @@ import pytest
 
 from kvd.ctl import main
 from kvd.storage import disk, failpoints
-from kvd.storage.digest import digest as digest_of
-from kvd.storage.dump import rfc3339
 from kvd.storage.errors import CorruptLog, StorageError
 from kvd.storage.format import frame
 from kvd.storage.format.records import VERSION_SHA256, Entry, Kind
 from kvd.storage.snapshot import directory as snapshots
 from kvd.storage.store import Store
+from kvd.storage.tools.digest import digest as digest_of
+from kvd.storage.tools.dump import rfc3339
 from kvd.v2.commands import Create, Delete, Set
 from tests.server import run_kvd
 from tests.stores import (

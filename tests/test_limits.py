@@ -28,7 +28,7 @@ from kvd.http.receiving import WAIT_S, Receiving
 from kvd.limits.crowd import BODY, BUSY, CLOSING, HEAD, IDLE, SILENT, UNREAD, Crowd, State
 from kvd.limits.memory import Memory, Payload
 from kvd.net.fd_limit import divide
-from kvd.storage.bulk import bulk_load
+from kvd.storage.tools.bulk_load import bulk_load
 from tests.raw import Raw, request
 from tests.server import FORM, PATIENCE_S, ROOT, Answer, Client, Server
 from tests.test_metrics import scrape

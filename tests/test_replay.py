@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from kvd.storage.bulk import bulk_load
 from kvd.storage.index.environment import Index
 from kvd.storage.replay import load, replay
-from kvd.storage.source import reading
+from kvd.storage.tools.bulk_load import bulk_load
+from kvd.storage.tools.source import reading
 from kvd.v2.commands import Set
 from tests.stores import NOW_NS, open_store, write
 

@@ -27,17 +27,17 @@ from kvd import __version__
 from kvd.lines import printable
 from kvd.logs import TextFormatter
 from kvd.process import discard_output, open_standard_descriptors
-from kvd.storage import repair as repairing
-from kvd.storage.backup import backup
-from kvd.storage.compact import compact
-from kvd.storage.dump import records, rfc3339
 from kvd.storage.errors import EX_DATAERR, EX_IOERR, EX_USAGE, StorageError
 from kvd.storage.failpoints import NAMES
 from kvd.storage.format.node import CorruptIndex
-from kvd.storage.restore import restore, state
-from kvd.storage.source import reading, to_index
+from kvd.storage.tools import repair as repairing
+from kvd.storage.tools.backup import backup
+from kvd.storage.tools.compact import compact
+from kvd.storage.tools.dump import records, rfc3339
+from kvd.storage.tools.restore import restore, state
+from kvd.storage.tools.source import reading, to_index
+from kvd.storage.tools.verify import Verdict, verify
 from kvd.storage.usage import usage
-from kvd.storage.verify import Verdict, verify
 
 _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
 

@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from kvd.storage import disk, replay, source, store, verify
+from kvd.storage import disk, replay, store
 from kvd.storage.format import document, event, frame, node, sums
 from kvd.storage.format.frame import PAGE_SIZE
 from kvd.storage.index import completeness, view
 from kvd.storage.index import environment as index
 from kvd.storage.snapshot import directory as snapshot
+from kvd.storage.tools import source, verify
 from kvd.storage.wal import segments
 from kvd.storage.wal.wal import Wal
 from tests.crash.lab.disks import SEGMENT_BYTES, Found, recover, verified

@@ -10,10 +10,10 @@ from kvd.storage.format.node import ROOT_ID, CorruptIndex
 from kvd.storage.format.records import Kind
 from kvd.storage.index.environment import Index
 from kvd.storage.index.view import View
-from kvd.storage.restore import state
-from kvd.storage.source import reading
 from kvd.storage.store import Store
-from kvd.storage.verify import Verdict, verify
+from kvd.storage.tools.restore import state
+from kvd.storage.tools.source import reading
+from kvd.storage.tools.verify import Verdict, verify
 from tests.crash.lab.experiment import Violation
 from tests.crash.lab.ledger import Fact, File
 

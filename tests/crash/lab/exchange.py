@@ -18,8 +18,8 @@ from zlib import crc32
 from kvd.storage.errors import StorageError
 from kvd.storage.format.applied import HISTORY_LIMIT_DEFAULT
 from kvd.storage.index import environment
-from kvd.storage.repair import explained, repair
 from kvd.storage.store import Store
+from kvd.storage.tools.repair import explained, repair
 from kvd.v2.commands import Set
 from tests.crash.lab.damage import bug, sample
 from tests.crash.lab.disks import SEGMENT_BYTES, Found, recover, verified

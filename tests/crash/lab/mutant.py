@@ -23,7 +23,7 @@ from kvd.core.committer import Committer
 from kvd.core.disk_space import Space
 from kvd.core.watch import hub
 from kvd.core.worker_thread import SyncThread
-from kvd.storage import disk, recovery, replay, source, store, verify
+from kvd.storage import disk, recovery, replay, store
 from kvd.storage.evidence import Evidence
 from kvd.storage.format import document, event, frame, node, sums
 from kvd.storage.format import records as change
@@ -36,6 +36,7 @@ from kvd.storage.index.flush import Flush
 from kvd.storage.index.state import Pending, State
 from kvd.storage.snapshot import directory as snapshot
 from kvd.storage.store import Store
+from kvd.storage.tools import source, verify
 from kvd.storage.wal import segments
 from kvd.storage.wal.wal import BEGUN_BYTES_MAX, Wal
 from kvd.v2.commands import Transaction

@@ -19,7 +19,7 @@ from kvd.storage.directory import claim
 from kvd.storage.errors import CorruptLog, CorruptSnapshot, DirectoryUnusable, StorageError
 from kvd.storage.format.frame import Position
 from kvd.storage.snapshot.directory import available
-from kvd.storage.source import Source, reading
+from kvd.storage.tools.source import Source, reading
 
 _CHUNK_BYTES = 4 << 20
 _ATTEMPTS = 5

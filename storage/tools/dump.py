@@ -25,7 +25,7 @@ from kvd.storage.format.records import (
     Term,
 )
 from kvd.storage.replay import batch_in
-from kvd.storage.source import Source
+from kvd.storage.tools.source import Source
 from kvd.storage.wal.segments import Frame
 
 Json = dict[str, str | int | bool | None]

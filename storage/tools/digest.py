@@ -20,7 +20,7 @@ Run as a program, it tells the digest of an index that nobody writes to, and how
 goes, as one line of JSON: in a process of its own, because a damaged LMDB file may end the process
 that reads it.
 
-    python -m kvd.storage.digest INDEX_DIRECTORY
+    python -m kvd.storage.tools.digest INDEX_DIRECTORY
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def index_state(directory: Path) -> IndexState:
         CorruptIndex: it cannot be read, or a row of it is damaged.
     """
     ended = subprocess.run(  # noqa: S603 -- our own module
-        [sys.executable, "-m", "kvd.storage.digest", str(directory)],
+        [sys.executable, "-m", "kvd.storage.tools.digest", str(directory)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -37,7 +37,7 @@ from kvd.storage.format.records import Change
 from kvd.storage.index.environment import forget
 from kvd.storage.replay import batch_in
 from kvd.storage.snapshot import directory as snapshot
-from kvd.storage.source import Base, Source, format_of, reading
+from kvd.storage.tools.source import Base, Source, format_of, reading
 from kvd.storage.wal.segments import Frame, Scan, Segment
 
 

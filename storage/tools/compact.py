@@ -13,8 +13,8 @@ from pathlib import Path
 from kvd.storage import disk
 from kvd.storage.directory.data_directory import DataDirectory
 from kvd.storage.format.names import SPARE_NAME
-from kvd.storage.source import format_of
 from kvd.storage.store import Store
+from kvd.storage.tools.source import format_of
 from kvd.storage.wal.segments import Scan, list_segments
 
 # A segment that is begun here holds a few records.

@@ -11,7 +11,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from kvd.storage.digest import IndexState, index_state, without_place
 from kvd.storage.errors import Corrupt, CorruptLog, CorruptSnapshot
 from kvd.storage.evidence import left_behind, objection
 from kvd.storage.format.applied import Applied
@@ -21,8 +20,9 @@ from kvd.storage.format.node import CorruptIndex
 from kvd.storage.format.records import CHAIN_START, next_chain
 from kvd.storage.index.environment import CLEAN_STOP, Index, crash_of
 from kvd.storage.replay import batch_in, decode, load, replay
-from kvd.storage.restore import state
-from kvd.storage.source import Base, Source, place
+from kvd.storage.tools.digest import IndexState, index_state, without_place
+from kvd.storage.tools.restore import state
+from kvd.storage.tools.source import Base, Source, place
 from kvd.storage.wal import spare_segment
 from kvd.storage.wal.segments import Frame, TornTail
 

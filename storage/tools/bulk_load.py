@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvd.storage import disk
-from kvd.storage.backup import staged
 from kvd.storage.directory.data_directory import DataDirectory
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.frame import PAGE_SIZE, Position
@@ -22,7 +21,8 @@ from kvd.storage.format.records import Change, Kind
 from kvd.storage.index.environment import Index
 from kvd.storage.index.state import Pending, State
 from kvd.storage.replay import load
-from kvd.storage.restore import found_store
+from kvd.storage.tools.backup import staged
+from kvd.storage.tools.restore import found_store
 
 Item = tuple[bytes, bytes]
 """The cleaned path of a file, as `/a/b`, and its value."""

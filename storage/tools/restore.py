@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvd.storage import disk
-from kvd.storage.backup import staged
-from kvd.storage.digest import digest
 from kvd.storage.directory.data_directory import DataDirectory
 from kvd.storage.errors import OutOfReach
 from kvd.storage.format import frame
@@ -31,7 +29,9 @@ from kvd.storage.index.view import IndexView
 from kvd.storage.replay import Until, to_the_end
 from kvd.storage.snapshot import directory as snapshot
 from kvd.storage.snapshot.checkpoint import header_of
-from kvd.storage.source import Source, to_index, to_time
+from kvd.storage.tools.backup import staged
+from kvd.storage.tools.digest import digest
+from kvd.storage.tools.source import Source, to_index, to_time
 
 
 class Restored(NamedTuple):
