@@ -28,7 +28,7 @@ from kvd.storage.errors import CorruptSnapshot
 from kvd.storage.format import frame
 from kvd.storage.format.frame import PAGE_SIZE, SNAP, SNAPSHOT_MAGIC, Position, SegmentHeader, State
 from kvd.storage.format.tables import Row
-from kvd.storage.reader import FrameReader
+from kvd.storage.frame_reader import FrameReader
 
 VERSION = 1
 CHUNK_BYTES = 1024 * 1024

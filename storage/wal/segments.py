@@ -26,7 +26,7 @@ from kvd.storage.errors import CorruptLog
 from kvd.storage.format import frame
 from kvd.storage.format.frame import PAGE_SIZE, START, WAL_MAGIC, Parsed, Position, State
 from kvd.storage.format.names import SEGMENT_NAME
-from kvd.storage.reader import FrameReader
+from kvd.storage.frame_reader import FrameReader
 
 _EMPTY = frame.SEAL | frame.HEARTBEAT
 _KNOWN_FLAGS = frame.NOSYNC | frame.SNAPMARK | _EMPTY
