@@ -31,13 +31,13 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench import servers
-from bench.engine import percentile
+from bench.load import servers
+from bench.load.closed_loop import percentile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from bench.wire import Address
+    from bench.load.wire import Address
 
 ROOT, HONEST, CLUMSY = "root:rootpw", "honest:right", "clumsy:known"
 FORM = "application/x-www-form-urlencoded"

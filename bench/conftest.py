@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench import servers
+from bench.load import servers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -33,9 +33,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import servers
-from bench.engine import percentile
-from bench.wire import Client, is_complete, render
+from bench.load import servers
+from bench.load.closed_loop import percentile
+from bench.load.wire import Client, is_complete, render
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 from tornado import httputil
 
-from bench.wire import render
+from bench.load.wire import render
 from kvd.handlers.keys.listing import advance
 from kvd.handlers.keys.listing import render as render_listing
 from kvd.http.connection import Connection, Delegate, Limits, Server

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.engine import drive
-from bench.wire import Client, render
-from bench.workloads import (
+from bench.load.closed_loop import drive
+from bench.load.wire import Client, render
+from bench.load.workloads import (
     WORKLOADS,
     Keyspace,
     Lane,
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from pytest_benchmark.fixture import BenchmarkFixture
 
-    from bench.servers import Server
-    from bench.workloads import Expected
+    from bench.load.servers import Server
+    from bench.load.workloads import Expected
 
 KEYS = 1000
 VALUE_BYTES = 100

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench import catalogue, servers
-from bench.fleet import QUICK, Fleet, Scale
-from bench.rows import OURS, THEIRS
+from bench.compare import catalogue
+from bench.compare.fleet import QUICK, Fleet, Scale
+from bench.compare.rows import OURS, THEIRS
+from bench.load import servers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from pytest_benchmark.fixture import BenchmarkFixture
 
-    from bench.rows import Measured
+    from bench.compare.rows import Measured
 
 ROWS = {row.name: row for row in catalogue.rows(Scale())}
 

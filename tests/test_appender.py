@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from bench.inside import Inside
-from bench.wire import render
+from bench.cost.in_process import Inside
+from bench.load.wire import render
 from kvd.core import log_writer
 from kvd.core.log_writer import Appender
 from kvd.core.worker_thread import SyncThread

@@ -8,16 +8,17 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench import catalogue, conditions, plot, report, servers
-from bench.conditions import Conditions
-from bench.engine import PERCENTS, Samples, percentile
-from bench.fleet import QUICK, Scale
-from bench.measures import during
-from bench.probe import Sample
-from bench.rows import OURS, THEIRS, Measured, Result, Row, at_least, at_most, below
-from bench.standing import Standing
-from bench.wire import Client
-from bench.workloads import Keyspace, WrongAnswer
+from bench.compare import catalogue, conditions, plot, report
+from bench.compare.conditions import Conditions
+from bench.compare.fleet import QUICK, Scale
+from bench.compare.measures import during
+from bench.compare.preloaded import Standing
+from bench.compare.rows import OURS, THEIRS, Measured, Result, Row, at_least, at_most, below
+from bench.load import servers
+from bench.load.closed_loop import PERCENTS, Samples, percentile
+from bench.load.probe import Sample
+from bench.load.wire import Client
+from bench.load.workloads import Keyspace, WrongAnswer
 from tests.server import ROOT
 
 KEYS = 2000

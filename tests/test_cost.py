@@ -41,8 +41,8 @@ All figures now, each with its budget:
 {table}
 
 `.venv/bin/python -m bench.cost` prints the figures, also on the commit before, for comparison;
-`bench/test_layers.py` and `bench/callgrind.py` tell which layer it is. A feature that is worth its
-price raises its budget in tests/test_cost.py, in a commit that says what for.
+`bench/test_layers.py` and `bench/cost/callgrind.py` tell which layer it is. A feature that is worth
+its price raises its budget in tests/test_cost.py, in a commit that says what for.
 """
 
 pytestmark = pytest.mark.skipif(

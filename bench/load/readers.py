@@ -1,6 +1,6 @@
 """Plain readers beside another load, in a process of their own: they read one key again and again.
 
-    .venv/bin/python -m bench.readers 127.0.0.1 2379 64
+    .venv/bin/python -m bench.load.readers 127.0.0.1 2379 64
 
 Each connection has one request in flight. They read until their standard input ends; for each line
 that comes there they tell how many answers they have had.
@@ -15,13 +15,13 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Self
 
-from bench.servers import CHECKOUT
-from bench.wire import LoadError, is_complete, render
+from bench.load.servers import CHECKOUT
+from bench.load.wire import LoadError, is_complete, render
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from bench.wire import Address
+    from bench.load.wire import Address
 
 KEY = "/v2/keys/beside"
 
@@ -30,7 +30,12 @@ class Readers:
     """So many readers of one server, from entering to leaving."""
 
     def __init__(self, address: Address, connections: int) -> None:
-        self._command = [sys.executable, "-m", "bench.readers", *map(str, (*address, connections))]
+        self._command = [
+            sys.executable,
+            "-m",
+            "bench.load.readers",
+            *map(str, (*address, connections)),
+        ]
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:

@@ -1,11 +1,11 @@
-"""Instructions of the processor per request, counted by valgrind: `python -m bench.callgrind`.
+"""Instructions of the processor per request, counted by valgrind: `python -m bench.cost.callgrind`.
 
 Finer than bytecodes, for it sees what C code costs (LMDB, checksums, copies, asyncio, system calls
 but for what the kernel does in them), and as little disturbed by what else the machine does. Each
 case of `bench.cost` runs twice in a process of its own under callgrind, with few and with many
 steps; the difference is the steps' own. Only the server's threads count. A case takes a minute.
 
-    .venv/bin/python -m bench.callgrind "GET" "PUT" [--keep DIRECTORY]
+    .venv/bin/python -m bench.cost.callgrind "GET" "PUT" [--keep DIRECTORY]
 
 `callgrind_annotate DIRECTORY/GET-many-02` then tells where the loop's thread spent them.
 """
@@ -21,8 +21,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.cost import CASES, Case
-from bench.servers import CHECKOUT
+from bench.cost.__main__ import CASES, Case
+from bench.load.servers import CHECKOUT
 
 FEW, MANY = 20, 120
 TOTAL = re.compile(r"^(?:summary|totals): (\d+)", re.MULTILINE)
@@ -59,7 +59,7 @@ def per_request(case: Case, directory: Path) -> float:
 def main() -> int:
     """Count the cases that are named, or all."""
     names = [case.name for case in CASES]
-    parser = argparse.ArgumentParser(prog="python -m bench.callgrind", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.cost.callgrind", description=__doc__)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(names)}")
     parser.add_argument("--keep", type=Path, help="an empty directory for callgrind's files")
     options = parser.parse_args()

@@ -31,8 +31,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench.inside import Inside
-from bench.wire import render
+from bench.cost.in_process import Inside
+from bench.load.wire import render
 from kvd.storage.index import environment
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench import measures
-from bench.fleet import Scale
-from bench.rows import Demand, Row, at_least, at_most, below
+from bench.compare import measures
+from bench.compare.fleet import Scale
+from bench.compare.rows import Demand, Row, at_least, at_most, below
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

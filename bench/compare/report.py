@@ -12,14 +12,15 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from bench import conditions, servers
-from bench.engine import PERCENTS
-from bench.rows import FIGURES, OURS, THEIRS, Demand, Result
+from bench.compare import conditions
+from bench.compare.rows import FIGURES, OURS, THEIRS, Demand, Result
+from bench.load import servers
+from bench.load.closed_loop import PERCENTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bench.fleet import Scale
+    from bench.compare.fleet import Scale
 
 HEAD = (
     "work", "figure", "kvd", "etcd", "kvd / etcd: median (min to max)", "target", "reached",

@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING
 
-from bench.conditions import Conditions
+from bench.compare.conditions import Conditions
 
 if TYPE_CHECKING:
-    from bench.engine import Figures
-    from bench.fleet import Fleet
+    from bench.compare.fleet import Fleet
+    from bench.load.closed_loop import Figures
 
 OURS, THEIRS = "kvd", "etcd"
 
@@ -48,7 +48,7 @@ class Measured:
 
     figures: dict[str, float]
     latencies_us: tuple[float, ...] = ()
-    """At `bench.engine.PERCENTS`."""
+    """At `bench.load.closed_loop.PERCENTS`."""
     generator: str = ""
 
     @classmethod

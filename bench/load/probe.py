@@ -16,13 +16,13 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from bench import servers
-from bench.wire import Client, LoadError, parse, render
+from bench.load import servers
+from bench.load.wire import Client, LoadError, parse, render
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from bench.wire import Address
+    from bench.load.wire import Address
 
 PAUSE_S = 0.001
 """Between two reads: the probe itself must not be a load."""
@@ -48,7 +48,7 @@ class Probe:
     def __init__(self, address: Address, path: str) -> None:
         self._process = subprocess.Popen(
             [
-                *servers.die_with_parent(), sys.executable, "-m", "bench.probe",
+                *servers.die_with_parent(), sys.executable, "-m", "bench.load.probe",
                 address[0], str(address[1]), path,
             ],
             cwd=servers.CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

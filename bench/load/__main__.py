@@ -12,10 +12,10 @@ from itertools import compress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from bench import wrk
-from bench.engine import Samples, drive, percentile
-from bench.wire import LoadError
-from bench.workloads import (
+from bench.load import wrk
+from bench.load.closed_loop import Samples, drive, percentile
+from bench.load.wire import LoadError
+from bench.load.workloads import (
     WORKLOADS,
     Keyspace,
     Lane,
@@ -30,9 +30,9 @@ from bench.workloads import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from bench.engine import Figures
-    from bench.wire import Address
-    from bench.workloads import Expected
+    from bench.load.closed_loop import Figures
+    from bench.load.wire import Address
+    from bench.load.workloads import Expected
 
 SETUP_CONNECTIONS = 16
 GENERATORS = ("auto", "wrk", "python")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count, cycle
 
-from bench.wire import Address, Client, LoadError, is_complete, parse, render, render_head
+from bench.load.wire import Address, Client, LoadError, is_complete, parse, render, render_head
 
 Script = Generator[bytes, bytes, None]
 Expected = dict[int, bytes | None]

@@ -16,14 +16,14 @@ from html import escape
 from statistics import median
 from typing import TYPE_CHECKING
 
-from bench.catalogue import CONNECTIONS
-from bench.engine import PERCENTS
-from bench.rows import OURS, THEIRS
+from bench.compare.catalogue import CONNECTIONS
+from bench.compare.rows import OURS, THEIRS
+from bench.load.closed_loop import PERCENTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from bench.rows import Result
+    from bench.compare.rows import Result
 
 WIDTH, HEIGHT = 460, 320
 LEFT, RIGHT, TOP, BOTTOM = 64, 24, 62, 44

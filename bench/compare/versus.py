@@ -19,12 +19,13 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from bench import catalogue, conditions, plot, report, servers
-from bench.fleet import QUICK, Fleet, Scale
-from bench.load import GENERATORS
-from bench.rows import FIGURES, Result
-from bench.wire import LoadError
-from bench.workloads import WrongAnswer
+from bench.compare import catalogue, conditions, plot, report
+from bench.compare.fleet import QUICK, Fleet, Scale
+from bench.compare.rows import FIGURES, Result
+from bench.load import servers
+from bench.load.__main__ import GENERATORS
+from bench.load.wire import LoadError
+from bench.load.workloads import WrongAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

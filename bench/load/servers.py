@@ -21,15 +21,15 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
-from bench.wire import Client, LoadError
+from bench.load.wire import Client, LoadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from bench.wire import Address
+    from bench.load.wire import Address
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
 SCRATCH = Path("/var/tmp")
 """Where /tmp may be memory, /var/tmp keeps its files over a reboot (FHS 5.15)."""
 START_TIMEOUT_S = 300.0

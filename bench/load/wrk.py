@@ -18,13 +18,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench.engine import PERCENTS, Figures
-from bench.wire import LoadError
-from bench.workloads import NUMBER_DIGITS, TTL_S, WrongAnswer
+from bench.load.closed_loop import PERCENTS, Figures
+from bench.load.wire import LoadError
+from bench.load.workloads import NUMBER_DIGITS, TTL_S, WrongAnswer
 
 if TYPE_CHECKING:
-    from bench.wire import Address
-    from bench.workloads import Expected, Keyspace
+    from bench.load.wire import Address
+    from bench.load.workloads import Expected, Keyspace
 
 KEYS_PER_CONNECTION = 3
 """So many rounds of all connections lie between two requests for one key: they never overlap."""

@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
 
-from bench import servers, wrk
-from bench.rows import Measured
-from bench.standing import Standing
-from bench.wire import LoadError
+from bench.compare.preloaded import Standing
+from bench.compare.rows import Measured
+from bench.load import servers, wrk
+from bench.load.wire import LoadError
 from kvd.storage.tools.bulk_load import bulk_load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from bench.servers import Server
+    from bench.load.servers import Server
 
 VERIFIED_MAX = 1_000_000
 """At the end of a group all keys are compared, of larger stores so many chosen at random."""

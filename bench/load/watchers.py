@@ -3,7 +3,7 @@
 `Watchers` holds the connections. `WatchersProcess` holds them in a process of its own, so that
 reading ten thousand of them does not take the interpreter from whoever writes and measures:
 
-    python -m bench.watchers HOST PORT COUNT STREAM     says `register`, `await VALUE`, by line
+    python -m bench.load.watchers HOST PORT COUNT STREAM     says `register`, `await VALUE`, by line
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import sys
 import time
 from typing import TYPE_CHECKING, Self
 
-from bench import servers
-from bench.wire import ANSWER_TIMEOUT_S, RECEIVE_BYTES, Client, LoadError, render
+from bench.load import servers
+from bench.load.wire import ANSWER_TIMEOUT_S, RECEIVE_BYTES, Client, LoadError, render
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from bench.wire import Address
+    from bench.load.wire import Address
 
 PATH = "/v2/keys/bench/watched"
 _RESET = struct.pack("ii", 1, 0)
@@ -111,7 +111,7 @@ class WatchersProcess:
     def __init__(self, address: Address, count: int, *, stream: bool) -> None:
         self._process = subprocess.Popen(
             [
-                *servers.die_with_parent(), sys.executable, "-m", "bench.watchers",
+                *servers.die_with_parent(), sys.executable, "-m", "bench.load.watchers",
                 address[0], str(address[1]), str(count), str(int(stream)),
             ],
             cwd=servers.CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,

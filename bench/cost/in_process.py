@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
-from bench.wire import ANSWER_TIMEOUT_S, Answer, LoadError, is_complete, parse, render
+from bench.load.wire import ANSWER_TIMEOUT_S, Answer, LoadError, is_complete, parse, render
 from kvd.config import load
 from kvd.server import KvdServer
 

@@ -12,10 +12,10 @@ from array import array
 from itertools import cycle
 from typing import TYPE_CHECKING
 
-from bench import wrk
-from bench.engine import Samples, drive
-from bench.wire import LoadError, render
-from bench.workloads import (
+from bench.load import wrk
+from bench.load.closed_loop import Samples, drive
+from bench.load.wire import LoadError, render
+from bench.load.workloads import (
     NUMBER_DIGITS,
     Keyspace,
     Lane,
@@ -29,9 +29,9 @@ from bench.workloads import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from bench.engine import Figures
-    from bench.servers import Server
-    from bench.workloads import Expected
+    from bench.load.closed_loop import Figures
+    from bench.load.servers import Server
+    from bench.load.workloads import Expected
 
 LOAD_CONNECTIONS = 128
 READ_CONNECTIONS = 64

@@ -8,23 +8,23 @@ from collections.abc import Callable
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench.engine import Samples, percentile
-from bench.load import Load, measure
-from bench.probe import Probe, overlapping
-from bench.readers import KEY, Readers
-from bench.rows import OURS, Measured
-from bench.watchers import WatchersProcess
-from bench.wire import Client, LoadError
-from bench.workloads import WrongAnswer
+from bench.compare.rows import OURS, Measured
+from bench.load.__main__ import Load, measure
+from bench.load.closed_loop import Samples, percentile
+from bench.load.probe import Probe, overlapping
+from bench.load.readers import KEY, Readers
+from bench.load.watchers import WatchersProcess
+from bench.load.wire import Client, LoadError
+from bench.load.workloads import WrongAnswer
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from bench.fleet import Fleet
-    from bench.probe import Sample
-    from bench.rows import Round
-    from bench.servers import Server
-    from bench.standing import Standing
+    from bench.compare.fleet import Fleet
+    from bench.compare.preloaded import Standing
+    from bench.compare.rows import Round
+    from bench.load.probe import Sample
+    from bench.load.servers import Server
 
 Measure = Callable[["Fleet", int], "Round"]
 """Measures every server of a row once; the number is the round's, from 0."""

@@ -16,13 +16,13 @@ from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from bench.wire import ANSWER_TIMEOUT_S, RECEIVE_BYTES, LoadError, is_complete
+from bench.load.wire import ANSWER_TIMEOUT_S, RECEIVE_BYTES, LoadError, is_complete
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from bench.wire import Address
-    from bench.workloads import Script
+    from bench.load.wire import Address
+    from bench.load.workloads import Script
 
 
 PERCENTS = (1, 10, 25, 50, 75, 90, 95, 99, 99.9, 99.99)

@@ -1,0 +1,1 @@
+"""kvd beside etcd: rows, measures, reports."""

@@ -1,0 +1,1 @@
+"""What a request costs, counted: `python -m bench.cost`."""
