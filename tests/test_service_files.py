@@ -1,4 +1,4 @@
-"""The files in scripts/ that run kvd as a service: the systemd units and the Dockerfile."""
+"""The files in scripts/deploy/ that run kvd as a service: the systemd units and the Dockerfile."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import pytest
 
 from tests.server import PATIENCE_S, ROOT, Server
 
-SCRIPTS = ROOT / "scripts"
+SCRIPTS = ROOT / "scripts" / "deploy"
 DOCKERFILE = (SCRIPTS / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
 
 needs_systemd = pytest.mark.skipif(
