@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.server import Client, Server, running
+from tests.support.server import Client, Server, running
 
 # How long an example takes says how busy the machine is. The ordinary run draws the same examples
 # each time, so that it fails for what was changed; the full sizes draw new ones, from a seed that

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server import PATIENCE_S, ROOT
+from tests.support.server import PATIENCE_S, ROOT
 
 CACHE = ROOT / ".clients"
 """Where scripts/setup-clients puts what it installs."""

@@ -12,8 +12,8 @@ import unittest
 from pathlib import Path
 from typing import Any
 
-from tests.certs import Authority
 from tests.clients.processes import wait_for_port
+from tests.support.certs import Authority
 
 
 def nottest(function: Any) -> Any:

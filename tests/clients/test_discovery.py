@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients.processes import Process, program, wait_for_port
-from tests.server import PATIENCE_S, Client, Server, free_port
+from tests.support.server import PATIENCE_S, Client, Server, free_port
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(300)]
 

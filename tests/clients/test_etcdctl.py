@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.clients.processes import Process, program, run, wait_for_port
-from tests.server import Server, free_port
+from tests.support.server import Server, free_port
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(300)]
 

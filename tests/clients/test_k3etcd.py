@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients.processes import CACHE, PYTHON, run
-from tests.server import ROOT, free_port
+from tests.support.server import ROOT, free_port
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(300)]
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.clients.processes import CACHE, Process, program, run
-from tests.server import Server, free_port
+from tests.support.server import Server, free_port
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(400)]
 

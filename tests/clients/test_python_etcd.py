@@ -11,7 +11,7 @@ import etcd
 import pytest
 
 from tests.clients.processes import KVD_COMMAND, as_etcd, program, run
-from tests.server import ROOT, free_port
+from tests.support.server import ROOT, free_port
 
 SHIPPED = Path(etcd.__file__).parent / "tests"
 TESTS = {

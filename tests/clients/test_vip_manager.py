@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.clients.processes import Process, program, run
-from tests.server import Server
+from tests.support.server import Server
 
 pytestmark = pytest.mark.clients
 

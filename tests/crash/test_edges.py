@@ -20,7 +20,7 @@ from tests.crash.lab.ledger import Ledger
 from tests.crash.lab.powerloss import fast_directory
 from tests.crash.lab.process import Kvd
 from tests.crash.lab.workload import Clients
-from tests.server import run_kvd
+from tests.support.server import run_kvd
 
 # Any bytes as a segment
 

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from kvd.storage import failpoints
-from tests.server import Answer, Client, Server
+from tests.support.server import Answer, Client, Server
 
 SEGMENT = 64 * 1024
 KILLED = -signal.SIGKILL

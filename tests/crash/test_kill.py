@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.server import PATIENCE_S, Answer, Client, Server
+from tests.support.server import PATIENCE_S, Answer, Client, Server
 
 WRITERS = 16
 HISTORY_LIMIT = 1000  # the default of --event-history-limit

@@ -18,7 +18,7 @@ from tests.crash.lab.experiment import Experiment, Stopped, Violation
 from tests.crash.lab.ledger import Fact, File, Ledger
 from tests.crash.lab.page import page
 from tests.crash.lab.workload import Op
-from tests.server import ROOT
+from tests.support.server import ROOT
 
 MUTANTS = [(name, bug) for name, experiment in EXPERIMENTS.items() for bug in experiment.mutants]
 

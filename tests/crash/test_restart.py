@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.server import Client, Server
+from tests.support.server import Client, Server
 
 HISTORY = 1000  # the default of --event-history-limit
 EVENTS = HISTORY + 60

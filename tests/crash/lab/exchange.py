@@ -25,7 +25,7 @@ from tests.crash.lab.damage import bug, sample
 from tests.crash.lab.disks import SEGMENT_BYTES, Found, recover, verified
 from tests.crash.lab.experiment import ALL, Experiment, Trial, Violation
 from tests.crash.lab.powerloss import fast_directory
-from tests.stores import NOW_NS, write
+from tests.support.stores import NOW_NS, write
 
 _STATUSES = (65, 73, 78)
 _MARKS = ("FORMAT", "index/CLEAN", "index/RUNNING")

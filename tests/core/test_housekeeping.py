@@ -1,0 +1,404 @@
+"""kvd/core/housekeeping.py: snapshots come when they are due, and no answer depends on them."""
+
+import asyncio
+import errno
+import logging
+import os
+import re
+from contextlib import asynccontextmanager
+
+import pytest
+
+from kvd.core.housekeeping import Housekeeping
+from kvd.core.worker_thread import SyncThread
+from kvd.storage import failpoints
+from kvd.storage.errors import CorruptLog
+from kvd.storage.snapshot import directory
+from kvd.v2.commands import Set
+from tests.support.stores import digest, open_store, write
+
+SMALL_SEGMENT = 8192
+
+
+class House:
+    """A store and its housekeeping on the running loop."""
+
+    def __init__(self, path, snapshot_count):
+        loop = asyncio.get_running_loop()
+        self.snapshots = path / "snap"
+        self.segments = path / "wal"
+        self.store = open_store(path, segment_bytes_max=SMALL_SEGMENT)
+        self.begun = 0
+        self.fatal = []
+        self._take, self.store.snapshot = self.store.snapshot, self._snapshot
+        self.sync = SyncThread(loop, "test-sync")
+        self.housekeeping = Housekeeping(
+            store=self.store,
+            sync=self.sync,
+            loop=loop,
+            on_fatal=self.fatal.append,
+            snapshot_count=snapshot_count,
+        )
+
+    def _snapshot(self):
+        self.begun += 1
+        return self._take()
+
+    def commit(self, records):
+        for start in range(0, records, 10):
+            count = min(10, records - start)
+            write(self.store, *(Set(b"/%d" % i, b"v" * 100) for i in range(count)))
+        self.housekeeping.after_flush()
+
+    async def turn(self):
+        """Wait for what the thread of the log has been given."""
+        given = asyncio.get_running_loop().create_future()
+        self.sync.run(lambda: None, given.set_result)
+        await given
+
+    def taken(self):
+        return directory.available(self.snapshots)
+
+    def ended(self):
+        return sum(self.housekeeping.snapshot_s.counts)
+
+    def log_begins_with(self):
+        return sorted(self.segments.glob("*.wal"))[0].name
+
+    def stop(self):
+        self.housekeeping.stop()
+        self.sync.stop()
+        self.store.close()
+
+
+@asynccontextmanager
+async def kept(path, snapshot_count=50):
+    house = House(path, snapshot_count)
+    try:
+        yield house
+    finally:
+        house.stop()
+
+
+async def until(condition):
+    async def poll():
+        while not condition():
+            await asyncio.sleep(0.002)
+
+    await asyncio.wait_for(poll(), 30)
+
+
+def test_a_snapshot_is_taken_after_so_many_records(tmp_path):
+    async def scenario():
+        async with kept(tmp_path / "data") as house:
+            house.commit(49)
+        assert house.begun == 0
+        async with kept(tmp_path / "data") as house:
+            # Those before the start count, and while one is being taken none is begun.
+            for _ in range(3):
+                house.commit(1)
+            await until(house.taken)
+        assert house.begun == 1
+
+    asyncio.run(scenario())
+
+
+def test_the_log_goes_behind_the_older_of_two_snapshots(tmp_path):
+    async def scenario():
+        async with kept(tmp_path / "data") as house:
+            house.commit(1)
+            first = house.log_begins_with()
+            house.commit(50)
+            await until(house.taken)
+            house.commit(10)
+            await house.turn()
+            assert house.log_begins_with() == first
+            await until(lambda: house.commit(10) or len(house.taken()) == 2)
+            await until(lambda: house.log_begins_with() != first)
+            held = digest(house.store)
+        store = open_store(tmp_path / "data", segment_bytes_max=SMALL_SEGMENT, rebuild_index=True)
+        assert digest(store) == held
+        assert store.recovery.source.startswith("snapshot ")
+        store.close()
+
+    asyncio.run(scenario())
+
+
+def test_without_a_number_a_small_log_needs_no_snapshot(tmp_path):
+    async def scenario():
+        async with kept(tmp_path / "data", None) as house:
+            for _ in range(5):
+                house.commit(100)
+        assert house.begun == 0
+
+    asyncio.run(scenario())
+
+
+def test_without_a_number_the_size_of_the_log_decides(tmp_path, monkeypatch):
+    monkeypatch.setattr("kvd.core.housekeeping._SNAPSHOT_BYTES_MIN", 20_000)
+
+    async def scenario():
+        async with kept(tmp_path / "data", None) as house:
+            house.commit(50)
+        assert house.begun == 0
+        async with kept(tmp_path / "data", None) as house:
+            house.commit(200)
+            await until(house.taken)
+
+    asyncio.run(scenario())
+
+
+@pytest.fixture
+def small_logs(monkeypatch):
+    """A snapshot is due after 20 kB of log, but waits for the next hour."""
+    monkeypatch.setattr("kvd.core.housekeeping._SNAPSHOT_BYTES_MIN", 20_000)
+    monkeypatch.setattr("kvd.core.housekeeping._SNAPSHOT_PART", 1000)
+    monkeypatch.setattr("kvd.core.housekeeping._SNAPSHOT_INTERVAL_S", 3600)
+
+
+async def due_again(house):
+    """Take the first snapshot, and write as much log again as makes one due."""
+    house.commit(200)
+    await until(lambda: house.ended() == 1)
+    house.commit(200)
+    assert house.begun == 1
+
+
+@pytest.mark.usefixtures("small_logs")
+def test_a_snapshot_that_was_postponed_is_taken_in_time_without_a_write(tmp_path, monkeypatch):
+    async def scenario():
+        async with kept(tmp_path / "data", None) as house:
+            await due_again(house)
+            monkeypatch.setattr("kvd.core.housekeeping._SNAPSHOT_INTERVAL_S", 0)
+            await until(lambda: house.housekeeping.tick() or len(house.taken()) == 2)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("small_logs")
+def test_the_log_is_bounded_while_a_snapshot_is_postponed(tmp_path, monkeypatch):
+    monkeypatch.setattr("kvd.core.housekeeping._POSTPONED_BYTES", 100_000)
+
+    async def scenario():
+        async with kept(tmp_path / "data", None) as house:
+            before = house.store.wal.log_bytes
+            await due_again(house)
+            while house.begun == 1:
+                held = house.store.wal.log_bytes
+                house.commit(10)
+            assert 100_000 < held - before < 160_000
+            await until(lambda: len(house.taken()) == 2)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("small_logs")
+def test_no_snapshot_is_postponed_where_space_is_scarce(tmp_path, monkeypatch):
+    async def scenario():
+        async with kept(tmp_path / "data", None) as house:
+            await due_again(house)
+            free = house.store.low_water_bytes + (1 << 30)
+            monkeypatch.setattr("kvd.storage.disk.free_bytes", lambda _: free)
+            house.housekeeping.tick()
+            await until(lambda: house.commit(1) or not house.housekeeping._busy)
+            assert house.begun == 1
+            monkeypatch.setattr("kvd.storage.disk.free_bytes", lambda _: free - 1)
+            house.housekeeping.tick()
+            await until(lambda: house.commit(1) or len(house.taken()) == 2)
+
+    asyncio.run(scenario())
+
+
+def test_a_number_of_records_is_not_postponed(tmp_path, monkeypatch):
+    monkeypatch.setattr("kvd.core.housekeeping._SNAPSHOT_INTERVAL_S", 3600)
+
+    async def scenario():
+        async with kept(tmp_path / "data") as house:
+            for number in (1, 2):
+                house.commit(60)
+                await until(lambda number=number: house.ended() == number)
+
+    asyncio.run(scenario())
+
+
+def test_a_snapshot_that_fails_is_tried_again_later(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("kvd.core.housekeeping._BACK_OFF_S", 0.01)
+    real = os.open
+
+    def open_full(path, *args, **options):
+        if str(path).endswith("scratch.tmp"):
+            return real("/dev/full", os.O_WRONLY)
+        return real(path, *args, **options)
+
+    async def scenario():
+        async with kept(tmp_path / "data") as house:
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "open", open_full)
+                house.commit(50)
+                await until(lambda: "no snapshot was made" in caplog.text)
+            assert os.strerror(errno.ENOSPC) in caplog.text
+            assert list(house.snapshots.iterdir()) == []
+            house.commit(1)
+            await asyncio.sleep(0.02)
+            house.commit(50)
+            await until(lambda: len(house.taken()) == 1)
+
+    asyncio.run(scenario())
+    assert "Exception in callback" not in caplog.text
+
+
+def test_a_snapshot_that_cannot_be_looked_at_again_is_taken_all_the_same(
+    tmp_path, monkeypatch, caplog
+):
+    def refuse():
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def scenario():
+        async with kept(tmp_path / "data") as house:
+            house.commit(1)
+            first = house.log_begins_with()
+            monkeypatch.setattr(house.store, "last_snapshot", refuse)
+            await until(lambda: house.commit(10) or len(house.taken()) == 2)
+            await until(lambda: house.log_begins_with() != first)
+
+    asyncio.run(scenario())
+    assert "Exception in callback" not in caplog.text
+
+
+def test_a_stop_gives_up_a_snapshot_without_a_word(tmp_path, caplog):
+    async def scenario():
+        async with kept(tmp_path / "data") as house:
+            house.commit(60)
+        assert house.begun == 1
+        assert list(house.snapshots.glob("*.tmp")) == []
+
+    asyncio.run(scenario())
+    assert caplog.text == ""
+
+
+def test_the_index_is_written_out_now_and_then(tmp_path, monkeypatch):
+    monkeypatch.setattr("kvd.core.housekeeping._INDEX_BYTES", 10_000)
+    synced = []
+
+    async def scenario():
+        async with kept(tmp_path / "data", None) as house:
+            real = house.store.sync_index
+            monkeypatch.setattr(house.store, "sync_index", lambda: synced.append(real()))
+            house.commit(20)
+            house.commit(100)
+            await until(lambda: synced)
+            house.commit(20)
+        assert len(synced) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_sync_of_the_index_that_fails_ends_the_process(tmp_path, monkeypatch):
+    monkeypatch.setattr("kvd.core.housekeeping._INDEX_BYTES", 10_000)
+
+    async def scenario():
+        failpoints.arm([failpoints.parse("indexBeforeSync=error:EIO@1")])
+        async with kept(tmp_path / "data", None) as house:
+            house.commit(100)
+            await until(lambda: house.fatal)
+        assert house.fatal[0].errno == errno.EIO
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        failpoints.arm([])
+    assert not (tmp_path / "data" / "index" / "RUNNING").exists()
+
+
+def rot(path):
+    """Damage the log of a stopped store, far before its end."""
+    segment = sorted((path / "wal").glob("*.wal"))[0]
+    data = bytearray(segment.read_bytes())
+    data[4096 + 100] ^= 1
+    segment.write_bytes(data)
+
+
+def test_damage_in_the_kept_log_is_told_and_put_behind_a_snapshot_at_once(tmp_path, caplog):
+    async def scenario():
+        async with kept(tmp_path / "data", None) as house:
+            house.commit(200)
+            held = digest(house.store)
+        rot(tmp_path / "data")
+        with pytest.raises(CorruptLog):
+            open_store(tmp_path / "data", rebuild_index=True)
+        caplog.clear()
+        async with kept(tmp_path / "data", None) as house:
+            house.housekeeping.tick()
+            await until(lambda: house.housekeeping.damage)
+            await until(lambda: not house.housekeeping.damage)
+            assert len(house.taken()) == 1
+        return held
+
+    held = asyncio.run(scenario())
+    told, settled = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert told.levelname == "ERROR"
+    path = re.escape(str(tmp_path / "data"))
+    assert re.fullmatch(
+        r"wal/\S+: offset 4096: frame 1 fails its checksum \(\w+, expected \w+\).* damaged behind "
+        rf"index 1; .* kvdctl verify --force {path}",
+        told.message,
+    )
+    assert "a snapshot lies behind the damaged log" in settled.message
+    store = open_store(tmp_path / "data", rebuild_index=True)
+    assert digest(store) == held
+    store.close()
+
+
+def test_as_long_as_that_snapshot_cannot_be_made_the_damage_stands(tmp_path, monkeypatch):
+    monkeypatch.setattr("kvd.core.housekeeping._BACK_OFF_S", 0.01)
+
+    async def scenario():
+        async with kept(tmp_path / "data", None) as house:
+            house.commit(200)
+        rot(tmp_path / "data")
+        async with kept(tmp_path / "data", None) as house:
+            take = house.store.snapshot
+
+            def refuse():
+                house.begun += 1
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+            house.store.snapshot = refuse
+            await until(lambda: house.housekeeping.tick() or house.begun >= 3)
+            assert house.housekeeping.damage
+            house.store.snapshot = take
+            await until(lambda: house.housekeeping.tick() or not house.housekeeping.damage)
+            assert house.housekeeping.snapshots_failed >= 3
+
+    asyncio.run(scenario())
+
+
+def test_a_good_log_is_read_to_its_end_beside_everything_else(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("kvd.core.housekeeping._CHECK_S", 0)
+    monkeypatch.setattr("kvd.core.housekeeping._CHECK_PAUSE_S", 0)
+    caplog.set_level(logging.INFO)
+
+    async def scenario():
+        async with kept(tmp_path / "data", None) as house:
+            house.commit(300)
+        async with kept(tmp_path / "data", 50) as house:
+            house.housekeeping.tick()
+            await until(lambda: house.commit(10) or house.taken())
+            await until(lambda: "the log behind the index is good" in caplog.text)
+
+    asyncio.run(scenario())
+
+
+def test_a_stop_does_not_wait_for_the_kept_log(tmp_path, monkeypatch):
+    monkeypatch.setattr("kvd.core.housekeeping._CHECK_S", 0)
+
+    async def scenario():
+        async with kept(tmp_path / "data", None) as house:
+            house.commit(300)
+        async with kept(tmp_path / "data", None) as house:
+            kept_log = house.housekeeping._kept_log
+            house.housekeeping.tick()
+            await until(lambda: kept_log.frames)
+        assert kept_log.frames < 25
+
+    asyncio.run(scenario())

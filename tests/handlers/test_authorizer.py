@@ -1,0 +1,562 @@
+"""kvd/handlers/authorizer.py, over HTTP: who is let in, and when that changes.
+
+What is allowed to whom, by which pattern, is in the recorded scenarios `access` of
+tests/conformance, and in tests/v2/test_auth.py.
+"""
+
+import base64
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from kvd.http.peer import Peer
+from tests.support.certs import Authority, client_context
+from tests.support.raw import Raw, request
+from tests.support.server import PATIENCE_S, Answer, Client, Server, running
+
+DENIED = {
+    "errorCode": 110,
+    "message": "The request requires user authentication",
+    "cause": "Insufficient credentials",
+    "index": 0,
+}
+
+
+def basic(name: str, password: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()}
+
+
+ROOT = basic("root", "root-password")
+AL = basic("al", "al-password")
+
+
+def ask_for_users(client: Client) -> None:
+    """Have a root, a user al who may do everything below /al, and no guest."""
+    documents = {
+        "users/root": '{"user":"root","password":"root-password"}',
+        "users/al": '{"user":"al","password":"al-password","roles":["al"]}',
+        "roles/al": '{"role":"al","permissions":{"kv":{"read":["/al/*"],"write":["/al/*"]}}}',
+        "roles/guest": '{"role":"guest"}',
+        "enable": "",
+    }
+    for path, document in documents.items():
+        assert client.request("PUT", f"/v2/auth/{path}", document).status in (200, 201)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that asks for users; those that are there stay as they are."""
+    server = Server(tmp_path_factory.mktemp("data"))
+    for started in running(server):
+        ask_for_users(started.client())
+        yield started
+
+
+@pytest.fixture
+def guarded(fresh_server: Server) -> Server:
+    """The same, of one's own."""
+    ask_for_users(fresh_server.client())
+    return fresh_server
+
+
+def test_a_refusal_has_etcds_form(client):
+    answer = client.request("GET", "/v2/keys/al/x")
+    assert (answer.status, answer.json) == (401, DENIED)
+    assert answer.headers["x-etcd-index"] == "0"
+    assert "x-etcd-cluster-id" in answer.headers
+    assert not {"www-authenticate", "x-raft-index", "x-raft-term"} & answer.headers.keys()
+    head = client.request("HEAD", "/v2/keys/al/x")
+    assert (head.status, head.body) == (401, b"")
+
+
+def test_every_kind_of_request_reaches_who_is_allowed(client):
+    def ask(method: str, target: str, body: str | None = None) -> int:
+        return client.request(method, f"/v2/keys/al{target}", body, AL).status
+
+    assert ask("PUT", "/a", "value=1") == 201
+    assert ask("GET", "/a") == 200
+    assert ask("GET", "/none") == 404
+    assert ask("POST", "/q", "value=1") == 201
+    assert ask("PUT", "/a", "value=2&prevValue=0") == 412
+    assert ask("GET", "/a?wait=true&waitIndex=1") == 200
+    assert ask("DELETE", "/?recursive=true") == 200
+    assert client.request("PUT", "/v2/keys/other", "value=1", AL).status == 401
+    assert client.request("GET", "/v2/keys/other", None, ROOT).status == 404
+
+
+def test_what_is_wrong_with_a_request_comes_before_who_asks(client):
+    for headers in ({}, AL, basic("al", "wrong")):
+        answer = client.request("GET", "/v2/keys/other?waitIndex=x", None, headers)
+        assert answer.json["errorCode"] == 203
+
+
+def test_many_parameters_are_parsed_of_whom_may_send_them(client):
+    query = "&".join(f"long-parameter-{n}={n}" for n in range(100))
+    assert client.request("GET", f"/v2/keys/al?{query}").status == 401
+    assert client.request("GET", f"/v2/keys/al?{query}", None, ROOT).status == 404
+    answer = client.request("GET", f"/v2/keys/al?{query}&recursive=x", None, ROOT)
+    assert (answer.status, answer.json["errorCode"]) == (400, 209)
+
+
+def test_of_several_headers_the_first_counts(server):
+    with Raw(server.port) as raw:
+        lines = [f"Authorization: {h['Authorization']}" for h in (AL, basic("al", "wrong"))]
+        assert raw.ask("GET", "/v2/keys/al/none", *lines).status == 404
+        assert raw.ask("GET", "/v2/keys/al/none", *reversed(lines)).status == 401
+
+
+def test_pipelined_requests_are_answered_in_order_though_a_password_is_checked(server):
+    other = basic("al", "al-passworD")["Authorization"]
+    fresh = basic("root", "root-password")["Authorization"]
+    with Raw(server.port) as raw:
+        raw.send(
+            request("GET", "/v2/keys/al/x", f"Authorization: {other}"),
+            request("PUT", "/v2/keys/al/p", f"Authorization: {fresh}", body=b"value=1"),
+            request("GET", "/v2/keys/al/p", f"Authorization: {AL['Authorization']}"),
+            request("GET", "/v2/keys/al/p"),
+            request("GET", "/version"),
+        )
+        statuses = [raw.answer().status for _ in range(5)]
+    assert statuses == [401, 201, 200, 401, 200]
+
+
+def test_others_are_answered_while_passwords_are_checked(server):
+    with contextlib.ExitStack() as stack:
+        guessing = [stack.enter_context(Raw(server.port)) for _ in range(8)]
+        for number, raw in enumerate(guessing):
+            wrong = basic("al", f"guess {number}")["Authorization"]
+            raw.send(request("GET", "/v2/keys/al/x", f"Authorization: {wrong}"))
+        client = server.client()
+        client.request("GET", "/v2/keys/al/none", None, AL)
+        for _ in range(20):
+            assert client.request("GET", "/v2/keys/al/none", None, AL).status == 404
+        assert [raw.answer().status for raw in guessing] == [401] * 8
+
+
+def test_a_client_that_goes_while_its_password_is_checked_is_forgotten(server):
+    wrong = basic("al", "gone")["Authorization"]
+    with Raw(server.port) as raw:
+        raw.send(request("PUT", "/v2/keys/al/gone", f"Authorization: {wrong}", body=b"value=1"))
+    client = server.client()
+    assert client.request("GET", "/v2/keys/al/gone", None, AL).status == 404
+
+
+def test_everything_else_asks_nobody(client):
+    for target in ("/version", "/health", "/v2/machines", "/v2/members", "/v2/members/leader"):
+        assert client.request("GET", target, None, basic("no", "body")).status == 200
+    for target in ("/v2/stats/store", "/v2/stats/self", "/v2/stats/leader", "/v2/auth/enable"):
+        assert client.request("GET", target).status == 200
+    assert client.request("OPTIONS", "/v2/keys/al/x").status == 200
+
+
+def test_only_root_administers(client):
+    for method, target, status in (
+        ("GET", "/v2/auth/users", 200),
+        ("PUT", "/v2/auth/users/x", 400),
+        ("GET", "/v2/auth/roles/al", 200),
+        ("DELETE", "/v2/auth/roles/none", 404),
+        ("PUT", "/v2/auth/enable", 409),
+        ("POST", "/v2/members", 415),
+        ("DELETE", "/v2/members/1", 404),
+    ):
+        for headers in ({}, AL, {"Authorization": "junk"}):
+            answer = client.request(method, target, "nonsense", headers)
+            assert (answer.status, answer.json) == (401, {"message": "Insufficient credentials"})
+            assert "x-etcd-cluster-id" not in answer.headers
+            assert "www-authenticate" not in answer.headers
+        answer = client.request(method, target, "nonsense", ROOT)
+        assert (answer.status, "x-etcd-cluster-id" in answer.headers) == (status, True)
+
+
+def test_what_changes_of_a_user_counts_for_the_next_request(guarded):
+    client = guarded.client()
+
+    def al(headers: dict[str, str] = AL) -> int:
+        return client.request("GET", "/v2/keys/al/none", None, headers).status
+
+    def change(path: str, document: str, method: str = "PUT") -> None:
+        assert client.request(method, f"/v2/auth/{path}", document, ROOT).status == 200
+
+    assert al() == 404
+    change("users/al", '{"user":"al","password":"new"}')
+    assert (al(), al(basic("al", "new"))) == (401, 404)
+    change("users/al", '{"user":"al","revoke":["al"]}')
+    assert al(basic("al", "new")) == 401
+    change("users/al", '{"user":"al","grant":["al"]}')
+    change("roles/al", '{"role":"al","revoke":{"kv":{"read":["/al/*"]}}}')
+    assert al(basic("al", "new")) == 401
+    change("roles/guest", '{"role":"guest","grant":{"kv":{"read":["*"]}}}')
+    assert (al({}), al(basic("al", "new"))) == (404, 401)
+    change("users/al", "", "DELETE")
+    assert al(basic("al", "new")) == 401
+    change("enable", "", "DELETE")
+    assert (al(), al({"Authorization": "junk"})) == (404, 404)
+
+
+def test_a_body_that_began_before_users_were_asked_for_is_a_guests(fresh_server):
+    client = fresh_server.client()
+    with Raw(fresh_server.port) as raw:
+        raw.send(
+            request(
+                "PUT", "/v2/keys/al/a", f"Authorization: {AL['Authorization']}", body=b"value=1"
+            )[:-1]
+        )
+        client.request("GET", "/version")
+        ask_for_users(client)
+        assert raw.send(b"1").answer().json == DENIED
+
+
+LARGE = ("Content-Type: application/x-www-form-urlencoded", f"Content-Length: {10 << 20}")
+
+
+@pytest.mark.parametrize(
+    "given", [{}, basic("al", "guess"), basic("none", "x"), {"Authorization": "junk"}]
+)
+@pytest.mark.parametrize(
+    "target", ["PUT /v2/keys/al/x", "POST /v2/keys/al", "PUT /v2/auth/users/x"]
+)
+def test_who_may_not_write_is_refused_before_the_body_comes(server, given, target):
+    lines = [f"{name}: {value}" for name, value in given.items()]
+    with Raw(server.port) as raw:
+        answer = raw.send(request(*target.split(), *lines, *LARGE)).answer()
+        assert (answer.status, answer.headers["connection"]) == (401, "close")
+
+
+def test_nothing_is_parsed_of_whom_may_not_write(client):
+    for given in ({}, basic("al", "guess")):
+        answer = client.request("PUT", "/v2/keys/al/x", "ttl=none&value=%zz;", given)
+        assert answer.json == DENIED
+    assert client.request("PUT", "/v2/keys/al/x", "ttl=none", AL).json["errorCode"] == 202
+
+
+@pytest.mark.parametrize("given", [basic("al", "another guess"), {}])
+def test_permission_to_send_a_body_is_given_after_the_password_is_checked(server, given):
+    wait = "Expect: 100-continue"
+    with Raw(server.port) as raw:
+        lines = [f"{name}: {value}" for name, value in given.items()]
+        head = request("PUT", "/v2/keys/al/e", *lines, wait, body=b"value=1")[:-7]
+        answer = raw.send(head).answer()
+        assert (answer.status, answer.headers["connection"]) == (401, "close")
+    with Raw(server.port) as raw:
+        line = f"Authorization: {AL['Authorization']}"
+        raw.send(request("PUT", "/v2/keys/al/e", line, wait, body=b"value=1")[:-7])
+        assert raw.answer().status == 100
+        assert raw.send(b"value=1").answer().status in (200, 201)
+
+
+def test_a_short_body_of_a_refused_request_is_passed_over(server):
+    line = f"Authorization: {AL['Authorization']}"
+    with Raw(server.port) as raw:
+        refused = request("PUT", "/v2/keys/other", line, body=b"value=" + b"v" * 200_000)
+        assert raw.send(refused[:100_000]).answer().json == DENIED
+        raw.send(refused[100_000:], request("GET", "/v2/keys/al/none", line))
+        assert raw.answer().status == 404
+
+
+def test_what_is_recursive_is_judged_by_the_form_too(client):
+    body = "recursive=true&value=1"
+    assert client.request("PUT", "/v2/keys/al/r", body, AL).status == 201
+    document = '{"role":"exact","permissions":{"kv":{"write":["/exact"]}}}'
+    assert client.request("PUT", "/v2/auth/roles/exact", document, ROOT).status == 201
+    document = '{"user":"ex","password":"x","roles":["exact"]}'
+    assert client.request("PUT", "/v2/auth/users/ex", document, ROOT).status < 300
+    assert client.request("PUT", "/v2/keys/exact", body, basic("ex", "x")).json == DENIED
+    assert client.request("PUT", "/v2/keys/exact", "value=1", basic("ex", "x")).status == 201
+
+
+def test_a_stop_answers_those_whose_password_is_being_checked(guarded):
+    with contextlib.ExitStack() as stack:
+        asking = [stack.enter_context(Raw(guarded.port)) for _ in range(5)]
+        for number, raw in enumerate(asking):
+            name, password = ("root", "root-password") if number < 3 else ("al", "al-password")
+            line = f"Authorization: {basic(name, password)['Authorization']}"
+            raw.send(request("PUT", f"/v2/keys/al/{number}", line, body=b"value=1"))
+        status = threading.Thread(target=guarded.terminate)
+        status.start()
+        statuses = [raw.answer().status for raw in asking]
+        status.join(PATIENCE_S)
+    assert statuses == [201] * 5
+    assert guarded.start().client().request("GET", "/v2/keys/al/4", None, AL).status == 200
+
+
+def test_a_stop_waits_for_no_queue_of_guesses_at_passwords(guarded):
+    guesses = 700
+    with contextlib.ExitStack() as stack:
+        asking = [stack.enter_context(Raw(guarded.port)) for _ in range(guesses)]
+        for number, raw in enumerate(asking):
+            line = f"Authorization: {basic('al', f'guess {number}')['Authorization']}"
+            raw.send(request("GET", "/v2/keys/al/x", line))
+        # Much longer than a stop may take, and so than the server would wait for itself.
+        assert guarded.terminate() == 0
+        answers = [raw.answer() for raw in asking]
+    assert {answer.status for answer in answers} <= {401, 500}
+    late = next(answer for answer in reversed(answers) if answer.status == 500)
+    assert late.json["cause"] == "too many passwords are being checked"
+    assert "without a clean mark" not in guarded.stderr
+
+
+def test_passwords_in_the_open_are_warned_of_once_they_are_asked_for(make_server):
+    server = make_server(listen="http://0.0.0.0:0").start()
+    client = server.client(f"http://127.0.0.1:{server.port}")
+    assert "can be read on their way" not in server.stderr
+    ask_for_users(client)
+    client.request("PUT", "/v2/auth/roles/x", '{"role":"x"}', ROOT)
+    server.wait_for_log(f"can be read on their way to {server.url}: serve https there")
+    server.terminate()
+    assert server.stderr.count("can be read on their way") == 1
+    server.start().terminate()
+    assert server.stderr.count("can be read on their way") == 2
+
+
+# Certificates
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["asked for", "not asked for"])
+def secured(
+    request: pytest.FixtureRequest,
+    authority: Authority,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Server]:
+    pair = authority.sign("server", "127.0.0.1")
+    flags = ["--cert-file", str(pair.cert), "--key-file", str(pair.key)]
+    flags += ["--trusted-ca-file", str(authority.cert)]
+    flags += ["--client-cert-auth"] * request.param
+    server = Server(tmp_path_factory.mktemp("data"), *flags, listen="https://127.0.0.1:0")
+    for started in running(server):
+        tls = client_context(authority.cert, authority.sign("nobody"))
+        ask_for_users(started.client(tls=tls))
+        yield started
+
+
+def test_without_a_header_the_user_is_whom_the_certificate_names(secured, authority):
+    counts = "--client-cert-auth" in secured.flags
+
+    def status(name: str, target: str, headers: dict[str, str] | None = None) -> int:
+        client = secured.client(tls=client_context(authority.cert, authority.sign(name)))
+        answer = client.request("GET", target, None, headers or {})
+        client.close()
+        return answer.status
+
+    let_in, known = (404, 200) if counts else (401, 401)
+    assert status("al", "/v2/keys/al/none") == let_in
+    assert status("al", "/v2/keys/other") == 401
+    assert status("root", "/v2/auth/users") == known
+    assert status("al", "/v2/auth/users") == 401
+    # A header says more than a certificate, and nobody is a guest.
+    assert status("root", "/v2/auth/users", basic("root", "wrong")) == 401
+    assert status("root", "/v2/auth/users", AL) == 401
+    assert status("nobody", "/v2/keys/al/none", AL) == 404
+    assert status("nobody", "/v2/keys/al/none") == 401
+
+
+class Held:
+    """A server with a tree below /dir, and a user ("u") or a guest (None) with one role."""
+
+    def __init__(self, server: Server, name: str | None) -> None:
+        self.server = server
+        self.client = server.client()
+        self.name = name
+        self.headers = basic("u", "u-password") if name else {}
+        self.root("PUT", "/keys/dir/a", "value=SECRET-1")
+        self.root("PUT", "/keys/dir/sub/b", "value=SECRET-2")
+        if name:
+            user = '{"user":"u","password":"u-password","roles":["r"]}'
+            self.root("PUT", "/auth/users/u", user)
+
+    def root(self, method: str, path: str, body: str | None = None) -> int:
+        status = self.client.request(method, "/v2" + path, body, ROOT).status
+        assert status in (200, 201, 401, 404), path
+        return status
+
+    def allow(self, read: list[str], write: list[str]) -> None:
+        role = "r" if self.name else "guest"
+        self.root("DELETE", f"/auth/roles/{role}")
+        permissions = {"kv": {"read": read, "write": write}}
+        document = json.dumps({"role": role, "permissions": permissions})
+        assert self.root("PUT", f"/auth/roles/{role}", document) == 201
+
+    def ask(self, method: str, path: str, body: str | None = None) -> Answer:
+        return self.client.request(method, f"/v2/keys{path}", body, self.headers)
+
+
+@pytest.fixture(params=["u", None], ids=["user", "guest"])
+def held(request, guarded):
+    return Held(guarded, request.param)
+
+
+def test_a_pattern_without_a_star_is_that_key_alone(held):
+    held.allow(["/dir", "/dir/a"], ["/dir", "/dir/a"])
+    assert held.ask("GET", "/dir/a").status == 200
+    assert held.ask("PUT", "/dir/a", "value=1").status == 200
+    for method, path, body in (
+        ("GET", "/dir", None),
+        ("HEAD", "/dir", None),
+        ("GET", "/dir?recursive=true", None),
+        ("GET", "/dir?recursive=true&wait=true", None),
+        ("GET", "/dir/sub/b", None),
+        ("POST", "/dir", "value=1"),
+        ("PUT", "/dir", "prevExist=true&dir=true&ttl=1"),
+        ("PUT", "/dir", "prevExist=true&ttl=1"),
+        ("DELETE", "/dir?recursive=true", None),
+        ("DELETE", "/dir/sub?recursive=true&dir=true", None),
+    ):
+        assert held.ask(method, path, body).status == 401, (method, path)
+
+
+def test_the_key_and_a_prefix_of_its_children_allow_both(held):
+    held.allow(["/dir", "/dir/*"], ["/dir", "/dir/*"])
+    assert held.ask("GET", "/dir").status == 200
+    assert held.ask("POST", "/dir", "value=1").status == 201
+    assert held.ask("PUT", "/dir", "prevExist=true&dir=true&ttl=100").status == 200
+    assert held.ask("GET", "/dir/sub?recursive=true").status == 200
+    assert held.ask("GET", "/dir/?recursive=true").status == 200
+    assert held.ask("DELETE", "/dir/sub?recursive=true").status == 200
+
+
+def test_a_prefix_of_names_allows_what_is_below_them(held):
+    held.allow(["/di*"], ["/di*"])
+    assert held.ask("GET", "/dir?recursive=true").status == 200
+    assert held.ask("GET", "/dir").status == 200
+    assert held.ask("POST", "/dir", "value=1").status == 201
+    assert held.ask("DELETE", "/dir?recursive=true").status == 200
+
+
+def test_who_may_only_write_is_shown_no_value(held):
+    held.allow([], ["/dir/*"])
+    assert held.ask("GET", "/dir/a").status == 401
+    answers = [
+        held.ask("PUT", "/dir/a", "value=1&prevValue=no"),
+        held.ask("PUT", "/dir/a?prevIndex=1", "value=1"),
+        held.ask("DELETE", "/dir/a?prevValue=no"),
+        held.ask("PUT", "/dir/a", "prevExist=true&refresh=true&ttl=100"),
+        held.ask("PUT", "/dir/a", "value=mine"),
+        held.ask("PUT", "/dir/sub/b", "value=" + "x" * 300_000),
+        held.ask("DELETE", "/dir/sub/b"),
+    ]
+    assert [answer.status for answer in answers] == [412, 412, 412, 200, 200, 200, 200]
+    assert not any(b"SECRET" in answer.body for answer in answers)
+    assert answers[4].json["node"]["value"] == "mine"
+    assert "prevNode" not in answers[6].json
+    # Whoever may read as well is shown what was there.
+    held.allow(["/dir/*"], ["/dir/*"])
+    assert held.ask("PUT", "/dir/a", "value=2").json["prevNode"]["value"] == "mine"
+    assert held.ask("PUT", "/dir/a", "value=1&prevValue=no").json["cause"] == "[no != 2]"
+
+
+def watching(held: Held, stack: contextlib.ExitStack, query: str) -> Raw:
+    raw = stack.enter_context(Raw(held.server.port))
+    lines = [f"{name}: {value}" for name, value in held.headers.items()]
+    raw.send(request("GET", f"/v2/keys/dir?{query}", *lines))
+    raw.head()
+    return raw
+
+
+@pytest.mark.parametrize(
+    ("held", "end"),
+    [
+        *(("u", end) for end in ("role narrowed", "role removed", "user removed", "new password")),
+        *((None, end) for end in ("role narrowed", "role removed")),
+    ],
+    indirect=["held"],
+)
+def test_a_watch_ends_when_its_right_does(held, end):
+    held.allow(["/dir*"], [])
+    with contextlib.ExitStack() as stack:
+        ways = ("wait=true&recursive=true&stream=true", "wait=true&recursive=true", "wait=true")
+        watches = [watching(held, stack, way) for way in ways]
+        role = "r" if held.name else "guest"
+        match end:
+            case "role narrowed":
+                held.root(
+                    "PUT",
+                    f"/auth/roles/{role}",
+                    json.dumps({"role": role, "revoke": {"kv": {"read": ["/dir*"]}}}),
+                )
+            case "role removed":
+                held.root("DELETE", f"/auth/roles/{role}")
+            case "user removed":
+                held.root("DELETE", "/auth/users/u")
+            case "new password":
+                held.root("PUT", "/auth/users/u", '{"user":"u","password":"another"}')
+        held.root("PUT", "/keys/dir/a", "value=AFTERWARDS")
+        for raw in watches:
+            assert b"".join(raw.chunks()) == b""
+            # The connection goes on with the next request, and nothing else.
+            assert raw.ask("GET", "/version").status == 200
+
+
+def test_a_watch_goes_on_while_its_right_does(held):
+    held.allow(["/dir/*", "/dir*"], [])
+    with contextlib.ExitStack() as stack:
+        raw = watching(held, stack, "wait=true&recursive=true")
+        held.root("PUT", "/auth/users/other", '{"user":"other","password":"p"}')
+        role = "r" if held.name else "guest"
+        held.root(
+            "PUT",
+            f"/auth/roles/{role}",
+            json.dumps({"role": role, "revoke": {"kv": {"read": ["/dir/*"]}}}),
+        )
+        held.root("PUT", "/keys/dir/a", "value=AFTERWARDS")
+        assert b"AFTERWARDS" in b"".join(raw.chunks())
+
+
+def test_a_watch_from_before_users_were_asked_for_is_a_guests(fresh_server):
+    client = fresh_server.client()
+    with Raw(fresh_server.port) as raw:
+        raw.send(request("GET", "/v2/keys/dir?wait=true&recursive=true&stream=true"))
+        raw.head()
+        ask_for_users(client)
+        client.request("PUT", "/v2/keys/dir/a", "value=AFTERWARDS", ROOT)
+        assert b"".join(raw.chunks()) == b""
+
+
+def test_a_user_who_is_right_is_served_among_guesses(guarded):
+    client = guarded.client()
+    assert client.request("GET", "/v2/keys/al/x", None, AL).status == 404
+    with contextlib.ExitStack() as stack:
+        guessing = [stack.enter_context(Raw(guarded.port)) for _ in range(300)]
+        for number, raw in enumerate(guessing):
+            line = f"Authorization: {basic('al', f'guess {number}')['Authorization']}"
+            raw.send(request("GET", "/v2/keys/al/x", line))
+        # What users and roles are changes, and so it is not only remembered who was right.
+        assert client.request("PUT", "/v2/auth/roles/new", '{"role":"new"}', ROOT).status == 201
+        for _ in range(5):
+            assert client.request("GET", "/v2/keys/al/x", None, AL).status == 404
+
+
+@pytest.mark.parametrize(
+    ("address", "other", "are_one"),
+    [
+        ("10.0.0.1", "10.0.0.1", True),
+        ("10.0.0.1", "10.0.0.2", False),
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff:0:1:2", True),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("fe80::1%eth0", "fe80::2%eth1", True),
+        ("2001:db8:1:2::1", "10.0.0.1", False),
+    ],
+)
+def test_shares_are_those_of_networks(address, other, are_one):
+    """Who has one address of IPv6 has 64 bits of them."""
+    assert (Peer(address).network == Peer(other).network) is are_one
+
+
+def test_after_a_restart_a_user_who_is_right_is_served_among_guesses(guarded):
+    """No name has succeeded yet, and the guesses are at the same one, from the same address."""
+    guarded.stop()
+    guarded.start()
+    with contextlib.ExitStack() as stack:
+        for number in range(1100):
+            raw = stack.enter_context(Raw(guarded.port))
+            line = f"Authorization: {basic('al', f'guess {number}')['Authorization']}"
+            raw.send(request("GET", "/v2/keys/al/x", line))
+        client = guarded.client()
+        for _ in range(5):
+            assert client.request("GET", "/v2/keys/al/x", None, AL).status == 404

@@ -1,0 +1,373 @@
+"""kvd/v2/rules.py: every rule of the key space, on a state as plain as a dict."""
+
+import pytest
+
+from kvd.storage.format.node import Node
+from kvd.storage.format.records import Change, Kind
+from kvd.v2.commands import (
+    CompareAndDelete,
+    CompareAndSwap,
+    Create,
+    CreateInOrder,
+    Delete,
+    Set,
+    Update,
+)
+from kvd.v2.errors import ApiError
+from kvd.v2.rules import EXPIRATION_NS_MAX, decide, existing, expire
+from tests.support.model import Model
+
+NOW_NS = 1_700_000_000_000_000_000
+SECOND_NS = 1_000_000_000
+
+
+class Space:
+    """A key space that runs commands."""
+
+    def __init__(self, *commands):
+        self.model = Model()
+        self.prev = None
+        for command in commands:
+            self.do(command)
+
+    def do(self, command):
+        """Return the change; what the change replaced stands in `prev`."""
+        change = decide(self.model, command, self.model.index + 1, NOW_NS)
+        self.prev = self.model.perform(change)
+        return change
+
+    def refused(self, command):
+        """Return code and cause of a refusal, which has changed nothing."""
+        before, index = self.model.tree(), self.model.index
+        with pytest.raises(ApiError) as caught:
+            self.do(command)
+        assert caught.value.index == index == self.model.index
+        assert self.model.tree() == before
+        return caught.value.code, caught.value.cause
+
+
+@pytest.fixture
+def space():
+    """A file, a directory with a file and a hidden one, and an empty directory; index 6."""
+    return Space(
+        Set(b"/f", b"one"),
+        Set(b"/d/f", b"two", ttl_s=100),
+        Set(b"/hid/_f", b"x"),
+        Create(b"/e", b"", dir=True),
+        Update(b"/f", b"1"),
+    )
+
+
+def test_the_ready_made_vectors_in_their_order():
+    """Section 14.1, with i = 1 and as far as it is about rules."""
+    space = Space()
+    i = space.model.index
+    assert space.do(Set(b"/a", b"1")) == Change(Kind.SET, i + 1, b"/a", b"1", False, i + 1)
+    assert space.prev is None
+    assert space.do(Set(b"/a", b"2")) == Change(Kind.SET, i + 2, b"/a", b"2", False, i + 2)
+    assert space.prev == Node(b"1", i + 1, i + 1)
+    assert space.do(Update(b"/a", b"3")) == Change(Kind.UPDATE, i + 3, b"/a", b"3", False, i + 2)
+    swap = CompareAndSwap(b"/a", b"4", b"x", 0)
+    assert space.refused(swap) == (101, b"[x != 3]")
+    assert space.refused(swap._replace(prev_index=1)) == (101, b"[x != 3] [1 != %d]" % (i + 3))
+    change = space.do(CompareAndSwap(b"/a", b"4", None, i + 3))
+    assert change == Change(Kind.COMPARE_AND_SWAP, i + 4, b"/a", b"4", False, i + 2)
+    assert space.refused(Set(b"/a/b", b"1")) == (104, b"/a")
+    assert space.refused(Create(b"/a", b"")) == (105, b"/a")
+    assert space.do(Set(b"/a", b"", dir=True)) == Change(Kind.SET, i + 5, b"/a", None, True, i + 5)
+    assert space.prev == Node(b"4", i + 2, i + 4)
+    assert space.refused(Set(b"/a", b"", dir=True)) == (102, b"/a")
+    space.do(Set(b"/a/x/y", b"1"))
+    assert space.model.find(b"/a/x")[:3] == (None, i + 6, i + 6)
+    assert space.model.find(b"/a/x/y") == Node(b"1", i + 6, i + 6)
+    assert space.refused(Delete(b"/a")) == (102, b"/a")
+    assert space.refused(Delete(b"/a", dir=True)) == (108, b"/a")
+    assert space.refused(CompareAndDelete(b"/a", None, 1)) == (102, b"/a")
+    assert space.do(Delete(b"/a", recursive=True)) == Change(
+        Kind.DELETE, i + 7, b"/a", None, True, i + 5
+    )
+    assert space.prev[:3] == (None, i + 5, i + 5)
+    assert space.refused(Delete(b"/a")) == (100, b"/a")
+    for flags in ({}, {"dir": True}, {"recursive": True}):
+        assert space.refused(Delete(b"/", **flags)) == (107, b"/")
+    assert space.refused(CompareAndDelete(b"/", b"x", 0)) == (102, b"")
+    assert space.refused(Set(b"/", b"")) == (107, b"/")
+    change = space.do(CreateInOrder(b"/", b"v"))
+    assert change.key == b"/%020d" % (i + 8)
+    assert (change.kind, change.created_index) == (Kind.CREATE, i + 8)
+    assert space.do(Set(b"/k", b"1", ttl_s=0)).expiration_ns == NOW_NS
+
+
+# Every refusal
+
+REFUSALS = {
+    # The root
+    "set root": (Set(b"/", b"v"), 107, b"/"),
+    "set root as directory": (Set(b"/", b"", dir=True), 107, b"/"),
+    "create root": (Create(b"/", b"v"), 107, b"/"),
+    "update root": (Update(b"/", b"v"), 107, b"/"),
+    "swap root": (CompareAndSwap(b"/", b"v", b"x", 0), 107, b"/"),
+    "delete root": (Delete(b"/", recursive=True), 107, b"/"),
+    "compare and delete root": (CompareAndDelete(b"/", b"x", 0), 102, b""),
+    # A file among the parents: the first one
+    "set below a file": (Set(b"/f/x/y", b"v"), 104, b"/f"),
+    "set directory below a file": (Set(b"/d/f/x", b"", dir=True), 104, b"/d/f"),
+    "create below a file": (Create(b"/d/f/x/y", b"v"), 104, b"/d/f"),
+    "post to a file": (CreateInOrder(b"/f", b"v"), 104, b"/f"),
+    "post below a file": (CreateInOrder(b"/f/x", b"v"), 104, b"/f"),
+    "update below a file": (Update(b"/f/x", b"v"), 104, b"/f"),
+    "swap below a file": (CompareAndSwap(b"/f/x", b"v", b"x", 0), 104, b"/f"),
+    "delete below a file": (Delete(b"/f/x", recursive=True), 104, b"/f"),
+    "compare and delete below a file": (CompareAndDelete(b"/f/x", b"x", 0), 104, b"/f"),
+    # Nothing there: the first component that is missing
+    "update a missing key": (Update(b"/x", b"v"), 100, b"/x"),
+    "update below a missing directory": (Update(b"/x/y/z", b"v"), 100, b"/x"),
+    "swap a missing key": (CompareAndSwap(b"/d/x/y", b"v", b"x", 0), 100, b"/d/x"),
+    "delete a missing key": (Delete(b"/d/x"), 100, b"/d/x"),
+    "delete a missing directory": (Delete(b"/x/y", dir=True), 100, b"/x"),
+    "delete a missing tree": (Delete(b"/x/y", recursive=True), 100, b"/x"),
+    "compare and delete a missing key": (CompareAndDelete(b"/d/x", b"x", 0), 100, b"/d/x"),
+    # A directory where a file is needed
+    "set a directory": (Set(b"/d", b"v"), 102, b"/d"),
+    "set a directory as one": (Set(b"/e", b"", dir=True), 102, b"/e"),
+    "update a directory's value": (Update(b"/d", b"v"), 102, b"/d"),
+    "swap a directory": (CompareAndSwap(b"/d", b"v", b"x", 0), 102, b"/d"),
+    "delete a directory like a file": (Delete(b"/e"), 102, b"/e"),
+    "compare and delete a directory": (CompareAndDelete(b"/e", b"x", 0), 102, b"/e"),
+    # Something where nothing may be
+    "create a file again": (Create(b"/f", b"v"), 105, b"/f"),
+    "create over a directory": (Create(b"/d", b"v"), 105, b"/d"),
+    # Directories with children
+    "delete a directory with a child": (Delete(b"/d", dir=True), 108, b"/d"),
+    "delete a directory with a hidden child": (Delete(b"/hid", dir=True), 108, b"/hid"),
+    # Comparisons
+    "swap another value": (CompareAndSwap(b"/f", b"v", b"x", 0), 101, b"[x != 1]"),
+    "delete another value": (CompareAndDelete(b"/f", b"x", 0), 101, b"[x != 1]"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_a_refusal_names_its_code_and_cause_and_changes_nothing(space, case):
+    command, code, cause = REFUSALS[case]
+    assert space.refused(command) == (code, cause)
+
+
+@pytest.mark.parametrize("command", [CompareAndSwap, CompareAndDelete])
+@pytest.mark.parametrize(
+    ("prev_value", "prev_index", "cause"),
+    [
+        (b"zz", 0, b"[zz != 1]"),
+        (None, 1, b"[1 != 6]"),
+        (b"1", 1, b"[1 != 6]"),
+        (b"zz", 6, b"[zz != 1]"),
+        (b"zz", 7, b"[zz != 1] [7 != 6]"),
+        (b"\xff", 2**64 - 1, b"[\xff != 1] [18446744073709551615 != 6]"),
+    ],
+)
+def test_a_failed_comparison_names_just_what_differs(space, command, prev_value, prev_index, cause):
+    value = (b"new",) if command is CompareAndSwap else ()
+    assert space.refused(command(b"/f", *value, prev_value, prev_index)) == (101, cause)
+
+
+def test_a_failed_comparison_shows_no_more_than_the_beginning_of_large_values(space):
+    most = 64 << 10
+    space.do(Set(b"/large", b"v" * most))
+    shown = b"[%b != %b]" % (b"w" * most, b"v" * most)
+    assert space.refused(CompareAndSwap(b"/large", b"", b"w" * most, 0)) == (101, shown)
+    space.do(Set(b"/large", b"v" * (most + 1)))
+    cause = b"[%b... != %b...]" % (b"w" * most, b"v" * most)
+    assert space.refused(CompareAndSwap(b"/large", b"", b"w" * (10 << 20), 0)) == (101, cause)
+
+
+def test_a_comparison_with_an_empty_value_shows_it_as_nothing(space):
+    space.do(Set(b"/f", b""))
+    assert space.refused(CompareAndSwap(b"/f", b"v", b"x", 0)) == (101, b"[x != ]")
+
+
+@pytest.mark.parametrize(("prev_value", "prev_index"), [(b"1", 0), (None, 6), (b"1", 6)])
+def test_conditions_that_hold_let_a_swap_and_a_removal_pass(space, prev_value, prev_index):
+    swapped = space.do(CompareAndSwap(b"/f", b"new", prev_value, prev_index))
+    assert swapped == Change(Kind.COMPARE_AND_SWAP, 7, b"/f", b"new", False, 2)
+    removed = space.do(CompareAndDelete(b"/f", b"new", 7))
+    assert removed == Change(Kind.COMPARE_AND_DELETE, 8, b"/f", None, False, 2)
+    assert space.prev == Node(b"new", 2, 7)
+
+
+def test_the_root_is_refused_before_anything_else_is_looked_at(space):
+    assert space.refused(CompareAndSwap(b"/", b"", None, 1)) == (107, b"/")
+
+
+def test_a_missing_key_is_refused_before_its_conditions(space):
+    assert space.refused(CompareAndSwap(b"/x", b"", b"zz", 1)) == (100, b"/x")
+
+
+# What is allowed
+
+
+def test_a_set_makes_a_node_anew(space):
+    assert space.do(Set(b"/d/f", b"3")) == Change(Kind.SET, 7, b"/d/f", b"3", False, 7)
+    assert space.prev == Node(b"two", 3, 3, NOW_NS + 100 * SECOND_NS)
+
+
+def test_a_set_of_a_directory_drops_the_value(space):
+    assert space.do(Set(b"/n", b"ignored", dir=True)).value is None
+
+
+def test_a_file_becomes_a_directory_with_the_ttl_that_is_given(space):
+    change = space.do(Set(b"/d/f", b"", dir=True, ttl_s=5))
+    assert change == Change(Kind.SET, 7, b"/d/f", None, True, 7, NOW_NS + 5 * SECOND_NS)
+
+
+@pytest.mark.parametrize("is_dir", [False, True])
+def test_a_create_makes_all_that_is_missing(space, is_dir):
+    change = space.do(Create(b"/n/m/k", b"v", is_dir, 5))
+    value = None if is_dir else b"v"
+    assert change == Change(Kind.CREATE, 7, b"/n/m/k", value, is_dir, 7, NOW_NS + 5 * SECOND_NS)
+    assert space.model.find(b"/n/m")[:4] == (None, 7, 7, 0)
+
+
+@pytest.mark.parametrize(
+    ("key", "made"),
+    [
+        (b"/q", b"/q/00000000000000000007"),
+        (b"/", b"/00000000000000000007"),
+        (b"/d", b"/d/00000000000000000007"),
+        (b"/hid/_x", b"/hid/_x/00000000000000000007"),
+    ],
+)
+def test_a_post_is_named_by_its_index(space, key, made):
+    for number, is_dir in enumerate((False, True)):
+        change = space.do(CreateInOrder(key, b"v", is_dir))
+        assert change.key == made[:-1] + b"%d" % (7 + number)
+        assert (change.kind, change.dir) == (Kind.CREATE, is_dir)
+
+
+def test_an_update_keeps_the_index_of_creation_and_drops_the_ttl(space):
+    assert space.do(Update(b"/d/f", b"3")) == Change(Kind.UPDATE, 7, b"/d/f", b"3", False, 3)
+    assert space.model.find(b"/d/f") == Node(b"3", 3, 7)
+
+
+def test_an_update_without_a_value_empties_a_file(space):
+    assert space.do(Update(b"/f", b"", 50)).value == b""
+
+
+def test_an_update_of_a_directory_changes_its_ttl_only(space):
+    before = space.model.find(b"/d")
+    change = space.do(Update(b"/d", b"", 50))
+    assert change == Change(Kind.UPDATE, 7, b"/d", None, True, 3, NOW_NS + 50 * SECOND_NS)
+    assert space.model.find(b"/d") == before._replace(expiration_ns=change.expiration_ns)
+    space.do(Update(b"/d", b""))
+    assert space.model.find(b"/d") == before
+
+
+def test_a_swap_without_a_ttl_drops_it(space):
+    assert space.do(CompareAndSwap(b"/d/f", b"", b"two", 0)) == Change(
+        Kind.COMPARE_AND_SWAP, 7, b"/d/f", b"", False, 3
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "is_dir"),
+    [
+        (Delete(b"/f"), False),
+        (Delete(b"/f", dir=True), False),
+        (Delete(b"/f", recursive=True), False),
+        (Delete(b"/e", dir=True), True),
+        (Delete(b"/e", recursive=True), True),
+    ],
+)
+def test_a_delete_takes_what_its_flags_allow(space, command, is_dir):
+    key = command.key
+    created = space.model.find(key).created_index
+    assert space.do(command) == Change(Kind.DELETE, 7, key, None, is_dir, created)
+    assert space.model.find(key) is None
+
+
+def test_a_recursive_delete_is_one_change(space):
+    assert space.do(Delete(b"/d", recursive=True)).index == 7
+    assert space.model.find(b"/d/f") is None
+
+
+# Refreshing
+
+
+def test_a_refresh_keeps_the_value_and_is_marked(space):
+    until = NOW_NS + 9 * SECOND_NS
+    assert space.do(Set(b"/d/f", b"", ttl_s=9, refresh=True)) == Change(
+        Kind.SET, 7, b"/d/f", b"two", False, 7, until, True
+    )
+    assert space.do(Update(b"/d/f", b"", 9, refresh=True)) == Change(
+        Kind.UPDATE, 8, b"/d/f", b"two", False, 7, until, True
+    )
+    swap = CompareAndSwap(b"/d/f", b"", b"two", 8, 9, refresh=True)
+    assert space.do(swap) == Change(
+        Kind.COMPARE_AND_SWAP, 9, b"/d/f", b"two", False, 7, until, True
+    )
+    assert space.do(Update(b"/d", b"", 9, refresh=True)).refresh
+
+
+@pytest.mark.parametrize(
+    ("key", "code", "cause"),
+    [
+        (b"/x", 100, b"/x"),
+        (b"/x/y", 100, b"/x"),
+        (b"/f/y", 104, b"/f"),
+        (b"/d", 102, b"/d"),
+        (b"/", 107, b"/"),
+    ],
+)
+def test_a_refresh_makes_nothing(space, key, code, cause):
+    assert space.refused(Set(key, b"", ttl_s=9, refresh=True)) == (code, cause)
+
+
+# Time
+
+
+@pytest.mark.parametrize(
+    ("ttl_s", "expiration_ns"),
+    [
+        (None, 0),
+        (0, NOW_NS),
+        (1, NOW_NS + SECOND_NS),
+        ((EXPIRATION_NS_MAX - NOW_NS) // SECOND_NS, NOW_NS + 7_523_372_036 * SECOND_NS),
+        ((EXPIRATION_NS_MAX - NOW_NS) // SECOND_NS + 1, 0),
+        (9_999_999_999, 0),
+        (2**64 - 1, 0),
+    ],
+)
+def test_a_ttl_counts_from_now_and_beyond_2262_never_ends(space, ttl_s, expiration_ns):
+    commands = [
+        Set(b"/f", b"", ttl_s=ttl_s),
+        Update(b"/f", b"", ttl_s),
+        CompareAndSwap(b"/f", b"", b"", 0, ttl_s),
+        Create(b"/new", b"", ttl_s=ttl_s),
+        CreateInOrder(b"/new2", b"", ttl_s=ttl_s),
+        Update(b"/d", b"", ttl_s),
+    ]
+    for command in commands:
+        assert space.do(command).expiration_ns == expiration_ns
+
+
+def test_an_expiry_is_a_change_like_a_removal(space):
+    for path, is_dir, created in ((b"/d/f", False, 3), (b"/d", True, 3)):
+        change = expire(path, space.model.find(path), space.model.index + 1)
+        assert change == Change(Kind.EXPIRE, space.model.index + 1, path, None, is_dir, created)
+        space.model.perform(change)
+
+
+# Reading
+
+
+def test_a_read_finds_what_is_there(space):
+    assert existing(space.model, b"/f").value == b"1"
+    assert existing(space.model, b"/").value is None
+
+
+@pytest.mark.parametrize(
+    ("key", "code", "cause"),
+    [(b"/aa/bb/cc", 100, b"/aa"), (b"/d/x", 100, b"/d/x"), (b"/f/g/h", 104, b"/f")],
+)
+def test_a_read_of_what_is_not_there_names_the_obstacle_and_the_index(space, key, code, cause):
+    with pytest.raises(ApiError) as caught:
+        existing(space.model, key, 77)
+    assert (caught.value.code, caught.value.cause, caught.value.index) == (code, cause, 77)
