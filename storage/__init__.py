@@ -1,16 +1,15 @@
-"""The storage engine: keeps bytes safe, and knows no rules. It never imports kvd.
+"""The storage engine: keeps bytes safe, and knows no rules. It never imports the rest of kvd.
+
+    format/      every byte on the disk: frames, records, nodes, events, documents, names     pure
+    wal/         the log                                                     = DATA/wal
+    index/       the state in memory, and LMDB behind it                     = DATA/index
+    snapshot/    files that shorten a replay                                 = DATA/snap
+    directory/   whose the data directory is, where everything is, locks     = DATA
+    tools/       what kvdctl does to a directory; no server uses it but for advice
 
 Reading order: format/frame.py (the bytes of the log), wal/wal.py (the log), format/records.py (what
 it says), index/state.py and index/flush.py (nodes, in memory and in LMDB), recovery.py (what a
 start does), store.py (all of it as one thing).
-
-    pure             applied change entry event frame identity names node sums tables
-    files            disk (the few calls that touch them) failpoints segments spare quarantine
-                     reader usage wal layout snapfile lmdbfile pages; processor (what it can do)
-    LMDB             view state flush completeness index snapshot checkpoint replay evidence
-                     recovery store
-    tools            source (a directory open for reading) digest dump verify repair backup restore
-                     compact bulk: what kvdctl and the benches do, and no server
 
 What it takes for granted of the world:
 
