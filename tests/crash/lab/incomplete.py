@@ -20,7 +20,7 @@ _TRY_AGAIN = 75
 # The first start may be ended, by a signal or with 75; the one after it builds the index again.
 _STARTS_MAX = 2
 # An event that is missing is waited for in vain.
-_ANSWER_S = 15.0
+_ANSWER_S = 5.0
 _COMPLETE = "the index is complete"
 _DIRECTORIES, _KEYS = 4, 40
 _AGAIN = range(0, _KEYS, 3)
