@@ -17,7 +17,7 @@ from kvd.net.certificates import common_name, is_for
 from tests.http.test_limits import rejected, resident_bytes, wait_until
 from tests.monitoring.test_metrics import scrape
 from tests.support.certs import Authority, Pair, client_context
-from tests.support.server import PATIENCE_S, Server, run_kvd, running
+from tests.support.server import PATIENCE_S, Server, free_port, run_kvd, running
 
 ON_ASYNCIO = (
     "import sys; sys.modules['uvloop'] = None; from kvd.__main__ import main; sys.exit(main())"
@@ -257,8 +257,7 @@ class TestClientsThatGoWrong:
 
     @pytest.mark.parametrize("loop", LOOPS)
     def test_one_port_may_speak_both(self, trusting, make_server, pair, loop):
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
+        port = free_port()
         both = f"http://127.0.0.1:{port},https://127.0.0.1:{port}"
         server = make_server(*flags(pair), listen=both, launch=LOOPS[loop]).start()
         assert server.client(tls=trusting).put("/a", "1").status == 201
@@ -604,8 +603,7 @@ class TestSelfSigned:
 
 @pytest.mark.parametrize("own", [False, True], ids=["given", "self-signed"])
 def test_metrics_are_served_with_tls_too(make_server, pair, authority, own):
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     how = ("--auto-tls",) if own else flags(pair)
     server = make_server(*how, "--listen-metrics-urls", f"https://127.0.0.1:{port}").start()
     context = client_context(server.data_dir / "tls" / "cert.pem" if own else authority.cert)
