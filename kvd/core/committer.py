@@ -517,6 +517,8 @@ class Committer:
                     queue.appendleft(queued)
                     break
                 size = sum(map(len, records))
+                if len(records) >= BATCH_RECORDS_MAX:
+                    break
                 continue
             size = grown
             records.append(record)

@@ -198,3 +198,13 @@ async def test_a_batch_replaces_no_more_than_it_may_hold(tmp_path, wrap):
             await engine.run(*map(Delete, keys))
         # A batch may hold what a segment does, and one value more.
         assert engine.commits - commits >= 40 // 8
+
+
+@on_a_loop
+async def test_many_in_a_row_make_several_batches(tmp_path):
+    async with started(tmp_path / "data", segment_bytes_max=16 * MIB) as engine:
+        commits = engine.commits
+        many = [of(*(Set(b"/%d/%d" % (n, m), b"") for m in range(128))) for n in range(40)]
+        await run(engine, *many)
+        assert engine.store.applied.index == 1 + 40 * 128
+        assert engine.commits >= commits + 5, "about a thousand changes each"

@@ -49,6 +49,8 @@ _SHORT_SLICE_S = 0.001
 BACKLOG_BYTES_MAX = 16 << 20
 """How much may wait to be told, events and lists of watchers: else they read it from history."""
 _REFERENCE_BYTES = 8
+# An event beside its values.
+_EVENT_BYTES = 400
 
 # The first index that an event can have; see `Applied.index`.
 _FIRST_INDEX = 2
@@ -169,11 +171,8 @@ class Hub:
 
     def removable(self, key: bytes) -> list[bytes]:
         """Return the watched paths below a directory that is about to be removed."""
-        below = self._registered.below(key)
-        for watchers in self._filtered:
-            if watchers.count:
-                below += [path for path in watchers.below(key) if path not in below]
-        return below
+        kinds = [kind for kind in (self._registered, *self._filtered) if kind.count]
+        return list(dict.fromkeys(path for kind in kinds for path in kind.below(key)))
 
     def publish(self, events: Iterable[tuple[Event, list[bytes]]]) -> None:
         """Match committed events, each with the watched paths that it removed below its key."""
@@ -195,14 +194,13 @@ class Hub:
             self._loop.call_soon(self._tell)
 
     def _publish_filtered(self, watchers: Watchers, event: Event, removed: list[bytes]) -> None:
-        """Match an event to watchers with filters."""
-        change = event.change
-        matching = [
-            [watcher for watcher in group if watcher.filter and watcher.filter.passes(event)]
-            for group in watchers.matching(change.key, change.index, removed)
-        ]
-        if passing := [group for group in matching if group]:
-            self._queue(event, None, passing)
+        """Match an event to watchers with filters, which are asked when it is their turn.
+
+        Here all of them would be asked in one step, for each event of a batch.
+        """
+        matching = watchers.matching(event.change.key, event.change.index, removed)
+        if matching:
+            self._queue(event, None, matching)
 
     def _watchers(self, watcher: Watcher) -> Watchers:
         """Return where a watcher is registered."""
@@ -226,7 +224,7 @@ class Hub:
 
     def _queue(self, event: Event, body: bytes | None, matching: list[list[Watcher]]) -> None:
         """Let an event be told in the turns to come, or be read from history."""
-        rest = len(body) if body is not None else _large_bytes(event)
+        rest = len(body) if body is not None else _EVENT_BYTES + _large_bytes(event)
         for watchers in matching:
             last = self._to_tell[-1] if self._to_tell else None
             is_listed = last is not None and watchers is last.watchers
@@ -256,8 +254,11 @@ class Hub:
         try:
             while self._to_tell and left > 0:
                 telling = self._to_tell[0]
-                # What is large is not copied for each of them.
-                weight = 1 + len(telling.body or b"") // _LONG_BYTES
+                # What is large is not copied for each of them, unless they see it in other shapes.
+                length = len(telling.body or b"")
+                if telling.event is not None and telling.watchers[0].filter is not None:
+                    length = _large_bytes(telling.event)
+                weight = 1 + length // _LONG_BYTES
                 first = telling.told
                 telling.told += -(-left // weight)
                 batch = telling.watchers[first : telling.told]
@@ -277,7 +278,8 @@ class Hub:
                 self.tell_all(batch, telling.body)
             elif telling.event is not None:
                 for watcher in batch:
-                    watcher.listener.tell_large(telling.event)
+                    if watcher.filter is None or watcher.filter.passes(telling.event):
+                        watcher.listener.tell_large(telling.event)
             else:
                 for watcher in batch:
                     self._go_on(watcher)

@@ -6,7 +6,8 @@ operations. Who may change a key but not read it is not shown what was there bef
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterator, Sequence
 from functools import partial
 from http import HTTPStatus
 
@@ -24,6 +25,8 @@ from kvd.v2.extras.txn import read_body
 from kvd.v2.response import LARGE_VALUE_BYTES, Parts, action_body, event_body, event_parts, joined
 
 _OK = int(HTTPStatus.OK)
+# To escape what is longer may take longer than others should wait.
+_AT_ONCE_BYTES = 64 << 10
 
 
 class Transactions:
@@ -36,6 +39,7 @@ class Transactions:
         self._answering = reads.answering
         self._store = reads.store
         self._memory = reads.memory
+        self._slices = reads.slices
         self._values = Values(reads.memory)
         self._guard = guard
         self._committer = committer
@@ -117,14 +121,28 @@ class Transactions:
             return
         applied = self._store.applied
         index = outcome[-1].change.index if outcome else applied.index
-        parts: Parts = [b'{"action":"txn","index":%d,"events":[' % index]
-        for event, is_blind in zip(outcome, blind, strict=True):
-            *pieces, last = _shown(event, applied.clock_offset_ns, is_blind=is_blind)
-            assert isinstance(last, bytes)
-            separator = b"" if event is outcome[-1] else b","
-            parts += [*pieces, last[:-1], separator]
-        parts = joined([*parts, b"]}\n"])
         lines = self._answering.head(index)
+        rendered = _rendered(outcome, blind, index, applied.clock_offset_ns)
+        size = sum(map(_value_bytes, outcome))
+        if size <= _AT_ONCE_BYTES:
+            self._respond(connection, lines, [part for parts in rendered for part in parts])
+        else:
+            self._answering.start(connection, self._respond_in_turns(connection, lines, rendered))
+
+    async def _respond_in_turns(
+        self, connection: Connection, lines: bytes, rendered: Iterator[Parts]
+    ) -> None:
+        """Answer with what is rendered event by event, while others are served."""
+        parts: Parts = []
+        for some in rendered:
+            parts += some
+            async with self._slices:
+                await asyncio.sleep(0)
+        if not connection.gone:
+            self._respond(connection, lines, parts)
+
+    def _respond(self, connection: Connection, lines: bytes, parts: Parts) -> None:
+        parts = joined(parts)
         body, *more = parts
         if not more and isinstance(body, bytes) and len(body) <= LARGE_BYTES:
             connection.respond(_OK, lines, body)
@@ -139,6 +157,24 @@ class Transactions:
         if refusal.limit == TRANSACTION_TOO_LARGE:
             status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
         self._keys.refuse(connection, "POST", refusal, status)
+
+
+def _rendered(
+    events: Sequence[Event], blind: Sequence[bool], index: int, offset_ns: int
+) -> Iterator[Parts]:
+    """Yield the body of the answer in parts, event by event."""
+    yield [b'{"action":"txn","index":%d,"events":[' % index]
+    for event, is_blind in zip(events, blind, strict=True):
+        *pieces, last = _shown(event, offset_ns, is_blind=is_blind)
+        assert isinstance(last, bytes)
+        separator = b"" if event is events[-1] else b","
+        yield [*pieces, last[:-1], separator]
+    yield [b"]}\n"]
+
+
+def _value_bytes(event: Event) -> int:
+    prev = event.prev.value if event.prev is not None else None
+    return len(event.change.value or b"") + len(prev or b"")
 
 
 def _shown(event: Event, offset_ns: int, *, is_blind: bool) -> Parts:

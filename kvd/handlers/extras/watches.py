@@ -26,8 +26,8 @@ from kvd.core.watch.hub import Hub
 from kvd.core.watch.watchers import Watcher
 from kvd.handlers.extras.reading.nodes import shown_parts
 from kvd.handlers.keys.watch import WatchAnswer, WatchAnswers
-from kvd.http.connection import Connection
-from kvd.limits.memory import Payload, Values
+from kvd.http.connection import LARGE_BYTES, Connection
+from kvd.limits.memory import Memory, Payload, Values
 from kvd.storage.format.event import Event
 from kvd.storage.format.node import Node
 from kvd.storage.format.records import REMOVALS
@@ -54,6 +54,7 @@ class ExtraWatches:
         answers: WatchAnswers,
         head: Callable[[int, bytes], bytes],
         values: Values,
+        memory: Memory,
         cluster_line: bytes,
         offset_ns: Callable[[], int],
     ) -> None:
@@ -64,6 +65,7 @@ class ExtraWatches:
             answers: what the answers to all watches share.
             head: returns the header lines of a success at an index, with others than JSON's.
             values: large values that are being sent.
+            memory: what answers take together; a watch that finds none is cut.
             cluster_line: the header line that names the cluster.
             offset_ns: what a shown `expiration` is later than the store's.
         """
@@ -71,6 +73,7 @@ class ExtraWatches:
         self.answers = answers
         self.head = head
         self.values = values
+        self.memory = memory
         self.event_lines = _EVENTS + cluster_line
         self._offset_ns = offset_ns
         self._told: tuple[Event, WatchExtras, list[Payload]] | None = None
@@ -197,6 +200,12 @@ class _Answer(WatchAnswer):
         payloads = self._watches.payloads(event, self._extras)
         is_last = not self._watch.stream
         self._quiet_since = self._said_since = self._loop.time()
+        # Of a value in shapes of their own each of them is sent another copy.
+        size = sum(len(payload.data) for payload in payloads if not payload.is_held)
+        if size > LARGE_BYTES and not self._watches.memory.fits(size):
+            self.leave()
+            self.connection.abort()
+            return
         if is_last:
             self.leave()
         if len(payloads) == 1 and not payloads[0].escapes:

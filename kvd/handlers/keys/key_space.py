@@ -204,6 +204,7 @@ class KeySpace:
             answers=self.watches,
             head=self.head,
             values=self._values,
+            memory=memory,
             cluster_line=f"X-Etcd-Cluster-Id: {store.identity.cluster_id:x}\r\n".encode(),
             offset_ns=lambda: store.state.applied.clock_offset_ns,
         )

@@ -36,6 +36,7 @@ EVENTS_DEFAULT = 100
 _ESCAPED_BYTES = 16 << 10
 # How a record of a removal goes on behind the key: no value, in CBOR.
 _NO_VALUE = b"\xf6"
+_NEEDLES_MAX = 16
 
 
 class Kept(Protocol):
@@ -136,7 +137,13 @@ def at(
         raise ApiError(KEY_NOT_FOUND, key, span.index)
     if node.value is None:
         raise ApiError(NOT_A_FILE, key, span.index)
-    pieces = list(_node(escape(key), node, extras, now_ns, span.offset_ns))
+    pieces = []
+    size = 0
+    for piece in _node(escape(key), node, extras, now_ns, span.offset_ns):
+        pieces.append(piece)
+        size += len(piece)
+        if len(piece) >= _ESCAPED_BYTES:
+            yield size
     return b'{"action":"get","node":%b}\n' % b"".join(pieces), b""
 
 
@@ -192,12 +199,7 @@ class _Reader:
         self._pace = pace
         self.key = key
         self._recursive = recursive
-        above = []
-        path = key
-        while path not in (b"", b"/"):
-            path = path.rpartition(b"/")[0]
-            above.append(path + _NO_VALUE)
-        self._needles = (key if key != b"/" else b"", *above)
+        self._needles = _needles(key)
 
     def back(self, last: int) -> Iterator[tuple[int, Event | None]]:
         """Yield index and event, and where a slice ends the index reached without one."""
@@ -219,6 +221,21 @@ class _Reader:
         if is_below(change.key, self.key):
             return self._recursive
         return change.kind in REMOVALS and change.dir and is_below(self.key, change.key)
+
+
+def _needles(key: bytes) -> tuple[bytes, ...]:
+    """Return of what one is in the record of each event that concerns a key."""
+    if key == b"/":
+        return (b"",)
+    if key.count(b"/") > _NEEDLES_MAX:
+        # For each directory above it one would take megabytes: all are in the first of them.
+        return (b"/" + key.split(b"/", 2)[1],)
+    above = []
+    path = key.rpartition(b"/")[0]
+    while path:
+        above.append(path + _NO_VALUE)
+        path = path.rpartition(b"/")[0]
+    return key, *above
 
 
 def _is_large(event: Event) -> bool:

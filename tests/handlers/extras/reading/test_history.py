@@ -200,3 +200,18 @@ def test_others_are_served_while_much_is_gone_through(make_server):
     thread.join()
     assert answers[0].json["events"] == []
     assert served > 3
+
+
+def test_of_a_key_of_very_many_components(client):
+    """What is looked for in each event is bounded; the events are the same."""
+    key = "/deep" + "/a" * 1000
+    client.put(key, "1")
+    client.put("/deep/other", "1")
+    client.put("/deeper", "1")
+    events = client.get(key, history="true").json["events"]
+    assert [event["node"]["key"] for event in events] == [key]
+    client.delete("/deep", recursive="true")
+    events = client.get(key, history="true").json["events"]
+    assert [event["action"] for event in events] == ["delete", "set"]
+    deepest = "/x" + "/b" * 25_000
+    assert client.get(deepest, history="true").json["events"] == []
