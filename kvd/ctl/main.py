@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from kvd import __version__
+from kvd.ctl import manual
 from kvd.lines import printable
 from kvd.logs import TextFormatter
 from kvd.process import discard_output, open_standard_descriptors
@@ -190,6 +191,19 @@ def _failpoints(_: argparse.Namespace) -> int:
     return 0
 
 
+def _help(options: argparse.Namespace) -> int:
+    topics = manual.topics()
+    if options.topic is None:
+        _say("Pages of the manual; `kvdctl help TOPIC` prints one, `kvdctl --help` the verbs:")
+        for topic, summary in topics.items():
+            _say(f"  {topic:<12} {summary}")
+        return 0
+    if options.topic not in topics:
+        return _fail(f"no topic {options.topic!r}; `kvdctl help` lists them", EX_USAGE)
+    sys.stdout.write(manual.page(options.topic))
+    return 0
+
+
 def _scratch() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="kvdctl-")
 
@@ -252,6 +266,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_data(add(_compact, "purge the log behind new snapshots and rebuild the index"))
     _add_data(add(_du, "print what each part takes"))
     add(_failpoints, "print the names that kvd --failpoint knows")
+    verb = add(_help, "print a page of the manual, or list its topics")
+    verb.add_argument("topic", nargs="?", metavar="TOPIC", help="such as operations or limits")
     return parser
 
 

@@ -104,6 +104,11 @@ def test_the_wheel_holds_the_manual(built):
     assert held == pages > set()
 
 
+def test_the_installed_kvdctl_prints_the_manual(built, clean_python):
+    kvdctl = clean_python(the(built, "*.whl")).parent / "kvdctl"
+    assert run(kvdctl, "help", "limits") == (ROOT / "kvd/manual/limits.md").read_text()
+
+
 def test_the_version_is_the_same_everywhere(built):
     with zipfile.ZipFile(the(built, "*.whl")) as archive:
         metadata = archive.read(f"kvd-{kvd.__version__}.dist-info/METADATA").decode()
