@@ -22,8 +22,8 @@ from typing import NamedTuple
 from kvd.http.access_log import LoggedConnection
 from kvd.http.connection import Connection, Server
 from kvd.http.framing import Block
+from kvd.json_text import cut, escape
 from kvd.limits.memory import Memory, Payload
-from kvd.v2.response import cut, escape
 
 # A ninth of a listing is left of it; the levels above take three times as long for a tenth less
 # (measured).

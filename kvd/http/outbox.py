@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
+from kvd.json_text import cut, escape
 from kvd.limits.memory import Payload
-from kvd.v2.response import cut, escape
 
 _SLICE_BYTES = 32 << 10
 # Escaped, it has six times this at worst.

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable
 from weakref import WeakValueDictionary
 
-from kvd.v2.response import LargeValue, Parts, is_plain
+from kvd.json_text import LargeValue, Parts, is_plain
 
 ROOM_WAIT_S = 10.0
 """How long a response waits for room before it is refused."""

@@ -22,11 +22,11 @@ from kvd import logs
 from kvd.handlers.base import GuardedEndpoint
 from kvd.handlers.info import Endpoint
 from kvd.http.connection import Connection, Delegate
+from kvd.json_text import escape
 from kvd.monitoring.health import Health
 from kvd.monitoring.metrics import Metrics
 from kvd.storage.store import Store
 from kvd.v2.errors import RouteError
-from kvd.v2.response import escape
 
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"
 # The name by which etcd's `/health?exclude=` knows a full disk.

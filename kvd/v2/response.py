@@ -1,4 +1,4 @@
-r"""Events, nodes and errors as the bytes that etcd's JSON encoder (Go's) would write.
+"""Events, nodes and errors as the bytes that etcd's JSON encoder (Go's) would write.
 
 An object's fields come in Go's order and are left out when zero or empty:
 
@@ -6,9 +6,8 @@ An object's fields come in Go's order and are left out when zero or empty:
     node   key value dir expiration ttl nodes modifiedIndex createdIndex
     error  errorCode message cause index
 
-Strings are escaped as Go does for HTML: `<`, `>`, `&`, U+2028 and U+2029 as \u escapes, control
-characters as \u00xx but for \n, \r and \t; each byte that is no UTF-8 as \ufffd. There are no
-spaces; every body ends with a newline.
+Strings are escaped as Go does (kvd/json_text.py). There are no spaces; every body ends with a
+newline.
 
 Keys and values are bytes throughout, so joining is cheaper than any JSON library. `now_ns` is the
 time that a shown `ttl` counts from, in the store's time as expirations are; `offset_ns` is what a
@@ -17,11 +16,10 @@ shown `expiration`, a time of the wall clock, is later than that (kvd/core/clock
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import NamedTuple
 
+from kvd.json_text import LARGE_VALUE_BYTES, LargeValue, Parts, escape, joined
 from kvd.storage.format.event import Event
 from kvd.storage.format.node import Node
 from kvd.storage.format.records import REMOVALS, Change, Kind
@@ -46,79 +44,6 @@ FILE_THAT_EXPIRES = b'{"key":"%b","value":"%b"%b,"modifiedIndex":%d,"createdInde
 
 _NS = 1_000_000_000
 _new = tuple.__new__
-
-PLAIN = bytes(set(range(0x20, 0x80)) - set(b'"\\<>&'))
-"""What stands for itself inside a JSON string."""
-
-# In the order in which they are made: the backslash first, which the others put in.
-_OFTEN = ((b"\\", b"\\\\"), (b'"', b'\\"'), (b"\n", b"\\n"))
-_SELDOM = {c: (bytes((c,)), b"\\u%04x" % c) for c in (*b"<>&", *range(0x20))}
-_SELDOM |= {ord("\r"): (b"\r", b"\\r"), ord("\t"): (b"\t", b"\\t")}
-_LINE_ENDS = (("\u2028".encode(), b"\\u2028"), ("\u2029".encode(), b"\\u2029"))
-_NOT_SELDOM = b'\\"\n' + bytes(range(0x80, 0x100))
-
-
-# A byte that is no UTF-8, decoded to a lone surrogate and encoded again.
-_LONE_SURROGATE = re.compile(rb"\xed[\xb2\xb3][\x80-\xbf]")
-
-LARGE_VALUE_BYTES = 64 << 10
-"""A larger value is not rendered at once: it is a part of its own, see `LargeValue`."""
-
-
-class LargeValue(NamedTuple):
-    """A value as a part of a body, escaped as it is sent; `changed` is the index of its change."""
-
-    changed: int
-    raw: bytes
-
-
-Parts = list[bytes | LargeValue]
-"""A body in parts."""
-
-
-def is_plain(raw: bytes) -> bool:
-    """Return whether bytes stand for themselves inside a JSON string."""
-    return not raw.translate(None, PLAIN)
-
-
-def escape(raw: bytes) -> bytes:
-    """Return bytes as they stand between the quotes of a JSON string."""
-    # Deleting what is plain runs at memory speed and nearly always leaves nothing.
-    special = raw.translate(None, PLAIN)
-    if not special:
-        return raw
-    for found, escaped in _OFTEN:
-        if found in special:
-            raw = raw.replace(found, escaped)
-    for byte in set(special.translate(None, _NOT_SELDOM)):
-        raw = raw.replace(*_SELDOM[byte])
-    return raw if special.isascii() else _escape_wide(raw)
-
-
-def _escape_wide(raw: bytes) -> bytes:
-    """Return bytes, escaped so far as they are ASCII, as they stand in a JSON string."""
-    for found, escaped in _LINE_ENDS:
-        raw = raw.replace(found, escaped)
-    try:
-        raw.decode()
-    except UnicodeDecodeError:
-        text = raw.decode("utf-8", "surrogateescape").encode("utf-8", "surrogatepass")
-        return _LONE_SURROGATE.sub(rb"\\ufffd", text)
-    return raw
-
-
-def cut(raw: bytes, end: int) -> int:
-    """Return where bytes may be cut, at `end` or up to three before: not inside a character.
-
-    The escaped pieces of bytes that are cut there are, together, the bytes escaped.
-    """
-    if end >= len(raw):
-        return len(raw)
-    for place in range(end, max(end - 4, -1), -1):
-        if raw[place] & 0xC0 != 0x80:
-            return place
-    # Four continuation bytes in a row: the last one belongs to no character.
-    return end
 
 
 # A batch of refreshes has one expiration, and replaces those of few batches before it.
@@ -244,19 +169,6 @@ def file_end(node: Node, now_ns: int, offset_ns: int = 0) -> bytes:
     _, created, modified, expiration_ns, _ = node
     middle = expiration(expiration_ns, now_ns, offset_ns) if expiration_ns else b""
     return b'%b,"modifiedIndex":%d,"createdIndex":%d}' % (middle, modified, created)
-
-
-def joined(parts: Parts) -> Parts:
-    """Return parts of which those that stand side by side are one."""
-    together: Parts = []
-    run: list[bytes] = []
-    for part in parts:
-        if isinstance(part, bytes):
-            run.append(part)
-        else:
-            together += [b"".join(run), part] if run else [part]
-            run = []
-    return [*together, b"".join(run)] if run else together
 
 
 def action_body(kind: int) -> bytes:

@@ -21,7 +21,7 @@ ROWS = (
     ("kvd.limits",),
     ("kvd.v2", "kvd.config", "kvd.logs"),
     ("kvd.log_output", "kvd.crash_file", "kvd.process"),
-    ("kvd", "kvd.lines"),
+    ("kvd", "kvd.json_text", "kvd.lines"),
 )
 STORAGE_ROWS = (
     ("tools",),
@@ -43,14 +43,27 @@ OF_STORAGE = {
     "kvd.net": ("disk",),
     "kvd.logs": (),
     "kvd.log_output": (),
+    "kvd.json_text": (),
     "kvd.lines": (),
     "kvd.process": (),
+}
+# All that these may know of kvd beside their own folder: they know no key and no etcd.
+OF_KVD = {
+    "kvd.http": {"kvd", "kvd.json_text", "kvd.limits", "kvd.logs"},
+    "kvd.limits": {"kvd.json_text"},
 }
 USERS_OF_TOOLS = {"kvd.__main__", "kvd.ctl"}
 READERS_OF_CONFIG = {"kvd.__main__", "kvd.server", "kvd.net"}
 
 # These know rules, words and bytes: what they return depends on what they are given alone.
-PURE = ("kvd.v2", "kvd.config", "kvd.lines", "kvd.handlers.cross_site", "kvd.storage.format")
+PURE = (
+    "kvd.v2",
+    "kvd.config",
+    "kvd.json_text",
+    "kvd.lines",
+    "kvd.handlers.cross_site",
+    "kvd.storage.format",
+)
 OUTSIDE_WORLD = frozenset(
     [
         *("asyncio", "httptools", "lmdb", "logging", "os", "random"),
@@ -167,6 +180,12 @@ def test_what_is_above_the_storage_knows_no_more_of_it_than_it_needs():
     }
     assert [(b, room) for b, room in known if room not in OF_STORAGE.get(b, (room,))] == []
     assert {b for b, room in known if room == "tools"} <= USERS_OF_TOOLS
+
+
+@pytest.mark.parametrize("place", OF_KVD)
+def test_what_serves_http_knows_no_key_and_no_etcd(place):
+    known = {below for above, below in edges(of_storage=False) if above == place}
+    assert known == OF_KVD[place]
 
 
 def test_settings_are_read_where_the_server_is_wired():

@@ -16,13 +16,14 @@ from kvd.handlers.authorizer import DENIED, Admission, Guard, KeyHead
 from kvd.handlers.extras.reading.reads import ExtraReads
 from kvd.handlers.keys.key_space import NOT_SHOWN, KeySpace
 from kvd.http.connection import LARGE_BYTES, Connection
+from kvd.json_text import LARGE_VALUE_BYTES, Parts, joined
 from kvd.limits.memory import Values
 from kvd.storage.format.event import Event
 from kvd.storage.format.records import REMOVALS
 from kvd.v2.commands import Delete, Transaction
 from kvd.v2.errors import COMPARE_FAILED, INVALID_FORM, UNAUTHORIZED, ApiError
 from kvd.v2.extras.txn import read_body
-from kvd.v2.response import LARGE_VALUE_BYTES, Parts, action_body, event_body, event_parts, joined
+from kvd.v2.response import action_body, event_body, event_parts
 
 _OK = int(HTTPStatus.OK)
 # To escape what is longer may take longer than others should wait.

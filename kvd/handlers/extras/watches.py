@@ -27,6 +27,7 @@ from kvd.core.watch.watchers import Watcher
 from kvd.handlers.extras.reading.nodes import shown_parts
 from kvd.handlers.keys.watch import WatchAnswer, WatchAnswers
 from kvd.http.connection import LARGE_BYTES, Connection
+from kvd.json_text import LargeValue, escape
 from kvd.limits.memory import Memory, Payload, Values
 from kvd.storage.format.event import Event
 from kvd.storage.format.node import Node
@@ -34,7 +35,7 @@ from kvd.storage.format.records import REMOVALS
 from kvd.v2.commands import Watch
 from kvd.v2.errors import ApiError
 from kvd.v2.extras.watch import WatchExtras
-from kvd.v2.response import ACTIONS, LargeValue, error_body, escape, removed_object
+from kvd.v2.response import ACTIONS, error_body, removed_object
 
 _QUIET_S = 15.0
 # While a watch reads history it is not quiet; it is looked at again after so long.

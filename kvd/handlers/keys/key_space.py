@@ -35,6 +35,7 @@ from kvd.handlers.keys.value_cache import Texts
 from kvd.handlers.keys.watch import WatchAnswers
 from kvd.http.compression import Gzip
 from kvd.http.connection import LARGE_BYTES, Connection, Server, ServeWhole
+from kvd.json_text import LARGE_VALUE_BYTES, Parts
 from kvd.limits.memory import Memory, NoRoom, Payload, Values
 from kvd.storage.format.event import Event
 from kvd.storage.format.records import REMOVALS
@@ -60,15 +61,7 @@ from kvd.v2.request import (
     parse,
     parse_in_turns,
 )
-from kvd.v2.response import (
-    LARGE_VALUE_BYTES,
-    Parts,
-    action_body,
-    error_body,
-    event_body,
-    event_parts,
-    get_parts,
-)
+from kvd.v2.response import action_body, error_body, event_body, event_parts, get_parts
 
 log = logging.getLogger(__name__)
 

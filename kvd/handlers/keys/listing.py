@@ -14,18 +14,10 @@ from collections.abc import Generator, Iterator
 from time import monotonic
 from typing import NamedTuple
 
+from kvd.json_text import Parts, escape, is_plain, joined
 from kvd.storage.format.node import Node
 from kvd.storage.index.view import View
-from kvd.v2.response import (
-    FILE,
-    Parts,
-    directory_end,
-    directory_start,
-    escape,
-    is_plain,
-    joined,
-    node_parts,
-)
+from kvd.v2.response import FILE, directory_end, directory_start, node_parts
 
 NODES_PER_SLICE = 250
 """About half a millisecond of rendering."""

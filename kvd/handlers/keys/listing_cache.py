@@ -16,9 +16,10 @@ from collections import OrderedDict
 from collections.abc import Iterable
 
 from kvd.handlers.keys.listing import KEPT_BODY_BYTES_MAX, Directory
+from kvd.json_text import escape
 from kvd.storage.format.records import REMOVALS, Change
 from kvd.storage.index.flush import LateEvent
-from kvd.v2.response import FILE, escape
+from kvd.v2.response import FILE
 
 _KEPT_BYTES_MAX = 64 << 20
 # What is kept of a body: its parts, its text (of directories in it, once more), and changes.

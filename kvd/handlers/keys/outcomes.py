@@ -19,20 +19,12 @@ from kvd.core.committer import tell_one
 from kvd.handlers.keys.short_way import END
 from kvd.handlers.keys.value_cache import TEXT_BYTES_MAX
 from kvd.http.connection import Connection, Server
+from kvd.json_text import PLAIN, escape
 from kvd.storage.format.node import Node
 from kvd.storage.format.records import REMOVALS, Kind
 from kvd.v2.commands import Set
 from kvd.v2.errors import ApiError
-from kvd.v2.response import (
-    ACTIONS,
-    FILE,
-    FILE_THAT_EXPIRES,
-    PLAIN,
-    changed_node,
-    escape,
-    expiration,
-    node_object,
-)
+from kvd.v2.response import ACTIONS, FILE, FILE_THAT_EXPIRES, changed_node, expiration, node_object
 
 if TYPE_CHECKING:
     from kvd.core.committer import Answers, Done, Outcome, Tell

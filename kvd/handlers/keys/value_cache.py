@@ -17,11 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from kvd.json_text import LARGE_VALUE_BYTES, escape
 from kvd.storage.format.event import Event
 from kvd.storage.format.node import Node
 from kvd.storage.format.records import REMOVALS
 from kvd.storage.index.state import State
-from kvd.v2.response import LARGE_VALUE_BYTES, escape, node_object
+from kvd.v2.response import node_object
 
 TEXT_BYTES_MAX = 32 << 10
 """A longer one is not kept; two of these are sent at once."""

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple, NoReturn
 
+from kvd.json_text import cut
 from kvd.storage.format.node import Node
 from kvd.v2.commands import (
     CompareAndDelete,
@@ -34,7 +35,7 @@ from kvd.v2.errors import INVALID_FIELD, ApiError
 from kvd.v2.extras.parameters import ACCEPT, IF_NONE_MATCH
 from kvd.v2.extras.watch import as_event_stream
 from kvd.v2.request import Parsed, parse_whole, uint
-from kvd.v2.response import cut, ttl_s
+from kvd.v2.response import ttl_s
 
 RAW = b"/v2/raw"
 METHODS = ("HEAD", "GET", "PUT", "DELETE")

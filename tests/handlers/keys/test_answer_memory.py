@@ -12,9 +12,9 @@ import pytest
 from kvd.http.outbox import Outbox
 from kvd.http.receiving import Receiving
 from kvd.http.sending import Sending
+from kvd.json_text import LargeValue, escape
 from kvd.limits.memory import Memory, NoRoom, Payload, Values
 from kvd.limits.rate import RATE_MIN
-from kvd.v2.response import LargeValue, escape
 from tests.http.test_limits import MIB, peak_bytes, rejected, wait_until
 from tests.monitoring.test_metrics import scrape
 from tests.support.raw import Raw, request

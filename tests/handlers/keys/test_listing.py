@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvd.handlers.keys.listing import NODES_PER_SLICE, Listing, advance, render
+from kvd.json_text import Parts, escape
 from kvd.storage.format.node import Node
 from kvd.storage.store import Store
 from kvd.v2.commands import CreateInOrder, Delete, Set
-from kvd.v2.response import Parts, escape
 from tests.support.stores import NOW_NS, SECOND_NS, open_store, write
 
 

@@ -8,10 +8,11 @@ from random import Random
 import pytest
 
 from kvd.handlers.keys.value_cache import TEXT_BYTES_MAX, Texts
+from kvd.json_text import LARGE_VALUE_BYTES
 from kvd.storage.format.event import Event
 from kvd.storage.store import Store
 from kvd.v2.commands import Delete, Set, Update
-from kvd.v2.response import LARGE_VALUE_BYTES, get_parts
+from kvd.v2.response import get_parts
 from tests.support.stores import open_store, write
 
 

@@ -21,6 +21,7 @@ from kvd.handlers.extras.reading.listing import next_line
 from kvd.handlers.extras.reading.nodes import node_slices, node_text
 from kvd.handlers.extras.reading.scan import Pace, Scan
 from kvd.handlers.extras.reading.walk import LARGE_BYTES
+from kvd.json_text import LargeValue, escape
 from kvd.storage.format.event import Event
 from kvd.storage.format.node import Node
 from kvd.storage.format.records import REMOVALS, Change
@@ -28,7 +29,7 @@ from kvd.storage.index.view import Passed
 from kvd.v2.errors import EVENT_INDEX_CLEARED, INVALID_FIELD, KEY_NOT_FOUND, NOT_A_FILE, ApiError
 from kvd.v2.extras.parameters import ReadExtras
 from kvd.v2.request import is_below
-from kvd.v2.response import ACTIONS, LargeValue, escape, removed_object, timestamp
+from kvd.v2.response import ACTIONS, removed_object, timestamp
 
 PAGE_BYTES_MAX = 1 << 20
 """A page that has become so long ends, with a `X-Kvd-Next`."""

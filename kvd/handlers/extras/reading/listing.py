@@ -14,9 +14,10 @@ from urllib.parse import quote_from_bytes
 
 from kvd.handlers.extras.reading.nodes import node_slices, node_text
 from kvd.handlers.keys.listing import Listing, Slices
+from kvd.json_text import escape
 from kvd.storage.format.node import Node
 from kvd.v2.extras.parameters import ReadExtras
-from kvd.v2.response import directory_end, directory_start, escape
+from kvd.v2.response import directory_end, directory_start
 
 NODES_PER_SLICE = 100
 """About a quarter of a millisecond of rendering."""

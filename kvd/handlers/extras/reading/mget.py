@@ -16,11 +16,12 @@ from typing import NamedTuple
 from kvd.handlers.extras.reading.listing import NODES_PER_SLICE, taken
 from kvd.handlers.extras.reading.nodes import node_slices, node_text
 from kvd.handlers.keys.listing import Listing, Slices
+from kvd.json_text import escape
 from kvd.v2 import rules
 from kvd.v2.errors import INVALID_FIELD, INVALID_FORM, ApiError
 from kvd.v2.extras.parameters import AS_EVER, MGET_KEYS_MAX, TOO_MANY_KEYS, Shape
 from kvd.v2.request import clean_path
-from kvd.v2.response import error_body, escape
+from kvd.v2.response import error_body
 
 MGET = b"/v2/mget"
 BODY_BYTES_MAX = 256 << 10

@@ -13,18 +13,10 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from kvd.json_text import LARGE_VALUE_BYTES, LargeValue, Parts, cut, escape
 from kvd.storage.format.node import Node
 from kvd.v2.extras.parameters import AS_EVER, Shape
-from kvd.v2.response import (
-    LARGE_VALUE_BYTES,
-    LargeValue,
-    Parts,
-    cut,
-    escape,
-    file_end,
-    node_object,
-    node_parts,
-)
+from kvd.v2.response import file_end, node_object, node_parts
 
 _Made = TypeVar("_Made")
 

@@ -27,6 +27,7 @@ from kvd.handlers.extras.reading.walk import State, Walk
 from kvd.handlers.keys.large_listings import Begin, LargeListings, too_large
 from kvd.handlers.keys.listing import Listing, Slices, advance
 from kvd.http.connection import LARGE_BYTES, Connection
+from kvd.json_text import escape
 from kvd.limits.memory import Memory, Payload
 from kvd.storage.format.node import Node
 from kvd.storage.index.view import View
@@ -36,7 +37,7 @@ from kvd.v2.commands import Get, Request
 from kvd.v2.errors import INVALID_FIELD, NOT_A_FILE, RAFT_INTERNAL, UNAUTHORIZED, ApiError
 from kvd.v2.extras.parameters import AS_EVER, ReadExtras, read_extras
 from kvd.v2.extras.raw import entity_tag, is_named, is_text, raw_lines, type_lines
-from kvd.v2.response import directory_end, directory_start, escape
+from kvd.v2.response import directory_end, directory_start
 
 TOO_MANY_SCANS = "too_many_scans"
 

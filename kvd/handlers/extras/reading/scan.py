@@ -24,8 +24,8 @@ from typing import Protocol
 from kvd.handlers.extras.reading.listing import BEHIND_HIDDEN, HIDDEN, next_line
 from kvd.handlers.extras.reading.search import Search
 from kvd.handlers.extras.reading.walk import LARGE_BYTES, Batch, State, Walk
+from kvd.json_text import escape
 from kvd.v2.extras.parameters import ReadExtras
-from kvd.v2.response import escape
 
 # Names that are read at once: about a tenth of a millisecond. Where rows have to be looked at, too.
 _NAMES_AT_ONCE = 1000

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator
 
 from kvd.handlers.extras.reading.walk import LARGE_BYTES
+from kvd.json_text import cut, escape
 from kvd.storage.format.node import Node
 from kvd.v2.extras.parameters import LIMIT_MAX, ReadExtras
-from kvd.v2.response import cut, escape
 
 # What is shown of a value before and behind the text, and in place of what is not.
 _AROUND_BYTES = 40
