@@ -29,8 +29,8 @@ BUDGETS = {
     "PUT and DELETE, 16 in a batch": (50.5, 791, 900, 0.9),
     "TTL refresh": (144, 2_312, 2_800, 0.9),
     "TTL refresh, 16 in a batch": (65.1, 1_034, 1_300, 0.9),
-    "listing, unchanged": (58.8, 819, 45_000, 0.9),
-    "listing, each child": (11.2, 186, 800, 0.9),
+    "listing, unchanged": (47.5, 701, 45_000, 0.9),
+    "listing, each child": (10.8, 181, 800, 0.9),
     "long poll, asked and told": (46.4, 828, 800, 0.9),
     "stream, told": (5.2, 96.6, 200, 0.9),
 }

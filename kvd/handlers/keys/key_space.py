@@ -38,6 +38,7 @@ from kvd.http.connection import LARGE_BYTES, Connection, Server, ServeWhole
 from kvd.json_text import LARGE_VALUE_BYTES, Parts
 from kvd.limits.memory import Memory, NoRoom, Payload, Values
 from kvd.storage.format.event import Event
+from kvd.storage.format.node import Node
 from kvd.storage.format.records import REMOVALS
 from kvd.storage.index.errors import BROKEN
 from kvd.storage.store import Store
@@ -204,7 +205,7 @@ class KeySpace:
         self.cluster_line = f"X-Etcd-Cluster-Id: {store.identity.cluster_id:x}\r\n".encode()
         """The header line that names the cluster."""
         self._fixed = b"Content-Type: application/json\r\n" + self.cluster_line
-        self._texts = Texts(store.state)
+        self._texts = Texts()
         self.extras: ExtraReads | None = None
         """What answers reads with extras, if these are on."""
         if has_extras:
@@ -301,6 +302,15 @@ class KeySpace:
         except TakesLong:
             in_turns = self._serve_in_turns(connection, (method, key, query, form), rights)
             self._start_task(connection, in_turns)
+        except BROKEN as damage:
+            self._committer.fail(damage)
+
+    def read(self, connection: Connection, get: Get, node: Node | None) -> None:
+        """Answer a GET whose node in the committed state is known already, or is None."""
+        try:
+            self._get(connection, "GET", get, node=node)
+        except ApiError as refusal:
+            self.refuse(connection, "GET", refusal)
         except BROKEN as damage:
             self._committer.fail(damage)
 
@@ -456,11 +466,22 @@ class KeySpace:
             connection.respond(status, self.head(change.index), body)
 
     def _get(
-        self, connection: Connection, method: str, get: Get, *, has_room: bool = False
+        self,
+        connection: Connection,
+        method: str,
+        get: Get,
+        *,
+        has_room: bool = False,
+        node: Node | None = None,
     ) -> None:
-        """Answer a read; a large listing goes on in turns, so that nobody else waits for it.
+        """Answer a read; a large listing is rendered in turns of the loop.
 
-        With `has_room` it has waited for memory, which is there now.
+        Args:
+            connection: where the response goes.
+            method: GET or HEAD.
+            get: what is asked for.
+            has_room: whether it has waited for memory, which is there now.
+            node: the one in the committed state, if it was looked up in this turn of the loop.
         """
         store = self._store
         index = store.state.applied.index
@@ -471,28 +492,36 @@ class KeySpace:
         if get.recursive and not has_room:
             stats.recursive_reads += 1
         now_ns, is_overdue = self._now()
-        view = store.view_at(now_ns) if is_overdue else store.view
         try:
-            node = rules.existing(view, get.key, index)
+            if is_overdue:
+                node = rules.existing(store.view_at(now_ns), get.key, index)
+            elif node is None:
+                node = rules.existing(store.view, get.key, index)
         except ApiError as refusal:
             stats.count(get, succeeded=False)
             stats.refused(get, refusal, method=method)
             raise
         if node.dir_id:
-            if not get.may_list:
-                raise ApiError(UNAUTHORIZED, b"Insufficient credentials")
-            kept = self._kept.find(get.key, recursive=get.recursive)
-            if kept is None:
-                self._list(connection, method, get, has_room=has_room)
-            elif len(kept) <= LARGE_BYTES:
-                stats.count(get, succeeded=True)
-                connection.respond(_OK, self.head(index), kept, head_only=method == "HEAD")
-            elif has_room or self._has_room(connection, method, get, len(kept)):
-                stats.count(get, succeeded=True)
-                self._respond_kept(connection, method, get, kept)
+            self._get_directory(connection, method, get, node, has_room=has_room)
             return
         parts = get_parts(get.key, node, now_ns, store.state.applied.clock_offset_ns)
         self._get_file(connection, method, get, parts, has_room)
+
+    def _get_directory(
+        self, connection: Connection, method: str, get: Get, node: Node, *, has_room: bool
+    ) -> None:
+        if not get.may_list:
+            raise ApiError(UNAUTHORIZED, b"Insufficient credentials")
+        kept = self._kept.find(get.key, recursive=get.recursive)
+        if kept is None:
+            self._list(connection, method, get, node, has_room=has_room)
+        elif len(kept) <= LARGE_BYTES:
+            self._stats.count(get, succeeded=True)
+            head = self.head(self._state.applied.index)
+            connection.respond(_OK, head, kept, head_only=method == "HEAD")
+        elif has_room or self._has_room(connection, method, get, len(kept)):
+            self._stats.count(get, succeeded=True)
+            self._respond_kept(connection, method, get, kept)
 
     def _get_file(
         self, connection: Connection, method: str, get: Get, parts: Parts, has_room: bool
@@ -528,7 +557,9 @@ class KeySpace:
         self._listings.add(task)
         task.add_done_callback(partial(self._listed, connection))
 
-    def _list(self, connection: Connection, method: str, get: Get, *, has_room: bool) -> None:
+    def _list(
+        self, connection: Connection, method: str, get: Get, node: Node, *, has_room: bool
+    ) -> None:
         if self.large.has_been_large(get):
             self._list_in_turns(connection, method, get)
             return
@@ -537,11 +568,10 @@ class KeySpace:
         index = store.state.applied.index
         now_ns, is_overdue = self._now()
         with store.long_view() as view:
-            shown = view.at(now_ns) if is_overdue else view
             slices = render(
                 view,
                 get.key,
-                rules.existing(shown, get.key, index),
+                node,
                 now_ns,
                 store.state.applied.clock_offset_ns,
                 recursive=get.recursive,

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from kvd.core.committer import Committer, Done
     from kvd.core.stats import StoreStats
     from kvd.handlers.keys.value_cache import Texts
+    from kvd.storage.format.node import Node
     from kvd.storage.index.state import State
 
 # So many request lines are kept; each, and what it asks for, takes less than a kilobyte.
@@ -84,6 +85,9 @@ class LongWay(Protocol):
         parsed: Parsed | None = None,
     ) -> None:
         """Answer one request, now or later, after `Connection.begin`."""
+
+    def read(self, connection: Connection, get: Get, node: Node | None) -> None:
+        """Answer a GET, after `Connection.begin`; the node is the committed one, if known."""
 
     def refuse(self, connection: Connection, method: str, refusal: ApiError) -> None:
         """Answer with an error, after `Connection.begin`."""
@@ -210,17 +214,19 @@ class ShortWay:
 
     def _read(self, connection: Connection, key: bytes) -> bytes:
         """Serve a read of a key whose text is not kept, or may not be what is to be shown."""
-        text = None
+        node = None
         try:
             # It may be below a directory that has ended.
             if self._raw_ns() < self._committer.overdue_at:
-                text = self._texts.read(key)
+                node = self._state.find(key)
         except BROKEN as damage:
             connection.begin()
             self._committer.fail(damage)
             return b""
+        text = None if node is None else self._texts.keep(key, node)
         if text is None or len(text) > LARGE_BYTES:
-            self._ask(Get(key), connection, b"")
+            connection.begin()
+            self._long_way.read(connection, Get(key), node)
             return b""
         self._gets[0] += 1
         return _READ_ANSWER % (self._start(), len(text) + _READ_BYTES, text)

@@ -21,7 +21,6 @@ from kvd.json_text import LARGE_VALUE_BYTES, escape
 from kvd.storage.format.event import Event
 from kvd.storage.format.node import Node
 from kvd.storage.format.records import REMOVALS
-from kvd.storage.index.state import State
 from kvd.v2.response import node_object
 
 TEXT_BYTES_MAX = 32 << 10
@@ -42,20 +41,14 @@ class Texts:
         kept: By path. Who puts one in tells `wrote`.
     """
 
-    def __init__(self, state: State) -> None:
+    def __init__(self) -> None:
         self.kept: dict[bytes, bytes] = {}
         # How many bytes it has now, or more: those of what was replaced may be among them.
         self._written = 0
-        self._state = state
 
-    def read(self, path: bytes) -> bytes | None:
-        """Return the text of a file of the committed state, if it does not expire and is not large.
-
-        Raises:
-            CorruptIndex, lmdb.Error: the index is damaged.
-        """
-        node = self._state.find(path)
-        text = None if node is None else text_of(path, node)
+    def keep(self, path: bytes, node: Node) -> bytes | None:
+        """Return the text of a committed file and keep it; None of what expires or is large."""
+        text = text_of(path, node)
         if text is not None and len(text) <= TEXT_BYTES_MAX:
             self.kept[path] = text
             self.wrote(len(text))

@@ -25,7 +25,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def test_what_is_read_and_kept_is_the_file_as_it_is(store):
     random = Random(5)
-    texts = Texts(store.state)
+    texts = Texts()
     keys = [b"/a", b"/d/a", b"/d/b", b"/d/e/a", b"/_h", b"/" + b"n" * 500]
     for _ in range(400):
         key = random.choice(keys)
@@ -40,24 +40,25 @@ def test_what_is_read_and_kept_is_the_file_as_it_is(store):
             node = store.state.find(other)
             lasts = node is not None and node.value is not None and not node.expiration_ns
             wanted = b"".join(get_parts(other, node, 0)) if node is not None and lasts else None
-            for text in (texts.kept.get(other) or texts.read(other), texts.kept.get(other)):
+            read = texts.kept.get(other) or (node and texts.keep(other, node))
+            for text in (read, texts.kept.get(other)):
                 assert wanted == (text and b'{"action":"get","node":%b}\n' % text)
 
 
 def test_what_is_large_is_not_kept(store):
-    texts = Texts(store.state)
+    texts = Texts()
     sizes = {b"/small": TEXT_BYTES_MAX - 100, b"/medium": LARGE_VALUE_BYTES}
     sizes[b"/large"] = LARGE_VALUE_BYTES + 1
     for key, size in sizes.items():
         write(store, Set(key, b"x" * size))
-    found = [texts.read(key) for key in sizes]
+    found = [texts.keep(key, store.state.find(key)) for key in sizes]
     assert [text is not None for text in found] == [True, True, False]
     assert texts.kept == {b"/small": found[0]}
 
 
 @pytest.mark.parametrize("size", [10, 500, 20_000])
 def test_what_is_kept_is_bounded_by_what_it_takes(store, size):
-    texts = Texts(store.state)
+    texts = Texts()
     most = 0
     for number in range(40_000 if size < 1000 else 2000):
         key, text = b"/key-%09d" % number, b"x" * size
@@ -68,7 +69,7 @@ def test_what_is_kept_is_bounded_by_what_it_takes(store, size):
 
 
 def test_a_key_that_is_written_over_and_over_drops_no_other(store):
-    texts = Texts(store.state)
+    texts = Texts()
     texts.kept[b"/other"] = b"x" * 100
     for _ in range(2000):
         texts.kept[b"/same"] = b"y" * 20_000
