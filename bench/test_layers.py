@@ -16,8 +16,9 @@ from tornado import httputil
 from bench.load.wire import render
 from kvd.handlers.keys.listing import advance
 from kvd.handlers.keys.listing import render as render_listing
-from kvd.http.connection import Connection, Delegate, Limits, Server
+from kvd.http.connection import Connection
 from kvd.http.framing import parse_block
+from kvd.http.server import Delegate, HttpServer, Limits
 from kvd.limits.memory import Memory
 from kvd.storage.format.event import Event
 from kvd.storage.format.frame import encode_frame
@@ -58,7 +59,7 @@ COMMANDS: dict[str, Command] = {
 ANSWER = b"HTTP/1.1 200 OK\r\nX-Etcd-Index: 1\r\nContent-Length: %d\r\n\r\n%b" % (len(VALUE), VALUE)
 
 
-class Echo(Delegate, httputil.HTTPMessageDelegate):
+class Echo(Delegate[Connection], httputil.HTTPMessageDelegate):
     """Answers every request with the same few bytes: what is left is HTTP's own part."""
 
     def __init__(self, *, is_short: bool) -> None:
@@ -68,11 +69,9 @@ class Echo(Delegate, httputil.HTTPMessageDelegate):
         """Answer on the short way, or decline it."""
         return ANSWER if self.is_short else None
 
-    def start_request(
-        self, server_conn: object, request_conn: httputil.HTTPConnection
-    ) -> httputil.HTTPMessageDelegate:
+    def start_request(self, connection: Connection) -> httputil.HTTPMessageDelegate:
         """Take a request through Tornado's interface."""
-        self.connection = cast(Connection, request_conn)
+        self.connection = connection
         return self
 
     def finish(self) -> None:
@@ -116,7 +115,7 @@ def test_http(benchmark: BenchmarkFixture, method: str, way: str) -> None:
     """A connection with nothing behind it, its header block met before."""
     loop = cast("asyncio.AbstractEventLoop", Clock())
     connection, wire = (
-        Connection(Server(Echo(is_short=way == "short"), Limits(), loop, Memory(1 << 20))),
+        Connection(HttpServer(Echo(is_short=way == "short"), Limits(), loop, Memory(1 << 20))),
         Wire(),
     )
     connection.connection_made(cast("asyncio.Transport", wire))

@@ -43,7 +43,8 @@ from kvd.handlers.passwords import Credentials
 from kvd.handlers.router import Front
 from kvd.http.access_log import LoggedConnection
 from kvd.http.compression import GzipConnection, LoggedGzipConnection
-from kvd.http.connection import Connection, Limits, Server
+from kvd.http.connection import Connection
+from kvd.http.server import HttpServer, Limits
 from kvd.limits.memory import Memory
 from kvd.limits.turns import Turns
 from kvd.monitoring.prometheus import Parts
@@ -357,7 +358,7 @@ class KvdServer:
         bytes_min = config.gzip_min_bytes
         compresses = bytes_min is not None
         front = Front(self._keys, application, guard, browsers, extras, compresses=compresses)
-        self._http = Server(front, limits, loop, memory, turns)
+        self._http = HttpServer(front, limits, loop, memory, turns)
         connection = LoggedConnection if config.access_log else Connection
         self._connect: Callable[[], Connection] = partial(connection, self._http)
         if bytes_min is not None:

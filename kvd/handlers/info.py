@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import tornado.web
 
 from kvd.handlers.authorizer import Guard
-from kvd.http.connection import SERVER_HEADER
+from kvd.http.server import SERVER_HEADER
 from kvd.v2.documents import Decide, Replied
 from kvd.v2.errors import RouteError
 from kvd.v2.members import Member

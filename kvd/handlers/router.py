@@ -23,8 +23,9 @@ from kvd.handlers.extras.exchange import Exchange as ExtraExchange
 from kvd.handlers.extras.routes import ExtraRoutes
 from kvd.handlers.keys.key_space import METHODS, TOO_LARGE, TOO_MUCH, KeySpace
 from kvd.http.compression import accepts_gzip
-from kvd.http.connection import Connection, Delegate, Server, ServeWhole
+from kvd.http.connection import Connection, ServeWhole
 from kvd.http.framing import Block
+from kvd.http.server import Delegate, HttpServer
 from kvd.logs import Rarely
 from kvd.storage.format.event import Event
 from kvd.v2.errors import INVALID_FORM, RAFT_INTERNAL, ApiError
@@ -51,7 +52,7 @@ _VARY = b"Vary: Origin\r\n"
 _TEXT = "Content-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\n"
 
 
-class Front(Delegate):
+class Front(Delegate[Connection]):
     """Receives the requests of all connections."""
 
     def __init__(
@@ -82,7 +83,7 @@ class Front(Delegate):
         self._short_way: ServeWhole = _decline
         guard.on_refresh = self._look
 
-    def attach(self, server: Server) -> None:
+    def attach(self, server: HttpServer) -> None:
         """Serve the plain requests of a server."""
         self._short_way = self.keys.short_way(server)
         self._look()
@@ -135,12 +136,9 @@ class Front(Delegate):
             connection.extra_headers = self.cors(headers)
         return True
 
-    def start_request(
-        self, server_conn: object, request_conn: httputil.HTTPConnection
-    ) -> httputil.HTTPMessageDelegate:
+    def start_request(self, connection: Connection) -> httputil.HTTPMessageDelegate:
         """Return what receives the next request of a connection."""
-        # Every connection is ours. (A `cast` is a call, and this is done for each request.)
-        return Exchange(self, request_conn)  # type: ignore[arg-type]
+        return Exchange(self, connection)
 
     def cors(self, headers: httputil.HTTPHeaders) -> bytes:
         """Return the header lines that let a browser's page read an answer, if it may.

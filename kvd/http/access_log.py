@@ -16,8 +16,9 @@ from http import HTTPStatus
 
 from tornado import httputil
 
-from kvd.http.connection import Connection, Server
+from kvd.http.connection import Connection
 from kvd.http.framing import Block
+from kvd.http.server import HttpServer
 from kvd.logs import access as log
 
 # What a line shows of a client's own texts: a target may have 64 KiB.
@@ -29,7 +30,7 @@ class LoggedConnection(Connection):
 
     __slots__ = ("_agent", "_began", "_outbox_before", "_request", "_sent_bytes", "_status")
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: HttpServer) -> None:
         super().__init__(server)
         self._request = ""
         self._agent = ""

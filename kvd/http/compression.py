@@ -20,8 +20,9 @@ from time import monotonic
 from typing import NamedTuple
 
 from kvd.http.access_log import LoggedConnection
-from kvd.http.connection import Connection, Server
+from kvd.http.connection import Connection
 from kvd.http.framing import Block
+from kvd.http.server import HttpServer
 from kvd.json_text import cut, escape
 from kvd.limits.memory import Memory, Payload
 
@@ -145,7 +146,7 @@ class GzipConnection(_Compressing):
 
     __slots__ = ("accepts_gzip", "gzip")
 
-    def __init__(self, server: Server, gzip: Gzip) -> None:
+    def __init__(self, server: HttpServer, gzip: Gzip) -> None:
         super().__init__(server)
         self.gzip = gzip
         self.accepts_gzip = False
@@ -156,7 +157,7 @@ class LoggedGzipConnection(_Compressing, LoggedConnection):
 
     __slots__ = ("accepts_gzip", "gzip")
 
-    def __init__(self, server: Server, gzip: Gzip) -> None:
+    def __init__(self, server: HttpServer, gzip: Gzip) -> None:
         super().__init__(server)
         self.gzip = gzip
         self.accepts_gzip = False

@@ -25,29 +25,23 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from email.utils import formatdate
 from http import HTTPStatus
 from math import inf
-from typing import NamedTuple, cast
+from typing import cast
 
 import httptools
 from tornado import httputil
 
-from kvd import __version__
 from kvd.http.framing import Block, Chunks, with_crlf
-from kvd.http.header_cache import Blocks
 from kvd.http.outbox import Outbox
 from kvd.http.peer import Peer, peer_of, shown_address, unacknowledged_bytes
-from kvd.http.receiving import SMALL_BYTES, Receiving
-from kvd.http.sending import Sending
-from kvd.limits.crowd import BODY, BUSY, CLOSING, HEAD, IDLE, SILENT, UNREAD, Crowd, Member, State
+from kvd.http.receiving import SMALL_BYTES
+from kvd.http.server import REASONS, SHORT_LINE_BYTES, TOO_MANY, TOO_MUCH, HttpServer
+from kvd.limits.crowd import BODY, BUSY, CLOSING, HEAD, IDLE, SILENT, UNREAD, State
 from kvd.limits.memory import Memory, Payload
-from kvd.limits.turns import LONG_WAY, MANY_CHUNKS, UNIT_BYTES_LOG2, UNIT_S, Lane, Turns
-from kvd.logs import SLOW_QUIET_S, Rarely
+from kvd.limits.turns import LONG_WAY, MANY_CHUNKS, UNIT_BYTES_LOG2, UNIT_S, Lane
 
 log = logging.getLogger(__name__)
-
-SERVER_HEADER = f"kvd/{__version__}"
 
 # What may wait behind the request that is being served before the connection is not read any more.
 _AHEAD_BYTES_MAX = 16 << 10
@@ -61,15 +55,8 @@ LARGE_BYTES = 64 << 10
 # the answer before its connection is reset. The largest body is less.
 _DROPPED_BYTES_MAX = 16 << 20
 _LINGER_S = 2.0
-# How long a stop waits: for the request that a client was about to send on an open connection, and
-# for the rest of one that has begun to come.
-_STOP_IDLE_S = 0.2
-_STOP_BEGUN_S = 3.0
-
 _HEAD_SIZED_BYTES_MAX = 2048
-# Beyond the limit of connections so many are heard, the last that came: whoever looks after the
-# server gets an answer in any case.
-_RESERVE_MAX = 16
+# How long a connection beyond the limit of connections is heard.
 _RESERVE_S = 2.0
 _RESERVED_TARGETS = ("/health", "/readyz", "/livez", "/metrics")
 # What is left of the body of a request that is answered early: so much is read and dropped, and the
@@ -83,9 +70,7 @@ _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 _HEAD_END = re.compile(rb"\n\r?\n")
 # The first byte of a client that speaks TLS: a record of its handshake (RFC 8446 section 5.1).
 _TLS_HANDSHAKE = 0x16
-SHORT_LINE_BYTES = 256
-"""A request line that is longer may be costly: a component of a path takes 6 us to be looked up."""
-# So may a head that has to be parsed and is longer: a header line takes 2 to 3 us.
+# A head may be costly that has to be parsed and is longer: a header line takes 2 to 3 us.
 _SHORT_HEAD_BYTES = 4 << 10
 _COMPONENTS_MAX = 64
 _SHORT_PATH_BYTES = 1 << 10
@@ -101,190 +86,7 @@ _AT_REST, _OPEN, ANSWERING, _BUSY = range(4)
 _LOOK = 1
 _LAST_CHUNK = b"0\r\n\r\n"
 
-
-_REASONS: dict[int, str] = {
-    HTTPStatus.BAD_REQUEST: "malformed",
-    HTTPStatus.REQUEST_TIMEOUT: "timeout",
-    HTTPStatus.FORBIDDEN: "cross_site",
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "body_too_large",
-    HTTPStatus.EXPECTATION_FAILED: "expectation",
-    HTTPStatus.MISDIRECTED_REQUEST: "foreign_host",
-    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "head_too_large",
-    HTTPStatus.SERVICE_UNAVAILABLE: "stopping",
-}
-_TOO_MANY = "too_many_connections"
-TOO_MUCH = "too_much_at_once"
-_UNREAD = "answer_not_read"
-
-
-class Limits(NamedTuple):
-    """What a client may take: bytes of a head, seconds for its parts; and what all may together."""
-
-    header_bytes_max: int = 64 << 10
-    header_timeout_s: float = 30.0
-    body_timeout_s: float = 60.0
-    idle_timeout_s: float = 3600.0
-    write_timeout_s: float = 60.0
-    connections_max: int = 10_000
-    lingering_max: int = 256
-    """How many more may wait for their client to read why they are closed."""
-    backlog: int = 128
-    """How many clients may wait to be accepted."""
-
-
 ServeWhole = Callable[["Connection", bytes], bytes | None]
-
-
-class Delegate(httputil.HTTPServerConnectionDelegate):
-    """What serves the requests: Tornado's interface, and a short way beside it.
-
-    Attributes:
-        serve_whole: Serves bytes that are one whole request, head and body, or declines them.
-
-            Nearly all requests are of this kind. The objects of Tornado's interface cost as much
-            as all else that is done for one (measured), so they are made only for what is declined
-            here, by returning None with nothing done; what may be costly, for one (a line longer
-            than `SHORT_LINE_BYTES` that `is_deep`). Else it returns the answer, which keeps an
-            HTTP/1.1 connection open; or nothing, if that comes later: by `Connection.reply` (then
-            its `stage` is `ANSWERING` from now on) or by other ways (after `Connection.begin`).
-    """
-
-    serve_whole: ServeWhole = staticmethod(lambda connection, request: None)
-    refusal_headers = b""
-    """Header lines of what HTTP itself refuses."""
-
-    def attach(self, server: Server) -> None:
-        """Take note of the server whose requests these are; it calls this once."""
-
-    def short_way(self, block: Block) -> bool | None:
-        """Return whether requests with a header block have a form; None: `serve_whole` declines.
-
-        It is asked once for each, of those that are plain.
-        """
-        return False
-
-    def answer(self, connection: Connection, outcome: object) -> None:
-        """Answer a request that `serve_whole` took, by an outcome that the connection was given."""
-
-
-class Server:
-    """All connections, and what they share."""
-
-    def __init__(
-        self,
-        delegate: Delegate,
-        limits: Limits,
-        loop: asyncio.AbstractEventLoop,
-        memory: Memory,
-        turns: Turns | None = None,
-    ) -> None:
-        self.delegate = delegate
-        self.limits = limits
-        self.loop = loop
-        self.connections: set[Connection] = set()
-        self.shaking: dict[Member, None] = {}
-        """Connections whose handshake of TLS is not done, in the order in which they came."""
-        self.crowd = Crowd(self.connections, self.shaking)
-        self.reserve: dict[Connection, None] = {}
-        """Those beyond the limit that are heard, in the order in which they came."""
-        self.now = loop.time()
-        """The loop's time, as of the last tick or later: exact enough for timeouts."""
-        self._ticked = self.now
-        self.stopping = False
-        self.accepted = 0
-        """How many connections there have been."""
-        self.idle_closed = 0
-        """How many were closed because they asked nothing for too long."""
-        self.rejected = dict.fromkeys((*_REASONS.values(), _TOO_MANY, TOO_MUCH, _UNREAD), 0)
-        """How many requests or connections HTTP itself has refused, by reason."""
-        self.refuses_tls = Rarely(10.0)
-        """A client that goes wrong does so again and again."""
-        self.may_warn = Rarely(SLOW_QUIET_S)
-        self.memory = memory
-        self.blocks = Blocks(delegate.short_way, limits.header_bytes_max - SHORT_LINE_BYTES)
-        self.receiving = Receiving(memory, loop.time)
-        # In a step of its own: those that go on there may answer, and so give back more.
-        memory.on_room = self._wake_soon
-        give_up = self.receiving.give_up_for_answers
-        self.sending = Sending(loop, memory, limits.write_timeout_s, give_up)
-        self.turns = turns or Turns(loop)
-        self.buffer = self.turns.buffer
-        self.starts: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
-        """Beginnings of answers of the present second, by status; those of HTTP/1.0 second.
-
-        Other objects in the next second.
-        """
-        self.idle_deadline = self.now + limits.idle_timeout_s
-        """When a connection has been idle for too long that is so from now on."""
-        delegate.attach(self)
-
-    def start(self, status: int, *, http10: bool) -> bytes:
-        """Return the beginning of an answer: status line, Server and Date."""
-        starts = self.starts[http10]
-        start = starts.get(status)
-        if start is None:
-            start = starts[status] = (
-                f"HTTP/1.{0 if http10 else 1} {status} {HTTPStatus(status).phrase}\r\n"
-                f"Server: {SERVER_HEADER}\r\nDate: {formatdate(usegmt=True)}\r\n"
-            ).encode()
-        return start
-
-    def tick(self) -> None:
-        """Let the Date go on, and close what has overstayed; called every second."""
-        # A deadline counts from the tick before it was set: it is up to a tick too early.
-        before, self._ticked = self._ticked, self.loop.time()
-        self.now = self._ticked
-        self.idle_deadline = self.now + self.limits.idle_timeout_s
-        self.starts = ({}, {})
-        late = {c for c in self.connections if c.deadline < before}
-        for connection in late.union(c for c in self.reserve if c.deadline < self.now):
-            connection.expire()
-        self.receiving.tick(self.now)
-        self.sending.tick(self.now)
-        self.crowd.tick()
-        self.rejected[_UNREAD] = self.sending.cut
-        self.blocks.tick(self.now)
-
-    def _wake_soon(self) -> None:
-        self.loop.call_soon(self.receiving.wake)
-
-    @property
-    def excess(self) -> int:
-        """How many connections there are beyond the limit."""
-        return len(self.connections) + len(self.shaking) - self.limits.connections_max
-
-    def has_room(self, newcomer: Member) -> bool:
-        """Return whether a connection may be served; another one is closed for it if need be."""
-        if self.excess <= 0:
-            return True
-        # It is told by the time who has asked nothing for longest.
-        self.now = self.loop.time()
-        self.idle_deadline = self.now + self.limits.idle_timeout_s
-        return self.crowd.displace(newcomer, self.now)
-
-    def stop(self) -> None:
-        """Let every answer from now on be the last of its connection, and say so."""
-        self.stopping = True
-        # No request goes the short way any more, whose answers are ready made.
-        self.blocks.stop()
-        for connection in self.connections:
-            connection.keep_alive = connection.is_plain = False
-            connection.stage |= _LOOK
-
-    async def finish(self) -> None:
-        """Wait for what clients have begun to ask, or may be about to; then ask them to leave.
-
-        Closing an idle connection at once would reset the client that is just using it.
-        """
-        began = self.loop.time()
-        while self.connections:
-            waited_s = self.loop.time() - began
-            is_begun = any(connection.is_asked for connection in self.connections)
-            if waited_s > (_STOP_BEGUN_S if is_begun else _STOP_IDLE_S):
-                break
-            await asyncio.sleep(0.01)
-        for connection in list(self.connections):
-            connection.stop()
 
 
 class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
@@ -299,7 +101,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         "is_plain", "keep_alive", "pending", "stage", "streaming", "was_wrong", "writable",
     )  # fmt: skip
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: HttpServer) -> None:
         self._server = server
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
@@ -371,14 +173,11 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
     def _enter_reserve(self) -> None:
         server = self._server
-        reserve = server.reserve
         self._reserved = True
         # Not the short way, which does not look at that.
         self._scanned = 1
         self.deadline = server.loop.time() + _RESERVE_S
-        reserve[self] = None
-        if len(reserve) > min(_RESERVE_MAX, server.limits.lingering_max):
-            next(iter(reserve))._turn_away()
+        server.hear_beyond_limit(self)
 
     @property
     def address(self) -> str:
@@ -987,7 +786,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
     def reject(self, status: HTTPStatus, detail: str = "") -> None:
         """Answer a request that HTTP itself refuses, and close."""
-        self._refuse(_REASONS[status], status, detail)
+        self._refuse(REASONS[status], status, detail)
 
     def _refuse(self, reason: str, status: HTTPStatus, detail: str) -> None:
         self._server.rejected[reason] += 1
@@ -1000,7 +799,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self.send(start.encode() + self._server.delegate.refusal_headers + end.encode())
         self.linger()
 
-    def _turn_away(self) -> None:
+    def turn_away(self) -> None:
         """Say that there are too many connections; of a few it is awaited that they read it."""
         server = self._server
         server.reserve.pop(self, None)
@@ -1010,7 +809,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
                 server.limits.connections_max,
                 server.may_warn.kept_back(),
             )
-        self._refuse(_TOO_MANY, HTTPStatus.SERVICE_UNAVAILABLE, "too many connections")
+        self._refuse(TOO_MANY, HTTPStatus.SERVICE_UNAVAILABLE, "too many connections")
         if server.excess > server.limits.lingering_max and self._transport is not None:
             self._transport.close()
 
@@ -1033,6 +832,11 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         waits = self._busy or self._message is not None or bool(self._buffer)
         return waits and self.writable and not self.streaming and self._dropped is None
 
+    def answer_no_more(self) -> None:
+        """Let the present answer, or the next one, be the last."""
+        self.keep_alive = self.is_plain = False
+        self.stage |= _LOOK
+
     def stop(self) -> None:
         """Ask the client to leave now; if it is being answered, after that."""
         if self._dropped is not None or self._busy:
@@ -1049,7 +853,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         elif self._busy:
             return  # no time is set for the answer: this is that of the request before
         elif self._reserved:
-            self._turn_away()
+            self.turn_away()
         elif self._buffer or self._message:
             self.reject(HTTPStatus.REQUEST_TIMEOUT)
         else:
@@ -1260,7 +1064,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
     def _start(self, method: str, target: str, block: Block) -> bool:
         if self._reserved:
             if target.partition("?")[0] not in _RESERVED_TARGETS:
-                self._turn_away()
+                self.turn_away()
                 return False
             self._server.reserve.pop(self, None)
             block = block._replace(close=True, is_plain=False)
@@ -1272,7 +1076,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         elif self.http10:
             version = "HTTP/1.0"
         server = self._server
-        message = self._message = server.delegate.start_request(self, self)
+        message = self._message = server.delegate.start_request(self)
         self.content_type = block.content_type
         left = self._left = block.content_length
         self._chunks = None

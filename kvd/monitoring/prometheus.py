@@ -19,7 +19,7 @@ from kvd.core.housekeeping import Housekeeping
 from kvd.core.stats import StoreStats
 from kvd.core.watch.hub import Hub
 from kvd.handlers.keys.key_space import KeySpace
-from kvd.http.connection import Server
+from kvd.http.server import HttpServer
 from kvd.monitoring.health import Health
 from kvd.storage.store import Store
 
@@ -32,7 +32,7 @@ class Parts(NamedTuple):
     hub: Hub
     keys: KeySpace
     stats: StoreStats
-    http: Server
+    http: HttpServer
     housekeeping: Housekeeping
     health: Health
     clock: Clock

@@ -21,7 +21,8 @@ from tornado import httputil
 from kvd import logs
 from kvd.handlers.base import GuardedEndpoint
 from kvd.handlers.info import Endpoint
-from kvd.http.connection import Connection, Delegate
+from kvd.http.connection import Connection
+from kvd.http.server import Delegate
 from kvd.json_text import escape
 from kvd.monitoring.health import Health
 from kvd.monitoring.metrics import Metrics
@@ -197,20 +198,15 @@ MONITORING = [
 DEBUGGING = [(r"/debug/vars", VariablesRoute), (r"/config/local/log", LogLevelRoute)]
 
 
-class MonitorFront(Delegate):
+class MonitorFront(Delegate[Connection]):
     """Receives the requests of the listeners of their own."""
 
     def __init__(self, application: tornado.web.Application) -> None:
         self._application = application
 
-    def start_request(
-        self, server_conn: object, request_conn: httputil.HTTPConnection
-    ) -> httputil.HTTPMessageDelegate:
+    def start_request(self, connection: Connection) -> httputil.HTTPMessageDelegate:
         """Return what receives the next request of a connection."""
-        assert isinstance(request_conn, Connection)
-        return _WithoutBody(
-            self._application.start_request(server_conn, request_conn), request_conn
-        )
+        return _WithoutBody(self._application.start_request(connection, connection), connection)
 
 
 class _WithoutBody(httputil.HTTPMessageDelegate):

@@ -12,7 +12,8 @@ from functools import partial
 
 from kvd.core.histogram import Noted
 from kvd.handlers.info import make_application
-from kvd.http.connection import Connection, Limits, Server
+from kvd.http.connection import Connection
+from kvd.http.server import HttpServer, Limits
 from kvd.limits.memory import Memory
 from kvd.monitoring.health import Health
 from kvd.monitoring.metrics import Metrics
@@ -51,7 +52,9 @@ class Monitoring:
         self._loop = loop
         self._acceptors: dict[Listener, Acceptor] = {}
         application = make_application(MONITORING, **self.settings)
-        self._http = Server(MonitorFront(application), _LIMITS, loop, Memory(_BUFFERED_BYTES_MAX))
+        self._http = HttpServer(
+            MonitorFront(application), _LIMITS, loop, Memory(_BUFFERED_BYTES_MAX)
+        )
         self._connect: Callable[[], Connection] = partial(Connection, self._http)
         self._ticker = loop.call_soon(self._tick, loop.time())
 

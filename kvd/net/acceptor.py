@@ -9,7 +9,8 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 
-from kvd.http.connection import Connection, Server
+from kvd.http.connection import Connection
+from kvd.http.server import HttpServer
 from kvd.net.listeners import AddressUnavailable, Listener
 from kvd.net.tls import Tls
 from kvd.net.tls_connection import TlsListener
@@ -33,7 +34,7 @@ class Acceptor:
     def __init__(
         self,
         listener: Listener,
-        server: Server,
+        server: HttpServer,
         connect: Callable[[], Connection],
         tls: Tls | None,
     ) -> None:

@@ -27,8 +27,9 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, cast
 
-from kvd.http.connection import TOO_MUCH, Connection, Server
+from kvd.http.connection import Connection
 from kvd.http.peer import peer_of, shown_address
+from kvd.http.server import TOO_MUCH, HttpServer
 from kvd.limits.crowd import BUSY, SILENT, State
 from kvd.limits.turns import Lane
 from kvd.logs import Rarely
@@ -84,7 +85,7 @@ class TlsListener:
     def __init__(
         self,
         tls: Tls,
-        server: Server,
+        server: HttpServer,
         connect: Callable[[], Connection],
         listener: Listener,
     ) -> None:

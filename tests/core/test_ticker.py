@@ -9,7 +9,7 @@ import pytest
 from kvd.config import load
 from kvd.core.ticker import Ticker
 from kvd.handlers.keys.key_space import KeySpace
-from kvd.http.connection import Server as HttpServer
+from kvd.http.server import HttpServer
 from kvd.server import KvdServer
 from tests.support.server import PATIENCE_S
 

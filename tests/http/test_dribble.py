@@ -6,7 +6,8 @@ from time import thread_time
 
 import pytest
 
-from kvd.http.connection import Connection, Delegate, Limits, Server
+from kvd.http.connection import Connection
+from kvd.http.server import Delegate, HttpServer, Limits
 from kvd.limits.memory import Memory
 
 HEAD = b"GET /v2/keys/a HTTP/1.1\r\nHost: h\r\nX: "
@@ -54,7 +55,7 @@ class Counting(Delegate):
     def __init__(self):
         self.heads = self.body_bytes = self.ends = 0
 
-    def start_request(self, server_conn, request_conn):
+    def start_request(self, connection):
         return self
 
     def serve_whole(self, connection, request):
@@ -76,7 +77,7 @@ class Dribbling:
     def __init__(self):
         self.delegate = Counting()
         self.loop = asyncio.new_event_loop()
-        self.server = Server(self.delegate, Limits(), self.loop, Memory(1 << 28))
+        self.server = HttpServer(self.delegate, Limits(), self.loop, Memory(1 << 28))
         self.connection = Connection(self.server)
         self.connection.connection_made(Nowhere())
 

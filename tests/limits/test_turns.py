@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from kvd.config.urls import ListenUrl
-from kvd.http.connection import SHORT_LINE_BYTES, Connection, Delegate, Limits, Server, is_deep
+from kvd.http.connection import Connection, is_deep
+from kvd.http.server import SHORT_LINE_BYTES, Delegate, HttpServer, Limits
 from kvd.limits.memory import Memory
 from kvd.limits.turns import Lane, Turns
 from kvd.net import tls_connection
@@ -56,8 +57,8 @@ class Served(Delegate):
         self.log.append((self.turn, line.split()[0].decode(), id(connection)))
         return ANSWER
 
-    def start_request(self, server_conn, request_conn):
-        return Other(self, request_conn)
+    def start_request(self, connection):
+        return Other(self, connection)
 
     def in_one_turn(self, kind):
         counts = {}
@@ -94,7 +95,7 @@ class Running:
         self.loop = loop
         self.served = Served(loop)
         self.turns = Turns(loop)
-        self.server = Server(self.served, Limits(), loop, Memory(1 << 28), self.turns)
+        self.server = HttpServer(self.served, Limits(), loop, Memory(1 << 28), self.turns)
         self.connect = connect(self) if connect else lambda: Connection(self.server)
         self.socket = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.listening = loop.run_until_complete(
@@ -424,7 +425,7 @@ class Half:
 def test_few_connections_are_made_in_a_turn(name):
     loop = new_loop(name)
     served = Served(loop)
-    server = Server(served, Limits(backlog=512), loop, Memory(1 << 28))
+    server = HttpServer(served, Limits(backlog=512), loop, Memory(1 << 28))
     made = []
 
     def connect():

@@ -34,7 +34,8 @@ from kvd.handlers.keys.short_way import ShortWay
 from kvd.handlers.keys.value_cache import Texts
 from kvd.handlers.keys.watch import WatchAnswers
 from kvd.http.compression import Gzip
-from kvd.http.connection import LARGE_BYTES, Connection, Server, ServeWhole
+from kvd.http.connection import LARGE_BYTES, Connection, ServeWhole
+from kvd.http.server import HttpServer
 from kvd.json_text import LARGE_VALUE_BYTES, Parts
 from kvd.limits.memory import Memory, NoRoom, Payload, Values
 from kvd.storage.format.event import Event
@@ -231,7 +232,7 @@ class KeySpace:
         """Return what connections share that compress answers of so many bytes and more."""
         return Gzip(bytes_min, self._memory, self._slices, self._start_task)
 
-    def short_way(self, server: Server) -> ServeWhole:
+    def short_way(self, server: HttpServer) -> ServeWhole:
         """Return what serves the plain requests of a server, and let it be told of batches."""
         self._committer.tell = Telling(
             server,

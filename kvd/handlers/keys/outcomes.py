@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from kvd.core.committer import tell_one
 from kvd.handlers.keys.short_way import END
 from kvd.handlers.keys.value_cache import TEXT_BYTES_MAX
-from kvd.http.connection import Connection, Server
+from kvd.http.connection import Connection
+from kvd.http.server import HttpServer
 from kvd.json_text import PLAIN, escape
 from kvd.storage.format.node import Node
 from kvd.storage.format.records import REMOVALS, Kind
@@ -74,7 +75,7 @@ class Telling:
 
     def __init__(
         self,
-        server: Server,
+        server: HttpServer,
         *,
         state: State,
         stats: StoreStats,

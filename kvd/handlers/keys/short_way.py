@@ -18,15 +18,8 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
-from kvd.http.connection import (
-    ANSWERING,
-    LARGE_BYTES,
-    SHORT_LINE_BYTES,
-    Connection,
-    Server,
-    ServeWhole,
-    is_deep,
-)
+from kvd.http.connection import ANSWERING, LARGE_BYTES, Connection, ServeWhole, is_deep
+from kvd.http.server import SHORT_LINE_BYTES, HttpServer
 from kvd.storage.index.errors import BROKEN
 from kvd.v2.commands import Command, CreateInOrder, Get, Set, Watch
 from kvd.v2.errors import ApiError
@@ -105,7 +98,7 @@ class ShortWay:
 
     def __init__(
         self,
-        server: Server,
+        server: HttpServer,
         *,
         state: State,
         committer: Committer,

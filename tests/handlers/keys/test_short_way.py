@@ -16,8 +16,8 @@ from urllib.parse import urlencode
 import pytest
 from tornado import httputil
 
-from kvd.http import connection as http1
-from kvd.http.connection import ANSWERING, Connection, Delegate, Limits
+from kvd.http.connection import ANSWERING, Connection
+from kvd.http.server import Delegate, HttpServer, Limits
 from kvd.limits.memory import Memory
 from tests.support.raw import Raw, request
 from tests.support.server import FORM, PATIENCE_S, Answer, Server, running
@@ -468,7 +468,7 @@ class Pending(Delegate):
         self.pending.append(connection)
         return b""
 
-    def start_request(self, _, connection):
+    def start_request(self, connection):
         return First(connection)
 
 
@@ -487,7 +487,7 @@ class Waiting:
 
     def __init__(self, loop):
         self.delegate = Pending()
-        self.server = http1.Server(self.delegate, Limits(), loop, Memory(1 << 28))
+        self.server = HttpServer(self.delegate, Limits(), loop, Memory(1 << 28))
         self.client = socket.socket()
         self.client.setblocking(False)
 

@@ -11,7 +11,8 @@ from tornado import httputil
 
 from kvd.core.watch.watchers import Watcher
 from kvd.handlers.keys.watch import WatchAnswers
-from kvd.http.connection import Connection, Delegate, Limits, Server
+from kvd.http.connection import Connection
+from kvd.http.server import Delegate, HttpServer, Limits
 from kvd.limits.memory import Memory, Values
 from tests.core.test_committer import on_a_loop, turns, until
 from tests.support.raw import request
@@ -38,7 +39,7 @@ class Watching(Delegate):
         )
         self.watchers: list[Watcher] = []
         loop = asyncio.get_running_loop()
-        self.server = Server(self, Limits(), loop, memory)
+        self.server = HttpServer(self, Limits(), loop, memory)
 
     def _count(self):
         self.cut += 1
@@ -46,7 +47,7 @@ class Watching(Delegate):
     def serve_whole(self, _connection, _request):
         return None
 
-    def start_request(self, _, connection):
+    def start_request(self, connection):
         request = httputil.HTTPMessageDelegate()
         request.finish = lambda: self._begin(connection)
         return request
