@@ -21,7 +21,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.cost.__main__ import CASES, Case
+from bench.cost.cases import CASES, Case
 from bench.load.servers import CHECKOUT
 
 FEW, MANY = 20, 120
