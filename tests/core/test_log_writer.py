@@ -21,19 +21,10 @@ from kvd.storage.errors import LogFull
 from kvd.storage.format.frame import Position
 from kvd.v2.commands import Set
 from tests.core.test_committer import on_a_loop
+from tests.support.kernel_sync import needs_the_kernel
 from tests.support.server import PATIENCE_S
 from tests.support.stores import NOW_NS, SEGMENT, open_store, run
 
-
-def kernel_can() -> bool:
-    try:
-        DataSync().close()
-    except OSError:
-        return False
-    return True
-
-
-needs_the_kernel = pytest.mark.skipif(not kernel_can(), reason="Linux AIO cannot be had here")
 BOTH_WAYS = pytest.mark.parametrize(
     "thread_only", [pytest.param(False, marks=needs_the_kernel), True], ids=["kernel", "thread"]
 )
