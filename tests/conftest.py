@@ -14,9 +14,10 @@ from tests.support.server import Client, Server, running
 
 # How long an example takes says how busy the machine is. The ordinary run draws the same examples
 # each time, so that it fails for what was changed; the full sizes draw new ones, from a seed that
-# is printed (and so does any run with --hypothesis-profile=new).
+# is printed (and so does any run with --hypothesis-profile=new). `scripts/test --quick` draws few.
 settings.register_profile("kvd", deadline=None, derandomize=True)
 settings.register_profile("new", deadline=None, derandomize=False, database=None, print_blob=True)
+settings.register_profile("quick", deadline=None, derandomize=True, max_examples=20)
 settings.load_profile("kvd")
 _FULL = ("durability_full", "limits_full")
 
