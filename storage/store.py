@@ -42,8 +42,9 @@ from kvd.storage.format.sums import ONE
 from kvd.storage.index.completeness import Scan
 from kvd.storage.index.environment import Index
 from kvd.storage.index.errors import BROKEN, IndexRefused
+from kvd.storage.index.index_view import IndexView
 from kvd.storage.index.state import Pending, State
-from kvd.storage.index.view import IndexView, View
+from kvd.storage.index.view import View
 from kvd.storage.processor import has_sha256
 from kvd.storage.recovery import Recovery, recover
 from kvd.storage.snapshot import directory as snapshot

@@ -1,4 +1,4 @@
-"""How far the log has been performed: the row "applied" of an index, and of a snapshot.
+"""How far the log has been applied: the row "applied" of an index, and of a snapshot.
 
     u32 crc | u64 seq | 8 bytes chain | u64 pos, term, index, time ns, next directory id, history
     limit, oldest event | position of the log's next frame: u64 segment, offset, frame, u32 crc
@@ -6,6 +6,10 @@
     | i64 offset of the clock in ns (only where it is not 0)
 
 Little-endian; the crc is zlib's, over all that follows it.
+
+And the row "history_bytes_max", the longest that the rows of `events` may be together:
+
+    u32 crc, little-endian | u64, big-endian
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from kvd.storage.format.sums import MASK, ONE, Sums
 HISTORY_LIMIT = "history_limit"
 HISTORY_LIMIT_DEFAULT = 1000
 HISTORY_BYTES_MAX = "history_bytes_max"
+HISTORY_BYTES_MAX_KEY = HISTORY_BYTES_MAX.encode()
 
 _APPLIED = Struct("<IQ8sQQQQQQQQQQI")
 _SUMS = Struct("<8Q")
@@ -31,6 +36,8 @@ _OFFSET = Struct("<q")
 _APPLIED_SIZES = (_APPLIED.size, _APPLIED.size + _OFFSET.size)
 _SUMS_SIZES = (_APPLIED_AND_SUMS.size, _APPLIED_AND_SUMS.size + _OFFSET.size)
 _CRC = Struct("<I")
+_U64 = Struct(">Q")
+_NUMBER_BYTES = _CRC.size + _U64.size
 
 
 class Applied(NamedTuple):
@@ -104,3 +111,22 @@ def decode_sums(data: bytes) -> Sums | None:
     found = _SUMS.unpack_from(data, _APPLIED.size)
     nodes, ttl, garbage, entries = (found[i] + found[i + 1] * ONE for i in range(0, 8, 2))
     return nodes, ttl, garbage, entries
+
+
+def encode_history_bytes_max(number: int) -> bytes:
+    """Return the row of `meta` under `HISTORY_BYTES_MAX_KEY`."""
+    body = _U64.pack(number)
+    return _CRC.pack(crc32(body)) + body
+
+
+def decode_history_bytes_max(row: bytes) -> int:
+    """Return the number in such a row.
+
+    Raises:
+        CorruptIndex: the row is damaged.
+    """
+    number: int
+    if len(row) != _NUMBER_BYTES or crc32(row[4:]) != _CRC.unpack_from(row)[0]:
+        raise CorruptIndex("the index does not say how long the history may be")
+    (number,) = _U64.unpack(row[4:])
+    return number

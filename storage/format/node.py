@@ -79,6 +79,21 @@ def encode_key(parent_id: int, name: bytes) -> bytes:
     return _ID.pack(parent_id) + b"\1" + name[:NAME_BYTES_KEPT] + digest
 
 
+def parent_prefix(dir_id: int) -> bytes:
+    """Return what the keys of a directory's children with short names consist of before these."""
+    return id_prefix(dir_id) + b"\0"
+
+
+ROOT_PREFIX = parent_prefix(ROOT_ID)
+
+
+def child_key(prefix: bytes, name: bytes) -> bytes:
+    """Return the key of the child `name` of a directory, from its `parent_prefix`."""
+    if len(name) <= NAME_BYTES_MAX:
+        return prefix + name
+    return encode_key(_ID.unpack_from(prefix)[0], name)
+
+
 def encode_node(key: bytes, name: bytes, node: Node) -> bytes:
     """Return the value for a node called `name` that stands under `key`."""
     return seal_node(key, name, node)[1]
@@ -142,3 +157,8 @@ def decode_name(key: bytes, data: bytes) -> bytes:
     length: int = _U32.unpack_from(data, HEADER.size)[0]
     start = HEADER.size + 4
     return data[start : start + length]
+
+
+def has_ended(node: Node, now_ns: int) -> bool:
+    """Return whether a node's time to live has ended."""
+    return 0 < node.expiration_ns <= now_ns

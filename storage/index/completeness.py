@@ -28,7 +28,7 @@ from kvd.storage.format.event import MARK_KEY, event_key, named_by, with_prev
 from kvd.storage.format.node import CorruptIndex
 from kvd.storage.format.sums import APPLIED_KEY, ONE, SUMMED, Scanned, Sums, id_sum, meta_sum
 from kvd.storage.format.tables import TABLES, Find, Row
-from kvd.storage.index.view import Table, Tables
+from kvd.storage.index.index_view import Table, Tables
 
 _CRC = Struct("<I")
 # So much is proved whole before anything is served: some ten milliseconds.

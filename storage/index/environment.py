@@ -48,9 +48,9 @@ from kvd.storage.format.node import CorruptIndex
 from kvd.storage.format.sums import APPLIED_KEY, Sums
 from kvd.storage.format.tables import TABLES
 from kvd.storage.index.completeness import prove_start
+from kvd.storage.index.index_view import STORE_KEY, IndexView, Tables
 from kvd.storage.index.lmdb_file import look_up
 from kvd.storage.index.pages import prove_pages
-from kvd.storage.index.view import STORE_KEY, IndexView, Tables
 
 log = logging.getLogger(__name__)
 

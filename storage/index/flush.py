@@ -13,7 +13,7 @@ from itertools import islice
 from struct import Struct
 from typing import NamedTuple
 
-from kvd.storage.format.applied import Applied
+from kvd.storage.format.applied import HISTORY_BYTES_MAX_KEY, Applied, encode_history_bytes_max
 from kvd.storage.format.document import encode_entry, entry_key
 from kvd.storage.format.event import (
     MARK,
@@ -25,6 +25,7 @@ from kvd.storage.format.event import (
     named_by,
     whole_bytes,
 )
+from kvd.storage.format.expiration import expiration_key, expiration_row
 from kvd.storage.format.node import (
     HEADER,
     CorruptIndex,
@@ -36,15 +37,7 @@ from kvd.storage.format.node import (
 )
 from kvd.storage.format.records import Entry, encode_record
 from kvd.storage.format.sums import APPLIED_KEY, ONE, Scanned, Sums, id_sum, meta_sum, row_sum
-from kvd.storage.index.view import (
-    HISTORY_BYTES_MAX_KEY,
-    Row,
-    Tables,
-    Transaction,
-    encode_number,
-    expiration_key,
-    expiration_row,
-)
+from kvd.storage.index.index_view import Row, Tables, Transaction
 
 # A row that is longer is written before the next one is made.
 _LARGE = 64 << 10
@@ -258,7 +251,11 @@ class Flush:
 
     def set_history_bytes_max(self, bytes_max: int) -> None:
         """Write how long the rows of the history may be together."""
-        key, row, table = HISTORY_BYTES_MAX_KEY, encode_number(bytes_max), self._tables[b"meta"]
+        key, row, table = (
+            HISTORY_BYTES_MAX_KEY,
+            encode_history_bytes_max(bytes_max),
+            self._tables[b"meta"],
+        )
         before = self._txn.pop(key, db=table)
         self._txn.put(key, row, db=table)
         self._entries_sum += meta_sum(key, row)

@@ -29,14 +29,19 @@ import lmdb
 from kvd.storage.format.applied import HISTORY_BYTES_MAX, HISTORY_LIMIT, Applied
 from kvd.storage.format.document import encode_entry, entry_key
 from kvd.storage.format.event import Event
+from kvd.storage.format.expiration import decode_path, expiration_key, expiration_of
 from kvd.storage.format.frame import Position
 from kvd.storage.format.node import (
     NAME_BYTES_MAX,
     ROOT,
+    ROOT_PREFIX,
     Node,
     Obstacle,
+    child_key,
     decode_node,
+    has_ended,
     id_prefix,
+    parent_prefix,
     seal_node,
 )
 from kvd.storage.format.records import REMOVALS, Change, ClockOffset, Entry, Record, Setting, Term
@@ -44,23 +49,8 @@ from kvd.storage.format.sums import Scanned
 from kvd.storage.index.environment import Index, reach_commit
 from kvd.storage.index.errors import BROKEN, IndexRefused
 from kvd.storage.index.flush import READ_BYTES_MAX, Flush, History, LateEvent
-from kvd.storage.index.view import (
-    CACHED_PATHS_MAX,
-    ROOT_PREFIX,
-    IndexView,
-    Late,
-    Nodes,
-    Passed,
-    Transaction,
-    View,
-    child_key,
-    decode_path,
-    expiration_key,
-    expiration_of,
-    forget_directories,
-    has_ended,
-    parent_prefix,
-)
+from kvd.storage.index.index_view import IndexView, Late, Transaction
+from kvd.storage.index.view import CACHED_PATHS_MAX, Nodes, Passed, View, forget_directories
 
 FLUSH_RECORDS = 512
 """So many records beyond the index are worth a flush."""

@@ -1,91 +1,41 @@
-"""Reading nodes: by paths, whatever holds them, and by scans of the index.
+"""What can be read of a state, wherever it is held: nodes by path, children, documents.
 
-Tables (LMDB sub-databases; every row carries a checksum over its key and its value):
+    Nodes     single nodes: all that the rules need           index/pending.py
+    View      and scans: children, documents                  index/state.py, index/index_view.py
+    ViewAt    a view without what has ended by a time
 
-    nodes    storage/format/node.py                    the tree
-    ttl      u64 expiration ns, big-endian | key of the node -> u32 crc | path
-    events   u64 index, big-endian -> format/event.py            the last `history_limit` of them,
-             and before them the rows that one of these names; under index 0 that this may be so
-    garbage  u64 directory id, big-endian -> nothing
-    entries  format/document.py                                     what is there beside the keys
-    meta     "applied" -> storage/format/applied.py, in the same transaction as what it speaks of
-             "history_bytes_max" -> u32 crc | u64: how long the rows of `events` may be together;
-             it counts with the sum of `entries`
-
-The main database, which names them, also holds "store" -> the uuid of the store.
-
-A node is looked up by the id of its directory and its name. Ids are never given twice: so nothing
-below a removed directory can be reached again, though it stands there until it is freed.
+A node is looked up by the id of its directory and its name. Ids are never reused, so nothing below
+a removed directory can be reached, though its rows are there until they are freed.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
-from heapq import merge
-from itertools import chain, groupby, islice, starmap
-from operator import itemgetter
-from struct import Struct
+from collections.abc import Iterator
+from itertools import islice
 from typing import TypeAlias
-from zlib import crc32
 
-import lmdb
-
-from kvd.storage.format.applied import HISTORY_BYTES_MAX, Applied, decode_sums
-from kvd.storage.format.document import decode_entry, entry_key, entry_prefix
-from kvd.storage.format.event import Event, decode_event, event_key, index_of
+from kvd.storage.format.event import Event
 from kvd.storage.format.node import (
-    NAME_BYTES_KEPT,
-    NAME_BYTES_MAX,
     ROOT,
     ROOT_ID,
-    CorruptIndex,
+    ROOT_PREFIX,
     Node,
     Obstacle,
-    decode_name,
-    decode_node,
+    child_key,
     encode_key,
-    id_prefix,
+    has_ended,
+    parent_prefix,
 )
 from kvd.storage.format.records import Entry
-from kvd.storage.format.sums import APPLIED_KEY, Sums
 
-# Directories are remembered for paths up to this length, and for so many of them: a path of 64 KB
-# has 32,000 ancestors, whose paths together would take a gigabyte.
 CACHED_PATH_BYTES_MAX = 256
+"""Directories are cached for paths up to this length: a path of 64 KB has 32,000 ancestors, whose
+paths together would take a gigabyte."""
 CACHED_PATHS_MAX = 65_536
 
 Passed: TypeAlias = tuple[int, Event | None]
-"""The index of an event that was passed, and itself if it was looked at."""
-
-HISTORY_BYTES_MAX_KEY = HISTORY_BYTES_MAX.encode()
-# Whose store it is, in the main database, which no snapshot copies.
-STORE_KEY = b"store"
-_CRC = Struct("<I")
-_U64 = Struct(">Q")
-
-Table = lmdb._Database
-Tables = dict[bytes, Table]
-Transaction: TypeAlias = "lmdb.Transaction[bytes]"
-Row = tuple[bytes, bytes]
-Late: TypeAlias = Mapping[bytes, Mapping[bytes, bytes | None]]
-"""By table and key the rows that are not in the index as they are now; None for a removed one."""
-
-
-def parent_prefix(dir_id: int) -> bytes:
-    """Return what the keys of a directory's children with short names consist of before these."""
-    return id_prefix(dir_id) + b"\0"
-
-
-ROOT_PREFIX = parent_prefix(ROOT_ID)
-
-
-def child_key(prefix: bytes, name: bytes) -> bytes:
-    """Return the key of the child `name` of a directory, from its `parent_prefix`."""
-    if len(name) <= NAME_BYTES_MAX:
-        return prefix + name
-    return encode_key(_U64.unpack_from(prefix)[0], name)
+"""The index of an event that a scan passed, and the event if it was decoded."""
 
 
 class Nodes(ABC):
@@ -211,200 +161,6 @@ class View(Nodes):
         return ViewAt(self, now_ns)
 
 
-def forget_directories(directories: dict[bytes, bytes]) -> None:
-    """Forget all directories but the root."""
-    directories.clear()
-    directories[b""] = ROOT_PREFIX
-
-
-class IndexView(View):
-    """The nodes as one LMDB transaction sees them, with the rows that are `late`, if any."""
-
-    def __init__(self, txn: Transaction, tables: Tables, late: Late | None = None) -> None:
-        self._txn = txn
-        self.get = txn.get
-        """LMDB's own, for the row of a node that is known not to be late."""
-        self._tables = tables
-        self._nodes = tables[b"nodes"]
-        self._late = late or {}
-        self._directories = {b"": ROOT_PREFIX}
-
-    def end(self) -> None:
-        """End the transaction: the view cannot be used any more."""
-        self._txn.abort()
-
-    @property
-    def applied(self) -> Applied:
-        """How far the log has been performed."""
-        return Applied.decode(self._txn.get(APPLIED_KEY, db=self._tables[b"meta"]))
-
-    def sums(self) -> Sums:
-        """Return the sums of the tables.
-
-        Raises:
-            CorruptIndex: they are not known: an older version wrote this index.
-        """
-        row = self._txn.get(APPLIED_KEY, db=self._tables[b"meta"])
-        sums = decode_sums(row) if row is not None else None
-        if sums is None:
-            raise CorruptIndex("the index does not say what its tables hold")
-        return sums
-
-    def node(self, key: bytes) -> Node | None:
-        """Return the node under a key, or None."""
-        data = self._row(b"nodes", key)
-        return None if data is None else decode_node(key, data)
-
-    def children(self, dir_id: int, first: bytes = b"") -> Iterator[tuple[bytes, Node]]:
-        """Iterate over a directory's children, as `View.children`."""
-        prefix = id_prefix(dir_id)
-        # Keys of long names stand behind all others and are not in the order of the names.
-        long = self._long_named(prefix + b"\1", first)
-        begun = next(long, None)
-        short = self._short_named(prefix + b"\0", first)
-        if begun is None:
-            return short
-        return merge(short, chain((begun,), long), key=itemgetter(0))
-
-    def names(self, dir_id: int, first: bytes, limit: int) -> list[bytes]:
-        """Return the names of some children, as `View.names`.
-
-        Their rows are not read, let alone checked: that takes a fifteenth of the time.
-        """
-        prefix = id_prefix(dir_id)
-        if self._late or next(self._range(b"nodes", prefix + b"\1"), None) is not None:
-            return [name for name, _ in islice(self.children(dir_id, first), limit)]
-        with self._txn.cursor(db=self._nodes) as cursor:
-            if not cursor.set_range(_first_key(prefix + b"\0", first)):
-                return []
-            keys = list(islice(cursor.iternext(values=False), limit))
-        return [key[9:] for key in keys[: bisect_left(keys, prefix + b"\1")]]
-
-    def _long_named(self, prefix: bytes, first: bytes) -> Iterator[tuple[bytes, Node]]:
-        rows = self.rows(b"nodes", prefix, prefix + first[:NAME_BYTES_KEPT])
-        # The beginnings that keys hold are in order; names that share one are not.
-        for _, alike in groupby(rows, key=_beginning):
-            # Their values are read one at a time: together they may not fit in memory.
-            for name, key in sorted((decode_name(*row), row[0]) for row in alike):
-                if name >= first:
-                    node = self.node(key)
-                    if node is not None:
-                        yield name, node
-
-    def _short_named(self, prefix: bytes, first: bytes) -> Iterator[tuple[bytes, Node]]:
-        if self._late:
-            for key, data in self.rows(b"nodes", prefix, _first_key(prefix, first)):
-                yield key[9:], decode_node(key, data)
-            return
-        # One generator, not one around another: a listing passes here for each child.
-        with self._txn.cursor(db=self._nodes) as cursor:
-            if cursor.set_range(_first_key(prefix, first)):
-                for key, data in cursor.iternext():
-                    if key[:9] != prefix:
-                        return
-                    yield key[9:], decode_node(key, data)
-
-    def has_children(self, dir_id: int) -> bool:
-        """Return whether a directory has a child, hidden or not."""
-        return next(self.rows(b"nodes", id_prefix(dir_id)), None) is not None
-
-    def rows(self, table: bytes, prefix: bytes = b"", first: bytes = b"") -> Iterator[Row]:
-        """Yield the rows of a table whose keys begin so, in order, from the key `first` on."""
-        rows = self._range(table, prefix, first)
-        late = self._late.get(table)
-        return _with(rows, late, prefix, first) if late else rows
-
-    def _range(self, table: bytes, prefix: bytes, first: bytes = b"") -> Iterator[Row]:
-        length = len(prefix)
-        with self._txn.cursor(db=self._tables[table]) as cursor:
-            if cursor.set_range(first or prefix):
-                for row in cursor.iternext():
-                    if row[0][:length] != prefix:
-                        return
-                    yield row
-
-    def _row(self, table: bytes, key: bytes) -> bytes | None:
-        late = self._late.get(table)
-        if late and key in late:
-            return late[key]
-        return self.get(key, db=self._tables[table])
-
-    def expirations(self) -> Iterator[Row]:
-        """Yield the rows of `ttl`, the earliest first.
-
-        Raises:
-            CorruptIndex: one is damaged.
-        """
-        with self._txn.cursor(db=self._tables[b"ttl"]) as cursor:
-            for key, row in cursor.iternext():
-                if len(key) < _U64.size:
-                    raise CorruptIndex(f"the key of an expiration has {len(key)} bytes")
-                yield key, row
-
-    def first_due_ns(self) -> int | None:
-        """Return the earliest expiration of all, in nanoseconds since the epoch, or None."""
-        first = next(self.expirations(), None)
-        return None if first is None else expiration_of(first[0])
-
-    def has_garbage(self) -> bool:
-        """Return whether removed directories are left to be freed."""
-        return next(self.rows(b"garbage"), None) is not None
-
-    def history_bytes_max(self) -> int:
-        """Return how long the rows of the history may be together, 0 where that is not limited."""
-        row = self._txn.get(HISTORY_BYTES_MAX_KEY, db=self._tables[b"meta"])
-        return 0 if row is None else _decode_number(row)
-
-    def events(self, first_index: int) -> Iterator[Event]:
-        """Yield the events of the history from an index on, in order."""
-        first = max(first_index, self.applied.oldest_event)
-        events = self._tables[b"events"]
-        with self._txn.cursor(db=events) as cursor:
-            if not cursor.set_range(event_key(first)):
-                return
-            for key, row in cursor.iternext():
-                yield decode_event(key, row, lambda index: self.get(event_key(index), db=events))
-
-    def events_back(
-        self, last_index: int, first_index: int, needles: Sequence[bytes]
-    ) -> Iterator[Passed]:
-        """Yield the events from an index down to another; those without a needle undecoded.
-
-        That takes a tenth of the time. A needle is a part of the record of a change.
-        """
-        events = self._tables[b"events"]
-        with self._txn.cursor(db=events) as cursor:
-            is_before = cursor.set_range(event_key(last_index + 1))
-            if not (cursor.prev() if is_before else cursor.last()):
-                return
-            for key, row in cursor.iterprev():
-                index = index_of(key)
-                if index < first_index:
-                    return
-                if any(needle in row for needle in needles):
-                    yield (
-                        index,
-                        decode_event(key, row, lambda named: self.get(event_key(named), db=events)),
-                    )
-                else:
-                    yield index, None
-
-    def entry(self, what: str, name: str) -> Entry | None:
-        """Return the entry of a name, or None."""
-        key = entry_key(what, name)
-        row = self._row(b"entries", key)
-        return None if row is None else decode_entry(key, row)
-
-    def entries(self, what: str = "") -> list[Entry]:
-        """Return all entries of one sort, or of all, by their names."""
-        return sorted(self.each_entry(what), key=lambda entry: (entry.what, entry.name))
-
-    def each_entry(self, what: str = "") -> Iterator[Entry]:
-        """Yield all entries of one sort, or of all, as `View.each_entry`."""
-        prefix = entry_prefix(what) if what else b""
-        return starmap(decode_entry, self.rows(b"entries", prefix))
-
-
 class ViewAt(View):
     """The nodes at a time: what has ended by then is hidden, with all that hangs below it.
 
@@ -448,75 +204,7 @@ class ViewAt(View):
         return self._view.each_entry(what)
 
 
-def has_ended(node: Node, now_ns: int) -> bool:
-    """Return whether a node's time to live has ended."""
-    return 0 < node.expiration_ns <= now_ns
-
-
-def expiration_key(expiration_ns: int, key: bytes) -> bytes:
-    """Return the key of the row of `ttl` that speaks of the node under a key."""
-    return _U64.pack(expiration_ns) + key
-
-
-def expiration_row(row_key: bytes, path: bytes) -> tuple[int, bytes]:
-    """Return the row that stands under such a key, and the checksum that it carries."""
-    crc = crc32(row_key + path)
-    return crc, _CRC.pack(crc) + path
-
-
-def expiration_of(row_key: bytes) -> int:
-    """Return the time of a row of `ttl`, in nanoseconds since the epoch."""
-    expiration_ns: int = _U64.unpack_from(row_key)[0]
-    return expiration_ns
-
-
-def decode_path(row_key: bytes, row: bytes) -> bytes:
-    """Return the path in a row of `ttl`.
-
-    Raises:
-        CorruptIndex: it is not what was written there.
-    """
-    path = row[4:]
-    if len(row) < _CRC.size or crc32(path, crc32(row_key)) != _CRC.unpack_from(row)[0]:
-        raise CorruptIndex(f"the expiration record {row_key.hex()} fails its checksum")
-    return path
-
-
-def encode_number(number: int) -> bytes:
-    """Return the row of `meta` that stands for a number."""
-    body = _U64.pack(number)
-    return _CRC.pack(crc32(body)) + body
-
-
-def _decode_number(row: bytes) -> int:
-    number: int
-    if len(row) != 12 or crc32(row[4:]) != _CRC.unpack_from(row)[0]:
-        raise CorruptIndex("the index does not say how long the history may be")
-    (number,) = _U64.unpack(row[4:])
-    return number
-
-
-def _with(
-    rows: Iterator[Row], late: Mapping[bytes, bytes | None], prefix: bytes, first: bytes
-) -> Iterator[Row]:
-    """Yield rows in the order of their keys, those that are late among them, or in their place."""
-    ours = [
-        (key, row)
-        for key, row in late.items()
-        if row is not None and key >= first and key.startswith(prefix)
-    ]
-    kept = (row for row in rows if row[0] not in late)
-    yield from merge(kept, sorted(ours), key=itemgetter(0))
-
-
-def _first_key(prefix: bytes, first: bytes) -> bytes:
-    """Return where the short names begin that are not before a name, which may be a long one."""
-    if len(first) <= NAME_BYTES_MAX:
-        return prefix + first
-    # A short name that it begins with is before it.
-    return prefix + first[:NAME_BYTES_MAX] + b"\0"
-
-
-def _beginning(row: Row) -> bytes:
-    """Return what the key of a long name holds of it, behind the directory's id."""
-    return row[0][9 : 9 + NAME_BYTES_KEPT]
+def forget_directories(directories: dict[bytes, bytes]) -> None:
+    """Forget all directories but the root."""
+    directories.clear()
+    directories[b""] = ROOT_PREFIX

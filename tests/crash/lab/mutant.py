@@ -25,12 +25,12 @@ from kvd.core.watch import hub
 from kvd.core.worker_thread import SyncThread
 from kvd.storage import disk, recovery, replay, store
 from kvd.storage.evidence import Evidence
-from kvd.storage.format import document, event, frame, node, sums
+from kvd.storage.format import document, event, expiration, frame, node, sums
 from kvd.storage.format import records as change
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.event import Event
 from kvd.storage.format.frame import Position
-from kvd.storage.index import completeness, environment, view
+from kvd.storage.index import completeness, environment
 from kvd.storage.index.environment import Index
 from kvd.storage.index.flush import Flush
 from kvd.storage.index.state import Pending, State
@@ -273,7 +273,7 @@ def no_order() -> None:
 
 def no_index_crc() -> None:
     """The checksums of the index are found good."""
-    for module in (completeness, document, event, node, sums, view):
+    for module in (completeness, document, event, expiration, node, sums):
         module.crc32 = lambda data, seed=0: 0
     environment.prove_pages = lambda path: None
 

@@ -9,8 +9,8 @@ from kvd.storage.format.node import ROOT, CorruptIndex, Node, Obstacle
 from kvd.storage.format.records import Change, Entry, Kind, Setting, Term
 from kvd.storage.index import state as state_module
 from kvd.storage.index.environment import Index
+from kvd.storage.index.index_view import IndexView
 from kvd.storage.index.state import BEHIND_FACTOR, FLUSH_RECORDS, Pending, State
-from kvd.storage.index.view import IndexView
 from kvd.storage.replay import load
 
 NOW_NS = 1_700_000_000_000_000_000
