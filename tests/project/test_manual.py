@@ -1,20 +1,47 @@
-"""The examples of the manual: each is run, in its order, and says what the page says.
+"""The manual, the README and the other documents: what they show is what happens.
 
-An example is an indented line that begins with `$`; what follows it, indented, is its output.
+An example is an indented line that begins with `$`; what follows it, indented, is its output. The
+examples of a document are run in their order, against a fresh server where it has one, in a
+directory in which `data` is the server's. What differs from run to run is masked on both sides.
 """
 
+import ast
+import os
 import re
 import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from kvd.config.etcd_flags import IGNORED, REFUSED_FLAGS
+from kvd.config.flags import FLAGS
+from kvd.ctl.main import main as kvdctl
 from kvd.v2.extras.parameters import capability
-from tests.support.server import PATIENCE_S, ROOT
+from tests.project.test_imports import MODULES
+from tests.support.server import PATIENCE_S, ROOT, Server
 
 MANUAL = ROOT / "kvd" / "manual"
-# What differs from run to run.
-_VARYING = re.compile(r"[0-9a-f]{32}|\d{4}-\d\d-\d\dT[0-9:.]+Z")
+PAGES = sorted(MANUAL.glob("*.md"))
+DOCUMENTS = sorted(
+    path
+    for path in ROOT.rglob("*.md")
+    if not any(part.startswith(".") or part == "build" for part in path.relative_to(ROOT).parts)
+    and path.parent != ROOT / "kvd" / "storage"
+)
+
+# How the server of a page is started; no flags for the others.
+FLAGS_OF = {"extras.md": ["--discovery"]}
+LISTEN_OF: dict[str, str] = {}
+
+_VARYING = re.compile(
+    r"\b[0-9a-f]{64}\b|\b[0-9a-f]{32}\b|\b[0-9a-f]{13,16}\b"  # digests, uuids, ids of stores
+    r"|\d{4}-\d\d-\d\d[T ][0-9:.,]+Z?|\d{8}T\d{6}Z"  # times
+    r"|\b\d+ bytes\b|\bin \d+\.\d+ s\b|process \d+ on \S+"
+    r"|\bframe \d+|\bup to \d+"  # a second without writes adds an empty frame
+)
 
 
 def examples(page: Path) -> list[tuple[str, str]]:
@@ -36,22 +63,42 @@ def masked(text: str) -> str:
     return _VARYING.sub("*", text).strip()
 
 
-@pytest.mark.parametrize(("name", "flags"), [("extras.md", ["--discovery"])])
-def test_each_example_prints_what_the_page_says(make_server, name, flags):
-    server = make_server(*flags).start()
-    found = examples(MANUAL / name)
-    assert len(found) > 10
+def run_examples(found: list[tuple[str, str]], server: Server, directory: Path) -> None:
+    """Run commands as a reader of the document would, and compare what they print."""
+    commands = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    # curl shows its progress where its output is a pipe, as here; readers have a terminal.
+    (directory / ".curlrc").write_text("silent\n")
     for command, output in found:
-        assert "127.0.0.1:2379" in command
-        finished = subprocess.run(
+        ended = subprocess.run(
             ["bash", "-c", command.replace("127.0.0.1:2379", f"127.0.0.1:{server.port}")],
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             timeout=PATIENCE_S,
             check=False,
+            cwd=directory,
+            env={**os.environ, "PATH": commands, "CURL_HOME": str(directory)},
         )
-        printed = finished.stdout.replace("\r", "").replace(f":{server.port}", ":2379")
+        printed = ended.stdout.replace("\r", "").replace(f":{server.port}", ":2379")
         assert masked(printed) == masked(output), command
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if examples(page)], ids=lambda p: p.stem)
+def test_each_example_prints_what_the_page_says(make_server, tmp_path, page):
+    server = make_server(
+        *FLAGS_OF.get(page.name, []), listen=LISTEN_OF.get(page.name, "http://127.0.0.1:0")
+    ).start()
+    run_examples(examples(page), server, tmp_path)
+
+
+def test_examples_are_only_where_they_are_run():
+    run = {*PAGES, ROOT / "README.md"}
+    assert [path for path in DOCUMENTS if examples(path) and path not in run] == []
+
+
+def test_the_pages_are_plain_ascii():
+    """A terminal shows them, whatever its encoding is."""
+    assert [page.name for page in PAGES if not page.read_text().isascii()] == []
 
 
 def test_each_extra_is_named(client):
@@ -59,3 +106,115 @@ def test_each_extra_is_named(client):
     for name in client.request("GET", "/v2/extras").json["extras"]:
         assert f"`{name}" in page or f"/{name}" in page
     assert client.request("GET", "/v2/extras").json == capability()
+
+
+# What has an entry: a heading, or the first cell of a row, that begins with the name.
+
+
+def entries(pattern: str) -> Counter[str]:
+    """How often each name that matches has an entry in the manual."""
+    found: Counter[str] = Counter()
+    for page in PAGES:
+        for line in page.read_text().splitlines():
+            heading = re.match(r"#+ (`.*)", line)
+            row = re.match(r"\| (`[^|]*)\|", line)
+            for name in re.findall(r"`([^`]*)`", (heading or row or [""])[0]):
+                if match := re.match(pattern, name):
+                    found[match[1]] += 1
+    return found
+
+
+def once(names: Iterator[str] | set[str]) -> Counter[str]:
+    return Counter(dict.fromkeys(names, 1))
+
+
+def test_each_flag_has_one_entry():
+    flags = {flag.name for flag in (*FLAGS, *IGNORED, *REFUSED_FLAGS)}
+    assert entries(r"--([a-z0-9-]+)(?: [A-Z]\S*)?$") == once(flags)
+
+
+def test_each_default_is_that_of_the_flag():
+    """Numbers and words alike; what depends on another setting is said in words."""
+    rows = {
+        match[1]: match[2]
+        for line in (MANUAL / "settings.md").read_text().splitlines()
+        if (match := re.match(r"\| `--([a-z0-9-]+)[^|]*\| ([^|]*) \|", line))
+    }
+    units = {"KiB": 1 << 10, "MiB": 1 << 20}
+    for flag in FLAGS:
+        if not (flag.value and flag.default):
+            continue
+        shown = rows[flag.name].replace(",", "")
+        if size := re.fullmatch(r"(\d+) ([KM]iB)", shown):
+            shown = str(int(size[1]) * units[size[2]])
+        assert (
+            re.split(r"[ :(]", shown.replace("://", "//"))[0]
+            == re.split(r"[ :(]", flag.default.replace("://", "//"))[0]
+        ), flag.name
+
+
+def test_each_metric_has_one_entry(make_server):
+    server = make_server("--snapshot-count", "1").start()
+    client = server.client()
+    client.put("/k", "v")
+    server.wait_for_log("snapshot")  # its age is shown from then on
+    text = client.request("GET", "/metrics").body.decode()
+    shown = set(re.findall(r"^# TYPE (\S+)", text, re.M))
+    assert len(shown) > 50
+    assert entries(r"((?:kvd|etcd|os|process|python)_\w+)$") == once(shown)
+
+
+def test_each_check_has_one_entry(client):
+    text = client.request("GET", "/readyz?verbose").body.decode()
+    checks = set(re.findall(r"^\[\+\](\w+) ok", text, re.M))
+    assert checks
+    assert {name: entries(f"({name})$")[name] for name in checks} == dict.fromkeys(checks, 1)
+
+
+def test_each_verb_has_one_entry(capsys):
+    with pytest.raises(SystemExit):
+        kvdctl(["--help"])
+    verbs = set(re.findall(r"^    (\w+)", capsys.readouterr().out, re.M))
+    assert {"verify", "help"} < verbs
+    assert entries(r"kvdctl (\w+)") == once(verbs)
+
+
+# Lines of the log.
+
+LEVELS = ("debug", "info", "warning", "error", "exception", "critical")
+
+
+def logged() -> Iterator[str]:
+    """The text of each call that logs one."""
+    for path in MODULES.values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in LEVELS
+                and isinstance(node.func.value, ast.Name)
+                and node.func.value.id in ("log", "audit")
+                and node.args
+                and isinstance(node.args[0], ast.Constant)
+            ):
+                yield str(node.args[0].value)
+
+
+def form_of(text: str) -> re.Pattern[str]:
+    """What a text of the manual must match: what a `%s` stands for is in capitals there."""
+    parts = re.split(r"%[-+.\d]*[a-z]", text)
+    return re.compile(r"(?:[A-Z][A-Z ]*)?".join(map(re.escape, parts)))
+
+
+def rows_of_the_log() -> list[str]:
+    text = (MANUAL / "operations.md").read_text()
+    _, _, section = text.partition("\n## Lines of the log\n")
+    section = section.partition("\n## ")[0]
+    return re.findall(r"^\| `([^`]+)`", section, re.M)
+
+
+def test_each_line_of_the_log_in_the_manual_is_one_that_kvd_logs():
+    forms = [form_of(text) for text in logged()]
+    rows = rows_of_the_log()
+    assert len(rows) > 20
+    assert [row for row in rows if not any(form.fullmatch(row) for form in forms)] == []

@@ -106,7 +106,7 @@ def test_the_wheel_holds_the_manual(built):
 
 def test_the_installed_kvdctl_prints_the_manual(built, clean_python):
     kvdctl = clean_python(the(built, "*.whl")).parent / "kvdctl"
-    assert run(kvdctl, "help", "limits") == (ROOT / "kvd/manual/limits.md").read_text()
+    assert run(kvdctl, "help", "operations") == (ROOT / "kvd/manual/operations.md").read_text()
 
 
 def test_the_version_is_the_same_everywhere(built):
