@@ -30,7 +30,8 @@ from kvd.storage.format.sums import APPLIED_KEY, NOTHING, SUMMED, meta_sum, sum_
 from kvd.storage.format.tables import TABLES, Row
 from kvd.storage.index.environment import Index
 from kvd.storage.index.index_view import Transaction
-from kvd.storage.index.state import Pending, State
+from kvd.storage.index.pending import Pending
+from kvd.storage.index.state import State
 from kvd.storage.snapshot import directory
 from kvd.storage.wal.segments import Frame
 

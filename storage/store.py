@@ -43,7 +43,8 @@ from kvd.storage.index.completeness import Scan
 from kvd.storage.index.environment import Index
 from kvd.storage.index.errors import BROKEN, IndexRefused
 from kvd.storage.index.index_view import IndexView
-from kvd.storage.index.state import Pending, State
+from kvd.storage.index.pending import Pending
+from kvd.storage.index.state import State
 from kvd.storage.index.view import View
 from kvd.storage.processor import has_sha256
 from kvd.storage.recovery import Recovery, recover

@@ -56,7 +56,7 @@ from kvd.storage.format.records import (
     encode_record,
 )
 from kvd.storage.index.flush import LateEvent
-from kvd.storage.index.state import Pending
+from kvd.storage.index.pending import Pending
 from kvd.storage.store import Store
 from kvd.v2.commands import Command, CompareAndDelete, CompareAndSwap, Delete, Transaction
 from kvd.v2.documents import Decide, Replied, Reply

@@ -25,7 +25,7 @@ from kvd.storage.aio import DataSync
 from kvd.storage.errors import LogFull
 from kvd.storage.format.frame import Position
 from kvd.storage.format.records import next_chain
-from kvd.storage.index.state import Pending
+from kvd.storage.index.pending import Pending
 from kvd.storage.store import Store
 from kvd.storage.wal.wal import BEGUN_BYTES_MAX
 

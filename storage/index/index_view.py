@@ -71,7 +71,7 @@ class IndexView(View):
         self._tables = tables
         self._nodes = tables[b"nodes"]
         self._late = late or {}
-        self._directories = {b"": ROOT_PREFIX}
+        self.directories = {b"": ROOT_PREFIX}
 
     def end(self) -> None:
         """End the transaction: the view cannot be used any more."""

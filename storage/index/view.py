@@ -41,11 +41,11 @@ Passed: TypeAlias = tuple[int, Event | None]
 class Nodes(ABC):
     """The nodes of one state, by their paths.
 
-    `_directories` holds the `parent_prefix` of directories by their paths, that of the root by the
+    `directories` holds the `parent_prefix` of directories by their paths, that of the root by the
     empty one.
     """
 
-    _directories: dict[bytes, bytes]
+    directories: dict[bytes, bytes]
 
     @abstractmethod
     def node(self, key: bytes) -> Node | None:
@@ -115,7 +115,7 @@ class Nodes(ABC):
 
     def _directory(self, path: bytes) -> bytes | None:
         """Return the `parent_prefix` of the directory at a path (empty for the root), or None."""
-        return self._directories.get(path) or self._walk(path)
+        return self.directories.get(path) or self._walk(path)
 
     def _walk(self, path: bytes) -> bytes | None:
         """Return the `parent_prefix` of the directory at a path, or None."""
@@ -131,7 +131,7 @@ class Nodes(ABC):
         return prefix
 
     def _remember(self, path: bytes, length: int, prefix: bytes) -> None:
-        directories = self._directories
+        directories = self.directories
         if length <= CACHED_PATH_BYTES_MAX:
             if len(directories) >= CACHED_PATHS_MAX:
                 forget_directories(directories)
@@ -170,7 +170,7 @@ class ViewAt(View):
     def __init__(self, view: View, now_ns: int) -> None:
         self._view = view
         self._now_ns = now_ns
-        self._directories = {b"": ROOT_PREFIX}
+        self.directories = {b"": ROOT_PREFIX}
 
     def node(self, key: bytes) -> Node | None:
         """Return the node under a key, or None."""

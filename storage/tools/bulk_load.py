@@ -19,7 +19,8 @@ from kvd.storage.format.applied import Applied
 from kvd.storage.format.frame import PAGE_SIZE, Position
 from kvd.storage.format.records import Change, Kind
 from kvd.storage.index.environment import Index
-from kvd.storage.index.state import Pending, State
+from kvd.storage.index.pending import Pending
+from kvd.storage.index.state import State
 from kvd.storage.replay import load
 from kvd.storage.tools.backup import staged
 from kvd.storage.tools.restore import found_store

@@ -7,7 +7,7 @@ from random import Random
 from kvd.storage.format.event import Event
 from kvd.storage.format.frame import Position
 from kvd.storage.format.records import Entry, Kind, encode_record
-from kvd.storage.index.state import Pending
+from kvd.storage.index.pending import Pending
 from kvd.storage.index.view import View
 from kvd.storage.store import Store
 from kvd.v2.commands import (

@@ -33,7 +33,8 @@ from kvd.storage.format.frame import Position
 from kvd.storage.index import completeness, environment
 from kvd.storage.index.environment import Index
 from kvd.storage.index.flush import Flush
-from kvd.storage.index.state import Pending, State
+from kvd.storage.index.pending import Pending
+from kvd.storage.index.state import State
 from kvd.storage.snapshot import directory as snapshot
 from kvd.storage.store import Store
 from kvd.storage.tools import source, verify

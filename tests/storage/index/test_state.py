@@ -10,7 +10,8 @@ from kvd.storage.format.records import Change, Entry, Kind, Setting, Term
 from kvd.storage.index import state as state_module
 from kvd.storage.index.environment import Index
 from kvd.storage.index.index_view import IndexView
-from kvd.storage.index.state import BEHIND_FACTOR, FLUSH_RECORDS, Pending, State
+from kvd.storage.index.pending import Pending
+from kvd.storage.index.state import BEHIND_FACTOR, FLUSH_RECORDS, State
 from kvd.storage.replay import load
 
 NOW_NS = 1_700_000_000_000_000_000
@@ -708,7 +709,7 @@ def test_what_waits_for_the_index_says_when_there_is_enough_of_it(tree):
 
 
 def test_a_replay_keeps_no_more_events_than_the_history_holds(tree, monkeypatch):
-    monkeypatch.setattr("kvd.storage.index.state._LATE_MAX", 30)
+    monkeypatch.setattr("kvd.storage.index.pending._LATE_MAX", 30)
     txn = tree.begin()
     txn.perform(Setting("history_limit", 10), NOW_NS)
     most = 0
