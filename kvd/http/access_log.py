@@ -17,7 +17,7 @@ from http import HTTPStatus
 from tornado import httputil
 
 from kvd.http.connection import Connection
-from kvd.http.framing import Block
+from kvd.http.request_parser import Request
 from kvd.http.server import HttpServer
 from kvd.logs import access as log
 
@@ -32,28 +32,26 @@ class LoggedConnection(Connection):
 
     def __init__(self, server: HttpServer) -> None:
         super().__init__(server)
+        # The short way does not tell what it answers.
+        self._parser.decline_whole()
         self._request = ""
         self._agent = ""
         self._status: int | None = None
         self._sent_bytes = self._outbox_before = 0
         self._began = 0.0
 
-    def _read_head(self) -> bool:
-        """Leave out the short way, which does not tell what it answers."""
-        return self._read_any_head()
-
     def _rest(self) -> None:
         """Leave it out for the next request, too."""
 
-    def _start(self, method: str, target: str, block: Block) -> bool:
-        version = "HTTP/1.0" if self.http10 else "HTTP/1.1"
-        self._request = f"{method} {_cut(target)} {version}"
-        self._agent = _cut(block.headers.get("User-Agent", ""))
+    def _start(self, request: Request) -> bool:
+        version = "HTTP/1.0" if request.http10 else "HTTP/1.1"
+        self._request = f"{request.method} {_cut(request.target)} {version}"
+        self._agent = _cut(request.block.headers.get("User-Agent", ""))
         self._status = None
         self._sent_bytes = 0
         self._outbox_before = self.outbox_sent_bytes
         self._began = time.monotonic()
-        return super()._start(method, target, block)
+        return super()._start(request)
 
     def respond(self, status: int, headers: bytes, body: bytes, *, head_only: bool = False) -> None:
         """Note the status."""

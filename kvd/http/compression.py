@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from kvd.http.access_log import LoggedConnection
 from kvd.http.connection import Connection
-from kvd.http.framing import Block
+from kvd.http.request_parser import Request
 from kvd.http.server import HttpServer
 from kvd.json_text import cut, escape
 from kvd.limits.memory import Memory, Payload
@@ -64,9 +64,9 @@ class _Compressing(Connection):
     accepts_gzip: bool
     gzip: Gzip
 
-    def _start(self, method: str, target: str, block: Block) -> bool:
-        self.accepts_gzip = accepts_gzip(block.headers.get("Accept-Encoding", ""))
-        return super()._start(method, target, block)
+    def _start(self, request: Request) -> bool:
+        self.accepts_gzip = accepts_gzip(request.block.headers.get("Accept-Encoding", ""))
+        return super()._start(request)
 
     def done(self) -> None:
         """Forget what the request accepts: the next one may go the short way."""

@@ -22,21 +22,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from math import inf
 from typing import cast
 
-import httptools
 from tornado import httputil
 
-from kvd.http.framing import Block, Chunks, with_crlf
 from kvd.http.outbox import Outbox
 from kvd.http.peer import Peer, peer_of, shown_address, unacknowledged_bytes
 from kvd.http.receiving import SMALL_BYTES
-from kvd.http.server import REASONS, SHORT_LINE_BYTES, TOO_MANY, TOO_MUCH, HttpServer
+from kvd.http.request_parser import SPOKE_TLS, Refusal, Request, RequestParser
+from kvd.http.server import REASONS, TOO_MANY, TOO_MUCH, HttpServer
 from kvd.limits.crowd import BODY, BUSY, CLOSING, HEAD, IDLE, SILENT, UNREAD, State
 from kvd.limits.memory import Memory, Payload
 from kvd.limits.turns import LONG_WAY, MANY_CHUNKS, UNIT_BYTES_LOG2, UNIT_S, Lane
@@ -59,24 +57,9 @@ _HEAD_SIZED_BYTES_MAX = 2048
 # How long a connection beyond the limit of connections is heard.
 _RESERVE_S = 2.0
 _RESERVED_TARGETS = ("/health", "/readyz", "/livez", "/metrics")
-# What is left of the body of a request that is answered early: so much is read and dropped, and the
-# connection is kept; before more it is closed. (Go's net/http does the same.)
-_SKIPPED_BYTES_MAX = 256 << 10
 # Receives what is left of such a body.
 _SKIPPED = httputil.HTTPMessageDelegate()
 
-_REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([^\x00-\x20\x7f]+) HTTP/1\.([01])")
-_EMPTY_LINES = re.compile(rb"(?:\r\n)+")
-_HEAD_END = re.compile(rb"\n\r?\n")
-# The first byte of a client that speaks TLS: a record of its handshake (RFC 8446 section 5.1).
-_TLS_HANDSHAKE = 0x16
-# A head may be costly that has to be parsed and is longer: a header line takes 2 to 3 us.
-_SHORT_HEAD_BYTES = 4 << 10
-_COMPONENTS_MAX = 64
-_SHORT_PATH_BYTES = 1 << 10
-_WRITING = (b"PUT ", b"POST ", b"DELETE ")
-# What is answered by the key space; all else costs far more than that.
-_KEY_LINE = re.compile(rb"[A-Z]+ /v2/(?:keys|raw)[/?\x20]")
 _NOT_SERVED = "a request of %s could not be served"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # The stages of a connection: the second bit is set while a request is being answered, the first if
@@ -93,9 +76,9 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
     """One client connection; also the `HTTPConnection` that Tornado's handlers answer to."""
 
     __slots__ = (
-        "_after_outbox", "_ahead", "_buffer", "_chunks", "_close_callback", "_dropped",
-        "_ended", "_expects", "_head_deadline", "_held", "_left", "_message",
-        "_on_writable", "_outbox", "_parsing", "_paused", "_queued", "_reserved", "_scanned",
+        "_after_outbox", "_ahead", "_close_callback", "_dropped",
+        "_ended", "_head_deadline", "_held", "_message",
+        "_on_writable", "_outbox", "_parser", "_parsing", "_paused", "_queued", "_reserved",
         "_server", "_transport", "_written_chunked",
         "content_type", "context", "deadline", "extra_headers", "file", "flows", "http10",
         "is_plain", "keep_alive", "pending", "stage", "streaming", "was_wrong", "writable",
@@ -104,9 +87,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
     def __init__(self, server: HttpServer) -> None:
         self._server = server
         self._transport: asyncio.Transport | None = None
-        self._buffer = b""
-        # How much of it was searched for the end of a head, in vain; then it may be a bytearray.
-        self._scanned = 0
+        self._parser = RequestParser(server.blocks, server.limits.header_bytes_max)
         self.stage = _OPEN
         # It waits for its turn (kvd.limits.turns) with what it has read; so it is parsing, too.
         self._queued = False
@@ -121,11 +102,6 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self._outbox: Outbox | None = None
         self._after_outbox: Callable[[], object] | None = None
         self._message: httputil.HTTPMessageDelegate | None = None
-        # How much of the body has not come; of one in chunks, 1 until it is complete.
-        self._left = 0
-        # The client waits for permission before it sends the body, and maybe does not send it.
-        self._expects = False
-        self._chunks: Chunks | None = None
         self._dropped: int | None = None
         self._ended = False
         # It is beyond the limit: only `_RESERVED_TARGETS` are served.
@@ -174,8 +150,8 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
     def _enter_reserve(self) -> None:
         server = self._server
         self._reserved = True
-        # Not the short way, which does not look at that.
-        self._scanned = 1
+        # The short way does not look at that.
+        self._parser.decline_whole()
         self.deadline = server.loop.time() + _RESERVE_S
         server.hear_beyond_limit(self)
 
@@ -201,7 +177,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
             return BUSY
         if self._message is not None:
             return BODY, self.deadline - limits.body_timeout_s
-        if self._buffer:
+        if self._parser.buffer:
             return HEAD, self.deadline - limits.header_timeout_s
         # Between requests it is kept alive, before the first one it is not yet.
         return IDLE if self.keep_alive else SILENT, self.deadline - limits.idle_timeout_s
@@ -238,57 +214,30 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
             if self._dropped > _DROPPED_BYTES_MAX:
                 self.abort()
             return
-        if self._buffer:
-            if self._ahead:
-                self._release_ahead()
-            if self._scanned:
-                self._extend_head(data)
-            else:
-                self._buffer += data
-        else:
-            self._buffer = data
-        if not self._parsing and not (self._scanned and self._lacks_head_end()):
-            self._parse()
-        if len(self._buffer) > _UNCOUNTED_BYTES_MAX:
-            self._count_ahead()
-
-    def _extend_head(self, data: bytes) -> None:
-        """Append to an unfinished head in place: a copy for each byte would be quadratic."""
-        if isinstance(self._buffer, bytes):
-            self._buffer = cast(bytes, bytearray(self._buffer))
-        self._buffer += data
-
-    def _lacks_head_end(self) -> bool:
-        """Return whether a head is still unfinished, and note how much of it has been looked at.
-
-        It does not wait for a turn to find that out: clients that send head after head byte by byte
-        would fill the lane of those that have asked for something.
-        """
-        size = len(self._buffer)
-        if (
-            self.deadline != self._head_deadline
-            or size > self._server.limits.header_bytes_max
-            or self._find_head_end() is not None
+        if self._ahead:
+            self._release_ahead()
+        parser = self._parser
+        parser.feed(data)
+        # An unfinished head does not wait for a turn to be found so: clients that send head after
+        # head byte by byte would fill the lane of those that have asked for something.
+        if not self._parsing and not (
+            self.deadline == self._head_deadline and parser.is_head_unfinished
         ):
-            return False
-        self._scanned = size
-        return True
-
-    def _find_head_end(self) -> re.Match[bytes] | None:
-        # Bytes that were searched before are not searched again, but for a beginning of the end.
-        return _HEAD_END.search(self._buffer, max(0, self._scanned - 2))
+            self._parse()
+        if len(parser.buffer) > _UNCOUNTED_BYTES_MAX:
+            self._count_ahead()
 
     def _count_ahead(self) -> None:
         """Count what has been read and cannot be served yet, and read no more for the moment."""
         if self._transport is None or self._dropped is not None:
             return
         held_up = self._is_held_up()
-        if held_up and len(self._buffer) <= _AHEAD_BYTES_MAX:
+        if held_up and len(self._parser.buffer) <= _AHEAD_BYTES_MAX:
             return
-        self._ahead = len(self._buffer)
+        self._ahead = len(self._parser.buffer)
         has_room = self._server.receiving.take(self, self._ahead)
         if held_up:
-            if not has_room and not self._left:
+            if not has_room and not self._parser.body_left:
                 # The answer to what it has sent ahead of its turn would come out of turn.
                 self._server.rejected[TOO_MUCH] += 1
                 self.abort()
@@ -318,7 +267,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         """
         if self.hold(size):
             return True
-        if self._left:
+        if self._parser.body_left:
             self.wait()
             self._server.receiving.wait(self)
             return True
@@ -340,7 +289,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
     @property
     def is_receiving(self) -> bool:
         """Whether a part of a request has come, and another has not."""
-        is_begun = self._message is not None or bool(self._buffer)
+        is_begun = self._message is not None or bool(self._parser.buffer)
         return is_begun and self._dropped is None and not self._is_held_up()
 
     def go_on(self) -> None:
@@ -372,7 +321,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self._transport = None
         self.file = 0
         self.stage |= _LOOK
-        self._buffer = b""
+        self._parser.clear()
         self.deadline = inf
         self._server.connections.discard(self)
         self._server.reserve.pop(self, None)
@@ -407,7 +356,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
             self._server.loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
-        if (self._buffer or self._ended) and not self._parsing:
+        if (self._parser.buffer or self._ended) and not self._parsing:
             self._parse()
         callback, self._on_writable = self._on_writable, None
         if callback is not None:
@@ -596,7 +545,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         """
         if self._transport is None:
             return
-        if self._held and not self._left:
+        if self._held and not self._parser.body_left:
             # What the request held is not kept any more, or counted as a part of the answer.
             self._release()
         outbox = self._outbox
@@ -709,7 +658,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self.send(start + self.extra_headers + headers + self._connection_header() + b"\r\n")
 
     def _connection_header(self) -> bytes:
-        if self._server.stopping or (self._left and not self._is_rest_short()):
+        if self._server.stopping or (self._parser.body_left and not self._parser.is_rest_short):
             self.keep_alive = False
         if not self.keep_alive:
             return b"Connection: close\r\n"
@@ -733,14 +682,14 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self._on_writable = None
         if self._transport is None:
             return
-        if self._left:
+        if self._parser.body_left:
             # Answered before its end: what is left of the request is nobody's.
             self._skip_rest()
         elif not self.keep_alive:
             self._close()
         else:
             self.deadline = self._server.idle_deadline
-            if not self._buffer and not self._ended:
+            if not self._parser.buffer and not self._ended:
                 self._rest()
             elif not self._parsing:
                 self._parse()
@@ -760,7 +709,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
             # The client was not told in time: what it has sent meanwhile must not reset it.
             self.linger()
             return
-        self._buffer = b""
+        self._parser.clear()
         self._dropped = 0
         # Closing waits until the client has read, which it may never do.
         self.deadline = self._server.now + self._server.limits.write_timeout_s
@@ -772,7 +721,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         if self._transport is None:
             return
         self.stage |= _LOOK
-        self._buffer = b""
+        self._parser.clear()
         self._release_ahead()
         self._message = None
         self._dropped = 0
@@ -829,7 +778,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
         Watches are no such request.
         """
-        waits = self._busy or self._message is not None or bool(self._buffer)
+        waits = self._busy or self._message is not None or bool(self._parser.buffer)
         return waits and self.writable and not self.streaming and self._dropped is None
 
     def answer_no_more(self) -> None:
@@ -841,7 +790,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         """Ask the client to leave now; if it is being answered, after that."""
         if self._dropped is not None or self._busy:
             return
-        if self._message is _SKIPPED or (self._message is None and not self._buffer):
+        if self._message is _SKIPPED or (self._message is None and not self._parser.buffer):
             self.linger()
         else:
             self.reject(HTTPStatus.SERVICE_UNAVAILABLE, "stopping")
@@ -854,7 +803,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
             return  # no time is set for the answer: this is that of the request before
         elif self._reserved:
             self.turn_away()
-        elif self._buffer or self._message:
+        elif self._parser.buffer or self._message:
             self.reject(HTTPStatus.REQUEST_TIMEOUT)
         else:
             self._server.idle_closed += 1
@@ -867,13 +816,13 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         turns = self._server.turns
         self._parsing = True
         try:
-            while self._transport is not None and self._dropped is None and self._buffer:
+            while self._transport is not None and self._dropped is None and self._parser.buffer:
                 if self._busy or not self.writable or (turns.left <= 0 and self._waits_for_turn()):
                     break
                 turns.left -= 1
                 if not (self._read_body() if self._message is not None else self._read_head()):
                     break
-                if self._buffer:
+                if self._parser.buffer:
                     requests = (requests or turns.visit) - 1
                     if not requests and not self._busy:
                         self._queue(None if self._asks_to_write() else Lane.AHEAD)
@@ -902,7 +851,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
             self.stage == _OPEN
             and self.keep_alive
             and self.writable
-            and not (self._buffer or self._ended or self._reserved or self._server.stopping)
+            and not (self._parser.buffer or self._ended or self._reserved or self._server.stopping)
             and self._message is None
             and self._dropped is None
             and self._transport is not None
@@ -918,12 +867,12 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
     def _read_on(self) -> None:
         """Read again, if what has been read is little or the rest of a request is missing."""
         held_up = self._is_held_up()
-        if self._transport is None or (held_up and len(self._buffer) > _AHEAD_BYTES_MAX):
+        if self._transport is None or (held_up and len(self._parser.buffer) > _AHEAD_BYTES_MAX):
             return
         self._paused = False
         self._release_ahead()
         self._transport.resume_reading()
-        if len(self._buffer) > _UNCOUNTED_BYTES_MAX:
+        if len(self._parser.buffer) > _UNCOUNTED_BYTES_MAX:
             self._count_ahead()
 
     def _waits_for_turn(self) -> bool:
@@ -932,8 +881,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         What is not a request yet waits for its rest instead, not for a turn.
         """
         turns = self._server.turns
-        if self._message is None and self._find_head_end() is None:
-            self._wait_for_head(len(self._buffer))
+        if self._message is None and not self._find_head():
             return True
         if self._asks_to_write() and turns.takes_write():
             return False
@@ -941,7 +889,7 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         return True
 
     def _asks_to_write(self) -> bool:
-        return self._message is None and self._buffer.startswith(_WRITING)
+        return self._message is None and self._parser.is_write
 
     def _queue(self, lane: Lane | None = None) -> None:
         """Wait for a turn, in the lane of what has been read unless another is named."""
@@ -958,100 +906,57 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self._parse(1)
 
     def _read_head(self) -> bool:
-        """Read one head, if it is all there; return whether to go on."""
-        server = self._server
-        buffer = self._buffer
-        if self._scanned:
+        """Serve one request that has come whole, or read a head; return whether to go on."""
+        server, parser = self._server, self._parser
+        before = parser.buffer
+        request = parser.take_whole()
+        if request is None:
             return self._read_any_head()
-        end = buffer.find(b"\r\n\r\n")
-        line_end = buffer.find(b"\r\n")
-        short = server.blocks.short.get(buffer[line_end + 2 : end]) if end >= 0 else None
-        if short is None or len(buffer) < (following := end + 4 + short[0]):
-            return self._read_any_head()
-        self._buffer = buffer[following:]
         self.is_plain = self.keep_alive = True
         self.http10 = False
-        answer = server.delegate.serve_whole(self, buffer[:following])
+        answer = server.delegate.serve_whole(self, request)
         if answer is None:
-            self._buffer = buffer
+            parser.put_back(before)
             return self._read_any_head()
         if answer:
             self._write_whole(answer)
             return True
         # It counts otherwise: as a write, which has its own bound in a turn, or by `begin`.
         server.turns.left += 1
-        if self._buffer or self._ended:
+        if parser.buffer or self._ended:
             self.stage |= _LOOK
         return True
 
     def _read_any_head(self) -> bool:
-        server = self._server
         self.is_plain = False
-        if self._buffer.startswith(b"\r\n"):
-            # Empty lines before a request line are passed over (RFC 9112 section 2.2).
-            empty = _EMPTY_LINES.match(self._buffer)
-            assert empty is not None
-            self._buffer = bytes(self._buffer[empty.end() :])
-            self._scanned = 0
-            if not self._buffer:
-                return False
-        end = self._find_head_end()
-        if end is None or end.start() - 1 > server.limits.header_bytes_max:
-            self._wait_for_head(len(self._buffer) if end is None else end.start() - 1)
+        if not self._find_head():
             return False
-        if self._is_costly(end.start()) and not server.turns.takes_slow():
+        server, parser = self._server, self._parser
+        if parser.is_costly and not server.turns.takes_slow():
             self._queue(Lane.SLOW)
             return False
-        self._scanned = 0
-        head, self._buffer = bytes(self._buffer[: end.end()]), bytes(self._buffer[end.end() :])
-        return self._take_head(head)
-
-    def _is_costly(self, size: int) -> bool:
-        """Return whether the request at hand costs far more than a short one to the key space."""
-        buffer = self._buffer
-        if size > _SHORT_HEAD_BYTES or _KEY_LINE.match(buffer) is None:
-            return True
-        if size <= SHORT_LINE_BYTES:
+        server.turns.left -= LONG_WAY
+        request = parser.take_head()
+        if isinstance(request, Refusal):
+            self.reject(*request)
             return False
-        return is_deep(buffer, buffer.find(b"\n"))
+        return self._start(request)
 
-    def _wait_for_head(self, size: int) -> None:
-        """Wait for the end of a head, unless `size` bytes of it are too many."""
-        server = self._server
-        if size > server.limits.header_bytes_max:
-            self.reject(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-            return
-        if self._buffer[0] == _TLS_HANDSHAKE:
-            self._refuse_tls()
-            return
-        self._scanned = size
-        if self.deadline != self._head_deadline:
+    def _find_head(self) -> bool:
+        """Return whether a head has come; refuse the client, or wait for the rest, if not."""
+        found = self._parser.find_head()
+        if isinstance(found, Refusal):
+            if found is SPOKE_TLS:
+                self._note_tls()
+            self.reject(*found)
+            return False
+        if not found and self._parser.buffer and self.deadline != self._head_deadline:
             # Its first bytes: those that follow do not prolong the time.
-            self.deadline = server.now + server.limits.header_timeout_s
+            self.deadline = self._server.now + self._server.limits.header_timeout_s
             self._head_deadline = self.deadline
+        return found
 
-    def _take_head(self, head: bytes) -> bool:
-        """Take a head that is complete; return whether to go on."""
-        self._server.turns.left -= LONG_WAY
-        has_crlf = head.count(b"\n") == head.count(b"\r\n")
-        lines = head if has_crlf else with_crlf(head)
-        line_end = lines.find(b"\r\n")
-        match = _REQUEST_LINE.fullmatch(lines, 0, line_end)
-        if match is None:
-            self.reject(HTTPStatus.BAD_REQUEST)
-            return False
-        try:
-            block = self._server.blocks.parse(lines[line_end + 2 : -2])
-        except httptools.HttpParserError:
-            self.reject(HTTPStatus.BAD_REQUEST)
-            return False
-        if not has_crlf:
-            # Nothing behind it is looked at: a proxy may see another end of this request.
-            block = block._replace(close=True, is_plain=False)
-        self.http10 = match[3] == b"0"
-        return self._start(match[1].decode(), match[2].decode("latin-1"), block)
-
-    def _refuse_tls(self) -> None:
+    def _note_tls(self) -> None:
         if self._server.refuses_tls():
             log.warning(
                 "%s spoke TLS to %s, where http:// is served%s",
@@ -1059,51 +964,41 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
                 shown_address(self._transport, "sockname"),
                 self._server.refuses_tls.kept_back(),
             )
-        self.reject(HTTPStatus.BAD_REQUEST)
 
-    def _start(self, method: str, target: str, block: Block) -> bool:
+    def _start(self, request: Request) -> bool:
+        """Serve a request whose head has come; return whether to go on."""
+        server = self._server
+        self.http10 = request.http10
+        self.keep_alive = request.keep_alive
         if self._reserved:
-            if target.partition("?")[0] not in _RESERVED_TARGETS:
+            if request.target.partition("?")[0] not in _RESERVED_TARGETS:
                 self.turn_away()
                 return False
-            self._server.reserve.pop(self, None)
-            block = block._replace(close=True, is_plain=False)
-        version = "HTTP/1.1"
-        if not self.http10 and block.is_plain:
-            self.keep_alive = True
-        elif not self._accept(block):
+            server.reserve.pop(self, None)
+            self.keep_alive = False
+        if request.refusal is not None:
+            self.reject(*request.refusal)
             return False
-        elif self.http10:
-            version = "HTTP/1.0"
-        server = self._server
         message = self._message = server.delegate.start_request(self)
-        self.content_type = block.content_type
-        left = self._left = block.content_length
-        self._chunks = None
-        if block.chunked:
-            self._chunks = Chunks()
-            self._left = 1
-        self._expects = (
-            bool(block.expect) and (left > len(self._buffer) or block.chunked) and not self.http10
-        )
-        message.headers_received(httputil.RequestStartLine(method, target, version), block.headers)
+        self.content_type = request.block.content_type
+        version = "HTTP/1.0" if request.http10 else "HTTP/1.1"
+        line = httputil.RequestStartLine(request.method, request.target, version)
+        message.headers_received(line, request.block.headers)
         if self._message is not message or self._busy or self._dropped is not None:
-            return True
-        if not self._left:
-            self._complete(message)
             return True
         return self._begin_body(message)
 
     def _begin_body(self, message: httputil.HTTPMessageDelegate) -> bool:
         """Take the body, now that the head has been accepted; return whether to go on."""
-        if not self._left:
+        parser = self._parser
+        if not parser.body_left:
             self._complete(message)
             return True
-        if self._expects:
-            self._expects = False
+        if parser.expects:
+            parser.expects = False
             self.send(_CONTINUE)
         self.deadline = self._server.now + self._server.limits.body_timeout_s
-        return not self._buffer or self._read_body()
+        return not parser.buffer or self._read_body()
 
     def wait(self) -> None:
         """Leave the body of the present request unread until `proceed` is called."""
@@ -1118,55 +1013,29 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
             if not self._parsing:
                 self._parse()
 
-    def _accept(self, block: Block) -> bool:
-        """Look at what is rare in a header block; return whether the request goes on."""
-        if self.http10:
-            # Chunks are none of HTTP/1.0's: whoever forwarded them may see other requests here.
-            self.keep_alive = block.keep_alive and not block.close and not block.chunked
-        else:
-            self.keep_alive = not block.close
-            if not block.has_host:
-                self.reject(HTTPStatus.BAD_REQUEST, "missing required Host header")
-                return False
-            if block.expect not in ("", "100-continue"):
-                self.reject(HTTPStatus.EXPECTATION_FAILED)
-                return False
-        if not block.host_is_valid:
-            self.reject(HTTPStatus.BAD_REQUEST, "malformed Host header")
-            return False
-        return True
-
     def _read_body(self) -> bool:
         """Hand on what there is of the body; return whether to go on."""
-        message = self._message
+        message, parser, turns = self._message, self._parser, self._server.turns
         assert message is not None
-        if self._chunks is not None:
-            try:
-                data, self._buffer = self._chunks.feed(self._buffer)
-            except ValueError:
-                self.reject(HTTPStatus.BAD_REQUEST)
-                return False
-            complete, has_more = self._chunks.complete, self._chunks.has_more
-            self._left = 0 if complete else 1
-            if has_more:
-                self._server.turns.left -= MANY_CHUNKS
-        else:
-            data, self._buffer = self._buffer[: self._left], self._buffer[self._left :]
-            self._left -= len(data)
-            complete, has_more = self._left == 0, False
-        self._server.turns.left -= len(data) >> UNIT_BYTES_LOG2
+        data = parser.read_body()
+        if isinstance(data, Refusal):
+            self.reject(*data)
+            return False
+        if parser.has_more:
+            turns.left -= MANY_CHUNKS
+        turns.left -= len(data) >> UNIT_BYTES_LOG2
         if data:
             message.data_received(data)
         if self._dropped is not None:
             return False
-        if complete:
-            self._chunks = None
-            if message is _SKIPPED:
-                self._message = None
-                self.deadline = self._server.idle_deadline
-            else:
-                self._complete(message)
-        return complete or has_more
+        if parser.body_left:
+            return parser.has_more
+        if message is _SKIPPED:
+            self._message = None
+            self.deadline = self._server.idle_deadline
+        else:
+            self._complete(message)
+        return True
 
     def _complete(self, message: httputil.HTTPMessageDelegate) -> None:
         if self._message is not message:
@@ -1174,9 +1043,6 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
         self.stage = _BUSY
         self.deadline = inf
         message.finish()
-
-    def _is_rest_short(self) -> bool:
-        return self._chunks is None and self._left <= _SKIPPED_BYTES_MAX and not self._expects
 
     def _framed(self, chunk: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._written_chunked else chunk
@@ -1189,12 +1055,3 @@ class Connection(asyncio.BufferedProtocol, httputil.HTTPConnection):
 
 def _nothing() -> int:
     return 0
-
-
-def is_deep(buffer: bytes, line_end: int) -> bool:
-    """Return whether the path of a request line is long, or has many components (or escapes)."""
-    query = buffer.find(b"?", 0, line_end)
-    end = query if query >= 0 else line_end
-    if end > _SHORT_PATH_BYTES:
-        return True
-    return buffer.count(b"/", 0, end) + buffer.count(b"%2", 0, end) > _COMPONENTS_MAX

@@ -23,6 +23,7 @@ from kvd import __version__
 from kvd.http.framing import Block
 from kvd.http.header_cache import Blocks
 from kvd.http.receiving import Receiving
+from kvd.http.request_parser import SHORT_LINE_BYTES
 from kvd.http.sending import Sending
 from kvd.limits.crowd import Crowd, Member
 from kvd.limits.memory import Memory
@@ -30,9 +31,6 @@ from kvd.limits.turns import Turns
 from kvd.logs import SLOW_QUIET_S, Rarely
 
 SERVER_HEADER = f"kvd/{__version__}"
-
-SHORT_LINE_BYTES = 256
-"""A request line that is longer may be costly: a component of a path takes 6 us to be looked up."""
 
 # How long a stop waits: for the request that a client was about to send on an open connection, and
 # for the rest of one that has begun to come.

@@ -290,29 +290,15 @@ def test_a_malformed_host_is_refused(raw, target, host):
 @pytest.mark.parametrize(
     "line",
     [
-        b"GET",
-        b"GET /",
         b"GET / HTTP/2.0",
-        b"GET / HTTP/0.9",
-        b"GET / HTTP/x",
-        b"GET / http/1.1",
-        b"GET  / HTTP/1.1",
-        b"GET / HTTP/1.1 ",
-        b" GET / HTTP/1.1",
-        b"GET /a b HTTP/1.1",
-        b"GET /\0 HTTP/1.1",
-        b"GET /\x7f HTTP/1.1",
-        b"G(T / HTTP/1.1",
-        b"G\xc3\xa4T / HTTP/1.1",
         b"GET foo HTTP/1.1",
         b"GET a:b HTTP/1.1",
         b"GET ://h/ HTTP/1.1",
-        b"GET / HTTP/1.1\rX: y",
-        b"PRI * HTTP/2.0",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     ],
 )
 def test_what_is_no_request_line_is_refused(raw, line):
+    """Of the lines that the parser refuses (test_request_parser.py) the first, and TLS."""
     raw.send(line + b"\r\nHost: h\r\n\r\n" + VERSION)
     assert_refused(raw.answer(), 400)
     assert raw.closed()
@@ -339,19 +325,8 @@ def test_a_head_with_line_feeds_alone_is_the_last_of_its_connection(raw, client,
     assert client.get("/evil").status == 404
 
 
-@pytest.mark.parametrize(
-    "sent",
-    [
-        b"GET /version HTTP/1.1\nHost: h\r\n\r\n",
-        b"GET /version HTTP/1.1\r\nHost: h\n\r\n",
-        b"GET /version HTTP/1.1\nHost: h\n\r\n",
-        b"GET /version HTTP/1.1\r\nHost: h\n\n",
-        b"GET /version HTTP/1.1\r\nHost: h\nX: y\r\n\r\n",
-        b"GET /version HTTP/1.1\nHost: h\rX: y\n\n",
-    ],
-)
-def test_line_ends_that_can_be_read_in_two_ways_are_refused(raw, sent):
-    assert_refused(raw.send(sent + VERSION).answer(), 400)
+def test_line_ends_that_can_be_read_in_two_ways_are_refused(raw):
+    assert_refused(raw.send(b"GET /version HTTP/1.1\nHost: h\r\n\r\n" + VERSION).answer(), 400)
     assert raw.closed()
 
 
@@ -447,20 +422,7 @@ def test_extensions_and_trailers_are_dropped(raw):
     assert raw.answer().body.startswith(b'{"etcdserver"')
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"x\r\n",
-        b"-1\r\n",
-        b"7\r\nvalue=xy\r\n0\r\n\r\n",
-        b"f" * 17 + b"\r\n",
-        b"\r\n\r\n",
-        b"0\r\nX\r\n\r\n",
-        b"0\r\nX: \0\r\n\r\n",
-        b"0\r\nX: a\nY: b\r\n\r\n",
-        b"0\r\n: x\r\n\r\n",
-    ],
-)
+@pytest.mark.parametrize("body", [b"x\r\n", b"7\r\nvalue=xy\r\n0\r\n\r\n"])
 def test_a_malformed_chunk_is_refused(raw, client, body):
     head = request("PUT", "/v2/keys/bad", f"Content-Type: {FORM}", "Transfer-Encoding: chunked")
     raw.send(head + body + request("PUT", "/v2/keys/bad", body=b"value=evil"))

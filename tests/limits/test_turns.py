@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 from kvd.config.urls import ListenUrl
-from kvd.http.connection import Connection, is_deep
-from kvd.http.server import SHORT_LINE_BYTES, Delegate, HttpServer, Limits
+from kvd.http.connection import Connection
+from kvd.http.request_parser import SHORT_LINE_BYTES, is_deep
+from kvd.http.server import Delegate, HttpServer, Limits
 from kvd.limits.memory import Memory
 from kvd.limits.turns import Lane, Turns
 from kvd.net import tls_connection

@@ -611,7 +611,7 @@ async def test_a_client_that_does_not_read_is_not_served(waiting):
     large = b"x" * (16 << 20)
     assert connection.reply(large)
     waiting.client.send(READ)
-    await until(lambda: connection.is_asked or connection._buffer)
+    await until(lambda: connection.is_asked or connection._parser.buffer)
     assert not waiting.delegate.pending
     read = 0
     while read < len(large):
