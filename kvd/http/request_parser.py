@@ -174,7 +174,7 @@ class RequestParser:
             self._searched_bytes = self._head_bytes = 0
         if self._head_bytes or self._search():
             return TOO_LONG if self._head_size() > self._header_bytes_max else True
-        if len(self.buffer) > self._header_bytes_max:
+        if self._is_unfinished_head_too_long():
             return TOO_LONG
         return SPOKE_TLS if self.buffer[:1] == _TLS_HANDSHAKE else False
 
@@ -186,6 +186,11 @@ class RequestParser:
             return False
         self._head_bytes = end.end()
         return True
+
+    def _is_unfinished_head_too_long(self) -> bool:
+        excess = self.buffer[self._header_bytes_max :]
+        # The line ends behind a head do not count, nor do they while they come.
+        return len(excess) > 3 or bool(excess.strip(b"\r\n"))
 
     def _head_size(self) -> int:
         """Return the length of the head that was found, without the line ends behind it."""

@@ -322,10 +322,12 @@ def padded(size: int, end: bytes = b"\r\n\r\n") -> bytes:
     return head + b"x" * (size - len(head)) + end
 
 
-def test_a_head_is_bounded():
-    assert parse(padded(LIMIT)).refusal is None
-    for sent in (padded(LIMIT + 1), padded(LIMIT + 1, end=b""), padded(5 * LIMIT)):
-        parsed = parse(sent)
+@pytest.mark.parametrize("split", [bytewise, lambda data: [data]], ids=["byte by byte", "at once"])
+@pytest.mark.parametrize("end", [b"\r\n\r\n", b"\r\n\n"], ids=["CRLF", "LF"])
+def test_a_head_is_bounded(split, end):
+    assert parse(*split(padded(LIMIT, end))).refusal is None
+    for sent in (padded(LIMIT + 1, end), padded(LIMIT + 1, b""), padded(5 * LIMIT, end)):
+        parsed = parse(*split(sent))
         assert (parsed.requests, parsed.refusal) == ([], TOO_LONG)
 
 
