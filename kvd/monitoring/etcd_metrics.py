@@ -20,14 +20,16 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from kvd.handlers.info import ETCD_CLUSTER_VERSION, ETCD_SERVER_VERSION
+from kvd.monitoring.disk_usage import DiskMeter
 from kvd.monitoring.prometheus import Parts, counter, gauge, histogram, labelled
 
 
 class EtcdCollector(Collector):
     """The names of etcd."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, disk: DiskMeter) -> None:
         self._parts = parts
+        self._disk_meter = disk
 
     def collect(self) -> Iterator[Metric]:
         """Read everything."""
@@ -158,7 +160,7 @@ class EtcdCollector(Collector):
             "etcd_mvcc_db_total_size_in_bytes",
             "etcd_debugging_mvcc_db_total_size_in_bytes",
         ):
-            yield gauge(name, "Size of the index's file", parts.store.index_bytes)
+            yield gauge(name, "Size of the index's file", self._disk_meter.last.index_length)
         yield gauge(
             "etcd_mvcc_db_total_size_in_use_in_bytes",
             "What the index uses of its file",

@@ -1,7 +1,8 @@
 """`/metrics`: what the parts of a server have counted, in Prometheus' words.
 
-Nothing is kept here. The parts count in plain numbers, and the collectors read them when somebody
-asks, so a request pays for an addition and a batch for a few observations.
+The parts of the server count in plain numbers, and the collectors read these for each scrape: a
+request pays for an addition, a batch for a few observations. What only the disk knows is measured
+first (kvd/monitoring/disk_usage.py).
 
 The names that begin with `etcd_` are etcd's (kvd/monitoring/etcd_metrics.py), `kvd_` kvd's own,
 `process_` and `python_` those of the client library.
@@ -11,17 +12,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from kvd import __version__, logs
+from kvd.monitoring.disk_usage import DiskMeter, measure
 from kvd.monitoring.etcd_metrics import EtcdCollector
 from kvd.monitoring.health import Health
 from kvd.monitoring.prometheus import Parts, counter, gauge, histogram, labelled
-from kvd.storage.disk import free_bytes
-from kvd.storage.usage import usage
 
 
 class Metrics:
@@ -33,14 +34,22 @@ class Metrics:
         GCCollector(registry=self._registry)
         self._registry.register(HealthCollector(health))
         self._registry.register(LogCollector())
+        self._disk: DiskMeter | None = None
 
     def add(self, parts: Parts) -> None:
         """Show what is measured of a server that is about to serve."""
-        self._registry.register(EtcdCollector(parts))
-        self._registry.register(KvdCollector(parts))
+        self._disk = DiskMeter(partial(measure, parts.store))
+        self._registry.register(EtcdCollector(parts, self._disk))
+        self._registry.register(KvdCollector(parts, self._disk))
 
-    def render(self) -> bytes:
-        """Return all metrics in Prometheus' text format."""
+    async def render(self) -> bytes:
+        """Return all metrics in Prometheus' text format.
+
+        Raises:
+            OSError: the disk does not say how much of it is used.
+        """
+        if self._disk is not None:
+            await self._disk.refresh()
         return generate_latest(self._registry)
 
 
@@ -74,8 +83,9 @@ class LogCollector(Collector):
 class KvdCollector(Collector):
     """The names of kvd."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, disk: DiskMeter) -> None:
         self._parts = parts
+        self._disk = disk
 
     def collect(self) -> Iterator[Metric]:
         """Read everything."""
@@ -127,17 +137,12 @@ class KvdCollector(Collector):
         )
 
     def _files(self) -> Iterable[Metric]:
-        parts = self._parts
-        path = parts.store.directory.path
-        lengths = {part.part.partition("/")[0]: 0 for part in usage(path)}
-        lengths |= dict.fromkeys(("wal", "snap", "index", "quarantine"), 0)
-        for part in usage(path):
-            lengths[part.part.partition("/")[0]] += part.allocated
-        yield gauge("kvd_log_bytes", "What the log takes on the disk", lengths["wal"])
-        yield gauge("kvd_snapshot_bytes", "What the snapshots take", lengths["snap"])
-        yield gauge("kvd_index_bytes", "What the index takes", lengths["index"])
-        yield gauge("kvd_quarantine_bytes", "What recovery cut off", lengths["quarantine"])
-        yield gauge("kvd_disk_free_bytes", "Free space of the file system", free_bytes(path))
+        parts, disk = self._parts, self._disk.last
+        yield gauge("kvd_log_bytes", "What the log takes on the disk", disk.log)
+        yield gauge("kvd_snapshot_bytes", "What the snapshots take", disk.snapshots)
+        yield gauge("kvd_index_bytes", "What the index takes", disk.index_allocated)
+        yield gauge("kvd_quarantine_bytes", "What recovery cut off", disk.quarantine)
+        yield gauge("kvd_disk_free_bytes", "Free space of the file system", disk.free)
         yield counter(
             "kvd_log_appended_bytes", "Bytes appended since the start", parts.store.wal.log_bytes
         )
@@ -147,10 +152,9 @@ class KvdCollector(Collector):
             "Snapshots that could not be made",
             parts.housekeeping.snapshots_failed,
         )
-        made_ns = parts.store.last_snapshot_ns()
-        if made_ns is not None:
+        if disk.snapshot_ns is not None:
             now_ns = parts.clock.now_ns() + parts.store.applied.clock_offset_ns
-            age_s = max(0.0, (now_ns - made_ns) / 1e9)
+            age_s = max(0.0, (now_ns - disk.snapshot_ns) / 1e9)
             yield gauge("kvd_snapshot_age_seconds", "Since the last snapshot", age_s)
 
     def _clients(self) -> Iterable[Metric]:

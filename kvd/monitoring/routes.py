@@ -86,11 +86,11 @@ class LiveRoute(ReadyRoute):
 class MetricsRoute(Endpoint):
     """`/metrics`, to any method, as in etcd."""
 
-    def get(self) -> None:
+    async def get(self) -> None:
         """Answer all metrics, in Prometheus' text format."""
         metrics = cast(Metrics, self.settings["metrics"])
         self.set_header("Content-Type", _METRICS)
-        self.finish(metrics.render())
+        self.finish(await metrics.render())
 
     head = post = put = delete = patch = get
 

@@ -1,15 +1,20 @@
 """`/metrics`: what dashboards of etcd ask for, what kvd says of itself, and that both are true."""
 
+import asyncio
 import json
 import re
+import threading
 from collections.abc import Mapping
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from bench.cost.in_process import Inside
 from kvd.core.histogram import DURATIONS_S, Histogram
+from kvd.monitoring.disk_usage import DiskMeter, DiskUsage
+from kvd.storage.usage import usage
 from tests.support.raw import Raw, request
-from tests.support.server import ROOT, Client, Server
+from tests.support.server import PATIENCE_S, ROOT, Client, Server
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Asked of an etcd 3.4.23 with the v2 API: what it has beside Go's, gRPC's and v3's own.
@@ -204,6 +209,46 @@ def test_what_lies_on_the_disk_is_shown(make_server):
     # The snapshot is counted a moment after it has been told.
     while not scrape(client)["kvd_snapshot_duration_seconds_count"]:
         pass
+
+
+def test_a_scrape_walks_the_data_directory_once_and_not_on_the_loop(tmp_path):
+    walks = []
+
+    def note(frame, event, _argument):
+        if event == "call" and frame.f_code is usage.__code__:
+            walks.append(threading.current_thread().name)
+
+    threading.setprofile(note)
+    try:
+        with Inside(tmp_path / "data") as kvd:
+            assert b"kvd_log_bytes" in kvd.request("GET", "/metrics").body
+    finally:
+        threading.setprofile(None)
+    assert len(walks) == 1
+    assert walks != ["kvd"]  # the thread of the loop
+
+
+def test_scrapes_at_the_same_time_share_a_measurement():
+    began, go_on, results = threading.Event(), threading.Event(), []
+
+    def measure():
+        began.set()
+        go_on.wait(PATIENCE_S)
+        results.append(DiskUsage(*[len(results)] * len(DiskUsage._fields)))
+        return results[-1]
+
+    async def scrapes():
+        meter = DiskMeter(measure)
+        both = asyncio.gather(meter.refresh(), meter.refresh())
+        await asyncio.to_thread(began.wait, PATIENCE_S)
+        go_on.set()
+        await both
+        shared = meter.last
+        await meter.refresh()
+        return shared, meter.last
+
+    assert asyncio.run(scrapes()) == tuple(results)
+    assert len(results) == 2
 
 
 def test_refusals_by_http_are_counted_by_reason(server, client):
