@@ -1,5 +1,6 @@
 """How much of the disk each part of a data directory takes."""
 
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,9 @@ class Usage(NamedTuple):
 def usage(path: Path) -> list[Usage]:
     """Return what each part takes; of files that a server removes meanwhile, nothing."""
     parts: dict[str, list[tuple[int, int]]] = {}
-    for file in path.rglob("*"):
+    # The log may be on another disk, behind a link, which `rglob` does not follow.
+    log = path / "wal"
+    for file in chain(path.rglob("*"), log.rglob("*") if log.is_symlink() else ()):
         try:
             status = file.stat()
         except FileNotFoundError:
