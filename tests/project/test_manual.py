@@ -33,8 +33,8 @@ DOCUMENTS = sorted(
 )
 
 # How the server of a page is started; no flags for the others.
-FLAGS_OF = {"extras.md": ["--discovery"]}
-LISTEN_OF: dict[str, str] = {}
+FLAGS_OF = {"extras.md": ["--discovery"], "tls.md": ["--auto-tls"]}
+LISTEN_OF = {"tls.md": "https://127.0.0.1:0"}
 
 _VARYING = re.compile(
     r"\b[0-9a-f]{64}\b|\b[0-9a-f]{32}\b|\b[0-9a-f]{13,16}\b"  # digests, uuids, ids of stores
