@@ -163,13 +163,14 @@ class Pending(Batch, Nodes):
             return due, self.due_ns
         state = self._state
         stored = state.flushed().expirations()
-        late = state.late_nodes() | self.nodes
+        unflushed = state.unflushed
+        late = {key: state.nodes[key] for key in unflushed.dirty} | self.nodes
         ours = sorted((node[3], key) for key, node in late.items() if node is not None and node[3])
         size = 0
         rows = (
             (expiration_of(row_key), row_key[8:], row)
             for row_key, row in stored
-            if row_key[8:] not in late and not state.is_passed_over(row_key)
+            if row_key[8:] not in late and row_key not in unflushed.stale
         )
         met = merge(rows, ((*born, None) for born in ours))
         for count, (expiration_ns, key, row) in enumerate(met):
@@ -177,17 +178,17 @@ class Pending(Batch, Nodes):
                 return due, expiration_ns
             row_key = expiration_key(expiration_ns, key)
             path = self._late_path(key) if row is None else decode_path(row_key, row)
-            node = self._reached(path, key, expiration_ns)
+            node = self.reached(path, key, expiration_ns)
             if node is not None:
                 due.append((path, node))
                 size += len(path) + len(node.value or b"")
-            elif row is not None and state.is_stale(path, key, expiration_ns):
-                state.pass_over(row_key)
+            elif row is not None and state.reached(path, key, expiration_ns) is None:
+                unflushed.stale.add(row_key)
         return due, 0
 
     def _late_path(self, key: bytes) -> bytes:
         path = self.paths.get(key)
-        return self._state.late_path(key) if path is None else path
+        return self._state.unflushed.paths[key] if path is None else path
 
     # Writing.
 

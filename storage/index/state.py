@@ -23,22 +23,22 @@ from typing import cast
 import lmdb
 
 from kvd.storage.format.applied import Applied
-from kvd.storage.format.document import encode_entry, entry_key
+from kvd.storage.format.document import entry_key
 from kvd.storage.format.event import Event
 from kvd.storage.format.frame import Position
 from kvd.storage.format.node import (
     ROOT_PREFIX,
     Node,
     decode_node,
-    seal_node,
 )
 from kvd.storage.format.records import Entry
 from kvd.storage.format.sums import Scanned
 from kvd.storage.index.batch import Batch
 from kvd.storage.index.environment import Index, reach_commit
 from kvd.storage.index.errors import BROKEN, IndexRefused
-from kvd.storage.index.flush import Flush, History, LateEvent
+from kvd.storage.index.flush import Flush, History
 from kvd.storage.index.index_view import IndexView, Late, Transaction
+from kvd.storage.index.unflushed import Unflushed
 from kvd.storage.index.view import CACHED_PATHS_MAX, Passed, View, forget_directories
 
 FLUSH_RECORDS = 512
@@ -81,6 +81,9 @@ class State(View):
         nodes: Nodes by their keys, None for one that is there no more.
         due_ns: No node ends before that; 0 where none ends at all.
         has_garbage: Whether removed directories may be left to be freed.
+        unflushed: What is beyond the index.
+        wants_flush: Whether enough is beyond the index to be worth a flush.
+        is_heavy: Whether that takes so much memory that a flush should not wait.
         refused: What the index said when it was to be flushed last, None where it took it.
     """
 
@@ -103,29 +106,17 @@ class State(View):
         self._bulk: Transaction | None = None
         self._kept_bytes = 0
         self._history: History | None = None
-        self._begin_period()
+        self._flushed_all()
         view = self._index_view()
         self._history_bytes_max = view.history_bytes_max()
         self.due_ns = view.first_due_ns() or 0
         self.has_garbage = view.has_garbage()
 
-    def _begin_period(self) -> None:
+    def _flushed_all(self) -> None:
         """Note that the index holds all."""
-        self._bytes = 0
+        self.unflushed = Unflushed()
         self._flush_pos = self.stored.pos + FLUSH_RECORDS
-        self.wants_flush = False
-        """Whether enough is beyond the index to be worth a flush."""
-        self.is_heavy = False
-        """Whether so much memory is in use for it that a flush should not wait."""
-        # Keys whose rows are late, and the paths of those that need one to be written.
-        self._dirty: set[bytes] = set()
-        self._paths: dict[bytes, bytes] = {}
-        self._events: list[LateEvent] = []
-        self._dropped: list[int] = []
-        self._entered: dict[bytes, Entry] = {}
-        self._stale: set[bytes] = set()
-        self._new_bytes_max: int | None = None
-        self._late: tuple[Applied, Late] | None = None
+        self.wants_flush = self.is_heavy = False
 
     # Reading.
 
@@ -153,7 +144,7 @@ class State(View):
 
     def entry(self, what: str, name: str) -> Entry | None:
         """Return the entry of a name, or None."""
-        entry = self._entered.get(entry_key(what, name))
+        entry = self.unflushed.entered.get(entry_key(what, name))
         if entry is not None:
             return None if entry.document is None else entry
         return self._index_view().entry(what, name)
@@ -173,21 +164,18 @@ class State(View):
     def events(self, first_index: int) -> Iterator[Event]:
         """Yield the events of the history from an index on, in order."""
         first = max(first_index, self.applied.oldest_event)
-        late = self._events
-        if not late or first < late[0][0].change.index:
+        late = self.unflushed
+        if not late.events or first < late.first_index(0):
             yield from self._index_view().events(first)
-        if late:
-            begin = max(first - late[0][0].change.index, 0)
-            for event, _ in late[begin:]:
-                yield event
+        yield from late.events_from(first)
 
     def events_back(self, last_index: int, needles: Sequence[bytes]) -> Iterator[Passed]:
         """Yield the events of the history down from an index, as `IndexView.events_back`.
 
         The index may still hold some that are forgotten by now.
         """
-        late = self._events
-        first_late = late[0][0].change.index if late else self.applied.index + 1
+        late = self.unflushed.events
+        first_late = self.unflushed.first_index(self.applied.index)
         oldest = self.applied.oldest_event
         for place in range(min(last_index, self.applied.index) - first_late, -1, -1):
             event = late[place][0]
@@ -217,24 +205,7 @@ class State(View):
 
     def late_rows(self) -> Late:
         """Return the rows that are not in the index as they are now."""
-        if not self.is_behind:
-            return {}
-        if self._late is not None and self._late[0] is self.applied:
-            return self._late[1]
-        nodes: dict[bytes, bytes | None] = {}
-        for key in self._dirty:
-            node = self.nodes[key]
-            path = self._paths.get(key, b"/" + key[9:])
-            name = path.rpartition(b"/")[2]
-            nodes[key] = None if node is None else seal_node(key, name, node)[1]
-        entries = {
-            key: None if entry.document is None else encode_entry(key, entry)
-            for key, entry in self._entered.items()
-        }
-        late = {b"nodes": nodes, b"entries": entries}
-        # Many may scan while the index refuses: it is made once for a state.
-        self._late = self.applied, late
-        return late
+        return self.unflushed.rows(self.nodes, self.applied) if self.is_behind else {}
 
     def _index_view(self) -> IndexView:
         if self._view is None:
@@ -251,10 +222,10 @@ class State(View):
 
     def merge(self, pending: Batch, position: Position) -> None:
         """Make a batch visible that is durable up to a position. Nothing here can fail."""
-        nodes, dirty = pending.nodes, self._dirty
+        nodes, late = pending.nodes, self.unflushed
         self.nodes.update(nodes)
-        dirty.update(nodes)
-        self._events += pending.events
+        late.dirty.update(nodes)
+        late.events += pending.events
         self.due_ns = pending.due_ns
         if not pending.is_plain:
             self._merge_rest(pending)
@@ -263,39 +234,51 @@ class State(View):
         # What the history is too short for is forgotten; a flush meanwhile may have forgotten more,
         # for its length.
         oldest = max(oldest, index - limit + 1, self.applied.oldest_event)
-        seq, chain, time_ns = pending.seq, pending.chain, pending.time_ns
-        done = seq, chain, pos, term, index, time_ns, next_dir_id, limit, oldest, position, offset
+        done = (
+            pending.seq,
+            pending.chain,
+            pos,
+            term,
+            index,
+            pending.time_ns,
+            next_dir_id,
+            limit,
+            oldest,
+            position,
+            offset,
+        )
         self.applied = _new(Applied, done)
-        self._bytes += pending.size + pending.replaced
-        if pos >= self._flush_pos or self._bytes >= FLUSH_BYTES or len(dirty) >= FLUSH_NODES:
+        late.size = size = late.size + pending.size + pending.replaced
+        if pos >= self._flush_pos or size >= FLUSH_BYTES or len(late.dirty) >= FLUSH_NODES:
             self.wants_flush = True
-            self.is_heavy = self._bytes >= _HEAVY_BYTES or len(dirty) >= _HEAVY_NODES
+            self.is_heavy = size >= _HEAVY_BYTES or len(late.dirty) >= _HEAVY_NODES
 
     def _merge_rest(self, pending: Batch) -> None:
-        self._paths.update(pending.paths)
+        late = self.unflushed
+        late.paths.update(pending.paths)
         if pending.dropped:
-            self._dropped += pending.dropped
+            late.dropped += pending.dropped
             self.has_garbage = True
             forget_directories(self.directories)
         self.directories.update(pending.directories)
         if len(self.directories) > CACHED_PATHS_MAX:
             forget_directories(self.directories)
-        self._entered.update(pending.entered)
+        late.entered.update(pending.entered)
         if pending.new_bytes_max is not None:
-            self._new_bytes_max = self._history_bytes_max = pending.new_bytes_max
+            late.new_bytes_max = self._history_bytes_max = pending.new_bytes_max
 
     @property
     def is_behind(self) -> bool:
         """Whether the index lacks something."""
-        return self.applied is not self.stored or bool(self._stale)
+        return self.applied is not self.stored or bool(self.unflushed.stale)
 
     @property
     def is_full(self) -> bool:
         """Whether so much is beyond the index that nothing more may be added before a flush."""
         return (
             self.applied.pos >= self._flush_pos + FLUSH_RECORDS * (BEHIND_FACTOR - 1)
-            or self._bytes >= FLUSH_BYTES * BEHIND_FACTOR
-            or len(self._dirty) >= FLUSH_NODES * BEHIND_FACTOR
+            or self.unflushed.size >= FLUSH_BYTES * BEHIND_FACTOR
+            or len(self.unflushed.dirty) >= FLUSH_NODES * BEHIND_FACTOR
         )
 
     def flush(self, *, free: int = 0) -> None:
@@ -335,34 +318,23 @@ class State(View):
             history.named.difference_update(flush.unnamed)
         self._history, self.has_garbage = history, has_garbage
         self.applied = self.stored = applied
-        self._kept_bytes += self._bytes
+        self._kept_bytes += self.unflushed.size
         is_much = self.is_heavy or self._kept_bytes > _KEPT_BYTES_MAX
         if is_much or len(self.nodes) > _KEPT_NODES_MAX:
             self.nodes.clear()
             self._kept_bytes = 0
-        self._begin_period()
+        self._flushed_all()
 
     def _write(self, flush: Flush) -> tuple[Applied, History | None]:
-        if self._dirty:
-            flush.write_nodes(self.nodes, self._dirty, self._paths)
-        if self._dropped:
-            flush.drop(self._dropped)
-        for row_key in self._stale:
-            flush.delete_expiration(row_key)
-        if self._entered:
-            flush.enter(self._entered.values())
-        if self._new_bytes_max is not None:
-            flush.set_history_bytes_max(self._new_bytes_max)
+        late = self.unflushed
+        late.write(flush, self.nodes)
         applied, history = self.applied, self._history
-        if (
-            self._events
-            or applied.history_limit != self.stored.history_limit
-            or self._new_bytes_max
-        ):
+        is_limit_new = applied.history_limit != self.stored.history_limit
+        if late.events or is_limit_new or late.new_bytes_max:
             if history is None:
                 history = flush.history(self.stored.oldest_event, self._history_bytes_max)
             history = history._replace(bytes_max=self._history_bytes_max)
-            history = flush.write_history(self._events, self.stored, applied, history)
+            history = flush.write_history(late.events, self.stored, applied, history)
             if history.oldest_event != applied.oldest_event:
                 applied = applied._replace(oldest_event=history.oldest_event)
         return applied, history
@@ -390,23 +362,3 @@ class State(View):
         if self._bulk is not None:
             self._bulk.abort()
             self._bulk = None
-
-    def late_nodes(self) -> dict[bytes, Node | None]:
-        """Return the nodes that are not in the index as they are now, by their keys."""
-        return {key: self.nodes[key] for key in self._dirty}
-
-    def late_path(self, key: bytes) -> bytes:
-        """Return the path of such a node, of one that expires."""
-        return self._paths[key]
-
-    def is_stale(self, path: bytes, key: bytes, expiration_ns: int) -> bool:
-        """Return whether a row of `ttl` speaks of a node that cannot be reached."""
-        return self._reached(path, key, expiration_ns) is None
-
-    def pass_over(self, row_key: bytes) -> None:
-        """Have a row of `ttl` deleted that speaks of nothing any more."""
-        self._stale.add(row_key)
-
-    def is_passed_over(self, row_key: bytes) -> bool:
-        """Return whether a row of `ttl` waits to be deleted, because the index refuses that."""
-        return row_key in self._stale

@@ -104,7 +104,7 @@ class Nodes(ABC):
             dir_id = node.dir_id
         return None
 
-    def _reached(self, path: bytes, key: bytes, expiration_ns: int) -> Node | None:
+    def reached(self, path: bytes, key: bytes, expiration_ns: int) -> Node | None:
         """Return the node at a path if it is the very one that a row of `ttl` speaks of."""
         parent, _, name = path.rpartition(b"/")
         prefix = self._directory(parent)

@@ -5,7 +5,7 @@ import pytest
 
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.frame import Position
-from kvd.storage.format.node import ROOT, CorruptIndex, Node, Obstacle
+from kvd.storage.format.node import ROOT, CorruptIndex, Node, Obstacle, seal_node
 from kvd.storage.format.records import Change, Entry, Kind, Setting, Term
 from kvd.storage.index import state as state_module
 from kvd.storage.index.environment import Index
@@ -668,8 +668,8 @@ def test_what_is_kept_of_written_nodes_is_bounded_by_their_number(tree, monkeypa
             state = tree.state
             assert len(state.nodes) <= 20
             assert tree.state.late_rows() == {}
-            late = (state._dirty, state._paths, state._events, state._entered)
-            assert not any(late)
+            late = state.unflushed
+            assert not any((late.dirty, late.paths, late.events, late.entered))
             most = max(most, len(state.nodes))
     assert most > 10
     assert len(names(tree.state, b"/d")) == 200
@@ -782,9 +782,9 @@ def test_rows_that_are_late_are_made_once_for_a_state(tmp_path, monkeypatch):
     tree = Tree(tmp_path / "index", "refused")
     monkeypatch.setattr("kvd.storage.index.state.reach_commit", refuse)
     sealed = []
-    whole = state_module.seal_node
     monkeypatch.setattr(
-        "kvd.storage.index.state.seal_node", lambda *node: sealed.append(node[0]) or whole(*node)
+        "kvd.storage.index.unflushed.seal_node",
+        lambda *node: sealed.append(node[0]) or seal_node(*node),
     )
     tree.do(*(set_(b"/%d" % i) for i in range(50)))
     for _ in range(20):
