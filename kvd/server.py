@@ -61,7 +61,7 @@ from kvd.storage.format.frame import Position
 from kvd.storage.format.identity import NewIds
 from kvd.storage.index.errors import BROKEN, IndexRefused
 from kvd.storage.store import Store
-from kvd.v2.members import Member, ids_of
+from kvd.v2.documents.members import Member, ids_of
 
 log = logging.getLogger(__name__)
 

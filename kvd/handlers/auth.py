@@ -10,9 +10,10 @@ from typing import TypeVar, cast
 from kvd.handlers.base import GuardedEndpoint
 from kvd.http.connection import Connection
 from kvd.storage.index.view import View
-from kvd.v2 import auth, auth_commands, go_json
-from kvd.v2.auth_commands import Command, DeleteRole, DeleteUser, PutRole, PutUser, Switch
-from kvd.v2.auth_json import read_role, read_user
+from kvd.v2 import go_json
+from kvd.v2.documents import auth, auth_commands
+from kvd.v2.documents.auth_commands import Command, DeleteRole, DeleteUser, PutRole, PutUser, Switch
+from kvd.v2.documents.auth_json import read_role, read_user
 from kvd.v2.errors import RouteError
 
 _T = TypeVar("_T")
@@ -21,7 +22,7 @@ _OF_ONE = ("GET", "PUT", "DELETE")
 
 
 class _AuthEndpoint(GuardedEndpoint):
-    """A route whose changes are those of `kvd.v2.auth_commands`."""
+    """A route whose changes are those of `kvd.v2.documents.auth_commands`."""
 
     # etcd reads any body; a role of ten thousand patterns has its place in this.
     body_bytes_max = 256 << 10

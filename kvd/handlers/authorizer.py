@@ -28,9 +28,9 @@ from kvd.limits.memory import SMALL_BYTES, NoRoom
 from kvd.storage.index.errors import BROKEN
 from kvd.storage.index.view import View
 from kvd.storage.store import Store
-from kvd.v2 import auth
-from kvd.v2.auth_json import User
 from kvd.v2.commands import Create, CreateInOrder, Get, Request, Set, Update, Watch
+from kvd.v2.documents import auth
+from kvd.v2.documents.auth_json import User
 from kvd.v2.errors import RAFT_INTERNAL, UNAUTHORIZED, ApiError, RouteError
 from kvd.v2.request import Parsed, TakesLong, parse
 

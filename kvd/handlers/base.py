@@ -14,7 +14,7 @@ from kvd.http.connection import Connection
 from kvd.logs import audit
 from kvd.storage.index.errors import BROKEN
 from kvd.v2 import go_json
-from kvd.v2.documents import Decide, Reply
+from kvd.v2.documents.decision import Decide, Reply
 from kvd.v2.errors import RouteError
 
 

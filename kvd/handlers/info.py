@@ -12,9 +12,9 @@ import tornado.web
 
 from kvd.handlers.authorizer import Guard
 from kvd.http.server import SERVER_HEADER
-from kvd.v2.documents import Decide, Replied
+from kvd.v2.documents.decision import Decide, Replied
+from kvd.v2.documents.members import Member
 from kvd.v2.errors import RouteError
-from kvd.v2.members import Member
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from functools import partial
 import tornado.web
 
 from kvd.handlers.base import GuardedEndpoint
-from kvd.v2 import members
+from kvd.v2.documents import members
+from kvd.v2.documents.members import Member, PutMember, read_id, read_peer_urls
 from kvd.v2.errors import RouteError
-from kvd.v2.members import Member, PutMember, read_id, read_peer_urls
 
 
 class Members(GuardedEndpoint):

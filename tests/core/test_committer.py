@@ -29,7 +29,7 @@ from kvd.v2.commands import (
     Update,
     Watch,
 )
-from kvd.v2.documents import Decision, Reply
+from kvd.v2.documents.decision import Decision, Reply
 from kvd.v2.errors import ApiError, RouteError
 from tests.support.stores import NOW_NS, SECOND_NS, SEGMENT, digest, open_store
 

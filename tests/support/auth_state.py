@@ -1,14 +1,14 @@
-"""Users and roles in a dict: `kvd.v2.documents.Entries` without a store."""
+"""Users and roles in a dict: `kvd.v2.documents.decision.Entries` without a store."""
 
 from collections.abc import Iterator
 
 from kvd.storage.format.records import Entry
-from kvd.v2 import auth_commands
-from kvd.v2.documents import Reply
+from kvd.v2.documents import auth_commands
+from kvd.v2.documents.decision import Reply
 
 
 class People:
-    """What `kvd.v2.auth` looks at, and what a decided command changes."""
+    """What `kvd.v2.documents.auth` looks at, and what a decided command changes."""
 
     def __init__(self) -> None:
         self.rows: dict[tuple[str, str], Entry] = {}

@@ -1,9 +1,9 @@
-"""kvd/v2/peer_urls.py: the texts are those that etcd 3.4.23 answered."""
+"""kvd/v2/documents/peer_urls.py: the texts are those that etcd 3.4.23 answered."""
 
 import pytest
 
+from kvd.v2.documents.peer_urls import read_urls
 from kvd.v2.errors import RouteError
-from kvd.v2.peer_urls import read_urls
 
 SCHEME = "URL scheme must be http, https, unix, or unixs: {}"
 ADDRESS = 'URL address does not have the form "host:port": {}'

@@ -1,4 +1,4 @@
-"""kvd/v2/auth.py: who may do what, and what is shown of users and roles."""
+"""kvd/v2/documents/auth.py: who may do what, and what is shown of users and roles."""
 
 import json
 
@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvd.v2 import auth
-from kvd.v2.auth import Grants, below, roles_allow
-from kvd.v2.auth_commands import PutRole, PutUser, Switch
-from kvd.v2.auth_json import Permissions, Role
+from kvd.v2.documents import auth
+from kvd.v2.documents.auth import Grants, below, roles_allow
+from kvd.v2.documents.auth_commands import PutRole, PutUser, Switch
+from kvd.v2.documents.auth_json import Permissions, Role
 from tests.support.auth_state import People
 
 # Pattern, key, whether it matches the key alone, whether it allows what is recursive.

@@ -10,7 +10,7 @@ against each other: a role that does not exist allows nothing.
 Rules, texts and statuses are those of etcd 3.4 (etcdserver/api/v2auth/auth.go and
 v2http/client_auth.go). Three are different on purpose: an empty pattern matches nothing (etcd drops
 the connection), lists show all names (in etcd those that begin with `_` are hidden), and what is
-recursive is judged alike for guests and users. How all this changes is in kvd/v2/auth_commands.py.
+recursive is judged alike for guests and users. Commands that change it: auth_commands.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from heapq import merge
 
 from kvd.storage.format.records import Entry
 from kvd.v2 import go_json
-from kvd.v2.auth_json import (
+from kvd.v2.documents.auth_json import (
     Names,
     Permissions,
     Role,
@@ -29,7 +29,7 @@ from kvd.v2.auth_json import (
     stored_role,
     stored_user,
 )
-from kvd.v2.documents import AllEntries, Entries
+from kvd.v2.documents.decision import AllEntries, Entries
 from kvd.v2.errors import RouteError
 
 ROOT, GUEST = "root", "guest"

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvd.storage.format.records import Kind
-from kvd.v2 import auth
-from kvd.v2.auth_commands import DeleteRole, DeleteUser, PutRole, PutUser, Switch
-from kvd.v2.auth_json import Permissions, Role, read_role, read_user
+from kvd.v2.documents import auth
+from kvd.v2.documents.auth_commands import DeleteRole, DeleteUser, PutRole, PutUser, Switch
+from kvd.v2.documents.auth_json import Permissions, Role, read_role, read_user
 from kvd.v2.errors import RouteError
 from tests.support.auth_state import People
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, assert_never
 
 from kvd.storage.format.records import Entry, Kind
 from kvd.v2 import go_json
-from kvd.v2.auth import (
+from kvd.v2.documents.auth import (
     ENABLED,
     EVERYTHING,
     GUEST,
@@ -27,8 +27,8 @@ from kvd.v2.auth import (
     refusal,
     with_root,
 )
-from kvd.v2.auth_json import Names, Permissions, Role, User, role_fields, user_fields
-from kvd.v2.documents import Decision, Entries, Reply
+from kvd.v2.documents.auth_json import Names, Permissions, Role, User, role_fields, user_fields
+from kvd.v2.documents.decision import Decision, Entries, Reply
 
 
 class PutUser(NamedTuple):

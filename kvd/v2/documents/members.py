@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from kvd.storage.format.records import Entry, Kind
 from kvd.v2 import go_json
-from kvd.v2.documents import Decision, Entries, Reply
+from kvd.v2.documents.decision import Decision, Entries, Reply
+from kvd.v2.documents.peer_urls import read_urls
 from kvd.v2.errors import RouteError
-from kvd.v2.peer_urls import read_urls
 
 _MEMBER = "member"
 _ID_MAX = (1 << 64) - 1
