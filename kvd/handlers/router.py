@@ -24,7 +24,7 @@ from kvd.handlers.extras.routes import ExtraRoutes
 from kvd.handlers.keys.key_space import METHODS, TOO_LARGE, TOO_MUCH, KeySpace
 from kvd.http.compression import accepts_gzip
 from kvd.http.connection import Connection, ServeWhole
-from kvd.http.framing import Block
+from kvd.http.parsing.framing import Block
 from kvd.http.server import Delegate, HttpServer
 from kvd.logs import Rarely
 from kvd.storage.format.event import Event

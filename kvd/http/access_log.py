@@ -17,7 +17,7 @@ from http import HTTPStatus
 from tornado import httputil
 
 from kvd.http.connection import Connection
-from kvd.http.request_parser import Request
+from kvd.http.parsing.request_parser import Request
 from kvd.http.server import HttpServer
 from kvd.logs import access as log
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from kvd.http.access_log import LoggedConnection
 from kvd.http.connection import Connection
-from kvd.http.request_parser import Request
+from kvd.http.parsing.request_parser import Request
 from kvd.http.server import HttpServer
 from kvd.json_text import cut, escape
 from kvd.limits.memory import Memory, Payload

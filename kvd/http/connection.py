@@ -30,10 +30,10 @@ from typing import cast
 
 from tornado import httputil
 
-from kvd.http.outbox import Outbox
+from kvd.http.parsing.request_parser import SPOKE_TLS, Refusal, Request, RequestParser
 from kvd.http.peer import Peer, peer_of, shown_address, unacknowledged_bytes
 from kvd.http.receiving import SMALL_BYTES
-from kvd.http.request_parser import SPOKE_TLS, Refusal, Request, RequestParser
+from kvd.http.sending.outbox import Outbox
 from kvd.http.server import REASONS, TOO_MANY, TOO_MUCH, HttpServer
 from kvd.limits.crowd import BODY, BUSY, CLOSING, HEAD, IDLE, SILENT, UNREAD, State
 from kvd.limits.memory import Memory, Payload

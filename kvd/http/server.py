@@ -20,11 +20,11 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from tornado import httputil
 
 from kvd import __version__
-from kvd.http.framing import Block
-from kvd.http.header_cache import Blocks
+from kvd.http.parsing.framing import Block
+from kvd.http.parsing.header_cache import Blocks
+from kvd.http.parsing.request_parser import SHORT_LINE_BYTES
 from kvd.http.receiving import Receiving
-from kvd.http.request_parser import SHORT_LINE_BYTES
-from kvd.http.sending import Sending
+from kvd.http.sending.scheduler import Sending
 from kvd.limits.crowd import Crowd, Member
 from kvd.limits.memory import Memory
 from kvd.limits.turns import Turns

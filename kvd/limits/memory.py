@@ -11,8 +11,8 @@ So is a write of a large value, before it is accepted. Small requests and respon
 reserve, which large ones leave free.
 
 What has to be sent nonetheless (an event, the value that a write has replaced) may exceed the
-limit. Then, and while others wait for room, connections are cut (`kvd.http.sending`), and while
-responses wait, slow requests are given up (`kvd.http.receiving`).
+limit. Then, and while others wait for room, connections are cut (`kvd.http.sending.scheduler`), and
+while responses wait, slow requests are given up (`kvd.http.receiving`).
 """
 
 from __future__ import annotations

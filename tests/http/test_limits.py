@@ -23,8 +23,8 @@ from pathlib import Path
 import pytest
 
 from kvd.config.flags import FLAGS, LIMITS
-from kvd.http.outbox import Outbox
 from kvd.http.receiving import WAIT_S, Receiving
+from kvd.http.sending.outbox import Outbox
 from kvd.limits.crowd import BODY, BUSY, CLOSING, HEAD, IDLE, SILENT, UNREAD, Crowd, State
 from kvd.limits.memory import Memory, Payload
 from kvd.net.fd_limit import divide

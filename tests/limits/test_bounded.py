@@ -10,7 +10,7 @@ from kvd.handlers.keys.listing import render
 from kvd.handlers.keys.listing_cache import Listings
 from kvd.handlers.keys.value_cache import Texts
 from kvd.handlers.passwords import AUTHORIZATION_BYTES_MAX, read_basic
-from kvd.http.header_cache import Blocks
+from kvd.http.parsing.header_cache import Blocks
 from kvd.limits.bounded import OVERHEAD_BYTES, Bounded
 from kvd.storage.format.node import ROOT
 from kvd.storage.format.records import Change, Kind

@@ -11,7 +11,7 @@ import pytest
 
 from kvd.config.urls import ListenUrl
 from kvd.http.connection import Connection
-from kvd.http.request_parser import SHORT_LINE_BYTES, is_deep
+from kvd.http.parsing.request_parser import SHORT_LINE_BYTES, is_deep
 from kvd.http.server import Delegate, HttpServer, Limits
 from kvd.limits.memory import Memory
 from kvd.limits.turns import Lane, Turns

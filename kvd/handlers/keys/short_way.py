@@ -19,7 +19,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
 from kvd.http.connection import ANSWERING, LARGE_BYTES, Connection, ServeWhole
-from kvd.http.request_parser import SHORT_LINE_BYTES, is_deep
+from kvd.http.parsing.request_parser import SHORT_LINE_BYTES, is_deep
 from kvd.http.server import HttpServer
 from kvd.storage.index.errors import BROKEN
 from kvd.v2.commands import Command, CreateInOrder, Get, Set, Watch

@@ -1,10 +1,10 @@
 """The answers to watches: how events are framed, and sent to one client or to many at once.
 
 An event is framed once for all who are sent it. To many clients it goes by one system call
-(`kvd.http.socket_batch`), past the event loop: to those for whom nothing waits to be sent, so that
-it comes behind what they were sent before. What one of them does not take goes the usual way, and
-so does everything to the others: by `Connection.send`, which knows TLS, the access log and clients
-that read slowly.
+(`kvd.http.sending.socket_batch`), past the event loop: to those for whom nothing waits to be sent,
+so that it comes behind what they were sent before. What one of them does not take goes the usual
+way, and so does everything to the others: by `Connection.send`, which knows TLS, the access log and
+clients that read slowly.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import cast
 
 from kvd.core.watch.watchers import Watcher
 from kvd.http.connection import LARGE_BYTES, Connection
-from kvd.http.socket_batch import SOCKETS_MAX, SocketPair
+from kvd.http.sending.socket_batch import SOCKETS_MAX, SocketPair
 from kvd.limits.memory import Memory, NoRoom, Payload, Values
 from kvd.storage.format.event import Event
 from kvd.storage.store import Store

@@ -9,9 +9,9 @@ from http.client import HTTPException
 
 import pytest
 
-from kvd.http.outbox import Outbox
 from kvd.http.receiving import Receiving
-from kvd.http.sending import Sending
+from kvd.http.sending.outbox import Outbox
+from kvd.http.sending.scheduler import Sending
 from kvd.json_text import LargeValue, escape
 from kvd.limits.memory import Memory, NoRoom, Payload, Values
 from kvd.limits.rate import RATE_MIN

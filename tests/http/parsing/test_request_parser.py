@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvd.http.header_cache import Blocks
-from kvd.http.request_parser import (
+from kvd.http.parsing.header_cache import Blocks
+from kvd.http.parsing.request_parser import (
     MALFORMED,
     SHORT_LINE_BYTES,
     SPOKE_TLS,

@@ -1,6 +1,6 @@
 """Parsed header blocks are kept, by their bytes; those with a password not for long."""
 
-from kvd.http.header_cache import Blocks
+from kvd.http.parsing.header_cache import Blocks
 
 PLAIN = b"Host: h\r\n"
 SECRET = b"Host: h\r\nAuthorization: Basic YWw6c2VjcmV0\r\n"

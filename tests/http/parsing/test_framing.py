@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvd.http.framing import Chunks, parse_block
+from kvd.http.parsing.framing import Chunks, parse_block
 from tests.support import header_blocks
 
 HOST = b"Host: h\r\n"

@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from kvd.http import socket_batch
-from kvd.http.socket_batch import SOCKETS_MAX, SocketBatch, SocketPair
+from kvd.http.sending import socket_batch
+from kvd.http.sending.socket_batch import SOCKETS_MAX, SocketBatch, SocketPair
 from kvd.storage import aio
 
 Pair = tuple[socket.socket, socket.socket]
