@@ -15,9 +15,9 @@ from kvd.storage.format.records import ClockOffset, encode_record
 from kvd.storage.store import Store
 from kvd.storage.tools.dump import rfc3339
 from kvd.v2.commands import Delete, Set
-from tests.core.test_committer import on_a_loop, started
 from tests.storage.test_replicas import follow, frames
 from tests.support import stepped
+from tests.support.committing import on_a_loop, started
 from tests.support.server import Server
 from tests.support.stores import NOW_NS, SECOND_NS, commit, dump, open_store, sweep, write
 

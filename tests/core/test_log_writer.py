@@ -20,7 +20,7 @@ from kvd.storage.aio import DataSync
 from kvd.storage.errors import LogFull
 from kvd.storage.format.frame import Position
 from kvd.v2.commands import Set
-from tests.core.test_committer import on_a_loop
+from tests.support.committing import on_a_loop
 from tests.support.kernel_sync import needs_the_kernel
 from tests.support.server import PATIENCE_S
 from tests.support.stores import NOW_NS, SEGMENT, open_store, run

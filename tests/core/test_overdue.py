@@ -24,7 +24,7 @@ from kvd.v2.commands import (
     Update,
 )
 from kvd.v2.errors import ApiError
-from tests.core.test_committer import on_a_loop, started, until
+from tests.support.committing import on_a_loop, started, until
 from tests.support.raw import Raw, request
 from tests.support.stores import (
     NOW_NS,

@@ -9,7 +9,7 @@ from kvd.storage import disk
 from kvd.storage.format.records import Kind
 from kvd.v2.commands import Condition, Create, CreateInOrder, Delete, Set, Transaction
 from kvd.v2.errors import ApiError
-from tests.core.test_committer import PATIENCE_S, error, fail_writes, on_a_loop, started
+from tests.support.committing import PATIENCE_S, error, fail_writes, on_a_loop, started
 from tests.support.stores import NOW_NS, SECOND_NS, digest, open_store
 
 MIB = 1 << 20

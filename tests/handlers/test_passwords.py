@@ -11,7 +11,7 @@ import pytest
 
 from kvd.handlers import passwords
 from kvd.handlers.passwords import Basic, Busy, Credentials, read_basic
-from tests.core.test_committer import PATIENCE_S, on_a_loop, turns
+from tests.support.committing import PATIENCE_S, on_a_loop, turns
 
 AL = Basic("al", b"secret")
 CHEAP = bcrypt.hashpw(b"never said", bcrypt.gensalt(4, prefix=b"2a"))

@@ -8,7 +8,7 @@ import pytest
 
 from kvd.core.watch import hub as hubs
 from kvd.v2.commands import Delete, Set, Watch
-from tests.core.test_committer import Listener, on_a_loop, started, turns, until
+from tests.support.committing import Listener, on_a_loop, started, turns, until
 
 BOUND = 4_000
 

@@ -14,7 +14,7 @@ from kvd.handlers.keys.watch import WatchAnswers
 from kvd.http.connection import Connection
 from kvd.http.server import Delegate, HttpServer, Limits
 from kvd.limits.memory import Memory, Values
-from tests.core.test_committer import on_a_loop, turns, until
+from tests.support.committing import on_a_loop, turns, until
 from tests.support.raw import request
 
 COUNT = 8
