@@ -61,7 +61,7 @@ from kvd.storage.store import Store
 from kvd.v2.commands import Command, CompareAndDelete, CompareAndSwap, Delete, Transaction
 from kvd.v2.documents.decision import Decide, Replied, Reply
 from kvd.v2.errors import INVALID_FORM, RAFT_INTERNAL, ApiError, RouteError
-from kvd.v2.request import is_below
+from kvd.v2.paths import is_below
 from kvd.v2.rules import RULES, Nodes, SeveralChanges, decide_all, expire
 
 log = logging.getLogger(__name__)

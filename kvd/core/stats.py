@@ -24,7 +24,8 @@ from kvd.v2.commands import (
     Update,
 )
 from kvd.v2.errors import TABLE, ApiError
-from kvd.v2.response import go_duration, timestamp
+from kvd.v2.go_text import go_duration
+from kvd.v2.response import timestamp
 
 _NAMES: dict[type, str] = {
     Get: "gets",

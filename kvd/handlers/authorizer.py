@@ -32,7 +32,8 @@ from kvd.v2.commands import Create, CreateInOrder, Get, Request, Set, Update, Wa
 from kvd.v2.documents import auth
 from kvd.v2.documents.auth_json import User
 from kvd.v2.errors import RAFT_INTERNAL, UNAUTHORIZED, ApiError, RouteError
-from kvd.v2.request import Parsed, TakesLong, parse
+from kvd.v2.form import TakesLong
+from kvd.v2.request import Parsed, parse
 
 log = logging.getLogger(__name__)
 

@@ -29,16 +29,8 @@ from kvd.http.server import Delegate, HttpServer
 from kvd.logs import Rarely
 from kvd.storage.format.event import Event
 from kvd.v2.errors import INVALID_FORM, RAFT_INTERNAL, ApiError
-from kvd.v2.request import (
-    KEYS,
-    BadEscape,
-    clean_path,
-    decode_path,
-    encode_path,
-    has_too_many_parameters,
-    is_form,
-    key_of,
-)
+from kvd.v2.form import has_too_many_parameters, is_form
+from kvd.v2.paths import KEYS, BadEscape, clean_path, decode_path, encode_path, key_of
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Never
 
 from kvd.json_text import escape
-from kvd.v2.request import quote
+from kvd.v2.go_text import quote
 
 Value = None | bool | float | str | Sequence["Value"] | Mapping[str, "Value"]
 Pairs = tuple[tuple[str, Value], ...]

@@ -198,26 +198,6 @@ def error_body(error: ApiError) -> bytes:
     )
 
 
-def go_duration(ns: int) -> str:
-    """Return a duration as Go prints it: `2m23.1s`, `1h0m5s`, `350.5ms`, `0s`."""
-    if ns < _NS:
-        for unit, size in (("ms", 1_000_000), ("µs", 1_000)):
-            if ns >= size:
-                return _decimal(ns, size) + unit
-        return f"{ns}ns" if ns else "0s"
-    minutes, rest_ns = divmod(ns, 60 * _NS)
-    hours, minutes = divmod(minutes, 60)
-    text = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
-    return text + _decimal(rest_ns, _NS) + "s"
-
-
-def _decimal(number: int, unit: int) -> str:
-    whole, rest = divmod(number, unit)
-    digits = len(str(unit)) - 1
-    fraction = f"{rest:0{digits}d}".rstrip("0")
-    return f"{whole}.{fraction}" if fraction else str(whole)
-
-
 # As `timestamp`: what a batch refreshes ends at one time, and so did what it was before.
 @lru_cache(maxsize=64)
 def expiration(expiration_ns: int, now_ns: int, offset_ns: int) -> bytes:

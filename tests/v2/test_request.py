@@ -1,6 +1,5 @@
-"""Parameters, forms and paths: what a request asks for, or the first thing wrong with it."""
+"""Parameters of requests: what they make of a command, or the first thing wrong with them."""
 
-import contextlib
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -22,26 +21,11 @@ from kvd.v2.commands import (
     Watch,
 )
 from kvd.v2.errors import TABLE, ApiError
-from kvd.v2.request import (
-    DIGITS_MAX,
-    LARGE_FORM_BYTES,
-    PARAMETERS_MAX,
-    BadEscape,
-    Parsed,
-    TakesLong,
-    clean_path,
-    decode_path,
-    encode_path,
-    is_form,
-    key_of,
-    parse,
-    parse_in_turns,
-    parse_write,
-)
+from kvd.v2.form import LARGE_FORM_BYTES, PARAMETERS_MAX, TakesLong
+from kvd.v2.request import DIGITS_MAX, Parsed, parse, parse_in_turns, parse_write
 
 METHODS = ["GET", "HEAD", "PUT", "POST", "DELETE"]
 KEY = b"/k"
-FORM = "application/x-www-form-urlencoded"
 UINT_MAX = 2**64 - 1
 
 TRUE = ["1", "t", "T", "TRUE", "true", "True"]
@@ -351,169 +335,6 @@ def test_values_can_be_declined_where_a_write_answers_them(method):
     assert refused_or_parsed(method, "noValueOnSuccess=false")[1] is False
 
 
-# Which bodies are forms.
-@pytest.mark.parametrize(
-    "content_type",
-    [
-        FORM,
-        FORM.upper(),
-        f"  {FORM}  ",
-        f"{FORM};",
-        f"{FORM}; charset=utf-8",
-        f"{FORM} ; charset = utf-8",
-        f'{FORM};a="b\\"c";d=e',
-    ],
-)
-def test_these_bodies_are_forms(content_type):
-    assert is_form(content_type)
-
-
-@pytest.mark.parametrize(
-    "content_type",
-    [None, "", "text/plain", "application/json", "bogus", "multipart/form-data; boundary=x",
-     f"{FORM}x", "text/plain;", "*/*"],
-)  # fmt: skip
-def test_other_bodies_are_ignored(content_type):
-    assert not is_form(content_type)
-
-
-@pytest.mark.parametrize("media_type", [FORM, "text/plain", "bogus"])
-@pytest.mark.parametrize(
-    ("parameters", "cause"),
-    [
-        (";;bad", "mime: invalid media parameter"),
-        (";charset", "mime: invalid media parameter"),
-        ("; ;", "mime: invalid media parameter"),
-        (";a=b c", "mime: invalid media parameter"),
-        (';a="', "mime: invalid media parameter"),
-        (";=b", "mime: invalid media parameter"),
-        (";a=1;a=2", "mime: duplicate parameter name"),
-        (";a=1;A=2", "mime: duplicate parameter name"),
-    ],
-)
-def test_malformed_parameters_of_a_type_are_refused_whatever_the_type(
-    media_type, parameters, cause
-):
-    with pytest.raises(ApiError) as caught:
-        is_form(media_type + parameters)
-    assert (caught.value.code, caught.value.cause.decode()) == (210, cause)
-
-
-@pytest.mark.parametrize(
-    ("content_type", "cause"),
-    [
-        ("/", "mime: no media type"),
-        (";", "mime: no media type"),
-        ("text/", "mime: expected token after slash"),
-        ("a b", "mime: expected slash after first token"),
-        (f"{FORM} x", "mime: unexpected content after media subtype"),
-        (f"{FORM}/y", "mime: unexpected content after media subtype"),
-    ],
-)
-def test_what_is_no_media_type_is_refused(content_type, cause):
-    with pytest.raises(ApiError) as caught:
-        is_form(content_type)
-    assert (caught.value.code, caught.value.cause.decode()) == (210, cause)
-
-
-# Section 1.4: paths.
-CLEANED = [
-    ("/v2/keys//hd", "/v2/keys/hd"),
-    ("/v2/keys/./hd", "/v2/keys/hd"),
-    ("/v2/keys/a/../hd", "/v2/keys/hd"),
-    ("/v2/keys/..", "/v2"),
-    ("/v2/keys/../stats/store", "/v2/stats/store"),
-    ("//v2/keys/x", "/v2/keys/x"),
-    ("/v2/keys/a//", "/v2/keys/a/"),
-    ("/v2/keys/a/..", "/v2/keys"),
-    ("/v2/keys/a/../", "/v2/keys/"),
-    ("/v2/keys/.", "/v2/keys"),
-    ("/v2/keys/./", "/v2/keys/"),
-    ("/../..", "/"),
-    ("/../../a", "/a"),
-    ("/..", "/"),
-    ("//", "/"),
-    ("/.", "/"),
-    ("", "/"),
-    ("///a///b///", "/a/b/"),
-    ("/a/./b/../../c/", "/c/"),
-]
-CLEAN = ["/", "/a", "/a/", "/a/...", "/a/..a", "/a/.a", "/a/b.", "/a/b..", "/...", "/a b", "/\xff"]
-
-
-@pytest.mark.parametrize(("path", "cleaned"), CLEANED)
-def test_a_path_is_cleaned(path, cleaned):
-    assert clean_path(path.encode()) == cleaned.encode()
-
-
-@pytest.mark.parametrize("path", CLEAN)
-def test_a_clean_path_stays(path):
-    assert clean_path(path.encode()) == path.encode()
-
-
-@given(st.lists(st.sampled_from(["", ".", "..", "...", "a", ".b"])))
-def test_a_cleaned_path_is_clean(names):
-    cleaned = clean_path(("/" + "/".join(names)).encode())
-    assert clean_path(cleaned) == cleaned
-    assert cleaned.startswith(b"/")
-    assert b"//" not in cleaned
-    assert not {b".", b".."} & set(cleaned.split(b"/"))
-
-
-@pytest.mark.parametrize(
-    ("raw", "path"),
-    [
-        (b"/v2/keys/a%2Fb", b"/v2/keys/a/b"),
-        (b"/v2/keys/a%2f%2fb", b"/v2/keys/a//b"),
-        (b"/v2/keys/%2e%2E", b"/v2/keys/.."),
-        (b"/%76%32/keys/e", b"/v2/keys/e"),
-        (b"/%3F%23%20+%00", b"/?# +\0"),
-        (b"/%ff\xfe", b"/\xff\xfe"),
-        (b"/a%252F", b"/a%2F"),
-    ],
-)
-def test_a_path_is_decoded(raw, path):
-    assert decode_path(raw) == path
-
-
-@pytest.mark.parametrize("raw", [b"/%", b"/%z", b"/%zz", b"/%1", b"/%1/", b"/%%41", b"/%+1"])
-def test_a_bad_escape_in_a_path_is_refused(raw):
-    with pytest.raises(BadEscape):
-        decode_path(raw)
-
-
-def test_a_location_is_escaped_as_go_does():
-    assert encode_path(b"/a-._~$&+,:;=@") == "/a-._~$&+,:;=@"
-    assert encode_path(b"/\xff\"<>'#{}|\\^`[]!*() ?%\0") == (
-        "/%FF%22%3C%3E%27%23%7B%7D%7C%5C%5E%60%5B%5D%21%2A%28%29%20%3F%25%00"
-    )
-
-
-@given(st.binary())
-def test_a_location_leads_to_its_path(path):
-    assert decode_path(encode_path(path).encode()) == path
-
-
-@pytest.mark.parametrize(
-    ("path", "key"),
-    [
-        (b"/v2/keys", b"/"),
-        (b"/v2/keys/", b"/"),
-        (b"/v2/keys/a", b"/a"),
-        (b"/v2/keys/a/", b"/a"),
-        (b"/v2/keys/a/b c", b"/a/b c"),
-        (b"/v2/keysfoo", None),
-        (b"/v2/key", None),
-        (b"/v2", None),
-        (b"/", None),
-        (b"/V2/keys/a", None),
-        (b"/v2/stats/store", None),
-    ],
-)
-def test_the_key_that_a_path_addresses(path, key):
-    assert key_of(path) == key
-
-
 NAMES = [*BOOLS, "value", "ttl", "prevValue", "prevIndex", "waitIndex", "", "x", "%", ";"]
 PIECES = st.one_of(
     st.binary(max_size=8),
@@ -585,22 +406,6 @@ def outcome(ask: Callable[[], Parsed]) -> object:
     except ApiError as refused:
         return refused.code, refused.cause, refused.index
     return type(request), request, no_value, recursive
-
-
-@given(st.text(alphabet=st.characters(max_codepoint=255), max_size=40))
-def test_any_content_type_is_a_form_or_not_or_refused(content_type):
-    with contextlib.suppress(ApiError):
-        assert is_form(content_type) in (True, False)
-
-
-@given(st.binary(max_size=40))
-def test_any_path_is_decoded_or_refused(raw):
-    try:
-        path = decode_path(b"/" + raw)
-    except BadEscape:
-        assert b"%" in raw
-    else:
-        key_of(clean_path(path))
 
 
 @given(st.binary(max_size=40).map(lambda raw: raw.replace(b"%", b"%25")), st.binary(max_size=9))

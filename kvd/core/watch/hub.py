@@ -33,7 +33,7 @@ from kvd.storage.format.records import REMOVALS, Change
 from kvd.storage.store import Store
 from kvd.v2.commands import Watch
 from kvd.v2.errors import EVENT_INDEX_CLEARED, ApiError
-from kvd.v2.request import is_below
+from kvd.v2.paths import is_below
 from kvd.v2.response import event_body
 
 log = logging.getLogger(__name__)

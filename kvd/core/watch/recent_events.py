@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections import defaultdict
 
 from kvd.storage.format.records import REMOVALS, Change
-from kvd.v2.request import is_below
+from kvd.v2.paths import is_below
 
 # Watchers that are late, because the server is busy, must not cost it more for that: with a history
 # (`--event-history-limit`) much longer than this they read it from the index, each for itself.

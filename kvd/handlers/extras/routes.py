@@ -36,7 +36,8 @@ from kvd.v2.extras.raw import (
 )
 from kvd.v2.extras.txn import BODY_BYTES_MAX as TXN_BYTES_MAX
 from kvd.v2.extras.txn import TXN
-from kvd.v2.request import KEYS, Parsed, key_of
+from kvd.v2.paths import KEYS, key_of
+from kvd.v2.request import Parsed
 
 _READS = ("GET", "HEAD")
 _TEXT = "Content-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\n"

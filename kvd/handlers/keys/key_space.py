@@ -56,13 +56,8 @@ from kvd.v2.errors import (
 )
 from kvd.v2.extras.parameters import TOO_MANY_KEYS, TOO_MANY_OPERATIONS, TOO_MANY_TOKENS
 from kvd.v2.extras.watch import watch_extras
-from kvd.v2.request import (
-    TOO_MANY_PARAMETERS,
-    Parsed,
-    TakesLong,
-    parse,
-    parse_in_turns,
-)
+from kvd.v2.form import TOO_MANY_PARAMETERS, TakesLong
+from kvd.v2.request import Parsed, parse, parse_in_turns
 from kvd.v2.response import action_body, error_body, event_body, event_parts, get_parts
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,8 @@ from kvd.http.server import HttpServer
 from kvd.storage.index.errors import BROKEN
 from kvd.v2.commands import Command, CreateInOrder, Get, Set, Watch
 from kvd.v2.errors import ApiError
-from kvd.v2.request import Parsed, TakesLong, parse, parse_write, varies
+from kvd.v2.form import TakesLong
+from kvd.v2.request import Parsed, parse, parse_write, varies
 
 if TYPE_CHECKING:
     from kvd.core.clock import Clock

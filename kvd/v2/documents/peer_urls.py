@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from urllib.parse import quote as quote_url
 
 from kvd.v2.errors import RouteError
-from kvd.v2.request import quote
+from kvd.v2.go_text import quote
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+\-.]*):")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")

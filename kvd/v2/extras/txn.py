@@ -43,7 +43,7 @@ from kvd.v2.errors import (
     ApiError,
 )
 from kvd.v2.extras.parameters import TOO_MANY_OPERATIONS, TXN_KEY_BYTES_MAX, TXN_OPS_MAX
-from kvd.v2.request import clean_path
+from kvd.v2.paths import clean_path
 
 TXN = b"/v2/txn"
 BODY_BYTES_MAX = 6 << 20

@@ -25,7 +25,8 @@ from kvd.v2.extras.parameters import (
     refuse_pair,
     values_of,
 )
-from kvd.v2.request import is_below, uint
+from kvd.v2.paths import is_below
+from kvd.v2.request import uint
 from kvd.v2.response import ACTIONS
 
 _OF_WATCHES = frozenset(

@@ -28,7 +28,7 @@ from kvd.storage.format.records import REMOVALS, Change
 from kvd.storage.index.view import Passed
 from kvd.v2.errors import EVENT_INDEX_CLEARED, INVALID_FIELD, KEY_NOT_FOUND, NOT_A_FILE, ApiError
 from kvd.v2.extras.parameters import ReadExtras
-from kvd.v2.request import is_below
+from kvd.v2.paths import is_below
 from kvd.v2.response import ACTIONS, removed_object, timestamp
 
 PAGE_BYTES_MAX = 1 << 20

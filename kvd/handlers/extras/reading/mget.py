@@ -20,7 +20,7 @@ from kvd.json_text import escape
 from kvd.v2 import rules
 from kvd.v2.errors import INVALID_FIELD, INVALID_FORM, ApiError
 from kvd.v2.extras.parameters import AS_EVER, MGET_KEYS_MAX, TOO_MANY_KEYS, Shape
-from kvd.v2.request import clean_path
+from kvd.v2.paths import clean_path
 from kvd.v2.response import error_body
 
 MGET = b"/v2/mget"
