@@ -224,6 +224,9 @@ class Store:
         Raises:
             CorruptIndex, lmdb.Error: damage, one of `BROKEN`: the process must end.
         """
+        # Meanwhile the sums may be those of before, or not.
+        if self.state.is_flushing:
+            return
         if self._scan is not None and self._scan.go_on(self.state.sums, for_s):
             log.info("the index is complete: %d nodes and expirations", self._scan.rows)
             self._scan = None
@@ -281,6 +284,20 @@ class Store:
         """
         self.state.flush(free=free)
         failpoints.reach("indexAfterCommit")
+
+    def begin_flush(self) -> None:
+        """Begin a flush on the sync thread: nothing may be merged before it has ended."""
+        self.state.begin_flush()
+
+    def write_flush(self) -> Position:
+        """Write to the index what it lacks. A call for the sync thread.
+
+        Raises:
+            IndexRefused, CorruptIndex, lmdb.Error: as for `flush`.
+        """
+        self.state.write_flush()
+        failpoints.reach("indexAfterCommit")
+        return self.wal.position
 
     def start_term(
         self, time_ns: int, history_limit: int, history_bytes_max: int | None = None

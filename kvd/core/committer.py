@@ -12,7 +12,7 @@ Invariants:
   and the indexes it took are given again: nobody was told them.
 - Once a frame is durable its batch *is* committed: nothing can fail any more, because the state is
   ahead of the index, in memory (storage/index/state.py). The index is brought up to date beside the
-  batches (flusher.py); they wait for it only where it has refused too much.
+  batches (flusher.py); they wait for it where it has refused too much, or where it takes long.
 - Without room for what users write (disk_space.py) they are refused one by one, and each batch asks
   the
   disk anew before it does so. Removals, expiry and reads go on.
@@ -420,7 +420,7 @@ class Committer:
         return True
 
     def _begin_batch(self) -> None:
-        if self.flusher.waits and self._state.is_full:
+        if self.flusher.holds and self._state.is_full:
             # It begins when the index has taken what is beyond it.
             self._is_free = not self._stopped
             if self.flusher.refusal is not None:
@@ -743,9 +743,9 @@ class Committer:
             if round_.pays:
                 self._store.owed = ()
             self.batch_records.note(round_.pending.records)
-            self._finish(round_)
             if self._state.is_heavy:
-                self.flusher.beside_batch()
+                self.flusher.on_thread()
+            self._finish(round_)
         except BaseException as error:  # noqa: BLE001 -- a bug or damage: nothing may go on
             self._on_fatal(error)
 

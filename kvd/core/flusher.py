@@ -7,6 +7,9 @@ synced; and by the tick, so that a start never has much to perform again.
 The index may refuse it, on a full disk. Memory has everything, so reads and batches go on, and it
 is tried again; batches wait once too much is beyond the index. Where there is room, it is the disk
 that fails: the process ends, and the next start finds all in the log.
+
+What is too much for one turn of the loop, as a value of 10 MiB is, is flushed on the sync thread.
+Reads go on meanwhile, batches wait until it has ended.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 
 from kvd.core.histogram import Histogram
@@ -37,6 +41,7 @@ class Flusher:
 
     Attributes:
         waits: Whether the index has refused what is committed, so that it has to be tried again.
+        holds: Whether batches may have to wait: for that, or for a flush on the thread.
         refusal: What it said then where its map is full, which no other file makes room in.
         flush_s: How long flushes took.
     """
@@ -71,25 +76,34 @@ class Flusher:
         self._failures = 0
         self._is_freeing = False
         self._stopped = False
-        self.waits = False
+        self.waits = self.holds = False
         self.refusal: IndexRefused | None = None
         self.flush_s = Histogram()
 
     def beside_batch(self) -> None:
         """Flush what is worth it; to be called while a batch is being synced."""
-        if not self.waits:
+        if not self.holds:
             self.flush()
+
+    def on_thread(self) -> None:
+        """Flush what is too much for the loop; to be called when no batch is under way."""
+        if self.holds or self._stopped:
+            return
+        self.holds = True
+        began = monotonic()
+        self._store.begin_flush()
+        self._sync.run(self._store.write_flush, partial(self._ended, began))
 
     def tick(self) -> None:
         """Flush what is there, about once a second."""
-        if not self.waits:
+        if not self.holds:
             self.flush()
         self.free()
 
     def free(self) -> None:
         """Free what hangs below removed directories, in slices; to be called when there is some."""
         # In turns of their own, so that requests come in between.
-        if self._state.has_garbage and not (self._is_freeing or self._stopped or self.waits):
+        if self._state.has_garbage and not (self._is_freeing or self._stopped or self.holds):
             self._is_freeing = True
             self._loop.call_soon(self._free)
 
@@ -110,25 +124,43 @@ class Flusher:
         except IndexRefused as error:
             self._refused(error)
             return False
+        self._took(began)
+        return True
+
+    def _ended(self, began: float, outcome: Position | BaseException) -> None:
+        """Take note of what became of a flush on the thread."""
+        self.holds = False
+        if isinstance(outcome, IndexRefused) and not isinstance(outcome, BROKEN):
+            self._state.end_flush(outcome)
+            self._refused(outcome)
+        elif isinstance(outcome, BaseException):
+            self._on_fatal(outcome)
+        else:
+            self._state.end_flush()
+            self._took(began)
+            self.free()
+        self._on_room()
+
+    def _took(self, began: float) -> None:
+        """Take note that the index has taken what was flushed since a time."""
         self.flush_s.observe(monotonic() - began)
         if self.waits:
-            self.waits = False
+            self.waits = self.holds = False
             self.refusal = None
             self._failures = 0
             log.warning("the index has taken the changes that waited")
             self._on_room()
         self._on_flush()
-        return True
 
     def _free(self) -> None:
         self._is_freeing = False
-        if not (self._stopped or self.waits):
+        if not (self._stopped or self.holds):
             self.flush(free=_FREED_AT_ONCE)
             self.free()
 
     def _refused(self, error: IndexRefused) -> None:
         if not self.waits:
-            self.waits = True
+            self.waits = self.holds = True
             log.warning("changes wait in memory, the index cannot take them yet: %s", error)
         self.refusal = error if isinstance(error, MapFull) else None
         # LMDB takes a short write for an I/O error, so ask the disk which one it is.

@@ -73,6 +73,10 @@ class IndexView(View):
         self._late = late or {}
         self.directories = {b"": ROOT_PREFIX}
 
+    def with_late(self, late: Late) -> IndexView:
+        """Return a view of the same transaction with the rows that are `late`."""
+        return IndexView(self._txn, self._tables, late)
+
     def end(self) -> None:
         """End the transaction: the view cannot be used any more."""
         self._txn.abort()

@@ -13,12 +13,14 @@ Invariants:
   are late among those of the index.
 - Nodes are held by the keys of their rows. A removed directory therefore needs no pass over what
   is below it: its id is never given again, so nothing finds it.
+- What is too much for the loop is flushed on another thread. Until that has ended nothing is
+  merged, all of it stays in memory, and what scans is shown it as above.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import lmdb
 
@@ -50,9 +52,10 @@ FLUSH_NODES = 2048
 BEHIND_FACTOR = 4
 """While the index refuses to take more, batches wait once so many times as much is beyond it."""
 
-# So many bytes, or nodes, are in memory no longer than for a batch.
-_HEAVY_BYTES = 4 << 20
-_HEAVY_NODES = 8192
+# So many bytes, or nodes, are in memory no longer than for a batch, and are too much for the loop:
+# to flush a value of 10 MiB takes 90 ms. It is so much that batches wait for it.
+_HEAVY_BYTES = FLUSH_BYTES * BEHIND_FACTOR
+_HEAVY_NODES = FLUSH_NODES * BEHIND_FACTOR
 
 # Written nodes that are kept for the next write of them: checked after each flush.
 _KEPT_NODES_MAX = 8192
@@ -70,8 +73,17 @@ _NO_SCAN = Scanned()
 """Stands where no scan is under way: nothing is behind it."""
 
 
+class _Written(NamedTuple):
+    """What a flush has made of the index."""
+
+    flush: Flush
+    applied: Applied
+    history: History | None
+    has_garbage: bool
+
+
 class State(View):
-    """What is committed. Belongs to one thread.
+    """What is committed. Belongs to one thread, but for `write_flush`.
 
     Attributes:
         applied: How far the log has been performed: what readers see.
@@ -85,6 +97,7 @@ class State(View):
         wants_flush: Whether enough is beyond the index to be worth a flush.
         is_heavy: Whether that takes so much memory that a flush should not wait.
         refused: What the index said when it was to be flushed last, None where it took it.
+        is_flushing: Whether a flush is under way on another thread.
     """
 
     def __init__(self, index: Index) -> None:
@@ -102,6 +115,8 @@ class State(View):
         self.nodes: dict[bytes, Node | None] = {}
         self.directories = {b"": ROOT_PREFIX}
         self.refused: lmdb.Error | None = None
+        self.is_flushing = False
+        self._written: _Written | None = None
         self._view: IndexView | None = None
         self._bulk: Transaction | None = None
         self._kept_bytes = 0
@@ -191,6 +206,9 @@ class State(View):
         Raises:
             CorruptIndex, lmdb.Error: damage, one of `BROKEN`.
         """
+        if self.is_flushing:
+            self._view = self._index_view().with_late(self.late_rows())
+            return self._view
         if self.is_behind and self.refused is None:
             try:
                 self.flush()
@@ -291,6 +309,39 @@ class State(View):
         if not (self.is_behind or free):
             return
         self._end_view()
+        try:
+            written = self._write_index(free)
+        except IndexRefused as error:
+            self.refused = error
+            raise
+        self._take(written)
+
+    def begin_flush(self) -> None:
+        """Begin a flush on another thread: nothing may be merged before `end_flush`."""
+        # Readers go on with what the index held before: it fits what `applied` says.
+        self._end_view()
+        self._index_view()
+        self.is_flushing = True
+
+    def write_flush(self) -> None:
+        """Write to the index all that it lacks. A call for another thread.
+
+        Raises:
+            IndexRefused, CorruptIndex, lmdb.Error: as for `flush`.
+        """
+        self._written = self._write_index(0)
+
+    def end_flush(self, refused: lmdb.Error | None = None) -> None:
+        """Take note of what `write_flush` has done, or of what the index said to it."""
+        self.is_flushing = False
+        self._end_view()
+        written, self._written = self._written, None
+        if written is not None:
+            self._take(written)
+        else:
+            self.refused = refused
+
+    def _write_index(self, free: int) -> _Written:
         bulk = self._bulk
         # Of old rows only the heads are looked at: no copies.
         txn = bulk or cast("Transaction", self._env.begin(write=True, buffers=True))
@@ -302,12 +353,14 @@ class State(View):
             if bulk is None:
                 reach_commit()
                 txn.commit()
-        except BaseException as error:
+        except BaseException:
             if bulk is None:
                 txn.abort()
-            if isinstance(error, IndexRefused):
-                self.refused = error
             raise
+        return _Written(flush, applied, history, has_garbage)
+
+    def _take(self, written: _Written) -> None:
+        flush, applied, history, has_garbage = written
         self.refused = None
         self.sums = flush.sums
         if flush.nodes_behind or flush.ttl_behind:
