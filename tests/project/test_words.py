@@ -1,0 +1,133 @@
+"""The words of docstrings, comments, log lines and help texts: the field's terms, no dialect.
+
+Each pattern comes with what to write instead. The summary line of a docstring, the message of a log
+call and the text of a flag are searched for all of `TERSE`, every line of a docstring and every
+comment for `ANYWHERE`.
+"""
+
+import ast
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+
+ANYWHERE = {
+    r"\b(?:who|whom|whoever|whomever)\b": "name the client, the caller, the thread; or use `that`",
+    r"\b(?:nobody|somebody|anybody|everybody)(?:'s)?\b": "no client, a caller, every thread",
+}
+TERSE = ANYWHERE | {
+    r"\b(?:is|are|was|were|be|been) told\b": "receives, is notified, is reported",
+    r"\basks\b": "requests, checks, queries",
+    r"\b(?:stands?|stood)\b": "is, is stored, is written",
+    r"\bby (?:it|them)sel(?:f|ves)\b": "automatically; alone",
+    r"\bon (?:its|their) way\b": "in flight, pending",
+    r"\bbeside\b": "next to, with, in addition to",
+    r"\banew\b": "again",
+}
+# A property is a noun, "Whether ..." too; a module is a thing.
+OF_A_MODULE = {r"^(?:Who|What|How|Where|Whether|When)\b": "begin with a noun"}
+OF_A_DEFINITION = {r"^(?:Who|What|How|Where)\b": "begin with an imperative or a noun"}
+
+LOG_CALLS = {"debug", "info", "warning", "error", "exception", "critical"}
+FLAG_TEXT = 3
+"""The argument of `Flag` that is its help."""
+
+NOT_YET: tuple[str, ...] = (
+    "kvd/__init__.py",
+    "kvd/__main__.py",
+    "kvd/config/",
+    "kvd/core/",
+    "kvd/crash_file.py",
+    "kvd/ctl/",
+    "kvd/handlers/",
+    "kvd/http/",
+    "kvd/json_text.py",
+    "kvd/limits/",
+    "kvd/lines.py",
+    "kvd/log_output.py",
+    "kvd/logs.py",
+    "kvd/monitoring/",
+    "kvd/net/",
+    "kvd/server.py",
+    "kvd/v2/",
+    "storage/aio.py",
+    "storage/directory/",
+    "storage/disk.py",
+    "storage/errors.py",
+    "storage/evidence.py",
+    "storage/failpoints.py",
+    "storage/format/",
+    "storage/frame_reader.py",
+    "storage/index/",
+    "storage/processor.py",
+    "storage/recovery.py",
+    "storage/replay.py",
+    "storage/snapshot/",
+    "storage/store.py",
+    "storage/tools/",
+    "storage/usage.py",
+    "storage/wal/",
+)
+"""Folders and files whose words have not been gone over; this shrinks to nothing."""
+
+
+def sources() -> list[Path]:
+    found = [*(ROOT / "kvd").glob("**/*.py"), *(ROOT / "storage").glob("**/*.py")]
+    inside = {path.relative_to(ROOT).as_posix(): path for path in found}
+    return [
+        path
+        for name, path in sorted(inside.items())
+        if not name.startswith(("kvd/storage/", *NOT_YET))
+    ]
+
+
+def texts(path: Path) -> Iterator[tuple[int, str, dict[str, str]]]:
+    """Each text of a file with its line and the patterns that it must not match."""
+    with path.open("rb") as source:
+        for token in tokenize.tokenize(source.readline):
+            if token.type == tokenize.COMMENT:
+                yield token.start[0], token.string.lstrip("# "), ANYWHERE
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            start = OF_A_MODULE if isinstance(node, ast.Module) else OF_A_DEFINITION
+            yield from docstring(node.body[0], TERSE | start)
+            for statement in node.body[1:]:
+                yield from docstring(statement, TERSE)  # of an attribute or a constant
+        elif isinstance(node, ast.Call):
+            yield from ((text.lineno, text.value, TERSE) for text in messages(node))
+
+
+def docstring(
+    node: ast.stmt, of_summary: dict[str, str]
+) -> Iterator[tuple[int, str, dict[str, str]]]:
+    if isinstance(node, ast.Expr) and is_text(node.value):
+        for number, line in enumerate(node.value.value.splitlines()):
+            yield node.lineno + number, line, ANYWHERE if number else of_summary
+
+
+def messages(call: ast.Call) -> list[ast.Constant]:
+    """The texts of a call that operators read."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    found = [keyword.value for keyword in call.keywords if keyword.arg in ("help", "description")]
+    if name in LOG_CALLS:
+        found += call.args[:1]
+    elif name == "Flag":
+        found += call.args[FLAG_TEXT : FLAG_TEXT + 1]
+    return [text for text in found if is_text(text)]
+
+
+def is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def test_the_words_are_those_of_databases_and_servers():
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {text.strip()}\n    {match[0]!r}: {advice}"
+        for path in sources()
+        for line, text, patterns in texts(path)
+        for pattern, advice in patterns.items()
+        if (match := re.search(pattern, text, re.IGNORECASE))
+    ]
+    assert not found, "\n".join([f"{len(found)} texts to reword:", *found])
