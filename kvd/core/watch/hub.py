@@ -8,52 +8,40 @@ Invariants:
   follows, from history, once they have been told what they were told before.
 - A watcher that is not registered carries the next index it may see (`next_index`), so nothing is
   told twice, and what it registers too late to find in history it gets live.
-- History is read in slices, no faster than the client reads; the last slice and the registration
-  are one step without a pause.
 
-Which events are for whom is in `kvd.core.watch.watchers`. In history the hidden names are not
-looked at, and a removal of K is for every W below it: what existed then is not known any more. A
-refresh is for nobody.
+Which live events are for a watcher is decided in `kvd.core.watch.watchers`; events of history are
+read in `kvd.core.watch.replay`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 
 from kvd.core.watch.recent_events import Recent
+from kvd.core.watch.replay import FIRST_INDEX, Replays
 from kvd.core.watch.watchers import Filter, Listener, Watcher, Watchers
 from kvd.storage.format.event import Event
-from kvd.storage.format.records import REMOVALS, Change
 from kvd.storage.store import Store
 from kvd.v2.commands import Watch
 from kvd.v2.errors import EVENT_INDEX_CLEARED, ApiError
-from kvd.v2.paths import is_below
 from kvd.v2.response import event_body
 
 log = logging.getLogger(__name__)
 
-# How many watchers are told in one turn of the loop, and how long a turn may read history.
+# How many watchers are told in one turn of the loop.
 _TOLD_PER_TURN = 256
 # To tell what is longer by this counts as telling one more.
 _LONG_BYTES = 16 << 10
-_SLICE_S = 0.005
-# A watch that reads history for longer than this when it begins makes the next ones wait.
-_SHORT_SLICE_S = 0.001
 
 BACKLOG_BYTES_MAX = 16 << 20
 """How much may wait to be told, events and lists of watchers: else they read it from history."""
 _REFERENCE_BYTES = 8
 # An event beside its values.
 _EVENT_BYTES = 400
-
-# The first index that an event can have; see `Applied.index`.
-_FIRST_INDEX = 2
 
 
 class _Telling:
@@ -91,15 +79,11 @@ class Hub:
         self._registered = Watchers()
         # Those with filters; of them those that are told of hidden names are kept apart.
         self._filtered = Watchers(), Watchers(hidden=True)
-        # Those that read history in turns; a dict, because it keeps order and forgets in one step.
-        self._replaying: dict[Watcher, Iterator[bool]] = {}
-        self._due: deque[Watcher] = deque()
-        self._is_reading = False
-        self._read_until = 0.0
         self._to_tell: deque[_Telling] = deque()
         self.backlog_bytes = 0
         self._telling = False
         self._recent = Recent()
+        self._replays = Replays(store, loop, self._recent, self._register)
         self.tell_all: Callable[[Sequence[Watcher], bytes], None] = _tell_each
         self.requests = 0
 
@@ -119,7 +103,7 @@ class Hub:
         """How many watches are open, registered or still reading history."""
         # Not by `count`: that is a call for each watch.
         shown, hidden = self._filtered
-        return self._registered.count + shown.count + hidden.count + len(self._replaying)
+        return self._registered.count + shown.count + hidden.count + len(self._replays.running)
 
     def count_of(self, key: bytes) -> int:
         """Return how many watchers of a key are registered."""
@@ -127,11 +111,11 @@ class Hub:
 
     def is_replaying(self, watcher: Watcher) -> bool:
         """Return whether a watch still reads history."""
-        return watcher in self._replaying
+        return watcher in self._replays.running
 
     def is_behind(self, watcher: Watcher) -> bool:
         """Return whether there may be events for a watch that it has not been told."""
-        return watcher in self._replaying or bool(self._to_tell)
+        return watcher in self._replays.running or bool(self._to_tell)
 
     def watch(self, watch: Watch, listener: Listener, filter_: Filter | None = None) -> Watcher:
         """Start a watch: from history as far as that goes, then live.
@@ -145,7 +129,7 @@ class Hub:
         applied = self._store.applied
         wanted = watch.wait_index
         # Nothing has been dropped while the history still begins with the first event of all.
-        if 0 < wanted < applied.oldest_event and applied.oldest_event > _FIRST_INDEX:
+        if 0 < wanted < applied.oldest_event and applied.oldest_event > FIRST_INDEX:
             cause = b"the requested history has been cleared [%d/%d]"
             raise ApiError(
                 EVENT_INDEX_CLEARED, cause % (applied.oldest_event, wanted), applied.index
@@ -154,19 +138,18 @@ class Hub:
         listener.begin(applied.index)
         if self.requests == 1:
             self._recent.begin(applied.index + 1)
-        if watcher.next_index <= applied.index and not _wants_refreshes(watcher):
-            self._skip(watcher, applied.index)
+        if watcher.next_index <= applied.index:
+            self._replays.skip(watcher, applied.index)
         if watcher.next_index > applied.index:
             watchers = self._registered if filter_ is None else self._watchers(watcher)
             watchers.register(watcher, applied.index + 1)
         else:
-            self._replaying[watcher] = self._replay(watcher)
-            self._begin_replay(watcher)
+            self._replays.begin(watcher)
         return watcher
 
     def forget(self, watcher: Watcher) -> None:
         """Drop a watch whose client has gone; it may have ended already."""
-        self._replaying.pop(watcher, None)
+        self._replays.forget(watcher)
         self._watchers(watcher).unregister(watcher)
 
     def removable(self, key: bytes) -> list[bytes]:
@@ -207,6 +190,9 @@ class Hub:
         filter_ = watcher.filter
         return self._registered if filter_ is None else self._filtered[filter_.hidden]
 
+    def _register(self, watcher: Watcher, following: int) -> None:
+        self._watchers(watcher).register(watcher, following)
+
     def end_all(self) -> None:
         """End every watch without an event."""
         while self._to_tell:
@@ -215,7 +201,7 @@ class Hub:
 
     def end(self, ends: Callable[[Watcher], bool]) -> None:
         """End some of the watches without an event."""
-        for watcher in [*self._replaying, *self._registered, *chain(*self._filtered)]:
+        for watcher in [*self._replays.running, *self._registered, *chain(*self._filtered)]:
             if ends(watcher):
                 self.forget(watcher)
                 watcher.listener.end()
@@ -243,7 +229,7 @@ class Hub:
             self._watchers(watcher).unregister(watcher)
             watcher.next_index = index
             watcher.was_live = True
-            self._replaying[watcher] = self._replay(watcher)
+            self._replays.add(watcher)
         return _Telling(watchers, None, None, _REFERENCE_BYTES * len(watchers))
 
     def _body(self, event: Event) -> bytes | None:
@@ -282,120 +268,12 @@ class Hub:
                         watcher.listener.tell_large(telling.event)
             else:
                 for watcher in batch:
-                    self._go_on(watcher)
+                    self._replays.go_on(watcher)
         except BaseException:
             # Some may have been told and others not: a gap must not go unseen.
             for watcher in batch:
                 watcher.listener.close()
             raise
-
-    # From history
-
-    def _begin_replay(self, watcher: Watcher) -> None:
-        """Run the first slice of a replay at once, unless others read already."""
-        if self._is_reading:
-            self._due.append(watcher)
-            return
-        began = time.monotonic()
-        self._read_until = began + _SLICE_S
-        self._continue(watcher)
-        if time.monotonic() - began > _SHORT_SLICE_S:
-            self._read_soon()
-
-    def _go_on(self, watcher: Watcher) -> None:
-        """Let a replay go on in its turn."""
-        self._due.append(watcher)
-        self._read_soon()
-
-    def _read_soon(self) -> None:
-        if not self._is_reading:
-            self._is_reading = True
-            self._loop.call_soon(self._read)
-
-    def _read(self) -> None:
-        """Go on with replays, for some milliseconds in all."""
-        self._is_reading = False
-        self._read_until = time.monotonic() + _SLICE_S
-        try:
-            for _ in range(len(self._due)):
-                self._continue(self._due.popleft())
-                if time.monotonic() > self._read_until:
-                    break
-        finally:
-            if self._due:
-                self._read_soon()
-
-    def _continue(self, watcher: Watcher) -> None:
-        """Run one slice of a replay, and see to the next."""
-        slices = self._replaying.get(watcher)
-        if slices is not None:
-            try:
-                waits = next(slices, False)
-            except BaseException:
-                del self._replaying[watcher]
-                watcher.listener.close()
-                raise
-            if not waits and watcher in self._replaying and self._ready(watcher):
-                self._go_on(watcher)
-
-    def _skip(self, watcher: Watcher, last_index: int) -> None:
-        """Move a watcher on past the events that are known not to be for it."""
-        following = self._recent.following(
-            watcher.next_index, watcher.key, recursive=watcher.recursive
-        )
-        if following is not None:
-            watcher.next_index = min(following, last_index + 1)
-
-    def _ready(self, watcher: Watcher) -> bool:
-        """Return whether a replay can go on; if not, it will by itself once the client has read."""
-        return watcher.listener.ready(partial(self._go_on, watcher))
-
-    def _has_room(self, watcher: Watcher, event: Event) -> bool:
-        """Return whether there is memory for an event; if not, the replay goes on once there is."""
-        return watcher.listener.has_room(event, partial(self._resume, watcher))
-
-    def _resume(self, watcher: Watcher) -> None:
-        self._read_until = time.monotonic() + _SLICE_S
-        self._continue(watcher)
-
-    def _replay(self, watcher: Watcher) -> Iterator[bool]:
-        """Tell what matches from history, pausing between slices; register at its end.
-
-        A pause is True where it lasts until there is memory for the next event.
-        """
-        while True:
-            waits = False
-            applied = self._store.applied
-            if watcher.next_index < applied.oldest_event > _FIRST_INDEX:
-                # Trimmed past a reader that was too slow: a gap must not go unseen.
-                del self._replaying[watcher]
-                watcher.listener.close()
-                return
-            if watcher.next_index <= applied.index and not _wants_refreshes(watcher):
-                self._skip(watcher, applied.index)
-            for event in self._store.view.events(watcher.next_index):
-                if _matches_history(event, watcher):
-                    body = (self._body(event) if watcher.filter is None else None) or event
-                    if isinstance(body, Event) and not self._has_room(watcher, body):
-                        waits = True
-                        break
-                    if not watcher.stream:
-                        del self._replaying[watcher]
-                        _tell(watcher.listener, body)
-                        return
-                    watcher.next_index = event.change.index + 1
-                    _tell(watcher.listener, body)
-                    if not self._ready(watcher):
-                        break
-                watcher.next_index = event.change.index + 1
-                if time.monotonic() > self._read_until:
-                    break
-            else:
-                watcher.next_index = max(watcher.next_index, applied.index + 1)
-                del self._replaying[watcher]
-                self._watchers(watcher).register(watcher, applied.index + 1)
-                return
-            yield waits
 
 
 def _tell_each(watchers: Sequence[Watcher], body: bytes) -> None:
@@ -403,39 +281,7 @@ def _tell_each(watchers: Sequence[Watcher], body: bytes) -> None:
         watcher.listener.tell(body)
 
 
-def _tell(listener: Listener, told: bytes | Event) -> None:
-    if isinstance(told, bytes):
-        listener.tell(told)
-    else:
-        listener.tell_large(told)
-
-
 def _large_bytes(event: Event) -> int:
     """Return what the values of an event take in memory."""
     change, prev, _ = event
     return len(change.value or b"") + len((prev and prev.value) or b"")
-
-
-def _wants_refreshes(watcher: Watcher) -> bool:
-    """Return whether refreshes are for a watcher, which are not among the last events."""
-    return watcher.filter is not None and watcher.filter.refreshes
-
-
-def _matches_history(event: Event, watcher: Watcher) -> bool:
-    filter_ = watcher.filter
-    if filter_ is None:
-        return not event.change.refresh and _concerns(event.change, watcher, hidden=False)
-    return _concerns(event.change, watcher, hidden=filter_.hidden) and filter_.passes(event)
-
-
-def _concerns(change: Change, watcher: Watcher, *, hidden: bool) -> bool:
-    if change.key == watcher.key:
-        return True
-    if watcher.recursive and is_below(change.key, watcher.key):
-        return hidden or not (watcher.was_live and _is_hidden(change.key, watcher.key))
-    return change.kind in REMOVALS and change.dir and is_below(watcher.key, change.key)
-
-
-def _is_hidden(path: bytes, ancestor: bytes) -> bool:
-    """Return whether a component of a path behind its ancestor is hidden."""
-    return b"/_" in path[len(ancestor.rstrip(b"/")) :]

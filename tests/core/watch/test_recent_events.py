@@ -5,8 +5,8 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvd.core.watch.hub import _matches_history
 from kvd.core.watch.recent_events import Recent
+from kvd.core.watch.replay import matches_history
 from kvd.core.watch.watchers import Watcher
 from kvd.storage.format.event import Event
 from kvd.storage.format.records import REMOVALS, Change, Kind
@@ -47,7 +47,7 @@ def test_the_first_event_for_a_watcher_is_found(events, path, recursive, wanted,
     matching = [
         event.change.index
         for event in events
-        if event.change.index >= wanted and _matches_history(event, watcher)
+        if event.change.index >= wanted and matches_history(event, watcher)
     ]
     found = recent.following(wanted, path, recursive=recursive)
     if found is None:
