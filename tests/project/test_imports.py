@@ -149,6 +149,16 @@ def test_the_rows_name_what_is_there():
 
 
 @pytest.mark.parametrize("of_storage", [False, True], ids=["kvd", "storage"])
+def test_the_architecture_shows_these_rows(of_storage):
+    page = (ROOT / ("storage" if of_storage else "kvd") / "README.md").read_text()
+    _, _, section = page.partition("\n## Imports\n")
+    lines = section.partition("\n## ")[0].splitlines()
+    shown = [set(line.split()) for line in lines if line.startswith("    ")]
+    rows = STORAGE_ROWS if of_storage else ROWS
+    assert shown == [{name.removeprefix("kvd.") for name in row} for row in rows]
+
+
+@pytest.mark.parametrize("of_storage", [False, True], ids=["kvd", "storage"])
 def test_imports_go_down_only(of_storage):
     rows = STORAGE_ROWS if of_storage else ROWS
     upwards = [

@@ -91,6 +91,21 @@ def test_each_example_prints_what_the_page_says(make_server, tmp_path, page):
     run_examples(examples(page), server, tmp_path)
 
 
+def test_each_example_of_the_readme_prints_what_it_says(make_server, tmp_path):
+    if not (ROOT / ".venv" / "bin" / "kvd").exists():
+        pytest.skip("scripts/run would install kvd first")
+    found = examples(ROOT / "README.md")
+    command, output = found.pop(0)
+    assert command == "scripts/run"
+    data = tmp_path / "data"
+    data.mkdir(mode=0o755)
+    server = make_server(python="scripts/run", launch=(), data_dir=data).start()
+    server.wait_for_log("listening on")
+    printed = server.stderr.replace(str(data), "/srv/kvd/data").replace(f":{server.port}", ":2379")
+    assert masked(printed) == masked(output)
+    run_examples(found, server, tmp_path)
+
+
 def test_examples_are_only_where_they_are_run():
     run = {*PAGES, ROOT / "README.md"}
     assert [path for path in DOCUMENTS if examples(path) and path not in run] == []
@@ -106,6 +121,48 @@ def test_each_extra_is_named(client):
     for name in client.request("GET", "/v2/extras").json["extras"]:
         assert f"`{name}" in page or f"/{name}" in page
     assert client.request("GET", "/v2/extras").json == capability()
+
+
+# Paths.
+
+_PATH = re.compile(
+    r"`((?:[\w.-]+/)*[\w.-]+\.(?:py|md|json|service|socket)|(?:[\w.-]+/)+)`"
+    r"|(?<![\w/.`-])((?:kvd|storage|tests|bench|scripts)/[\w./-]*\w)"
+    r"|\]\((?!https?:)([^)#]+)\)"  # a link
+)
+# What is on a user's disk, not in the repository.
+_ELSEWHERE = {
+    "quarantine/",
+    "index/",
+    "tls/",
+    "etcd.conf.yml",
+    "wal/",
+    "root/",
+    "build/versus-etcd/",
+    "build/versus-etcd/table.md",
+    "table.md",
+    "rounds.json",
+}
+
+
+def paths(page: Path) -> list[str]:
+    """The files and folders of the repository that a document names, by their place from it."""
+    found = ("".join(groups) for groups in _PATH.findall(page.read_text()))
+    return [path for path in found if path not in _ELSEWHERE and ".." not in path[2:]]
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_each_path_that_a_document_names_is_there(page):
+    missing = [
+        path
+        for path in paths(page)
+        if not any((place / path).exists() for place in (page.parent, ROOT, ROOT / "kvd"))
+    ]
+    assert "\n".join(missing) == ""
+
+
+def test_the_architecture_names_files():
+    assert min(len(paths(ROOT / name / "README.md")) for name in ("kvd", "storage")) > 25
 
 
 # What has an entry: a heading, or the first cell of a row, that begins with the name.
