@@ -81,11 +81,13 @@ def test_keys_that_are_read_are_not_kept_without_limit(tmp_path: Path):
     store = open_store(tmp_path / "data", segment_bytes_max=1 << 23)
     keys = [b"/" + b"/".join([b"n" * 500] * 60) + b"/%d" % n for n in range(400)]
     write(store, *(Set(key, b"") for key in keys))
-    texts = Texts(store.state)
+    texts = Texts()
 
     def read() -> Texts:
         for key in keys:
-            assert texts.read(key[:1] + key[1:]) is not None
+            node = store.state.find(key)
+            assert node is not None
+            assert texts.keep(key[:1] + key[1:], node) is not None
         return texts
 
     # Twice as much would be kept of paths and texts without a limit.
