@@ -39,6 +39,7 @@ from kvd.handlers.extras.routes import ExtraRoutes
 from kvd.handlers.info import ROUTES, Route, Sources, make_application
 from kvd.handlers.keys.key_space import KeyLimits, KeySpace
 from kvd.handlers.keys.listing_cache import Listings
+from kvd.handlers.long_documents import LongDocuments
 from kvd.handlers.passwords import Credentials
 from kvd.handlers.router import Front
 from kvd.http.access_log import LoggedConnection
@@ -328,6 +329,7 @@ class KvdServer:
                 member=Member(config.name, identity.member_id, advertised, config.peer_urls),
                 cluster_id=identity.cluster_id,
                 guard=guard,
+                documents=LongDocuments(store),
                 administer=self._committer.administer,
             ),
             raft_status=partial(raft_status, store),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import TypeVar, cast
 
 from kvd.handlers.base import GuardedEndpoint
+from kvd.handlers.long_documents import Render
 from kvd.http.connection import Connection
-from kvd.storage.index.view import View
 from kvd.v2 import go_json
 from kvd.v2.documents import auth, auth_commands
 from kvd.v2.documents.auth_commands import Command, DeleteRole, DeleteUser, PutRole, PutUser, Switch
@@ -44,16 +44,14 @@ class _Named(_AuthEndpoint):
 
     async def read(self, read: Callable[[bytes, str], _T]) -> _T:
         """Read the body; others are served between two of these."""
-        async with self.guard.reading:
+        async with self.sources.documents.reading:
             await asyncio.sleep(0)
             return read(self.body, self.name)
 
-    async def answer_with(
-        self, render: Callable[[View, Callable[[int], None]], Iterator[bytes]]
-    ) -> None:
+    async def answer_with(self, render: Render) -> None:
         """Answer with what is rendered in turns, one response after another."""
         connection = cast(Connection, self.request.connection)
-        body = await self.guard.render(connection, render)
+        body = await self.sources.documents.render(connection, render)
         if not connection.gone:
             self._json(body)
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 import tornado.web
 
 from kvd.handlers.authorizer import Guard
+from kvd.handlers.long_documents import LongDocuments
 from kvd.http.server import SERVER_HEADER
 from kvd.v2.documents.decision import Decide, Replied
 from kvd.v2.documents.members import Member
@@ -39,6 +40,7 @@ class Sources(NamedTuple):
     member: Member
     cluster_id: int
     guard: Guard
+    documents: LongDocuments
     administer: Callable[[Decide, Replied], None]
 
 

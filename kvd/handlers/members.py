@@ -23,7 +23,7 @@ class Members(GuardedEndpoint):
     @property
     def member(self) -> Member:
         """The one member as it is now."""
-        return self.sources.member.as_told(self.guard.state)
+        return self.sources.member.as_told(self.guard.accounts.view)
 
     def get(self, path: str) -> None:
         """Answer the list, or the leader."""

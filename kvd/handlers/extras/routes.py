@@ -15,13 +15,14 @@ from time import monotonic
 from tornado import httputil
 
 from kvd.core.committer import Committer
-from kvd.handlers.authorizer import DENIED, Admission, Guard, KeyHead, KeyRequest, caller_of
+from kvd.handlers.authorizer import Admission, Guard, KeyHead, KeyRequest, caller_of
 from kvd.handlers.extras.exchange import Exchange, Serve
 from kvd.handlers.extras.reading.mget import BODY_BYTES_MAX as MGET_BYTES_MAX
 from kvd.handlers.extras.reading.mget import MGET, MultiGet, read_body
 from kvd.handlers.extras.reading.reads import ExtraReads
 from kvd.handlers.extras.transact import Transactions
 from kvd.handlers.keys.key_space import TOO_LARGE, VALUE_TOO_LARGE, KeySpace
+from kvd.handlers.rights import DENIED
 from kvd.http.connection import Connection
 from kvd.v2.errors import INVALID_FORM, UNAUTHORIZED, ApiError
 from kvd.v2.extras.raw import (

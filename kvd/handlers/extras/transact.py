@@ -12,9 +12,10 @@ from functools import partial
 from http import HTTPStatus
 
 from kvd.core.committer import TRANSACTION_TOO_LARGE, Committer
-from kvd.handlers.authorizer import DENIED, Admission, Guard, KeyHead
+from kvd.handlers.authorizer import Admission, Guard, KeyHead
 from kvd.handlers.extras.reading.reads import ExtraReads
 from kvd.handlers.keys.key_space import NOT_SHOWN, KeySpace
+from kvd.handlers.rights import DENIED
 from kvd.http.connection import LARGE_BYTES, Connection
 from kvd.json_text import LARGE_VALUE_BYTES, Parts, joined
 from kvd.limits.memory import Values

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from http import HTTPStatus
 from time import monotonic
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from kvd.core.clock import Clock
@@ -33,6 +33,7 @@ from kvd.handlers.keys.outcomes import Telling
 from kvd.handlers.keys.short_way import ShortWay
 from kvd.handlers.keys.value_cache import Texts
 from kvd.handlers.keys.watch import WatchAnswers
+from kvd.handlers.rights import Rights
 from kvd.http.compression import Gzip
 from kvd.http.connection import LARGE_BYTES, Connection, ServeWhole
 from kvd.http.server import HttpServer
@@ -44,7 +45,7 @@ from kvd.storage.format.records import REMOVALS
 from kvd.storage.index.errors import BROKEN
 from kvd.storage.store import Store
 from kvd.v2 import rules
-from kvd.v2.commands import Command, Get, Request, Watch
+from kvd.v2.commands import Command, Get, Watch
 from kvd.v2.errors import (
     COMPARE_FAILED,
     INVALID_FIELD,
@@ -109,16 +110,6 @@ class KeyLimits(NamedTuple):
     """A stream that leaves so much unread when its next event comes is cut."""
     max_wait_s: float | None
     """A watch that had nothing to tell for so long ends."""
-
-
-class Rights(Protocol):
-    """What the sender of a request may do with its key: `kvd.handlers.authorizer.Rights`."""
-
-    def narrow(self, request: Request, *, recursive: bool) -> Request:
-        """Return a request as far as it is allowed, or raise `ApiError`."""
-
-    def may_read(self) -> bool:
-        """Return whether the value of the key may be shown."""
 
 
 class KeySpace:

@@ -26,6 +26,7 @@ from kvd.handlers.extras.reading.scan import Scan, count, find, marks
 from kvd.handlers.extras.reading.walk import State, Walk
 from kvd.handlers.keys.large_listings import Begin, LargeListings, too_large
 from kvd.handlers.keys.listing import Listing, Slices, advance
+from kvd.handlers.rights import Rights
 from kvd.http.connection import LARGE_BYTES, Connection
 from kvd.json_text import escape
 from kvd.limits.memory import Memory, Payload
@@ -33,7 +34,7 @@ from kvd.storage.format.node import Node
 from kvd.storage.index.view import View
 from kvd.storage.store import Store
 from kvd.v2 import rules
-from kvd.v2.commands import Get, Request
+from kvd.v2.commands import Get
 from kvd.v2.errors import INVALID_FIELD, NOT_A_FILE, RAFT_INTERNAL, UNAUTHORIZED, ApiError
 from kvd.v2.extras.parameters import AS_EVER, ReadExtras, read_extras
 from kvd.v2.extras.raw import entity_tag, is_named, is_text, raw_lines, type_lines
@@ -51,13 +52,6 @@ _AT_ONCE_S = 0.001
 _OK = int(HTTPStatus.OK)
 _NOT_MODIFIED = int(HTTPStatus.NOT_MODIFIED)
 _START, _END = b'{"action":"get","node":', b"}\n"
-
-
-class Rights(Protocol):
-    """What the sender of a read may do with its key: `kvd.handlers.authorizer.Rights`."""
-
-    def narrow(self, request: Request, *, recursive: bool) -> Request:
-        """Return a request as far as it is allowed, or raise `ApiError`."""
 
 
 class Head(Protocol):
