@@ -241,14 +241,14 @@ def test_each_verb_has_one_entry(capsys):
 LEVELS = ("debug", "info", "warning", "error", "exception", "critical")
 
 
-def logged() -> Iterator[str]:
-    """The text of each call that logs one."""
+def logged(levels: tuple[str, ...] = LEVELS) -> Iterator[str]:
+    """The text of each call that logs one at one of these levels."""
     for path in MODULES.values():
         for node in ast.walk(ast.parse(path.read_text())):
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Attribute)
-                and node.func.attr in LEVELS
+                and node.func.attr in levels
                 and isinstance(node.func.value, ast.Name)
                 and node.func.value.id in ("log", "audit")
                 and node.args
@@ -275,3 +275,10 @@ def test_each_line_of_the_log_in_the_manual_is_one_that_kvd_logs():
     rows = rows_of_the_log()
     assert len(rows) > 20
     assert [row for row in rows if not any(form.fullmatch(row) for form in forms)] == []
+
+
+def test_each_warning_and_error_has_a_row():
+    rows = rows_of_the_log()
+    texts = [text for text in logged(LEVELS[2:]) if re.search(r"[a-z]{2}", text)]
+    assert len(texts) > 40
+    assert [text for text in texts if not any(form_of(text).fullmatch(row) for row in rows)] == []
