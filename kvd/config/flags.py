@@ -206,7 +206,7 @@ FLAGS = (
         "extras",
         "true",
         "",
-        "serve what etcd does not have, to clients that ask for it; see the manual, extras.md",
+        "serve what etcd does not have, to clients that ask for it; see `kvdctl help extras`",
         EXTRAS,
     ),
     Flag(

@@ -30,6 +30,7 @@ def help_text() -> str:
         "Flags are etcd's: one dash or two, `--flag value` or `--flag=value`. Each can also be a",
         "variable (--data-dir: KVD_DATA_DIR or ETCD_DATA_DIR) or a line of a YAML file",
         "(data-dir: /var/lib/kvd). A flag rules over KVD_*, that over ETCD_*, that over the file.",
+        "`kvdctl help` prints the manual: settings, limits, operations and more.",
     ]
     for group in GROUPS:
         lines += ["", f"{group}:"]
