@@ -7,17 +7,9 @@ import pytest
 
 from kvd.storage.format.event import Event
 from kvd.v2.commands import CompareAndSwap, Create, CreateInOrder, Delete, Set, Update
-from tests.support.committing import (
-    PATIENCE_S,
-    Gate,
-    error,
-    fail_writes,
-    on_a_loop,
-    started,
-    turns,
-    until,
-)
+from tests.support.committing import PATIENCE_S, Gate, error, fail_writes, on_a_loop, started, turns
 from tests.support.stores import SECOND_NS, SEGMENT, digest, open_store
+from tests.support.waiting import until
 
 
 @on_a_loop

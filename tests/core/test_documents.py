@@ -21,9 +21,9 @@ from tests.support.committing import (
     started,
     told,
     turns,
-    until,
 )
 from tests.support.stores import SECOND_NS, SEGMENT, digest, open_store
+from tests.support.waiting import until
 
 
 @on_a_loop

@@ -14,9 +14,9 @@ from tests.support.committing import (
     fail_writes,
     on_a_loop,
     started,
-    until,
 )
 from tests.support.stores import SECOND_NS, open_store
+from tests.support.waiting import until
 
 
 @on_a_loop

@@ -7,8 +7,9 @@ import lmdb
 import pytest
 
 from kvd.v2.commands import Delete, Set
-from tests.core.test_committer import PATIENCE_S, on_a_loop, started, turns, until
+from tests.core.test_committer import PATIENCE_S, on_a_loop, started, turns
 from tests.support.stores import SECOND_NS, digest, open_store
+from tests.support.waiting import until
 
 MUCH = b"v" * (5 << 20)
 

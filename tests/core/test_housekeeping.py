@@ -16,6 +16,7 @@ from kvd.storage.errors import CorruptLog
 from kvd.storage.snapshot import directory
 from kvd.v2.commands import Set
 from tests.support.stores import digest, open_store, write
+from tests.support.waiting import until
 
 SMALL_SEGMENT = 8192
 
@@ -78,14 +79,6 @@ async def kept(path, snapshot_count=50):
         yield house
     finally:
         house.stop()
-
-
-async def until(condition):
-    async def poll():
-        while not condition():
-            await asyncio.sleep(0.002)
-
-    await asyncio.wait_for(poll(), 30)
 
 
 def test_a_snapshot_is_taken_after_so_many_records(tmp_path):

@@ -16,9 +16,9 @@ from tests.support.committing import (
     refuse_room,
     started,
     turns,
-    until,
 )
 from tests.support.stores import SEGMENT, digest, open_store
+from tests.support.waiting import until
 
 
 @on_a_loop

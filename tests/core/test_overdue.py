@@ -24,7 +24,7 @@ from kvd.v2.commands import (
     Update,
 )
 from kvd.v2.errors import ApiError
-from tests.support.committing import on_a_loop, started, until
+from tests.support.committing import on_a_loop, started
 from tests.support.raw import Raw, request
 from tests.support.stores import (
     NOW_NS,
@@ -35,6 +35,7 @@ from tests.support.stores import (
     sweep,
     tree,
 )
+from tests.support.waiting import until
 
 BESIDE_COMMANDS = 300  # so many expirations does a batch take that has commands
 

@@ -13,8 +13,8 @@ import pytest
 from kvd.ctl import main
 from kvd.handlers.auth import Users
 from kvd.v2.documents.auth_json import ELEMENTS_MAX
-from tests.handlers.test_authorizer import AL, ROOT, ask_for_users
 from tests.monitoring.test_metrics import scrape
+from tests.support.guarded import AL, ROOT, ask_for_users
 from tests.support.server import Answer, Client
 
 JSON = {"Content-Type": "application/json"}

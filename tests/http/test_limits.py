@@ -32,6 +32,7 @@ from kvd.storage.tools.bulk_load import bulk_load
 from tests.monitoring.test_metrics import scrape
 from tests.support.raw import Raw, request
 from tests.support.server import FORM, PATIENCE_S, ROOT, Answer, Client, Server
+from tests.support.waiting import wait_until
 
 MIB = 1 << 20
 
@@ -76,13 +77,6 @@ def peak_bytes(server: Server) -> int:
     """The most that it has had resident so far."""
     lines = Path(f"/proc/{server.pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    """Ask again and again, which takes its time by itself."""
-    end = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < end, "it does not come true"
 
 
 def assert_refused(answer: Answer, code: int, cause: str) -> None:

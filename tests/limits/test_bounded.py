@@ -15,11 +15,11 @@ from kvd.limits.bounded import OVERHEAD_BYTES, Bounded
 from kvd.storage.format.node import ROOT
 from kvd.storage.format.records import Change, Kind
 from kvd.v2.commands import Set
-from tests.handlers.test_authorizer import ask_for_users
-from tests.http.test_limits import wait_until
 from tests.monitoring.test_metrics import scrape
+from tests.support.guarded import ask_for_users
 from tests.support.raw import Raw, request
 from tests.support.stores import NOW_NS, open_store, write
+from tests.support.waiting import wait_until
 
 MIB = 1 << 20
 

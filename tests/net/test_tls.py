@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from kvd.net.certificates import common_name, is_for
-from tests.http.test_limits import rejected, resident_bytes, wait_until
+from tests.http.test_limits import rejected, resident_bytes
 from tests.monitoring.test_metrics import scrape
 from tests.support.certs import Authority, Pair, client_context
 from tests.support.server import PATIENCE_S, Server, free_port, run_kvd, running
+from tests.support.waiting import wait_until
 
 ON_ASYNCIO = (
     "import sys; sys.modules['uvloop'] = None; from kvd.__main__ import main; sys.exit(main())"

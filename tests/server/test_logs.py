@@ -9,8 +9,8 @@ import time
 import pytest
 
 from kvd import logs
-from tests.handlers.test_authorizer import AL, ROOT, ask_for_users
 from tests.monitoring.test_metrics import scrape
+from tests.support.guarded import AL, ROOT, ask_for_users
 from tests.support.raw import Raw, request
 from tests.support.server import PATIENCE_S, run_kvd
 

@@ -19,9 +19,9 @@ import pytest
 
 from kvd.log_output import QUEUE_BYTES_MAX, LogWriter, Output
 from tests.monitoring.test_metrics import scrape
-from tests.net.test_tls import wait_until
 from tests.support.raw import Raw, request
 from tests.support.server import PATIENCE_S, ROOT, free_port
+from tests.support.waiting import wait_until
 
 # As long as a line of the access log can be; a pipe and the queue are full after some thousand.
 AGENT = "User-Agent: " + "x" * 900

@@ -175,16 +175,6 @@ def on_a_loop(test):
     return run
 
 
-async def until(condition):
-    """Let the loop go on until something holds."""
-
-    async def poll():
-        while not condition():
-            await asyncio.sleep(0.001)
-
-    await asyncio.wait_for(poll(), PATIENCE_S)
-
-
 async def turns(count=20):
     for _ in range(count):
         await asyncio.sleep(0)

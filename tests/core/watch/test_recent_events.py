@@ -12,7 +12,8 @@ from kvd.storage.format.event import Event
 from kvd.storage.format.records import REMOVALS, Change, Kind
 from kvd.storage.index.state import State
 from kvd.v2.commands import Set, Watch
-from tests.support.committing import on_a_loop, started, until
+from tests.support.committing import on_a_loop, started
+from tests.support.waiting import until
 
 PATHS = [b"/", b"/a", b"/a/b", b"/a/b/c", b"/ab", b"/a/_h", b"/d/e"]
 KEYS = PATHS[1:]

@@ -8,7 +8,8 @@ import pytest
 
 from kvd.core.watch import hub as hubs
 from kvd.v2.commands import Delete, Set, Watch
-from tests.support.committing import Listener, on_a_loop, started, turns, until
+from tests.support.committing import Listener, on_a_loop, started, turns
+from tests.support.waiting import until
 
 BOUND = 4_000
 

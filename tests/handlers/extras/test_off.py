@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 import pytest
 
 from kvd.v2.request import EXTRAS
-from tests.handlers.test_authorizer import ask_for_users
+from tests.support.guarded import ask_for_users
 from tests.support.server import FORM, Answer, Client, Server, running
 
 NAMES = ["a", "a", "b", "c", "_h", "é"]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.handlers.test_authorizer import DENIED, ROOT, ask_for_users, basic
+from tests.support.guarded import DENIED, ROOT, ask_for_users, basic
 from tests.support.server import Server, running
 
 # By user: the patterns that its role may read.

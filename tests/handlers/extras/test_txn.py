@@ -14,8 +14,8 @@ from kvd.v2.commands import CreateInOrder, Transaction
 from kvd.v2.errors import ApiError
 from kvd.v2.extras.txn import read_body
 from kvd.v2.rules import decide, decide_all
-from tests.handlers.test_authorizer import DENIED, ROOT, ask_for_users, basic
 from tests.http.test_limits import MIB, rejected
+from tests.support.guarded import DENIED, ROOT, ask_for_users, basic
 from tests.support.model import Model
 from tests.support.raw import Raw
 from tests.support.server import Answer, Client, Server, running

@@ -15,10 +15,11 @@ from kvd.http.sending.scheduler import Sending
 from kvd.json_text import LargeValue, escape
 from kvd.limits.memory import Memory, NoRoom, Payload, Values
 from kvd.limits.rate import RATE_MIN
-from tests.http.test_limits import MIB, peak_bytes, rejected, wait_until
+from tests.http.test_limits import MIB, peak_bytes, rejected
 from tests.monitoring.test_metrics import scrape
 from tests.support.raw import Raw, request
 from tests.support.server import FORM, Answer, Client, Server
+from tests.support.waiting import wait_until
 
 # A character that stands for itself in a form, and is six characters in JSON.
 CONTROL = "\x01"

@@ -4,124 +4,22 @@ With an access log all requests go the long way. So two servers that are asked t
 with such a log, have to say the same.
 """
 
-import asyncio
 import random
-import re
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from tornado import httputil
 
-from kvd.http.connection import ANSWERING, Connection
-from kvd.http.server import Delegate, HttpServer, Limits
-from kvd.limits.memory import Memory
+from tests.support.chance import Asking, Chance, comparable
 from tests.support.raw import Raw, request
-from tests.support.server import FORM, PATIENCE_S, Answer, Server, running
+from tests.support.server import FORM, Answer, Server, running
 
 WITHOUT_UVLOOP = (
     "import sys; sys.modules['uvloop'] = None; from kvd.__main__ import main; sys.exit(main())"
 )
 TOKEN = ("--initial-cluster-token", "same")
-# What the time decides, and what says who has asked.
-VARYING = re.compile(rb'"expiration":"[^"]*"|"ttl":\d+')
-
-NAMES = [
-    "a",
-    "b",
-    "c",
-    "_h",
-    "x&y",
-    "it's",
-    "~(*)",
-    ".dot",
-    "e%41",
-    "%2e",
-    "%zz",
-    "<",
-    "é",
-    "n" * 200,
-]
-PATHS = ["/a", "/b", "/d/a", "/d/b", "/d/e/a", "/d", "/a/b", "", "/", "/d/", "//a", "/d/../a"]
-QUERIES = [
-    *("recursive=true", "sorted=true", "quorum=true", "dir=true", "noValueOnSuccess=true"),
-    *("prevExist=true", "prevExist=false", "prevValue=1", "prevValue=", "prevIndex=0"),
-    *(
-        "ttl=",
-        "ttl=-1",
-        "recursive=maybe",
-        "bogus",
-        "a;b",
-        "%zz",
-        "=",
-        "&&",
-        "value=q",
-        "wait=maybe",
-    ),
-]
-VALUES = [
-    *(
-        b"1",
-        b"2",
-        b"",
-        b"a b",
-        b'{"json": [1, 2]}',
-        b"a=b==",
-        b"<>",
-        b"a;b",
-        b"a&b",
-        b"a+b",
-        b"\xff\xfe",
-    ),
-    *("é\u2028".encode(), b"\x01\n\t", b"%3C%26%3E", b"+", b"%zz", b"x" * 1000, b"y" * 20_000),
-    *(b'"' * 16_000, b"\x01" * 15_000),
-]
-FORMS = [
-    *(b"value=%b",) * 8,
-    *(
-        b"value=%b&ttl=90000",
-        b"ttl=90000&value=%b",
-        b"prevValue=1&value=%b",
-        b"value=%b&prevValue=1",
-    ),
-    *(b"prevExist=true&value=%b", b"prevExist=false&value=%b", b"value=%b&noValueOnSuccess=true"),
-    *(b"ttl=90000&value=%b&prevExist=true", b"value=%b&ttl=99999999999", b"prevValue=%b&ttl=9"),
-    *(
-        b"prevValue=%b&value=1",
-        b"value=%b&value=2",
-        b"&value=%b&",
-        b"VALUE=%b",
-        b"value=%b&dir=true",
-    ),
-]
-FIXED_FORMS = [
-    *(b"ttl=90000&refresh=true&prevExist=true", b"refresh=true&ttl=90000", b"refresh=true"),
-    *(b"refresh=true&ttl=99999999999", b"ttl=99999999999", b"ttl=x", b"prevValue=", b"value"),
-    *(b"dir=true", b"dir=true&prevExist=true&ttl=90000", b"", b";", b"=v", b"wait=true"),
-]
-TYPES = [
-    *(FORM,) * 8,
-    FORM + "; charset=utf-8",
-    FORM.upper(),
-    "text/plain",
-    "",
-    "a/b/c",
-    ";;",
-    "a; b=1; b=2",
-]
-HEADERS = [
-    *(
-        "X: y",
-        "Accept: */*",
-        "Connection: keep-alive",
-        "Authorization: Basic YTpi",
-        "Expect: nothing",
-    ),
-    *("Origin: http://other", "Connection: close", "Expect: 100-continue", "Upgrade: h2c"),
-]
 
 
 @pytest.fixture
@@ -131,88 +29,6 @@ def servers(tmp_path) -> Iterator[tuple[Server, Server]]:
     for _ in running(short):
         for _ in running(long):
             yield short, long
-
-
-class Asking:
-    """A client of both servers, who compares what they say."""
-
-    def __init__(self, servers: tuple[Server, Server]) -> None:
-        self.servers = servers
-        self.connections = [Raw(server.port) for server in servers]
-
-    def ask(self, *requests: tuple[str, bytes], cut: int = 0) -> list[Answer]:
-        """Send requests, in two pieces if they are cut, and compare the answers."""
-        sent = b"".join(data for _, data in requests)
-        for connection in self.connections:
-            connection.send(*(piece for piece in (sent[:cut], sent[cut:]) if piece))
-        answers = []
-        for method, _ in requests:
-            pair = [comparable(connection.answer(method)) for connection in self.connections]
-            assert pair[0] == pair[1], sent[:2000]
-            answers.append(pair[0])
-            if pair[0].headers.get("connection") == "close":
-                self.close()
-                self.connections = [Raw(server.port) for server in self.servers]
-                break
-        return answers
-
-    def close(self) -> None:
-        for connection in self.connections:
-            connection.close()
-
-
-def comparable(answer: Answer) -> Answer:
-    """An answer without what differs by when it was given."""
-    headers = {name: value for name, value in answer.headers.items() if name != "date"}
-    body, varying = VARYING.subn(b'"varying":0', answer.body)
-    if varying or not body:
-        headers.pop("content-length", None)
-    return Answer(answer.status, headers, body)
-
-
-class Chance:
-    """Requests as they may come, most of them to few keys."""
-
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
-        self.index = 1
-
-    def request(self) -> tuple[str, bytes]:
-        chance = self.random
-        method = chance.choice(
-            ["GET", "GET", "GET", "PUT", "PUT", "PUT", "PUT", "POST", "DELETE", "HEAD"]
-        )
-        path = chance.choice(PATHS)
-        if chance.random() < 0.2:
-            path += "/" + chance.choice(NAMES) * chance.choice([1, 1, 1, 2])
-        query = self.query() if chance.random() < 0.25 else None
-        target = "/v2/keys" + path + ("" if query is None else "?" + query)
-        lines = [f"{method} {target} HTTP/1.1", "Host: h"]
-        body = b""
-        if method in ("PUT", "POST") or chance.random() < 0.05:
-            body = self.form()
-            if content_type := chance.choice(TYPES):
-                lines.append(f"Content-Type: {content_type}")
-            lines.append(f"Content-Length: {len(body)}")
-        if chance.random() < 0.1:
-            lines.append(chance.choice(HEADERS))
-        return method, "\r\n".join([*lines, "", ""]).encode() + body
-
-    def query(self) -> str:
-        chance = self.random
-        index = max(1, self.index - chance.randrange(20))
-        varied = [f"prevIndex={index}", "wait=true&quorum=true", "?", ""]
-        return "&".join(chance.choice([*QUERIES, *varied]) for _ in range(chance.choice([1, 1, 2])))
-
-    def form(self) -> bytes:
-        chance = self.random
-        kind = chance.random()
-        if kind < 0.2:
-            return chance.choice(FIXED_FORMS)
-        if kind < 0.3:
-            index = max(1, self.index - chance.randrange(4))
-            return b"value=%d&prevIndex=%d" % (index, index)
-        return chance.choice(FORMS) % chance.choice(VALUES)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -314,9 +130,6 @@ def test_a_request_may_come_in_two_pieces_cut_anywhere(fresh_server, method):
             assert (answer.status, answer.json["node"]["value"]) == (200, "1"), cut
 
 
-# Batches of many.
-
-
 def ask_all(connections: list[Raw], requests: list[bytes], answers: int = 1) -> list[list[Answer]]:
     """Send to all connections before any answer is read; so many answers come from each."""
     for connection, data in zip(connections, requests, strict=True):
@@ -415,9 +228,6 @@ def test_the_answers_to_many_writers_tell_one_history(fresh_server, seed):
                 assert before != behind or short == before
 
 
-# What ends the short way of an open connection.
-
-
 def test_users_are_asked_for_on_open_connections_at_once(fresh_server):
     with Raw(fresh_server.port) as open_one, Raw(fresh_server.port) as administrator:
         root = ("Authorization: Basic cm9vdDpwdw==",)
@@ -453,178 +263,3 @@ def test_clients_that_go_before_the_answer_leave_nothing_behind(make_server, loo
         assert client.put("/other", turn).json["node"]["value"] == str(turn)
     for n in range(16):
         assert client.get(f"/k{n}").json == client.get(f"/k{n}", quorum="true").json
-
-
-class Pending(Delegate):
-    """Takes all requests, to be answered later; but those first that no block is known of."""
-
-    def __init__(self):
-        self.pending = []
-
-    def serve_whole(self, connection, request):
-        if request != READ:
-            return None
-        connection.stage = ANSWERING
-        self.pending.append(connection)
-        return b""
-
-    def start_request(self, connection):
-        return First(connection)
-
-
-class First(httputil.HTTPMessageDelegate):
-    """A request that is answered at once."""
-
-    def __init__(self, connection):
-        self.connection = connection
-
-    def finish(self):
-        self.connection.respond(200, b"", b"")
-
-
-class Waiting:
-    """A server of such a delegate, and a client of it."""
-
-    def __init__(self, loop):
-        self.delegate = Pending()
-        self.server = HttpServer(self.delegate, Limits(), loop, Memory(1 << 28))
-        self.client = socket.socket()
-        self.client.setblocking(False)
-
-    async def ask(self, *requests):
-        """Send requests; return the connection once the first is pending."""
-        self.client.send(b"".join(requests))
-        await until(lambda: self.delegate.pending)
-        return self.delegate.pending.pop()
-
-    async def another(self):
-        """Return the connection once another request is pending."""
-        return await self.ask()
-
-    async def read(self):
-        """What the server says next."""
-        return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self.client, 65536), 30)
-
-
-async def until(holds):
-    async with asyncio.timeout(PATIENCE_S):
-        while not holds():
-            await asyncio.sleep(0)
-
-
-READ = request("GET", "/v2/keys/a")
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1"
-
-
-def with_a_client(test):
-    """Run a test with a client that has been answered once, on each event loop."""
-
-    @pytest.mark.parametrize("module", ["uvloop", "asyncio"])
-    def run(module):
-        async def body():
-            loop = asyncio.get_running_loop()
-            waiting = Waiting(loop)
-            listener = await loop.create_server(
-                lambda: Connection(waiting.server), "127.0.0.1", 0, family=socket.AF_INET
-            )
-            try:
-                with waiting.client as client:
-                    await loop.sock_connect(client, listener.sockets[0].getsockname())
-                    client.send(READ)
-                    assert b"200 OK" in await waiting.read()
-                    await test(waiting)
-            finally:
-                listener.close()
-                await until(lambda: not waiting.server.connections)
-
-        with asyncio.Runner(loop_factory=pytest.importorskip(module).new_event_loop) as runner:
-            runner.run(body())
-
-    run.__name__ = test.__name__
-    return run
-
-
-@with_a_client
-async def test_one_request_after_another_is_replied_to_at_once(waiting):
-    for _ in range(3):
-        assert (await waiting.ask(READ)).reply(ANSWER)
-        assert await waiting.read() == ANSWER
-
-
-@with_a_client
-async def test_a_pending_answer_is_the_last_after_a_stop(waiting):
-    connection = await waiting.ask(READ)
-    waiting.server.stop()
-    assert not connection.reply(ANSWER)
-    connection.respond(200, b"", b"1")
-    assert b"Connection: close\r\n" in await waiting.read()
-    assert await waiting.read() == b""
-
-
-@with_a_client
-async def test_what_came_behind_a_pending_request_is_served_after_it(waiting):
-    connection = await waiting.ask(READ, READ)
-    waiting.client.send(READ)
-    assert not connection.reply(ANSWER)
-    assert not waiting.delegate.pending
-    connection.respond(200, b"", b"1")
-    for _ in range(2):
-        await until(lambda: waiting.delegate.pending)
-        waiting.delegate.pending.pop().respond(200, b"", b"2")
-    assert (await waiting.ask(READ)).reply(ANSWER)
-
-
-@with_a_client
-async def test_what_comes_while_a_request_is_pending_is_served_after_it(waiting):
-    connection = await waiting.ask(READ)
-    waiting.client.send(READ)
-    await until(lambda: connection.stage != ANSWERING)
-    assert not connection.reply(ANSWER)
-    connection.respond(200, b"", b"1")
-    assert (await waiting.another()).reply(ANSWER)
-
-
-@with_a_client
-async def test_a_client_that_has_said_its_last_word_is_answered_and_left(waiting):
-    connection = await waiting.ask(READ)
-    waiting.client.shutdown(socket.SHUT_WR)
-    await until(lambda: connection.stage != ANSWERING)
-    assert not connection.reply(ANSWER)
-    connection.respond(200, b"", b"1")
-    assert (await waiting.read()).endswith(b"\r\n\r\n1")
-    assert await waiting.read() == b""
-
-
-@with_a_client
-async def test_a_client_that_is_gone_is_sent_nothing(waiting):
-    connection = await waiting.ask(READ)
-    waiting.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    waiting.client.close()
-    await until(lambda: connection.gone)
-    assert not connection.reply(ANSWER)
-    connection.respond(200, b"", b"1")
-
-
-@with_a_client
-async def test_a_client_that_does_not_read_is_not_served(waiting):
-    connection = await waiting.ask(READ)
-    large = b"x" * (16 << 20)
-    assert connection.reply(large)
-    waiting.client.send(READ)
-    await until(lambda: connection.is_asked or connection._parser.buffer)
-    assert not waiting.delegate.pending
-    read = 0
-    while read < len(large):
-        read += len(await waiting.read())
-    assert (await waiting.another()).reply(ANSWER)
-
-
-@with_a_client
-async def test_a_pending_request_is_not_ended_for_the_time_it_takes(waiting):
-    connection = await waiting.ask(READ)
-    waiting.server.tick()
-    connection.deadline = waiting.server.now - 1000
-    waiting.server.tick()
-    assert connection.reply(ANSWER)
-    assert await waiting.read() == ANSWER
-    assert connection.deadline > waiting.server.now

@@ -14,8 +14,9 @@ from kvd.handlers.keys.watch import WatchAnswers
 from kvd.http.connection import Connection
 from kvd.http.server import Delegate, HttpServer, Limits
 from kvd.limits.memory import Memory, Values
-from tests.support.committing import on_a_loop, turns, until
+from tests.support.committing import on_a_loop, turns
 from tests.support.raw import request
+from tests.support.waiting import until
 
 COUNT = 8
 MIB = 1 << 20

@@ -4,9 +4,7 @@ What is allowed to whom, by which pattern, is in the recorded scenarios `access`
 tests/conformance, and in tests/v2/test_auth.py.
 """
 
-import base64
 import contextlib
-import json
 import threading
 from collections.abc import Iterator
 
@@ -14,52 +12,9 @@ import pytest
 
 from kvd.http.peer import Peer
 from tests.support.certs import Authority, client_context
+from tests.support.guarded import AL, DENIED, ROOT, ask_for_users, basic
 from tests.support.raw import Raw, request
-from tests.support.server import PATIENCE_S, Answer, Client, Server, running
-
-DENIED = {
-    "errorCode": 110,
-    "message": "The request requires user authentication",
-    "cause": "Insufficient credentials",
-    "index": 0,
-}
-
-
-def basic(name: str, password: str) -> dict[str, str]:
-    return {"Authorization": "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()}
-
-
-ROOT = basic("root", "root-password")
-AL = basic("al", "al-password")
-
-
-def ask_for_users(client: Client) -> None:
-    """Have a root, a user al who may do everything below /al, and no guest."""
-    documents = {
-        "users/root": '{"user":"root","password":"root-password"}',
-        "users/al": '{"user":"al","password":"al-password","roles":["al"]}',
-        "roles/al": '{"role":"al","permissions":{"kv":{"read":["/al/*"],"write":["/al/*"]}}}',
-        "roles/guest": '{"role":"guest"}',
-        "enable": "",
-    }
-    for path, document in documents.items():
-        assert client.request("PUT", f"/v2/auth/{path}", document).status in (200, 201)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that asks for users; those that are there stay as they are."""
-    server = Server(tmp_path_factory.mktemp("data"))
-    for started in running(server):
-        ask_for_users(started.client())
-        yield started
-
-
-@pytest.fixture
-def guarded(fresh_server: Server) -> Server:
-    """The same, of one's own."""
-    ask_for_users(fresh_server.client())
-    return fresh_server
+from tests.support.server import PATIENCE_S, Server, running
 
 
 def test_a_refusal_has_etcds_form(client):
@@ -196,77 +151,6 @@ def test_what_changes_of_a_user_counts_for_the_next_request(guarded):
     assert (al(), al({"Authorization": "junk"})) == (404, 404)
 
 
-def test_a_body_that_began_before_users_were_asked_for_is_a_guests(fresh_server):
-    client = fresh_server.client()
-    with Raw(fresh_server.port) as raw:
-        raw.send(
-            request(
-                "PUT", "/v2/keys/al/a", f"Authorization: {AL['Authorization']}", body=b"value=1"
-            )[:-1]
-        )
-        client.request("GET", "/version")
-        ask_for_users(client)
-        assert raw.send(b"1").answer().json == DENIED
-
-
-LARGE = ("Content-Type: application/x-www-form-urlencoded", f"Content-Length: {10 << 20}")
-
-
-@pytest.mark.parametrize(
-    "given", [{}, basic("al", "guess"), basic("none", "x"), {"Authorization": "junk"}]
-)
-@pytest.mark.parametrize(
-    "target", ["PUT /v2/keys/al/x", "POST /v2/keys/al", "PUT /v2/auth/users/x"]
-)
-def test_who_may_not_write_is_refused_before_the_body_comes(server, given, target):
-    lines = [f"{name}: {value}" for name, value in given.items()]
-    with Raw(server.port) as raw:
-        answer = raw.send(request(*target.split(), *lines, *LARGE)).answer()
-        assert (answer.status, answer.headers["connection"]) == (401, "close")
-
-
-def test_nothing_is_parsed_of_whom_may_not_write(client):
-    for given in ({}, basic("al", "guess")):
-        answer = client.request("PUT", "/v2/keys/al/x", "ttl=none&value=%zz;", given)
-        assert answer.json == DENIED
-    assert client.request("PUT", "/v2/keys/al/x", "ttl=none", AL).json["errorCode"] == 202
-
-
-@pytest.mark.parametrize("given", [basic("al", "another guess"), {}])
-def test_permission_to_send_a_body_is_given_after_the_password_is_checked(server, given):
-    wait = "Expect: 100-continue"
-    with Raw(server.port) as raw:
-        lines = [f"{name}: {value}" for name, value in given.items()]
-        head = request("PUT", "/v2/keys/al/e", *lines, wait, body=b"value=1")[:-7]
-        answer = raw.send(head).answer()
-        assert (answer.status, answer.headers["connection"]) == (401, "close")
-    with Raw(server.port) as raw:
-        line = f"Authorization: {AL['Authorization']}"
-        raw.send(request("PUT", "/v2/keys/al/e", line, wait, body=b"value=1")[:-7])
-        assert raw.answer().status == 100
-        assert raw.send(b"value=1").answer().status in (200, 201)
-
-
-def test_a_short_body_of_a_refused_request_is_passed_over(server):
-    line = f"Authorization: {AL['Authorization']}"
-    with Raw(server.port) as raw:
-        refused = request("PUT", "/v2/keys/other", line, body=b"value=" + b"v" * 200_000)
-        assert raw.send(refused[:100_000]).answer().json == DENIED
-        raw.send(refused[100_000:], request("GET", "/v2/keys/al/none", line))
-        assert raw.answer().status == 404
-
-
-def test_what_is_recursive_is_judged_by_the_form_too(client):
-    body = "recursive=true&value=1"
-    assert client.request("PUT", "/v2/keys/al/r", body, AL).status == 201
-    document = '{"role":"exact","permissions":{"kv":{"write":["/exact"]}}}'
-    assert client.request("PUT", "/v2/auth/roles/exact", document, ROOT).status == 201
-    document = '{"user":"ex","password":"x","roles":["exact"]}'
-    assert client.request("PUT", "/v2/auth/users/ex", document, ROOT).status < 300
-    assert client.request("PUT", "/v2/keys/exact", body, basic("ex", "x")).json == DENIED
-    assert client.request("PUT", "/v2/keys/exact", "value=1", basic("ex", "x")).status == 201
-
-
 def test_a_stop_answers_those_whose_password_is_being_checked(guarded):
     with contextlib.ExitStack() as stack:
         asking = [stack.enter_context(Raw(guarded.port)) for _ in range(5)]
@@ -311,9 +195,6 @@ def test_passwords_in_the_open_are_warned_of_once_they_are_asked_for(make_server
     assert server.stderr.count("can be read on their way") == 2
 
 
-# Certificates
-
-
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("authority"))
@@ -355,167 +236,6 @@ def test_without_a_header_the_user_is_whom_the_certificate_names(secured, author
     assert status("root", "/v2/auth/users", AL) == 401
     assert status("nobody", "/v2/keys/al/none", AL) == 404
     assert status("nobody", "/v2/keys/al/none") == 401
-
-
-class Held:
-    """A server with a tree below /dir, and a user ("u") or a guest (None) with one role."""
-
-    def __init__(self, server: Server, name: str | None) -> None:
-        self.server = server
-        self.client = server.client()
-        self.name = name
-        self.headers = basic("u", "u-password") if name else {}
-        self.root("PUT", "/keys/dir/a", "value=SECRET-1")
-        self.root("PUT", "/keys/dir/sub/b", "value=SECRET-2")
-        if name:
-            user = '{"user":"u","password":"u-password","roles":["r"]}'
-            self.root("PUT", "/auth/users/u", user)
-
-    def root(self, method: str, path: str, body: str | None = None) -> int:
-        status = self.client.request(method, "/v2" + path, body, ROOT).status
-        assert status in (200, 201, 401, 404), path
-        return status
-
-    def allow(self, read: list[str], write: list[str]) -> None:
-        role = "r" if self.name else "guest"
-        self.root("DELETE", f"/auth/roles/{role}")
-        permissions = {"kv": {"read": read, "write": write}}
-        document = json.dumps({"role": role, "permissions": permissions})
-        assert self.root("PUT", f"/auth/roles/{role}", document) == 201
-
-    def ask(self, method: str, path: str, body: str | None = None) -> Answer:
-        return self.client.request(method, f"/v2/keys{path}", body, self.headers)
-
-
-@pytest.fixture(params=["u", None], ids=["user", "guest"])
-def held(request, guarded):
-    return Held(guarded, request.param)
-
-
-def test_a_pattern_without_a_star_is_that_key_alone(held):
-    held.allow(["/dir", "/dir/a"], ["/dir", "/dir/a"])
-    assert held.ask("GET", "/dir/a").status == 200
-    assert held.ask("PUT", "/dir/a", "value=1").status == 200
-    for method, path, body in (
-        ("GET", "/dir", None),
-        ("HEAD", "/dir", None),
-        ("GET", "/dir?recursive=true", None),
-        ("GET", "/dir?recursive=true&wait=true", None),
-        ("GET", "/dir/sub/b", None),
-        ("POST", "/dir", "value=1"),
-        ("PUT", "/dir", "prevExist=true&dir=true&ttl=1"),
-        ("PUT", "/dir", "prevExist=true&ttl=1"),
-        ("DELETE", "/dir?recursive=true", None),
-        ("DELETE", "/dir/sub?recursive=true&dir=true", None),
-    ):
-        assert held.ask(method, path, body).status == 401, (method, path)
-
-
-def test_the_key_and_a_prefix_of_its_children_allow_both(held):
-    held.allow(["/dir", "/dir/*"], ["/dir", "/dir/*"])
-    assert held.ask("GET", "/dir").status == 200
-    assert held.ask("POST", "/dir", "value=1").status == 201
-    assert held.ask("PUT", "/dir", "prevExist=true&dir=true&ttl=100").status == 200
-    assert held.ask("GET", "/dir/sub?recursive=true").status == 200
-    assert held.ask("GET", "/dir/?recursive=true").status == 200
-    assert held.ask("DELETE", "/dir/sub?recursive=true").status == 200
-
-
-def test_a_prefix_of_names_allows_what_is_below_them(held):
-    held.allow(["/di*"], ["/di*"])
-    assert held.ask("GET", "/dir?recursive=true").status == 200
-    assert held.ask("GET", "/dir").status == 200
-    assert held.ask("POST", "/dir", "value=1").status == 201
-    assert held.ask("DELETE", "/dir?recursive=true").status == 200
-
-
-def test_who_may_only_write_is_shown_no_value(held):
-    held.allow([], ["/dir/*"])
-    assert held.ask("GET", "/dir/a").status == 401
-    answers = [
-        held.ask("PUT", "/dir/a", "value=1&prevValue=no"),
-        held.ask("PUT", "/dir/a?prevIndex=1", "value=1"),
-        held.ask("DELETE", "/dir/a?prevValue=no"),
-        held.ask("PUT", "/dir/a", "prevExist=true&refresh=true&ttl=100"),
-        held.ask("PUT", "/dir/a", "value=mine"),
-        held.ask("PUT", "/dir/sub/b", "value=" + "x" * 300_000),
-        held.ask("DELETE", "/dir/sub/b"),
-    ]
-    assert [answer.status for answer in answers] == [412, 412, 412, 200, 200, 200, 200]
-    assert not any(b"SECRET" in answer.body for answer in answers)
-    assert answers[4].json["node"]["value"] == "mine"
-    assert "prevNode" not in answers[6].json
-    # Whoever may read as well is shown what was there.
-    held.allow(["/dir/*"], ["/dir/*"])
-    assert held.ask("PUT", "/dir/a", "value=2").json["prevNode"]["value"] == "mine"
-    assert held.ask("PUT", "/dir/a", "value=1&prevValue=no").json["cause"] == "[no != 2]"
-
-
-def watching(held: Held, stack: contextlib.ExitStack, query: str) -> Raw:
-    raw = stack.enter_context(Raw(held.server.port))
-    lines = [f"{name}: {value}" for name, value in held.headers.items()]
-    raw.send(request("GET", f"/v2/keys/dir?{query}", *lines))
-    raw.head()
-    return raw
-
-
-@pytest.mark.parametrize(
-    ("held", "end"),
-    [
-        *(("u", end) for end in ("role narrowed", "role removed", "user removed", "new password")),
-        *((None, end) for end in ("role narrowed", "role removed")),
-    ],
-    indirect=["held"],
-)
-def test_a_watch_ends_when_its_right_does(held, end):
-    held.allow(["/dir*"], [])
-    with contextlib.ExitStack() as stack:
-        ways = ("wait=true&recursive=true&stream=true", "wait=true&recursive=true", "wait=true")
-        watches = [watching(held, stack, way) for way in ways]
-        role = "r" if held.name else "guest"
-        match end:
-            case "role narrowed":
-                held.root(
-                    "PUT",
-                    f"/auth/roles/{role}",
-                    json.dumps({"role": role, "revoke": {"kv": {"read": ["/dir*"]}}}),
-                )
-            case "role removed":
-                held.root("DELETE", f"/auth/roles/{role}")
-            case "user removed":
-                held.root("DELETE", "/auth/users/u")
-            case "new password":
-                held.root("PUT", "/auth/users/u", '{"user":"u","password":"another"}')
-        held.root("PUT", "/keys/dir/a", "value=AFTERWARDS")
-        for raw in watches:
-            assert b"".join(raw.chunks()) == b""
-            # The connection goes on with the next request, and nothing else.
-            assert raw.ask("GET", "/version").status == 200
-
-
-def test_a_watch_goes_on_while_its_right_does(held):
-    held.allow(["/dir/*", "/dir*"], [])
-    with contextlib.ExitStack() as stack:
-        raw = watching(held, stack, "wait=true&recursive=true")
-        held.root("PUT", "/auth/users/other", '{"user":"other","password":"p"}')
-        role = "r" if held.name else "guest"
-        held.root(
-            "PUT",
-            f"/auth/roles/{role}",
-            json.dumps({"role": role, "revoke": {"kv": {"read": ["/dir/*"]}}}),
-        )
-        held.root("PUT", "/keys/dir/a", "value=AFTERWARDS")
-        assert b"AFTERWARDS" in b"".join(raw.chunks())
-
-
-def test_a_watch_from_before_users_were_asked_for_is_a_guests(fresh_server):
-    client = fresh_server.client()
-    with Raw(fresh_server.port) as raw:
-        raw.send(request("GET", "/v2/keys/dir?wait=true&recursive=true&stream=true"))
-        raw.head()
-        ask_for_users(client)
-        client.request("PUT", "/v2/keys/dir/a", "value=AFTERWARDS", ROOT)
-        assert b"".join(raw.chunks()) == b""
 
 
 def test_a_user_who_is_right_is_served_among_guesses(guarded):

@@ -1,0 +1,20 @@
+"""Fixtures of the tests of the index."""
+
+import lmdb
+import pytest
+
+from tests.support.tree import Tree
+
+
+@pytest.fixture(params=["each scan", "each batch", "refused"])
+def tree(request, tmp_path, monkeypatch):
+    tree = Tree(tmp_path / "index", request.param)
+
+    def reach_commit():
+        if tree.refuses:
+            raise lmdb.MapFullError("no room")
+
+    monkeypatch.setattr("kvd.storage.index.state.reach_commit", reach_commit)
+    yield tree
+    tree.state.end()
+    tree.index.env.close()
