@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench.compare import catalogue, conditions, plot, report
+from bench.compare import bare, catalogue, conditions, plot, report
 from bench.compare.conditions import Conditions
 from bench.compare.fleet import QUICK, Scale
 from bench.compare.measures import during
@@ -246,3 +246,9 @@ def _row(*demands: object, name: str = "get-1") -> Row:
 
 def _unmeasured(*_: object) -> dict[str, Measured]:
     raise AssertionError
+
+
+def test_the_bare_server_logs_a_body_before_it_answers(tmp_path: Path) -> None:
+    with bare.bare(tmp_path) as server, Client(server.address) as client:
+        assert client.request("PUT", "/v2/keys/a", b"value=1").body == bare.BODY
+        assert (server.data / "log").read_bytes()[:8] == b"value=1\0"
