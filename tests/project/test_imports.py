@@ -150,7 +150,7 @@ def test_the_rows_name_what_is_there():
 
 @pytest.mark.parametrize("of_storage", [False, True], ids=["kvd", "storage"])
 def test_the_architecture_shows_these_rows(of_storage):
-    page = (ROOT / ("storage" if of_storage else "kvd") / "README.md").read_text()
+    page = (ROOT / ("kvd/storage" if of_storage else "kvd") / "README.md").read_text()
     _, _, section = page.partition("\n## Imports\n")
     lines = section.partition("\n## ")[0].splitlines()
     shown = [set(line.split()) for line in lines if line.startswith("    ")]

@@ -19,6 +19,7 @@ import pytest
 from kvd.config.etcd_flags import IGNORED, REFUSED_FLAGS
 from kvd.config.flags import FLAGS
 from kvd.ctl.main import main as kvdctl
+from kvd.storage import recovery
 from kvd.v2.extras.parameters import capability
 from tests.project.test_imports import MODULES
 from tests.support.server import PATIENCE_S, ROOT, Server
@@ -162,7 +163,15 @@ def test_each_path_that_a_document_names_is_there(page):
 
 
 def test_the_architecture_names_files():
-    assert min(len(paths(ROOT / name / "README.md")) for name in ("kvd", "storage")) > 25
+    assert min(len(paths(ROOT / name / "README.md")) for name in ("kvd", "kvd/storage")) > 25
+
+
+def test_the_architecture_has_the_steps_of_recovery():
+    page = (ROOT / "kvd" / "storage" / "README.md").read_text()
+    _, _, section = page.partition("\n## Recovery\n")
+    steps = re.findall(r"^(\d+)\. ", section.partition("\n## ")[0], re.M)
+    assert steps == re.findall(r"^(\d+)\. ", recovery.__doc__ or "", re.M)
+    assert len(steps) > 5
 
 
 # What has an entry: a heading, or the first cell of a row, that begins with the name.
