@@ -39,10 +39,10 @@ from kvd.storage.format.records import (
     next_chain,
 )
 from kvd.storage.format.sums import ONE
-from kvd.storage.index.completeness import Scan
 from kvd.storage.index.environment import Index
 from kvd.storage.index.errors import BROKEN, IndexRefused
 from kvd.storage.index.index_view import IndexView
+from kvd.storage.index.integrity.completeness import Scan
 from kvd.storage.index.pending import Pending
 from kvd.storage.index.state import State
 from kvd.storage.index.view import View

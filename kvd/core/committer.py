@@ -55,7 +55,7 @@ from kvd.storage.format.records import (
     encode_change,
     encode_record,
 )
-from kvd.storage.index.flush import LateEvent
+from kvd.storage.index.history import LateEvent
 from kvd.storage.index.pending import Pending
 from kvd.storage.store import Store
 from kvd.v2.commands import Command, CompareAndDelete, CompareAndSwap, Delete, Transaction

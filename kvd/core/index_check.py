@@ -1,9 +1,9 @@
 """Proving, while requests are served, that an index that is used again lacks nothing.
 
 The start has proved the history, users, roles and members, and in a small store everything. Here
-nodes and expirations follow, in slices with pauses between them, so that nobody waits for longer
-than a slice; see storage/index/completeness.py. What is missing ends the process: the next start
-builds the index again.
+nodes and expirations follow, in slices with pauses between them, so that no request waits for
+longer than a slice (storage/index/integrity/completeness.py). A missing row ends the process: the
+next start builds the index again.
 """
 
 from __future__ import annotations

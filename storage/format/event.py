@@ -9,7 +9,7 @@ row as storage/format/node.py has it, nothing where there was no node. Both are 
 event is made.
 
 A large value that was replaced need not stand there twice. A row may name the event that had set
-it instead, whose row is kept as long as it is named (storage/index/flush.py):
+it instead, whose row is kept as long as it is named (storage/index/history.py):
 
     u32 crc | u64 time ns | u32 length | ff | u64 index of the event before | u32 length of the row
     of the node before, were it here | record of the change

@@ -3,9 +3,9 @@
 A row counts as the crc32 of its key and of its value behind the first four bytes, which for all
 tables but `garbage` (whose values are empty) is the checksum that the row carries. The sum of a
 table is that of its rows, in any order, with their number in the bits from 64 on: `ONE` a row. It
-is kept with each transaction, in the row "applied" (tree.py), and compared with what a scan finds
-(index/completeness.py). The events need no sum: their indexes leave no gap. The rows of `meta`
-beside "applied" count with those of `entries` (`meta_sum`).
+is kept with each transaction, in the row "applied" (applied.py), and compared with what a scan
+finds (index/integrity/completeness.py). The events need no sum: their indexes leave no gap. The
+rows of `meta` other than "applied" count with those of `entries` (`meta_sum`).
 """
 
 from __future__ import annotations

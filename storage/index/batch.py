@@ -8,7 +8,7 @@ from __future__ import annotations
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.node import Node
 from kvd.storage.format.records import Entry
-from kvd.storage.index.flush import LateEvent
+from kvd.storage.index.history import LateEvent
 
 
 class Batch:

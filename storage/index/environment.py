@@ -47,10 +47,10 @@ from kvd.storage.format.applied import Applied
 from kvd.storage.format.node import CorruptIndex
 from kvd.storage.format.sums import APPLIED_KEY, Sums
 from kvd.storage.format.tables import TABLES
-from kvd.storage.index.completeness import prove_start
 from kvd.storage.index.index_view import STORE_KEY, IndexView, Tables
-from kvd.storage.index.lmdb_file import look_up
-from kvd.storage.index.pages import prove_pages
+from kvd.storage.index.integrity.completeness import prove_start
+from kvd.storage.index.integrity.lmdb_file import look_up
+from kvd.storage.index.integrity.pages import prove_pages
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class Index:
             self.store_uuid: bytes | None = txn.get(STORE_KEY)
         """Whose it is; None where it does not say."""
         self.is_proved = True
-        """Whether it is known to hold every row; see completeness.py."""
+        """Whether it is known to hold every row; see integrity/completeness.py."""
         self._reservable = True
         self._stat = (directory / _DATA).stat()
 

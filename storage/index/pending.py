@@ -29,7 +29,8 @@ from kvd.storage.format.node import (
 )
 from kvd.storage.format.records import REMOVALS, Change, ClockOffset, Entry, Record, Setting, Term
 from kvd.storage.index.batch import Batch
-from kvd.storage.index.flush import READ_BYTES_MAX, LateEvent
+from kvd.storage.index.flush import READ_BYTES_MAX
+from kvd.storage.index.history import LateEvent
 from kvd.storage.index.state import UNKNOWN, State
 from kvd.storage.index.view import Nodes
 

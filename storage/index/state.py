@@ -38,7 +38,8 @@ from kvd.storage.format.sums import Scanned
 from kvd.storage.index.batch import Batch
 from kvd.storage.index.environment import Index, reach_commit
 from kvd.storage.index.errors import BROKEN, IndexRefused
-from kvd.storage.index.flush import Flush, History
+from kvd.storage.index.flush import Flush
+from kvd.storage.index.history import History
 from kvd.storage.index.index_view import IndexView, Late, Transaction
 from kvd.storage.index.unflushed import Unflushed
 from kvd.storage.index.view import CACHED_PATHS_MAX, Passed, View, forget_directories
@@ -367,8 +368,8 @@ class State(View):
             self.scanned.nodes += flush.nodes_behind
             self.scanned.ttl += flush.ttl_behind
         if history is not None:
-            history.named.update(flush.named)
-            history.named.difference_update(flush.unnamed)
+            history.named.update(flush.history.named)
+            history.named.difference_update(flush.history.unnamed)
         self._history, self.has_garbage = history, has_garbage
         self.applied = self.stored = applied
         self._kept_bytes += self.unflushed.size
@@ -385,9 +386,9 @@ class State(View):
         is_limit_new = applied.history_limit != self.stored.history_limit
         if late.events or is_limit_new or late.new_bytes_max:
             if history is None:
-                history = flush.history(self.stored.oldest_event, self._history_bytes_max)
+                history = flush.history.read(self.stored.oldest_event, self._history_bytes_max)
             history = history._replace(bytes_max=self._history_bytes_max)
-            history = flush.write_history(late.events, self.stored, applied, history)
+            history = flush.history.write(late.events, self.stored, applied, history)
             if history.oldest_event != applied.oldest_event:
                 applied = applied._replace(oldest_event=history.oldest_event)
         return applied, history

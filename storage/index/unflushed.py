@@ -12,7 +12,8 @@ from kvd.storage.format.document import encode_entry
 from kvd.storage.format.event import Event
 from kvd.storage.format.node import Node, seal_node
 from kvd.storage.format.records import Entry
-from kvd.storage.index.flush import Flush, LateEvent
+from kvd.storage.index.flush import Flush
+from kvd.storage.index.history import LateEvent
 from kvd.storage.index.index_view import Late
 
 _Nodes = Mapping[bytes, Node | None]

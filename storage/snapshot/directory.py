@@ -257,7 +257,7 @@ def main(arguments: Sequence[str]) -> int:
     # The readers above need no index.
     from kvd.storage.format.node import CorruptIndex  # noqa: PLC0415
     from kvd.storage.format.tables import TABLES  # noqa: PLC0415
-    from kvd.storage.index.completeness import proved  # noqa: PLC0415
+    from kvd.storage.index.integrity.completeness import proved  # noqa: PLC0415
 
     scratch, target, encoded = arguments
     os.nice(_NICENESS)

@@ -42,8 +42,8 @@ from kvd.storage.format.applied import Applied
 from kvd.storage.format.frame import Position
 from kvd.storage.format.node import ROOT, CorruptIndex, Node
 from kvd.storage.format.tables import TABLES
-from kvd.storage.index.completeness import prove_all
 from kvd.storage.index.index_view import STORE_KEY, IndexView
+from kvd.storage.index.integrity.completeness import prove_all
 from kvd.storage.index.state import State
 
 

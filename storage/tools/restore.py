@@ -23,9 +23,9 @@ from kvd.storage.format.frame import PAGE_SIZE, WAL_MAGIC, Position, SegmentHead
 from kvd.storage.format.names import segment_name
 from kvd.storage.format.sums import APPLIED_KEY
 from kvd.storage.format.tables import TABLES
-from kvd.storage.index.completeness import proved
 from kvd.storage.index.environment import Index
 from kvd.storage.index.index_view import IndexView
+from kvd.storage.index.integrity.completeness import proved
 from kvd.storage.replay import Until, to_the_end
 from kvd.storage.snapshot import directory as snapshot
 from kvd.storage.snapshot.checkpoint import header_of

@@ -8,7 +8,7 @@ import pytest
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.node import CorruptIndex
 from kvd.storage.format.sums import APPLIED_KEY
-from kvd.storage.index.lmdb_file import look_up
+from kvd.storage.index.integrity.lmdb_file import look_up
 from kvd.v2.commands import Set
 from tests.support.stores import digest, live, open_store, write
 from tests.support.witnesses import opened, verify

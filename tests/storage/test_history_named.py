@@ -6,8 +6,8 @@ import pytest
 
 from kvd.storage.format.event import MARK, decode_event, event_key, named_by, whole_bytes
 from kvd.storage.format.node import CorruptIndex
-from kvd.storage.index.completeness import prove_all
-from kvd.storage.index.flush import NAMED_BYTES_MIN
+from kvd.storage.index.history import NAMED_BYTES_MIN
+from kvd.storage.index.integrity.completeness import prove_all
 from kvd.storage.tools.digest import digest as told_digest
 from kvd.storage.tools.source import reading
 from kvd.storage.tools.verify import Verdict, verify
@@ -124,7 +124,7 @@ def test_history_is_the_same_whether_events_name_others_or_not(tmp_path, monkeyp
         return [whole_bytes(row) for index, row in rows(store).items() if index >= first]
 
     named = list(live(tmp_path / "named"))
-    monkeypatch.setattr("kvd.storage.index.flush.NAMED_BYTES_MIN", 1 << 30)
+    monkeypatch.setattr("kvd.storage.index.history.NAMED_BYTES_MIN", 1 << 30)
     assert list(live(tmp_path / "held")) == named
     # And so it is when it is rebuilt, from a snapshot or from the log.
     monkeypatch.undo()

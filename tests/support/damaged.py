@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 from kvd.crash_file import CrashFile
-from kvd.storage.index import completeness
 from kvd.storage.index.errors import BROKEN
+from kvd.storage.index.integrity import completeness
 from tests.support.stores import digest, open_store
 
 INDEX = Path("index/data.mdb")

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from kvd.storage import disk
 from kvd.storage.format.records import Change, encode_record
-from kvd.storage.index.completeness import prove_all
+from kvd.storage.index.integrity.completeness import prove_all
 from kvd.v2.errors import ApiError
 from kvd.v2.rules import decide, expire
 from tests.support.model import Model
@@ -181,7 +181,7 @@ def refusing(monkeypatch):
 def _named(monkeypatch, seed):
     """Let values stand in the history once from one length on or another."""
     bytes_min = NAMED_BYTES[seed % len(NAMED_BYTES)]
-    monkeypatch.setattr("kvd.storage.index.flush.NAMED_BYTES_MIN", bytes_min)
+    monkeypatch.setattr("kvd.storage.index.history.NAMED_BYTES_MIN", bytes_min)
 
 
 @pytest.fixture
@@ -260,7 +260,7 @@ class AnyLife(RuleBasedStateMachine):
         self.twins = Twins(self.directory / "data")
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr("kvd.storage.index.state.reach_commit", self.reach_commit)
-        self.patch.setattr("kvd.storage.index.flush.NAMED_BYTES_MIN", named_bytes_min)
+        self.patch.setattr("kvd.storage.index.history.NAMED_BYTES_MIN", named_bytes_min)
         self.scans = True
 
     def reach_commit(self):

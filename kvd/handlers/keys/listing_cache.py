@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from kvd.handlers.keys.listing import KEPT_BODY_BYTES_MAX, Directory
 from kvd.json_text import escape
 from kvd.storage.format.records import REMOVALS, Change
-from kvd.storage.index.flush import LateEvent
+from kvd.storage.index.history import LateEvent
 from kvd.v2.response import FILE
 
 _KEPT_BYTES_MAX = 64 << 20

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from kvd.core.committer import Answers, Done, Outcome, Tell
     from kvd.core.stats import StoreStats
     from kvd.handlers.keys.value_cache import Texts
-    from kvd.storage.index.flush import LateEvent
+    from kvd.storage.index.history import LateEvent
     from kvd.storage.index.state import State
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from kvd.storage import disk, replay, store
 from kvd.storage.format import document, event, expiration, frame, node, sums
 from kvd.storage.format.frame import PAGE_SIZE
-from kvd.storage.index import completeness
 from kvd.storage.index import environment as index
+from kvd.storage.index.integrity import completeness
 from kvd.storage.snapshot import directory as snapshot
 from kvd.storage.tools import source, verify
 from kvd.storage.wal import segments

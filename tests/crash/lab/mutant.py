@@ -30,9 +30,10 @@ from kvd.storage.format import records as change
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.event import Event
 from kvd.storage.format.frame import Position
-from kvd.storage.index import completeness, environment
+from kvd.storage.index import environment
 from kvd.storage.index.environment import Index
 from kvd.storage.index.flush import Flush
+from kvd.storage.index.integrity import completeness
 from kvd.storage.index.pending import Pending
 from kvd.storage.index.state import State
 from kvd.storage.snapshot import directory as snapshot

@@ -1,4 +1,4 @@
-"""storage/index/completeness.py: an index that lacks a row, or has an old one, is noticed."""
+"""integrity/completeness.py: an index that lacks a row, or has an old one, is noticed."""
 
 from random import Random
 
@@ -8,8 +8,8 @@ from kvd.storage.format.applied import HISTORY_BYTES_MAX
 from kvd.storage.format.node import CorruptIndex, encode_key
 from kvd.storage.format.records import Entry, Kind
 from kvd.storage.format.sums import APPLIED_KEY
-from kvd.storage.index import completeness
-from kvd.storage.index.completeness import prove_all
+from kvd.storage.index.integrity import completeness
+from kvd.storage.index.integrity.completeness import prove_all
 from kvd.storage.tools.restore import restore
 from kvd.storage.tools.source import reading
 from kvd.v2.commands import Delete, Set

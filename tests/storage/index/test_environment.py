@@ -11,8 +11,9 @@ import pytest
 
 from kvd.storage import disk
 from kvd.storage.format.node import ROOT_ID, CorruptIndex, encode_key
-from kvd.storage.index import completeness, environment
+from kvd.storage.index import environment
 from kvd.storage.index.environment import RESERVE_BYTES, Index
+from kvd.storage.index.integrity import completeness
 from kvd.storage.replay import load
 from kvd.v2.commands import Set
 from tests.support.stores import FOREVER_NS, NOW_NS, digest, open_store, write

@@ -11,8 +11,8 @@ import pytest
 from kvd.storage.format.node import CorruptIndex, encode_key
 from kvd.storage.format.records import Entry, Kind
 from kvd.storage.format.tables import TABLES
-from kvd.storage.index.completeness import _ROWS_AT_START
-from kvd.storage.index.pages import prove_pages
+from kvd.storage.index.integrity.completeness import _ROWS_AT_START
+from kvd.storage.index.integrity.pages import prove_pages
 from kvd.storage.tools.bulk_load import bulk_load
 from kvd.v2.commands import Delete, Set
 from tests.support.damaged import REBUILT, RIGHT, TRY_AGAIN
