@@ -102,8 +102,7 @@ class Guard:
         open_urls: Sequence[str],
     ) -> None:
         self.accounts = Accounts(store)
-        self.on_refresh: Callable[[], None] = lambda: None
-        """Called when users or roles have changed."""
+        self._observers: list[Callable[[], None]] = []
         self.damaged = on_damage
         """To be told of damage to the index, which ends the process."""
         self._credentials = credentials
@@ -132,7 +131,12 @@ class Guard:
             )
         if self.enabled:
             self._keys.end_watches(self._has_lost_its_right)
-        self.on_refresh()
+        for observer in self._observers:
+            observer()
+
+    def subscribe(self, observer: Callable[[], None]) -> None:
+        """Call an observer after each change of users or roles."""
+        self._observers.append(observer)
 
     def _has_lost_its_right(self, watcher: Watcher) -> bool:
         rights = watcher.rights

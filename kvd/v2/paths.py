@@ -1,4 +1,4 @@
-"""Paths of requests: percent escapes, the cleaning of net/http, and the keys that paths address."""
+"""Targets of requests: percent escapes, the cleaning of net/http, the keys that paths address."""
 
 from __future__ import annotations
 
@@ -76,6 +76,27 @@ def key_of(path: bytes, base: bytes = KEYS) -> bytes | None:
     if not key.startswith(b"/"):
         return None
     return key[:-1] if key.endswith(b"/") else key
+
+
+def origin_form(raw: bytes) -> bytes:
+    """Return the path of a target in absolute form (`http://host/path`); `*` has none.
+
+    Raises:
+        BadEscape: it is no target at all.
+    """
+    if raw == b"*":
+        return raw
+    scheme, separator, rest = raw.partition(b"://")
+    if not scheme or not separator:
+        raise BadEscape
+    _, slash, path = rest.partition(b"/")
+    return slash + path
+
+
+def authority(target: str) -> str | None:
+    """Return the host and port of a target in absolute form, None of one in another form."""
+    scheme, separator, rest = target.partition("://")
+    return rest.partition("/")[0].partition("?")[0] if scheme and separator else None
 
 
 def bad_escape(raw: bytes) -> int:
