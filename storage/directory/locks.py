@@ -204,7 +204,12 @@ def _lock_shared(fd: int) -> bool:
 
 
 def _sign(fd: int) -> None:
-    """Write into the lock whose it is, for the message that others get; not on a full disk."""
+    """Write into the lock whose it is, for the message that others get; not on a full disk.
+
+    A file that has another name, too, is left as it is: it may be somebody's.
+    """
+    if os.fstat(fd).st_nlink > 1:
+        return
     now = datetime.fromtimestamp(disk.wall_clock_ns() // 10**9, UTC)
     text = f"process {os.getpid()} on {socket.gethostname()} since {now:%Y-%m-%dT%H:%M:%SZ}\n"
     with suppress(OSError):

@@ -56,6 +56,7 @@ class ExtraWatches:
         head: Callable[[int, bytes], bytes],
         values: Values,
         memory: Memory,
+        on_no_room: Callable[[], None],
         cluster_line: bytes,
         offset_ns: Callable[[], int],
     ) -> None:
@@ -67,6 +68,7 @@ class ExtraWatches:
             head: returns the header lines of a success at an index, with others than JSON's.
             values: large values that are being sent.
             memory: what answers take together; a watch that finds none is cut.
+            on_no_room: called when one is.
             cluster_line: the header line that names the cluster.
             offset_ns: what a shown `expiration` is later than the store's.
         """
@@ -76,6 +78,7 @@ class ExtraWatches:
         self.values = values
         self.memory = memory
         self.event_lines = _EVENTS + cluster_line
+        self.on_no_room = on_no_room
         self._offset_ns = offset_ns
         self._told: tuple[Event, WatchExtras, list[Payload]] | None = None
 
@@ -204,6 +207,7 @@ class _Answer(WatchAnswer):
         # Of a value in shapes of their own each of them is sent another copy.
         size = sum(len(payload.data) for payload in payloads if not payload.is_held)
         if size > LARGE_BYTES and not self._watches.memory.fits(size):
+            self._watches.on_no_room()
             self.leave()
             self.connection.abort()
             return

@@ -176,7 +176,7 @@ class KeySpace:
             values=self._values,
             head=self.head,
             stream_bytes_max=limits.stream_bytes_max,
-            on_cut=self._count_cut,
+            on_cut=partial(self._count, _SLOW_STREAM),
             start=self._start_task,
         )
         hub.tell_all = self.watches.tell_all
@@ -186,6 +186,7 @@ class KeySpace:
             head=self.head,
             values=self._values,
             memory=memory,
+            on_no_room=partial(self._count, NO_ROOM),
             cluster_line=f"X-Etcd-Cluster-Id: {store.identity.cluster_id:x}\r\n".encode(),
             offset_ns=lambda: store.state.applied.clock_offset_ns,
         )
@@ -635,8 +636,8 @@ class KeySpace:
         if connection.streaming:
             connection.set_close_callback(partial(hub.forget, watcher))
 
-    def _count_cut(self) -> None:
-        self.rejected[_SLOW_STREAM] += 1
+    def _count(self, reason: str) -> None:
+        self.rejected[reason] += 1
 
     def head(self, index: int, fixed: bytes = b"") -> bytes:
         """Return the header lines of a success at an index, with `fixed` instead of JSON's."""

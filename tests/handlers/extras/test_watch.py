@@ -10,6 +10,8 @@ from urllib.parse import urlencode
 
 import pytest
 
+from tests.handlers.keys.test_answer_memory import CONTROL, held_bytes, lazy_clients, put_large
+from tests.http.test_limits import MIB, peak_bytes, rejected, wait_until
 from tests.support.raw import Raw, request
 from tests.support.server import Client, Server
 
@@ -400,3 +402,28 @@ def test_what_is_no_watch_or_names_other_types_is_json(client, server, key):
         "GET", f"/v2/keys{key}?wait=true", headers=accepts | {"Last-Event-ID": "x"}
     )
     assert (bad.status, bad.json["cause"]) == (400, 'invalid value for "Last-Event-ID"')
+
+
+@pytest.mark.parametrize("shape", ["maxValue={}", "maxValue={}&base64=true"])
+def test_copies_for_watches_cut_no_answer_of_others(make_server, shape):
+    # Large values that are shown in shapes of their own, to clients that do not read: each of them
+    # would push out what others, the honest reader among them, are being sent.
+    server = make_server("--max-buffered-bytes", str(16 * MIB), "--write-timeout-s", "600").start()
+    client = server.client()
+    put_large(client, "/v", "x" * (2 * MIB))
+    put_large(client, "/other", CONTROL * (2 * MIB))
+    before = peak_bytes(server)
+    asked = [request("GET", "/v2/keys/other")]
+    for number in range(60):
+        query = f"wait=true&stream=true&{shape.format(MIB + number)}"
+        asked.append(request("GET", f"/v2/keys/v?{query}"))
+    with lazy_clients(server, asked) as (other, *watches):
+        assert {raw.head().status for raw in (other, *watches)} == {200}
+        put_large(client, "/v", "y" * (2 * MIB))
+        # The last of them is told, or cut, in a turn to come.
+        wait_until(lambda: rejected(client, "no_room_for_answer") > 0)
+        assert client.put("/small", 1).status == 201
+        assert held_bytes(client) < 16 * MIB
+        assert peak_bytes(server) - before < 64 * MIB
+        assert rejected(client, "answer_not_read") == 0
+        assert json.loads(b"".join(other.chunks()))["node"]["value"] == CONTROL * (2 * MIB)

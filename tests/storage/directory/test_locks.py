@@ -48,6 +48,19 @@ def test_the_log_is_locked_for_every_copy_of_the_directory(tmp_path, make):
     Store.open(copy).close()
 
 
+def test_a_lock_with_another_name_locks_and_is_left_as_it_is(tmp_path):
+    store, outside = tmp_path / "store", tmp_path / "outside"
+    Store.open(store).close()
+    outside.write_text("precious")
+    (store / "LOCK").unlink()
+    (store / "LOCK").hardlink_to(outside)
+    opened = Store.open(store)
+    with pytest.raises(DirectoryLocked):
+        Store.open(store)
+    opened.close()
+    assert outside.read_text() == "precious"
+
+
 def test_a_lock_that_was_removed_locks_still(tmp_path):
     directory = DataDirectory.open(tmp_path)
     (tmp_path / "LOCK").unlink()
