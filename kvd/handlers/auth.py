@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from kvd.handlers.base import GuardedEndpoint
 from kvd.handlers.long_documents import Render
-from kvd.http.connection import Connection
+from kvd.http.tornado import connection_of
 from kvd.v2 import go_json
 from kvd.v2.documents import auth, auth_commands
 from kvd.v2.documents.auth_commands import Command, DeleteRole, DeleteUser, PutRole, PutUser, Switch
@@ -50,7 +50,7 @@ class _Named(_AuthEndpoint):
 
     async def answer_with(self, render: Render) -> None:
         """Answer with what is rendered in turns, one response after another."""
-        connection = cast(Connection, self.request.connection)
+        connection = connection_of(self.request)
         body = await self.sources.documents.render(connection, render)
         if not connection.gone:
             self._json(body)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 import tornado.web
 
 from kvd.handlers.authorizer import Guard, caller_of
 from kvd.handlers.info import Endpoint
-from kvd.http.connection import Connection
+from kvd.http.tornado import connection_of
 from kvd.logs import audit
 from kvd.storage.index.errors import BROKEN
 from kvd.v2 import go_json
@@ -37,7 +37,7 @@ class GuardedEndpoint(Endpoint):
         self.check_path()
         if self.request.method not in self.allow:
             raise tornado.web.HTTPError(405)
-        connection = cast(Connection, self.request.connection)
+        connection = connection_of(self.request)
         headers = self.request.headers.get_list("Authorization")
         if self.request.method not in self.for_all:
             caller = caller_of(headers, connection.context)

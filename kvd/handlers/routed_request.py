@@ -20,6 +20,7 @@ from kvd.handlers.extras.exchange import Exchange as ExtraExchange
 from kvd.handlers.extras.routes import ExtraRoutes
 from kvd.handlers.keys.key_space import METHODS, TOO_LARGE, TOO_MUCH, KeySpace
 from kvd.http.connection import Connection
+from kvd.http.tornado import TornadoConnection
 from kvd.v2.errors import INVALID_FORM, RAFT_INTERNAL, ApiError
 from kvd.v2.form import has_too_many_parameters, is_form
 from kvd.v2.paths import KEYS, BadEscape, clean_path, decode_path, encode_path, key_of, origin_form
@@ -219,7 +220,7 @@ class RoutedRequest(httputil.HTTPMessageDelegate):
             connection.reject(HTTPStatus.BAD_REQUEST, "too many parameters")
             return
         target = encode_path(path) + ("?" + query.decode("latin-1") if query else "")
-        other = self._to.others.start_request(connection, connection)
+        other = self._to.others.start_request(connection, TornadoConnection(connection))
         try:
             prepared = other.headers_received(
                 httputil.RequestStartLine(self._method, target, version), headers

@@ -10,11 +10,8 @@ its answer. `-` stands for a status where the client left before it was answered
 
 from __future__ import annotations
 
-import asyncio
 import time
 from http import HTTPStatus
-
-from tornado import httputil
 
 from kvd.http.connection import Connection
 from kvd.http.parsing.request_parser import Request
@@ -58,20 +55,10 @@ class LoggedConnection(Connection):
         self._status = status
         super().respond(status, headers, body, head_only=head_only)
 
-    def _begin(self, status: int, headers: bytes) -> None:
-        self._status = status
-        super()._begin(status, headers)
-
-    def write_headers(
-        self,
-        start_line: httputil.RequestStartLine | httputil.ResponseStartLine,
-        headers: httputil.HTTPHeaders,
-        chunk: bytes | None = None,
-    ) -> asyncio.Future[None]:
+    def send_head(self, status: int, data: bytes) -> None:
         """Note the status."""
-        assert isinstance(start_line, httputil.ResponseStartLine)
-        self._status = start_line.code
-        return super().write_headers(start_line, headers, chunk)
+        self._status = status
+        super().send_head(status, data)
 
     def _find_file(self) -> None:
         """Have everything sent by `send`, which counts."""

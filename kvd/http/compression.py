@@ -58,9 +58,8 @@ class Gzip(NamedTuple):
 
 
 class _Compressing(Connection):
-    """A connection that compresses; those that are made have the slots for these."""
+    """A connection that compresses."""
 
-    __slots__ = ()
     accepts_gzip: bool
     gzip: Gzip
 
@@ -144,8 +143,6 @@ class _Compressing(Connection):
 class GzipConnection(_Compressing):
     """Such a connection."""
 
-    __slots__ = ("accepts_gzip", "gzip")
-
     def __init__(self, server: HttpServer, gzip: Gzip) -> None:
         super().__init__(server)
         self.gzip = gzip
@@ -154,8 +151,6 @@ class GzipConnection(_Compressing):
 
 class LoggedGzipConnection(_Compressing, LoggedConnection):
     """Such a connection that logs its requests."""
-
-    __slots__ = ("accepts_gzip", "gzip")
 
     def __init__(self, server: HttpServer, gzip: Gzip) -> None:
         super().__init__(server)

@@ -23,6 +23,7 @@ from kvd.handlers.base import GuardedEndpoint
 from kvd.handlers.info import Endpoint
 from kvd.http.connection import Connection
 from kvd.http.server import Delegate
+from kvd.http.tornado import TornadoConnection
 from kvd.json_text import escape
 from kvd.monitoring.health import Health
 from kvd.monitoring.metrics import Metrics
@@ -206,7 +207,8 @@ class MonitorFront(Delegate[Connection]):
 
     def start_request(self, connection: Connection) -> httputil.HTTPMessageDelegate:
         """Return what receives the next request of a connection."""
-        return _WithoutBody(self._application.start_request(connection, connection), connection)
+        inner = self._application.start_request(connection, TornadoConnection(connection))
+        return _WithoutBody(inner, connection)
 
 
 class _WithoutBody(httputil.HTTPMessageDelegate):

@@ -19,7 +19,7 @@ from kvd.core.committer import Committer, Outcome
 from kvd.handlers.authorizer import Guard
 from kvd.handlers.cross_site import BrowserPolicy
 from kvd.handlers.info import Endpoint, Route
-from kvd.http.connection import Connection
+from kvd.http.tornado import connection_of
 from kvd.storage.store import Store
 from kvd.v2.commands import Command, Create
 from kvd.v2.errors import TABLE, ApiError
@@ -112,7 +112,7 @@ class NewToken(Endpoint):
     async def get(self) -> None:
         """Answer a token's URL, as text without a newline."""
         discovery = cast(Discovery, self.settings["discovery"])
-        connection = cast(Connection, self.request.connection)
+        connection = connection_of(self.request)
         secured = connection.context.protocol == "https"
         refusal = discovery.browsers.refusal("POST", self.request.headers, is_secured=secured)
         size = _number((self.get_query_arguments("size")[:1] or [SIZE_DEFAULT])[0])

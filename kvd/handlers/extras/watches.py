@@ -27,6 +27,7 @@ from kvd.core.watch.watchers import Watcher
 from kvd.handlers.extras.reading.nodes import shown_parts
 from kvd.handlers.keys.watch import WatchAnswer, WatchAnswers
 from kvd.http.connection import LARGE_BYTES, Connection
+from kvd.http.stage import STREAMING
 from kvd.json_text import LargeValue, escape
 from kvd.limits.memory import Memory, Payload, Values
 from kvd.storage.format.event import Event
@@ -104,8 +105,8 @@ class ExtraWatches:
         answer.watcher = watcher
         if answer.has_ended:
             self.hub.forget(watcher)
-        elif connection.streaming:
-            connection.set_close_callback(answer.leave)
+        elif connection.stage is STREAMING or connection.gone:
+            connection.on_close = answer.leave
 
     def payloads(self, event: Event, extras: WatchExtras) -> list[Payload]:
         """Return an event as it is told, kept for the next watcher that is told the same."""

@@ -37,6 +37,7 @@ from kvd.handlers.rights import Rights
 from kvd.http.compression import Gzip
 from kvd.http.connection import LARGE_BYTES, Connection, ServeWhole
 from kvd.http.server import HttpServer
+from kvd.http.stage import STREAMING
 from kvd.json_text import LARGE_VALUE_BYTES, Parts
 from kvd.limits.memory import Memory, NoRoom, Payload, Values
 from kvd.storage.format.event import Event
@@ -633,8 +634,8 @@ class KeySpace:
             return
         watcher = hub.watch(watch, self.watches.begin(connection, stream=watch.stream))
         watcher.rights = rights
-        if connection.streaming:
-            connection.set_close_callback(partial(hub.forget, watcher))
+        if connection.stage is STREAMING or connection.gone:
+            connection.on_close = partial(hub.forget, watcher)
 
     def _count(self, reason: str) -> None:
         self.rejected[reason] += 1
