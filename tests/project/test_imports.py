@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.project.test_packaging import ON_THE_LOWER_BOUNDS
+
 ROOT = Path(__file__).parent.parent.parent
 
 # From the top down: a box imports boxes below its row only. What is in no row stands at the top.
@@ -245,6 +247,12 @@ def test_a_folder_holds_at_most_twelve_modules():
         if path.name != "__init__.py":
             held[str(path.parent)] = held.get(str(path.parent), 0) + 1
     assert {folder: count for folder, count in held.items() if count > 12} == {}
+
+
+def test_what_runs_on_the_lower_bounds_is_there():
+    # Only `pytest -m packaging`, which takes long, would notice a file that has moved.
+    files = [ROOT / "tests" / f"{name}.py" for name in ON_THE_LOWER_BOUNDS]
+    assert [path for path in files if not path.exists()] == []
 
 
 def test_the_storage_has_one_name():

@@ -189,7 +189,7 @@ ON_THE_LOWER_BOUNDS = [
     "storage/index/test_completeness",
     "monitoring/test_metrics",
     "handlers/test_passwords",
-    "v2/test_auth",
+    "v2/documents/test_auth",
     "config/test_load",
     "net/test_tls",
     "server/test_start",

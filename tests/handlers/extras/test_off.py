@@ -65,6 +65,13 @@ def comparable(answer: Answer) -> tuple[object, ...]:
 
 def requests(dice: Random, count: int) -> Iterator[tuple[str, str, bytes | None, dict[str, str]]]:
     for _ in range(count):
+        if dice.random() < 0.05:
+            # A watch that has its event, or is told that it has gone.
+            given = {"wait": "true", "recursive": "true", "waitIndex": str(dice.randrange(2, 40))}
+            names = dice.sample(["consistent", "sorted", "quorum", "timeout"], k=dice.randrange(3))
+            given |= {name: dice.choice(["true", "false"]) for name in names}
+            yield "GET", f"/v2/keys/?{urlencode(given)}", None, {}
+            continue
         method = dice.choices(
             ("GET", "HEAD", "PUT", "POST", "DELETE", "PATCH"), (40, 6, 35, 8, 15, 1)
         )[0]
@@ -100,6 +107,9 @@ def requests(dice: Random, count: int) -> Iterator[tuple[str, str, bytes | None,
 def test_who_names_no_extra_sees_no_difference(make_server, tmp_path, count):
     on = make_server(data_dir=tmp_path / "on").start().client()
     off = make_server("--extras=false", data_dir=tmp_path / "off").start().client()
+    for client in (on, off):
+        for number in range(40):
+            client.put(f"/first/{number}", number)
     for asked in requests(Random(count), count):
         assert comparable(on.request(*asked)) == comparable(off.request(*asked)), asked
 
