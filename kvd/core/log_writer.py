@@ -27,7 +27,7 @@ from kvd.storage.format.frame import Position
 from kvd.storage.format.records import next_chain
 from kvd.storage.index.pending import Pending
 from kvd.storage.store import Store
-from kvd.storage.wal.wal import BEGUN_BYTES_MAX
+from kvd.storage.wal.segment_writer import BEGUN_BYTES_MAX
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Appender:
     ) -> None:
         """`reads` are counts that grow by each read that is served."""
         self._store = store
-        self._wal = store.wal
+        self._segment = store.wal.writer
         self._sync = sync
         self._loop = loop
         # How many waits in a row were in vain, and how many syncs are not waited for by that.
@@ -87,7 +87,7 @@ class Appender:
             return
         began = monotonic()
         try:
-            fd = self._wal.begin_append(batch.payload, batch.base.index + 1, batch.records)
+            fd = self._segment.begin_append(batch.payload, batch.base.index + 1, batch.records)
         except (LogFull, OSError) as error:
             done(error)
             return
@@ -137,7 +137,7 @@ class Appender:
 
     def _sync_begun(self, batch: Pending) -> Position:
         batch.chain = next_chain(batch.base.chain, batch.payload)
-        return self._wal.sync_begun()
+        return self._segment.sync_begun()
 
     def _synced(self) -> None:
         assert self._kernel is not None
@@ -156,7 +156,7 @@ class Appender:
         """Tell that the kernel has synced a batch, or failed to."""
         outcome: Position | BaseException
         try:
-            outcome = self._wal.end_append(monotonic() - began, code)
+            outcome = self._segment.end_append(monotonic() - began, code)
         except OSError as error:
             outcome = error
         done(outcome)

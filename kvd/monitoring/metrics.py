@@ -131,7 +131,9 @@ class KvdCollector(Collector):
             committer.batch_s,
         )
         yield histogram("kvd_batch_records", "Log records by batch", committer.batch_records)
-        yield counter("kvd_slow_syncs", "Syncs of more than a second", parts.store.wal.slow_syncs)
+        yield counter(
+            "kvd_slow_syncs", "Syncs of more than a second", parts.store.wal.writer.slow_syncs
+        )
         yield counter(
             "kvd_slow_requests", "Requests answered late", committer.slow + parts.keys.large.slow
         )

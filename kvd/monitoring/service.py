@@ -77,7 +77,7 @@ class Monitoring:
 
     def add(self, parts: Parts) -> None:
         """The store is recovered, and is to be served by these parts."""
-        parts.store.wal.on_sync = self.syncs.note
+        parts.store.wal.writer.on_sync = self.syncs.note
         self.metrics.add(parts)
         self.health.serves(parts.committer, parts.housekeeping)
 

@@ -20,11 +20,9 @@ Invariants:
 
 import errno
 import logging
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from kvd.storage import disk, failpoints
@@ -38,26 +36,17 @@ from kvd.storage.format.frame import (
     WAL_MAGIC,
     Position,
     SegmentHeader,
-    seal,
 )
 from kvd.storage.format.names import segment_name
-from kvd.storage.wal.quarantine import cut_off
+from kvd.storage.wal.segment_writer import SegmentWriter
 from kvd.storage.wal.segments import Frame, Scan, Segment, TornTail, list_segments
-from kvd.storage.wal.spare_segment import Spare, log_full, refusals_as_log_full
+from kvd.storage.wal.spare_segment import Spare, refusals_as_log_full
 
 log = logging.getLogger(__name__)
 
-_new = tuple.__new__
-
 SEGMENT_BYTES_DEFAULT = 64 * 1024 * 1024
 SEGMENT_BYTES_MIN = 2 * PAGE_SIZE
-_NO_FILE = -1
-# A sync that takes longer is worth a line of log, but not a line each.
-_SLOW_SYNC_S = 1.0
-_SLOW_SYNC_QUIET_S = 30.0
 _PREPARE_AGAIN_S = 0.5
-BEGUN_BYTES_MAX = 256 * 1024
-"""What is longer is not for `begin_append`, whose thread has more to do than to copy it."""
 
 
 class Wal:
@@ -67,13 +56,9 @@ class Wal:
     `log_bytes` and `room` may be read by any other meanwhile.
 
     Attributes:
-        position: The end of the last frame that is durable, from which a later `scan` can go on.
+        writer: Appends to the newest segment; `begin_append` is its.
         max_payload: The longest payload that a frame of this log takes, in bytes.
-        log_bytes: How many bytes of frames were appended since `open`; it only grows.
         refusal: Why the next segment could not be prepared, or None: then `room` is all there is.
-        on_sync: Called after each sync of a frame with the seconds that it took, on the thread that
-            appends.
-        slow_syncs: How many of them took longer than a second.
     """
 
     def __init__(
@@ -94,30 +79,12 @@ class Wal:
         room = (segment_bytes_max - PAGE_SIZE - SEAL_SIZE) & ~7
         self.max_payload = min(room - frame.essential_size(0), frame.MAX_PAYLOAD)
         self._scan: Scan | None = None
-        self._writable = False
-        # The segment that is written to: none before the first append, and none while the last one
-        # is sealed and its successor could not be made yet.
-        self._fd = _NO_FILE
+        self.writer = SegmentWriter()
         # To be called before the first frame of all is written.
         self._on_first = None if segments else on_first
-        self._salt = 0
-        self._capacity = 0
-        # Under which name the next start finds the segment, and what was opened by it.
-        self._name = ""
-        self._place = (0, 0)
-        # Up to where a refused write may have left bytes behind the tail.
-        self._dirty_end = 0
         self._spare = Spare(directory, segment_bytes_max)
-        # Up to where `begin_append` may go: 0 before the first append, and when one has failed.
-        self._ready_end = 0
-        # Where the log ends, and where it will once the frame that was put last is durable.
-        self._tail = self._begun = self.position = START
-        self.log_bytes = 0
         self.refusal: LogFull | None = None
         self._prepare_not_before = 0.0
-        self._slow_since = float("-inf")
-        self.on_sync: Callable[[float], object] = _ignore
-        self.slow_syncs = 0
 
     @classmethod
     def open(
@@ -167,9 +134,18 @@ class Wal:
     @property
     def room(self) -> int:
         """The longest payload that fits without asking the file system for more space."""
-        here = 0 if self._fd == _NO_FILE else self._capacity - self._tail.offset - SEAL_SIZE
         there = 0 if self._spare.fd is None else self.max_payload
-        return max(here - frame.essential_size(0), there, 0)
+        return max(self.writer.room - frame.essential_size(0), there, 0)
+
+    @property
+    def position(self) -> Position:
+        """The end of the last frame that is durable, from which a later `scan` can go on."""
+        return self.writer.position
+
+    @property
+    def log_bytes(self) -> int:
+        """How many bytes of frames have been appended since `open`; it only grows."""
+        return self.writer.log_bytes
 
     @property
     def torn(self) -> TornTail | None:
@@ -198,8 +174,8 @@ class Wal:
         self._scan = None
         yield from scan.frames(must_reach, witness)
         self._scan = scan
-        if not self._writable:
-            self._tail, self.position = scan.tail, scan.position
+        if not self.writer.is_writable:
+            self.writer.tail, self.writer.position = scan.tail, scan.position
 
     def begin(self) -> None:
         """Make the log writable, after a `scan` that came to its end.
@@ -211,12 +187,12 @@ class Wal:
             OSError: the disk failed; the state is that of a crash.
         """
         scan = self._scan
-        if scan is None or self._writable:
+        if scan is None or self.writer.is_writable:
             raise RuntimeError("begin() follows a complete scan, once")
         self._spare.adopt()
         if self._segments:
             self._open_last(scan)
-        self._writable = True
+        self.writer.is_writable = True
 
     def append(
         self,
@@ -251,74 +227,8 @@ class Wal:
         if flags & (frame.SEAL | frame.HEARTBEAT):
             raise ValueError("the log writes its seals and heartbeats itself")
         self._append(payload, first_index, count, flags)
-        self.position = self._tail
-        return self.position
-
-    def begin_append(self, payload: bytes, first_index: int, count: int) -> int | None:
-        """Write one short frame as `append` does, but leave the sync to the caller.
-
-        Nothing else may be done to the log before `end_append`. A frame that does not fit the
-        segment, or passes its middle, is not taken, and none is while a failpoint is armed:
-        `append` does the rest, on a thread that prepares the next segment behind it.
-
-        Returns:
-            The file whose data is to be synced; None where nothing was done.
-
-        Raises:
-            LogFull, OSError: as for `append`.
-        """
-        segment, offset, seq, chain = self._tail
-        data, crc = seal(payload, seq + 1, first_index, count, chain, self._salt)
-        end = offset + len(data)
-        if end > self._ready_end or failpoints.armed:
-            return None
-        # As `_put` does, without what is rare.
-        try:
-            if os.pwrite(self._fd, data, offset) < len(data):
-                disk.write_at(self._fd, data, offset)
-        except OSError as error:
-            try:
-                self._refused(error, end, offset + frame.essential_size(len(payload)))
-                raise
-            except OSError:
-                self._give_up()
-                raise
-        self._begun = _new(Position, (segment, end, seq + 1, crc))
-        return self._fd
-
-    def end_append(self, took_s: float, code: int = 0) -> Position:
-        """Take note that the data of the file has been synced since `begin_append`.
-
-        Args:
-            took_s: how long that took, in seconds.
-            code: an errno if it failed.
-
-        Returns:
-            The end of the frame.
-
-        Raises:
-            OSError: it failed. Later appends are refused.
-        """
-        if code:
-            self._give_up()
-            raise OSError(code, os.strerror(code))
-        self._synced(took_s)
-        self.position = self._tail
-        return self._tail
-
-    def sync_begun(self) -> Position:
-        """Do what is left to do after `begin_append`, waiting for the disk.
-
-        Raises:
-            OSError: as for `append`.
-        """
-        try:
-            self._sync()
-        except OSError:
-            self._give_up()
-            raise
-        self.position = self._tail
-        return self.position
+        self.writer.position = self.writer.tail
+        return self.writer.position
 
     def heartbeat(self, first_index: int, *, probe: bool = False) -> None:
         """Give the last frame a successor, if it has none, by an empty frame; durable on return.
@@ -335,7 +245,8 @@ class Wal:
             self._try_to_prepare()
             if self.refusal is not None:
                 raise self.refusal
-        if probe or (self._tail == self.position and self._fd != _NO_FILE):
+        writer = self.writer
+        if probe or (writer.tail == writer.position and writer.has_segment):
             self._append(b"", first_index, 0, frame.HEARTBEAT)
 
     def prepare_next(self) -> None:
@@ -344,11 +255,11 @@ class Wal:
         Failing is no error but is remembered in `refusal`: `append` will try again, and say so.
         So will this, but not at once: not each batch shall ask a full disk for a segment.
         """
-        if self._tail.offset * 2 > self._capacity and time.monotonic() >= self._prepare_not_before:
+        if self.writer.is_past_middle and time.monotonic() >= self._prepare_not_before:
             self._try_to_prepare()
 
     def _try_to_prepare(self) -> None:
-        if self._writable:
+        if self.writer.is_writable:
             try:
                 self._require_place()
                 self._spare.reserve()
@@ -387,121 +298,34 @@ class Wal:
             OSError: they could not be left so; the next start may find a torn tail.
         """
         try:
-            if self._writable and self._fd != _NO_FILE:
-                self._erase_dirty()
-                disk.sync_data(self._fd)
+            self.writer.close()
         finally:
-            self._give_up()
             self._spare.close()
-            if self._fd != _NO_FILE:
-                os.close(self._fd)
-                self._fd = _NO_FILE
 
     # The rest runs in `begin` and `_append` only.
 
     def _append(self, payload: bytes, first_index: int, count: int, flags: int) -> None:
-        if not self._writable:
+        writer = self.writer
+        if not writer.is_writable:
             raise OSError(errno.EIO, "the log is closed to writing")
         needed = frame.frame_size(len(payload)) + SEAL_SIZE
-        self._ready_end = 0
+        writer.stop_appending()
         try:
-            if self._fd == _NO_FILE or self._tail.offset + needed > self._capacity:
+            if frame.frame_size(len(payload)) > writer.room:
                 self._cut(first_index, PAGE_SIZE + needed)
             if self._on_first is not None:
                 self._announce(self._on_first)
-            self._write_frame(payload, first_index, count, flags)
+            writer.append(payload, first_index, count, flags)
         except OSError:
-            self._give_up()
+            writer.give_up()
             raise
-        middle = self._capacity // 2
-        self._ready_end = self._capacity - SEAL_SIZE if self._tail.offset > middle else middle
-
-    def _give_up(self) -> None:
-        """Take no further append: nothing is known about the log's end, or it is closed."""
-        self._writable = False
-        self._ready_end = 0
+        writer.begin_appending()
 
     def _announce(self, on_first: Callable[[], object]) -> None:
         """Have it made known that the log has begun, before anything in it can be acknowledged."""
         with refusals_as_log_full(self._segments[-1].path):
             on_first()
         self._on_first = None
-
-    def _write_frame(self, payload: bytes, first_index: int, count: int, flags: int) -> None:
-        self._put(payload, first_index, count, flags)
-        self._sync()
-
-    def _put(self, payload: bytes, first_index: int, count: int, flags: int) -> None:
-        """Write one frame at the tail, over what refused writes left there; durable once synced."""
-        segment, offset, seq, chain = self._tail
-        data, crc = seal(payload, seq + 1, first_index, count | flags << 24, chain, self._salt)
-        length = len(data)
-        end = offset + length
-        if end < self._dirty_end:
-            data += bytes(self._dirty_end - end)
-        try:
-            if failpoints.armed:
-                failpoints.reach_write("walBeforeWrite", self._fd, data[:length], offset)
-            disk.write_at(self._fd, data, offset)
-        except OSError as error:
-            self._refused(error, end, offset + frame.essential_size(len(payload)))
-            raise
-        self._begun = _new(Position, (segment, end, seq + 1, crc))
-
-    def _sync(self) -> None:
-        began = time.monotonic()
-        failpoints.reach("walBeforeSync")
-        disk.sync_data(self._fd)
-        failpoints.reach("walAfterSync")
-        self._synced(time.monotonic() - began)
-        self._dirty_end = 0
-
-    def _synced(self, took_s: float) -> None:
-        """The frame that was put is durable: the log goes on behind it.
-
-        Raises:
-            DirectoryLost: but the next start does not find it.
-        """
-        try:
-            in_place = os.stat(self._name)[1:3] == self._place  # noqa: PTH116 -- for each frame
-        except OSError:
-            in_place = False
-        if not in_place:
-            ready_end = self._ready_end
-            self._give_up()
-            require_at(self._name, os.fstat(self._fd))
-            self._writable, self._ready_end = True, ready_end
-        tail = self._begun
-        self.log_bytes += tail[1] - self._tail[1]
-        self._tail = tail
-        self.on_sync(took_s)
-        if took_s > _SLOW_SYNC_S:
-            self.slow_syncs += 1
-            now = time.monotonic()
-            if now - self._slow_since > _SLOW_SYNC_QUIET_S:
-                self._slow_since = now
-                log.warning(
-                    "the disk is slow: a sync of the log took %.1f s, writes wait for it", took_s
-                )
-
-    def _refused(self, error: OSError, end: int, intact_from: int) -> None:
-        """Turn a refused write into `LogFull`; return where it is none."""
-        if error.errno not in disk.REFUSALS:
-            return
-        self._dirty_end, self._ready_end = max(self._dirty_end, end), 0
-        written = error.written if isinstance(error, disk.PartialWrite) else 0
-        if self._tail.offset + written >= intact_from:
-            # Only padding is missing, or zeros over what an earlier write left: a restart would
-            # take the frame for a good one. What was taken can be written again, and no more.
-            disk.write_at(self._fd, bytes(written), self._tail.offset)
-            disk.sync_data(self._fd)
-        raise log_full(error, self._segments[-1].path) from error
-
-    def _erase_dirty(self) -> None:
-        """Overwrite what refused writes may have left behind the tail."""
-        if self._dirty_end > self._tail.offset:
-            disk.write_at(self._fd, bytes(self._dirty_end - self._tail.offset), self._tail.offset)
-        self._dirty_end = 0
 
     def _cut(self, first_index: int, needed: int) -> None:
         """Seal the current segment, if there is one, and start the next of `needed` bytes or more.
@@ -516,16 +340,13 @@ class Wal:
             self.refusal = error
             raise
         self.refusal = None
-        if self._fd != _NO_FILE:
-            self._write_frame(b"", first_index, 0, frame.SEAL)
+        if self.writer.has_segment:
+            self.writer.append(b"", first_index, 0, frame.SEAL)
             failpoints.reach("segmentAfterSeal")
-            self._trim_sealed()
+            self.writer.trim()
             failpoints.reach("segmentAfterTrim")
         self._start_segment(first_index)
         failpoints.reach("segmentAfterInstall")
-
-    def _remember(self, path: Path) -> None:
-        self._name, self._place = str(path), os.fstat(self._fd)[1:3]
 
     def _require_place(self) -> None:
         """Check, before the names of a log are changed, that they are this log's.
@@ -535,52 +356,30 @@ class Wal:
         """
         require_at(self._directory, self._directory_status)
 
-    def _trim_sealed(self) -> None:
-        """Cut the sealed segment to its length and let go of it."""
-        disk.truncate(self._fd, self._tail.offset)
-        disk.sync_file(self._fd)
-        os.close(self._fd)
-        self._fd = _NO_FILE
-
     def _start_segment(self, first_index: int) -> None:
         """Turn the prepared file into the next segment of the log; durable on return."""
         header = SegmentHeader(
             store_uuid=self._store_uuid,
             number=self._segments[-1].number + 1 if self._segments else START.segment,
-            first_seq=self._tail.seq + 1,
+            first_seq=self.writer.tail.seq + 1,
             first_index=first_index,
-            chain=self._tail.crc,
+            chain=self.writer.tail.crc,
             salt=secrets.randbits(64),
             created_ns=disk.wall_clock_ns(),
         )
         path = self._directory / segment_name(header.number, header.first_seq)
         page = frame.encode_segment_header(header, magic=WAL_MAGIC)
-        self._fd = self._spare.install(path, page)
-        self._remember(path)
+        fd = self._spare.install(path, page)
+        self.writer.start(fd, path, header, self._spare.reserved)
         self._segments.append(Segment(path, header.number, header.first_seq))
-        self._salt, self._capacity, self._dirty_end = header.salt, self._spare.reserved, 0
-        self._tail = self._tail._replace(segment=header.number, offset=PAGE_SIZE)
 
     def _open_last(self, scan: Scan) -> None:
         """Open the last segment to write to it, without its torn tail."""
         last = self._segments[-1]
         with last.open() as reader:
-            self._salt = reader.header.salt
-            size = reader.size
-        self._fd = disk.open_to_write(last.path)
-        self._remember(last.path)
-        if scan.torn is not None:
-            failpoints.reach("tailBeforeCut")
-            cut_off(self._fd, scan.torn, self._quarantine)
-            failpoints.reach("tailAfterCut")
+            salt, size = reader.header.salt, reader.size
+        self.writer.reopen(last.path, salt, scan.torn, self._quarantine)
         if scan.sealed:
-            self._trim_sealed()
-            return
-        self._capacity = max(size, self._spare.size)
-        if size < self._capacity:
-            with suppress(OSError):  # an append will meet the full disk, and say so
-                disk.preallocate(self._fd, self._capacity)
-
-
-def _ignore(seconds: float) -> None:
-    """Nobody wants to know."""
+            self.writer.trim()
+        else:
+            self.writer.reserve(size, self._spare.size)

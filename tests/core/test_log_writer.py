@@ -350,12 +350,12 @@ def test_after_a_sync_that_the_kernel_failed_nothing_is_taken(tmp_path):
     wal = store.wal
     wal.append(b"first", first_index=2, count=1)
     held = wal.position
-    assert wal.begin_append(b"second", first_index=3, count=1) is not None
+    assert wal.writer.begin_append(b"second", first_index=3, count=1) is not None
     assert wal.position == held
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        wal.end_append(0.0, errno.EIO)
+        wal.writer.end_append(0.0, errno.EIO)
     assert wal.position == held
-    assert wal.begin_append(b"third", first_index=3, count=1) is None
+    assert wal.writer.begin_append(b"third", first_index=3, count=1) is None
     with pytest.raises(OSError, match="closed to writing"):
         wal.append(b"third", first_index=3, count=1)
 

@@ -40,7 +40,8 @@ from kvd.storage.snapshot import directory as snapshot
 from kvd.storage.store import Store
 from kvd.storage.tools import source, verify
 from kvd.storage.wal import segments
-from kvd.storage.wal.wal import BEGUN_BYTES_MAX, Wal
+from kvd.storage.wal.segment_writer import BEGUN_BYTES_MAX
+from kvd.storage.wal.wal import Wal
 from kvd.v2.commands import Transaction
 from kvd.v2.errors import ApiError
 
@@ -292,7 +293,7 @@ def index_ahead() -> None:
             segment, offset, seq, crc = self.wal.position
             first_index = pending.base.index + 1
             data, crc = frame.seal(
-                pending.payload, seq + 1, first_index, len(records), crc, self.wal._salt
+                pending.payload, seq + 1, first_index, len(records), crc, self.wal.writer._salt
             )
             merge(self.state, pending, Position(segment, offset + len(data), seq + 1, crc))
             self.flush()
