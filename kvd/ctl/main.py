@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -200,7 +201,10 @@ def _help(options: argparse.Namespace) -> int:
         return 0
     if options.topic not in topics:
         return _fail(f"no topic {options.topic!r}; `kvdctl help` lists them", EX_USAGE)
-    sys.stdout.write(manual.page(options.topic))
+    page = manual.page(options.topic)
+    if sys.stdout.isatty():
+        page = manual.wrapped(page, shutil.get_terminal_size().columns)
+    sys.stdout.write(page)
     return 0
 
 
