@@ -117,6 +117,20 @@ def test_the_pages_are_plain_ascii():
     assert [page.name for page in PAGES if not page.read_text().isascii()] == []
 
 
+_DIALECT = re.compile(
+    r"\b(whoever|nobody|somebody|anew|by (?:itself|themselves)|(?:is|are|be|been|was|were) told)\b",
+    re.IGNORECASE,
+)
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_documents_are_in_standard_terms(page):
+    """STYLE: the subject is named; texts in backticks and examples are quotations."""
+    lines = [line for line in page.read_text().splitlines() if not line.startswith("    ")]
+    prose = [re.sub(r"`[^`]*`", "", line) for line in lines]
+    assert [line for line in prose if _DIALECT.search(line)] == []
+
+
 def test_each_extra_is_named(client):
     page = (MANUAL / "extras.md").read_text()
     for name in client.request("GET", "/v2/extras").json["extras"]:
