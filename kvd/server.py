@@ -205,7 +205,7 @@ class KvdServer:
         await self._guard.settle()
         await self._committer.drain()
         self._hub.end_all()
-        await self._keys.finish_listings()
+        await self._keys.responder.finish()
 
     def _load_tls(self, urls: Sequence[str], *, self_signed: bool) -> None:
         config = self._config
@@ -338,7 +338,7 @@ class KvdServer:
                 committer=self._committer,
                 guard=guard,
                 browsers=browsers,
-                rejected=self._keys.rejected,
+                rejected=self._keys.responder.rejected,
                 urls=advertised,
                 ttl_s=config.discovery_ttl_s,
                 tokens_max=config.discovery_max,

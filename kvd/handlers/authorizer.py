@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 from kvd.core.watch.watchers import Watcher
 from kvd.handlers.accounts import Accounts
-from kvd.handlers.keys.key_space import PASSWORDS, KeySpace
+from kvd.handlers.keys.key_space import KeySpace
+from kvd.handlers.keys.responder import TOO_MANY_PASSWORDS
 from kvd.handlers.passwords import Basic, Busy, Credentials, read_basic
 from kvd.handlers.rights import DENIED, Rights
 from kvd.http.connection import Connection
@@ -208,7 +209,7 @@ class Guard:
             try:
                 parsed = parse(method, request.key, request.query, b"")
             except ApiError as refusal:
-                self._keys.refuse(connection, method, refusal)
+                self._keys.responder.refuse(connection, method, refusal)
                 return
             except TakesLong:
                 pass  # it is parsed once its sender is known
@@ -245,7 +246,7 @@ class Guard:
                 user = await self._check(given, head.caller, head.connection)
                 outcome = self._judge(head, user)
             except (Busy, asyncio.CancelledError):
-                outcome = ApiError(RAFT_INTERNAL, _BUSY.encode(), limit=PASSWORDS)
+                outcome = ApiError(RAFT_INTERNAL, _BUSY.encode(), limit=TOO_MANY_PASSWORDS)
             if not head.connection.gone:
                 then(outcome)
         except BROKEN as damage:
@@ -271,7 +272,7 @@ class Guard:
         head, key, query, form, _ = request
         connection, method, path, _ = head
         if isinstance(outcome, ApiError):
-            self._keys.refuse(connection, method, outcome)
+            self._keys.responder.refuse(connection, method, outcome)
             return
         assert path is not None
         rights = Rights(self.accounts, outcome.user, path)

@@ -18,7 +18,8 @@ from tornado import httputil
 from kvd.handlers.authorizer import Admission, Caller, Guard, KeyHead, KeyRequest, caller_of
 from kvd.handlers.extras.exchange import Exchange as ExtraExchange
 from kvd.handlers.extras.routes import ExtraRoutes
-from kvd.handlers.keys.key_space import METHODS, TOO_LARGE, TOO_MUCH, KeySpace
+from kvd.handlers.keys.key_space import METHODS, KeySpace
+from kvd.handlers.keys.responder import TOO_LARGE, TOO_MUCH
 from kvd.http.connection import Connection
 from kvd.http.tornado import TornadoConnection
 from kvd.v2.errors import INVALID_FORM, RAFT_INTERNAL, ApiError
@@ -178,7 +179,7 @@ class RoutedRequest(httputil.HTTPMessageDelegate):
         self._form = None
         self._key = b""
         self._connection.keep_alive = False
-        self._to.keys.refuse(self._connection, self._method, refusal)
+        self._to.keys.responder.refuse(self._connection, self._method, refusal)
 
     def finish(self) -> None:
         """The request is complete: answer it, or see to it that it will be."""
@@ -252,7 +253,7 @@ class RoutedRequest(httputil.HTTPMessageDelegate):
         if isinstance(outcome, ApiError):
             self._form = None
             self._key = b""
-            self._to.keys.refuse(self._connection, self._method, outcome)
+            self._to.keys.responder.refuse(self._connection, self._method, outcome)
         else:
             self._admission = outcome
             if self._waits:
@@ -268,7 +269,7 @@ class RoutedRequest(httputil.HTTPMessageDelegate):
                 keys = self._to.keys
                 # Its traceback leads here again: a cycle, which would keep a long header in memory.
                 refusal.__traceback__ = None
-                self._act = partial(keys.refuse, self._connection, method, refusal)
+                self._act = partial(keys.responder.refuse, self._connection, method, refusal)
                 return
         self._key, self._query = key, query
 

@@ -94,7 +94,7 @@ class Front(Delegate[Connection]):
     def answer(self, connection: Connection, outcome: object) -> None:
         """Answer a command with its outcome."""
         assert isinstance(outcome, Event | ApiError)
-        self.keys.answer(connection, outcome)
+        self.keys.writes.answer(connection, outcome)
 
     def admit(
         self, connection: Connection, method: str, target: str, headers: httputil.HTTPHeaders

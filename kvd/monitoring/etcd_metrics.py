@@ -79,7 +79,9 @@ class EtcdCollector(Collector):
         )
         yield counter("etcd_server_slow_apply", "Commands answered late", committer.slow)
         yield counter(
-            "etcd_server_slow_read_indexes", "Listings answered late", self._parts.keys.large.slow
+            "etcd_server_slow_read_indexes",
+            "Listings answered late",
+            self._parts.keys.reads.large.slow,
         )
         yield counter("etcd_server_read_indexes_failed", "Reads ask nobody, so none fails", 0)
 

@@ -135,7 +135,9 @@ class KvdCollector(Collector):
             "kvd_slow_syncs", "Syncs of more than a second", parts.store.wal.writer.slow_syncs
         )
         yield counter(
-            "kvd_slow_requests", "Requests answered late", committer.slow + parts.keys.large.slow
+            "kvd_slow_requests",
+            "Requests answered late",
+            committer.slow + parts.keys.reads.large.slow,
         )
 
     def _files(self) -> Iterable[Metric]:
@@ -182,7 +184,7 @@ class KvdCollector(Collector):
             CounterMetricFamily(
                 "kvd_rejected_requests", "What was refused at a limit", labels=["reason"]
             ),
-            _summed(http.rejected, self._parts.keys.rejected),
+            _summed(http.rejected, self._parts.keys.responder.rejected),
         )
 
 

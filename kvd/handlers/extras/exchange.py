@@ -11,7 +11,8 @@ from collections.abc import Callable
 from tornado import httputil
 
 from kvd.handlers.authorizer import Admission, Guard, KeyHead
-from kvd.handlers.keys.key_space import TOO_MUCH, KeySpace
+from kvd.handlers.keys.key_space import KeySpace
+from kvd.handlers.keys.responder import TOO_MUCH
 from kvd.v2.errors import RAFT_INTERNAL, ApiError
 
 Serve = Callable[[bytes, Admission | None], None]
@@ -84,7 +85,7 @@ class Exchange:
         if isinstance(outcome, ApiError):
             self._is_over = True
             self._body = None
-            self._keys.refuse(connection, self._head.method, outcome)
+            self._keys.responder.refuse(connection, self._head.method, outcome)
         else:
             self._admission = outcome
             if self._waits:
@@ -96,4 +97,4 @@ class Exchange:
         self._body = None
         connection = self._head.connection
         connection.keep_alive = False
-        self._keys.refuse(connection, self._head.method, refusal)
+        self._keys.responder.refuse(connection, self._head.method, refusal)

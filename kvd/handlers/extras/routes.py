@@ -21,7 +21,8 @@ from kvd.handlers.extras.reading.mget import BODY_BYTES_MAX as MGET_BYTES_MAX
 from kvd.handlers.extras.reading.mget import MGET, MultiGet, read_body
 from kvd.handlers.extras.reading.reads import ExtraReads
 from kvd.handlers.extras.transact import Transactions
-from kvd.handlers.keys.key_space import TOO_LARGE, VALUE_TOO_LARGE, KeySpace
+from kvd.handlers.keys.key_space import KeySpace
+from kvd.handlers.keys.responder import TOO_LARGE, VALUE_TOO_LARGE
 from kvd.handlers.rights import DENIED
 from kvd.http.connection import Connection
 from kvd.v2.errors import INVALID_FORM, UNAUTHORIZED, ApiError
@@ -138,7 +139,7 @@ class _Raw:
         try:
             parsed = self._parse(body)
         except ApiError as refusal:
-            keys.refuse(connection, method, refusal)
+            keys.responder.refuse(connection, method, refusal)
             return
         if guard.enabled:
             request = KeyRequest(self._head, self._key, self._query, body, parsed)
@@ -182,7 +183,7 @@ class _MultiGet:
             self._refuse(outcome)
         else:
             connection = self._head.connection
-            self._routes.reads.answering.start(connection, self._answer(asked, outcome))
+            self._routes.reads.responder.start(connection, self._answer(asked, outcome))
 
     async def _answer(self, asked: MultiGet, admission: Admission | None) -> None:
         try:
@@ -204,7 +205,7 @@ class _MultiGet:
                 until = monotonic() + _SLICE_S
 
     def _refuse(self, refusal: ApiError) -> None:
-        self._routes.keys.refuse(self._head.connection, self._head.method, refusal)
+        self._routes.keys.responder.refuse(self._head.connection, self._head.method, refusal)
 
 
 def _not_allowed(connection: Connection, methods: Sequence[str], *_: object) -> None:

@@ -14,7 +14,8 @@ from http import HTTPStatus
 from kvd.core.committer import TRANSACTION_TOO_LARGE, Committer
 from kvd.handlers.authorizer import Admission, Guard, KeyHead
 from kvd.handlers.extras.reading.reads import ExtraReads
-from kvd.handlers.keys.key_space import NOT_SHOWN, KeySpace
+from kvd.handlers.keys.key_space import KeySpace
+from kvd.handlers.keys.writes import NOT_SHOWN
 from kvd.handlers.rights import DENIED
 from kvd.http.connection import LARGE_BYTES, Connection
 from kvd.json_text import LARGE_VALUE_BYTES, Parts, joined
@@ -38,7 +39,7 @@ class Transactions:
         self, keys: KeySpace, reads: ExtraReads, guard: Guard, committer: Committer
     ) -> None:
         self._keys = keys
-        self._answering = reads.answering
+        self._responder = reads.responder
         self._store = reads.store
         self._memory = reads.memory
         self._slices = reads.slices
@@ -53,7 +54,7 @@ class Transactions:
         try:
             transaction = self._read(content_type, body)
         except ApiError as refusal:
-            self._keys.refuse(head.connection, head.method, refusal)
+            self._keys.responder.refuse(head.connection, head.method, refusal)
             return
         if self._guard.enabled:
             self._guard.readmit(head, admission, partial(self._judge, head, transaction))
@@ -66,19 +67,19 @@ class Transactions:
             raise ApiError(INVALID_FORM, b"Content-Type: application/json is wanted")
         transaction = read_body(body)
         for command in transaction.ops:
-            self._keys.check(command)
+            self._keys.writes.check(command)
         return transaction
 
     def _judge(
         self, head: KeyHead, transaction: Transaction, outcome: Admission | ApiError
     ) -> None:
         if isinstance(outcome, ApiError):
-            self._keys.refuse(head.connection, head.method, outcome)
+            self._keys.responder.refuse(head.connection, head.method, outcome)
             return
         try:
             blind = self._blind(outcome, transaction)
         except ApiError as refusal:
-            self._keys.refuse(head.connection, head.method, refusal)
+            self._keys.responder.refuse(head.connection, head.method, refusal)
         else:
             self._begin(head, transaction, blind)
 
@@ -106,8 +107,8 @@ class Transactions:
         if size <= LARGE_VALUE_BYTES or self._memory.has_room(size):
             submit()
         else:
-            room = self._answering.with_room(connection, size, submit, head.method)
-            self._answering.start(connection, room)
+            room = self._responder.with_room(connection, size, submit, head.method)
+            self._responder.start(connection, room)
 
     def _submit(
         self, connection: Connection, transaction: Transaction, blind: Sequence[bool]
@@ -123,13 +124,13 @@ class Transactions:
             return
         applied = self._store.applied
         index = outcome[-1].change.index if outcome else applied.index
-        lines = self._answering.head(index)
+        lines = self._responder.head(index)
         rendered = _rendered(outcome, blind, index, applied.clock_offset_ns)
         size = sum(map(_value_bytes, outcome))
         if size <= _AT_ONCE_BYTES:
             self._respond(connection, lines, [part for parts in rendered for part in parts])
         else:
-            self._answering.start(connection, self._respond_in_turns(connection, lines, rendered))
+            self._responder.start(connection, self._respond_in_turns(connection, lines, rendered))
 
     async def _respond_in_turns(
         self, connection: Connection, lines: bytes, rendered: Iterator[Parts]
@@ -158,7 +159,7 @@ class Transactions:
         status = None
         if refusal.limit == TRANSACTION_TOO_LARGE:
             status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-        self._keys.refuse(connection, "POST", refusal, status)
+        self._keys.responder.refuse(connection, "POST", refusal, status)
 
 
 def _rendered(

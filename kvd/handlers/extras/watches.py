@@ -17,7 +17,7 @@ standard):
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from http import HTTPStatus
 from itertools import groupby
@@ -25,11 +25,13 @@ from itertools import groupby
 from kvd.core.watch.hub import Hub
 from kvd.core.watch.watchers import Watcher
 from kvd.handlers.extras.reading.nodes import shown_parts
+from kvd.handlers.keys.large_listings import NO_ROOM
+from kvd.handlers.keys.parts import KeyParts
 from kvd.handlers.keys.watch import WatchAnswer, WatchAnswers
 from kvd.http.connection import LARGE_BYTES, Connection
 from kvd.http.stage import STREAMING
 from kvd.json_text import LargeValue, escape
-from kvd.limits.memory import Memory, Payload, Values
+from kvd.limits.memory import Payload
 from kvd.storage.format.event import Event
 from kvd.storage.format.node import Node
 from kvd.storage.format.records import REMOVALS
@@ -49,38 +51,16 @@ _EVENTS = b"Content-Type: text/event-stream\r\nCache-Control: no-store\r\n"
 class ExtraWatches:
     """Answers the watches with extras of one key space."""
 
-    def __init__(
-        self,
-        *,
-        hub: Hub,
-        answers: WatchAnswers,
-        head: Callable[[int, bytes], bytes],
-        values: Values,
-        memory: Memory,
-        on_no_room: Callable[[], None],
-        cluster_line: bytes,
-        offset_ns: Callable[[], int],
-    ) -> None:
-        """Answer watches.
-
-        Args:
-            hub: where they wait.
-            answers: what the answers to all watches share.
-            head: returns the header lines of a success at an index, with others than JSON's.
-            values: large values that are being sent.
-            memory: what answers take together; a watch that finds none is cut.
-            on_no_room: called when one is.
-            cluster_line: the header line that names the cluster.
-            offset_ns: what a shown `expiration` is later than the store's.
-        """
+    def __init__(self, parts: KeyParts, hub: Hub, answers: WatchAnswers) -> None:
+        """Answer watches; `answers` is what the answers to all watches share."""
         self.hub = hub
         self.answers = answers
-        self.head = head
-        self.values = values
-        self.memory = memory
-        self.event_lines = _EVENTS + cluster_line
-        self.on_no_room = on_no_room
-        self._offset_ns = offset_ns
+        self.head = parts.responder.head
+        self.values = parts.values
+        self.memory = parts.memory
+        self.event_lines = _EVENTS + parts.responder.cluster_line
+        self.on_no_room = partial(parts.responder.count, NO_ROOM)
+        self._state = parts.store.state
         self._told: tuple[Event, WatchExtras, list[Payload]] | None = None
 
     def watch(
@@ -140,7 +120,7 @@ class ExtraWatches:
             shown_parts,
             shape=extras.shape,
             now_ns=time_ns,
-            offset_ns=self._offset_ns(),
+            offset_ns=self._state.applied.clock_offset_ns,
             make=self.values.make,
         )
         shown = escape(key)

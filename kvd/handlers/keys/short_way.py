@@ -28,12 +28,10 @@ from kvd.v2.form import TakesLong
 from kvd.v2.request import Parsed, parse, parse_write, varies
 
 if TYPE_CHECKING:
-    from kvd.core.clock import Clock
-    from kvd.core.committer import Committer, Done
-    from kvd.core.stats import StoreStats
+    from kvd.handlers.keys.parts import KeyParts
     from kvd.handlers.keys.value_cache import Texts
+    from kvd.handlers.keys.writes import Writes
     from kvd.storage.format.node import Node
-    from kvd.storage.index.state import State
 
 # So many request lines are kept; each, and what it asks for, takes less than a kilobyte.
 _LINES_MAX = 8192
@@ -84,12 +82,6 @@ class LongWay(Protocol):
     def read(self, connection: Connection, get: Get, node: Node | None) -> None:
         """Answer a GET, after `Connection.begin`; the node is the committed one, if known."""
 
-    def refuse(self, connection: Connection, method: str, refusal: ApiError) -> None:
-        """Answer with an error, after `Connection.begin`."""
-
-    def without_value(self, connection: Connection) -> Done:
-        """Return what answers a command, and omits the values of a success."""
-
 
 class ShortWay:
     """The short way of the connections of a server.
@@ -101,24 +93,23 @@ class ShortWay:
     def __init__(
         self,
         server: HttpServer,
-        *,
-        state: State,
-        committer: Committer,
-        stats: StoreStats,
+        parts: KeyParts,
         texts: Texts,
-        clock: Clock,
-        fixed_headers: bytes,
+        *,
         depth_max: int,
         query_bytes_max: int,
+        writes: Writes,
         long_way: LongWay,
     ) -> None:
         self._server = server
-        self._state = state
-        self._committer = committer
-        self._gets = stats.gets
+        self._state = parts.store.state
+        self._committer = parts.committer
+        self._gets = parts.stats.gets
         self._texts = texts
-        self._raw_ns = clock.raw_ns
-        self._fixed_headers = fixed_headers
+        self._raw_ns = parts.clock.raw_ns
+        self._fixed_headers = parts.responder.fixed
+        self._responder = parts.responder
+        self._writes = writes
         self._depth_max = depth_max
         self._query_bytes_max = query_bytes_max
         self._long_way = long_way
@@ -234,12 +225,12 @@ class ShortWay:
             command, no_value, _ = parse_write(method, key, query, form)
         except ApiError as refusal:
             connection.begin()
-            self._long_way.refuse(connection, method, refusal)
+            self._responder.refuse(connection, method, refusal)
         except TakesLong:
             connection.begin()
             self._long_way.serve(connection, method, key, query, form)
         else:
-            done = self._long_way.without_value(connection) if no_value else connection
+            done = self._writes.without_value(connection) if no_value else connection
             self._committer.submit(command, done)
             connection.stage = ANSWERING
 

@@ -10,17 +10,17 @@ clients that read slowly.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from typing import cast
 
 from kvd.core.watch.watchers import Watcher
+from kvd.handlers.keys.parts import KeyParts
 from kvd.http.connection import LARGE_BYTES, Connection
 from kvd.http.sending.socket_batch import SOCKETS_MAX, SocketPair
-from kvd.limits.memory import Memory, NoRoom, Payload, Values
+from kvd.limits.memory import NoRoom, Payload
 from kvd.storage.format.event import Event
-from kvd.storage.store import Store
 from kvd.v2.response import event_parts
 
 log = logging.getLogger(__name__)
@@ -95,34 +95,22 @@ class WatchAnswers:
     """
 
     def __init__(
-        self,
-        *,
-        store: Store,
-        memory: Memory,
-        values: Values,
-        head: Callable[[int], bytes],
-        stream_bytes_max: int,
-        on_cut: Callable[[], None],
-        start: Callable[[Connection, Coroutine[None, None, None]], None],
+        self, parts: KeyParts, stream_bytes_max: int, *, on_cut: Callable[[], None]
     ) -> None:
         """Answer watches of one store.
 
         Args:
-            store: where the events come from.
-            memory: what answers take together.
-            values: large values that are being sent.
-            head: see above.
+            parts: of the key space.
             stream_bytes_max: a stream that leaves so much unread when its next event comes is cut.
             on_cut: called for each that is.
-            start: runs what has to wait, for a connection.
         """
-        self.head = head
-        self._store = store
-        self._memory = memory
-        self._values = values
+        self.head = parts.responder.head
+        self._store = parts.store
+        self._memory = parts.memory
+        self._values = parts.values
         self._stream_bytes_max = stream_bytes_max
         self._on_cut = on_cut
-        self._start = start
+        self._start = parts.responder.start
         self._told: bytes | Event = b""
         self._frames: dict[int, Payload] = {}
         self._parts: list[Payload] = []

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import socket
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,15 +30,13 @@ class Watching(Delegate):
     def __init__(self):
         self.cut = 0
         memory = Memory(64 * MIB)
-        options: dict[str, Any] = {"store": None, "start": None}
-        self.answers = WatchAnswers(
-            memory=memory,
-            values=Values(memory),
-            head=lambda index: b"X-Etcd-Index: %d\r\n" % index,
-            stream_bytes_max=MIB,
-            on_cut=self._count,
-            **options,
+        responder: Any = SimpleNamespace(
+            head=lambda index: b"X-Etcd-Index: %d\r\n" % index, start=None
         )
+        parts: Any = SimpleNamespace(
+            store=None, memory=memory, values=Values(memory), responder=responder
+        )
+        self.answers = WatchAnswers(parts, MIB, on_cut=self._count)
         self.watchers: list[Watcher] = []
         loop = asyncio.get_running_loop()
         self.server = HttpServer(self, Limits(), loop, memory)

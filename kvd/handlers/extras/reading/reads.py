@@ -9,14 +9,12 @@ something else that takes long.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Hashable
 from functools import partial
 from http import HTTPStatus
 from time import monotonic, thread_time
-from typing import NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
-from kvd.core.stats import StoreStats
 from kvd.handlers.extras.reading.history import Span, at, history
 from kvd.handlers.extras.reading.listing import render
 from kvd.handlers.extras.reading.mget import MGET, MultiGet
@@ -24,23 +22,23 @@ from kvd.handlers.extras.reading.mget import render as render_many
 from kvd.handlers.extras.reading.nodes import node_slices, node_text
 from kvd.handlers.extras.reading.scan import Scan, count, find, marks
 from kvd.handlers.extras.reading.walk import State, Walk
-from kvd.handlers.keys.large_listings import Begin, LargeListings, too_large
+from kvd.handlers.keys.large_listings import Begin, too_large
 from kvd.handlers.keys.listing import Listing, Slices, advance
+from kvd.handlers.keys.parts import KeyParts
+from kvd.handlers.keys.reads import Reads
+from kvd.handlers.keys.responder import TOO_MANY_SCANS
 from kvd.handlers.rights import Rights
 from kvd.http.connection import LARGE_BYTES, Connection
 from kvd.json_text import escape
-from kvd.limits.memory import Memory, Payload
+from kvd.limits.memory import Payload
 from kvd.storage.format.node import Node
 from kvd.storage.index.view import View
-from kvd.storage.store import Store
 from kvd.v2 import rules
 from kvd.v2.commands import Get
 from kvd.v2.errors import INVALID_FIELD, NOT_A_FILE, RAFT_INTERNAL, UNAUTHORIZED, ApiError
 from kvd.v2.extras.parameters import AS_EVER, ReadExtras, read_extras
 from kvd.v2.extras.raw import entity_tag, is_named, is_text, raw_lines, type_lines
 from kvd.v2.response import directory_end, directory_start
-
-TOO_MANY_SCANS = "too_many_scans"
 
 _SIDE_BY_SIDE = 2
 # How long a scan waits until it begins, how long it goes on, and how long in one turn of the loop.
@@ -54,56 +52,18 @@ _NOT_MODIFIED = int(HTTPStatus.NOT_MODIFIED)
 _START, _END = b'{"action":"get","node":', b"}\n"
 
 
-class Head(Protocol):
-    """Returns the header lines of a success at an index, with `fixed` instead of those of JSON."""
-
-    def __call__(self, index: int, fixed: bytes = b"") -> bytes: ...  # noqa: D102
-
-
-class Answering(NamedTuple):
-    """What the key space does for all of its answers (kvd/handlers/keys/key_space.py).
-
-    Attributes:
-        cluster_line: The header line that names the cluster.
-        head: The header lines of a success.
-        refuse: Answers with an error.
-        read: Answers a read as etcd does.
-        start: Goes on with an answer in turns.
-        with_room: Goes on once there is memory for an answer, or refuses it.
-        now: The time, and whether something that has ended by now is still there.
-    """
-
-    cluster_line: bytes
-    head: Head
-    refuse: Callable[[Connection, str, ApiError], None]
-    read: Callable[[Connection, str, Get], None]
-    start: Callable[[Connection, Coroutine[None, None, None]], None]
-    with_room: Callable[[Connection, int, Callable[[], None], str], Coroutine[None, None, None]]
-    now: Callable[[], tuple[int, bool]]
-
-
 class ExtraReads:
     """Answers the reads with extras of one key space."""
 
-    def __init__(
-        self,
-        *,
-        answering: Answering,
-        store: Store,
-        stats: StoreStats,
-        memory: Memory,
-        large: LargeListings,
-        slices: asyncio.Lock,
-        value_bytes_max: int,
-    ) -> None:
-        self.answering = answering
-        self.store = store
-        self.stats = stats
-        self.memory = memory
-        self.large = large
+    def __init__(self, parts: KeyParts, reads: Reads, value_bytes_max: int) -> None:
+        self.store = parts.store
+        self.stats = parts.stats
+        self.memory = parts.memory
+        self.responder = parts.responder
+        self.slices = parts.slices
+        self.reads = reads
+        """Answers the reads without extras."""
         self.scanning = asyncio.Semaphore(_SIDE_BY_SIDE)
-        self.slices = slices
-        """Held by who does something that takes long, in the next turn of the loop."""
         self.sent: WeakValueDictionary[int, Payload] = WeakValueDictionary()
         """Large values that are being sent as they are, by the index of their last change."""
         self._value_bytes_max = value_bytes_max
@@ -144,23 +104,23 @@ class ExtraReads:
         What has the same place is answered alike.
         """
         began = monotonic()
-        slices = begin(self.store.view, *self.answering.now())
+        slices = begin(self.store.view, *self.reads.now())
         (body, *more), listing = advance(slices, until=began + _AT_ONCE_S)
         connection.spend(monotonic() - began)
         if listing and not more and isinstance(body, bytes) and len(body) <= LARGE_BYTES:
             self.respond(connection, method, get, body, listing.lines)
             return
         slices.close()
-        job = self.large.join(connection, method, get, begin, place)
+        job = self.reads.large.join(connection, method, get, begin, place)
         if job is not None:
-            self.answering.start(connection, self.large.run(job))
+            self.responder.start(connection, self.reads.large.run(job))
 
     def respond(
         self, connection: Connection, method: str, get: Get, body: bytes, lines: bytes
     ) -> None:
         """Answer with a body and further header lines."""
         self.stats.count(get, succeeded=True)
-        head = self.answering.head(self.store.applied.index) + lines
+        head = self.responder.head(self.store.applied.index) + lines
         connection.respond(_OK, head, body, head_only=method == "HEAD")
 
 
@@ -183,19 +143,19 @@ class _Read:
             ApiError: it is refused.
         """
         get, extras = self._get, self._extras
-        store, answering = self._reads.store, self._reads.answering
+        store, responder = self._reads.store, self._reads.responder
         if extras.history or extras.at is not None:
             self._reads.stats.heads += self._method == "HEAD"
             self._reads.stats.recursive_reads += get.recursive
-            answering.start(self._connection, self._run(self._past()))
+            responder.start(self._connection, self._run(self._past()))
             return
-        now_ns, is_overdue = answering.now()
+        now_ns, is_overdue = self._reads.reads.now()
         view = store.view_at(now_ns) if is_overdue else store.view
         node = view.find(get.key)
         is_file = node is not None and not node.dir_id
         if is_file and not extras.raw and extras.shape == AS_EVER:
             # All of the extras are about directories.
-            answering.read(self._connection, self._method, get)
+            self._reads.reads.read(self._connection, self._method, get)
             return
         if not has_room:
             self._reads.stats.heads += self._method == "HEAD"
@@ -210,7 +170,7 @@ class _Read:
         elif node.dir_id and not get.may_list:
             raise ApiError(UNAUTHORIZED, b"Insufficient credentials")
         elif node.dir_id and (extras.counts or extras.find or extras.marks):
-            answering.start(self._connection, self._run(self._scan(node, now_ns)))
+            responder.start(self._connection, self._run(self._scan(node, now_ns)))
         else:
             place = (get.key, get.recursive, extras)
             self._reads.list(self._connection, self._method, get, self._slices, place)
@@ -229,7 +189,7 @@ class _Read:
 
     def _respond(self, index: int, body: bytes, lines: bytes = b"") -> None:
         self._reads.stats.count(self._get, succeeded=True)
-        head = self._reads.answering.head(index) + lines
+        head = self._reads.responder.head(index) + lines
         self._connection.respond(_OK, head, body, head_only=self._method == "HEAD")
 
     # Listings, and files in other shapes
@@ -280,11 +240,11 @@ class _Read:
             # Held from now on, so that it counts.
             payload.hold()
             lines = raw_lines(node, now_ns)
-            reads.answering.start(self._connection, self._answer_large_raw(payload, lines))
+            reads.responder.start(self._connection, self._answer_large_raw(payload, lines))
         else:
             again = partial(self.begin, has_room=True)
-            room = reads.answering.with_room(self._connection, len(value), again, self._method)
-            reads.answering.start(self._connection, room)
+            room = reads.responder.with_room(self._connection, len(value), again, self._method)
+            reads.responder.start(self._connection, room)
 
     async def _answer_large_raw(self, payload: Payload, lines: bytes) -> None:
         try:
@@ -311,8 +271,8 @@ class _Read:
             connection.respond_in_pieces(_OK, head, [value])
 
     def _raw_head(self, lines: bytes) -> bytes:
-        answering = self._reads.answering
-        return answering.head(self._reads.store.applied.index, answering.cluster_line) + lines
+        responder = self._reads.responder
+        return responder.head(self._reads.store.applied.index, responder.cluster_line) + lines
 
     # Scans
 
@@ -343,7 +303,7 @@ class _Read:
         )
         look = lambda: store.state  # noqa: E731
         if extras.at is not None:
-            now_ns, _ = self._reads.answering.now()
+            now_ns, _ = self._reads.reads.now()
             return lambda pace: at(look, pace, get.key, extras, span, now_ns=now_ns)
         return lambda pace: history(look, pace, get.key, extras, span, recursive=get.recursive)
 
@@ -359,7 +319,7 @@ class _Read:
 
     def _look(self) -> State:
         store = self._reads.store
-        now_ns, is_overdue = self._reads.answering.now()
+        now_ns, is_overdue = self._reads.reads.now()
         rows = store.view
         return State(rows, store.view_at(now_ns) if is_overdue else rows, now_ns)
 
@@ -372,13 +332,13 @@ class _Read:
         except TimeoutError:
             refusal = _too_many_scans()
             self._count_refusal(refusal)
-            self._reads.answering.refuse(self._connection, self._method, refusal)
+            self._reads.responder.refuse(self._connection, self._method, refusal)
             return
         try:
             await self._go_through(begin)
         except ApiError as refusal:
             self._count_refusal(refusal)
-            self._reads.answering.refuse(self._connection, self._method, refusal)
+            self._reads.responder.refuse(self._connection, self._method, refusal)
         finally:
             scanning.release()
 
