@@ -15,41 +15,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kvd import wiring
 from kvd.config.load import Config
 from kvd.config.urls import ListenUrl
 from kvd.core.clock import Clock
-from kvd.core.committer import Committer
-from kvd.core.housekeeping import Housekeeping
-from kvd.core.index_check import IndexCheck
-from kvd.core.log_writer import Appender
-from kvd.core.stats import SelfStats, StoreStats
 from kvd.core.ticker import Ticker
-from kvd.core.watch.hub import Hub
-from kvd.core.worker_thread import SyncThread
-from kvd.handlers import auth, members
-from kvd.handlers.authorizer import Guard
-from kvd.handlers.cross_site import BrowserPolicy, hosts_of
-from kvd.handlers.extras import discovery, endpoints
-from kvd.handlers.extras.discovery import Discovery
-from kvd.handlers.extras.routes import ExtraRoutes
-from kvd.handlers.info import ROUTES, Route, Sources, make_application
-from kvd.handlers.keys.key_space import KeyLimits, KeySpace
-from kvd.handlers.keys.listing_cache import Listings
-from kvd.handlers.long_documents import LongDocuments
-from kvd.handlers.passwords import Credentials
-from kvd.handlers.router import Front
-from kvd.http.access_log import LoggedConnection
-from kvd.http.compression import GzipConnection, LoggedGzipConnection
-from kvd.http.connection import Connection
-from kvd.http.server import HttpServer, Limits
-from kvd.limits.memory import Memory
-from kvd.limits.turns import Turns
 from kvd.monitoring.prometheus import Parts
-from kvd.monitoring.routes import DEBUGGING, MONITORING, raft_status
 from kvd.monitoring.service import Monitoring
 from kvd.net.acceptor import Acceptor
 from kvd.net.fd_limit import Files, divide, raise_limit
@@ -58,11 +32,11 @@ from kvd.net.systemd import Handed
 from kvd.net.tls import Tls
 from kvd.process import FreedMemory
 from kvd.storage.errors import DirectoryLost
-from kvd.storage.format.frame import Position
 from kvd.storage.format.identity import NewIds
 from kvd.storage.index.errors import BROKEN, IndexRefused
 from kvd.storage.store import Store
-from kvd.v2.documents.members import Member, ids_of
+from kvd.v2.documents.members import ids_of
+from kvd.wiring import ServerParts
 
 log = logging.getLogger(__name__)
 
@@ -98,10 +72,14 @@ class KvdServer:
         self.urls: list[str] = []
         """Where it listens, once it does, with the ports that the system chose."""
         self._store: Store
+        self._clock: Clock
+        self._parts: ServerParts
+        self._monitoring: Monitoring
         self._acceptors: list[Acceptor] = []
         self._tls: Tls | None = None
         self._tickers: list[Ticker] = []
-        self._monitoring: Monitoring
+
+    # Start
 
     async def start(self) -> None:
         """Recover the store and serve it.
@@ -119,16 +97,40 @@ class KvdServer:
             listeners = handed_over(self._handed, config.listen)
         else:
             listeners = bind(config.listen)
+        listening = [url for listener in listeners for url in listener.urls]
+        urls = list(map(str, listening))
+        await self._recover(loop, listeners, urls, started)
+        loop.set_exception_handler(self._uncaught)
+        try:
+            self._parts = wiring.build(self._context(loop, files, listening))
+            self._monitoring.add(self._measured(recovery_s=time.monotonic() - started))
+            await self._parts.committer.settle()
+        except BROKEN as damage:
+            self._fail(damage)
+        self._begin(loop)
+        for listener in listeners:
+            acceptor = Acceptor(listener, self._parts.http, self._parts.connect, self._tls)
+            await acceptor.start("listening")
+            self._acceptors.append(acceptor)
+        self.urls = urls
+
+    async def _recover(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        listeners: Sequence[Listener],
+        urls: Sequence[str],
+        started: float,
+    ) -> None:
+        """Open the store, with monitoring served meanwhile; on failure close the listeners."""
+        config = self._config
         monitoring = self._monitoring = Monitoring(loop)
         metrics: list[Listener] = []
         try:
             metrics = bind(config.listen_metrics)
-            listening = [url for listener in listeners for url in listener.urls]
-            urls = list(map(str, listening))
             # What is missing is found before the store is opened; what is made is kept in it.
             self._load_tls(urls, self_signed=False)
             await monitoring.listen(metrics, self._tls)
-            # On a thread, so that whoever asks how it is gets an answer meanwhile.
+            # On a thread, so that the loop serves health checks meanwhile.
             await asyncio.to_thread(self._open)
             self._load_tls(urls, self_signed=True)
             await monitoring.listen(metrics, self._tls)
@@ -137,75 +139,15 @@ class KvdServer:
             for listener in (*listeners, *metrics):
                 listener.close()
             raise
-        store = self._store
-        recovery = store.recovery
+        recovery = self._store.recovery
         log.info(
             "recovered index %d from %s in %s, %d log records replayed, in %.2f s",
-            store.applied.index,
+            self._store.applied.index,
             recovery.source,
             config.data_dir,
             recovery.records,
             time.monotonic() - started,
         )
-        loop.set_exception_handler(self._uncaught)
-        try:
-            self._serve(loop, listening, files)
-            monitoring.add(self._parts(recovery_s=time.monotonic() - started))
-            await self._committer.settle()
-        except BROKEN as damage:
-            self._fail(damage)
-        self._index_check.start()
-        # What is alive now stays so: the collector need not look at it again and again.
-        gc.freeze()
-        # A request makes hardly any cycles: collecting as often as Python does cost 7 % (measured).
-        gc.set_threshold(_COLLECT_AFTER)
-        self._tickers = [
-            Ticker(loop, _TICK_S, self._ticked(), self._fail),
-            Ticker(loop, _CLOCK_S, {"clock": self._committer.look_at_clock}, self._fail),
-        ]
-        for listener in listeners:
-            acceptor = Acceptor(listener, self._http, self._connect, self._tls)
-            await acceptor.start("listening")
-            self._acceptors.append(acceptor)
-        self.urls = urls
-
-    async def stop(self) -> None:
-        """Answer what was asked, end every watch, and close the store cleanly."""
-        self._monitoring.health.stops()
-        self._http.stop()
-        for acceptor in self._acceptors:
-            await acceptor.finish()
-        await self._answer_all()
-        await self._http.finish()
-        self._committer.look_at_clock()  # the next start goes by what it finds
-        await self._answer_all()
-        await self._flush()
-        self._committer.stop()
-        for ticker in self._tickers:
-            ticker.stop()
-        self._housekeeping.stop()
-        self._index_check.stop()
-        self._credentials.close()
-        self._keys.watches.close()
-        self._sync.stop()
-        self._appender.close()
-        self._store.close()
-        self._monitoring.stop()
-        log.info("stopped at index %d", self._store.applied.index)
-
-    def reload(self) -> None:
-        """Read certificates and keys again; new connections get them."""
-        if self._tls is None:
-            log.info("there are no certificates to read again")
-        else:
-            self._tls.reload()
-
-    async def _answer_all(self) -> None:
-        """Answer everything that has been asked, and end every watch."""
-        await self._guard.settle()
-        await self._committer.drain()
-        self._hub.end_all()
-        await self._keys.responder.finish()
 
     def _load_tls(self, urls: Sequence[str], *, self_signed: bool) -> None:
         config = self._config
@@ -236,168 +178,110 @@ class KvdServer:
         with suppress(OSError):  # without room there is nothing to keep free
             store.reserve_index()
 
-    def _serve(
-        self, loop: asyncio.AbstractEventLoop, listening: Sequence[ListenUrl], files: Files
-    ) -> None:
-        """Make the parts; the first batch, if one is due, comes with the next turn of the loop."""
-        config, store, clock = self._config, self._store, self._clock
-        sync = self._sync = SyncThread[Position](loop, "kvd-sync", store.wal.prepare_next)
-        stats = self._stats = StoreStats()
-        self._appender = Appender(
-            store, sync, loop, thread_only=config.wal_sync == "thread", reads=stats.gets
-        )
-        turns = Turns(loop)
-        hub = self._hub = Hub(store, loop)
-        listings = Listings()
-        self._housekeeping = Housekeeping(
-            store=store,
-            sync=sync,
-            loop=loop,
-            on_fatal=self._fail,
-            snapshot_count=config.snapshot_count,
-        )
-        self._committer = Committer(
-            store=store,
-            hub=hub,
-            observers=(listings,),
-            stats=stats,
-            clock=clock,
-            sync=sync,
-            append=self._appender.append,
-            loop=loop,
-            on_fatal=self._fail,
-            on_flush=self._housekeeping.after_flush,
-            slow_s=config.slow_request_s,
-            turns=turns,
-        )
-        self._index_check = IndexCheck(store, loop, self._fail)
-        memory = Memory(config.max_buffered_bytes, config.max_response_bytes)
-        self._keys = KeySpace(
-            store=store,
-            committer=self._committer,
-            hub=hub,
-            stats=stats,
-            clock=clock,
-            listings=listings,
-            memory=memory,
-            limits=KeyLimits(
-                body_bytes_max=config.max_body_bytes,
-                value_bytes_max=config.max_value_bytes,
-                depth_max=config.max_key_depth,
-                watchers_max=config.max_watchers or files.watchers_max,
-                max_wait_s=config.max_wait_s,
-                watchers_per_key_max=config.max_watchers_per_key,
-                stream_bytes_max=config.max_stream_bytes,
-            ),
-            slow_s=config.slow_request_s,
-            has_extras=config.extras,
-        )
-        self._credentials = Credentials(loop)
-        guard = self._guard = Guard(
-            store=store,
-            credentials=self._credentials,
-            keys=self._keys,
-            on_damage=self._fail,
-            open_urls=[str(url) for url in listening if url.is_open],
-        )
-        self._committer.on_entries = guard.refresh
-        identity = store.identity
-        is_told = config.advertise != tuple(map(str, config.listen))
-        advertised = config.advertise if is_told else tuple(map(str, listening))
-        hosts = hosts_of(
-            config.host_whitelist,
-            own_hosts(advertised),
-            is_local_only=all(url.is_local for url in listening),
-        )
-        offset_ns = store.applied.clock_offset_ns
-        self_stats = SelfStats(
-            name=config.name, member_id=identity.member_id, started_ns=clock.now_ns() + offset_ns
-        )
-        routes: list[Route] = [*ROUTES, *auth.ROUTES, *members.ROUTES]
-        routes += [*MONITORING, *DEBUGGING]
-        if config.extras:
-            routes += endpoints.ROUTES
-        if config.discovery:
-            routes += discovery.ROUTES
-        browsers = BrowserPolicy(hosts, config.cors)
-        application = make_application(
-            routes,
-            sources=Sources(
-                store_stats=lambda: stats.body(hub.count),
-                self_stats=lambda: self_stats.self_body(clock.now_ns() + offset_ns),
-                leader_stats=self_stats.leader_body,
-                member=Member(config.name, identity.member_id, advertised, config.peer_urls),
-                cluster_id=identity.cluster_id,
-                guard=guard,
-                documents=LongDocuments(store),
-                administer=self._committer.administer,
-            ),
-            raft_status=partial(raft_status, store),
-            discovery=Discovery(
-                store=store,
-                committer=self._committer,
-                guard=guard,
-                browsers=browsers,
-                rejected=self._keys.responder.rejected,
-                urls=advertised,
-                ttl_s=config.discovery_ttl_s,
-                tokens_max=config.discovery_max,
-            ),
-            **self._monitoring.settings,
-        )
-        limits = Limits(
-            header_bytes_max=config.max_header_bytes,
-            header_timeout_s=config.header_timeout_s,
-            body_timeout_s=config.body_timeout_s,
-            idle_timeout_s=config.idle_timeout_s,
-            write_timeout_s=config.write_timeout_s,
-            connections_max=files.connections_max,
-            lingering_max=files.lingering_max,
-            backlog=files.backlog,
-        )
-        reads = self._keys.extras
-        extras = None if reads is None else ExtraRoutes(self._keys, reads, guard, self._committer)
-        bytes_min = config.gzip_min_bytes
-        compresses = bytes_min is not None
-        front = Front(self._keys, application, guard, browsers, extras, compresses=compresses)
-        self._http = HttpServer(front, limits, loop, memory, turns)
-        connection = LoggedConnection if config.access_log else Connection
-        self._connect: Callable[[], Connection] = partial(connection, self._http)
-        if bytes_min is not None:
-            compressing = LoggedGzipConnection if config.access_log else GzipConnection
-            self._connect = partial(compressing, self._http, self._keys.gzip(bytes_min))
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start what happens without a request."""
+        self._parts.index_check.start()
+        # What is alive now stays so: the collector need not look at it again and again.
+        gc.freeze()
+        # A request makes hardly any cycles: collecting as often as Python does cost 7 % (measured).
+        gc.set_threshold(_COLLECT_AFTER)
+        look_at_clock = self._parts.committer.look_at_clock
+        self._tickers = [
+            Ticker(loop, _TICK_S, self._ticked(), self._fail),
+            Ticker(loop, _CLOCK_S, {"clock": look_at_clock}, self._fail),
+        ]
 
-    def _parts(self, *, recovery_s: float) -> Parts:
+    def _context(
+        self, loop: asyncio.AbstractEventLoop, files: Files, listening: Sequence[ListenUrl]
+    ) -> wiring.Context:
+        return wiring.Context(
+            config=self._config,
+            loop=loop,
+            store=self._store,
+            clock=self._clock,
+            files=files,
+            listening=listening,
+            settings=self._monitoring.settings,
+            fail=self._fail,
+        )
+
+    def _measured(self, *, recovery_s: float) -> Parts:
+        parts, monitoring = self._parts, self._monitoring
         return Parts(
             store=self._store,
-            committer=self._committer,
-            hub=self._hub,
-            keys=self._keys,
-            stats=self._stats,
-            http=self._http,
-            housekeeping=self._housekeeping,
-            health=self._monitoring.health,
+            committer=parts.committer,
+            hub=parts.hub,
+            keys=parts.keys,
+            stats=parts.stats,
+            http=parts.http,
+            housekeeping=parts.housekeeping,
+            health=monitoring.health,
             clock=self._clock,
-            syncs=self._monitoring.syncs,
+            syncs=monitoring.syncs,
             recovery_s=recovery_s,
-            stall_s=lambda: self._monitoring.stall_s,
+            stall_s=lambda: monitoring.stall_s,
         )
 
     def _ticked(self) -> dict[str, Callable[[], object]]:
         """Return what is done every second."""
+        parts = self._parts
         return {
-            "connections": self._http.tick,
-            "key space": self._keys.tick,
-            "committer": self._committer.tick,
-            "housekeeping": self._housekeeping.tick,
+            "connections": parts.http.tick,
+            "key space": parts.keys.tick,
+            "committer": parts.committer.tick,
+            "housekeeping": parts.housekeeping.tick,
             "figures": self._monitoring.syncs.fold,
             # Connections that came in a crowd leave as much behind as writes do.
-            "freed memory": FreedMemory(lambda: self._store.applied.pos + self._http.accepted).tick,
+            "freed memory": FreedMemory(lambda: self._store.applied.pos + parts.http.accepted).tick,
         }
+
+    # Reload
+
+    def reload(self) -> None:
+        """Read certificates and keys again; new connections get them."""
+        if self._tls is None:
+            log.info("there are no certificates to read again")
+        else:
+            self._tls.reload()
+
+    # Stop
+
+    async def stop(self) -> None:
+        """Answer what was asked, end every watch, and close the store cleanly."""
+        parts = self._parts
+        self._monitoring.health.stops()
+        parts.http.stop()
+        for acceptor in self._acceptors:
+            await acceptor.finish()
+        await self._answer_all()
+        await parts.http.finish()
+        parts.committer.look_at_clock()  # the next start goes by what it finds
+        await self._answer_all()
+        await self._flush()
+        parts.committer.stop()
+        for ticker in self._tickers:
+            ticker.stop()
+        parts.housekeeping.stop()
+        parts.index_check.stop()
+        parts.credentials.close()
+        parts.keys.watches.close()
+        parts.sync.stop()
+        parts.log_writer.close()
+        self._store.close()
+        self._monitoring.stop()
+        log.info("stopped at index %d", self._store.applied.index)
+
+    async def _answer_all(self) -> None:
+        """Answer everything that has been asked, and end every watch."""
+        parts = self._parts
+        await parts.guard.settle()
+        await parts.committer.drain()
+        parts.hub.end_all()
+        await parts.keys.responder.finish()
 
     async def _flush(self) -> None:
         """Let the last answers reach their clients, as far as those read them, and leave."""
-        connections = self._http.connections
+        connections = self._parts.http.connections
         began = time.monotonic()
         while connections and (waited_s := time.monotonic() - began) < _FLUSH_S:
             if waited_s > _LEAVE_S and not any(c.unsent_bytes for c in connections):
@@ -405,6 +289,8 @@ class KvdServer:
             await asyncio.sleep(0.01)
         for connection in list(connections):
             connection.abort()
+
+    # Failure
 
     def _uncaught(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Take what no callback or task has caught: damage to the index ends the process."""

@@ -133,7 +133,7 @@ class Inside:
         """Have the index take everything, and forget what is kept of it in memory."""
 
         def flush() -> None:
-            self._server._committer.flusher.flush()
+            self._server._parts.committer.flusher.flush()
             self._server._monitoring.syncs.fold()
             self._server._store.state.nodes.clear()
             done.set()

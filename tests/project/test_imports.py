@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent.parent
 ROWS = (
     ("kvd.__main__", "kvd.ctl"),
     ("kvd.server",),
+    ("kvd.wiring",),
     ("kvd.monitoring",),
     ("kvd.handlers", "kvd.net"),
     ("kvd.core", "kvd.http"),
@@ -55,7 +56,7 @@ OF_KVD = {
     "kvd.limits": {"kvd.json_text"},
 }
 USERS_OF_TOOLS = {"kvd.__main__", "kvd.ctl"}
-READERS_OF_CONFIG = {"kvd.__main__", "kvd.server", "kvd.net"}
+READERS_OF_CONFIG = {"kvd.__main__", "kvd.server", "kvd.wiring", "kvd.net"}
 
 # These know rules, words and bytes: what they return depends on what they are given alone.
 PURE = (
@@ -76,7 +77,7 @@ OUTSIDE_WORLD = frozenset(
 # The only places that know of these libraries.
 KEPT_IN = {
     "lmdb": ("kvd.storage.index", "kvd.storage.snapshot", "kvd.storage.tools"),
-    "tornado": ("kvd.handlers", "kvd.http", "kvd.monitoring", "kvd.server"),
+    "tornado": ("kvd.handlers", "kvd.http", "kvd.monitoring", "kvd.wiring"),
     "prometheus_client": ("kvd.monitoring",),
     "bcrypt": ("kvd.handlers.passwords",),
     "httptools": ("kvd.http",),

@@ -1,0 +1,277 @@
+"""The parts of a running server: each made and connected, from the log up to the connections.
+
+There is no logic here. `kvd.server` opens the store first, and starts and stops what is made here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import tornado.web
+
+from kvd.config.load import Config
+from kvd.config.urls import ListenUrl
+from kvd.core.clock import Clock
+from kvd.core.committer import Committer
+from kvd.core.housekeeping import Housekeeping
+from kvd.core.index_check import IndexCheck
+from kvd.core.log_writer import Appender
+from kvd.core.stats import SelfStats, StoreStats
+from kvd.core.watch.hub import Hub
+from kvd.core.worker_thread import SyncThread
+from kvd.handlers import auth, members
+from kvd.handlers.authorizer import Guard
+from kvd.handlers.cross_site import BrowserPolicy, hosts_of
+from kvd.handlers.extras import discovery, endpoints
+from kvd.handlers.extras.discovery import Discovery
+from kvd.handlers.extras.routes import ExtraRoutes
+from kvd.handlers.info import ROUTES, Route, Sources, make_application
+from kvd.handlers.keys.key_space import KeyLimits, KeySpace
+from kvd.handlers.keys.listing_cache import Listings
+from kvd.handlers.long_documents import LongDocuments
+from kvd.handlers.passwords import Credentials
+from kvd.handlers.router import Front
+from kvd.http.access_log import LoggedConnection
+from kvd.http.compression import GzipConnection, LoggedGzipConnection
+from kvd.http.connection import Connection
+from kvd.http.server import HttpServer, Limits
+from kvd.limits.memory import Memory
+from kvd.limits.turns import Turns
+from kvd.monitoring.routes import DEBUGGING, MONITORING, raft_status
+from kvd.net.fd_limit import Files
+from kvd.net.listeners import own_hosts
+from kvd.storage.format.frame import Position
+from kvd.storage.store import Store
+from kvd.v2.documents.members import Member
+
+Fail = Callable[[BaseException], None]
+
+
+class Context(NamedTuple):
+    """Everything that exists before the parts are made."""
+
+    config: Config
+    loop: asyncio.AbstractEventLoop
+    store: Store
+    clock: Clock
+    files: Files
+    """How many connections and watchers there may be."""
+    listening: Sequence[ListenUrl]
+    """Where the server will listen, with the ports that the system chose."""
+    settings: Mapping[str, object]
+    """What the routes of monitoring need."""
+    fail: Fail
+    """Ends the process."""
+
+
+class ServerParts(NamedTuple):
+    """The parts that `kvd.server` starts, measures and stops."""
+
+    sync: SyncThread[Position]
+    log_writer: Appender
+    hub: Hub
+    stats: StoreStats
+    housekeeping: Housekeeping
+    committer: Committer
+    index_check: IndexCheck
+    keys: KeySpace
+    credentials: Credentials
+    guard: Guard
+    http: HttpServer
+    connect: Callable[[], Connection]
+    """Makes the protocol of a new connection."""
+
+
+class _Core(NamedTuple):
+    """The order of writes, and those that hear of them."""
+
+    sync: SyncThread[Position]
+    log_writer: Appender
+    hub: Hub
+    stats: StoreStats
+    listings: Listings
+    housekeeping: Housekeeping
+    committer: Committer
+    turns: Turns
+
+
+def build(context: Context) -> ServerParts:
+    """Make the parts; the first batch, if one is due, comes with the next turn of the loop."""
+    config, loop, store, fail = context.config, context.loop, context.store, context.fail
+    core = _core(context)
+    index_check = IndexCheck(store, loop, fail)
+    memory = Memory(config.max_buffered_bytes, config.max_response_bytes)
+    keys = _key_space(context, core, memory)
+    credentials = Credentials(loop)
+    guard = Guard(
+        store=store,
+        credentials=credentials,
+        keys=keys,
+        on_damage=fail,
+        open_urls=[str(url) for url in context.listening if url.is_open],
+    )
+    core.committer.on_entries = guard.refresh
+    front = _front(context, core, keys, guard)
+    http = HttpServer(front, _limits(config, context.files), loop, memory, core.turns)
+    return ServerParts(
+        core.sync,
+        core.log_writer,
+        core.hub,
+        core.stats,
+        core.housekeeping,
+        core.committer,
+        index_check,
+        keys,
+        credentials,
+        guard,
+        http,
+        _connect(config, http, keys),
+    )
+
+
+def _core(context: Context) -> _Core:
+    config, loop, store, fail = context.config, context.loop, context.store, context.fail
+    sync = SyncThread[Position](loop, "kvd-sync", store.wal.prepare_next)
+    stats = StoreStats()
+    log_writer = Appender(
+        store, sync, loop, thread_only=config.wal_sync == "thread", reads=stats.gets
+    )
+    turns = Turns(loop)
+    hub = Hub(store, loop)
+    listings = Listings()
+    housekeeping = Housekeeping(
+        store=store, sync=sync, loop=loop, on_fatal=fail, snapshot_count=config.snapshot_count
+    )
+    committer = Committer(
+        store=store,
+        hub=hub,
+        observers=(listings,),
+        stats=stats,
+        clock=context.clock,
+        sync=sync,
+        append=log_writer.append,
+        loop=loop,
+        on_fatal=fail,
+        on_flush=housekeeping.after_flush,
+        slow_s=config.slow_request_s,
+        turns=turns,
+    )
+    return _Core(sync, log_writer, hub, stats, listings, housekeeping, committer, turns)
+
+
+def _key_space(context: Context, core: _Core, memory: Memory) -> KeySpace:
+    config, files = context.config, context.files
+    return KeySpace(
+        store=context.store,
+        committer=core.committer,
+        hub=core.hub,
+        stats=core.stats,
+        clock=context.clock,
+        listings=core.listings,
+        memory=memory,
+        limits=KeyLimits(
+            body_bytes_max=config.max_body_bytes,
+            value_bytes_max=config.max_value_bytes,
+            depth_max=config.max_key_depth,
+            watchers_max=config.max_watchers or files.watchers_max,
+            max_wait_s=config.max_wait_s,
+            watchers_per_key_max=config.max_watchers_per_key,
+            stream_bytes_max=config.max_stream_bytes,
+        ),
+        slow_s=config.slow_request_s,
+        has_extras=config.extras,
+    )
+
+
+def _front(context: Context, core: _Core, keys: KeySpace, guard: Guard) -> Front:
+    config, listening = context.config, context.listening
+    advertised = _advertised(config, listening)
+    hosts = hosts_of(
+        config.host_whitelist,
+        own_hosts(advertised),
+        is_local_only=all(url.is_local for url in listening),
+    )
+    browsers = BrowserPolicy(hosts, config.cors)
+    discovered = Discovery(
+        store=context.store,
+        committer=core.committer,
+        guard=guard,
+        browsers=browsers,
+        rejected=keys.responder.rejected,
+        urls=advertised,
+        ttl_s=config.discovery_ttl_s,
+        tokens_max=config.discovery_max,
+    )
+    application = _application(context, core, guard, discovered, advertised)
+    reads = keys.extras
+    extras = None if reads is None else ExtraRoutes(keys, reads, guard, core.committer)
+    compresses = config.gzip_min_bytes is not None
+    return Front(keys, application, guard, browsers, extras, compresses=compresses)
+
+
+def _advertised(config: Config, listening: Sequence[ListenUrl]) -> tuple[str, ...]:
+    """Return the URLs that clients get: those of the flag, or where the server listens."""
+    is_told = config.advertise != tuple(map(str, config.listen))
+    return config.advertise if is_told else tuple(map(str, listening))
+
+
+def _application(
+    context: Context,
+    core: _Core,
+    guard: Guard,
+    discovered: Discovery,
+    advertised: tuple[str, ...],
+) -> tornado.web.Application:
+    config, store, clock = context.config, context.store, context.clock
+    identity, offset_ns = store.identity, store.applied.clock_offset_ns
+    self_stats = SelfStats(
+        name=config.name, member_id=identity.member_id, started_ns=clock.now_ns() + offset_ns
+    )
+    return make_application(
+        _routes(config),
+        sources=Sources(
+            store_stats=lambda: core.stats.body(core.hub.count),
+            self_stats=lambda: self_stats.self_body(clock.now_ns() + offset_ns),
+            leader_stats=self_stats.leader_body,
+            member=Member(config.name, identity.member_id, advertised, config.peer_urls),
+            cluster_id=identity.cluster_id,
+            guard=guard,
+            documents=LongDocuments(store),
+            administer=core.committer.administer,
+        ),
+        raft_status=partial(raft_status, store),
+        discovery=discovered,
+        **context.settings,
+    )
+
+
+def _routes(config: Config) -> list[Route]:
+    routes: list[Route] = [*ROUTES, *auth.ROUTES, *members.ROUTES, *MONITORING, *DEBUGGING]
+    if config.extras:
+        routes += endpoints.ROUTES
+    if config.discovery:
+        routes += discovery.ROUTES
+    return routes
+
+
+def _limits(config: Config, files: Files) -> Limits:
+    return Limits(
+        header_bytes_max=config.max_header_bytes,
+        header_timeout_s=config.header_timeout_s,
+        body_timeout_s=config.body_timeout_s,
+        idle_timeout_s=config.idle_timeout_s,
+        write_timeout_s=config.write_timeout_s,
+        connections_max=files.connections_max,
+        lingering_max=files.lingering_max,
+        backlog=files.backlog,
+    )
+
+
+def _connect(config: Config, http: HttpServer, keys: KeySpace) -> Callable[[], Connection]:
+    if config.gzip_min_bytes is not None:
+        compressing = LoggedGzipConnection if config.access_log else GzipConnection
+        return partial(compressing, http, keys.gzip(config.gzip_min_bytes))
+    return partial(LoggedConnection if config.access_log else Connection, http)
