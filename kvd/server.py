@@ -249,7 +249,7 @@ class KvdServer:
     async def stop(self) -> None:
         """Answer what was asked, end every watch, and close the store cleanly."""
         parts = self._parts
-        self._monitoring.health.stops()
+        self._monitoring.health.set_stopping()
         parts.http.stop()
         for acceptor in self._acceptors:
             await acceptor.finish()
@@ -274,7 +274,7 @@ class KvdServer:
     async def _answer_all(self) -> None:
         """Answer everything that has been asked, and end every watch."""
         parts = self._parts
-        await parts.guard.settle()
+        await parts.authorizer.settle()
         await parts.committer.drain()
         parts.hub.end_all()
         await parts.keys.responder.finish()

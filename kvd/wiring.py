@@ -23,17 +23,17 @@ from kvd.core.stats import SelfStats, StoreStats
 from kvd.core.watch.hub import Hub
 from kvd.core.worker_thread import SyncThread
 from kvd.handlers import auth, members
-from kvd.handlers.authorizer import Guard
+from kvd.handlers.authorizer import Authorizer
 from kvd.handlers.cross_site import BrowserPolicy, hosts_of
 from kvd.handlers.extras import discovery, endpoints
 from kvd.handlers.extras.discovery import Discovery
 from kvd.handlers.extras.routes import ExtraRoutes
-from kvd.handlers.info import ROUTES, Route, Sources, make_application
+from kvd.handlers.info import ROUTES, HandlerContext, Route, make_application
 from kvd.handlers.keys.key_space import KeyLimits, KeySpace
-from kvd.handlers.keys.listing_cache import Listings
+from kvd.handlers.keys.listing_cache import ListingCache
 from kvd.handlers.long_documents import LongDocuments
 from kvd.handlers.passwords import Credentials
-from kvd.handlers.router import Front
+from kvd.handlers.router import Router
 from kvd.http.access_log import LoggedConnection
 from kvd.http.compression import GzipConnection, LoggedGzipConnection
 from kvd.http.connection import Connection
@@ -79,7 +79,7 @@ class ServerParts(NamedTuple):
     index_check: IndexCheck
     keys: KeySpace
     credentials: Credentials
-    guard: Guard
+    authorizer: Authorizer
     http: HttpServer
     connect: Callable[[], Connection]
     """Makes the protocol of a new connection."""
@@ -92,7 +92,7 @@ class _Core(NamedTuple):
     log_writer: Appender
     hub: Hub
     stats: StoreStats
-    listings: Listings
+    listings: ListingCache
     housekeeping: Housekeeping
     committer: Committer
     turns: Turns
@@ -106,16 +106,16 @@ def build(context: Context) -> ServerParts:
     memory = Memory(config.max_buffered_bytes, config.max_response_bytes)
     keys = _key_space(context, core, memory)
     credentials = Credentials(loop)
-    guard = Guard(
+    authorizer = Authorizer(
         store=store,
         credentials=credentials,
         keys=keys,
         on_damage=fail,
         open_urls=[str(url) for url in context.listening if url.is_open],
     )
-    core.committer.on_entries = guard.refresh
-    front = _front(context, core, keys, guard)
-    http = HttpServer(front, _limits(config, context.files), loop, memory, core.turns)
+    core.committer.on_entries = authorizer.refresh
+    router = _router(context, core, keys, authorizer)
+    http = HttpServer(router, _limits(config, context.files), loop, memory, core.turns)
     return ServerParts(
         core.sync,
         core.log_writer,
@@ -126,7 +126,7 @@ def build(context: Context) -> ServerParts:
         index_check,
         keys,
         credentials,
-        guard,
+        authorizer,
         http,
         _connect(config, http, keys),
     )
@@ -141,7 +141,7 @@ def _core(context: Context) -> _Core:
     )
     turns = Turns(loop)
     hub = Hub(store, loop)
-    listings = Listings()
+    listings = ListingCache()
     housekeeping = Housekeeping(
         store=store, sync=sync, loop=loop, on_fatal=fail, snapshot_count=config.snapshot_count
     )
@@ -186,7 +186,7 @@ def _key_space(context: Context, core: _Core, memory: Memory) -> KeySpace:
     )
 
 
-def _front(context: Context, core: _Core, keys: KeySpace, guard: Guard) -> Front:
+def _router(context: Context, core: _Core, keys: KeySpace, authorizer: Authorizer) -> Router:
     config, listening = context.config, context.listening
     advertised = _advertised(config, listening)
     hosts = hosts_of(
@@ -198,18 +198,18 @@ def _front(context: Context, core: _Core, keys: KeySpace, guard: Guard) -> Front
     discovered = Discovery(
         store=context.store,
         committer=core.committer,
-        guard=guard,
+        authorizer=authorizer,
         browsers=browsers,
         rejected=keys.responder.rejected,
         urls=advertised,
         ttl_s=config.discovery_ttl_s,
         tokens_max=config.discovery_max,
     )
-    application = _application(context, core, guard, discovered, advertised)
+    application = _application(context, core, authorizer, discovered, advertised)
     reads = keys.extras
-    extras = None if reads is None else ExtraRoutes(keys, reads, guard, core.committer)
+    extras = None if reads is None else ExtraRoutes(keys, reads, authorizer, core.committer)
     compresses = config.gzip_min_bytes is not None
-    return Front(keys, application, guard, browsers, extras, compresses=compresses)
+    return Router(keys, application, authorizer, browsers, extras, compresses=compresses)
 
 
 def _advertised(config: Config, listening: Sequence[ListenUrl]) -> tuple[str, ...]:
@@ -221,7 +221,7 @@ def _advertised(config: Config, listening: Sequence[ListenUrl]) -> tuple[str, ..
 def _application(
     context: Context,
     core: _Core,
-    guard: Guard,
+    authorizer: Authorizer,
     discovered: Discovery,
     advertised: tuple[str, ...],
 ) -> tornado.web.Application:
@@ -232,13 +232,13 @@ def _application(
     )
     return make_application(
         _routes(config),
-        sources=Sources(
+        context=HandlerContext(
             store_stats=lambda: core.stats.body(core.hub.count),
             self_stats=lambda: self_stats.self_body(clock.now_ns() + offset_ns),
             leader_stats=self_stats.leader_body,
             member=Member(config.name, identity.member_id, advertised, config.peer_urls),
             cluster_id=identity.cluster_id,
-            guard=guard,
+            authorizer=authorizer,
             documents=LongDocuments(store),
             administer=core.committer.administer,
         ),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-from kvd.handlers.base import GuardedEndpoint
+from kvd.handlers.base import AdminHandler
 from kvd.handlers.long_documents import Render
 from kvd.http.tornado import connection_of
 from kvd.v2 import go_json
@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 _OF_ONE = ("GET", "PUT", "DELETE")
 
 
-class _AuthEndpoint(GuardedEndpoint):
+class _AuthEndpoint(AdminHandler):
     """A route whose changes are those of `kvd.v2.documents.auth_commands`."""
 
     # etcd reads any body; a role of ten thousand patterns has its place in this.
@@ -44,14 +44,14 @@ class _Named(_AuthEndpoint):
 
     async def read(self, read: Callable[[bytes, str], _T]) -> _T:
         """Read the body; others are served between two of these."""
-        async with self.sources.documents.reading:
+        async with self.context.documents.reading:
             await asyncio.sleep(0)
             return read(self.body, self.name)
 
     async def answer_with(self, render: Render) -> None:
         """Answer with what is rendered in turns, one response after another."""
         connection = connection_of(self.request)
-        body = await self.sources.documents.render(connection, render)
+        body = await self.context.documents.render(connection, render)
         if not connection.gone:
             self._json(body)
 
@@ -68,7 +68,7 @@ class Users(_Named):
     async def put(self, _: str) -> None:
         """Make a user, or change one."""
         asked = await self.read(read_user)
-        secret = await self.guard.hash(asked.password) if asked.password else None
+        secret = await self.authorizer.hash(asked.password) if asked.password else None
         await self.change(PutUser(asked.name, secret, asked.roles, asked.grant, asked.revoke))
 
     async def delete(self, _: str) -> None:
@@ -102,7 +102,7 @@ class Enable(_AuthEndpoint):
 
     def get(self) -> None:
         """Answer whether users are asked for."""
-        self._json(go_json.encode({"enabled": self.guard.enabled}) + b"\n")
+        self._json(go_json.encode({"enabled": self.authorizer.enabled}) + b"\n")
 
     async def put(self) -> None:
         """Ask for users from now on."""

@@ -90,7 +90,7 @@ class Admission(NamedTuple):
 Admitted = Callable[[Admission | ApiError], None]
 
 
-class Guard:
+class Authorizer:
     """Lets requests in, or not."""
 
     def __init__(

@@ -8,7 +8,7 @@ from typing import Any
 
 import tornado.web
 
-from kvd.handlers.authorizer import Guard, caller_of
+from kvd.handlers.authorizer import Authorizer, caller_of
 from kvd.handlers.info import Endpoint
 from kvd.http.tornado import connection_of
 from kvd.logs import audit
@@ -18,7 +18,7 @@ from kvd.v2.documents.decision import Decide, Reply
 from kvd.v2.errors import RouteError
 
 
-class GuardedEndpoint(Endpoint):
+class AdminHandler(Endpoint):
     """A route whose errors are `RouteError`s; `for_all` are the methods that ask nobody's name."""
 
     for_all: tuple[str, ...] = ()
@@ -28,9 +28,9 @@ class GuardedEndpoint(Endpoint):
     _who = ""
 
     @property
-    def guard(self) -> Guard:
+    def authorizer(self) -> Authorizer:
         """Who is let in."""
-        return self.sources.guard
+        return self.context.authorizer
 
     async def prepare(self) -> None:
         """Refuse what is wrong before the body is looked at, in etcd's order."""
@@ -41,7 +41,7 @@ class GuardedEndpoint(Endpoint):
         headers = self.request.headers.get_list("Authorization")
         if self.request.method not in self.for_all:
             caller = caller_of(headers, connection.context)
-            self._who = await self.guard.administrator(caller, connection)
+            self._who = await self.authorizer.administrator(caller, connection)
         self._is_in = True
         self.set_default_headers()
 
@@ -52,12 +52,12 @@ class GuardedEndpoint(Endpoint):
         """Name the cluster, to whoever is let in."""
         super().set_default_headers()
         if self._is_in and self.names_cluster:
-            self.set_header("X-Etcd-Cluster-Id", f"{self.sources.cluster_id:x}")
+            self.set_header("X-Etcd-Cluster-Id", f"{self.context.cluster_id:x}")
 
     async def administer(self, decide: Decide) -> None:
         """Have a change decided and logged; answer when it is durable."""
         told: asyncio.Future[Reply | RouteError] = asyncio.get_running_loop().create_future()
-        self.sources.administer(decide, told.set_result)
+        self.context.administer(decide, told.set_result)
         outcome = await told
         if isinstance(outcome, RouteError):
             raise outcome
@@ -88,6 +88,6 @@ class GuardedEndpoint(Endpoint):
     ) -> None:
         """Log a bug; damage to the index ends the process."""
         if isinstance(value, BROKEN):
-            self.guard.damaged(value)
+            self.authorizer.damaged(value)
         if not isinstance(value, RouteError):
             super().log_exception(typ, value, tb)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 
 import tornado.web
 
-from kvd.handlers.authorizer import Guard
+from kvd.handlers.authorizer import Authorizer
 from kvd.handlers.long_documents import LongDocuments
 from kvd.http.server import SERVER_HEADER
 from kvd.v2.documents.decision import Decide, Replied
@@ -31,7 +31,7 @@ _JSON = "application/json"
 _TEXT = "text/plain; charset=utf-8"
 
 
-class Sources(NamedTuple):
+class HandlerContext(NamedTuple):
     """Where the bodies come from."""
 
     store_stats: Callable[[], bytes]
@@ -39,7 +39,7 @@ class Sources(NamedTuple):
     leader_stats: Callable[[], bytes]
     member: Member
     cluster_id: int
-    guard: Guard
+    authorizer: Authorizer
     documents: LongDocuments
     administer: Callable[[Decide, Replied], None]
 
@@ -81,9 +81,9 @@ class Endpoint(tornado.web.RequestHandler):
         return bytes(self._body)
 
     @property
-    def sources(self) -> Sources:
+    def context(self) -> HandlerContext:
         """What the routes show."""
-        return cast(Sources, self.settings["sources"])
+        return cast(HandlerContext, self.settings["context"])
 
     def set_default_headers(self) -> None:
         """Name the server as every other answer does."""
@@ -158,7 +158,7 @@ class StoreStatistics(Endpoint):
 
     def get(self) -> None:
         """Answer the counters."""
-        self._json(self.sources.store_stats())
+        self._json(self.context.store_stats())
 
 
 class SelfStatistics(Endpoint):
@@ -166,7 +166,7 @@ class SelfStatistics(Endpoint):
 
     def get(self) -> None:
         """Answer who this member is and since when."""
-        self._json(self.sources.self_stats())
+        self._json(self.context.self_stats())
 
 
 class LeaderStatistics(Endpoint):
@@ -174,7 +174,7 @@ class LeaderStatistics(Endpoint):
 
     def get(self) -> None:
         """Answer that there are no followers."""
-        self._json(self.sources.leader_stats())
+        self._json(self.context.leader_stats())
 
 
 class Machines(Endpoint):
@@ -185,7 +185,7 @@ class Machines(Endpoint):
     def get(self) -> None:
         """Answer the URLs that clients are to use."""
         self.set_header("Content-Type", _TEXT)
-        self.finish(self.sources.member.machines_body())
+        self.finish(self.context.member.machines_body())
 
     def head(self) -> None:
         """Answer as GET, without the body."""
@@ -206,7 +206,7 @@ ROUTES: tuple[Route, ...] = (
 def make_application(routes: Sequence[Route], **settings: object) -> tornado.web.Application:
     """Return the application that serves these routes and no others.
 
-    Those in `ROUTES` need the setting `sources`.
+    Those in `ROUTES` need the setting `context`.
     """
     application = tornado.web.Application(
         list(routes), default_handler_class=NotFound, log_function=_log_nothing

@@ -6,13 +6,13 @@ from functools import partial
 
 import tornado.web
 
-from kvd.handlers.base import GuardedEndpoint
+from kvd.handlers.base import AdminHandler
 from kvd.v2.documents import members
 from kvd.v2.documents.members import Member, PutMember, read_id, read_peer_urls
 from kvd.v2.errors import RouteError
 
 
-class Members(GuardedEndpoint):
+class Members(AdminHandler):
     """All members, the leader (below it, by that name), and the one with the id below it."""
 
     allow: tuple[str, ...] = ("GET", "POST", "DELETE", "PUT")
@@ -23,7 +23,7 @@ class Members(GuardedEndpoint):
     @property
     def member(self) -> Member:
         """The one member as it is now."""
-        return self.sources.member.as_told(self.guard.accounts.view)
+        return self.context.member.as_told(self.authorizer.accounts.view)
 
     def get(self, path: str) -> None:
         """Answer the list, or the leader."""

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from tornado import httputil
 
-from kvd.handlers.authorizer import Admission, Caller, Guard, KeyHead, KeyRequest, caller_of
-from kvd.handlers.extras.exchange import Exchange as ExtraExchange
+from kvd.handlers.authorizer import Admission, Authorizer, Caller, KeyHead, KeyRequest, caller_of
+from kvd.handlers.extras.extra_request import ExtraRequest
 from kvd.handlers.extras.routes import ExtraRoutes
 from kvd.handlers.keys.key_space import METHODS, KeySpace
 from kvd.handlers.keys.responder import TOO_LARGE, TOO_MUCH
@@ -47,7 +47,7 @@ class Destinations(NamedTuple):
     keys: KeySpace
     extras: ExtraRoutes | None
     others: httputil.HTTPServerConnectionDelegate
-    guard: Guard
+    authorizer: Authorizer
     admit: Callable[[Connection, str, str, httputil.HTTPHeaders], bool]
 
 
@@ -79,7 +79,7 @@ class RoutedRequest(httputil.HTTPMessageDelegate):
         self._to = to
         self._connection = connection
         self._other: httputil.HTTPMessageDelegate | None = None
-        self._extra: ExtraExchange | None = None
+        self._extra: ExtraRequest | None = None
         self._act: Callable[[], None] | None = None
         self._form: bytearray | None = None
         self._body_bytes = 0
@@ -143,7 +143,7 @@ class RoutedRequest(httputil.HTTPMessageDelegate):
             self._act = partial(self._plain, status, allow, "Method Not Allowed\n")
         else:
             self._keys_request(key, query)
-            if self._to.guard.enabled and self._key:
+            if self._to.authorizer.enabled and self._key:
                 self._ask_first(path, headers)
 
     def data_received(self, chunk: bytes) -> None:
@@ -193,13 +193,13 @@ class RoutedRequest(httputil.HTTPMessageDelegate):
             form = bytes(self._form) if self._form else b""
             # Not kept twice.
             self._form = None
-            guard = self._to.guard
-            if guard.enabled:
+            authorizer = self._to.authorizer
+            if authorizer.enabled:
                 head = self._head
                 if head is None:
                     # Users were not asked for yet when the head came.
                     head = KeyHead(self._connection, self._method, self._key, Caller())
-                guard.serve(KeyRequest(head, self._key, self._query, form), self._admission)
+                authorizer.serve(KeyRequest(head, self._key, self._query, form), self._admission)
             else:
                 self._to.keys.serve(self._connection, self._method, self._key, self._query, form)
 
@@ -244,7 +244,7 @@ class RoutedRequest(httputil.HTTPMessageDelegate):
         self._head = KeyHead(connection, self._method, path[len(KEYS) :], caller)
         if self._form is None:
             return
-        self._to.guard.admit(self._head, self._admitted)
+        self._to.authorizer.admit(self._head, self._admitted)
         if self._admission is None and self._key:
             self._waits = True
             self._connection.wait()

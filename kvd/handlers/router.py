@@ -10,7 +10,7 @@ import logging
 
 from tornado import httputil
 
-from kvd.handlers.authorizer import Guard
+from kvd.handlers.authorizer import Authorizer
 from kvd.handlers.cross_site import BrowserPolicy
 from kvd.handlers.extras.routes import ExtraRoutes
 from kvd.handlers.keys.key_space import KeySpace
@@ -33,14 +33,14 @@ _UNCOUNTED_BODY_BYTES = 16 << 10
 _VARY = b"Vary: Origin\r\n"
 
 
-class Front(Delegate[Connection]):
+class Router(Delegate[Connection]):
     """Receives the requests of all connections."""
 
     def __init__(
         self,
         keys: KeySpace,
         others: httputil.HTTPServerConnectionDelegate,
-        guard: Guard,
+        authorizer: Authorizer,
         browsers: BrowserPolicy,
         extras: ExtraRoutes | None = None,
         *,
@@ -49,8 +49,8 @@ class Front(Delegate[Connection]):
         self.keys = keys
         self._compresses = compresses
         self.extras = extras
-        self._to = Destinations(keys, extras, others, guard, self.admit)
-        self.guard = guard
+        self._to = Destinations(keys, extras, others, authorizer, self.admit)
+        self.authorizer = authorizer
         self.browsers = browsers
         self._complains = Rarely(10.0)
         limits = keys.limits
@@ -62,7 +62,7 @@ class Front(Delegate[Connection]):
         if self.has_cors:
             self.refusal_headers = _VARY
         self._short_way: ServeWhole = _decline
-        guard.subscribe(self._look)
+        authorizer.subscribe(self._look)
 
     def attach(self, server: HttpServer) -> None:
         """Serve the plain requests of a server."""
@@ -70,7 +70,7 @@ class Front(Delegate[Connection]):
         self._look()
 
     def _look(self) -> None:
-        needs_headers = self.has_cors or self.guard.enabled
+        needs_headers = self.has_cors or self.authorizer.enabled
         self.serve_whole = _decline if needs_headers else self._short_way
 
     def short_way(self, block: Block) -> bool | None:

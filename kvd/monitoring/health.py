@@ -46,12 +46,12 @@ class Health:
         """How often `/health` was asked and said yes."""
         self.failures = 0
 
-    def serves(self, committer: Committer, housekeeping: Housekeeping) -> None:
+    def set_serving(self, committer: Committer, housekeeping: Housekeeping) -> None:
         """The store is recovered: from now on it is as healthy as these say."""
         self._committer = committer
         self._housekeeping = housekeeping
 
-    def stops(self) -> None:
+    def set_stopping(self) -> None:
         """The server is about to end."""
         self._stopping = True
 

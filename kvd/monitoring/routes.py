@@ -19,7 +19,7 @@ import tornado.web
 from tornado import httputil
 
 from kvd import logs
-from kvd.handlers.base import GuardedEndpoint
+from kvd.handlers.base import AdminHandler
 from kvd.handlers.info import Endpoint
 from kvd.http.connection import Connection
 from kvd.http.server import Delegate
@@ -113,7 +113,7 @@ class VariablesRoute(Endpoint):
         self.finish("{\n" + ",\n".join(lines) + "\n}\n")
 
 
-class LogLevelRoute(GuardedEndpoint):
+class LogLevelRoute(AdminHandler):
     """`/config/local/log`: changes the level of the log until the server ends.
 
     That is the user root's to do, once users are asked for (etcd lets everybody). Lines about who
@@ -199,7 +199,7 @@ MONITORING = [
 DEBUGGING = [(r"/debug/vars", VariablesRoute), (r"/config/local/log", LogLevelRoute)]
 
 
-class MonitorFront(Delegate[Connection]):
+class MonitoringRouter(Delegate[Connection]):
     """Receives the requests of the listeners of their own."""
 
     def __init__(self, application: tornado.web.Application) -> None:

@@ -18,7 +18,7 @@ from kvd.limits.memory import Memory
 from kvd.monitoring.health import Health
 from kvd.monitoring.metrics import Metrics
 from kvd.monitoring.prometheus import Parts
-from kvd.monitoring.routes import MONITORING, MonitorFront
+from kvd.monitoring.routes import MONITORING, MonitoringRouter
 from kvd.net.acceptor import Acceptor
 from kvd.net.listeners import Listener
 from kvd.net.tls import Tls
@@ -53,7 +53,7 @@ class Monitoring:
         self._acceptors: dict[Listener, Acceptor] = {}
         application = make_application(MONITORING, **self.settings)
         self._http = HttpServer(
-            MonitorFront(application), _LIMITS, loop, Memory(_BUFFERED_BYTES_MAX)
+            MonitoringRouter(application), _LIMITS, loop, Memory(_BUFFERED_BYTES_MAX)
         )
         self._connect: Callable[[], Connection] = partial(Connection, self._http)
         self._ticker = loop.call_soon(self._tick, loop.time())
@@ -79,7 +79,7 @@ class Monitoring:
         """The store is recovered, and is to be served by these parts."""
         parts.store.wal.writer.on_sync = self.syncs.note
         self.metrics.add(parts)
-        self.health.serves(parts.committer, parts.housekeeping)
+        self.health.set_serving(parts.committer, parts.housekeeping)
 
     def stop(self) -> None:
         """Answer nobody any more."""

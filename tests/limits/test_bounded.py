@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from kvd.handlers.keys.listing import render
-from kvd.handlers.keys.listing_cache import Listings
-from kvd.handlers.keys.value_cache import Texts
+from kvd.handlers.keys.listing_cache import ListingCache
+from kvd.handlers.keys.value_cache import ValueCache
 from kvd.handlers.passwords import AUTHORIZATION_BYTES_MAX, read_basic
 from kvd.http.parsing.header_cache import Blocks
 from kvd.limits.bounded import OVERHEAD_BYTES, Bounded
@@ -81,9 +81,9 @@ def test_keys_that_are_read_are_not_kept_without_limit(tmp_path: Path):
     store = open_store(tmp_path / "data", segment_bytes_max=1 << 23)
     keys = [b"/" + b"/".join([b"n" * 500] * 60) + b"/%d" % n for n in range(400)]
     write(store, *(Set(key, b"") for key in keys))
-    texts = Texts()
+    texts = ValueCache()
 
-    def read() -> Texts:
+    def read() -> ValueCache:
         for key in keys:
             node = store.state.find(key)
             assert node is not None
@@ -101,7 +101,7 @@ def test_changes_of_what_nobody_reads_again_are_not_kept_without_limit(tmp_path:
     write(store, *(Set(b"/d/%d" % n, b"") for n in range(30)))
     node = store.view.find(b"/d")
     assert node is not None
-    listings = Listings()
+    listings = ListingCache()
     for key, of in ((b"/d", node), (b"/", ROOT)):
         slices = render(store.view, key, of, NOW_NS, recursive=True)
         try:

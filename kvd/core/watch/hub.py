@@ -21,9 +21,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 
-from kvd.core.watch.recent_events import Recent
+from kvd.core.watch.recent_events import RecentEvents
 from kvd.core.watch.replay import FIRST_INDEX, Replays
-from kvd.core.watch.watchers import Filter, Listener, Watcher, Watchers
+from kvd.core.watch.watchers import Filter, Watcher, Watchers, WatchSink
 from kvd.storage.format.event import Event
 from kvd.storage.store import Store
 from kvd.v2.commands import Watch
@@ -82,7 +82,7 @@ class Hub:
         self._to_tell: deque[_Telling] = deque()
         self.backlog_bytes = 0
         self._telling = False
-        self._recent = Recent()
+        self._recent = RecentEvents()
         self._replays = Replays(store, loop, self._recent, self._register)
         self.tell_all: Callable[[Sequence[Watcher], bytes], None] = _tell_each
         self.requests = 0
@@ -117,10 +117,10 @@ class Hub:
         """Return whether there may be events for a watch that it has not been told."""
         return watcher in self._replays.running or bool(self._to_tell)
 
-    def watch(self, watch: Watch, listener: Listener, filter_: Filter | None = None) -> Watcher:
+    def watch(self, watch: Watch, sink: WatchSink, filter_: Filter | None = None) -> Watcher:
         """Start a watch: from history as far as that goes, then live.
 
-        With a filter the listener is told of events as of large ones, whatever their size.
+        With a filter the sink receives all events as large ones, whatever their size.
 
         Raises:
             ApiError: 401, the history from `wait_index` on has been cleared.
@@ -134,8 +134,8 @@ class Hub:
             raise ApiError(
                 EVENT_INDEX_CLEARED, cause % (applied.oldest_event, wanted), applied.index
             )
-        watcher = Watcher(watch, listener, wanted or applied.index + 1, filter_)
-        listener.begin(applied.index)
+        watcher = Watcher(watch, sink, wanted or applied.index + 1, filter_)
+        sink.begin(applied.index)
         if self.requests == 1:
             self._recent.begin(applied.index + 1)
         if watcher.next_index <= applied.index:
@@ -204,7 +204,7 @@ class Hub:
         for watcher in [*self._replays.running, *self._registered, *chain(*self._filtered)]:
             if ends(watcher):
                 self.forget(watcher)
-                watcher.listener.end()
+                watcher.sink.end()
 
     # Live
 
@@ -265,20 +265,20 @@ class Hub:
             elif telling.event is not None:
                 for watcher in batch:
                     if watcher.filter is None or watcher.filter.passes(telling.event):
-                        watcher.listener.tell_large(telling.event)
+                        watcher.sink.tell_large(telling.event)
             else:
                 for watcher in batch:
                     self._replays.go_on(watcher)
         except BaseException:
             # Some may have been told and others not: a gap must not go unseen.
             for watcher in batch:
-                watcher.listener.close()
+                watcher.sink.close()
             raise
 
 
 def _tell_each(watchers: Sequence[Watcher], body: bytes) -> None:
     for watcher in watchers:
-        watcher.listener.tell(body)
+        watcher.sink.tell(body)
 
 
 def _large_bytes(event: Event) -> int:

@@ -63,7 +63,7 @@ class _Generation:
         return min(found, default=None)
 
 
-class Recent:
+class RecentEvents:
     """The last events of a store."""
 
     def __init__(self, generation_max: int = GENERATION_MAX) -> None:
@@ -88,7 +88,7 @@ class Recent:
         if change.dir and change.kind in REMOVALS:
             generation.removals.append((index, key))
 
-    def following(self, index: int, key: bytes, *, recursive: bool) -> int | None:
+    def next_index(self, index: int, key: bytes, *, recursive: bool) -> int | None:
         """Return the index of the first event, not before an index, for a watcher of a key.
 
         By the rules of history: hidden names are not looked at, and the removal of a directory is

@@ -18,8 +18,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from kvd.core.watch.recent_events import Recent
-from kvd.core.watch.watchers import Listener, Watcher
+from kvd.core.watch.recent_events import RecentEvents
+from kvd.core.watch.watchers import Watcher, WatchSink
 from kvd.storage.format.event import Event
 from kvd.storage.format.records import REMOVALS, Change
 from kvd.storage.store import Store
@@ -46,7 +46,7 @@ class Replays:
         self,
         store: Store,
         loop: asyncio.AbstractEventLoop,
-        recent: Recent,
+        recent: RecentEvents,
         register: Callable[[Watcher, int], None],
     ) -> None:
         """With `register` a watch becomes live; it gets the index of the next event."""
@@ -88,7 +88,7 @@ class Replays:
         """Move a watcher past the recent events that are known not to be for it."""
         if watcher.filter is not None and watcher.filter.refreshes:
             return  # refreshes are not among the recent events
-        following = self._recent.following(
+        following = self._recent.next_index(
             watcher.next_index, watcher.key, recursive=watcher.recursive
         )
         if following is not None:
@@ -120,18 +120,18 @@ class Replays:
                 waits = next(slices, False)
             except BaseException:
                 del self.running[watcher]
-                watcher.listener.close()
+                watcher.sink.close()
                 raise
             if not waits and watcher in self.running and self._ready(watcher):
                 self.go_on(watcher)
 
     def _ready(self, watcher: Watcher) -> bool:
         """Return whether a replay can go on; if not, it will by itself once the client has read."""
-        return watcher.listener.ready(partial(self.go_on, watcher))
+        return watcher.sink.ready(partial(self.go_on, watcher))
 
     def _has_room(self, watcher: Watcher, event: Event) -> bool:
         """Return whether there is memory for an event; if not, the replay goes on once there is."""
-        return watcher.listener.has_room(event, partial(self._resume, watcher))
+        return watcher.sink.has_room(event, partial(self._resume, watcher))
 
     def _body(self, event: Event) -> bytes | None:
         return event_body(event, self._store.applied.clock_offset_ns)
@@ -151,7 +151,7 @@ class Replays:
             if watcher.next_index < applied.oldest_event > FIRST_INDEX:
                 # Trimmed past a reader that was too slow: a gap must not go unseen.
                 del self.running[watcher]
-                watcher.listener.close()
+                watcher.sink.close()
                 return
             if watcher.next_index <= applied.index:
                 self.skip(watcher, applied.index)
@@ -163,10 +163,10 @@ class Replays:
                         break
                     if not watcher.stream:
                         del self.running[watcher]
-                        _tell(watcher.listener, body)
+                        _tell(watcher.sink, body)
                         return
                     watcher.next_index = event.change.index + 1
-                    _tell(watcher.listener, body)
+                    _tell(watcher.sink, body)
                     if not self._ready(watcher):
                         break
                 watcher.next_index = event.change.index + 1
@@ -180,11 +180,11 @@ class Replays:
             yield waits
 
 
-def _tell(listener: Listener, told: bytes | Event) -> None:
+def _tell(sink: WatchSink, told: bytes | Event) -> None:
     if isinstance(told, bytes):
-        listener.tell(told)
+        sink.tell(told)
     else:
-        listener.tell_large(told)
+        sink.tell_large(told)
 
 
 def matches_history(event: Event, watcher: Watcher) -> bool:

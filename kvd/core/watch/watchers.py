@@ -27,7 +27,7 @@ from kvd.v2.commands import Watch
 _LEFT_MAX = 16
 
 
-class Listener(Protocol):
+class WatchSink(Protocol):
     """Where the events of one watcher go: its connection."""
 
     def begin(self, index: int) -> None:
@@ -78,16 +78,16 @@ class Watcher:
     """
 
     __slots__ = (
-        *("filter", "key", "listener", "next_index", "recursive", "rights", "stream", "was_live"),
+        *("filter", "key", "next_index", "recursive", "rights", "sink", "stream", "was_live"),
     )
 
     def __init__(
-        self, watch: Watch, listener: Listener, next_index: int, filter_: Filter | None = None
+        self, watch: Watch, sink: WatchSink, next_index: int, filter_: Filter | None = None
     ) -> None:
         self.key = watch.key
         self.recursive = watch.recursive
         self.stream = watch.stream
-        self.listener = listener
+        self.sink = sink
         self.next_index = next_index
         self.was_live = False
         self.rights: object = None

@@ -16,7 +16,7 @@ from http import HTTPStatus
 from typing import cast
 
 from kvd.core.committer import Committer, Outcome
-from kvd.handlers.authorizer import Guard
+from kvd.handlers.authorizer import Authorizer
 from kvd.handlers.cross_site import BrowserPolicy
 from kvd.handlers.info import Endpoint, Route
 from kvd.http.tornado import connection_of
@@ -49,7 +49,7 @@ class Discovery:
         *,
         store: Store,
         committer: Committer,
-        guard: Guard,
+        authorizer: Authorizer,
         browsers: BrowserPolicy,
         rejected: dict[str, int],
         urls: Sequence[str],
@@ -59,7 +59,7 @@ class Discovery:
         self.browsers = browsers
         self._store = store
         self._committer = committer
-        self._guard = guard
+        self._authorizer = authorizer
         self._rejected = rejected
         self._url = next((url for url in urls if url.startswith("http")), urls[0]).rstrip("/")
         self._ttl_s = ttl_s
@@ -97,8 +97,8 @@ class Discovery:
         self._rejected[TOO_MANY_TOKENS] += 1
 
     async def _run(self, command: Command) -> None:
-        if self._guard.enabled:
-            self._guard.guest(command.key).narrow(command, recursive=False)
+        if self._authorizer.enabled:
+            self._authorizer.guest(command.key).narrow(command, recursive=False)
         told: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._committer.submit(command, told.set_result)
         outcome = await told

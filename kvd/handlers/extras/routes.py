@@ -15,8 +15,8 @@ from time import monotonic
 from tornado import httputil
 
 from kvd.core.committer import Committer
-from kvd.handlers.authorizer import Admission, Guard, KeyHead, KeyRequest, caller_of
-from kvd.handlers.extras.exchange import Exchange, Serve
+from kvd.handlers.authorizer import Admission, Authorizer, KeyHead, KeyRequest, caller_of
+from kvd.handlers.extras.extra_request import ExtraRequest, Serve
 from kvd.handlers.extras.reading.mget import BODY_BYTES_MAX as MGET_BYTES_MAX
 from kvd.handlers.extras.reading.mget import MGET, MultiGet, read_body
 from kvd.handlers.extras.reading.reads import ExtraReads
@@ -50,12 +50,12 @@ class ExtraRoutes:
     """Takes the requests that come by these ways."""
 
     def __init__(
-        self, keys: KeySpace, reads: ExtraReads, guard: Guard, committer: Committer
+        self, keys: KeySpace, reads: ExtraReads, authorizer: Authorizer, committer: Committer
     ) -> None:
         self.keys = keys
-        self._transactions = Transactions(keys, reads, guard, committer)
+        self._transactions = Transactions(keys, reads, authorizer, committer)
         self.reads = reads
-        self.guard = guard
+        self.authorizer = authorizer
 
     def is_usual(self, headers: httputil.HTTPHeaders) -> bool:
         """Return whether nothing in a header block asks for another answer than etcd's."""
@@ -70,7 +70,7 @@ class ExtraRoutes:
         connection: Connection,
         start: tuple[str, bytes, bytes],
         headers: httputil.HTTPHeaders,
-    ) -> Exchange | None:
+    ) -> ExtraRequest | None:
         """Begin to take a request, or decline it.
 
         Args:
@@ -90,7 +90,7 @@ class ExtraRoutes:
             return None
         caller = caller_of(headers.get_list("Authorization"), connection.context)
         head = KeyHead(connection, method, None if key is None else path[len(base) :], caller)
-        exchange = partial(Exchange, outer, self.keys, self.guard, head)
+        exchange = partial(ExtraRequest, outer, self.keys, self.authorizer, head)
         if key is None:
             serve: Serve
             if path == TXN:
@@ -134,16 +134,16 @@ class _Raw:
 
     def serve(self, body: bytes, admission: Admission | None) -> None:
         """Hand it to the key space, if its sender may do that."""
-        keys, guard = self._routes.keys, self._routes.guard
+        keys, authorizer = self._routes.keys, self._routes.authorizer
         connection, method, _, _ = self._head
         try:
             parsed = self._parse(body)
         except ApiError as refusal:
             keys.responder.refuse(connection, method, refusal)
             return
-        if guard.enabled:
+        if authorizer.enabled:
             request = KeyRequest(self._head, self._key, self._query, body, parsed)
-            guard.serve(request, admission)
+            authorizer.serve(request, admission)
         else:
             keys.serve(connection, method, self._key, self._query, body, parsed=parsed)
 
@@ -167,14 +167,14 @@ class _MultiGet:
 
     def serve(self, body: bytes, admission: Admission | None) -> None:
         """Answer it, if its sender may read them."""
-        guard = self._routes.guard
+        authorizer = self._routes.authorizer
         try:
             asked = read_body(body)
         except ApiError as refusal:
             self._refuse(refusal)
             return
-        if guard.enabled:
-            guard.readmit(self._head, admission, partial(self._go_on, asked))
+        if authorizer.enabled:
+            authorizer.readmit(self._head, admission, partial(self._go_on, asked))
         else:
             self._go_on(asked, None)
 
@@ -197,7 +197,7 @@ class _MultiGet:
         """Refuse it if one of the keys may not be read; roles may have thousands of patterns."""
         until = monotonic() + _SLICE_S
         for path in asked.paths:
-            if not self._routes.guard.rights(admission, path).may_read():
+            if not self._routes.authorizer.rights(admission, path).may_read():
                 raise ApiError(UNAUTHORIZED, DENIED)
             if monotonic() > until:
                 async with self._routes.reads.slices:

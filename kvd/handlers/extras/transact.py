@@ -12,7 +12,7 @@ from functools import partial
 from http import HTTPStatus
 
 from kvd.core.committer import TRANSACTION_TOO_LARGE, Committer
-from kvd.handlers.authorizer import Admission, Guard, KeyHead
+from kvd.handlers.authorizer import Admission, Authorizer, KeyHead
 from kvd.handlers.extras.reading.reads import ExtraReads
 from kvd.handlers.keys.key_space import KeySpace
 from kvd.handlers.keys.writes import NOT_SHOWN
@@ -36,7 +36,7 @@ class Transactions:
     """Serves the transactions of one key space."""
 
     def __init__(
-        self, keys: KeySpace, reads: ExtraReads, guard: Guard, committer: Committer
+        self, keys: KeySpace, reads: ExtraReads, authorizer: Authorizer, committer: Committer
     ) -> None:
         self._keys = keys
         self._responder = reads.responder
@@ -44,7 +44,7 @@ class Transactions:
         self._memory = reads.memory
         self._slices = reads.slices
         self._values = Values(reads.memory)
-        self._guard = guard
+        self._authorizer = authorizer
         self._committer = committer
 
     def serve(
@@ -56,8 +56,8 @@ class Transactions:
         except ApiError as refusal:
             self._keys.responder.refuse(head.connection, head.method, refusal)
             return
-        if self._guard.enabled:
-            self._guard.readmit(head, admission, partial(self._judge, head, transaction))
+        if self._authorizer.enabled:
+            self._authorizer.readmit(head, admission, partial(self._judge, head, transaction))
         else:
             self._begin(head, transaction, [False] * len(transaction.ops))
 
@@ -90,11 +90,11 @@ class Transactions:
             ApiError: something in it is not allowed.
         """
         for condition in transaction.when:
-            if not self._guard.rights(admission, condition.key).may_read():
+            if not self._authorizer.rights(admission, condition.key).may_read():
                 raise ApiError(UNAUTHORIZED, DENIED)
         blind = []
         for command in transaction.ops:
-            rights = self._guard.rights(admission, command.key)
+            rights = self._authorizer.rights(admission, command.key)
             recursive = isinstance(command, Delete) and command.recursive
             rights.narrow(command, recursive=recursive)
             blind.append(not rights.may_read())

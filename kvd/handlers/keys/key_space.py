@@ -18,7 +18,7 @@ from kvd.core.watch.hub import Hub
 from kvd.core.watch.watchers import Watcher
 from kvd.handlers.extras.reading.reads import ExtraReads
 from kvd.handlers.extras.watches import ExtraWatches
-from kvd.handlers.keys.listing_cache import Listings
+from kvd.handlers.keys.listing_cache import ListingCache
 from kvd.handlers.keys.outcomes import Telling
 from kvd.handlers.keys.parts import KeyParts
 from kvd.handlers.keys.reads import Reads
@@ -30,7 +30,7 @@ from kvd.handlers.keys.responder import (
     Responder,
 )
 from kvd.handlers.keys.short_way import ShortWay
-from kvd.handlers.keys.value_cache import Texts
+from kvd.handlers.keys.value_cache import ValueCache
 from kvd.handlers.keys.watch import WatchAnswers
 from kvd.handlers.keys.writes import Writes
 from kvd.handlers.rights import Rights
@@ -87,7 +87,7 @@ class KeySpace:
         hub: Hub,
         stats: StoreStats,
         clock: Clock,
-        listings: Listings,
+        listings: ListingCache,
         memory: Memory,
         limits: KeyLimits,
         slow_s: float = 1.0,
@@ -124,7 +124,7 @@ class KeySpace:
 
     def short_way(self, server: HttpServer) -> ServeWhole:
         """Return what serves the plain requests of a server, and answers their batches."""
-        parts, texts = self._parts, Texts()
+        parts, texts = self._parts, ValueCache()
         parts.committer.tell = Telling(
             server,
             state=parts.store.state,

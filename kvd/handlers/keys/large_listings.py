@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from kvd.core.stats import StoreStats
 from kvd.handlers.keys.listing import Listing, Slices, advance, render
-from kvd.handlers.keys.listing_cache import Listings
+from kvd.handlers.keys.listing_cache import ListingCache
 from kvd.http.connection import Connection
 from kvd.limits.bounded import Bounded
 from kvd.limits.memory import ROOM_WAIT_S, Memory, NoRoom, Payload, Values
@@ -124,7 +124,7 @@ class LargeListings:
         store: Store,
         stats: StoreStats,
         now: Callable[[], tuple[int, bool]],
-        kept: Listings,
+        kept: ListingCache,
         memory: Memory,
         values: Values,
         head: Callable[[int], bytes],

@@ -32,7 +32,7 @@ _CHANGES_MIN = 16
 _CHANGED_BYTES_MIN = 4 << 10
 
 
-class Listings:
+class ListingCache:
     """The answers that are kept, by directory; those longest unread go first.
 
     Attributes:

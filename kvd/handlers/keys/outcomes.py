@@ -30,7 +30,7 @@ from kvd.v2.response import ACTIONS, FILE, FILE_THAT_EXPIRES, changed_node, expi
 if TYPE_CHECKING:
     from kvd.core.committer import Answers, Done, Outcome, Tell
     from kvd.core.stats import StoreStats
-    from kvd.handlers.keys.value_cache import Texts
+    from kvd.handlers.keys.value_cache import ValueCache
     from kvd.storage.index.history import LateEvent
     from kvd.storage.index.state import State
 
@@ -79,7 +79,7 @@ class Telling:
         *,
         state: State,
         stats: StoreStats,
-        texts: Texts,
+        texts: ValueCache,
         fixed_headers: bytes,
     ) -> None:
         self._server = server

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 from kvd.handlers.keys.large_listings import LargeListings
 from kvd.handlers.keys.listing import advance, render
-from kvd.handlers.keys.listing_cache import Listings
+from kvd.handlers.keys.listing_cache import ListingCache
 from kvd.handlers.keys.parts import KeyParts
 from kvd.http.connection import LARGE_BYTES, Connection
 from kvd.json_text import Parts
@@ -37,7 +37,7 @@ class Reads:
         large: Listings that are rendered in turns.
     """
 
-    def __init__(self, parts: KeyParts, listings: Listings, slow_s: float) -> None:
+    def __init__(self, parts: KeyParts, listings: ListingCache, slow_s: float) -> None:
         self._store = parts.store
         self._state = parts.store.state
         self._committer = parts.committer

@@ -29,7 +29,7 @@ from kvd.v2.request import Parsed, parse, parse_write, varies
 
 if TYPE_CHECKING:
     from kvd.handlers.keys.parts import KeyParts
-    from kvd.handlers.keys.value_cache import Texts
+    from kvd.handlers.keys.value_cache import ValueCache
     from kvd.handlers.keys.writes import Writes
     from kvd.storage.format.node import Node
 
@@ -94,7 +94,7 @@ class ShortWay:
         self,
         server: HttpServer,
         parts: KeyParts,
-        texts: Texts,
+        texts: ValueCache,
         *,
         depth_max: int,
         query_bytes_max: int,

@@ -34,7 +34,7 @@ _REMOVED_MAX = 16
 _OVERHEAD_BYTES = 256
 
 
-class Texts:
+class ValueCache:
     """The texts that are kept, of one store.
 
     Attributes:

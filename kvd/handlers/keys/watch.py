@@ -33,7 +33,7 @@ _CHUNKED, _LAST = 2, 1
 
 
 class WatchAnswer:
-    """The answer to one watch: `kvd.core.watch.watchers.Listener` on a connection."""
+    """The answer to one watch: `kvd.core.watch.watchers.WatchSink` on a connection."""
 
     __slots__ = ("_answers", "connection", "form", "has_ended")
 
@@ -126,9 +126,9 @@ class WatchAnswers:
         batch = self._socket_batch() if len(watchers) >= _BATCH_MIN else None
         if batch is None or len(body) > LARGE_BYTES >> 1:
             for watcher in watchers:
-                watcher.listener.tell(body)
+                watcher.sink.tell(body)
             return
-        answers = cast(list[WatchAnswer], [watcher.listener for watcher in watchers])
+        answers = cast(list[WatchAnswer], [watcher.sink for watcher in watchers])
         while answers:
             answers = self._tell_form(batch, answers, body)
 

@@ -12,7 +12,7 @@ from typing import cast
 
 import pytest
 
-from kvd.core.watch.watchers import Listener, Watcher, Watchers
+from kvd.core.watch.watchers import Watcher, Watchers, WatchSink
 from kvd.v2.commands import Watch
 from tests.net.test_tls import LOOPS, flags
 from tests.support.certs import Authority, client_context
@@ -241,7 +241,7 @@ class Patient(Watcher):
 
     def __init__(self, index: int) -> None:
         # What it listens with is not looked at here.
-        super().__init__(Watch(b"/", True, True, index), cast(Listener, None), index)
+        super().__init__(Watch(b"/", True, True, index), cast(WatchSink, None), index)
 
     @property
     def next_index(self) -> int:  # type: ignore[override]

@@ -5,7 +5,7 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvd.core.watch.recent_events import Recent
+from kvd.core.watch.recent_events import RecentEvents
 from kvd.core.watch.replay import matches_history
 from kvd.core.watch.watchers import Watcher
 from kvd.storage.format.event import Event
@@ -39,7 +39,7 @@ def histories(draw: st.DrawFn) -> list[Event]:
 
 @given(histories(), st.sampled_from(PATHS), st.booleans(), st.integers(1, 30), st.integers(1, 30))
 def test_the_first_event_for_a_watcher_is_found(events, path, recursive, wanted, generation):
-    recent = Recent(generation)
+    recent = RecentEvents(generation)
     recent.begin(events[0].change.index if events else 2)
     for event in events:
         if not event.change.refresh:
@@ -50,7 +50,7 @@ def test_the_first_event_for_a_watcher_is_found(events, path, recursive, wanted,
         for event in events
         if event.change.index >= wanted and matches_history(event, watcher)
     ]
-    found = recent.following(wanted, path, recursive=recursive)
+    found = recent.next_index(wanted, path, recursive=recursive)
     if found is None:
         # It does not reach back so far, because of what has come since.
         assert wanted < (events[0].change.index if events else 2) or len(events) > generation
@@ -82,24 +82,24 @@ async def test_watches_that_come_back_read_no_events_of_others(tmp_path, monkeyp
 
 
 def test_what_is_remembered_is_bounded():
-    recent = Recent()
+    recent = RecentEvents()
     recent.begin(2)
     for index in range(2, 300):
         recent.add(Change(Kind.SET, index, b"/" + b"k" * 60_000, b"", False, index))
-    assert recent.following(2, b"/mine", recursive=False) is None, "forgotten: to be read"
-    assert recent.following(290, b"/mine", recursive=False) == sys.maxsize
-    assert recent.following(290, b"/", recursive=True) == 290
+    assert recent.next_index(2, b"/mine", recursive=False) is None, "forgotten: to be read"
+    assert recent.next_index(290, b"/mine", recursive=False) == sys.maxsize
+    assert recent.next_index(290, b"/", recursive=True) == 290
 
 
 def test_among_very_many_directories_no_event_is_passed_over():
-    recent = Recent()
+    recent = RecentEvents()
     recent.begin(2)
     for index in range(2, 3000):
         recent.add(Change(Kind.SET, index, b"/d/%d/k" % index, b"", False, index))
     for wanted in (2, 1500, 2999):
         for key in (b"/", b"/d", b"/d/2999", b"/none"):
-            found = recent.following(wanted, key, recursive=True)
+            found = recent.next_index(wanted, key, recursive=True)
             assert found is not None
             assert wanted <= found
             assert found == wanted or not key.startswith(b"/d")
-    assert recent.following(2, b"/d/2999/k", recursive=False) == 2999
+    assert recent.next_index(2, b"/d/2999/k", recursive=False) == 2999

@@ -8,13 +8,13 @@ import pytest
 
 from kvd.core.watch import hub as hubs
 from kvd.v2.commands import Delete, Set, Watch
-from tests.support.committing import Listener, on_a_loop, started, turns
+from tests.support.committing import WatchSink, on_a_loop, started, turns
 from tests.support.waiting import until
 
 BOUND = 4_000
 
 
-class Listening(Listener):
+class Listening(WatchSink):
     """One that can be told large events, and cut."""
 
     def __init__(self):
@@ -40,7 +40,7 @@ class Listening(Listener):
 
 class Opened(NamedTuple):
     watch: Watch
-    listener: Listening
+    sink: Listening
     watcher: object
 
 
@@ -50,8 +50,8 @@ def bound(monkeypatch):
 
 
 def opened(engine, key, **options):
-    watch, listener = Watch(key, **options), Listening()
-    return Opened(watch, listener, engine.hub.watch(watch, listener))
+    watch, sink = Watch(key, **options), Listening()
+    return Opened(watch, sink, engine.hub.watch(watch, sink))
 
 
 def sets(count, key=b"/k", size=100):
@@ -86,9 +86,9 @@ async def test_the_backlog_is_bounded_and_everybody_is_told_all(tmp_path):
         polls = [opened(engine, b"/k") for _ in range(300)]
         indexes, most, behind = await written(engine, sets(200))
         assert behind == 300
-        await until(lambda: all(len(o.listener.told) == 200 for o in streams))
-        assert all(o.listener.indexes == indexes for o in streams)
-        assert all(o.listener.indexes == indexes[:1] for o in polls)
+        await until(lambda: all(len(o.sink.told) == 200 for o in streams))
+        assert all(o.sink.indexes == indexes for o in streams)
+        assert all(o.sink.indexes == indexes[:1] for o in polls)
         # One entry more, of those who were told that they read from history.
         assert 0 < most <= BOUND + 2 * 8 * 300
         assert engine.hub.backlog_bytes == 0
@@ -107,8 +107,8 @@ async def test_large_events_count_by_their_values(tmp_path):
         while not all(outcome.done() for outcome in outcomes):
             await turns(1)
             most = max(most, engine.hub.backlog_bytes)
-        await until(lambda: len(stream.listener.told) == 50)
-        assert stream.listener.indexes == [outcome.result().change.index for outcome in outcomes]
+        await until(lambda: len(stream.sink.told) == 50)
+        assert stream.sink.indexes == [outcome.result().change.index for outcome in outcomes]
         assert large < most <= (1 << 20) + 8
 
 
@@ -118,7 +118,7 @@ async def test_a_single_event_may_be_larger_than_the_bound(tmp_path):
         stream = opened(engine, b"/k", stream=True)
         await engine.run(*sets(1, size=10 * BOUND))
         assert engine.hub.count == 1, "it has not gone to read history"
-        await until(lambda: stream.listener.told)
+        await until(lambda: stream.sink.told)
 
 
 @on_a_loop
@@ -129,7 +129,7 @@ async def test_streams_of_the_same_key_share_one_list(tmp_path):
         streams = [opened(engine, b"/k", stream=True) for _ in range(count)]
         await engine.run(*sets(4, size=1))
         assert engine.hub.waiting == engine.hub.count == count, "nobody reads history"
-        await until(lambda: all(len(o.listener.told) == 4 for o in streams))
+        await until(lambda: all(len(o.sink.told) == 4 for o in streams))
 
 
 @on_a_loop
@@ -140,22 +140,22 @@ async def test_a_long_poll_that_falls_behind_is_told_its_event_from_history(tmp_
         late = [opened(engine, key, wait_index=1000) for key in keys]
         indexes, _, behind = await written(engine, (Set(key, b"v" * 100) for key in keys))
         assert behind > 0
-        await until(lambda: all(o.listener.told for o in polls))
-        assert [poll.listener.indexes for poll in polls] == [[index] for index in indexes]
+        await until(lambda: all(o.sink.told for o in polls))
+        assert [poll.sink.indexes for poll in polls] == [[index] for index in indexes]
         assert engine.hub.waiting == engine.hub.count == len(late)
-        assert not any(o.listener.told for o in late)
+        assert not any(o.sink.told for o in late)
 
 
 @on_a_loop
 async def test_one_that_falls_behind_the_history_is_closed(tmp_path):
     async with started(tmp_path) as engine:
         engine.store.start_term(engine.clock.now_ns(), 10)
-        listeners = [opened(engine, b"/k", stream=True).listener for _ in range(600)]
+        listeners = [opened(engine, b"/k", stream=True).sink for _ in range(600)]
         indexes, _, _ = await written(engine, sets(200))
-        await until(lambda: all(listener.ended for listener in listeners))
-        for listener in listeners:
-            told = listener.indexes
-            assert listener.ended == "closed"
+        await until(lambda: all(sink.ended for sink in listeners))
+        for sink in listeners:
+            told = sink.indexes
+            assert sink.ended == "closed"
             assert told == indexes[: len(told)]
             assert 0 < len(told) < 200
         assert (engine.hub.waiting, engine.hub.backlog_bytes) == (0, 0)
@@ -169,10 +169,10 @@ async def test_one_that_leaves_while_it_is_behind_is_forgotten(tmp_path):
         assert engine.hub.waiting > engine.hub.count
         for stream in streams[:300]:
             engine.hub.forget(stream.watcher)
-        before = [len(stream.listener.told) for stream in streams[:300]]
-        await until(lambda: all(len(o.listener.told) == 100 for o in streams[300:]))
+        before = [len(stream.sink.told) for stream in streams[:300]]
+        await until(lambda: all(len(o.sink.told) == 100 for o in streams[300:]))
         # What was on its way, which a connection that has gone drops, but nothing from history.
-        assert max(before) <= max(len(stream.listener.told) for stream in streams[:300]) < 100
+        assert max(before) <= max(len(stream.sink.told) for stream in streams[:300]) < 100
         assert engine.hub.waiting == engine.hub.count == 300
 
 
@@ -182,7 +182,7 @@ async def test_a_stop_ends_those_that_are_behind(tmp_path):
         streams = [opened(engine, b"/k", stream=True) for _ in range(600)]
         await engine.run(*sets(100))
         engine.hub.end_all()
-        assert {stream.listener.ended for stream in streams} == {"ended"}
+        assert {stream.sink.ended for stream in streams} == {"ended"}
         assert (engine.hub.waiting, engine.hub.backlog_bytes) == (0, 0)
         await turns()
 
@@ -198,7 +198,7 @@ async def test_one_that_fails_to_be_told_is_closed_and_the_others_are_told(tmp_p
         engine.hub.watch(Watch(b"/k", stream=True), failing)
         others = [opened(engine, b"/o", stream=True) for _ in range(3)]
         await engine.run(*sets(1), *sets(2, key=b"/o"))
-        await until(lambda: all(len(o.listener.told) == 2 for o in others))
+        await until(lambda: all(len(o.sink.told) == 2 for o in others))
         assert failing.ended == "closed"
         assert "ZeroDivisionError" in caplog.text
 
@@ -217,7 +217,7 @@ async def test_however_far_it_falls_behind_a_stream_is_told_what_it_would_be_tol
         told_to: list[tuple[int, bytes]] = []
 
         def registered_at(opened):
-            return expected.setdefault(id(opened.listener), [])
+            return expected.setdefault(id(opened.sink), [])
 
         for _ in range(12):
             for _ in range(draw.randrange(40)):
@@ -236,5 +236,5 @@ async def test_however_far_it_falls_behind_a_stream_is_told_what_it_would_be_tol
         await until(lambda: engine.hub.waiting == engine.hub.count and not engine.hub.backlog_bytes)
         await turns()
         for stream in streams:
-            assert stream.listener.indexes == registered_at(stream)
+            assert stream.sink.indexes == registered_at(stream)
         await engine.run(Delete(b"/a"))

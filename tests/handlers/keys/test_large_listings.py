@@ -10,7 +10,7 @@ import pytest
 
 from kvd.core.stats import StoreStats
 from kvd.handlers.keys.large_listings import LargeListings
-from kvd.handlers.keys.listing_cache import Listings
+from kvd.handlers.keys.listing_cache import ListingCache
 from kvd.limits.memory import Memory, Values
 from kvd.storage.store import Store
 from kvd.v2.commands import Delete, Get, Set
@@ -84,7 +84,7 @@ def made(watched: Watched, slices: asyncio.Lock) -> LargeListings:
         store=watched,
         stats=StoreStats(),
         now=lambda: (NOW_NS, False),
-        kept=Listings(),
+        kept=ListingCache(),
         memory=memory,
         values=Values(memory),
         head=lambda index: b"",

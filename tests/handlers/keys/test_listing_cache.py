@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from kvd.handlers.keys.listing import KEPT_BODY_BYTES_MAX, KEPT_LEVELS_MAX, Listing, render
-from kvd.handlers.keys.listing_cache import Listings
+from kvd.handlers.keys.listing_cache import ListingCache
 from kvd.storage.format.event import Event
 from kvd.storage.format.node import ROOT, Node
 from kvd.storage.store import Store
@@ -27,7 +27,7 @@ class Reader:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.listings = Listings()
+        self.listings = ListingCache()
         self.hits = 0
 
     def write(self, *commands: object) -> None:
@@ -155,7 +155,7 @@ def test_a_ttl_anywhere_in_it_keeps_a_listing_from_lasting(store):
 
 
 def test_no_more_is_kept_than_there_is_room_for(store):
-    listings = Listings()
+    listings = ListingCache()
     parts = rendered(store, b"/", ROOT, recursive=False)[1].parts
     assert parts is not None
     for number in range(64):

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from kvd.handlers.keys.value_cache import TEXT_BYTES_MAX, Texts
+from kvd.handlers.keys.value_cache import TEXT_BYTES_MAX, ValueCache
 from kvd.json_text import LARGE_VALUE_BYTES
 from kvd.storage.format.event import Event
 from kvd.storage.store import Store
@@ -25,7 +25,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def test_what_is_read_and_kept_is_the_file_as_it_is(store):
     random = Random(5)
-    texts = Texts()
+    texts = ValueCache()
     keys = [b"/a", b"/d/a", b"/d/b", b"/d/e/a", b"/_h", b"/" + b"n" * 500]
     for _ in range(400):
         key = random.choice(keys)
@@ -46,7 +46,7 @@ def test_what_is_read_and_kept_is_the_file_as_it_is(store):
 
 
 def test_what_is_large_is_not_kept(store):
-    texts = Texts()
+    texts = ValueCache()
     sizes = {b"/small": TEXT_BYTES_MAX - 100, b"/medium": LARGE_VALUE_BYTES}
     sizes[b"/large"] = LARGE_VALUE_BYTES + 1
     for key, size in sizes.items():
@@ -58,7 +58,7 @@ def test_what_is_large_is_not_kept(store):
 
 @pytest.mark.parametrize("size", [10, 500, 20_000])
 def test_what_is_kept_is_bounded_by_what_it_takes(store, size):
-    texts = Texts()
+    texts = ValueCache()
     most = 0
     for number in range(40_000 if size < 1000 else 2000):
         key, text = b"/key-%09d" % number, b"x" * size
@@ -69,7 +69,7 @@ def test_what_is_kept_is_bounded_by_what_it_takes(store, size):
 
 
 def test_a_key_that_is_written_over_and_over_drops_no_other(store):
-    texts = Texts()
+    texts = ValueCache()
     texts.kept[b"/other"] = b"x" * 100
     for _ in range(2000):
         texts.kept[b"/same"] = b"y" * 20_000

@@ -56,14 +56,14 @@ class Watching(Delegate):
         answer = self.answers.begin(connection, stream=True)
         answer.begin(1)
         watcher = Watcher.__new__(Watcher)
-        watcher.listener = answer
+        watcher.sink = answer
         self.watchers.append(watcher)
 
     def tell(self, body):
         self.answers.tell_all(self.watchers, body)
 
     def connections(self):
-        return [watcher.listener.connection for watcher in self.watchers]
+        return [watcher.sink.connection for watcher in self.watchers]
 
 
 @contextlib.asynccontextmanager
@@ -182,7 +182,7 @@ async def test_one_that_is_aborted_is_sent_nothing_more():
 @on_a_loop
 async def test_one_that_has_ended_is_not_told_though_its_connection_goes_on():
     async with watched() as (watching, clients):
-        watching.watchers[4].listener.end()
+        watching.watchers[4].sink.end()
         assert await read_up_to(clients[4], b"0\r\n\r\n") == b"0\r\n\r\n"
         watching.tell(b"one")
         assert read(clients[4]) == b""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from tornado import httputil
 
-from kvd.handlers.authorizer import Admission, Guard, KeyHead
+from kvd.handlers.authorizer import Admission, Authorizer, KeyHead
 from kvd.handlers.keys.key_space import KeySpace
 from kvd.handlers.keys.responder import TOO_MUCH
 from kvd.v2.errors import RAFT_INTERNAL, ApiError
@@ -19,7 +19,7 @@ Serve = Callable[[bytes, Admission | None], None]
 """Serves a complete request, whose sender was let in already, or not."""
 
 
-class Exchange:
+class ExtraRequest:
     """One request, as far as it has come.
 
     Args:
@@ -36,7 +36,7 @@ class Exchange:
         self,
         outer: httputil.HTTPMessageDelegate,
         keys: KeySpace,
-        guard: Guard,
+        authorizer: Authorizer,
         head: KeyHead,
         serve: Serve,
         *,
@@ -45,7 +45,7 @@ class Exchange:
     ) -> None:
         self._outer = outer
         self._keys = keys
-        self._guard = guard
+        self._authorizer = authorizer
         self._head = head
         self._serve = serve
         self._too_large = too_large
@@ -56,8 +56,8 @@ class Exchange:
 
     def begin(self) -> None:
         """Find out who sends a body before it is taken."""
-        if self._body is not None and self._guard.enabled:
-            self._guard.admit(self._head, self._admitted)
+        if self._body is not None and self._authorizer.enabled:
+            self._authorizer.admit(self._head, self._admitted)
             if self._admission is None and not self._is_over:
                 self._waits = True
                 self._head.connection.wait()
