@@ -240,7 +240,7 @@ def _application(
             cluster_id=identity.cluster_id,
             authorizer=authorizer,
             documents=LongDocuments(store),
-            administer=core.committer.administer,
+            administer=core.committer.submit_document,
         ),
         raft_status=partial(raft_status, store),
         discovery=discovered,

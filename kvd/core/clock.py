@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 # What differs by less is no step worth being logged: leases are off by no more after a restart.
 STEP_NS = 100_000_000
+NEVER_NS = 1 << 64
+"""A time that never comes."""
 # The two clocks are read one after the other: a reading that took longer says nothing.
 _READING_NS_MAX = 10_000_000
 _TOLD_NS = 1_000_000_000

@@ -119,7 +119,7 @@ class Engine:
 
     def administer(self, *decisions):
         """Queue changes beside the keys in one turn of the loop; return a future for each."""
-        return [self._queued(self.committer.administer, decide) for decide in decisions]
+        return [self._queued(self.committer.submit_document, decide) for decide in decisions]
 
     @staticmethod
     def _queued(queue, item):

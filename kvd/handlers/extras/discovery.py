@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import cast
 
-from kvd.core.committer import Committer, Outcome
+from kvd.core.batch.round import Outcome
+from kvd.core.committer import Committer
 from kvd.handlers.authorizer import Authorizer
 from kvd.handlers.cross_site import BrowserPolicy
 from kvd.handlers.info import Endpoint, Route

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from http import HTTPStatus
 
-from kvd.core.committer import TRANSACTION_TOO_LARGE, Committer
+from kvd.core.batch.transactions import TRANSACTION_TOO_LARGE
+from kvd.core.committer import Committer
 from kvd.handlers.authorizer import Admission, Authorizer, KeyHead
 from kvd.handlers.extras.reading.reads import ExtraReads
 from kvd.handlers.keys.key_space import KeySpace

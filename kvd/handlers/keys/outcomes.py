@@ -15,7 +15,7 @@ from http import HTTPStatus
 from itertools import repeat
 from typing import TYPE_CHECKING
 
-from kvd.core.committer import tell_one
+from kvd.core.batch.round import tell_one
 from kvd.handlers.keys.short_way import END
 from kvd.handlers.keys.value_cache import TEXT_BYTES_MAX
 from kvd.http.connection import Connection
@@ -28,7 +28,7 @@ from kvd.v2.errors import ApiError
 from kvd.v2.response import ACTIONS, FILE, FILE_THAT_EXPIRES, changed_node, expiration, node_object
 
 if TYPE_CHECKING:
-    from kvd.core.committer import Answers, Done, Outcome, Tell
+    from kvd.core.batch.round import Answers, Done, Outcome, Tell
     from kvd.core.stats import StoreStats
     from kvd.handlers.keys.value_cache import ValueCache
     from kvd.storage.index.history import LateEvent

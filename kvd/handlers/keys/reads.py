@@ -139,7 +139,7 @@ class Reads:
     def now(self) -> tuple[int, bool]:
         """Return the time, and whether something that has ended by now is still there."""
         raw_ns = self._raw_ns()
-        return self._clock.at(raw_ns), raw_ns >= self._committer.overdue_at
+        return self._clock.at(raw_ns), raw_ns >= self._committer.expiry_timer.overdue_at
 
     def _has_room(self, connection: Connection, method: str, get: Get, size: int) -> bool:
         """Return whether there is memory for a response; if not, the read goes on once there is."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from http import HTTPStatus
 
-from kvd.core.committer import TRANSACTION_TOO_LARGE
+from kvd.core.batch.transactions import TRANSACTION_TOO_LARGE
 from kvd.handlers.keys.large_listings import ANSWER_TOO_LARGE, NO_ROOM, no_room
 from kvd.http.connection import Connection
 from kvd.limits.memory import Memory, NoRoom

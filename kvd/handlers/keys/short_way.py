@@ -119,6 +119,7 @@ class ShortWay:
     def _serving(self) -> ServeWhole:
         """Return `serve`: a function whose variables are bound once costs less than a method."""
         server, state, committer, gets = self._server, self._state, self._committer, self._gets
+        timer = committer.expiry_timer
         find_block, find_line = server.blocks.short.get, self._lines.get
         find_text, raw_ns, submit = self._texts.kept.get, self._raw_ns, committer.submit
         look_at, read = self._look_at, self._read
@@ -135,7 +136,7 @@ class ShortWay:
             act, key, otherwise = find_line(line) or look_at(line, len(head))
             if act == _READ:
                 text = find_text(key)
-                if text is None or raw_ns() >= committer.overdue_at:
+                if text is None or raw_ns() >= timer.overdue_at:
                     return read(connection, key)
                 if applied is not state.applied or starts is not server.starts or not start:
                     starts, applied = server.starts, state.applied
@@ -203,7 +204,7 @@ class ShortWay:
         node = None
         try:
             # It may be below a directory that has ended.
-            if self._raw_ns() < self._committer.overdue_at:
+            if self._raw_ns() < self._committer.expiry_timer.overdue_at:
                 node = self._state.find(key)
         except BROKEN as damage:
             connection.begin()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from http import HTTPStatus
 
-from kvd.core.committer import REMOVING, Done, Outcome
+from kvd.core.batch.round import REMOVING, Done, Outcome
 from kvd.handlers.keys.parts import KeyParts
 from kvd.handlers.keys.responder import KEY_TOO_DEEP, VALUE_TOO_LARGE
 from kvd.http.connection import Connection

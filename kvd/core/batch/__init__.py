@@ -1,0 +1,1 @@
+"""One batch: commands, expirations and documents decided into records, and their responses."""

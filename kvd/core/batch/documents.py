@@ -1,0 +1,57 @@
+"""Documents (users, roles, members) in a batch."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from kvd.core.batch.limits import BatchLimits
+from kvd.core.batch.round import Round
+from kvd.storage.format.records import Entry, encode_record
+from kvd.v2.documents.decision import Decide, Replied
+from kvd.v2.errors import RouteError
+
+
+def decide_documents(
+    round_: Round, queue: deque[tuple[Decide, Replied]], size: int, limits: BatchLimits
+) -> list[bytes]:
+    """Decide queued changes of documents, as far as a batch of `size` bytes takes them.
+
+    Returns the records.
+    """
+    records: list[bytes] = []
+    replies: list[tuple[Callable[[Any], None], object]] = []
+    round_.replies = replies
+    # One of the largest size fits behind this.
+    while queue and size < limits.bytes_max // 2:
+        decide, done = queue.popleft()
+        try:
+            entries, reply = decide(round_.pending)
+            encoded = _encode(entries, size, limits)
+        except RouteError as refusal:
+            replies.append((done, refusal))
+            continue
+        replies.append((done, reply))
+        records += encoded
+        size += sum(map(len, encoded))
+        for entry in entries:
+            round_.pending.perform(entry, round_.time_ns)
+    return records
+
+
+def _encode(entries: list[Entry], size: int, limits: BatchLimits) -> list[bytes]:
+    """Return entries as records, which follow `size` bytes of others.
+
+    Raises:
+        RouteError: they are too large for the log, or there is no room.
+    """
+    encoded = [encode_record(entry) for entry in entries]
+    added = sum(map(len, encoded))
+    if added > limits.bytes_max // 2:
+        raise RouteError(413, "too large for the log")
+    if any(entry.document is not None for entry in entries):
+        no_room = limits.space.check(size + added)
+        if no_room is not None:
+            raise RouteError(500, no_room.cause.decode())
+    return encoded

@@ -1,0 +1,62 @@
+"""Responses to the commands of a batch, and the statistics of them."""
+
+from __future__ import annotations
+
+import logging
+
+from kvd.core.batch.round import Answers, Round, tell_one
+from kvd.core.stats import StoreStats
+from kvd.logs import SLOW_QUIET_S, Rarely
+from kvd.storage.format.event import Event
+from kvd.storage.index.history import LateEvent
+from kvd.v2.errors import ApiError
+
+log = logging.getLogger(__name__)
+
+
+class Responses:
+    """Responds to commands, and counts.
+
+    Attributes:
+        aborted: How many batches were not logged, for want of room.
+        slow: How many commands were answered late.
+    """
+
+    def __init__(self, stats: StoreStats) -> None:
+        self._stats = stats
+        self._may_warn = Rarely(SLOW_QUIET_S)
+        self.aborted = 0
+        self.slow = 0
+
+    def tell(self, answers: Answers, _events: list[LateEvent], took: float) -> int:
+        """Respond to the commands of a committed batch; return how many of them succeeded."""
+        stats = self._stats
+        succeeded = 0
+        for done, command, outcome in answers:
+            if type(outcome) is Event:
+                succeeded += 1
+                stats.durations[type(command)].append(took)
+            else:
+                assert isinstance(outcome, ApiError)
+                stats.count(command, succeeded=False)
+                stats.refused(command, outcome)
+            tell_one(done, outcome)
+        return succeeded
+
+    def abort(self, round_: Round, refusal: ApiError) -> None:
+        """Respond to the commands of a batch that was not logged."""
+        self.aborted += 1
+        for _, command, _ in round_.answers:
+            self._stats.refused(command, refusal)
+        round_.answer_all(refusal)
+
+    def note_slow(self, commands: int, took: float) -> None:
+        """Count the commands of a batch that took long; log some of them."""
+        self.slow += commands
+        if self._may_warn():
+            log.warning(
+                "slow: %d writes took up to %.1f s%s",
+                commands,
+                took,
+                self._may_warn.kept_back(),
+            )

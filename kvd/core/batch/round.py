@@ -1,0 +1,79 @@
+"""One batch from its first decision to its responses."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from kvd.core.batch.removals import Removals
+from kvd.storage.format.event import Event
+from kvd.storage.index.history import LateEvent
+from kvd.storage.index.pending import Pending
+from kvd.v2.commands import Command, CompareAndDelete, CompareAndSwap, Delete, Transaction
+from kvd.v2.errors import ApiError, RouteError
+
+log = logging.getLogger(__name__)
+
+_Outcome = TypeVar("_Outcome")
+Outcome = Event | ApiError
+Done = Callable[[Outcome], None]
+AllDone = Callable[[list[Event] | ApiError], None]
+Queued = tuple[Any, Callable[[Any], None], int]
+"""A command with its `Done`, or a transaction with its `AllDone`; and the clock's `raw_ns` when it
+was queued."""
+Answers = list[tuple[Done, Command, Outcome]]
+"""The outcomes of the commands of a batch."""
+Tell = Callable[[Answers, list[LateEvent], float], int]
+"""Counts the outcomes of a batch and responds with them; see `Committer.tell`."""
+
+REMOVING = (Delete, CompareAndDelete)
+# A refused transaction is counted as this, unless one of its operations was refused.
+_CONDITION = CompareAndSwap(b"", b"", None, 0)
+
+
+class Round:
+    """One batch, and all that get a response to it.
+
+    Attributes:
+        pending: What it changes, and its events.
+        time_ns: When it began, on the store's clock.
+        queued: The clock's `raw_ns` when the first of its commands was queued.
+        answers: The outcomes of its commands.
+        replies: The outcomes of changes of documents.
+        removals: The directories that it removes; None without any.
+        removed: By the index of each removal, the watched paths that it takes along.
+        pays: Whether it logs what the start had no room for.
+    """
+
+    # What is rare stays here, in the class, until it comes.
+    replies: Sequence[tuple[Callable[[Any], None], object]] = ()
+    removals: Removals | None = None
+    removed: dict[int, list[bytes]] = {}  # noqa: RUF012 -- never changed here
+    pays = False
+
+    def __init__(self, pending: Pending, time_ns: int, queued: int) -> None:
+        self.pending = pending
+        self.time_ns = time_ns
+        self.queued = queued
+        self.answers: Answers = []
+
+    def answer_all(self, refusal: ApiError) -> None:
+        """Respond to all commands and documents with the same refusal."""
+        for done, _, _ in self.answers:
+            tell_one(done, refusal)
+        for replied, _ in self.replies:
+            tell_one(replied, RouteError(500, refusal.cause.decode()))
+
+
+def counted(command: Command | Transaction) -> Command:
+    """Return the command as which a refusal is counted."""
+    return _CONDITION if isinstance(command, Transaction) else command
+
+
+def tell_one(done: Callable[[_Outcome], None], outcome: _Outcome) -> None:
+    """Pass an outcome to its callback; an exception there is logged and ends nothing else."""
+    try:
+        done(outcome)
+    except Exception:
+        log.exception("an answer could not be given")

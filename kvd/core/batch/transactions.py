@@ -1,0 +1,107 @@
+"""Transactions in a batch: all their operations, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from kvd.core.batch.limits import BatchLimits
+from kvd.core.batch.round import REMOVING, AllDone, Outcome, Round, counted
+from kvd.storage.format.event import Event
+from kvd.storage.format.records import REMOVALS, Change, encode_record
+from kvd.v2.commands import Command, Transaction
+from kvd.v2.errors import INVALID_FORM, RAFT_INTERNAL, ApiError, RouteError
+from kvd.v2.rules import Nodes, decide_all
+
+REPLACED_BYTES_MAX = 16 << 20
+"""Bytes of the values that one transaction may replace or remove: its response holds them."""
+TRANSACTION_TOO_LARGE = "transaction_too_large"
+
+
+def decide_transaction(
+    round_: Round,
+    nodes: Nodes,
+    queued: tuple[Transaction, AllDone],
+    records: list[bytes],
+    *,
+    limits: BatchLimits,
+    on_removal: Callable[[Round, Change], None],
+) -> bool:
+    """Decide a transaction, and add its records to those of a batch.
+
+    Args:
+        round_: the batch.
+        nodes: the state that its commands see.
+        queued: the transaction and its callback.
+        records: those of the batch.
+        limits: those of the batch.
+        on_removal: is called before a directory is removed.
+
+    Returns:
+        Whether the batch has room for it.
+
+    Raises:
+        NotKnownYet: as for a command.
+    """
+    transaction, done = queued
+    pending, answers = round_.pending, round_.answers
+    ops = transaction.ops
+    size = sum(map(len, records))
+    try:
+        changes = decide_all(nodes, transaction, pending.index + 1, round_.time_ns)
+        encoded = list(map(encode_record, changes))
+        added = sum(map(len, encoded))
+        _check(nodes, ops, size, added, limits)
+    except ApiError as refusal:
+        name, number = refusal.place or ("", 0)
+        refusal.index = pending.index
+        answers.append((done, ops[number] if name == "op" else counted(transaction), refusal))  # type: ignore[arg-type]
+        return True
+    if size and size + max(added, pending.replaced) > limits.bytes_max:
+        return False
+    events: list[Event] = []
+    for command, change, record in zip(ops, changes, encoded, strict=True):
+        if change.dir and change.kind in REMOVALS:
+            on_removal(round_, change)
+        events.append(pending.change(change, round_.time_ns, record))
+        answers.append((_ignore, command, events[-1]))
+    records += encoded
+    # Each operation is counted; the last one responds.
+    if events:
+        answers[-1] = (partial(_all_told, done, events), ops[-1], events[-1])
+    else:
+        round_.replies = [*round_.replies, (partial(_nothing_done, done), None)]
+    return True
+
+
+def _check(
+    nodes: Nodes, ops: Sequence[Command], size: int, added: int, limits: BatchLimits
+) -> None:
+    """Refuse a transaction, of records of `added` bytes, that has no room."""
+    replaced = (nodes.find(command.key) for command in ops)
+    replaced_bytes = sum(len(node.value or b"") for node in replaced if node is not None)
+    for what, bytes_, most in (
+        ("changes", added, limits.bytes_max),
+        ("values that they replace", replaced_bytes, REPLACED_BYTES_MAX),
+    ):
+        if bytes_ > most:
+            cause = f"the {what} have {bytes_} bytes, {most} are allowed"
+            raise ApiError(INVALID_FORM, cause.encode(), limit=TRANSACTION_TOO_LARGE)
+    if not all(isinstance(command, REMOVING) for command in ops):
+        no_room = limits.space.check(size + added)
+        if no_room is not None:
+            raise no_room
+
+
+def _ignore(_outcome: Outcome) -> None:
+    """No-op callback: the last operation of a transaction responds for all."""
+
+
+def _all_told(done: AllDone, events: list[Event], outcome: Outcome) -> None:
+    """Respond to a transaction, whose last outcome this is."""
+    done(outcome if isinstance(outcome, ApiError) else events)
+
+
+def _nothing_done(done: AllDone, outcome: RouteError | None) -> None:
+    """Respond to a transaction that changes nothing, whose conditions hold."""
+    done([] if outcome is None else ApiError(RAFT_INTERNAL, outcome.message.encode()))
