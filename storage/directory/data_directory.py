@@ -15,29 +15,19 @@ for what is not the log's in the log's directory. All is looked at before anythi
 """
 
 import logging
-import os
-import secrets
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Self
 
 from kvd.storage import disk
 from kvd.storage.directory import claim
+from kvd.storage.directory.format_file import mark_log_begun, read_format, write_new_format
 from kvd.storage.directory.locks import Locks
 from kvd.storage.errors import EX_CONFIG, EX_DATAERR, DirectoryUnusable
-from kvd.storage.format.identity import (
-    FORMAT_VERSION,
-    STORE_UUID_BYTES,
-    Format,
-    Identity,
-    NewIds,
-    decode_format,
-    encode_format,
-)
+from kvd.storage.format.identity import Format, NewIds
 from kvd.storage.format.names import ROOMS
 
 log = logging.getLogger(__name__)
@@ -45,8 +35,6 @@ log = logging.getLogger(__name__)
 _PRECIOUS = ("wal", "snap")
 # Where nothing is before FORMAT is durable.
 _TELLING = ("wal", "snap", "index")
-_LOG = "log"
-_FORMAT_BYTES_MAX = 64 << 10
 
 
 class DataDirectory:
@@ -122,7 +110,7 @@ class DataDirectory:
             OSError: FORMAT is as it was.
         """
         if not self.log_begun:
-            _write_format(self.path, _fields(self.path / "FORMAT") | {_LOG: "begun"})
+            mark_log_begun(self.path)
             self.log_begun = True
 
     def require_place(self) -> None:
@@ -243,7 +231,7 @@ def _initialise(
         disk.sync_directory(path.resolve().parent)
     # It may be there already when its directory cannot be synced, or what follows fails.
     undo.push(_on_refusal(partial((path / "FORMAT").unlink, missing_ok=True)))
-    _write_format(path, _new_fields(new_ids or NewIds(_random_id(), _random_id())))
+    write_new_format(path, new_ids)
 
 
 def _place_log(link: Path, target: Path, undo: ExitStack) -> None:
@@ -315,27 +303,6 @@ def _require_empty(path: Path, room: str, directory: Path) -> None:
             )
 
 
-def _new_fields(ids: NewIds) -> dict[str, object]:
-    """Return what FORMAT says of a new store."""
-    now = datetime.fromtimestamp(disk.wall_clock_ns() // 10**9, UTC)
-    return {
-        "format": FORMAT_VERSION,
-        "min_reader": FORMAT_VERSION,
-        "store_uuid": secrets.token_hex(STORE_UUID_BYTES),
-        "cluster_id": f"{ids.cluster_id:016x}",
-        "member_id": f"{ids.member_id:016x}",
-        "created": f"{now:%Y-%m-%dT%H:%M:%SZ}",
-    }
-
-
-def _write_format(path: Path, fields: dict[str, object]) -> None:
-    disk.write_file_durably(path / "FORMAT", encode_format(fields))
-
-
-def _random_id() -> int:
-    return secrets.randbelow(2**64 - 1) + 1
-
-
 def _entries(path: Path) -> list[Path]:
     return sorted(path.iterdir()) if path.is_dir() else []
 
@@ -351,64 +318,3 @@ def _remove_unfinished(path: Path) -> None:
                 shutil.rmtree(entry)  # an index
             else:
                 disk.remove(entry)
-
-
-def read_format(path: Path) -> Format:
-    """Return what FORMAT says, if this version can read the directory.
-
-    Raises:
-        DirectoryUnusable: FORMAT is damaged, or of a format that this version does not know.
-        OSError: there is none, or it cannot be read.
-    """
-    file = path / "FORMAT"
-    fields = _fields(file)
-    try:
-        identity = _identity(file, fields)
-    except (KeyError, TypeError, ValueError):
-        raise _damaged(file, "does not say whose the directory is") from None
-    return Format(identity, _LOG in fields)
-
-
-def _identity(file: Path, fields: dict[str, object]) -> Identity:
-    """Return what names the store, if this version can read the directory.
-
-    Raises:
-        DirectoryUnusable: it cannot.
-        KeyError, TypeError, ValueError: the fields do not say.
-    """
-    version, needed = fields["format"], fields["min_reader"]
-    if not isinstance(needed, int):
-        raise TypeError(needed)
-    if needed > FORMAT_VERSION:
-        raise DirectoryUnusable(
-            f"{file}: the directory has format {version}, which a program for format "
-            f"{needed} or later reads; this one is for format {FORMAT_VERSION}",
-            exit_status=EX_CONFIG,
-        )
-    store_uuid = bytes.fromhex(str(fields["store_uuid"]))
-    if len(store_uuid) != STORE_UUID_BYTES:
-        raise ValueError(store_uuid)
-    cluster_id, member_id = (int(str(fields[name]), 16) for name in ("cluster_id", "member_id"))
-    return Identity(store_uuid, cluster_id, member_id)
-
-
-def _fields(file: Path) -> dict[str, object]:
-    """Return the fields of FORMAT.
-
-    Raises:
-        DirectoryUnusable: it is damaged.
-        OSError: there is none, or it cannot be read.
-    """
-    fd = disk.open_to_read(file)
-    try:
-        data = disk.read_at(fd, _FORMAT_BYTES_MAX, 0)
-    finally:
-        os.close(fd)
-    try:
-        return decode_format(data)
-    except ValueError as error:
-        raise _damaged(file, str(error)) from None
-
-
-def _damaged(file: Path, problem: str) -> DirectoryUnusable:
-    return DirectoryUnusable(f"{file}: {problem}; restore it from a backup", exit_status=EX_DATAERR)

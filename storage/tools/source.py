@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvd.storage.directory.claim import require_plain
-from kvd.storage.directory.data_directory import read_format, require_rooms
+from kvd.storage.directory.data_directory import require_rooms
+from kvd.storage.directory.format_file import read_format
 from kvd.storage.directory.locks import SharedLocks, holder
 from kvd.storage.errors import (
     EX_DATAERR,

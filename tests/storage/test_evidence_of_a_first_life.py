@@ -74,7 +74,7 @@ def test_a_first_segment_on_a_full_disk_is_known_before_its_first_frame(tmp_path
         def refuse(*_):
             raise refusal
 
-        patch.setattr("kvd.storage.directory.data_directory.disk.write_file_durably", refuse)
+        patch.setattr("kvd.storage.directory.format_file.disk.write_file_durably", refuse)
         txn = store.begin()
         store.encode(txn, [b"\x82\x11\x01"], 1)
         with pytest.raises(Exception, match="No space"):
