@@ -1,1 +1,1 @@
-"""The data directory: whose it is, where everything is in it, and its locks."""
+"""The data directory: its owner, its layout and its locks."""

@@ -1,9 +1,9 @@
-"""Whose a directory is, and what may stand in it: looked at before anything in it is changed.
+"""Checks of a directory's owner and content, made before anything in it is changed.
 
-A directory that is to be a store's may hold what file systems and tools put anywhere (`lost+found`,
-names that begin with a dot). It is refused if it is another user's, or if others use it: kvd would
-close it to them. Of what stands in a store only `wal` may be a symbolic link, to a directory; a
-file of it that is a link, a directory or a pipe is refused, so that nothing outside is touched.
+A directory for a new store may hold what file systems and tools put anywhere (`lost+found`, names
+that begin with a dot). It is refused if it belongs to another user, or if other users need it: a
+store is closed to them. In a store only `wal` may be a symbolic link, to a directory; any other
+link, and a directory or a pipe in the place of a file, is refused, so that no write goes elsewhere.
 """
 
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 from kvd.storage import disk
 from kvd.storage.errors import EX_CANTCREAT, EX_DATAERR, DirectoryUnusable
 
-# What file systems, quotas and desktops put into the root of a disk; and whatever is hidden.
+# Entries that file systems, quotas and desktops make in the root of a disk.
 _STRAY = frozenset(
     {
         "lost+found",
@@ -34,7 +34,7 @@ _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
 }
-# The files of each room that are opened by their names; LMDB's `lock.mdb` may be a link of ours.
+# The files of each subdirectory that are opened by name. LMDB's `lock.mdb` may be a link of ours.
 _FILES: dict[str, Callable[[str], bool]] = {
     "wal": lambda name: name.endswith(".wal") or name == "next.tmp",
     "snap": lambda name: name.endswith(".snap"),
@@ -45,30 +45,30 @@ _MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def is_stray(name: str) -> bool:
-    """Return whether a name is none of ours, and of no meaning to the users of a directory."""
+    """Return whether an entry is neither of a store nor of use to the users of a directory."""
     return name.startswith(".") or name in _STRAY
 
 
 def is_part(name: str) -> bool:
-    """Return whether an entry of a data directory may be a store's."""
+    """Return whether an entry of a data directory may belong to a store."""
     return name in _OURS or name.endswith(".tmp")
 
 
 def is_log(name: str) -> bool:
-    """Return whether an entry of a log's directory may be the log's."""
+    """Return whether an entry of a log's directory may belong to the log."""
     return name.endswith((".wal", ".tmp"))
 
 
 def require_own(path: Path, is_known: Callable[[str], bool], *, is_store: bool) -> None:
-    """Check that a directory is this user's, and nobody else's business. Changes nothing.
+    """Check that a directory belongs to this user and is used by no other. Changes nothing.
 
     Args:
         path: the directory.
         is_known: whether an entry of it belongs to a store.
-        is_store: it is a store's already: what else stands there its owner may have put there.
+        is_store: it is a store already, so that its owner may have added other entries.
 
     Raises:
-        DirectoryUnusable: it is no directory, another user's, or used by others.
+        DirectoryUnusable: it is not a directory, belongs to another user, or others use it.
     """
     status = path.stat()
     if not stat.S_ISDIR(status.st_mode):
@@ -93,7 +93,7 @@ def require_own(path: Path, is_known: Callable[[str], bool], *, is_store: bool) 
 def _is_others(
     entry: os.DirEntry[str], mode: int, is_known: Callable[[str], bool], *, is_store: bool
 ) -> bool:
-    """Return whether an entry says that others use the directory it stands in."""
+    """Return whether an entry shows that other users use the directory that holds it."""
     if entry.stat(follow_symlinks=False).st_uid not in (os.geteuid(), 0):
         return True
     if is_known(entry.name):
@@ -104,7 +104,7 @@ def _is_others(
 
 
 def make_private(path: Path) -> int | None:
-    """Close a directory to everybody else; return the mode it had, None if it was private."""
+    """Remove the access of other users; return the mode before, None if it was private."""
     mode = stat.S_IMODE(path.stat().st_mode)
     private = mode & disk.DIRECTORY_MODE
     if mode == private:
@@ -114,10 +114,10 @@ def make_private(path: Path) -> int | None:
 
 
 def require_plain(path: Path) -> None:
-    """Check that what a store opens by name is a file where a file is due, and no link elsewhere.
+    """Check that the entries that a store opens by name are regular files, and no links.
 
     Raises:
-        DirectoryUnusable: it is not.
+        DirectoryUnusable: one is something else.
     """
     for name in ("FORMAT", "LOCK"):
         _require(path / name, stat.S_ISREG, "file")
@@ -143,6 +143,6 @@ def _require(
     if not is_right(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "a file")
         raise DirectoryUnusable(
-            f"{path}: is {kind}, expected a {expected}; put back what stood there",
+            f"{path}: is {kind}, expected a {expected}; put the original back",
             exit_status=status,
         )

@@ -1,16 +1,16 @@
-"""The data directory: whose it is, and where everything is in it.
+"""The data directory: its layout, and opening it as an existing or as a new store.
 
     DATA/          0700
       FORMAT       format/identity.py; the directory is a store once this file is durable, and the
-                   log's first frame is written once it says that the log has begun
-      LOCK         locked for as long as it is open, as the directory is: storage/directory/locks.py
+                   log's first frame is written once this file says that the log has begun
+      LOCK         locked while the directory is open, as the directory is: directory/locks.py
       wal/         storage/wal/wal.py; a symbolic link where the log has a disk of its own
       snap/        storage/snapshot/directory.py
       index/       storage/index/environment.py
       quarantine/  what recovery cut off
 
-Files are 0600. `*.tmp` is what a crash left unfinished and is removed, but for `wal/next.tmp`, and
-for what is not the log's in the log's directory. All is looked at before anything is changed
+Files are 0600. A `*.tmp` is unfinished work of a crash and is removed, except `wal/next.tmp` and
+foreign files in the directory of the log. All checks come before the first change
 (storage/directory/claim.py), so a refusal leaves nothing behind.
 """
 
@@ -32,19 +32,19 @@ from kvd.storage.format.names import ROOMS
 
 log = logging.getLogger(__name__)
 
-_PRECIOUS = ("wal", "snap")
-# Where nothing is before FORMAT is durable.
-_TELLING = ("wal", "snap", "index")
+_REQUIRED = ("wal", "snap")
+# Subdirectories that are empty until FORMAT is durable.
+_EMPTY_AT_FIRST = ("wal", "snap", "index")
 
 
 class DataDirectory:
     """An open data directory, locked until `close`.
 
     Attributes:
-        path: the directory; `wal`, `snap`, `index` and `quarantine` are its rooms.
-        identity: what FORMAT says.
-        log_begun: FORMAT says that the log has had a segment: without any, it is gone.
-        created: FORMAT was written just now: the store is new.
+        path: the directory; `wal`, `snap`, `index` and `quarantine` are its subdirectories.
+        identity: the identity in FORMAT.
+        log_begun: FORMAT says that the log has had a segment; a log without one is lost then.
+        created: the store is new: this call of `open` has written FORMAT.
     """
 
     def __init__(self, path: Path, locks: Locks, found: Format, *, created: bool) -> None:
@@ -65,18 +65,18 @@ class DataDirectory:
     ) -> Self:
         """Lock a data directory, or make a new one where there is none.
 
-        A directory of one's own that others may enter is made private, with one line of log.
+        A directory of this user that others may enter is made private, with one line of log.
 
         Args:
             path: the directory.
-            new_ids: what a new store is called; random ids without.
-            must_exist: make no new one.
-            wal_dir: where the log is to be, if not in the directory itself.
+            new_ids: the ids of a new store; random ones if missing.
+            must_exist: do not make a new store.
+            wal_dir: the directory of the log, if it is not the subdirectory `wal`.
 
         Raises:
             DirectoryLocked: another process has it.
-            DirectoryUnusable: it is somebody else's, damaged, of an unknown format, or the system
-                does not let us in. Nothing is left behind where there was no store.
+            DirectoryUnusable: it belongs to another user, is damaged, of an unknown format, or not
+                accessible. Nothing is left behind where there was no store.
         """
         try:
             if not (path / "FORMAT").exists():
@@ -101,10 +101,10 @@ class DataDirectory:
             raise DirectoryUnusable(f"{where}: {error.strerror}") from error
 
     def begin_log(self) -> None:
-        """Have FORMAT say that the log has had a segment; durable on return.
+        """Note in FORMAT that the log has had a segment; durable on return.
 
-        A call for when the name of that segment is durable: a crash must not leave the one without
-        the other.
+        The name of that segment must be durable before: a crash in between would leave a FORMAT
+        that names a log, and no log.
 
         Raises:
             OSError: FORMAT is as it was.
@@ -114,10 +114,10 @@ class DataDirectory:
             self.log_begun = True
 
     def require_place(self) -> None:
-        """Check that the directory, and that of the log, are still where they were.
+        """Check that the directory and that of the log are still in their places.
 
         Raises:
-            DirectoryLost: they are not, or another process has taken them.
+            DirectoryLost: one was moved or removed, or another process has taken it.
         """
         self._locks.require_place()
 
@@ -127,7 +127,7 @@ class DataDirectory:
 
 
 def require_local(*paths: Path) -> None:
-    """Refuse directories, there already or not, that are on a network file system.
+    """Refuse directories, existing or not, on a network file system.
 
     LMDB maps its file into memory, and a lock or a sync may mean something else there.
     """
@@ -144,7 +144,7 @@ def require_local(*paths: Path) -> None:
 
 
 def _refuse_to_make(path: Path, *, must_exist: bool) -> None:
-    """Refuse where a new store would not be what somebody wants."""
+    """Refuse to make a new store where that must be a mistake."""
     if must_exist:
         raise DirectoryUnusable(
             f"{path}: holds no store, and none is to be made", exit_status=EX_CONFIG
@@ -158,7 +158,7 @@ def _refuse_to_make(path: Path, *, must_exist: bool) -> None:
 
 
 def _make_directory(path: Path, undo: ExitStack) -> None:
-    """Make a directory, and have those that were made removed again if nothing comes of it."""
+    """Make a directory and its missing parents; register their removal in `undo`."""
     if path.exists():
         return
     for made in disk.make_directory_durably(path):
@@ -166,7 +166,7 @@ def _make_directory(path: Path, undo: ExitStack) -> None:
 
 
 def _on_refusal(remove: Callable[[], None]) -> Callable[..., None]:
-    """Return what removes something on the way out of a refusal; not where the process ends."""
+    """Return an exit callback that calls `remove` after an error, but not at the process's end."""
 
     def leave(kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and issubclass(kind, Exception):
@@ -180,11 +180,16 @@ def _close_to_others(path: Path) -> None:
     mode = claim.make_private(path)
     if mode is not None:
         private = mode & disk.DIRECTORY_MODE
-        log.info("%s: mode %04o made %04o: nobody else may look in", path, mode, private)
+        log.info(
+            "%s: changed mode from %04o to %04o (was accessible to other users)",
+            path,
+            mode,
+            private,
+        )
 
 
 def _enter(path: Path, locks: Locks, wal_dir: Path | None) -> None:
-    """Lock a store, after a look at all that a start takes for granted."""
+    """Lock an existing store, after the checks of what a start relies on."""
     read_format(path)
     require_rooms(path)
     if wal_dir is not None:
@@ -202,7 +207,7 @@ def _enter(path: Path, locks: Locks, wal_dir: Path | None) -> None:
 def _initialise(
     path: Path, locks: Locks, new_ids: NewIds | None, wal_dir: Path | None, undo: ExitStack
 ) -> None:
-    """Make the directory a store."""
+    """Make the directory a new store."""
     log_dir = path / "wal" if wal_dir is None else wal_dir.absolute()
     if wal_dir is not None:
         _require_empty(path, "wal", path / "wal")
@@ -211,7 +216,7 @@ def _initialise(
     if wal_dir is not None or log_dir.is_dir():
         claim.require_own(log_dir, claim.is_log, is_store=False)
         locks.add(log_dir, name=path / "wal")
-    for room in _TELLING:
+    for room in _EMPTY_AT_FIRST:
         _require_empty(path, room, log_dir if room == "wal" else path / room)
     if locks.sign():
         undo.push(_on_refusal((path / "LOCK").unlink))
@@ -226,21 +231,21 @@ def _initialise(
             if room == "wal":
                 locks.add(path / room)
     disk.sync_directory(path)
-    # A start that was killed may have made the directory without having synced its name.
+    # An earlier start may have been killed between making the directory and syncing its name.
     with suppress(PermissionError):
         disk.sync_directory(path.resolve().parent)
-    # It may be there already when its directory cannot be synced, or what follows fails.
+    # FORMAT may exist although the sync of its directory, or a later step, has failed.
     undo.push(_on_refusal(partial((path / "FORMAT").unlink, missing_ok=True)))
     write_new_format(path, new_ids)
 
 
 def _place_log(link: Path, target: Path, undo: ExitStack) -> None:
-    """Have the log of a store that is to be made in a directory of its own.
+    """Link the log of a new store to a directory of its own.
 
-    The data directory leads there, so that whoever opens it needs to know nothing else.
+    The link is in the data directory, so that no later start or tool needs `--wal-dir`.
     """
     if link.is_symlink() or link.exists():
-        # A start that was cut short may have left one.
+        # Left by an earlier start that was killed.
         link.unlink() if link.is_symlink() else link.rmdir()
     link.symlink_to(target)
     undo.push(_on_refusal(link.unlink))
@@ -257,7 +262,7 @@ def _require_log_in(path: Path, wal_dir: Path) -> None:
 
 
 def _require(path: Path, room: str) -> None:
-    """Check that a room of a store is there, unless nothing is lost without it."""
+    """Check that a subdirectory exists, if a store without it has lost data."""
     if (path / room).is_dir():
         return
     if (path / room).is_symlink():
@@ -266,7 +271,7 @@ def _require(path: Path, room: str) -> None:
             f"{path}: {room}/ leads to {target}, which is missing; is its disk mounted?",
             exit_status=EX_DATAERR,
         )
-    if room in _PRECIOUS:
+    if room in _REQUIRED:
         raise DirectoryUnusable(
             f"{path}: {room}/ is missing; restore it from a backup", exit_status=EX_DATAERR
         )
@@ -280,20 +285,20 @@ def _require_no_file(path: Path, room: str) -> None:
 
 
 def require_rooms(path: Path) -> None:
-    """Check the rooms of a store as its start does, and make none.
+    """Check the subdirectories of a store as its start does, and make none.
 
     Raises:
-        DirectoryUnusable: one is missing whose content is needed, or is not a directory.
+        DirectoryUnusable: a required one is missing, or one is not a directory.
     """
     for room in ROOMS:
-        if room in _PRECIOUS:
+        if room in _REQUIRED:
             _require(path, room)
         elif not (path / room).is_dir():
             _require_no_file(path, room)
 
 
 def _require_empty(path: Path, room: str, directory: Path) -> None:
-    """Check that a room of what is to become a store holds nothing of another one."""
+    """Check that a subdirectory of a new store holds nothing of another store."""
     for entry in _entries(directory):
         if entry.suffix != ".tmp" and not claim.is_stray(entry.name):
             raise DirectoryUnusable(
@@ -309,7 +314,7 @@ def _entries(path: Path) -> list[Path]:
 
 def _remove_unfinished(path: Path) -> None:
     for directory in (path, *(path / room for room in ROOMS)):
-        # Others may have put theirs into the root of a disk that is the log's.
+        # The log's directory may be the root of a disk, with files of others.
         suffix = ".wal.tmp" if directory.name == "wal" else ".tmp"
         for entry in _entries(directory):
             if not entry.name.endswith(suffix):

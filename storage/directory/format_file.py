@@ -25,11 +25,11 @@ _FORMAT_BYTES_MAX = 64 << 10
 
 
 def read_format(path: Path) -> Format:
-    """Return what FORMAT says, if this version can read the directory.
+    """Read FORMAT, if this version can read the directory.
 
     Raises:
         DirectoryUnusable: FORMAT is damaged, or of a format that this version does not know.
-        OSError: there is none, or it cannot be read.
+        OSError: it is missing or cannot be read.
     """
     file = path / "FORMAT"
     fields = _fields(file)
@@ -55,7 +55,7 @@ def mark_log_begun(path: Path) -> None:
 
 
 def _new_fields(ids: NewIds) -> dict[str, object]:
-    """Return what FORMAT says of a new store."""
+    """Return the fields of FORMAT for a new store."""
     now = datetime.fromtimestamp(disk.wall_clock_ns() // 10**9, UTC)
     return {
         "format": FORMAT_VERSION,
@@ -76,11 +76,11 @@ def _random_id() -> int:
 
 
 def _identity(file: Path, fields: dict[str, object]) -> Identity:
-    """Return what names the store, if this version can read the directory.
+    """Return the identity in the fields, if this version can read the directory.
 
     Raises:
         DirectoryUnusable: it cannot.
-        KeyError, TypeError, ValueError: the fields do not say.
+        KeyError, TypeError, ValueError: a field is missing or malformed.
     """
     version, needed = fields["format"], fields["min_reader"]
     if not isinstance(needed, int):
@@ -103,7 +103,7 @@ def _fields(file: Path) -> dict[str, object]:
 
     Raises:
         DirectoryUnusable: it is damaged.
-        OSError: there is none, or it cannot be read.
+        OSError: it is missing or cannot be read.
     """
     fd = disk.open_to_read(file)
     try:

@@ -1,8 +1,8 @@
-"""The locks of a data directory, and whether it is still where it was.
+"""The locks of a data directory, and a check that the directory is still in its place.
 
-Locked (flock) are the directory itself and that of the log, which nobody can unlink while their
-locks are held, wherever a copy of the directory or a link leads from; and the file LOCK, for
-versions that lock that alone, and because it says by whom.
+Three things are locked (flock): the directory and the directory of the log, so that the lock holds
+under every path and link that leads there and cannot be unlinked; and the file LOCK, for versions
+that lock that file alone. LOCK also names the process that holds the lock.
 """
 
 import errno
@@ -19,7 +19,7 @@ from kvd.storage.errors import DirectoryLocked, DirectoryLost
 
 log = logging.getLogger(__name__)
 
-# What network file systems say of a lock on a directory: there LOCK is all there is.
+# Errors of file systems that cannot lock a directory: only LOCK is locked there.
 _UNLOCKABLE = frozenset(
     {
         errno.EBADF,
@@ -37,7 +37,7 @@ _HOLDER_BYTES = 200
 
 
 class Locks:
-    """What one process holds of one data directory, until `close`."""
+    """The locks that one process holds on one data directory, until `close`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -46,7 +46,7 @@ class Locks:
 
     @classmethod
     def take(cls, path: Path) -> Self:
-        """Lock a directory. Nothing in it is changed.
+        """Lock a directory, without a change to it.
 
         Raises:
             DirectoryLocked: another process has it.
@@ -56,7 +56,7 @@ class Locks:
         return locks
 
     def add(self, directory: Path, *, name: Path | None = None) -> None:
-        """Lock another directory that belongs to the store, which finds it by `name`, if given.
+        """Lock another directory of the store, which opens it as `name` if that is given.
 
         Raises:
             DirectoryLocked: another process has it, through another data directory.
@@ -81,7 +81,7 @@ class Locks:
             raise
 
     def sign(self) -> bool:
-        """Lock LOCK, made if it is missing, and write into it whose it is; return whether it was.
+        """Lock the file LOCK and write this process into it; return whether it had to be made.
 
         Raises:
             DirectoryLocked: another process has it.
@@ -107,12 +107,12 @@ class Locks:
         return made
 
     def require_place(self) -> None:
-        """Check that the directories are still where they were, under their names.
+        """Check that the names of the locked directories still lead to them.
 
-        A LOCK that somebody removed is made again.
+        A LOCK that was removed is made again.
 
         Raises:
-            DirectoryLost: they are not, or another process has locked them.
+            DirectoryLost: one does not, or another process has locked it.
         """
         for path, fd in self._directories:
             require_at(path, os.fstat(fd))
@@ -129,11 +129,11 @@ class Locks:
         except DirectoryLocked as error:
             raise DirectoryLost(f"{error}, which has replaced {_NAME}") from error
         except OSError:
-            return  # no room, say: the directory itself is locked still
+            return  # such as a full disk: the directory itself is still locked
         log.warning("%s: %s was removed or replaced, and was made again", self._path, _NAME)
 
     def close(self) -> None:
-        """Release everything."""
+        """Release all locks."""
         for _, fd in self._directories:
             os.close(fd)
         self._directories.clear()
@@ -153,13 +153,13 @@ def require_at(path: Path | str, expected: os.stat_result) -> None:
     except (FileNotFoundError, NotADirectoryError):
         raise DirectoryLost(f"{path}: was removed or renamed while it was in use") from None
     except OSError:
-        return  # nobody can say
+        return  # such as a directory above that cannot be searched now
     if (found.st_ino, found.st_dev) != (expected.st_ino, expected.st_dev):
         raise DirectoryLost(f"{path}: was replaced by another one while it was in use")
 
 
 def holder(path: Path) -> str:
-    """Return who has locked a directory, as far as LOCK says."""
+    """Return the process that holds the lock of a directory, as LOCK names it."""
     text = b""
     with suppress(OSError):
         fd = disk.open_to_read(path / _NAME)
@@ -171,10 +171,10 @@ def holder(path: Path) -> str:
 
 
 class SharedLocks:
-    """What a reader holds of a data directory: servers are kept out, other readers are not.
+    """The locks of a reader of a data directory, which exclude servers but no other readers.
 
     Attributes:
-        live: somebody else has it, so a server may be writing to it.
+        live: another process holds a lock, so a server may be writing to the directory.
     """
 
     def __init__(self, path: Path) -> None:
@@ -186,7 +186,7 @@ class SharedLocks:
                 self.live = not _lock_shared(self._fds[-1]) or self.live
 
     def close(self) -> None:
-        """Release everything."""
+        """Release all locks."""
         for fd in self._fds:
             os.close(fd)
         self._fds.clear()
@@ -204,9 +204,9 @@ def _lock_shared(fd: int) -> bool:
 
 
 def _sign(fd: int) -> None:
-    """Write into the lock whose it is, for the message that others get; not on a full disk.
+    """Write this process into LOCK, for the errors of others; a full disk is ignored.
 
-    A file that has another name, too, is left as it is: it may be somebody's.
+    A file with a second name is left as it is: it may belong to something else.
     """
     if os.fstat(fd).st_nlink > 1:
         return

@@ -1,9 +1,9 @@
-"""Taking a snapshot of a running store without holding anything up.
+"""Snapshots of a running store, taken in the background.
 
-The index is copied compactly (by LMDB, in C, outside of the interpreter's lock; its read
-transaction lasts no longer than that) to a scratch file that is never synced. A helper process,
-started and not forked, niced, turns the copy into a snapshot at its own pace and verifies it; see
-storage/snapshot/directory.py. Only then the snapshot gets its name.
+The index is copied compactly (by LMDB, in C, outside of the interpreter's lock; the read
+transaction ends with the copy) to a scratch file that is never synced. A worker process, started
+and not forked, with a low priority, converts the copy to a snapshot at a limited pace and verifies
+it; see storage/snapshot/directory.py. Only then the snapshot gets its name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kvd.storage.snapshot import directory as snapshot
 
 
 class Checkpoint:
-    """Takes the snapshots of one store, one at a time, on a thread of their own."""
+    """The snapshots of one store, taken one at a time on a thread of their own."""
 
     def __init__(self, env: lmdb.Environment, directory: Path, identity: Identity) -> None:
         self._env = env
@@ -39,8 +39,8 @@ class Checkpoint:
         """Write, verify and install a snapshot of the committed state; return its header.
 
         Raises:
-            OSError, CorruptSnapshot: none was made, nothing is left behind.
-            CorruptIndex, or another of `BROKEN`: so too, and nothing may be served from the index.
+            OSError, CorruptSnapshot: no snapshot was made; nothing is left behind.
+            CorruptIndex, or another of `BROKEN`: the same, and the index must not be served.
         """
         scratch = self._directory / "scratch.tmp"
         target = self._directory / "snapshot.tmp"
@@ -53,7 +53,7 @@ class Checkpoint:
             except BROKEN:
                 raise
             except lmdb.Error as error:
-                # A full disk, as a rule; LMDB's errors are no `OSError`.
+                # Usually a full disk; LMDB's errors are no `OSError`.
                 raise OSError(f"{scratch.name}: {error}") from error
             failpoints.reach("snapshotBeforeWrite")
             self._convert(scratch, target, header)
@@ -66,7 +66,7 @@ class Checkpoint:
         return header
 
     def stop(self) -> None:
-        """Give up what is being taken; from any thread."""
+        """Abort the snapshot being taken. Thread-safe."""
         self._stopped = True
         if self._worker is not None:
             self._worker.kill()
@@ -117,7 +117,7 @@ def _applied(copy: Path) -> Applied:
 
 
 def header_of(applied: Applied, identity: Identity) -> snapshot.Header:
-    """Return what a snapshot of this state of this store says of itself."""
+    """Return the header of a snapshot of a state of a store."""
     position = applied.position
     return snapshot.Header(
         store_uuid=identity.store_uuid,

@@ -2,15 +2,15 @@
 
     snap/%016x-%016x.snap    etcd index - seq of the last frame it covers; .broken when set aside
 
-What is in such a file, and how it proves itself, is in storage/snapshot/file.py.
+The format of such a file and its checks are in storage/snapshot/file.py.
 
-Run as a program, it turns a copy of the index into a snapshot (the server starts it as a process of
-its own, because a busy thread would take the interpreter from the event loop):
+As a program, this module converts a copy of the index to a snapshot (the server runs it in a
+process of its own, because a busy thread would take the interpreter from the event loop):
 
     python -m kvd.storage.snapshot.directory SCRATCH TARGET HEADER
 
 SCRATCH is an LMDB file, TARGET the file to write, HEADER the output of `encode_header` in hex. The
-rows are proved complete on the way.
+rows are checked for completeness meanwhile.
 """
 
 import logging
@@ -61,11 +61,11 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-# What a snapshot's writer waits between syncs, so that the log's syncs find the disk free.
+# Pause of a snapshot's writer between syncs, so that the log's syncs find the disk idle.
 _PAUSE_S = 0.02
 _NICENESS = 10
 EX_INCOMPLETE = 75
-"""What the program ends with where the copy is damaged, or lacks rows."""
+"""Exit status of the program for a copy that is damaged or lacks rows."""
 
 
 def _as_they_are(rows: Iterator[Row], _: Find) -> Iterator[Row]:
@@ -73,19 +73,19 @@ def _as_they_are(rows: Iterator[Row], _: Find) -> Iterator[Row]:
 
 
 def available(directory: Path) -> list[Path]:
-    """Return the snapshots in a directory, newest first, by their names."""
+    """Return the snapshots in a directory, sorted by name, newest first."""
     return sorted(
         (path for path in directory.iterdir() if SNAPSHOT_NAME.fullmatch(path.name)), reverse=True
     )
 
 
 def named(directory: Path) -> list[Path]:
-    """Return the snapshots in a directory, those that were set aside too, in no order."""
+    """Return the snapshots in a directory and those set aside, in no order."""
     return [path for path in directory.iterdir() if BROKEN_SNAPSHOT_NAME.fullmatch(path.name)]
 
 
 def claims(path: Path, store_uuid: bytes) -> list[int]:
-    """Return the frames that a snapshot says were durable, by its name and by its header.
+    """Return the frames that a snapshot's name and header say were durable.
 
     Raises:
         OSError: it cannot be read.
@@ -95,15 +95,15 @@ def claims(path: Path, store_uuid: bytes) -> list[int]:
     except CorruptSnapshot:
         return [seq_of(path)]
     except FileNotFoundError:
-        return []  # a server has purged it meanwhile
+        return []  # purged by a server meanwhile
     return [seq_of(path), header.seq] if header.store_uuid == store_uuid else []
 
 
 def own_header(path: Path, store_uuid: bytes) -> Header:
-    """Return the header of a snapshot of a store, without looking at its rows.
+    """Return the header of a snapshot of a store, without a check of its rows.
 
     Raises:
-        CorruptSnapshot: the header is damaged, another store's, or not what the name says.
+        CorruptSnapshot: the header is damaged, of another store, or does not match the name.
         OSError: the file cannot be read.
     """
     return _require_own(path, read_header(path), store_uuid)
@@ -113,7 +113,7 @@ def verify_own(path: Path, store_uuid: bytes) -> Header:
     """Read a snapshot of a store to its end and return its header.
 
     Raises:
-        CorruptSnapshot: it is damaged, incomplete, another store's, or not what the name says.
+        CorruptSnapshot: it is damaged, incomplete, of another store, or does not match its name.
         OSError: the file cannot be read.
     """
     return _require_own(path, verify(path), store_uuid)
@@ -132,7 +132,7 @@ def _require_own(path: Path, header: Header, store_uuid: bytes) -> Header:
 def usable(directory: Path, store_uuid: bytes) -> Iterator[tuple[Path, Header]]:
     """Yield a store's snapshots whose headers are good, newest first.
 
-    The others are set aside on the way, each with two lines of log.
+    Any other is set aside, with two lines of log.
     """
     for path in available(directory):
         try:
@@ -145,12 +145,12 @@ def usable(directory: Path, store_uuid: bytes) -> Iterator[tuple[Path, Header]]:
 
 
 def name_of(header: Header) -> str:
-    """Return the name of the file of a snapshot."""
+    """Return the file name of a snapshot."""
     return f"{header.index:016x}-{header.seq:016x}.snap"
 
 
 def seq_of(path: Path) -> int:
-    """Return the last frame that a snapshot covers, by its name; it was durable before that."""
+    """Return the last frame that a snapshot covers, from its name; durable before the snapshot."""
     return int(path.name[17:33], 16)
 
 
@@ -159,11 +159,11 @@ def install(temporary: Path, directory: Path, header: Header) -> Path:
 
     Args:
         temporary: a file in `directory`.
-        directory: where the snapshots are.
-        header: the snapshot's.
+        directory: the directory of the snapshots.
+        header: the header of the snapshot.
 
     Returns:
-        The path it has now.
+        The new path.
     """
     path = directory / name_of(header)
     disk.rename_durably(temporary, path)
@@ -171,9 +171,9 @@ def install(temporary: Path, directory: Path, header: Header) -> Path:
 
 
 def set_aside(path: Path, *, tell: bool = True) -> Path:
-    """Rename a snapshot that cannot be used, so that nobody tries again; return its new name.
+    """Rename an unusable snapshot, so that it is not tried again; return its new name.
 
-    Logs one warning, unless the caller tells it.
+    Logs one warning, unless `tell` is false.
     """
     broken = path.with_name(path.name + ".broken")
     disk.rename_durably(path, broken)
@@ -186,7 +186,7 @@ def prune(directory: Path, keep: int) -> list[Header]:
     """Delete all but the newest snapshots; return the headers of those kept, newest first.
 
     Raises:
-        CorruptSnapshot: the header of one that is kept is damaged; nothing is deleted then.
+        CorruptSnapshot: the header of a kept one is damaged; nothing is deleted then.
     """
     paths = available(directory)
     kept = [read_header(path) for path in paths[:keep]]
@@ -206,18 +206,18 @@ def convert(
     pace: Callable[[int], None] | None = None,
     through: Callable[[Iterator[Row], Find], Iterator[Row]] = _as_they_are,
 ) -> None:
-    """Turn a copy of the index into a snapshot and verify what was written.
+    """Convert a copy of the index to a snapshot and verify it.
 
     Args:
-        scratch: an LMDB file of its own (not a directory), which nobody writes to.
-        target: the file to write; it is removed again where anything fails.
-        tables: the names of the sub-databases; a row's table is the number in this list.
-        header: the snapshot's.
+        scratch: an LMDB file (not a directory) without a writer.
+        target: the file to write; it is removed after any failure.
+        tables: the names of the sub-databases; the table of a row is its place in this list.
+        header: the header of the snapshot.
         pace: as for `write`.
-        through: what the rows pass through on their way; it may look up others.
+        through: a filter that all rows pass through; it may look up other rows.
 
     Raises:
-        OSError, lmdb.Error, CorruptSnapshot: there is no snapshot.
+        OSError, lmdb.Error, CorruptSnapshot: no snapshot was made.
     """
     env = lmdb.open(
         os.fsencode(scratch), subdir=False, readonly=True, lock=False, max_dbs=len(tables)
@@ -253,8 +253,8 @@ def _pause(_: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Do what the head of this module says of it as a program; return its exit status."""
-    # The readers above need no index.
+    """Run the program that the module's docstring describes; return its exit status."""
+    # Imported here, because the functions above need no index.
     from kvd.storage.format.node import CorruptIndex  # noqa: PLC0415
     from kvd.storage.format.tables import TABLES  # noqa: PLC0415
     from kvd.storage.index.integrity.completeness import proved  # noqa: PLC0415

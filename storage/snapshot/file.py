@@ -1,4 +1,4 @@
-"""The bytes of a snapshot: one file that proves itself.
+"""The format of a snapshot: one self-checking file.
 
 A header page (magic KVDSNAP1) and frames (storage/format/frame.py) that all have flag SNAP:
 
@@ -8,7 +8,7 @@ A header page (magic KVDSNAP1) and frames (storage/format/frame.py) that all hav
     footer    CBOR {"rows": {table: count}, "sha256": over all payloads of chunks}
 
 Rows come by table and in ascending order of keys, so that they can be appended to an empty index.
-A file without footer is no snapshot. Nothing here knows what the rows mean.
+A file without a footer is no snapshot. This module does not interpret the rows.
 """
 
 import hashlib
@@ -37,17 +37,17 @@ _TABLE = itemgetter(0)
 
 
 class Header(NamedTuple):
-    """What a snapshot says of itself.
+    """The header of a snapshot.
 
     `index`, `chain` (8 bytes), `pos`, `term` and `time_ns` (on the wall clock) are those of the
-    state that it holds; `segment`, `offset`, `seq` and `crc` are the place in the log where replay
-    goes on.
+    state in the snapshot; `segment`, `offset`, `seq` and `crc` are the position in the log at which
+    replay continues.
     """
 
     store_uuid: bytes
     cluster_id: int
     member_id: int
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody misses
+    index: int  # type: ignore[assignment]  # hides tuple.index, which is not used
     seq: int
     segment: int
     offset: int
@@ -59,20 +59,20 @@ class Header(NamedTuple):
 
     @property
     def position(self) -> Position:
-        """Where in the log replay goes on."""
+        """The position in the log at which replay continues."""
         return Position(self.segment, self.offset, self.seq, self.crc)
 
 
 def encode_header(header: Header) -> bytes:
-    """Return a header as it stands in the file."""
+    """Return the payload of the header's frame."""
     return cbor2.dumps([VERSION, *header])
 
 
 def decode_header(data: bytes) -> Header:
-    """Return the header that some bytes stand for.
+    """Return the header in the payload of its frame.
 
     Raises:
-        ValueError: they are no header that this version knows.
+        ValueError: it is not a header that this version knows.
     """
     try:
         fields: object = cbor2.loads(data)
@@ -124,10 +124,10 @@ def write(
     """Write a snapshot to a new file; its bytes are durable on return, its name is not.
 
     Args:
-        path: a file that does not exist; it is removed again where writing fails.
-        header: what the snapshot says of itself.
-        rows: by table, ascending, and in a table by key, ascending.
-        pace: called after each sync (every 4 MiB) with the bytes since the one before; may sleep.
+        path: a file that does not exist; it is removed after a failure.
+        header: the header of the snapshot.
+        rows: in ascending order of tables, and of keys in each table.
+        pace: called after each sync (every 4 MiB) with the bytes since the last one; may sleep.
 
     Raises:
         OSError: the file could not be written.
@@ -151,11 +151,11 @@ def write(
 def read(path: Path) -> tuple[Header, Iterator[Row]]:
     """Open a snapshot; return its header and an iterator over its rows.
 
-    The rows are to be believed only once the iterator has come to its end: the footer is checked
-    there. Memory is bounded by the largest chunk.
+    The rows are verified only at the end of the iterator, where the footer is checked. Memory is
+    bounded by the largest chunk.
 
     Raises:
-        CorruptSnapshot: the file is damaged or incomplete; from here and from the iterator.
+        CorruptSnapshot: the file is damaged or incomplete; here and in the iterator.
         OSError: the file cannot be read.
     """
     header, chunks = read_chunks(path)
@@ -163,7 +163,7 @@ def read(path: Path) -> tuple[Header, Iterator[Row]]:
 
 
 def read_chunks(path: Path) -> tuple[Header, Iterator[list[Row]]]:
-    """As `read`, but the rows come as they stand in the file: by chunks, none of them empty."""
+    """Open a snapshot as `read` does, but iterate over its chunks, none of them empty."""
     frames = _frames(path)
     header = _first(path, frames)
     return header, _chunks_in(path, header, frames)
@@ -183,7 +183,7 @@ def verify(path: Path) -> Header:
 
 
 def read_header(path: Path) -> Header:
-    """Return the header of a snapshot without looking at its rows.
+    """Return the header of a snapshot, without a check of its rows.
 
     Raises:
         CorruptSnapshot: the header is damaged.
@@ -194,7 +194,7 @@ def read_header(path: Path) -> Header:
 
 
 class _Writer:
-    """The frames of a snapshot on their way to a file."""
+    """A writer of the frames of a snapshot to a file."""
 
     def __init__(self, fd: int, header: Header, pace: Callable[[int], None] | None) -> None:
         self._fd = fd
@@ -220,7 +220,7 @@ class _Writer:
         self._add(encode_header(header), 0)
 
     def add_chunk(self, rows: list[Row]) -> None:
-        """Write some rows; sync now and then."""
+        """Write a chunk of rows; sync every 4 MiB."""
         payload = cbor2.dumps(rows)
         self._digest.update(payload)
         self._counts.update(map(_TABLE, rows))
@@ -258,7 +258,7 @@ class _Writer:
 
 
 def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Gather rows to chunks and check their order."""
+    """Group rows into chunks and check their order."""
     chunk: list[Row] = []
     size = 0
     last_table, last_key = -1, b""
@@ -277,7 +277,7 @@ def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def _frames(path: Path) -> Generator[tuple[int, bytes], None, None]:
-    """Yield offset and payload of the frames of a file, up to zeros or its end."""
+    """Yield offset and payload of each frame of a file, up to zeros or its end."""
     try:
         reader = FrameReader(path, magic=SNAPSHOT_MAGIC)
     except ValueError as error:
@@ -288,7 +288,7 @@ def _frames(path: Path) -> Generator[tuple[int, bytes], None, None]:
             offset = reader.offset - parsed.size
             if (parsed.seq, parsed.chain, parsed.flags) != (seq + 1, crc, SNAP):
                 raise CorruptSnapshot.at(
-                    path, offset, f"frame {parsed.seq} stands here, expected frame {seq + 1}"
+                    path, offset, f"frame {parsed.seq} is here, expected frame {seq + 1}"
                 )
             seq, crc = parsed.seq, parsed.crc
             yield offset, parsed.payload

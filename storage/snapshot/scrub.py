@@ -1,11 +1,11 @@
-"""Reading the snapshots that a start has not read, while the server runs.
+"""Background scrub of the snapshots that a start has not read.
 
-A start that uses the index as it is reads no snapshot. Where the log before them was purged they
-are all that the index, which is never synced, could be built from again: so whether they are there
-and whole has to be found out while the index is good.
+A start that reuses the index reads no snapshot. Once the log before them is purged, the index,
+which is never synced, can be rebuilt from the snapshots only, so damage to them must be found
+while the index is still good.
 
-One that is not is set aside. As long as no other lies behind it, what was acknowledged may depend
-on the index alone, so a snapshot has to be taken at once (kvd/core/housekeeping.py).
+A damaged snapshot is set aside. Until there is a good one, acknowledged data may depend on the
+index alone, so that a new snapshot has to be taken at once (kvd/core/housekeeping.py).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _KEPT_MIN = 2
 
 
 class KeptSnapshots:
-    """The snapshots of a store, read a slice at a time; they may be pruned meanwhile.
+    """A scrub of a store's snapshots, in slices; they may be pruned meanwhile.
 
     Attributes:
-        bad: what is wrong with those that cannot be used.
-        good: how many were found whole, and connect to the log that is kept.
+        bad: a message for each that cannot be used.
+        good: number of intact ones that connect to the log.
     """
 
     def __init__(self, directory: Path, log: Path, store_uuid: bytes) -> None:
@@ -40,10 +40,10 @@ class KeptSnapshots:
         self._rest = self._read()
 
     def check(self, seconds: float) -> bool:
-        """Look further for about so long; return whether there is more to look at.
+        """Read on for about so long; return whether there is more to read.
 
-        A call for the thread that takes snapshots. It takes the interpreter for as long, or for a
-        chunk (1 MiB), so pause in between.
+        Called on the thread that takes snapshots. It holds the interpreter that long, or for one
+        chunk (1 MiB), so pause between calls.
         """
         until = time.monotonic() + seconds
         for _ in self._rest:
@@ -63,7 +63,7 @@ class KeptSnapshots:
             except CorruptSnapshot as error:
                 self.bad.append(f"{error}; {_set_aside(path)}")
             except FileNotFoundError:
-                pass  # pruned, or set aside by somebody else
+                pass  # pruned, or set aside by another process
             except OSError as error:
                 self.bad.append(f"snap/{path.name}: {error.strerror}")
             else:

@@ -1,1 +1,1 @@
-"""What `kvdctl` does to a directory; no server uses it but for advice at a refused start."""
+"""The offline tools of `kvdctl`; a server uses them only for advice at a refused start."""

@@ -1,8 +1,8 @@
-"""Copying a store so that the copy is one: everything in it was durable, and it is consistent.
+"""Consistent copies of a store.
 
 A backup has the form of a data directory without index, lock and quarantine: FORMAT, the snapshots,
-and the log up to the last frame that was whole when it was read. Frames that were read are made
-durable in the source before the copy counts, so a backup never knows more than a crash would leave.
+and the log up to the last frame that was complete when it was read. The frames read are synced in
+the source before the copy is finished, so a backup never holds more than the source after a crash.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PARTIAL = ".partial"
 
 
 class Backup(NamedTuple):
-    """What a copy holds: bytes, files, and the end of its log."""
+    """The result of a backup: bytes, files, and the end of the copied log."""
 
     size: int
     files: int
@@ -37,12 +37,12 @@ class Backup(NamedTuple):
 def backup(source: Source, target: Path) -> Backup:
     """Copy a store to a directory that is new or empty; durable and read back on return.
 
-    Every snapshot and all of the log goes along, so that the copy can be restored to any index that
-    the source could be restored to.
+    All snapshots and the whole log are copied, so that the copy can be restored to every index
+    that the source can be restored to.
 
     Raises:
-        StorageError: the source is damaged, or kept changing under the copy (snapshots and purges
-            in close succession); there is no copy then.
+        StorageError: the source is damaged, or changed too often during the copy (snapshots and
+            purges in close succession); there is no copy then.
         OSError: reading or writing failed; there is no copy then.
     """
     attempts = _ATTEMPTS if source.live else 1
@@ -52,20 +52,20 @@ def backup(source: Source, target: Path) -> Backup:
             with staged(target) as draft:
                 return _copy(source, draft)
         except (StorageError, FileNotFoundError) as error:
-            # A server that purges its log meanwhile looks like damage; the next attempt tells.
+            # A server that purges its log meanwhile looks like damage; another attempt decides.
             if not attempts or isinstance(error, DirectoryUnusable):
                 raise
 
 
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
-    """Make a directory under another name; give it its own when all of it is done and durable.
+    """Make a directory under a temporary name; rename it once its content is complete and durable.
 
-    Where the root of a disk is to be the directory, or holds what file systems put there, it is
-    filled instead, with FORMAT last: without that it is no store.
+    The root of a disk, or a directory with entries of a file system, cannot be renamed; it is
+    filled instead, with FORMAT last: without FORMAT it is no store.
 
     Raises:
-        DirectoryUnusable: something stands there, or others use it.
+        DirectoryUnusable: the target is not empty, or other users use it.
     """
     target = target.absolute()
     entries = list(target.iterdir()) if target.is_dir() else []
@@ -79,7 +79,7 @@ def staged(target: Path) -> Iterator[Path]:
     draft = target / _PARTIAL if fills else target.with_name(target.name + _PARTIAL)
     shutil.rmtree(draft, ignore_errors=True)
     disk.make_directory_durably(draft.parent)
-    draft.mkdir(mode=disk.DIRECTORY_MODE)  # nothing that somebody else has put there
+    draft.mkdir(mode=disk.DIRECTORY_MODE)  # fails if another process has made it
     try:
         yield draft
         disk.sync_directory(draft)
@@ -93,7 +93,7 @@ def staged(target: Path) -> Iterator[Path]:
 
 
 def _move_into(target: Path, draft: Path) -> None:
-    """Give all that stands in a draft its place in the directory above it; FORMAT last."""
+    """Move the content of a draft to the directory above it, FORMAT last."""
     claim.make_private(target)
     names = sorted((path.name for path in draft.iterdir()), key=lambda name: name == "FORMAT")
     moved: list[str] = []
@@ -135,7 +135,7 @@ def _copy(source: Source, draft: Path) -> Backup:
 
 
 def _check(draft: Path) -> Position:
-    """Read a copy back as a start would, and return the end of its log."""
+    """Read a copy as a start would, and return the end of its log."""
     with reading(draft) as copy:
         for _, found in copy.snapshots():
             if isinstance(found, CorruptSnapshot):
@@ -151,7 +151,7 @@ def _check(draft: Path) -> Position:
 
 
 def _copy_file(source: Path, target: Path, size: int) -> int:
-    """Copy the first `size` bytes, durably on both sides; return how many that were."""
+    """Copy the first `size` bytes and sync both files; return the number copied."""
     fd = disk.open_to_read(source)
     try:
         copy = disk.create(target)

@@ -1,8 +1,8 @@
-"""Making a store from many keys at once, without a log: for benches, tests and imports.
+"""Bulk load: a store made from many keys without a log, for benches, tests and imports.
 
 The store is the one that a server would have made from as many plain sets, in that order: the same
-nodes, indexes and history, performed by the same `perform`. It stands there as after a clean stop:
-a snapshot, a log that begins behind it, and an index that the next start uses as it is.
+nodes, indexes and history, made by the same code. It is left as after a clean stop: a snapshot, a
+log that begins after it, and an index that the next start reuses.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ _ITEMS_PER_FLUSH = 10_000
 
 
 class Loaded(NamedTuple):
-    """What a new store holds: its index, one more than there were items, and its cluster id."""
+    """A new store: its index, one more than the number of items, and its cluster id."""
 
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody misses
+    index: int  # type: ignore[assignment]  # hides tuple.index, which is not used
     cluster_id: int
 
 
 def bulk_load(target: Path, items: Iterable[Item], *, time_ns: int | None = None) -> Loaded:
     """Make a store in a directory that is new or empty; durable on return.
 
-    Missing directories are made on the way; a path that comes twice has the later value. Keys that
-    come in the order of their paths take half the space in the index.
+    Missing directories are made; a path that comes twice gets the later value. Keys in the order of
+    their paths take half the space in the index.
 
     Args:
-        target: the data directory to be.
-        items: paths and values; they are consumed as they come and need not fit into memory.
-        time_ns: when it all happened, in nanoseconds since 1970; the present without it.
+        target: the new data directory.
+        items: paths and values; they are consumed one by one and need not fit into memory.
+        time_ns: time of all changes, in nanoseconds since 1970; now if missing.
 
     Raises:
         ValueError: a path is not clean, leads through a file, or names a directory.
-        DirectoryUnusable: something stands there.
+        DirectoryUnusable: the target is not empty.
         OSError: the disk failed or is full. There is no new store then.
     """
     now_ns = disk.wall_clock_ns() if time_ns is None else time_ns
@@ -72,8 +72,8 @@ def bulk_load(target: Path, items: Iterable[Item], *, time_ns: int | None = None
 
 
 def _fill(index: Index, items: Iterable[Item], time_ns: int) -> Applied:
-    """Perform one set after another; return how far that got."""
-    # No log has made this history, so nothing else may ever have its name.
+    """Apply one set after another; return the position reached."""
+    # No log has made this history, so its chain must be unique.
     applied = Applied(
         seq=1, chain=secrets.token_bytes(8), time_ns=time_ns, position=Position(1, PAGE_SIZE, 1, 0)
     )
@@ -105,9 +105,9 @@ def _fill(index: Index, items: Iterable[Item], time_ns: int) -> Applied:
 
 
 def _check(pending: Pending, path: bytes, passable: set[bytes]) -> None:
-    """Check what `perform` takes for granted: that a set of this path is allowed.
+    """Check that a set of this path is allowed, which applying it relies on.
 
-    `passable` remembers what leads to directories, or could: nothing is removed here.
+    `passable` caches paths that are directories or can become some: nothing is removed here.
     """
     if path[:1] != b"/" or path[-1:] == b"/" or b"//" in path:
         raise ValueError(f"{path!r} is no clean path of a file")

@@ -1,8 +1,8 @@
-"""Making a data directory as small as it can be without losing anything of the present.
+"""Compaction of a data directory to the size of its present state.
 
-Two snapshots of the same state are taken, so that one may still rot; the log before them goes, and
-with it the points in the past that it could have been restored to; and the index is built anew,
-without the holes that a life of writes leaves in it.
+Two snapshots of the same state are taken, so that one may become damaged later. The log before
+them is deleted, and with it the points in the past to which the store could be restored. The index
+is rebuilt, without the free pages that writes have left in it.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _SEGMENT_BYTES = 64 << 10
 def compact(path: Path) -> None:
     """Compact a store that no server has open; durable on return.
 
-    Counts as two starts: the term grows by two.
+    The term grows by two, as with two starts.
 
     Raises:
-        StorageError: the directory cannot be used, or is damaged; nothing is purged then.
-        OSError: the disk failed, or is full.
+        StorageError: the directory cannot be used or is damaged; nothing is purged then.
+        OSError: the disk failed or is full.
     """
-    format_of(path)  # or `open` would make a store of what is none
-    _open(path).close()  # cuts a torn tail, and keeps it
-    # Without room behind its frames, the last segment cannot take the next one: that begins a new
-    # segment, and the old one can go with the others.
+    format_of(path)  # `open` would make a new store where there is none
+    _open(path).close()  # cuts a torn tail and keeps it in quarantine
+    # Without reserved space, the last segment cannot take the next frame: that frame begins a new
+    # segment, and the old one can be purged with the others.
     _release_reserved(path)
     store = _open(path)
     try:
@@ -48,7 +48,7 @@ def compact(path: Path) -> None:
 
 
 def _open(path: Path, *, rebuild_index: bool = False) -> Store:
-    # Where the directory is was decided when its server was started.
+    # The server was allowed to use this file system, or there would be no store.
     return Store.open(
         path,
         segment_bytes_max=_SEGMENT_BYTES,
@@ -58,14 +58,14 @@ def _open(path: Path, *, rebuild_index: bool = False) -> Store:
 
 
 def _log_a_term(store: Store) -> None:
-    """Move the log on, so that a snapshot gets a place, and a name, of its own."""
+    """Append a term, so that the next snapshot gets a position and a name of its own."""
     applied = store.applied
     now_ns = max(disk.wall_clock_ns() - applied.clock_offset_ns, applied.time_ns)
     store.start_term(now_ns, store.applied.history_limit)
 
 
 def _release_reserved(path: Path) -> None:
-    """Give back the space that a server reserves for frames to come."""
+    """Release the space that a server has reserved for later frames."""
     directory = DataDirectory.open(path)
     try:
         disk.remove_if_there(directory.wal / SPARE_NAME)

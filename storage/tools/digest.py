@@ -1,23 +1,22 @@
-"""One hash of all that a store means, wherever it came from: the oracle of every comparison.
+"""The digest of a store's content: equal for two stores that clients cannot tell apart.
 
 sha256 over CBOR items, in this order:
 
     ["kvd digest 1", index, history limit, oldest event]
-        and the offset of the clock, where that is not 0
+        and the offset of the clock, if it is not 0
     [path, value | nil, created, modified, expiration ns, is dir]
-        each node below the root: the children of a directory by name, then what is below each of
-        them, last name first
+        each node below the root: the children of a directory by name, then the nodes below each
+        of them, last name first
     [index, kind, key, value | nil, dir, created, expiration ns, refresh, time ns, node before]
         each event of the history, in order; the node before as above without path, or nil
     [kind, what, name, document, secret | nil]
-        each entry beside the keys, by what and name
+        each document (users, roles, members), by what and name
 
-It leaves out what no client can see (ids of directories, what hangs below removed ones) and what
-belongs to a process or to one copy of the store (terms, statistics, store and cluster ids, places
-in the log).
+It leaves out internals (ids of directories, nodes below removed ones) and what belongs to a process
+or to one copy of the store (terms, statistics, store and cluster ids, positions in the log).
 
-Run as a program, it tells the digest of an index that nobody writes to, and how far that index
-goes, as one line of JSON: in a process of its own, because a damaged LMDB file may end the process
+As a program, this module prints the digest of an index without a writer, and the position applied,
+as one line of JSON. A process of its own is needed because a damaged LMDB file may kill the process
 that reads it.
 
     python -m kvd.storage.tools.digest INDEX_DIRECTORY
@@ -48,9 +47,9 @@ from kvd.storage.index.state import State
 
 
 class IndexState(NamedTuple):
-    """What an index holds: its digest, the place in the log up to which that is, and whose it is.
+    """The content of an index: its digest, the position applied, and the store it belongs to.
 
-    `store_uuid` is None where it does not say.
+    `store_uuid` is None if the index does not name its store.
     """
 
     digest: str
@@ -59,9 +58,9 @@ class IndexState(NamedTuple):
 
 
 def digest(view: IndexView | State) -> str:
-    """Return the hash of what a view sees, 64 hexadecimal digits.
+    """Return the digest of a view, 64 hexadecimal digits.
 
-    It takes about ten microseconds a node and memory for the paths of directories only.
+    Takes about ten microseconds a node, and memory for the paths of directories only.
 
     Raises:
         CorruptIndex: a row fails its checksum.
@@ -89,7 +88,7 @@ def digest(view: IndexView | State) -> str:
 
 
 def index_state(directory: Path) -> IndexState:
-    """Read a whole index that nobody writes to, in a process of its own; it is not changed.
+    """Read a whole index without a writer, in a process of its own; it is not changed.
 
     Raises:
         CorruptIndex: it cannot be read, or a row of it is damaged.
@@ -113,7 +112,7 @@ def index_state(directory: Path) -> IndexState:
 
 
 def without_place(applied: Applied) -> Applied:
-    """Return how far a log has been performed, without where in which file that was."""
+    """Return the position applied, without the file and the offset in it."""
     return applied._replace(position=Position(0, 0, 0, 0))
 
 
@@ -122,7 +121,7 @@ def _fields(node: Node) -> list[bytes | int | bool | None]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Do what the head of this module says of it as a program; return its exit status."""
+    """Run the program that the module's docstring describes; return its exit status."""
     (directory,) = arguments
     try:
         env = lmdb.open(os.fsencode(directory), readonly=True, lock=False, max_dbs=len(TABLES))

@@ -1,11 +1,11 @@
 """The log as JSON: one object per record, in order, as people and their tools read it.
 
-Each has `file`, `offset` and `frame` (where it stands), `batch`, `position` (of the record among
-all), `term`, `time` and `time_ns` of its batch, and `kind`; then what the kind has, as in
-storage/format/records.py. Bytes that are UTF-8 are text, others stand under the same name with
-`_base64` behind it. Times and expirations are those of the wall clock, in nanoseconds since 1970,
-an expiration 0 for none. Secrets (hashes of passwords) are not told: `secret` only says that there
-is one.
+Each has `file`, `offset` and `frame` (its place in the log), `batch`, `position` (of the record
+among all), `term`, `time` and `time_ns` of its batch, and `kind`; then the fields of the kind, as
+in storage/format/records.py. Bytes that are UTF-8 are written as text, others in base64 under the
+name with the suffix `_base64`. Times and expirations are those of the wall clock, in nanoseconds
+since 1970; an expiration of 0 means none. Secrets (hashes of passwords) are left out: `secret` only
+says that there is one.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _KINDS = {
 
 
 def records(source: Source) -> Iterator[Json]:
-    """Yield every record that the log holds.
+    """Yield every record of the log.
 
     Raises:
-        CorruptLog, LogTooNew: the log cannot be read on, after the records before that place.
+        CorruptLog, LogTooNew: a frame cannot be read; the records before it came first.
     """
     name = number = None
     for found in source.frames():
@@ -58,7 +58,7 @@ def records(source: Source) -> Iterator[Json]:
 
 
 def rfc3339(time_ns: int) -> str:
-    """Return a time in nanoseconds since 1970 as people write it, in UTC."""
+    """Return a time in nanoseconds since 1970 as RFC 3339 writes it, in UTC."""
     seconds, rest = divmod(time_ns, 10**9)
     try:
         return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
@@ -67,7 +67,7 @@ def rfc3339(time_ns: int) -> str:
 
 
 def _segment_name(source: Source, number: int) -> str:
-    """Return the name of a segment; of one that a server has purged since, what is known of it."""
+    """Return the name of a segment; if a server has purged it, a pattern of the name."""
     start = f"{number:016x}-"
     return next((path.name for path in source.wal.glob(f"{start}*.wal")), f"{start}*.wal")
 

@@ -1,18 +1,18 @@
-"""Cutting the end off a log, so that what is good before it can be served again.
+"""Repair: the end of a log is cut off, so that the good part before it can be served again.
 
     quarantine/<UTC>-repair-<index>/
-        MANIFEST     JSON: what was cut off, and where each piece belongs
-        tail         what was cut off the last segment that is kept, without the zeros at its end
-        *.wal *.snap segments and snapshots that were taken out whole
+        MANIFEST     JSON: the pieces that were cut off, and their places
+        tail         the piece cut off the last segment that stays, without the zeros at its end
+        *.wal *.snap segments and snapshots that were removed as a whole
 
-Everything that is cut off is kept there, bit for bit: giving the segment its size again, writing
-`tail` to its offset and moving the files back undoes it, as long as no server has written to the
-directory since. The index is no truth, so it is not kept: the next start builds it again. What says
-that the log went further than it does now goes, too, even where the log has no more to cut off:
-snapshots and the index with its marks (storage/evidence.py).
+All that is cut off is kept there, bit for bit. To undo a repair, give the segment its size again,
+write `tail` to its offset and move the files back, provided that no server has written to the
+directory since. The index is not kept: the next start rebuilds it. Files that name a frame after
+the new end of the log are removed too, even if the log itself ends there already: snapshots, and
+the index with its marks (storage/evidence.py).
 
-A crash in the middle leaves what a second run finishes, in a directory of its own: pieces are
-copied before they are cut, and whole files go, newest first, before the tail does.
+After a crash in the middle, a second run finishes the repair, in a directory of its own: pieces are
+copied before they are cut, and whole files are moved, newest first, before the tail is cut.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ from kvd.storage.wal.segments import Frame, Scan, Segment
 
 
 class Extent(NamedTuple):
-    """How much of a log is good: the last index before `end`, and what stands behind that.
+    """The good part of a log: its last index, its end, and what follows it.
 
-    `beyond` is the range of indexes of the batch behind, None where there is none; `problem` says
-    why the log cannot be read further, None where it ends there.
+    `beyond` is the range of indexes of the next batch, None if there is none; `problem` says why
+    the log cannot be read further, None if it ends there.
     """
 
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody misses
+    index: int  # type: ignore[assignment]  # hides tuple.index, which is not used
     end: Position
     beyond: tuple[int, int] | None
     problem: str | None
 
 
 class Cut(NamedTuple):
-    """What a repair cuts off: bytes of one segment, and whole files.
+    """The pieces that a repair cuts off: bytes of one segment, and whole files.
 
-    `claim` is the frame beyond the new end that the index names, 0 where it names none.
+    `claim` is the frame after the new end that the index names, 0 if it names none.
     """
 
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody misses
+    index: int  # type: ignore[assignment]  # hides tuple.index, which is not used
     segment: Path | None
     offset: int
     size: int
@@ -74,11 +74,11 @@ class Cut(NamedTuple):
 
 
 def good_extent(source: Source, last_index: int | None = None) -> Extent:
-    """Find out how far the log is good, or up to an index.
+    """Return the good part of the log, at most up to an index.
 
     Args:
         source: the data directory.
-        last_index: look no further than the last batch that ends with this index.
+        last_index: stop after the last batch that ends with this index.
 
     Raises:
         CorruptLog: there is neither a good snapshot nor the beginning of the log.
@@ -100,10 +100,10 @@ def good_extent(source: Source, last_index: int | None = None) -> Extent:
 
 
 def plan(source: Source, index: int) -> Cut:
-    """Find out what has to go so that the log ends with an index. Changes nothing.
+    """Return the cut after which the log ends with an index. Changes nothing.
 
     Raises:
-        OutOfReach: the log cannot end there: it is not good so far, or a batch goes across.
+        OutOfReach: the log cannot end there: it is damaged before, or a batch crosses that index.
         CorruptLog: there is neither a good snapshot nor the beginning of the log.
     """
     extent = good_extent(source, index)
@@ -122,13 +122,13 @@ def plan(source: Source, index: int) -> Cut:
 
 
 def repair(path: Path, index: int) -> tuple[Cut, Path]:
-    """Cut off what `plan` says; return it, and where it is kept. Durable on return.
+    """Make the cut of `plan`; return it and its directory in the quarantine. Durable on return.
 
     Raises:
         StorageError: as for `plan`, or a server has the directory.
-        OSError: the disk failed; running it again goes on from there.
+        OSError: the disk failed; another run continues from there.
     """
-    format_of(path)  # or `open` would make a store of what is none
+    format_of(path)  # `open` would make a new store where there is none
     directory = DataDirectory.open(path)
     try:
         source = Source(path, Format(directory.identity, directory.log_begun), live=False)
@@ -143,17 +143,17 @@ def repair(path: Path, index: int) -> tuple[Cut, Path]:
 
 
 def explained(error: StorageError, path: Path) -> str:
-    """Return a refusal, and for a damaged log what a person can do about it. Never raises."""
+    """Return the text of an error, for a damaged log with the remedy. Never raises."""
     is_explained = not isinstance(error, CorruptLog) or isinstance(error, LogMissing)
     return str(error) if is_explained else f"{error}. {advice(path)}"
 
 
 def advice(path: Path, *, starts: bool = False) -> str:
-    """Return what a person can do about a damaged log, in one line. Never raises.
+    """Return the remedy for a damaged log, in one line. Never raises.
 
     Args:
         path: the data directory.
-        starts: a server starts from it, because another copy has what is damaged.
+        starts: a server can start, because another copy has the damaged part.
     """
     inspect = f"To inspect: kvdctl verify {path}"
     nowhere = f"{inspect}. To go on: restore a backup"
@@ -163,7 +163,7 @@ def advice(path: Path, *, starts: bool = False) -> str:
     except (StorageError, OSError):
         return nowhere
     if starts and (problem is not None or end == START):
-        # Only the index has what stands behind the damage.
+        # Only the index has the state after the damage.
         return (
             "Nothing is lost: start a server, which takes a snapshot at once; or restore a backup"
         )
@@ -172,7 +172,7 @@ def advice(path: Path, *, starts: bool = False) -> str:
             "Nothing is lost: the log has everything, and a server makes the rest again "
             "(kvd --rebuild-index builds the index at once)"
         )
-    if end == START:  # nothing at all is good: that is no place to cut a log at
+    if end == START:  # nothing of the log is good, so there is no place to cut
         return nowhere
     return (
         f"Last good: index {index}. {inspect}. To drop index {index + 1} and everything later "
@@ -181,10 +181,10 @@ def advice(path: Path, *, starts: bool = False) -> str:
 
 
 def _follow(source: Source, base: Base, last_index: int | None) -> Extent | None:
-    """Read the log behind a base until it is damaged, ends, or goes beyond an index.
+    """Read the log after a base until damage, its end, or a batch after an index.
 
     Returns:
-        None where the log does not go on from this base.
+        None if the log does not continue this base.
     """
     index = base.header.index if base.header else 1
     end = base.position or START
@@ -211,7 +211,7 @@ def _indexes(frame: Frame) -> list[int]:
 
 
 def _readable(source: Source, first: int) -> tuple[list[Segment], str | None]:
-    """Return the segments from a number on as far as names and headers are good, and why not on."""
+    """Return the segments from a number on with good names and headers, and what ends them."""
     segments: list[Segment] = []
     for path, number, first_seq in _named(source):
         if number < first:
@@ -237,7 +237,7 @@ def _named(source: Source) -> list[tuple[Path, int, int]]:
 
 
 def _cut_behind(source: Source, extent: Extent) -> Cut:
-    """Return all that stands behind the good extent, and what older files do not connect to it."""
+    """Return the cut of all after the good part, and of older files that do not connect to it."""
     end = extent.end
     is_whole = extent.beyond is None and extent.problem is None
     segments = sorted(source.wal.glob("*.wal"), reverse=True)
@@ -263,7 +263,7 @@ def _connected(
 ) -> tuple[dict[int, Path], list[Path]]:
     """Return the segments, newest first, that lead without a gap to `last`; and all others.
 
-    A start looks at the names and headers of all, even of those that it need not read.
+    A start checks the names and headers of all segments, even if it reads none of their frames.
     """
     kept: dict[int, Path] = {}
     others: list[Path] = []
@@ -289,7 +289,7 @@ def _has_good_header(source: Source, path: Path, match: re.Match[str] | None) ->
 
 
 def _new_name(quarantine: Path, index: int) -> Path:
-    """Return a name that no earlier repair, not even one of this second, has used."""
+    """Return a name that no earlier repair has used, not even one of the same second."""
     now = datetime.fromtimestamp(disk.wall_clock_ns() // 10**9, UTC)
     name = f"{now:%Y%m%dT%H%M%SZ}-repair-{index}"
     paths = (quarantine / (name if n == 1 else f"{name}-{n}") for n in count(1))
@@ -297,7 +297,7 @@ def _new_name(quarantine: Path, index: int) -> Path:
 
 
 def _keep(cut: Cut, kept: Path) -> None:
-    """Copy the tail to the quarantine, and say there what is about to be cut off."""
+    """Copy the tail to the quarantine, and list there what will be cut off."""
     kept.mkdir(mode=disk.DIRECTORY_MODE)
     disk.sync_directory(kept.parent)
     manifest: dict[str, object] = {
@@ -323,7 +323,7 @@ def _keep(cut: Cut, kept: Path) -> None:
 def _apply(directory: DataDirectory, cut: Cut, kept: Path) -> None:
     forget(directory.index)
     disk.sync_directory(directory.index)
-    # Snapshots first: one that outlived the frames it covers would be believed.
+    # Snapshots first: after a crash, one that covers removed frames would be trusted.
     for path in sorted(cut.whole, reverse=True):
         if path.suffix != ".wal":
             _move(path, kept)

@@ -1,9 +1,9 @@
-"""Making a new store from an older one, or from a point in its past.
+"""Restore: a new store from another one, at its last state or at an earlier point.
 
-The state is rebuilt from the newest snapshot before that point and the log behind it, and becomes
-the first snapshot of a store with a uuid, a cluster id and a member id of its own: its clients see
-by the cluster id that what they remember may not hold. Indexes, values, times, expirations and the
-event history are those of the source; the new history begins right behind them.
+The state is rebuilt from the newest snapshot before that point and the log after it, and becomes
+the first snapshot of a store with a uuid, a cluster id and a member id of its own: the new cluster
+id tells clients that what they have cached may be invalid. Indexes, values, times, expirations and
+the event history are those of the source; the history of the new store continues them.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from kvd.storage.tools.source import Source, to_index, to_time
 
 
 class Restored(NamedTuple):
-    """What a new store holds: its last index, the time of its last batch, and its digest."""
+    """A restored store: its last index, the time of its last batch, and its digest."""
 
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody misses
+    index: int  # type: ignore[assignment]  # hides tuple.index, which is not used
     time_ns: int
     digest: str
     cluster_id: int
@@ -50,13 +50,13 @@ def restore(
 
     Args:
         source: a data directory or a backup.
-        target: the data directory to be.
-        index: the state right after this index, in the middle of a batch if need be.
-        time_ns: the last state decided at or before this time, in nanoseconds since 1970. With
-            neither, the last state of all.
+        target: the new data directory.
+        index: restore the state after this index, even if it is in the middle of a batch.
+        time_ns: restore the last state decided at or before this time, in nanoseconds since 1970.
+            Without either, the last state is restored.
 
     Raises:
-        OutOfReach: the source does not go back, or does not reach, so far.
+        OutOfReach: the source does not hold that state.
         StorageError: the source is damaged. There is no new store then.
     """
     fits, until = _bounds(index, time_ns)
@@ -85,9 +85,9 @@ def found_store(directory: DataDirectory, index: Path, applied: Applied) -> None
     """Write the snapshot and the first, empty segment of a new store; durable on return.
 
     Args:
-        directory: where nothing but FORMAT is yet.
-        index: the directory of a closed index that holds the store's state.
-        applied: how far it goes; its position is the beginning of the first segment.
+        directory: a data directory with nothing but FORMAT in it.
+        index: the directory of a closed index with the store's state.
+        applied: the position applied, which is the beginning of the first segment.
     """
     header = header_of(applied, directory.identity)
     temporary = directory.snap / "first.tmp"
@@ -111,7 +111,7 @@ def found_store(directory: DataDirectory, index: Path, applied: Applied) -> None
 
 
 def state(index: Index) -> tuple[Applied, str]:
-    """Return how far the log has been performed on an index, and its digest."""
+    """Return the position that an index has applied, and its digest."""
     with index.env.begin() as txn:
         view = IndexView(txn, index.tables)
         return view.applied, digest(view)
@@ -128,10 +128,10 @@ def _bounds(
 
 
 def _with_new_place(index: Index, applied: Applied) -> Applied:
-    """Have the index go on in the first segment of the new log; return what it says then.
+    """Move the index's position to the first segment of the new log; return it.
 
-    That log never begins with frame 1: without its snapshot it must be refused, not be taken for a
-    store that was always empty.
+    The new log never begins with frame 1: without its snapshot it must be refused and not be taken
+    for an empty store.
     """
     seq = max(applied.position.seq, 1)
     applied = applied._replace(position=Position(1, PAGE_SIZE, seq, applied.position.crc))

@@ -1,8 +1,7 @@
-"""A data directory, or a backup of one, open for reading only: what every tool begins with.
+"""A data directory or a backup, open for reading only: the input of the tools.
 
-Nothing in it is changed and nothing is written to it. The log is append-only, so it can be read
-while a server writes to it (`live`): what cannot be told from damage at first sight, because half
-of a frame had arrived when it was read, is read once more.
+Nothing in it is changed. The log is append-only, so it can be read while a server writes to it
+(`live`): a frame that was incomplete when it was read looks damaged, and is read once more.
 """
 
 from __future__ import annotations
@@ -37,32 +36,32 @@ from kvd.storage.snapshot.directory import Header
 from kvd.storage.wal.segments import Frame, Scan, Segment, list_segments
 
 Found = list[tuple[Path, Header | CorruptSnapshot]]
-"""Snapshots, newest first: what each says of itself, or what is wrong with it."""
+"""Snapshots, newest first: the header of each, or the error."""
 
 _STALLS_MAX = 20
 
 
 class Base(NamedTuple):
-    """Where a replay begins: a good snapshot, or twice None for the beginning of the log."""
+    """The start of a replay: a good snapshot, or None twice for the beginning of the log."""
 
     path: Path | None
     header: Header | None
 
     @property
     def position(self) -> Position | None:
-        """The place in the log behind what the base holds."""
+        """The position in the log after the content of the base."""
         return self.header.position if self.header else None
 
 
 class Source:
-    """An open source; made by `reading`.
+    """An open source, as returned by `reading`.
 
     Attributes:
-        path: the directory; `wal`, `snap` and `index` are its rooms.
-        identity: what FORMAT says.
+        path: the directory; `wal`, `snap` and `index` are its subdirectories.
+        identity: the identity in FORMAT.
         live: a server may be writing to it meanwhile.
-        evidence: what the files beside the log say of it.
-        scan: the last pass through the log: at its end it knows the tail.
+        evidence: the frames that index, marks and snapshots name.
+        scan: the last scan of the log, which knows the tail once it has ended.
     """
 
     def __init__(self, path: Path, found: Format, *, live: bool) -> None:
@@ -79,20 +78,19 @@ class Source:
         """Return the segments of the log.
 
         Raises:
-            CorruptLog: one is missing, misnamed, damaged or of another store, or all are missing.
+            CorruptLog: one is missing, misnamed, damaged or of another store; or all are missing.
         """
         segments = list_segments(self.wal, self.identity.store_uuid)
         require_log(self.wal, segments, self.evidence)
         return segments
 
     def frames(self, start: Position | None = None) -> Iterator[Frame]:
-        """Yield every frame behind `start`, or of the whole log, but seals and heartbeats.
+        """Yield every frame after `start`, or of the whole log, except seals and heartbeats.
 
         Raises:
-            CorruptLog: by the rules of storage/wal/segments.py, as far as the reading has come; or
-            the
-                log ends before what is known to have been acknowledged.
-            StorageError: a server purged meanwhile what was to be read next.
+            CorruptLog: by the rules of storage/wal/segments.py; or the log ends before a frame that
+                the evidence names.
+            StorageError: a server has purged the next segment meanwhile.
         """
         position = start
         failed_at: object = self  # no position
@@ -108,8 +106,8 @@ class Source:
                 if not self.live:
                     raise
                 self._check_not_purged(position)
-                # Before a frame is begun the one before it is whole: what is bad twice is bad. And
-                # where a file has gone, the next look does not find its name.
+                # A server completes a frame before it begins the next one, so what is bad twice is
+                # damaged. A file that was purged is missing from the next list of segments.
                 stalls = stalls + 1 if position == failed_at else 0
                 if stalls > _STALLS_MAX or (stalls and isinstance(error, CorruptLog)):
                     raise
@@ -125,7 +123,7 @@ class Source:
             )
 
     def snapshots(self) -> Found:
-        """Read all snapshots to their ends; return the headers or what is wrong, newest first."""
+        """Verify all snapshots; return the header or the error of each, newest first."""
         found: Found = []
         for path in directory.available(self.snap):
             try:
@@ -140,10 +138,10 @@ class Source:
         return found
 
     def bases(self, snapshots: Found | None = None) -> list[Base]:
-        """Return from where a state can be rebuilt, newest first; a log that is new is a base, too.
+        """Return the bases of a rebuild, newest first; the beginning of the log is one, too.
 
         Args:
-            snapshots: what `snapshots` returned, where it was called already.
+            snapshots: the result of `snapshots`, if it was called already.
         """
         found = self.snapshots() if snapshots is None else snapshots
         bases = [Base(path, header) for path, header in found if isinstance(header, Header)]
@@ -157,13 +155,13 @@ class Source:
         """Build an index of a state in a directory that does not exist yet.
 
         Args:
-            scratch: where; what stands there is thrown away.
-            fits: whether a snapshot is early enough to begin with.
-            until: where the replay ends.
+            scratch: the directory; an existing one is removed first.
+            fits: whether a snapshot is early enough.
+            until: the end of the replay.
 
         Raises:
-            CorruptLog: what has to be read of the log is damaged.
-            OutOfReach: no snapshot is early enough, and the beginning of the log is gone.
+            CorruptLog: the part of the log that has to be read is damaged.
+            OutOfReach: no snapshot is early enough, and the beginning of the log was purged.
         """
         bases = self.bases()
         for base in bases:
@@ -193,12 +191,12 @@ class Source:
         return index
 
     def latest(self, scratch: Path) -> Index:
-        """Build an index of the last state of all; see `rebuild`."""
+        """Build an index of the last state; see `rebuild`."""
         return self.rebuild(scratch, lambda _: True, to_the_end)
 
 
 def to_index(last: int) -> Until:
-    """The replay ends with the change that has this index."""
+    """Return the end of a replay that stops after the change with this index."""
 
     def until(payload: Payload) -> int:
         for count, record in enumerate(payload.records):
@@ -210,18 +208,18 @@ def to_index(last: int) -> Until:
 
 
 def to_time(time_ns: int) -> Until:
-    """The replay ends with the last batch decided at or before a time, in ns since 1970."""
+    """Return the end of a replay that stops after the last batch up to a time, in ns since 1970."""
     return lambda payload: len(payload.records) if payload.wall_ns <= time_ns else 0
 
 
 def place(applied: Applied) -> Position | None:
-    """Return where in the log an index goes on, None for the log's beginning."""
+    """Return the position in the log up to which an index is applied, None for the beginning."""
     return applied.position if applied.position.seq else None
 
 
 @contextmanager
 def reading(path: Path, *, force: bool = False) -> Iterator[Source]:
-    """Open a data directory or a backup for reading, and keep servers out of it meanwhile.
+    """Open a data directory or a backup for reading; no server can open it meanwhile.
 
     Args:
         path: the directory.
@@ -244,7 +242,7 @@ def reading(path: Path, *, force: bool = False) -> Iterator[Source]:
 
 
 def format_of(path: Path) -> Format:
-    """Return what FORMAT says of the store in a directory that has all that a store has.
+    """Return the FORMAT of a directory, after a check that it has the parts of a store.
 
     Raises:
         DirectoryUnusable: it is no data directory, or its FORMAT is damaged or unknown.

@@ -1,7 +1,7 @@
-"""Looking at everything in a data directory, and saying what a start would make of it.
+"""Verification of a whole data directory, and a forecast of the next start.
 
-More is read than a start reads: every snapshot, the whole log, and the index against what the log
-says. So damage is found while there is still a second copy of what it hit.
+It reads more than a start does: every snapshot, the whole log, and the index in comparison with the
+log. So damage is found while there is still another copy of the damaged data.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _REBUILT = "Nothing is lost: a start, or its check in the background, rebuilds i
 
 
 class Verdict(StrEnum):
-    """What was found of one part."""
+    """The verdict on one part."""
 
     GOOD = "good"
     NOTE = "note"
@@ -38,7 +38,7 @@ class Verdict(StrEnum):
 
 
 class Finding(NamedTuple):
-    """One line of the report: a part of the directory, and what is to be said of it."""
+    """One line of the report: a part of the directory, the verdict, and its reason."""
 
     part: str
     verdict: Verdict
@@ -46,14 +46,14 @@ class Finding(NamedTuple):
 
 
 def verify(source: Source, scratch: Path) -> Iterator[Finding]:
-    """Yield what is found, part by part; the last one says whether a start would succeed.
+    """Yield the findings, part by part; the last one says whether a start would succeed.
 
     Args:
         source: the data directory.
         scratch: a directory for files that are as large as the index.
 
     Raises:
-        OSError: something cannot be read, which says nothing about what it holds.
+        OSError: a file cannot be read, which is no statement about its content.
     """
     yield Finding("FORMAT", Verdict.GOOD, f"store {source.identity.store_uuid.hex()}")
     snapshots = source.snapshots()
@@ -86,7 +86,7 @@ def verify(source: Source, scratch: Path) -> Iterator[Finding]:
 
 
 def _spare(source: Source) -> Iterator[Finding]:
-    """Look at the space that is reserved for the next segment: there must be nothing in it."""
+    """Check that the space reserved for the next segment is empty."""
     if not source.live and (at := spare_segment.first_byte(source.wal)) is not None:
         text = f"holds something at offset {at}, which is no part of the log; a start clears it"
         yield Finding(f"wal/{SPARE_NAME}", Verdict.NOTE, text)
@@ -125,7 +125,7 @@ def _was_stopped_cleanly(source: Source) -> bool:
 def _meaning(
     source: Source, bases: list[Base], known: IndexState | None, scratch: Path
 ) -> Iterator[Finding]:
-    """Replay the log from the oldest base; compare on the way each snapshot and the index."""
+    """Replay the log from the oldest base; compare it with each snapshot and the index."""
     oldest, *newer = reversed(bases)
     try:
         index = source.rebuild_from(oldest, scratch / "replay", lambda _: 0)
@@ -152,7 +152,7 @@ def _meaning(
 
 
 def _index(source: Source) -> tuple[IndexState | None, list[Finding]]:
-    """Read the index, if nobody is writing to it."""
+    """Read the index, unless a server is writing to it."""
     if source.live:
         return None, [Finding("index", Verdict.NOTE, "a server is using it: not looked at")]
     if source.evidence.mark is None:
@@ -173,7 +173,7 @@ def _index(source: Source) -> tuple[IndexState | None, list[Finding]]:
 
 
 def _objection(source: Source, known: IndexState) -> str | None:
-    """Return why a start would not use an index that is vouched for; damage of the log is none."""
+    """Return why a start would not reuse a marked index; damage of the log is no reason."""
     try:
         problem = objection(
             source.evidence,
@@ -184,11 +184,11 @@ def _objection(source: Source, known: IndexState) -> str | None:
         )
         return problem or left_behind(known.applied, source.frames(place(known.applied)))
     except CorruptLog:
-        return None  # which is what the start meets, too
+        return None  # reported for the log
 
 
 def _compare(replayed: tuple[Applied, str], stop: Base | IndexState, scratch: Path) -> Finding:
-    """Compare what the log gives with what a snapshot or the index holds for the same place."""
+    """Compare the replayed state with that of a snapshot or the index at the same position."""
     if isinstance(stop, IndexState):
         part, held = "index", stop.digest
         same_place = without_place(stop.applied) == without_place(replayed[0])
@@ -211,7 +211,7 @@ def _compare(replayed: tuple[Applied, str], stop: Base | IndexState, scratch: Pa
 
 
 def _replay_to(source: Source, index: Index, seq: int | None) -> None:
-    """Perform the log on an index up to a frame, or to its end."""
+    """Apply the log to an index up to a frame, or to its end."""
     frames = source.frames(place(index.applied()))
     replay(index, frames if seq is None else _up_to(frames, seq))
 
@@ -224,10 +224,10 @@ def _up_to(frames: Iterator[Frame], seq: int) -> Iterator[Frame]:
 
 
 def _start(source: Source, bases: list[Base], known: IndexState | None) -> str:
-    """Go the way of a start, without its writing; return what it would start from.
+    """Do the reading of a start; return the base that it would start from.
 
     Raises:
-        CorruptLog: it would be refused.
+        CorruptLog: a start would be refused.
     """
     source.segments()
     if known is not None:
@@ -242,13 +242,13 @@ def _start(source: Source, bases: list[Base], known: IndexState | None) -> str:
     if path is None or header is None:
         _read_on(source, None, 1, CHAIN_START)
         return "the log"
-    # A snapshot's header counts frames; the first batch behind it says how many those were.
+    # A snapshot's header counts frames; the first batch after it has the number of batches.
     _read_on(source, header.position, None, header.chain)
     return f"snap/{path.name}"
 
 
 def _read_on(source: Source, start: Position | None, seq: int | None, chain: bytes) -> None:
-    """Read the log behind a place, where batch `seq` on `chain` goes on, to its end."""
+    """Read the log after a position, where batch `seq` continues `chain`, to its end."""
     for frame in source.frames(start):
         if seq is None:
             seq = batch_in(frame).seq

@@ -53,7 +53,6 @@ NOT_YET: tuple[str, ...] = (
     "kvd/server.py",
     "kvd/v2/",
     "storage/aio.py",
-    "storage/directory/",
     "storage/disk.py",
     "storage/errors.py",
     "storage/evidence.py",
@@ -64,9 +63,7 @@ NOT_YET: tuple[str, ...] = (
     "storage/processor.py",
     "storage/recovery.py",
     "storage/replay.py",
-    "storage/snapshot/",
     "storage/store.py",
-    "storage/tools/",
     "storage/usage.py",
     "storage/wal/",
 )

@@ -97,7 +97,7 @@ def test_a_directory_of_ones_own_is_made_private_with_one_line(tmp_path, caplog,
     assert path.stat().st_mode & 0o7777 == 0o700
     (record,) = caplog.records
     assert record.levelno == logging.INFO
-    assert record.getMessage().startswith(f"{path}: mode {mode:04o} made 0700")
+    assert record.getMessage().startswith(f"{path}: changed mode from {mode:04o} to 0700 ")
     assert (path / ".gitkeep").exists()
 
 
