@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.compare import measures
+from bench.compare import measures, snapshot_rows
 from bench.compare.fleet import Scale
 from bench.compare.rows import Demand, Row, at_least, at_most, below
 
@@ -153,7 +153,7 @@ def million_rows(scale: Scale) -> list[Row]:
             at_most(0.1, "ready_s"), at_most(1.0, "rebuilt_s"),
         ),
         row(
-            "snapshot", f"64 writers while a snapshot of {keys} is taken", measures.snapshots,
+            "snapshot", f"64 writers while a snapshot of {keys} is taken", snapshot_rows.snapshots,
             at_most(0.3, "get_p99_ms"), below(30, "put_excess_ms"),
         ),
     ]  # fmt: skip

@@ -11,9 +11,9 @@ import pytest
 from bench.compare import bare, catalogue, conditions, plot, report
 from bench.compare.conditions import Conditions
 from bench.compare.fleet import QUICK, Scale
-from bench.compare.measures import during
 from bench.compare.preloaded import Standing
 from bench.compare.rows import OURS, THEIRS, Measured, Result, Row, at_least, at_most, below
+from bench.compare.snapshot_rows import during
 from bench.load import servers
 from bench.load.closed_loop import PERCENTS, Samples, percentile
 from bench.load.probe import Sample

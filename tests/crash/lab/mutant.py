@@ -6,7 +6,6 @@ The product has no switch for any of them: its functions are replaced in this pr
 """
 
 import ctypes
-import itertools
 import json
 import os
 import signal
@@ -20,9 +19,6 @@ from pathlib import Path
 from kvd.__main__ import main
 from kvd.core.clock import Clock
 from kvd.core.committer import Committer
-from kvd.core.disk_space import Space
-from kvd.core.watch import hub
-from kvd.core.worker_thread import SyncThread
 from kvd.storage import disk, recovery, replay, store
 from kvd.storage.evidence import Evidence
 from kvd.storage.format import document, event, expiration, frame, node, sums
@@ -44,104 +40,22 @@ from kvd.storage.wal.segment_writer import BEGUN_BYTES_MAX
 from kvd.storage.wal.wal import Wal
 from kvd.v2.commands import Transaction
 from kvd.v2.errors import ApiError
-
-_sync_data, _write_at = disk.sync_data, disk.write_at
-
-
-def late_write() -> None:
-    """A frame is acknowledged first and written with the next one."""
-    held: list[tuple[int, bytes, int]] = []
-
-    def write_at(fd: int, data: bytes, offset: int) -> None:
-        while held:
-            _write_at(*held.pop())
-        if data.startswith(frame.FRAME_MAGIC):
-            held.append((fd, data, offset))
-        else:
-            _write_at(fd, data, offset)
-
-    disk.write_at = write_at
-
-
-def in_place() -> None:
-    """Small files are replaced where they stand, without a new file and a rename."""
-
-    def write_file_durably(path: Path, data: bytes) -> None:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-        _write_at(fd, data[:8], 0)
-        _write_at(fd, data[8:], 8)
-        os.fsync(fd)
-        os.close(fd)
-
-    disk.write_file_durably = write_file_durably
-
-
-def no_directory_fsync() -> None:
-    """Names are never made durable."""
-    disk.sync_directory = lambda path: None
-
-
-def no_file_fsync() -> None:
-    """Neither snapshots nor headers of segments are synced before they get their names."""
-    disk.sync_file = lambda fd: None
-
-
-def fsync_every_other() -> None:
-    """Two frames share one sync, and the first is acknowledged without it."""
-    turns = itertools.count()
-    disk.sync_data = lambda fd: _sync_data(fd) if next(turns) % 2 else None
-
-
-def no_fsync() -> None:
-    """Frames are never synced."""
-    disk.sync_data = lambda fd: None
-
-
-def ack_before_fsync() -> None:
-    """The sync comes after the answer: just before the next frame is written."""
-    due: list[int] = []
-
-    def write_at(fd: int, data: bytes, offset: int) -> None:
-        while due:
-            _sync_data(due.pop())
-        _write_at(fd, data, offset)
-
-    disk.sync_data = due.append
-    disk.write_at = write_at
-
-
-def retry_fsync() -> None:
-    """A sync that failed is asked again, and believed."""
-
-    def sync_data(fd: int) -> None:
-        try:
-            _sync_data(fd)
-        except OSError:
-            _sync_data(fd)
-
-    disk.sync_data = sync_data
-
-
-def no_crc() -> None:
-    """Every checksum of a frame is 0, and found good."""
-    frame.crc32 = lambda data, seed=0: 0
-
-
-def die_when_full() -> None:
-    """A full disk is taken for a broken one."""
-    disk.REFUSALS = frozenset()
-
-
-def wait_when_full() -> None:
-    """While there is no room, each batch waits for it a while, on the loop."""
-    room = Space.room.__get__
-
-    def waiting(self: Space) -> int:
-        if self.refusal is not None:
-            time.sleep(0.1)
-        return room(self)
-
-    Space.room = property(waiting)
+from tests.crash.lab.log_mutations import (
+    ack_before_fsync,
+    die_when_full,
+    drop_event,
+    fsync_every_other,
+    in_place,
+    late_write,
+    no_crc,
+    no_directory_fsync,
+    no_file_fsync,
+    no_fsync,
+    real_write_at,
+    retry_fsync,
+    sync_on_loop,
+    wait_when_full,
+)
 
 
 def shrug() -> None:
@@ -149,7 +63,7 @@ def shrug() -> None:
 
     def write_at(fd: int, data: bytes, offset: int) -> None:
         with suppress(OSError):
-            _write_at(fd, data, offset)
+            real_write_at(fd, data, offset)
 
     disk.write_at = write_at
 
@@ -162,30 +76,6 @@ def no_retry() -> None:
         pwrite(fd, bytes(data), ctypes.c_size_t(len(data)), ctypes.c_int64(offset))
 
     disk.write_at = write_at
-
-
-def sync_on_loop() -> None:
-    """The event loop itself waits for the disk."""
-
-    def run(self: SyncThread, job: Callable, done: Callable) -> None:
-        try:
-            outcome = job()
-        except BaseException as error:  # noqa: BLE001 -- as the real one does
-            outcome = error
-        self._loop.call_soon(done, outcome)
-
-    SyncThread.run = run
-
-
-def drop_event() -> None:
-    """One batch in thirty is not told to the watchers."""
-    publish = hub.Hub.publish
-    turns = itertools.count(1)
-
-    def lossy(self: hub.Hub, events: list) -> object:
-        return publish(self, [] if next(turns) % 30 == 0 else events)
-
-    hub.Hub.publish = lossy
 
 
 def wall_clock() -> None:

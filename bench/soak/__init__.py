@@ -1,0 +1,1 @@
+"""A soak test of ten thousand connections: `python -m bench.soak`."""
