@@ -166,7 +166,8 @@ def test_an_index_put_back_in_place_is_not_served(tmp_path, mark, copied):
         (path / "index" / "CLEAN").unlink()
     data = bytes(copy).ljust(file.stat().st_size, b"\0")
     set_in_place(file, data)
-    look = "from tests.storage.test_evidence import *; print(*opened(Path(sys.argv[1])))"
+    look = "import sys; from pathlib import Path; from tests.support.witnesses import opened; "
+    look += "print(*opened(Path(sys.argv[1])))"
     for _ in range(3):  # one or two starts may end with "the next one rebuilds"
         arguments = [sys.executable, "-c", look, path]
         ended = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
