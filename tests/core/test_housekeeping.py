@@ -2,83 +2,14 @@
 
 import asyncio
 import errno
-import logging
 import os
-import re
-from contextlib import asynccontextmanager
 
 import pytest
 
-from kvd.core.housekeeping import Housekeeping
-from kvd.core.worker_thread import SyncThread
 from kvd.storage import failpoints
-from kvd.storage.errors import CorruptLog
-from kvd.storage.snapshot import directory
-from kvd.v2.commands import Set
-from tests.support.stores import digest, open_store, write
+from tests.support.house import SMALL_SEGMENT, kept
+from tests.support.stores import digest, open_store
 from tests.support.waiting import until
-
-SMALL_SEGMENT = 8192
-
-
-class House:
-    """A store and its housekeeping on the running loop."""
-
-    def __init__(self, path, snapshot_count):
-        loop = asyncio.get_running_loop()
-        self.snapshots = path / "snap"
-        self.segments = path / "wal"
-        self.store = open_store(path, segment_bytes_max=SMALL_SEGMENT)
-        self.begun = 0
-        self.fatal = []
-        self._take, self.store.snapshot = self.store.snapshot, self._snapshot
-        self.sync = SyncThread(loop, "test-sync")
-        self.housekeeping = Housekeeping(
-            store=self.store,
-            sync=self.sync,
-            loop=loop,
-            on_fatal=self.fatal.append,
-            snapshot_count=snapshot_count,
-        )
-
-    def _snapshot(self):
-        self.begun += 1
-        return self._take()
-
-    def commit(self, records):
-        for start in range(0, records, 10):
-            count = min(10, records - start)
-            write(self.store, *(Set(b"/%d" % i, b"v" * 100) for i in range(count)))
-        self.housekeeping.after_flush()
-
-    async def turn(self):
-        """Wait for what the thread of the log has been given."""
-        given = asyncio.get_running_loop().create_future()
-        self.sync.run(lambda: None, given.set_result)
-        await given
-
-    def taken(self):
-        return directory.available(self.snapshots)
-
-    def ended(self):
-        return sum(self.housekeeping.snapshot_s.counts)
-
-    def log_begins_with(self):
-        return sorted(self.segments.glob("*.wal"))[0].name
-
-    def stop(self):
-        self.housekeeping.stop()
-        self.sync.stop()
-        self.store.close()
-
-
-@asynccontextmanager
-async def kept(path, snapshot_count=50):
-    house = House(path, snapshot_count)
-    try:
-        yield house
-    finally:
-        house.stop()
 
 
 def test_a_snapshot_is_taken_after_so_many_records(tmp_path):
@@ -301,97 +232,3 @@ def test_a_sync_of_the_index_that_fails_ends_the_process(tmp_path, monkeypatch):
     finally:
         failpoints.arm([])
     assert not (tmp_path / "data" / "index" / "RUNNING").exists()
-
-
-def rot(path):
-    """Damage the log of a stopped store, far before its end."""
-    segment = sorted((path / "wal").glob("*.wal"))[0]
-    data = bytearray(segment.read_bytes())
-    data[4096 + 100] ^= 1
-    segment.write_bytes(data)
-
-
-def test_damage_in_the_kept_log_is_told_and_put_behind_a_snapshot_at_once(tmp_path, caplog):
-    async def scenario():
-        async with kept(tmp_path / "data", None) as house:
-            house.commit(200)
-            held = digest(house.store)
-        rot(tmp_path / "data")
-        with pytest.raises(CorruptLog):
-            open_store(tmp_path / "data", rebuild_index=True)
-        caplog.clear()
-        async with kept(tmp_path / "data", None) as house:
-            house.housekeeping.tick()
-            await until(lambda: house.housekeeping.damage)
-            await until(lambda: not house.housekeeping.damage)
-            assert len(house.taken()) == 1
-        return held
-
-    held = asyncio.run(scenario())
-    told, settled = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert told.levelname == "ERROR"
-    path = re.escape(str(tmp_path / "data"))
-    assert re.fullmatch(
-        r"wal/\S+: offset 4096: frame 1 fails its checksum \(\w+, expected \w+\).* damaged behind "
-        rf"index 1; .* kvdctl verify --force {path}",
-        told.message,
-    )
-    assert "a snapshot lies behind the damaged log" in settled.message
-    store = open_store(tmp_path / "data", rebuild_index=True)
-    assert digest(store) == held
-    store.close()
-
-
-def test_as_long_as_that_snapshot_cannot_be_made_the_damage_stands(tmp_path, monkeypatch):
-    monkeypatch.setattr("kvd.core.housekeeping._BACK_OFF_S", 0.01)
-
-    async def scenario():
-        async with kept(tmp_path / "data", None) as house:
-            house.commit(200)
-        rot(tmp_path / "data")
-        async with kept(tmp_path / "data", None) as house:
-            take = house.store.snapshot
-
-            def refuse():
-                house.begun += 1
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-            house.store.snapshot = refuse
-            await until(lambda: house.housekeeping.tick() or house.begun >= 3)
-            assert house.housekeeping.damage
-            house.store.snapshot = take
-            await until(lambda: house.housekeeping.tick() or not house.housekeeping.damage)
-            assert house.housekeeping.snapshots_failed >= 3
-
-    asyncio.run(scenario())
-
-
-def test_a_good_log_is_read_to_its_end_beside_everything_else(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("kvd.core.housekeeping._CHECK_S", 0)
-    monkeypatch.setattr("kvd.core.housekeeping._CHECK_PAUSE_S", 0)
-    caplog.set_level(logging.INFO)
-
-    async def scenario():
-        async with kept(tmp_path / "data", None) as house:
-            house.commit(300)
-        async with kept(tmp_path / "data", 50) as house:
-            house.housekeeping.tick()
-            await until(lambda: house.commit(10) or house.taken())
-            await until(lambda: "the log behind the index is good" in caplog.text)
-
-    asyncio.run(scenario())
-
-
-def test_a_stop_does_not_wait_for_the_kept_log(tmp_path, monkeypatch):
-    monkeypatch.setattr("kvd.core.housekeeping._CHECK_S", 0)
-
-    async def scenario():
-        async with kept(tmp_path / "data", None) as house:
-            house.commit(300)
-        async with kept(tmp_path / "data", None) as house:
-            kept_log = house.housekeeping._kept_log
-            house.housekeeping.tick()
-            await until(lambda: kept_log.frames)
-        assert kept_log.frames < 25
-
-    asyncio.run(scenario())

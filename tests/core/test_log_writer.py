@@ -3,146 +3,19 @@
 import asyncio
 import errno
 import os
-import select
-import signal
-import threading
-from contextlib import asynccontextmanager
 
 import pytest
 
 from bench.cost.in_process import Inside
 from bench.load.wire import render
-from kvd.core import log_writer
-from kvd.core.log_writer import Appender
-from kvd.core.worker_thread import SyncThread
-from kvd.storage import aio
 from kvd.storage.aio import DataSync
 from kvd.storage.errors import LogFull
 from kvd.storage.format.frame import Position
-from kvd.v2.commands import Set
 from tests.support.committing import on_a_loop
+from tests.support.held_sync import BOTH_WAYS, Log, a_log, can_be_read, values
 from tests.support.kernel_sync import needs_the_kernel
 from tests.support.server import PATIENCE_S
-from tests.support.stores import NOW_NS, SEGMENT, open_store, run
-
-BOTH_WAYS = pytest.mark.parametrize(
-    "thread_only", [pytest.param(False, marks=needs_the_kernel), True], ids=["kernel", "thread"]
-)
-
-
-class HeldSync(DataSync):
-    """A disk whose syncs end when the test says so: the kernel waits for that instead of a disk.
-
-    Attributes:
-        submitted: set by each sync that begins.
-        waits: what came of each wait for one; of the brief ones, `brief_waits`.
-    """
-
-    _IOCB_CMD_POLL = 5
-
-    def __init__(self):
-        super().__init__()
-        self._gate = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
-        self.submitted = threading.Event()
-        self.waits = []
-        self.brief_waits = []
-
-    def submit(self, fd):
-        os.fdatasync(fd)
-        aio.IOCB.pack_into(
-            self._iocb,
-            0,
-            *(0, 0, 0, self._IOCB_CMD_POLL, 0, self._gate),
-            *(select.POLLIN, 0, 0, 0, aio._IOCB_FLAG_RESFD, self.fileno),
-        )
-        assert self._syscall(*self._submit) == 1
-        self.submitted.set()
-
-    def end(self):
-        """Let one sync end, the one under way or the next."""
-        os.eventfd_write(self._gate, 1)
-
-    def take_back(self):
-        """Let no sync end that has not."""
-        os.eventfd_read(self._gate)
-
-    def wait(self, *, briefly=False):
-        code = self._ended(super().wait(briefly=briefly))
-        (self.brief_waits if briefly else self.waits).append(code)
-        return code
-
-    def outcome(self):
-        return self._ended(super().outcome())
-
-    def _ended(self, result):
-        if result is None:
-            return None
-        self.take_back()
-        return 0
-
-    def close(self):
-        super().close()
-        os.close(self._gate)
-
-
-@pytest.fixture
-def held(monkeypatch):
-    """The disk of the appender that the test makes."""
-    disk_sync = HeldSync()
-    monkeypatch.setattr(log_writer, "DataSync", lambda: disk_sync)
-    return disk_sync
-
-
-def can_be_read(connected):
-    return bool(select.select([connected], [], [], 0)[0])
-
-
-class Log:
-    """A store whose batches go through an appender; `append` commits what was appended."""
-
-    def __init__(self, store, *, thread_only):
-        loop = asyncio.get_running_loop()
-        self.store = store
-        self.sync = SyncThread[Position](loop, "test-sync", store.wal.prepare_next)
-        self.reads = [0, 0]
-        self.appender = Appender(store, self.sync, loop, thread_only=thread_only, reads=self.reads)
-
-    def begin(self, value):
-        txn = self.store.begin()
-        _, records = run(txn, (Set(b"/k", value),), NOW_NS)
-        self.store.encode(txn, records, NOW_NS)
-        told = asyncio.get_running_loop().create_future()
-        self.appender.append(txn, told.set_result)
-        return txn, told
-
-    async def append(self, value):
-        txn, told = self.begin(value)
-        outcome = await asyncio.wait_for(told, PATIENCE_S)
-        if isinstance(outcome, Position):
-            self.store.state.merge(txn, outcome)
-        else:
-            txn.end()
-        return outcome
-
-
-@asynccontextmanager
-async def a_log(path, *, thread_only, **options):
-    log = Log(open_store(path, **options), thread_only=thread_only)
-    try:
-        yield log
-    finally:
-        log.sync.stop()
-        log.appender.close()
-        log.store.close()
-
-
-def values(path):
-    """What a log holds after a restart that reads all of it."""
-    store = open_store(path, rebuild_index=True)
-    try:
-        return [event.change.value for event in store.view.events(0)]
-    finally:
-        store.close()
+from tests.support.stores import SEGMENT, open_store
 
 
 @BOTH_WAYS
@@ -358,53 +231,6 @@ def test_after_a_sync_that_the_kernel_failed_nothing_is_taken(tmp_path):
     assert wal.writer.begin_append(b"third", first_index=3, count=1) is None
     with pytest.raises(OSError, match="closed to writing"):
         wal.append(b"third", first_index=3, count=1)
-
-
-@needs_the_kernel
-def test_the_kernel_syncs_a_file_and_refuses_a_pipe(tmp_path):
-    sync = DataSync()
-    assert sync.outcome() is None
-    with (tmp_path / "file").open("wb", buffering=0) as file:
-        for _ in range(3):
-            file.write(b"data")
-            sync.submit(file.fileno())
-            os.set_blocking(sync.fileno, True)
-            os.eventfd_write(sync.fileno, os.eventfd_read(sync.fileno))  # waits for its end
-            assert sync.outcome() == 0
-            os.set_blocking(sync.fileno, False)
-    source, target = os.pipe()
-    with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
-        sync.submit(source)
-    os.close(source)
-    os.close(target)
-    sync.close()
-
-
-@needs_the_kernel
-def test_a_wait_ends_by_the_sync_or_by_the_bound_and_signals_do_not_harm_it(tmp_path):
-    sync = HeldSync()
-    before = signal.signal(signal.SIGALRM, lambda *_: None)
-    signal.setitimer(signal.ITIMER_REAL, aio.WAIT_S / 10, aio.WAIT_S / 10)
-    with (tmp_path / "file").open("wb") as file:
-        try:
-            sync.submit(file.fileno())
-            assert [sync.wait(briefly=n > 10) for n in range(20)] == [None] * 20
-            sync.end()
-            while (code := sync.wait()) is None:
-                pass
-            assert code == 0
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-        sync.submit(file.fileno())
-        assert sync.wait() is None
-        assert sync.outcome() is None  # what is left of the first is taken off the eventfd
-        sync.end()
-        assert select.select([sync.fileno], [], [], PATIENCE_S)[0]
-        assert sync.outcome() == 0
-        assert sync.outcome() is None
-    sync.close()
-    assert aio.BRIEFLY_S <= aio.WAIT_S / 5 <= 0.0002
 
 
 def failing(code):

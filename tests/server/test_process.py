@@ -12,9 +12,9 @@ import pytest
 
 from kvd.process import FreedMemory
 from tests.http.test_limits import MIB, anonymous_bytes
-from tests.net.test_tls import LOOPS
 from tests.support.raw import Raw, request
 from tests.support.server import PATIENCE_S, ROOT, run_kvd
+from tests.support.tls import LOOPS
 
 LARGE = b"v" * 1_500_000
 

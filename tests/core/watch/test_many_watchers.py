@@ -14,10 +14,10 @@ import pytest
 
 from kvd.core.watch.watchers import Watcher, Watchers, WatchSink
 from kvd.v2.commands import Watch
-from tests.net.test_tls import LOOPS, flags
 from tests.support.certs import Authority, client_context
 from tests.support.raw import Raw, request
 from tests.support.server import Client, Server
+from tests.support.tls import LOOPS, flags
 
 WITHOUT_AIO = (
     "import sys; from kvd.storage import aio; aio.CALLS.clear();"

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterator
 
 import pytest
@@ -10,35 +9,8 @@ import pytest
 from tests.http.test_limits import MIB, rejected
 from tests.support.guarded import AL, DENIED, ROOT, ask_for_users
 from tests.support.raw import Raw, request
-from tests.support.server import Answer, Client, Server, running
-
-VALUES = {
-    "empty": b"",
-    "text": "Grüße\n".encode(),
-    "markup": b"<script>alert(1)</script>",
-    "bytes": bytes(range(256)) * 3,
-    "large text": "é".encode() * MIB,
-    "large, cut in a character": b"x" * (256 * 1024 - 1) + "é".encode() * 10,
-    "large bytes": os.urandom(MIB),
-    "no text at its end": b"x" * MIB + b"\xff",
-    "largest": os.urandom(10 * MIB - 1),
-}
-
-
-@pytest.fixture
-def key() -> str:
-    return f"/{secrets.token_hex(4)}"
-
-
-def put(client: Client, key: str, value: bytes, query: str = "", **headers: str) -> Answer:
-    """PUT a value as it is; `if_match` is the header If-Match."""
-    named = {name.replace("_", "-"): text for name, text in headers.items()}
-    return client.request("PUT", f"/v2/raw{key}{query}", value, {"Content-Type": "a/b"} | named)
-
-
-def get(client: Client, key: str, method: str = "GET", **headers: str) -> Answer:
-    named = {name.replace("_", "-"): text for name, text in headers.items()}
-    return client.request(method, f"/v2/raw{key}", headers=named)
+from tests.support.raw_values import VALUES, get, put
+from tests.support.server import Server, running
 
 
 @pytest.mark.parametrize("name", VALUES)
@@ -134,9 +106,6 @@ def test_other_methods_are_none(client, key):
     assert client.request("OPTIONS", f"/v2/raw{key}").status == 200
 
 
-# Accept
-
-
 @pytest.mark.parametrize(
     ("accept", "is_raw"),
     [
@@ -184,121 +153,10 @@ def test_a_write_is_answered_in_json_whatever_is_accepted(client, key):
     assert answer.json["action"] == "set"
 
 
-# Conditions
-
-
-@pytest.mark.parametrize(
-    ("tags", "matches"),
-    [
-        ('"{}"', True),
-        ('W/"{}"', True),
-        ('"1", "{}"', True),
-        ("*", True),
-        (' "{}" ', True),
-        ('"1"', False),
-        ("{}", False),
-        ('"{}x"', False),
-        ('w/"{}"', False),
-        ("", False),
-    ],
-)
-def test_an_unchanged_value_is_not_sent_again(server, key, tags, matches):
-    client = server.client()
-    put(client, key, b"v", "?ttl=1000")
-    tag = get(client, key).headers["etag"].strip('"')
-    for method in ("GET", "HEAD"):
-        for target in (f"/v2/raw{key}", f"/v2/keys{key}?raw=true"):
-            named = {"If-None-Match": tags.format(tag)}
-            answer = client.request(method, target, headers=named)
-            assert answer.status == (304 if matches else 200)
-            assert answer.headers["etag"] == f'"{tag}"'
-            assert answer.headers["x-kvd-ttl"]
-            if matches:
-                assert answer.body == b""
-                assert "content-length" not in answer.headers
-    # The connection is good for more.
-    put(client, key, b"w")
-    assert get(client, key, If_None_Match=f'"{tag}"').body == b"w"
-
-
-def test_entity_tags_mean_nothing_to_other_reads(client, key):
-    client.put(f"{key}/x", "v")
-    for target in (f"/v2/keys{key}/x", f"/v2/keys{key}", f"/v2/keys{key}?recursive=true"):
-        plain = client.request("GET", target)
-        with_tag = client.request("GET", target, headers={"If-None-Match": "*"})
-        assert (with_tag.status, with_tag.body) == (200, plain.body)
-        assert "etag" not in with_tag.headers
-
-
-def test_if_match_is_a_condition_on_the_index(client, key):
-    first = put(client, key, b"1").index
-    failed = put(client, key, b"2", If_Match=f'"{first + 7}"')
-    assert (failed.status, failed.json["errorCode"]) == (412, 101)
-    assert failed.json["cause"] == f"[{first + 7} != {first}]"
-    swapped = put(client, key, b"2", "?prevValue=1", If_Match=f'"{first}"')
-    assert swapped.json["action"] == "compareAndSwap"
-    assert put(client, key, b"3", If_Match="*").json["action"] == "update"
-    assert get(client, key).body == b"3"
-    now = get(client, key).headers["etag"]
-    assert get(client, key, "DELETE", If_Match=f'"{first}"').json["errorCode"] == 101
-    assert get(client, key, "DELETE", If_Match=now).json["action"] == "compareAndDelete"
-    assert put(client, key, b"4", If_Match="*").json["errorCode"] == 100
-
-
-def test_if_none_match_makes_a_key_once(client, key):
-    assert put(client, key, b"1", If_None_Match="*").json["action"] == "create"
-    again = put(client, key, b"2", If_None_Match="*")
-    assert (again.status, again.json["errorCode"]) == (412, 105)
-    assert get(client, key).body == b"1"
-
-
-@pytest.mark.parametrize(
-    ("asked", "headers", "cause"),
-    [
-        ("PUT ", {"If-Match": "7"}, 'invalid value for "If-Match"'),
-        ("PUT ", {"If-Match": 'W/"7"'}, 'invalid value for "If-Match"'),
-        ("PUT ", {"If-Match": '"7", "8"'}, 'invalid value for "If-Match"'),
-        ("PUT ", {"If-Match": '"0"'}, 'invalid value for "If-Match"'),
-        ("DELETE ", {"If-Match": '"x"'}, 'invalid value for "If-Match"'),
-        ("PUT ", {"If-None-Match": '"7"'}, 'invalid value for "If-None-Match"'),
-        ("DELETE ", {"If-None-Match": "*"}, 'invalid value for "If-None-Match"'),
-        ("PUT ", {"If-None-Match": "*", "If-Match": "*"}, 'invalid value for "If-None-Match"'),
-        ("PUT ?prevIndex=8", {"If-Match": '"7"'}, '"If-Match" contradicts the query'),
-        ("DELETE ?prevIndex=8", {"If-Match": '"7"'}, '"If-Match" contradicts the query'),
-        ("PUT ?prevExist=false", {"If-Match": '"7"'}, '"If-Match" contradicts the query'),
-        ("PUT ?prevExist=false", {"If-Match": "*"}, '"If-Match" contradicts the query'),
-        ("PUT ?prevExist=true", {"If-None-Match": "*"}, '"If-None-Match" contradicts the query'),
-        ("PUT ?prevValue=v", {"If-None-Match": "*"}, '"If-None-Match" contradicts the query'),
-        ("PUT ?dir=true", {}, '"dir" cannot be used with "raw"'),
-        ("PUT ?value=x", {}, '"value" cannot be used with "raw"'),
-        ("PUT ?refresh=true&ttl=5", {}, '"refresh" cannot be used with "raw"'),
-    ],
-)
-def test_what_makes_no_sense_changes_nothing(client, key, asked, headers, cause):
-    method, query = asked.split(" ")
-    put(client, key, b"v")
-    answer = client.request(method, f"/v2/raw{key}{query}", b"new", headers)
-    error = answer.json
-    assert (answer.status, error["errorCode"], error["cause"]) == (400, 209, cause)
-    assert (error["index"], answer.index) == (0, 0)
-    assert get(client, key).body == b"v"
-
-
-def test_conditions_that_agree_count_together(client, key):
-    index = put(client, key, b"1").index
-    for query in (f"?prevIndex={index}", "?prevExist=true", "?prevIndex=0"):
-        answer = put(client, key, b"1", query, If_Match=f'"{index}"')
-        assert answer.json["action"] == "compareAndSwap"
-        index = answer.index
-
-
 def test_a_directory_is_removed_as_in_the_key_space(client, key):
     client.put(f"{key}/x", 1)
     assert get(client, key, "DELETE").json["errorCode"] == 102
     assert client.request("DELETE", f"/v2/raw{key}?recursive=true").json["action"] == "delete"
-
-
-# Limits
 
 
 def test_a_value_is_limited_as_any_other(make_server):
@@ -351,9 +209,6 @@ def test_large_values_that_nobody_reads_are_bounded(make_server):
         assert [raw.head().status for raw in lazy] == [200] * 20
         assert rejected(client, "answer_not_read") == 0
         assert get(client, "/v").body == value
-
-
-# Who may what
 
 
 @pytest.fixture(scope="module")

@@ -4,30 +4,24 @@ import asyncio
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from http.client import HTTPException
 
 import pytest
 
 from kvd.http.receiving import Receiving
 from kvd.http.sending.outbox import Outbox
-from kvd.http.sending.scheduler import Sending
 from kvd.json_text import LargeValue, escape
-from kvd.limits.memory import Memory, NoRoom, Payload, Values
-from kvd.limits.rate import RATE_MIN
+from kvd.limits.memory import Memory, Values
 from tests.http.test_limits import MIB, peak_bytes, rejected
 from tests.monitoring.test_metrics import scrape
+from tests.support.lazy_readers import Upload, run
 from tests.support.raw import Raw, request
 from tests.support.server import FORM, Answer, Client, Server
 from tests.support.waiting import wait_until
 
 # A character that stands for itself in a form, and is six characters in JSON.
 CONTROL = "\x01"
-
-
-def run(act: Callable[[], Coroutine[None, None, None]]) -> None:
-    """Run a coroutine function at once."""
-    asyncio.run(act())
 
 
 def held_bytes(client: Client) -> float:
@@ -49,9 +43,6 @@ def lazy_clients(server: Server, requests: list[bytes]) -> Iterator[list[Raw]]:
         for raw, asked in zip(made, requests, strict=True):
             raw.send(asked)
         yield made
-
-
-# One value.
 
 
 def test_a_large_value_is_answered_as_it_is(fresh_server):
@@ -127,9 +118,6 @@ def test_a_response_is_escaped_as_it_is_sent():
     assert kept[1] is kept[4]
 
 
-# Writes.
-
-
 @pytest.mark.parametrize("replaced", [False, True], ids=["new", "replaced"])
 def test_answers_to_writes_that_nobody_reads_take_no_more_than_the_limit(make_server, replaced):
     server = make_server("--max-buffered-bytes", str(16 * MIB), "--write-timeout-s", "600").start()
@@ -156,190 +144,6 @@ def test_answers_to_writes_that_nobody_reads_take_no_more_than_the_limit(make_se
         assert peak_bytes(server) - before < most * MIB, "not 192"
 
 
-# Those who read slowly.
-
-
-class Reader:
-    """A connection that reads at a rate, by a clock of the test."""
-
-    def __init__(self, memory: Memory, outbox: Outbox) -> None:
-        self.outbox = outbox
-        self.read_bytes = 0
-        self.kept_bytes = 0
-        self.is_cut = False
-
-    @property
-    def unsent_bytes(self) -> int:
-        return self.outbox.unsent_bytes
-
-    unread_bytes = unsent_bytes
-
-    def send_some(self) -> int:
-        return sum(map(len, self.outbox.slices()))
-
-    def abort(self) -> None:
-        self.is_cut = True
-        self.outbox.clear()
-
-
-class Loop:
-    """An event loop's clock, and what it would call soon."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.due: list[Callable[[], None]] = []
-
-    def time(self) -> float:
-        return self.now
-
-    def call_soon(self, call: Callable[[], None]) -> None:
-        self.due.append(call)
-
-
-@pytest.fixture
-def loop() -> Loop:
-    return Loop()
-
-
-def readers(memory: Memory, sending: Sending, count: int, size: int = 2 * MIB) -> list[Reader]:
-    made = []
-    for _ in range(count):
-        outbox = Outbox()
-        outbox.add(Payload(b"x" * size, memory))
-        made.append(Reader(memory, outbox))
-        sending.begins(made[-1])
-    return made
-
-
-def test_in_a_turn_no_more_is_sent_than_takes_a_millisecond(loop):
-    memory = Memory(64 * MIB)
-    sending = Sending(loop, memory, 600)
-    made = readers(memory, sending, 16)
-    for reader in made:
-        sending.soon(reader)
-    while loop.due:
-        (turn,) = loop.due
-        loop.due = []
-        before = sum(reader.outbox.sent_bytes for reader in made)
-        turn()
-        assert sum(reader.outbox.sent_bytes for reader in made) - before <= MIB
-    assert all(reader.outbox.sent_bytes for reader in made), "by turns"
-
-
-@pytest.mark.parametrize("is_waited_for", [False, True])
-def test_the_slowest_are_cut_while_others_wait_and_only_then(loop, is_waited_for):
-    @run
-    async def _() -> None:
-        memory = Memory(16 * MIB)
-        sending = Sending(loop, memory, 600)
-        made = readers(memory, sending, 7)
-        waiting = asyncio.ensure_future(memory.room(3 * MIB)) if is_waited_for else None
-        await asyncio.sleep(0)
-        for second in range(1, 6):
-            loop.now = second
-            for place, reader in enumerate(made):
-                reader.read_bytes += RATE_MIN // 4 * (place + 1)
-            sending.tick(second)
-        # Three have less than the rate; two of them are enough.
-        cut = [True, True, *[False] * 5] if is_waited_for else [False] * 7
-        assert [reader.is_cut for reader in made] == cut
-        if waiting:
-            await waiting
-
-
-def test_beyond_the_limit_those_are_cut_at_once_who_read_slowly(loop):
-    memory = Memory(10 * MIB)
-    sending = Sending(loop, memory, 600)
-    fast, slow = readers(memory, sending, 2)
-    for second in range(1, 4):
-        loop.now = second
-        fast.read_bytes += 4 * RATE_MIN
-        sending.tick(second)
-    unknown = readers(memory, sending, 2)
-    assert not loop.due
-    more = readers(memory, sending, 2)
-    for call in loop.due:
-        call()
-    assert memory.answers <= memory.answers_max < 9 * MIB
-    assert [reader.is_cut for reader in (fast, slow, *unknown, *more)] == [
-        False, True, True, False, False, False,
-    ]  # fmt: skip
-
-
-def test_room_is_refused_after_a_while_and_small_ones_have_a_reserve(monkeypatch):
-    @run
-    async def _() -> None:
-        monkeypatch.setattr("kvd.limits.memory.ROOM_WAIT_S", 0.01)
-        memory = Memory(16 * MIB)
-        memory.take(13 * MIB)
-        assert memory.has_room(100_000)
-        assert not memory.has_room(2 * MIB)
-        with pytest.raises(NoRoom):
-            await memory.room(2 * MIB)
-        assert not memory.lacking
-        memory.give_back(2 * MIB)
-        await memory.room(2 * MIB)
-
-
-def test_room_is_given_in_the_order_in_which_it_was_asked_for():
-    @run
-    async def _() -> None:
-        memory = Memory(16 * MIB)
-        memory.take(14 * MIB)
-        got: list[int] = []
-
-        async def ask(number: int) -> None:
-            await memory.room(4 * MIB)
-            memory.take(4 * MIB)
-            got.append(number)
-
-        asking = [asyncio.ensure_future(ask(number)) for number in range(5)]
-        await asyncio.sleep(0)
-        assert memory.lacking == 14 * MIB
-        memory.give_back(6 * MIB)
-        for _ in range(20):
-            await asyncio.sleep(0)
-        assert (got, memory.answers) == ([0], 12 * MIB)
-        memory.give_back(12 * MIB)
-        for _ in range(20):
-            await asyncio.sleep(0)
-        assert (got, memory.answers) == ([0, 1, 2, 3], 12 * MIB)
-        asking[4].cancel()
-
-
-def test_requests_and_answers_have_one_limit():
-    memory = Memory(16 * MIB)
-    memory.take_request(12 * MIB)
-    assert memory.fits(100_000)
-    assert memory.fits(2 * MIB)
-    memory.take(2 * MIB)
-    assert not memory.fits(2 * MIB)
-    memory.give_back_request(12 * MIB)
-    memory.take(11 * MIB)
-    # An eighth is left to requests, whatever answers take.
-    assert (memory.requests_max, memory.answers_max) == (3 * MIB, 14 * MIB)
-    memory.take(3 * MIB)
-    assert memory.requests_max == 2 * MIB
-
-
-class Upload:
-    """A request that comes, or has come whole."""
-
-    def __init__(self, receiving: Receiving, size: int, *, is_receiving: bool = True) -> None:
-        self.held_bytes = size
-        self.is_receiving = is_receiving
-        self.is_given_up = False
-        self._receiving = receiving
-        receiving.take(self, size)
-
-    def go_on(self) -> None:
-        pass
-
-    def give_up(self) -> None:
-        self.is_given_up = True
-        self._receiving.give_back(self.held_bytes)
-
-
 def test_slow_requests_make_room_for_answers_that_wait():
     @run
     async def _() -> None:
@@ -356,35 +160,6 @@ def test_slow_requests_make_room_for_answers_that_wait():
         receiving.tick(3.0)
         await waiting
         assert (slow.is_given_up, whole.is_given_up) == (True, False)
-
-
-def test_slow_readers_are_cut_for_requests_that_wait(loop):
-    memory = Memory(16 * MIB)
-    sending = Sending(loop, memory, 600)
-    receiving = Receiving(memory, lambda: 0.0)
-    memory.on_room = receiving.wake
-    made = readers(memory, sending, 6)
-    for second in range(1, 4):
-        loop.now = second
-        sending.tick(second)
-    assert not any(reader.is_cut for reader in made)
-    upload = Upload(receiving, 6 * MIB)
-    receiving.wait(upload)
-    sending.tick(4)
-    # Two are enough: what large requests leave free is an eighth of half of the limit.
-    assert [reader.is_cut for reader in made] == [True, True, *[False] * 4]
-
-
-def test_answers_that_exceed_the_limit_end_requests_before_they_end_each_other(loop):
-    memory = Memory(16 * MIB)
-    receiving = Receiving(memory, lambda: 0.0)
-    sending = Sending(loop, memory, 600, receiving.give_up_for_answers)
-    upload = Upload(receiving, 8 * MIB)
-    made = readers(memory, sending, 5)
-    for call in loop.due:
-        call()
-    assert upload.is_given_up
-    assert not any(reader.is_cut for reader in made)
 
 
 def test_large_requests_that_wait_exceed_the_limit_by_little():
@@ -428,9 +203,6 @@ def test_slow_readers_keep_nobody_from_small_answers_nor_for_long_from_large_one
             stop.set()
             reading.join()
         assert rejected(client, "answer_not_read") > 0
-
-
-# Listings.
 
 
 def test_a_listing_is_bounded_and_says_what_to_do(make_server):
@@ -492,9 +264,6 @@ def test_large_listings_that_do_not_fit_side_by_side_all_get_their_turn(make_ser
     assert [answer.status for answer in answers] == [200] * 6
     assert {len(answer.json["node"]["nodes"]) for answer in answers} == {12}
     assert held_bytes(client) == 0
-
-
-# Watches.
 
 
 def test_history_of_large_events_is_sent_as_far_as_memory_goes(make_server):

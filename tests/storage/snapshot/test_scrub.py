@@ -10,7 +10,7 @@ from kvd.ctl.main import main as kvdctl
 from kvd.storage.errors import CorruptLog
 from kvd.storage.snapshot import directory
 from kvd.v2.commands import Set
-from tests.core.test_housekeeping import SMALL_SEGMENT, kept
+from tests.support.house import SMALL_SEGMENT, kept
 from tests.support.stores import digest, open_store, write
 from tests.support.waiting import until
 

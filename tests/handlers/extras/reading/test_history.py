@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.handlers.extras.test_watch import write_much
 from tests.http.test_limits import MIB
+from tests.support.pages import write_much
 from tests.support.server import Client, Server, running
 
 KEEPS = 40
