@@ -6,6 +6,24 @@ the manual that `kvdctl help` prints. To know the system, read v2/rules.py (what
 core/committer.py (the order of a write) and storage/wal/wal.py (the log), in that order.
 
 kvd is not a cluster, has no v3 API, and keeps nothing that the log does not say.
+
+`kvd.Client` and `kvd.AsyncClient` are the client library, imported when one of them is used.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvd.client import AsyncClient, Client
+
+__all__ = ["AsyncClient", "Client", "__version__"]
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    if name in ("AsyncClient", "Client"):
+        return getattr(import_module("kvd.client"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

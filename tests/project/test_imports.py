@@ -25,6 +25,7 @@ ROWS = (
     ("kvd.v2", "kvd.config", "kvd.logs"),
     ("kvd.log_output", "kvd.crash_file", "kvd.process"),
     ("kvd", "kvd.json_text", "kvd.lines"),
+    ("kvd.client",),
 )
 STORAGE_ROWS = (
     ("tools",),
@@ -40,6 +41,7 @@ STORAGE_ROWS = (
 # What a box of kvd may know of the storage; others may know all but the tools.
 OF_STORAGE = {
     "kvd.config": (),
+    "kvd.client": (),
     "kvd.v2": ("format",),
     "kvd.limits": (),
     "kvd.http": ("aio",),
@@ -80,9 +82,9 @@ KEPT_IN = {
     "tornado": ("kvd.handlers", "kvd.http", "kvd.monitoring", "kvd.wiring"),
     "prometheus_client": ("kvd.monitoring",),
     "bcrypt": ("kvd.handlers.passwords",),
-    "httptools": ("kvd.http",),
+    "httptools": ("kvd.client.wire", "kvd.http"),
     "yaml": ("kvd.config",),
-    "ssl": ("kvd.net",),
+    "ssl": ("kvd.client", "kvd.net"),
     "cryptography": ("kvd.net.self_signed",),
 }
 

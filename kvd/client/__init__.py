@@ -1,0 +1,68 @@
+"""A typed client of the etcd v2 API, for kvd and for etcd: `Client` and `AsyncClient`.
+
+operations.py   what a client can do, as generators that yield steps
+watches.py      watches and `follow`, likewise
+wire.py         HTTP without sockets: requests, answers, kept connections, several endpoints
+blocking.py     Client: takes the steps with sockets
+asynchronous.py AsyncClient: takes them on an event loop
+"""
+
+from kvd.client.asynchronous import AsyncClient, AsyncFollow, AsyncWatch
+from kvd.client.blocking import Client, Follow, Watch
+from kvd.client.errors import (
+    ApiError,
+    BadRequest,
+    ClusterChanged,
+    CompareFailed,
+    DirectoryNotEmpty,
+    HistoryLost,
+    KeyExists,
+    KeyNotFound,
+    KvdError,
+    NotADirectory,
+    NotAFile,
+    NotSupported,
+    OutcomeUnknown,
+    RootReadOnly,
+    ServerRefused,
+    Timeout,
+    TransportError,
+    Unauthorized,
+)
+from kvd.client.model import Compare, Event, Node, Op, Snapshot, Tree, exists, missing, unchanged
+
+__all__ = [
+    "ApiError",
+    "AsyncClient",
+    "AsyncFollow",
+    "AsyncWatch",
+    "BadRequest",
+    "Client",
+    "ClusterChanged",
+    "Compare",
+    "CompareFailed",
+    "DirectoryNotEmpty",
+    "Event",
+    "Follow",
+    "HistoryLost",
+    "KeyExists",
+    "KeyNotFound",
+    "KvdError",
+    "Node",
+    "NotADirectory",
+    "NotAFile",
+    "NotSupported",
+    "Op",
+    "OutcomeUnknown",
+    "RootReadOnly",
+    "ServerRefused",
+    "Snapshot",
+    "Timeout",
+    "TransportError",
+    "Tree",
+    "Unauthorized",
+    "Watch",
+    "exists",
+    "missing",
+    "unchanged",
+]

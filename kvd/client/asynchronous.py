@@ -1,0 +1,313 @@
+"""`AsyncClient`: the client for programs with an event loop. What its methods do, `Client` says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from kvd.client.blocking import PAGE, Client, is_readable, tls_context
+from kvd.client.errors import TransportError
+from kvd.client.operations import Operations
+from kvd.client.watches import Following, Watching
+from kvd.client.wire import Connect, Endpoint, Operation, Receive, Send, Sleep, Step
+
+if TYPE_CHECKING:
+    import ssl
+
+    from kvd.client.model import Compare, Event, Node, Op, Snapshot, Tree
+
+T = TypeVar("T")
+_RECEIVED_BYTES = 64 << 10
+
+
+class _Connection:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    def is_stale(self) -> bool:
+        if self.reader.at_eof() or self.writer.is_closing():
+            return True
+        # The loop may not have looked at it since.
+        return is_readable(self.writer.get_extra_info("socket").fileno())
+
+    def close(self) -> None:
+        self.writer.transport.abort()
+
+
+class _Driver:
+    """Takes the steps of operations, on the running loop."""
+
+    def __init__(self, tls: ssl.SSLContext | None) -> None:
+        self._tls = tls
+
+    async def run(self, operation: Operation[T]) -> T:
+        """Return the result of an operation."""
+        try:
+            step = operation.send(None)
+            while True:
+                try:
+                    done = await self._take(step)
+                except BaseException as error:  # noqa: BLE001 -- the operation decides
+                    step = operation.throw(error)
+                else:
+                    step = operation.send(done)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            operation.close()
+
+    async def _take(self, step: Step) -> object:
+        match step:
+            case Send(connection, data, timeout):
+                connection.writer.write(data)
+                async with asyncio.timeout(timeout):
+                    await connection.writer.drain()
+                return None
+            case Receive(connection, timeout):
+                async with asyncio.timeout(timeout):
+                    return await connection.reader.read(_RECEIVED_BYTES)
+            case Connect(endpoint, timeout):
+                async with asyncio.timeout(timeout):
+                    return await self._connect(endpoint)
+            case Sleep(seconds):
+                await asyncio.sleep(seconds)
+                return None
+
+    async def _connect(self, endpoint: Endpoint) -> _Connection:
+        if endpoint.path:
+            return _Connection(*await asyncio.open_unix_connection(endpoint.path))
+        context = tls_context(self._tls) if endpoint.tls else None
+        reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=context)
+        sock = writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return _Connection(reader, writer)
+
+
+class _Stream:
+    """The base of `AsyncWatch` and `AsyncFollow`."""
+
+    def __init__(self, driver: _Driver, state: Watching | Following) -> None:
+        self._driver = driver
+        self._state = state
+        self._task: asyncio.Task[Any] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End it, and whatever waits for its next event."""
+        self._state.is_closed = True
+        self._state.let_go()
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _next(self) -> Any:
+        if self._state.is_closed:
+            raise StopAsyncIteration
+        # A separate task, so that `close` cancels the wait and not the caller.
+        self._task = asyncio.ensure_future(self._driver.run(self._state.next()))
+        try:
+            return await asyncio.shield(self._task)
+        except asyncio.CancelledError:
+            was_closed = self._task.cancelled() and self._state.is_closed
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, TransportError, OSError):
+                await self._task
+            if was_closed:
+                raise StopAsyncIteration from None
+            raise
+        except (TransportError, OSError):
+            if self._state.is_closed:
+                raise StopAsyncIteration from None
+            raise
+        finally:
+            self._task = None
+
+
+class AsyncWatch(_Stream):
+    """The events of a key, one after the other; ends when it is closed."""
+
+    _state: Watching
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        event: Event = await self._next()
+        return event
+
+    @property
+    def index(self) -> int | None:
+        """The last index that is complete: save it, and continue with `since=index + 1`."""
+        return self._state.index
+
+
+class AsyncFollow(_Stream):
+    """A snapshot of a subtree and the events behind it; ends when it is closed."""
+
+    _state: Following
+
+    def __aiter__(self) -> AsyncIterator[Snapshot | Event]:
+        return self
+
+    async def __anext__(self) -> Snapshot | Event:
+        told: Snapshot | Event = await self._next()
+        return told
+
+
+class AsyncClient:
+    """`Client` for programs with an event loop: the same methods, to be awaited.
+
+    It belongs to one loop.
+
+    Example:
+        >>> from kvd import AsyncClient
+        >>> async def port() -> str | None:
+        ...     async with AsyncClient("http://127.0.0.1:2379") as client:
+        ...         return (await client.get("/app/port")).value
+    """
+
+    def __init__(
+        self,
+        url: str | Sequence[str] = "http://127.0.0.1:2379",
+        *,
+        username: str | None = None,
+        password: str | None = None,
+        tls: ssl.SSLContext | None = None,
+        timeout: float = 5.0,
+        namespace: str = "",
+        connections: int = 10,
+    ) -> None:
+        self._driver = _Driver(tls)
+        self._operations = Operations(
+            url,
+            username=username,
+            password=password,
+            timeout=timeout,
+            namespace=namespace,
+            connections=connections,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._operations.exchanges.close()
+
+    async def get(self, key: str, *, quorum: bool = False) -> Node:
+        return await self._driver.run(self._operations.get(key, quorum=quorum))
+
+    async def get_or(self, key: str, default: T) -> str | T:
+        found: str | T = await self._driver.run(self._operations.get_or(key, default))
+        return found
+
+    async def get_bytes(self, key: str) -> bytes:
+        return await self._driver.run(self._operations.get_bytes(key))
+
+    async def exists(self, key: str) -> bool:
+        return await self._driver.run(self._operations.exists(key))
+
+    async def ls(self, key: str = "/", *, recursive: bool = False) -> Tree:
+        return await self._driver.run(self._operations.ls(key, recursive=recursive))
+
+    async def iter_ls(self, key: str = "/", *, page: int = PAGE) -> AsyncIterator[Node]:
+        after: str | None = None
+        while True:
+            nodes, after = await self._driver.run(self._operations.page(key, after, page))
+            for node in nodes:
+                yield node
+            if after is None:
+                return
+
+    async def set(
+        self,
+        key: str,
+        value: str,
+        *,
+        ttl: int | None = None,
+        if_index: int | None = None,
+        if_value: str | None = None,
+        if_exists: bool | None = None,
+    ) -> Event:
+        return await self._driver.run(
+            self._operations.set(
+                key, value, ttl=ttl, if_index=if_index, if_value=if_value, if_exists=if_exists
+            )
+        )
+
+    async def set_bytes(self, key: str, value: bytes, *, ttl: int | None = None) -> Event:
+        return await self._driver.run(self._operations.set_bytes(key, value, ttl=ttl))
+
+    async def create(self, key: str, value: str, *, ttl: int | None = None) -> Event:
+        form = {"value": value, "ttl": ttl, "prevExist": False}
+        return await self._driver.run(self._operations.write("PUT", key, form))
+
+    async def append(self, key: str, value: str, *, ttl: int | None = None) -> Event:
+        form = {"value": value, "ttl": ttl}
+        return await self._driver.run(self._operations.write("POST", key, form))
+
+    async def mkdir(
+        self, key: str, *, ttl: int | None = None, exist_ok: bool = False
+    ) -> Event | None:
+        return await self._driver.run(self._operations.mkdir(key, ttl=ttl, exist_ok=exist_ok))
+
+    async def refresh(self, key: str, ttl: int, *, if_value: str | None = None) -> Event:
+        form = {"ttl": ttl, "refresh": True, "prevExist": True, "prevValue": if_value}
+        return await self._driver.run(self._operations.write("PUT", key, form))
+
+    async def delete(
+        self,
+        key: str,
+        *,
+        recursive: bool = False,
+        dir: bool = False,  # noqa: A002 -- etcd's name
+        if_index: int | None = None,
+        if_value: str | None = None,
+        missing_ok: bool = False,
+    ) -> Event | None:
+        return await self._driver.run(
+            self._operations.delete(
+                key,
+                recursive=recursive,
+                dir=dir,
+                if_index=if_index,
+                if_value=if_value,
+                missing_ok=missing_ok,
+            )
+        )
+
+    async def update(
+        self, key: str, change: Callable[[str | None], str | None], *, tries: int = 50
+    ) -> Event | None:
+        return await self._driver.run(self._operations.update(key, change, tries=tries))
+
+    def watch(self, key: str, *, since: int | None = None, recursive: bool = True) -> AsyncWatch:
+        return AsyncWatch(self._driver, Watching(self._operations, key, since, recursive=recursive))
+
+    def follow(self, key: str) -> AsyncFollow:
+        return AsyncFollow(self._driver, Following(self._operations, key))
+
+    async def txn(self, ops: Sequence[Op], *, when: Sequence[Compare] = ()) -> list[Event]:
+        return await self._driver.run(self._operations.txn(ops, when=when))
+
+    async def history(
+        self, key: str, *, limit: int = 100, before: int | None = None
+    ) -> list[Event]:
+        return await self._driver.run(self._operations.history(key, limit=limit, before=before))
+
+
+for _name, _method in inspect.getmembers(AsyncClient, inspect.isfunction):
+    if not _method.__doc__:
+        _method.__doc__ = getattr(Client, _name.replace("__a", "__"), _method).__doc__

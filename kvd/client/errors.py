@@ -1,0 +1,168 @@
+"""The errors of the client: what a server refused, and what could not be found out.
+
+    KvdError
+      ApiError              the server's refusal; a class for each code that programs tell apart
+      TransportError        no answer, and nothing has been changed by this request
+        Timeout             the same, for want of time
+      OutcomeUnknown        a write was sent and no answer came: it may have happened, now or later
+      ClusterChanged        another store answers under the same address
+      NotSupported          an extra of kvd, asked of a server that does not have it
+
+Codes and messages are etcd's (its v2 `errors.go`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+_HISTORY = re.compile(r"\[(\d+)/(\d+)\]")
+# Causes of code 300 that leave open whether a write has happened: of kvd when its disk fails, of
+# etcd when its cluster does not agree in time.
+_OPEN_OUTCOMES = ("outcome unknown", "timed out", "timeout")
+
+
+class KvdError(Exception):
+    """Whatever the client raises."""
+
+
+class TransportError(KvdError):
+    """No server answered, and nothing has been changed: it was a read, or no byte was sent."""
+
+
+class Timeout(TransportError):
+    """No server answered in time, and nothing has been changed."""
+
+
+class OutcomeUnknown(KvdError):
+    """A write was sent and no answer came: it may have happened, may happen later, or never."""
+
+
+class ClusterChanged(KvdError):
+    """Another store answers than before: its indexes mean nothing to what was read earlier.
+
+    Attributes:
+        old, new: the ids of the stores (`X-Etcd-Cluster-Id`).
+    """
+
+    def __init__(self, old: str, new: str) -> None:
+        super().__init__(f"the store is another one: {new}, was {old}")
+        self.old = old
+        self.new = new
+
+
+class NotSupported(KvdError):
+    """The server does not have this extra of kvd: it is etcd, or runs with `--extras=false`."""
+
+
+class ApiError(KvdError):
+    """A server's refusal.
+
+    Attributes:
+        code: etcd's `errorCode`; 0 where the answer had none.
+        message: what the code means.
+        cause: what it was about, mostly a key.
+        index: the store's index when it refused.
+        status: the HTTP status.
+    """
+
+    def __init__(self, code: int, message: str, cause: str, index: int, status: int) -> None:
+        super().__init__(code, message, cause, index, status)
+        self.code = code
+        self.message = message
+        self.cause = cause
+        self.index = index
+        self.status = status
+
+    def __str__(self) -> str:
+        about = f" ({self.cause})" if self.cause else ""
+        return f"{self.code or self.status}: {self.message}{about}"
+
+
+class KeyNotFound(ApiError, KeyError):
+    """There is no such key (100)."""
+
+    __str__ = ApiError.__str__
+
+
+class CompareFailed(ApiError):
+    """The key is not as the condition says (101)."""
+
+
+class NotAFile(ApiError):
+    """The key is a directory (102)."""
+
+
+class NotADirectory(ApiError):
+    """The key, or one above it, is a file (104)."""
+
+
+class KeyExists(ApiError):
+    """The key is there already (105)."""
+
+
+class RootReadOnly(ApiError):
+    """The root cannot be changed (107)."""
+
+
+class DirectoryNotEmpty(ApiError):
+    """The directory has children (108)."""
+
+
+class Unauthorized(ApiError):
+    """The user may not do this, or the password is wrong (110)."""
+
+
+class BadRequest(ApiError):
+    """A parameter makes no sense (200 to 299)."""
+
+
+class ServerRefused(ApiError):
+    """The server cannot do it now, and has not: no room on its disk, too much to do (300, 503)."""
+
+
+class HistoryLost(ApiError):
+    """The server no longer has the events that a watch is to begin with (401).
+
+    Attributes:
+        wanted: the index asked for.
+        first: the first one that it still has; 0 where it did not say.
+    """
+
+    def __init__(self, code: int, message: str, cause: str, index: int, status: int) -> None:
+        super().__init__(code, message, cause, index, status)
+        found = _HISTORY.search(cause)
+        self.first, self.wanted = (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+_BY_CODE: dict[int, type[ApiError]] = {
+    100: KeyNotFound,
+    101: CompareFailed,
+    102: NotAFile,
+    104: NotADirectory,
+    105: KeyExists,
+    107: RootReadOnly,
+    108: DirectoryNotEmpty,
+    110: Unauthorized,
+    300: ServerRefused,
+    401: HistoryLost,
+}
+_BY_STATUS: dict[int, type[ApiError]] = {401: Unauthorized, 403: Unauthorized, 503: ServerRefused}
+
+
+def refusal(status: int, body: bytes, *, is_write: bool) -> KvdError:
+    """Return the error in an answer whose status is 400 or more."""
+    try:
+        told: Any = json.loads(body)
+    except ValueError:
+        told = None
+    if not isinstance(told, dict) or "errorCode" not in told:
+        text = str(told["message"]) if isinstance(told, dict) and "message" in told else ""
+        text = text or body[:200].decode("utf-8", "replace").strip() or "no reason given"
+        return _BY_STATUS.get(status, ApiError)(0, text, "", 0, status)
+    code, cause = int(told["errorCode"]), str(told.get("cause", ""))
+    if code == 300 and is_write and any(text in cause for text in _OPEN_OUTCOMES):
+        return OutcomeUnknown(cause)
+    kind = BadRequest if 200 <= code < 300 else _BY_CODE.get(code, ApiError)
+    return kind(code, str(told.get("message", "")), cause, int(told.get("index", 0)), status)

@@ -1,0 +1,250 @@
+"""Results of the client: nodes, events, trees, snapshots; and the parts of a transaction."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+Action = Literal[
+    "get", "set", "create", "update", "compareAndSwap", "delete", "compareAndDelete", "expire"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A key as it was at an index.
+
+    Attributes:
+        key: its full name, without the client's namespace.
+        value: its text; None for a directory, and where a value is gone.
+        dir: whether it is a directory.
+        created_index, modified_index: the indexes of the changes that made it and changed it last.
+        ttl: the seconds that are left, rounded up; None where it does not expire.
+        expiration: when it expires, in UTC.
+        index: the index of the store when this was true.
+    """
+
+    key: str
+    value: str | None
+    dir: bool
+    created_index: int
+    modified_index: int
+    ttl: int | None
+    expiration: datetime | None
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change.
+
+    Attributes:
+        action: what was done.
+        node: the key after it; of a removal, without value.
+        prev_node: the key before it, where there was one.
+        index: the index of the change.
+    """
+
+    action: Action
+    node: Node
+    prev_node: Node | None
+    index: int
+
+    def removes(self, key: str) -> bool:
+        """Return whether the change took a key away, itself or with a directory above it."""
+        if self.action not in ("delete", "compareAndDelete", "expire"):
+            return False
+        key, gone = "/" + key.strip("/"), self.node.key.rstrip("/")
+        return key == gone or key.startswith(gone + "/")
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A directory's children, or all that is below it: iterate, or look a key up.
+
+    Attributes:
+        key: the directory.
+        index: the index at which all of it was read.
+        nodes: by their keys, in the server's order.
+    """
+
+    key: str
+    index: int
+    nodes: Mapping[str, Node]
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes.values())
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.nodes
+
+    def __getitem__(self, key: str) -> Node:
+        return self.nodes[key]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that is below a key at an index: what `follow` begins with.
+
+    Attributes:
+        nodes: files and directories, by their keys.
+        index: the index at which it was read; the events that follow begin behind it.
+        after_gap: whether events may lie between what was told before and this.
+    """
+
+    nodes: Mapping[str, Node]
+    index: int
+    after_gap: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """A condition of a transaction; made by `exists`, `missing` and `unchanged`, or field by field.
+
+    Attributes:
+        key: the key that it is about.
+        is_there: whether there has to be such a key. The others need it to be there.
+        value, modified_index, created_index: what it has to have; None for anything.
+    """
+
+    key: str
+    is_there: bool = True
+    value: str | None = None
+    modified_index: int | None = None
+    created_index: int | None = None
+
+    def to_json(self, full_key: str) -> dict[str, object]:
+        """Return it as `POST /v2/txn` takes it."""
+        told: dict[str, object] = {"key": full_key}
+        for name, what in (
+            ("value", self.value),
+            ("modifiedIndex", self.modified_index),
+            ("createdIndex", self.created_index),
+        ):
+            if what is not None:
+                told[name] = what
+        if len(told) == 1:
+            told["exists"] = self.is_there
+        return told
+
+
+def exists(key: str) -> Compare:
+    """Return the condition that there is such a key."""
+    return Compare(key)
+
+
+def missing(key: str) -> Compare:
+    """Return the condition that there is no such key."""
+    return Compare(key, is_there=False)
+
+
+def unchanged(node: Node) -> Compare:
+    """Return the condition that a key is as it was read."""
+    return Compare(node.key, modified_index=node.modified_index)
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """An operation of a transaction.
+
+    Attributes:
+        action: `set`, `create`, `createInOrder`, `update`, `compareAndSwap`, `delete`,
+            `compareAndDelete`.
+        key: the key that it changes.
+        fields: further fields, named as `POST /v2/txn` names them.
+    """
+
+    action: str
+    key: str
+    fields: Mapping[str, object] = field(default_factory=dict)
+
+    @classmethod
+    def set(cls, key: str, value: str, *, ttl: int | None = None) -> Op:
+        """Return what sets a key."""
+        return cls("set", key, _given(value=value, ttl=ttl))
+
+    @classmethod
+    def create(cls, key: str, value: str, *, ttl: int | None = None) -> Op:
+        """Return what makes a key that is not there."""
+        return cls("create", key, _given(value=value, ttl=ttl))
+
+    @classmethod
+    def append(cls, key: str, value: str, *, ttl: int | None = None) -> Op:
+        """Return what makes an in-order key below a directory."""
+        return cls("createInOrder", key, _given(value=value, ttl=ttl))
+
+    @classmethod
+    def delete(cls, key: str, *, recursive: bool = False, dir: bool = False) -> Op:  # noqa: A002 -- etcd's name
+        """Return what removes a key."""
+        return cls("delete", key, _given(recursive=recursive or None, dir=dir or None))
+
+
+def _given(**fields: object) -> dict[str, object]:
+    return {name: what for name, what in fields.items() if what is not None}
+
+
+class Names:
+    """The keys of a client, below its namespace; and what servers say of them.
+
+    Attributes:
+        namespace: what stands before each key, without a slash at its end.
+    """
+
+    def __init__(self, namespace: str) -> None:
+        self.namespace = "/" + namespace.strip("/") if namespace.strip("/") else ""
+
+    def full(self, key: str) -> str:
+        """Return a key as the server knows it."""
+        key = "/" + key.lstrip("/")
+        return self.namespace + key if key != "/" else self.namespace or "/"
+
+    def own(self, full_key: str) -> str:
+        """Return a key of the server's as the program knows it."""
+        if self.namespace and (full_key + "/").startswith(self.namespace + "/"):
+            return full_key[len(self.namespace) :] or "/"
+        return full_key or "/"
+
+    def node(self, told: Mapping[str, Any], index: int) -> Node:
+        """Return a node of an answer."""
+        value = told.get("value")
+        if value is not None and told.get("encoding") == "base64":
+            value = base64.b64decode(value).decode("utf-8", "surrogateescape")
+        expiration = told.get("expiration")
+        return Node(
+            key=self.own(told.get("key", "/")),
+            value=value,
+            dir=bool(told.get("dir", False)),
+            created_index=told.get("createdIndex", 0),
+            modified_index=told.get("modifiedIndex", 0),
+            ttl=told.get("ttl"),
+            expiration=None if expiration is None else datetime.fromisoformat(expiration),
+            index=index,
+        )
+
+    def event(self, told: Mapping[str, Any]) -> Event:
+        """Return an event of an answer, or of a watch."""
+        index = told["node"]["modifiedIndex"]
+        prev = told.get("prevNode")
+        return Event(
+            action=told["action"],
+            node=self.node(told["node"], index),
+            prev_node=None if prev is None else self.node(prev, index),
+            index=index,
+        )
+
+    def below(self, told: Mapping[str, Any], index: int) -> dict[str, Node]:
+        """Return the nodes of a listing, without the directory itself, each before its children."""
+        found: dict[str, Node] = {}
+        waiting = list(reversed(told.get("nodes") or ()))
+        while waiting:
+            child = waiting.pop()
+            node = self.node(child, index)
+            found[node.key] = node
+            waiting += reversed(child.get("nodes") or ())
+        return found

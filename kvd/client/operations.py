@@ -1,0 +1,305 @@
+"""The operations of a client, once for both drivers: each is a generator (see wire.py).
+
+What they do, and which errors they raise, is said once: in blocking.py.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from kvd.client.errors import (
+    ApiError,
+    CompareFailed,
+    KeyExists,
+    KeyNotFound,
+    NotADirectory,
+    NotAFile,
+    NotSupported,
+    refusal,
+)
+from kvd.client.model import Compare, Event, Names, Node, Op, Tree
+from kvd.client.wire import Call, Endpoint, Exchanges, Operation, Reply, Sleep
+
+FORM = "application/x-www-form-urlencoded"
+JSON = "application/json"
+# The pause before a changed key is read again, at most, in seconds; doubled each time.
+_AGAIN_S = 0.005
+_AGAIN_MAX_S = 0.25
+
+Given = Mapping[str, str | int | bool | None]
+
+
+class Operations:
+    """All operations of a client.
+
+    Attributes:
+        names: its keys.
+        exchanges: how it reaches the server.
+    """
+
+    def __init__(
+        self,
+        url: str | Sequence[str],
+        *,
+        username: str | None,
+        password: str | None,
+        timeout: float,
+        namespace: str,
+        connections: int,
+    ) -> None:
+        """Raises ValueError: a URL is none, or there is none at all."""
+        urls = [url] if isinstance(url, str) else list(url)
+        if not urls:
+            raise ValueError("a client needs the URL of a server")
+        authorization = ""
+        if username is not None:
+            pair = f"{username}:{password or ''}".encode()
+            authorization = "Basic " + base64.b64encode(pair).decode()
+        self.names = Names(namespace)
+        self.exchanges = Exchanges(
+            [Endpoint.parse(one) for one in urls], authorization, timeout, connections
+        )
+        self._extras: frozenset[str] | None = None
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Given | None = None,
+        form: Given | None = None,
+        body: bytes = b"",
+        content_type: str = "",
+    ) -> Operation[Reply]:
+        """Return the answer to a request.
+
+        Raises:
+            ApiError: it was refused.
+            TransportError, OutcomeUnknown: see `Exchanges.request`.
+        """
+        is_write = method != "GET" and path != "/v2/mget"
+        if form is not None:
+            pairs = _texts(form)
+            body = "&".join(f"{k}={quote(v, safe='')}" for k, v in pairs.items()).encode()
+            content_type = FORM
+        made = Call(method, path, _texts(query or {}), body, content_type, is_write)
+        reply = yield from self.exchanges.request(made)
+        if reply.status >= 400:
+            raise refusal(reply.status, reply.body, is_write=is_write)
+        return reply
+
+    def path(self, key: str, *, raw: bool = False) -> str:
+        """Return the path of a key."""
+        full = quote(self.names.full(key).encode("utf-8", "surrogateescape"), safe="/~")
+        return ("/v2/raw" if raw else "/v2/keys") + full
+
+    def extras(self) -> Operation[frozenset[str]]:
+        """Return the names of kvd's extras that the server has: none of etcd's."""
+        if self._extras is None:
+            reply = yield from self.exchanges.request(Call("GET", "/v2/extras", {}))
+            told = _json(reply) if reply.status == 200 else {}
+            self._extras = frozenset(told.get("extras", ()))
+        return self._extras
+
+    def require(self, extra: str) -> Operation[None]:
+        """Raise NotSupported unless the server has an extra."""
+        if extra not in (yield from self.extras()):
+            raise NotSupported(f"the server does not have kvd's extra {extra!r}")
+
+    # Reading.
+
+    def get(self, key: str, *, quorum: bool) -> Operation[Node]:
+        reply = yield from self.call("GET", self.path(key), query={"quorum": quorum or None})
+        return self.names.node(_json(reply)["node"], reply.index)
+
+    def get_or(self, key: str, default: Any) -> Operation[Any]:
+        try:
+            node = yield from self.get(key, quorum=False)
+        except KeyNotFound:
+            return default
+        return default if node.value is None else node.value
+
+    def exists(self, key: str) -> Operation[bool]:
+        try:
+            yield from self.get(key, quorum=False)
+        except KeyNotFound:
+            return False
+        return True
+
+    def ls(self, key: str, *, recursive: bool, page: Given | None = None) -> Operation[Tree]:
+        query = {"recursive": recursive or None, **(page or {})}
+        reply = yield from self.call("GET", self.path(key), query=query)
+        told = _json(reply)["node"]
+        if not told.get("dir"):
+            cause = self.names.own(told.get("key", ""))
+            raise _not_a_directory(cause, reply.index)
+        return Tree(
+            self.names.own(told.get("key", "/")), reply.index, self.names.below(told, reply.index)
+        )
+
+    def all_below(self, key: str) -> Operation[tuple[int, dict[str, Node]]]:
+        """Return all that is below a directory, or a file alone; and the index of the reading."""
+        reply = yield from self.call("GET", self.path(key), query={"recursive": True})
+        told = _json(reply)["node"]
+        if told.get("dir"):
+            return reply.index, self.names.below(told, reply.index)
+        node = self.names.node(told, reply.index)
+        return reply.index, {node.key: node}
+
+    def page(
+        self, key: str, after: str | None, size: int
+    ) -> Operation[tuple[list[Node], str | None]]:
+        """Return some children, and the name after which the next page begins."""
+        if "limit" not in (yield from self.extras()):
+            return list((yield from self.ls(key, recursive=False))), None
+        query = {"limit": size, "after": after}
+        reply = yield from self.call("GET", self.path(key), query=query)
+        told = _json(reply)["node"]
+        if not told.get("dir"):
+            raise _not_a_directory(self.names.own(told.get("key", "")), reply.index)
+        nodes = list(self.names.below(told, reply.index).values())
+        has_more = "x-kvd-next" in reply.headers
+        return nodes, nodes[-1].key.rpartition("/")[2] if has_more and nodes else None
+
+    def get_bytes(self, key: str) -> Operation[bytes]:
+        yield from self.require("raw")
+        reply = yield from self.call("GET", self.path(key, raw=True))
+        return reply.body
+
+    def history(self, key: str, *, limit: int, before: int | None) -> Operation[list[Event]]:
+        yield from self.require("history")
+        query = {"history": True, "limit": limit, "before": before}
+        reply = yield from self.call("GET", self.path(key), query=query)
+        return [self.names.event(told) for told in _json(reply)["events"]]
+
+    # Writing.
+
+    def write(self, method: str, key: str, form: Given) -> Operation[Event]:
+        """Return the event of a PUT or a POST."""
+        reply = yield from self.call(method, self.path(key), form=form)
+        return self.names.event(_json(reply))
+
+    def set(
+        self,
+        key: str,
+        value: str,
+        *,
+        ttl: int | None,
+        if_index: int | None,
+        if_value: str | None,
+        if_exists: bool | None,
+    ) -> Operation[Event]:
+        form = {
+            "value": value,
+            "ttl": ttl,
+            "prevIndex": if_index,
+            "prevValue": if_value,
+            "prevExist": if_exists,
+        }
+        return self.write("PUT", key, form)
+
+    def set_bytes(self, key: str, value: bytes, *, ttl: int | None) -> Operation[Event]:
+        yield from self.require("raw")
+        reply = yield from self.call(
+            "PUT",
+            self.path(key, raw=True),
+            query={"ttl": ttl},
+            body=value,
+            content_type="application/octet-stream",
+        )
+        return self.names.event(_json(reply))
+
+    def mkdir(self, key: str, *, ttl: int | None, exist_ok: bool) -> Operation[Event | None]:
+        try:
+            return (
+                yield from self.write("PUT", key, {"dir": True, "ttl": ttl, "prevExist": False})
+            )
+        except (KeyExists, NotAFile):
+            if exist_ok and (yield from self.get(key, quorum=False)).dir:
+                return None
+            raise
+
+    def delete(
+        self,
+        key: str,
+        *,
+        recursive: bool,
+        dir: bool,  # noqa: A002 -- etcd's name
+        if_index: int | None,
+        if_value: str | None,
+        missing_ok: bool,
+    ) -> Operation[Event | None]:
+        query = {
+            "recursive": recursive or None,
+            "dir": dir or None,
+            "prevIndex": if_index,
+            "prevValue": if_value,
+        }
+        try:
+            reply = yield from self.call("DELETE", self.path(key), query=query)
+        except KeyNotFound:
+            if missing_ok:
+                return None
+            raise
+        return self.names.event(_json(reply))
+
+    def update(
+        self, key: str, change: Callable[[str | None], str | None], *, tries: int
+    ) -> Operation[Event | None]:
+        pause = _AGAIN_S
+        for left in range(tries, 0, -1):
+            try:
+                node = yield from self.get(key, quorum=True)
+            except KeyNotFound:
+                node = None
+            value = change(None if node is None else node.value)
+            if value is None:
+                return None
+            condition: Given = (
+                {"prevExist": False} if node is None else {"prevIndex": node.modified_index}
+            )
+            try:
+                return (yield from self.write("PUT", key, {"value": value, **condition}))
+            except (CompareFailed, KeyExists, KeyNotFound):
+                if left == 1:
+                    raise
+            # Others change it, too: at different times they meet less often.
+            yield Sleep(random.uniform(0, pause))  # noqa: S311 -- no secret
+            pause = min(2 * pause, _AGAIN_MAX_S)
+        raise ValueError(f"expected at least one try, got {tries}")
+
+    def txn(self, ops: Sequence[Op], *, when: Sequence[Compare]) -> Operation[list[Event]]:
+        yield from self.require("txn")
+        full = self.names.full
+        body = {
+            "when": [condition.to_json(full(condition.key)) for condition in when],
+            "ops": [{"action": op.action, "key": full(op.key), **op.fields} for op in ops],
+        }
+        reply = yield from self.call(
+            "POST", "/v2/txn", body=json.dumps(body).encode(), content_type=JSON
+        )
+        return [self.names.event(told) for told in _json(reply)["events"]]
+
+
+def _texts(given: Given) -> dict[str, str]:
+    """Return parameters as etcd reads them, without those that are None."""
+    return {
+        name: str(what).lower() if isinstance(what, bool) else str(what)
+        for name, what in given.items()
+        if what is not None
+    }
+
+
+def _json(reply: Reply) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(reply.body)
+    return told
+
+
+def _not_a_directory(key: str, index: int) -> ApiError:
+
+    return NotADirectory(104, "Not a directory", key, index, 400)

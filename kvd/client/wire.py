@@ -1,0 +1,400 @@
+"""HTTP without sockets: requests as bytes, answers from bytes, and the steps that drivers take.
+
+An operation is a generator: it yields a step, is sent what became of it, and returns its result. A
+driver (`blocking.py`, `asynchronous.py`) takes the steps with sockets of its own; all that is
+decided is decided here and in `operations.py`, once for both.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Protocol, TypeVar
+from urllib.parse import unquote, urlencode, urlsplit
+
+import httptools
+
+from kvd.client.errors import OutcomeUnknown, Timeout, TransportError
+
+_HEAD_BYTES_MAX = 64 << 10
+# The pause before the next round through all endpoints, and the longest.
+PAUSE_S = 0.02
+PAUSE_MAX_S = 0.25
+
+
+class Connection(Protocol):
+    """A connection of a driver's."""
+
+    def is_stale(self) -> bool:
+        """Return whether the server has closed it, or has sent something unasked."""
+
+    def close(self) -> None:
+        """Close it at once; may be called again, and from another thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An address of a server.
+
+    Attributes:
+        host, port: of TCP; the host is empty for a socket in the file system.
+        path: of such a socket.
+        tls: whether TLS is spoken.
+    """
+
+    host: str
+    port: int
+    path: str
+    tls: bool
+
+    @classmethod
+    def parse(cls, url: str) -> Endpoint:
+        """Read `http://HOST[:PORT]`, `https://HOST[:PORT]` or `unix:///PATH`.
+
+        Raises:
+            ValueError: it is neither.
+        """
+        parts = urlsplit(url)
+        if parts.scheme == "unix" and parts.path and not parts.netloc:
+            return cls("", 0, unquote(parts.path), tls=False)
+        is_bare = parts.path in ("", "/") and not (parts.query or parts.fragment or parts.username)
+        if parts.scheme not in ("http", "https") or not parts.hostname or not is_bare:
+            raise ValueError(f"expected http://HOST:PORT, https://HOST:PORT or unix:///PATH: {url}")
+        return cls(parts.hostname, parts.port or 2379, "", tls=parts.scheme == "https")
+
+    @property
+    def authority(self) -> str:
+        """The value of the header `Host`."""
+        if not self.host:
+            return "localhost"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Step: connect to an endpoint; its result is a `Connection`."""
+
+    endpoint: Endpoint
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Step: send bytes."""
+
+    connection: Any
+    data: bytes
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Receive:
+    """Step: receive some bytes; its result is empty at the end. Without a timeout it waits on."""
+
+    connection: Any
+    timeout: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Step: wait for some seconds."""
+
+    seconds: float
+
+
+Step = Connect | Send | Receive | Sleep
+T = TypeVar("T")
+Operation = Generator[Step, Any, T]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request.
+
+    Attributes:
+        is_write: whether it changes something, so that it must not be sent twice.
+    """
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    body: bytes = b""
+    content_type: str = ""
+    is_write: bool = False
+
+    def render(self, authority: str, authorization: str) -> bytes:
+        """Return its bytes."""
+        target = f"{self.path}?{urlencode(self.query)}" if self.query else self.path
+        lines = [f"{self.method} {target} HTTP/1.1", f"Host: {authority}", "Accept: */*"]
+        if authorization:
+            lines.append(f"Authorization: {authorization}")
+        if self.content_type:
+            lines.append(f"Content-Type: {self.content_type}")
+        if self.body or self.method in ("PUT", "POST"):
+            lines.append(f"Content-Length: {len(self.body)}")
+        return "\r\n".join([*lines, "", ""]).encode("ascii") + self.body
+
+
+class Answer:
+    """An answer that is being received.
+
+    Attributes:
+        status: its status; 0 before the head is whole.
+        headers: by their names in small letters.
+        is_headed, is_whole: whether the head, and all of it, has come.
+        keeps_open: whether the connection serves further requests.
+    """
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.is_headed = self.is_whole = self.keeps_open = False
+        self._pieces: list[bytes] = []
+        self._head_bytes = 0
+        self._parser = httptools.HttpResponseParser(self)
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes of it.
+
+        Raises:
+            TransportError: they are no answer.
+        """
+        try:
+            if data:
+                self._parser.feed_data(data)
+            elif not self.is_whole:
+                raise TransportError("the server has closed the connection before its answer")
+        except httptools.HttpParserError as error:
+            raise TransportError(f"what came is no HTTP response: {error}") from error
+        if not self.is_headed:
+            self._head_bytes += len(data)
+            if self._head_bytes > _HEAD_BYTES_MAX:
+                raise TransportError("the head of the response has no end")
+
+    def take(self) -> bytes:
+        """Return what has come of the body since the last call."""
+        data = b"".join(self._pieces)
+        self._pieces.clear()
+        return data
+
+    def index(self, name: str = "x-etcd-index") -> int:
+        """Return a number of the head, 0 where there is none."""
+        text = self.headers.get(name, "")
+        return int(text) if text.isdecimal() else 0
+
+    # What httptools calls.
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Note a header."""
+        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        """Note that the head is whole; of an interim one (1xx), that another will come."""
+        self.status = self._parser.get_status_code()
+        if self.status < 200:
+            self.headers = {}
+        else:
+            self.is_headed = True
+
+    def on_body(self, body: bytes) -> None:
+        """Note a piece of the body."""
+        self._pieces.append(body)
+
+    def on_message_complete(self) -> None:
+        """Note that it is whole."""
+        if self.is_headed:
+            self.is_whole = True
+            self.keeps_open = self._parser.should_keep_alive()
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer that is whole."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    index: int
+
+
+class Stream:
+    """The open answer of a watch, line by line.
+
+    Attributes:
+        connection: the driver's, which nothing else uses.
+        answer: its head has come.
+    """
+
+    def __init__(self, connection: Connection, answer: Answer) -> None:
+        self.connection = connection
+        self.answer = answer
+        self._rest = b""
+        self._lines: deque[bytes] = deque()
+
+    def line(self, timeout: float | None) -> Operation[bytes | None]:
+        """Return the next line that is not empty; None once the answer has ended.
+
+        Raises:
+            TransportError: the connection was lost, or was silent for so many seconds.
+        """
+        answer = self.answer
+        while True:
+            *lines, self._rest = (self._rest + answer.take()).split(b"\n")
+            self._lines += [line for line in lines if line.strip()]
+            if self._lines:
+                return self._lines.popleft()
+            if answer.is_whole:
+                rest, self._rest = self._rest.strip(), b""
+                return rest or None
+            try:
+                data = yield Receive(self.connection, timeout)
+            except OSError as error:
+                raise TransportError(f"the connection was lost: {error}") from error
+            answer.feed(data)
+
+
+class Exchanges:
+    """Sends requests to the first of some endpoints that answers, over connections that are kept.
+
+    Attributes:
+        endpoints: all of them; the one that answered last is asked first.
+    """
+
+    def __init__(
+        self, endpoints: Sequence[Endpoint], authorization: str, timeout: float, kept: int
+    ) -> None:
+        self.endpoints = tuple(endpoints)
+        self.timeout = timeout
+        self._authorization = authorization
+        self._current = 0
+        self._idle: dict[Endpoint, deque[Any]] = {one: deque(maxlen=kept) for one in endpoints}
+        self._kept = kept
+        self._pid = os.getpid()
+
+    def request(self, call: Call) -> Operation[Reply]:
+        """Return the answer to a request.
+
+        Raises:
+            TransportError, Timeout: none came in time, and nothing was changed.
+            OutcomeUnknown: a write was sent, and no answer came.
+        """
+
+        def receive(
+            endpoint: Endpoint, connection: Connection, deadline: float
+        ) -> Operation[Reply]:
+            answer = Answer()
+            while not answer.is_whole:
+                answer.feed((yield Receive(connection, _left(deadline))))
+            if answer.keeps_open:
+                self._keep(endpoint, connection)
+            else:
+                connection.close()
+            return Reply(answer.status, answer.headers, answer.take(), answer.index())
+
+        return (yield from self._first(call, receive, is_fresh=False))
+
+    def open(self, call: Call) -> Operation[Stream]:
+        """Return an answer whose head has come, on a connection of its own.
+
+        Raises:
+            TransportError, Timeout: as for `request`.
+        """
+
+        def receive(
+            _endpoint: Endpoint, connection: Connection, deadline: float
+        ) -> Operation[Stream]:
+            answer = Answer()
+            while not answer.is_headed:
+                answer.feed((yield Receive(connection, _left(deadline))))
+            return Stream(connection, answer)
+
+        return (yield from self._first(call, receive, is_fresh=True))
+
+    def _first(
+        self,
+        call: Call,
+        receive: Callable[[Endpoint, Connection, float], Operation[T]],
+        *,
+        is_fresh: bool,
+    ) -> Operation[T]:
+        """Ask one endpoint after the other, until one answers or time is over."""
+        deadline = monotonic() + self.timeout
+        pause = PAUSE_S
+        asked = 0
+        while True:
+            endpoint = self.endpoints[self._current % len(self.endpoints)]
+            connection = None if is_fresh else self._take(endpoint)
+            is_sent = False
+            try:
+                if connection is None:
+                    connection = yield Connect(endpoint, _left(deadline))
+                is_sent = True
+                data = call.render(endpoint.authority, self._authorization)
+                yield Send(connection, data, _left(deadline))
+                return (yield from receive(endpoint, connection, deadline))
+            except (OSError, TransportError) as error:
+                _close(connection)
+                if is_sent and call.is_write:
+                    raise OutcomeUnknown(
+                        f"{call.method} {call.path} was sent to {endpoint.authority}, "
+                        f"and no answer came: {error or type(error).__name__}"
+                    ) from error
+                failure = error
+            except BaseException:
+                _close(connection)
+                raise
+            asked += 1
+            self._current += 1
+            left = deadline - monotonic()
+            if left <= 0:
+                kind = Timeout if isinstance(failure, TimeoutError) else TransportError
+                where = ", ".join(one.authority if one.host else one.path for one in self.endpoints)
+                raise kind(
+                    f"no answer from {where} in {self.timeout:g} s: "
+                    f"{failure or type(failure).__name__}"
+                ) from failure
+            if asked % len(self.endpoints) == 0:
+                yield Sleep(min(pause, left))
+                pause = min(2 * pause, PAUSE_MAX_S)
+
+    def _take(self, endpoint: Endpoint) -> Any:
+        """Return a kept connection that is still open, or None."""
+        if os.getpid() != self._pid:
+            # What a fork has copied belongs to the parent.
+            self._pid = os.getpid()
+            self._idle = {one: deque(maxlen=self._kept) for one in self.endpoints}
+        idle = self._idle[endpoint]
+        while True:
+            try:
+                connection = idle.pop()
+            except IndexError:
+                return None
+            if not connection.is_stale():
+                return connection
+            connection.close()
+
+    def _keep(self, endpoint: Endpoint, connection: Connection) -> None:
+        idle = self._idle[endpoint]
+        if len(idle) < self._kept:
+            idle.append(connection)
+        else:
+            connection.close()
+
+    def close(self) -> None:
+        """Close all connections that are kept."""
+        for idle in self._idle.values():
+            while idle:
+                idle.pop().close()
+
+
+def _left(deadline: float) -> float:
+    return max(deadline - monotonic(), 0.001)
+
+
+def _close(connection: Connection | None) -> None:
+    if connection is not None:
+        connection.close()

@@ -1,0 +1,213 @@
+"""kvd/client/watches.py: no event is missed or told twice, whatever happens to the server."""
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from kvd.client import Client, ClusterChanged, HistoryLost, KvdError, Snapshot
+from tests.support.server import PATIENCE_S, free_port
+
+
+@pytest.fixture(params=[(), ("--extras=false",)], ids=["stream", "poll"])
+def lasting(request, make_server):
+    """A server whose port outlives it, with kvd's streams or with etcd's long polls."""
+    listen = f"http://127.0.0.1:{free_port()}"
+    return make_server("--event-history-limit=100000", *request.param, listen=listen).start()
+
+
+class Writer:
+    """Writes from a thread of its own, as often as it is let, and notes what is acknowledged."""
+
+    def __init__(self, url: str) -> None:
+        self.acknowledged: dict[int, str] = {}
+        self._permits = threading.Semaphore(0)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._write, args=[url])
+        self._thread.start()
+
+    def let(self, writes: int) -> None:
+        self._permits.release(writes)
+
+    def _write(self, url: str) -> None:
+        with Client(url) as client:
+            for number in itertools.count():
+                self._permits.acquire()
+                if self._stopped.is_set():
+                    return
+                with contextlib.suppress(KvdError):
+                    event = client.set(f"/load/k{number % 10}", str(number))
+                    self.acknowledged[event.index] = str(number)
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.let(1)
+        self._thread.join(PATIENCE_S)
+
+
+@pytest.fixture
+def writer(lasting) -> Iterator[Writer]:
+    made = Writer(lasting.url)
+    yield made
+    made.stop()
+
+
+def test_each_event_is_told_once_over_kills(connect, lasting, writer):
+    told: list[tuple[int, str]] = []
+    with connect(lasting.url).watch("/load", since=1) as watch:
+        for _ in range(3):
+            # The kill comes amid the writes that are left.
+            writer.let(60)
+            told += [(event.index, event.node.value) for event in itertools.islice(watch, 30)]
+            lasting.kill()
+            lasting.start()
+        writer.stop()
+        last = max(writer.acknowledged)
+        while told[-1][0] < last:
+            event = next(watch)
+            told.append((event.index, event.node.value))
+        assert watch.index == told[-1][0]
+    indexes = [index for index, _ in told]
+    assert indexes == sorted(set(indexes))
+    assert writer.acknowledged.items() <= dict(told).items()
+
+
+def test_without_since_it_begins_when_it_is_first_asked(connect, lasting):
+    kvd = connect(lasting.url)
+    kvd.set("/d/a", "before")
+    with kvd.watch("/d") as watch, Client(lasting.url) as other:
+        writer = threading.Thread(
+            target=lambda: (lasting.wait_for_watchers(1), other.set("/d/b", "1"))
+        )
+        writer.start()
+        event = next(watch)
+        writer.join()
+        assert (event.node.key, event.node.value) == ("/d/b", "1")
+        # A connection that is lost loses nothing.
+        lasting.kill()
+        lasting.start()
+        kvd.set("/d/c", "2")
+        kvd.delete("/d", recursive=True)
+        assert [next(watch).action for _ in range(2)] == ["set", "delete"]
+
+
+def test_a_watch_of_one_key_is_not_told_of_others(connect, server):
+    kvd = connect(server.url)
+    first = kvd.set("/one/k", "1")
+    kvd.set("/one/other", "2")
+    kvd.delete("/one", recursive=True)
+    with kvd.watch("/one/k", since=first.index, recursive=False) as watch:
+        set_, removed = next(watch), next(watch)
+    assert set_.node.value == "1"
+    assert removed.removes("/one/k")
+
+
+def test_what_the_history_has_forgotten_is_an_error_and_no_gap(connect, make_server):
+    server = make_server("--event-history-limit=5").start()
+    kvd = connect(server.url)
+    for n in range(20):
+        last = kvd.set("/k", str(n)).index
+    with kvd.watch("/k", since=3) as watch, pytest.raises(HistoryLost) as caught:
+        next(watch)
+    assert (caught.value.wanted, caught.value.first) == (3, last - 4)
+
+
+def test_another_store_under_the_same_address_is_noticed(connect, lasting, make_server, tmp_path):
+    kvd = connect(lasting.url)
+    index = kvd.set("/k", "1").index
+    with kvd.watch("/k", since=index) as watch:
+        next(watch)
+        lasting.kill()
+        other = make_server(*lasting.flags, data_dir=tmp_path / "other", listen=lasting.listen)
+        other.start()
+        with pytest.raises(ClusterChanged):
+            next(watch)
+
+
+def test_a_quiet_watch_moves_on(connect, server, monkeypatch):
+    monkeypatch.setattr("kvd.client.watches.PROGRESS_S", 0.1)
+    kvd = connect(server.url)
+    with kvd.watch("/quiet") as watch, Client(server.url) as other:
+
+        def write_elsewhere() -> None:
+            other.set("/loud", "1")
+            reached = other.set("/loud", "2").index
+            while watch.index is None or watch.index < reached:
+                finished.wait(0.02)
+            other.set("/quiet", "x")
+
+        finished = threading.Event()
+        writer = threading.Thread(target=write_elsewhere)
+        writer.start()
+        assert next(watch).node.value == "x"
+        writer.join()
+
+
+def test_close_ends_who_waits(server):
+    with Client(server.url) as kvd:
+        watch = kvd.watch("/never")
+        waiter = threading.Thread(target=lambda: list(watch))
+        waiter.start()
+        server.wait_for_watchers(1)
+        watch.close()
+        waiter.join(PATIENCE_S)
+        assert not waiter.is_alive()
+        assert list(watch) == []
+
+
+def test_a_refused_watch_is_an_error(connect, make_server):
+    server = make_server().start()
+    kvd = connect(server.url)
+    kvd.set("/k", "1")
+    with kvd.watch("/k", since=-5) as watch, pytest.raises(KvdError):
+        next(watch)
+
+
+def test_a_mirror_is_what_it_follows(connect, make_server):
+    listen = f"http://127.0.0.1:{free_port()}"
+    server = make_server("--event-history-limit=10", listen=listen).start()
+    kvd = connect(server.url)
+    mirror: dict[str, str | None] = {}
+
+    def take(told):
+        if isinstance(told, Snapshot):
+            mirror.clear()
+            mirror.update({key: node.value for key, node in told.nodes.items()})
+            return
+        for key in [key for key in mirror if told.removes(key)]:
+            del mirror[key]
+        if told.node.value is not None:
+            mirror[told.node.key] = told.node.value
+
+    with kvd.follow("/m") as follow:
+        first = next(follow)
+        assert (first.nodes, first.after_gap) == ({}, False)
+        kvd.set("/m/a", "1")
+        kvd.set("/m/b", "2")
+        kvd.delete("/m/a")
+        for _ in range(3):
+            take(next(follow))
+        assert mirror == {"/m/b": "2"}
+        server.kill()
+        server.start()
+        for n in range(20):
+            kvd.set("/m/c", str(n))
+        gap = next(follow)
+        assert isinstance(gap, Snapshot)
+        assert gap.after_gap
+        take(gap)
+        assert mirror == {"/m/b": "2", "/m/c": "19"}
+        kvd.set("/m/c", "20")
+        take(next(follow))
+        assert mirror["/m/c"] == "20"
+
+
+def test_a_file_can_be_followed(connect, server):
+    kvd = connect(server.url)
+    kvd.set("/file", "1")
+    with kvd.follow("/file") as follow:
+        assert next(follow).nodes["/file"].value == "1"
+        kvd.set("/file", "2")
+        assert next(follow).node.value == "2"

@@ -1,0 +1,183 @@
+"""kvd/client/wire.py, against servers that misbehave: what was sent, and how often."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from kvd.client import KvdError, OutcomeUnknown, ServerRefused, Timeout, TransportError
+from tests.support.server import free_port
+
+EVENT = b'{"action":"set","node":{"key":"/k","value":"1","modifiedIndex":7,"createdIndex":7}}\n'
+
+
+def answer(body: bytes, status: str = "200 OK", *headers: bytes) -> bytes:
+    head = [f"HTTP/1.1 {status}".encode(), b"X-Etcd-Index: 7", *headers]
+    return b"\r\n".join([*head, b"Content-Length: %d" % len(body), b"", body])
+
+
+OK = answer(EVENT)
+
+
+class Scripted:
+    """A server that gives each connection the next of some behaviours.
+
+    A behaviour gets the socket and is called with what it has read of a request; it returns whether
+    the connection goes on.
+    """
+
+    def __init__(self, *behaviours: Callable[[socket.socket], bool]) -> None:
+        self.requests: list[bytes] = []
+        self._behaviours = list(behaviours)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        for behaviour in self._behaviours:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with connection:
+                while True:
+                    request = connection.recv(65536)
+                    if not request:
+                        break
+                    self.requests.append(request)
+                    if not behaviour(connection):
+                        break
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+
+def answers(data: bytes, *, goes_on: bool = True) -> Callable[[socket.socket], bool]:
+    def behave(connection: socket.socket) -> bool:
+        connection.sendall(data)
+        return goes_on
+
+    return behave
+
+
+def hangs_up(_: socket.socket) -> bool:
+    return False
+
+
+def is_silent(_: socket.socket) -> bool:
+    return True
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Scripted]]:
+    with contextlib.ExitStack() as stack:
+
+        def make(*behaviours: Callable[[socket.socket], bool]) -> Scripted:
+            made = Scripted(*behaviours)
+            stack.callback(made.close)
+            return made
+
+        yield make
+
+
+@pytest.mark.parametrize(
+    "behaviour", [hangs_up, answers(b"nonsense\r\n\r\n"), answers(OK[:-20], goes_on=False)]
+)
+def test_a_write_that_was_sent_is_never_sent_again(serve, connect, behaviour):
+    server = serve(behaviour, answers(OK))
+    with pytest.raises(OutcomeUnknown, match=r"PUT /v2/keys/k was sent to 127\.0\.0\.1"):
+        connect(server.url).set("/k", "1")
+    assert len(server.requests) == 1
+
+
+def test_a_write_without_an_answer_in_time_is_open(serve, connect):
+    server = serve(is_silent)
+    with pytest.raises(OutcomeUnknown):
+        connect(server.url, timeout=0.1).set("/k", "1")
+    assert len(server.requests) == 1
+
+
+def test_a_read_is_asked_again(serve, connect):
+    server = serve(hangs_up, answers(OK[:30], goes_on=False), answers(OK))
+    assert connect(server.url).get("/k").value == "1"
+    assert len(server.requests) == 3
+
+
+def test_a_read_without_an_answer_in_time_is_a_timeout(serve, connect):
+    server = serve(is_silent)
+    with pytest.raises(Timeout, match=r"no answer from 127.0.0.1:\d+ in 0.1 s"):
+        connect(server.url, timeout=0.1).get("/k")
+
+
+def test_where_nothing_was_sent_the_next_endpoint_is_asked(serve, connect):
+    server = serve(answers(OK))
+    kvd = connect([f"http://127.0.0.1:{free_port()}", server.url])
+    assert kvd.set("/k", "1").index == 7
+    assert kvd.get("/k").value == "1"
+    assert len(server.requests) == 2
+
+
+def test_where_nobody_listens_nothing_has_happened(connect):
+    with pytest.raises(TransportError) as caught:
+        connect(f"http://127.0.0.1:{free_port()}", timeout=0.1).set("/k", "1")
+    assert not isinstance(caught.value, Timeout)
+
+
+def test_connections_are_kept_but_not_used_for_a_write_once_closed(serve, connect):
+    server = serve(answers(OK, goes_on=False), answers(OK))
+    kvd = connect(server.url)
+    kvd.set("/k", "1")
+    kvd.set("/k", "1")
+    kvd.set("/k", "1")
+    assert len(server.requests) == 3
+
+
+def test_an_answer_that_closes_is_the_last_on_its_connection(serve, connect):
+    closing = answer(EVENT, "200 OK", b"Connection: close")
+    server = serve(answers(closing), answers(OK))
+    kvd = connect(server.url)
+    kvd.set("/k", "1")
+    kvd.set("/k", "1")
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error"),
+    [
+        ("503 Busy", b"too many requests\n", ServerRefused),
+        ("500 Error", b'{"errorCode":300,"cause":"no space left","index":7}', ServerRefused),
+        ("500 Error", b'{"errorCode":300,"cause":"etcdserver: request timed out"}', OutcomeUnknown),
+        ("500 Error", b'{"errorCode":300,"cause":"outcome unknown: disk"}', OutcomeUnknown),
+        ("418 Teapot", b"", KvdError),
+    ],
+)
+def test_what_the_server_says_decides_whether_it_may_have_happened(
+    serve, connect, status, body, error
+):
+    server = serve(answers(answer(body, status)))
+    with pytest.raises(error):
+        connect(server.url).set("/k", "1")
+
+
+def test_heads_without_end_are_refused(serve, connect):
+    def floods(connection: socket.socket) -> bool:
+        connection.sendall(b"HTTP/1.1 200 OK\r\n")
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                connection.sendall(b"X-More: " + b"x" * 4096 + b"\r\n")
+        return False
+
+    server = serve(floods)
+    with pytest.raises(OutcomeUnknown):
+        connect(server.url).set("/k", "1")
+
+
+def test_an_interim_answer_is_passed_over(serve, connect):
+    server = serve(answers(b"HTTP/1.1 100 Continue\r\n\r\n" + OK))
+    assert connect(server.url).set("/k", "1").index == 7
