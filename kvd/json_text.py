@@ -14,7 +14,7 @@ import re
 from typing import NamedTuple
 
 PLAIN = bytes(set(range(0x20, 0x80)) - set(b'"\\<>&'))
-"""What stands for itself inside a JSON string."""
+"""Bytes that need no escape inside a JSON string."""
 
 # In the order in which they are made: the backslash first, which the others put in.
 _OFTEN = ((b"\\", b"\\\\"), (b'"', b'\\"'), (b"\n", b"\\n"))
@@ -43,12 +43,12 @@ Parts = list[bytes | LargeValue]
 
 
 def is_plain(raw: bytes) -> bool:
-    """Return whether bytes stand for themselves inside a JSON string."""
+    """Return whether bytes need no escape inside a JSON string."""
     return not raw.translate(None, PLAIN)
 
 
 def escape(raw: bytes) -> bytes:
-    """Return bytes as they stand between the quotes of a JSON string."""
+    """Return bytes escaped for a JSON string, without its quotes."""
     # Deleting what is plain runs at memory speed and nearly always leaves nothing.
     special = raw.translate(None, PLAIN)
     if not special:
@@ -62,7 +62,7 @@ def escape(raw: bytes) -> bytes:
 
 
 def _escape_wide(raw: bytes) -> bytes:
-    """Return bytes, escaped so far as they are ASCII, as they stand in a JSON string."""
+    """Return bytes, of which the ASCII ones are escaped, escaped for a JSON string."""
     for found, escaped in _LINE_ENDS:
         raw = raw.replace(found, escaped)
     try:
@@ -88,7 +88,7 @@ def cut(raw: bytes, end: int) -> int:
 
 
 def joined(parts: Parts) -> Parts:
-    """Return parts of which those that stand side by side are one."""
+    """Return parts with adjacent ones joined."""
     together: Parts = []
     run: list[bytes] = []
     for part in parts:

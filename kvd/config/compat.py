@@ -35,7 +35,7 @@ def with_present_names(settings: Settings) -> Settings:
 
 
 def refuse_what_cannot_be_ignored(settings: Settings) -> None:
-    """Refuse what asks for other members, another API or a proxy.
+    """Refuse settings that need other members, another API or a proxy.
 
     Raises:
         ConfigError: With the reason.

@@ -12,7 +12,7 @@ EXIT_USAGE = 64  # EX_USAGE of sysexits.h
 
 
 class ConfigError(Exception):
-    """A setting that cannot be followed; the text is one line for the person who made it."""
+    """An invalid setting; the text is one line for the operator."""
 
     exit_status = EXIT_USAGE
 
@@ -61,7 +61,7 @@ FLAGS = (
         "advertise-client-urls",
         "",
         "URL,...",
-        "the URLs that clients are told to use (default: the ones listened on)",
+        "the URLs given to clients (default: the ones listened on)",
         MEMBER,
     ),
     Flag(
@@ -75,7 +75,7 @@ FLAGS = (
         "initial-advertise-peer-urls",
         "http://localhost:2380",
         "URL,...",
-        "the peer URLs that clients are shown; nobody listens there",
+        "the peer URLs shown to clients; kvd does not listen on them",
         MEMBER,
     ),
     Flag(
@@ -136,11 +136,13 @@ FLAGS = (
         "wal-sync",
         "auto",
         "WAY",
-        "who syncs the log: auto leaves it to the kernel where that can, thread always takes a "
-        "thread of kvd's, whose calls a tracer sees",
+        "how to sync the log: auto uses Linux AIO where available, thread always uses a thread of "
+        "kvd, whose calls a tracer sees",
         STORAGE,
     ),
-    Flag("rebuild-index", "false", "", "build the index anew from snapshot and log", STORAGE),
+    Flag(
+        "rebuild-index", "false", "", "build the index from snapshot and log at this start", STORAGE
+    ),
     Flag(
         "allow-network-fs",
         "false",

@@ -1,4 +1,4 @@
-"""What `--help`, `--version` and `--print-config` print."""
+"""Texts of `--help`, `--version` and `--print-config`."""
 
 import math
 import textwrap
@@ -17,12 +17,12 @@ _VALUES_WIDTH = 50
 
 
 def version_text() -> str:
-    """What `--version` prints."""
+    """Return the text of `--version`."""
     return f"kvd {__version__}\n"
 
 
 def help_text() -> str:
-    """What `--help` prints."""
+    """Return the text of `--help`."""
     lines = [
         "usage: kvd [flags]",
         "",
@@ -47,7 +47,7 @@ def help_text() -> str:
 
 
 def settings_text(settings: Settings) -> str:
-    """What `--print-config` prints: a configuration file that says where each value comes from."""
+    """Return a configuration file that names the source of each value, for `--print-config`."""
     lines: list[str] = []
     for flag in FLAGS:
         setting = settings[flag.name]

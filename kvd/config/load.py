@@ -50,19 +50,19 @@ _NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Printout:
-    """What a command line may ask for instead of a server: a text, with its closing newline."""
+    """A text to print instead of starting a server, with its closing newline."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What the settings say.
+    """The settings of one server, checked.
 
     Attributes:
         name: This member's name, as `/v2/members` shows it.
         listen: The addresses to serve clients on; at least one.
-        advertise: The URLs that clients are told to use; at least one. Without the flag these are
+        advertise: The URLs given to clients; at least one. Without the flag these are
             the URLs listened on, port 0 included, which only the started server can fill in.
         listen_metrics: Addresses that serve `/metrics` and the routes of health alone.
         peer_urls: The URLs that this member shows as its own among peers; at least one.
@@ -76,8 +76,8 @@ class Config:
         event_history_limit: How many events a watch can look back.
         event_history_bytes: How many bytes these may have together; the last one always stays.
         wal_segment_bytes: Size of a segment of the log.
-        wal_sync: `auto` or `thread`: who syncs the log, see `kvd.core.log_writer`.
-        rebuild_index: Whether to build the index anew from snapshot and log.
+        wal_sync: `auto` or `thread`: how the log is synced, see `kvd.core.log_writer`.
+        rebuild_index: Whether to build the index from snapshot and log.
         allow_network_fs: Whether the data may be on a network file system.
         tls: How TLS is spoken; None where no URL asks for it.
         cors: The origins that may read answers in a browser; empty sends no CORS headers.

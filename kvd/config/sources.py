@@ -1,7 +1,7 @@
-"""Where settings come from: the command line, the environment, the table's defaults.
+"""Sources of settings: the command line, the environment, the table's defaults.
 
 Later sources rule: default < configuration file (`kvd.config.file`) < `ETCD_*` < `KVD_*` < flag.
-(etcd 3.4 ignores all flags and variables beside a configuration file.)
+(etcd 3.4 ignores all flags and variables if there is a configuration file.)
 
 The command line is as in etcd (Go's flag package): one dash or two, `--flag value` or
 `--flag=value`; a switch is `--flag` or `--flag=true`; of a flag given twice the last one rules. The
@@ -33,7 +33,7 @@ class Setting:
     Attributes:
         text: The value as it was written.
         where: What a message calls the place: `--name`, `ETCD_NAME`, `/etc/kvd.yml: name`.
-        is_default: Nobody has written it.
+        is_default: Whether it is the default of the table.
     """
 
     text: str
@@ -92,7 +92,7 @@ def from_environment(environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
 
 
 def hint(name: str, dashes: str = "") -> str:
-    """What to do about a name that is no flag's."""
+    """Return the advice for a name that is no flag's."""
     near = difflib.get_close_matches(name, BY_NAME, n=1)
     return f"did you mean {dashes}{near[0]}?" if near else "see kvd --help"
 

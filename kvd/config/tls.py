@@ -42,7 +42,7 @@ _SUITES = {
 
 @dataclass(frozen=True, slots=True)
 class TlsConfig:
-    """How TLS is spoken; paths as they were given, empty for none.
+    """Settings of TLS; paths as they were given, empty for none.
 
     Attributes:
         cert_file: The certificate, with those between it and its authority behind it.
@@ -71,7 +71,7 @@ class TlsConfig:
 
 
 def tls_config(settings: Settings, listen: Sequence[ListenUrl]) -> TlsConfig | None:
-    """Return the settings of TLS, or None where no URL asks for it.
+    """Return the settings of TLS, or None where no URL needs it.
 
     Raises:
         ConfigError: One of them lacks another, or is not to be had.

@@ -1,4 +1,4 @@
-"""URLs in settings: the ones listened on, the ones that others are told, and origins of pages."""
+"""URLs in settings: the ones listened on, the ones given to clients, and origins of pages."""
 
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -68,7 +68,7 @@ def listen_urls(settings: Settings, *names: str) -> tuple[ListenUrl, ...]:
 
 
 def told_urls(settings: Settings, name: str) -> tuple[str, ...]:
-    """Return URLs that others are told; none for an empty text."""
+    """Return URLs that are given to clients; none for an empty text."""
     urls = members(settings, name, "a URL")
     for text in urls:
         if not _is_socket(text):

@@ -1,4 +1,4 @@
-"""What the text of one setting means: a truth value, a number, seconds, a list.
+"""Readers of single settings: a truth value, a number, seconds, a list.
 
 Each reader takes the settings and the name of the flag, and raises `ConfigError` with what was
 expected, what was found, and where.

@@ -1,10 +1,10 @@
-"""How the server is: what `/health`, `/readyz` and `/livez` say.
+"""Health of the server: the checks of `/health`, `/readyz` and `/livez`.
 
 One table of checks. Each returns what is wrong in a few words, or nothing:
 
     startup    the store is still being recovered
-    log        a batch has been on its way to the disk for longer than a disk takes
-    space      there is no room for what users write; reads, removals and expiry go on
+    log        a sync of a batch has lasted longer than a disk takes
+    space      no disk space for writes; reads, removals and expiry continue
     index      the index cannot take a batch that is durable already
     damage     the log behind the index or a snapshot has rotted, or the snapshots have gone, and
                no new snapshot lies behind that yet
@@ -43,20 +43,20 @@ class Health:
         self._housekeeping: Housekeeping | None = None
         self._stopping = False
         self.successes = 0
-        """How often `/health` was asked and said yes."""
+        """Number of requests of `/health` that were answered with true."""
         self.failures = 0
 
     def set_serving(self, committer: Committer, housekeeping: Housekeeping) -> None:
-        """The store is recovered: from now on it is as healthy as these say."""
+        """Report the state of these parts from now on: the store is recovered."""
         self._committer = committer
         self._housekeeping = housekeeping
 
     def set_stopping(self) -> None:
-        """The server is about to end."""
+        """Report that the server is stopping."""
         self._stopping = True
 
     def checks(self, exclude: Collection[str] = ()) -> list[Check]:
-        """Look at everything but what is excluded."""
+        """Return the result of every check but the excluded ones."""
         problems = {
             "startup": "" if self._committer else "the store is being recovered",
             "log": self._log_problem(),
@@ -72,7 +72,7 @@ class Health:
         return not any(check.problem for check in self.checks())
 
     def is_healthy(self, exclude: Collection[str] = ()) -> bool:
-        """Return whether writes are taken, for somebody who asks `/health`."""
+        """Return whether writes are accepted, and count the request of `/health`."""
         healthy = not any(check.problem for check in self.checks(exclude))
         if healthy:
             self.successes += 1

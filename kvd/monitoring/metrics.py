@@ -1,4 +1,4 @@
-"""`/metrics`: what the parts of a server have counted, in Prometheus' words.
+"""`/metrics`: counters and gauges of the parts of a server, in Prometheus' text format.
 
 The parts of the server count in plain numbers, and the collectors read these for each scrape: a
 request pays for an addition, a batch for a few observations. What only the disk knows is measured
@@ -26,7 +26,7 @@ from kvd.monitoring.prometheus import Parts, counter, gauge, histogram, labelled
 
 
 class Metrics:
-    """What `/metrics` shows: of the process from the start, of its parts once there are any."""
+    """Registry of `/metrics`: the process from the start, the parts of a server once they exist."""
 
     def __init__(self, health: Health) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
@@ -37,7 +37,7 @@ class Metrics:
         self._disk: DiskMeter | None = None
 
     def add(self, parts: Parts) -> None:
-        """Show what is measured of a server that is about to serve."""
+        """Add the parts of a server that is about to serve."""
         self._disk = DiskMeter(partial(measure, parts.store))
         self._registry.register(EtcdCollector(parts, self._disk))
         self._registry.register(KvdCollector(parts, self._disk))
@@ -54,7 +54,7 @@ class Metrics:
 
 
 class HealthCollector(Collector):
-    """The checks."""
+    """Health checks."""
 
     def __init__(self, health: Health) -> None:
         self._health = health
@@ -68,7 +68,7 @@ class HealthCollector(Collector):
 
 
 class LogCollector(Collector):
-    """The log."""
+    """Outputs of the log."""
 
     def collect(self) -> Iterator[Metric]:
         """Look."""

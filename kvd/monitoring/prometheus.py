@@ -1,4 +1,4 @@
-"""What is measured of a server, and the few forms in which `/metrics` shows it."""
+"""Parts of a server that are measured, and the forms of their metrics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kvd.storage.store import Store
 
 
 class Parts(NamedTuple):
-    """What is measured."""
+    """The measured parts of one server."""
 
     store: Store
     committer: Committer

@@ -1,6 +1,6 @@
 """The routes of monitoring: health, metrics, expvars and the level of the log.
 
-They are served beside the API, and `/metrics` and the routes of health also on listeners of their
+They are served with the API, and `/metrics` and the routes of health also on listeners of their
 own (`--listen-metrics-urls`), which answer before the store is recovered and until the server ends.
 """
 
@@ -116,8 +116,8 @@ class VariablesRoute(Endpoint):
 class LogLevelRoute(AdminHandler):
     """`/config/local/log`: changes the level of the log until the server ends.
 
-    That is the user root's to do, once users are asked for (etcd lets everybody). Lines about who
-    has changed what, this change among them, are there at every level.
+    With authentication on only the user root may do that (in etcd any client may). Audit lines,
+    that of this change among them, are written at every level.
     """
 
     allow = ("PUT",)

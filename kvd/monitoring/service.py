@@ -1,7 +1,7 @@
 """Monitoring of one server: its health and its metrics, and listeners of their own for the two.
 
-It is there before the store is recovered and goes on until that is closed, so that whoever asks in
-between is told why it is not ready.
+It serves from before the store is recovered until the store is closed, so that a probe in between
+learns why the server is not ready.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kvd.net.acceptor import Acceptor
 from kvd.net.listeners import Listener
 from kvd.net.tls import Tls
 
-# Whoever asks comes now and then, or on a connection that is kept: a few are enough.
+# Probes connect now and then, or keep a connection: a few connections are enough.
 _LIMITS = Limits(
     header_bytes_max=16 << 10,
     header_timeout_s=10.0,
@@ -60,7 +60,7 @@ class Monitoring:
 
     @property
     def settings(self) -> Mapping[str, object]:
-        """What the routes of kvd/monitoring/routes.py need."""
+        """Settings of the routes in kvd/monitoring/routes.py."""
         return {"health": self.health, "metrics": self.metrics}
 
     async def listen(self, listeners: Iterable[Listener], tls: Tls | None) -> None:
@@ -82,7 +82,7 @@ class Monitoring:
         self.health.set_serving(parts.committer, parts.housekeeping)
 
     def stop(self) -> None:
-        """Answer nobody any more."""
+        """Close all connections and listeners."""
         self._ticker.cancel()
         for acceptor in self._acceptors.values():
             acceptor.close()

@@ -1,4 +1,4 @@
-"""What a client can ask of the key space, as plain values.
+"""Commands and reads of the key space, as plain values.
 
 Keys are cleaned paths (`b"/a/b"`, the root is `b"/"`), values are byte strings. A `ttl_s` of None
 means no expiration. Commands change the store and go through the committer; `Get` and `Watch` only
@@ -75,7 +75,7 @@ class CompareAndDelete(NamedTuple):
 
 
 class Condition(NamedTuple):
-    """What must hold of a key before a transaction; None and 0 are any."""
+    """Condition on a key before a transaction; None and 0 match any."""
 
     key: bytes
     exists: bool = True

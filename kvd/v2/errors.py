@@ -73,7 +73,7 @@ class ApiError(Exception):
 
 
 class RouteError(Exception):
-    """An error of a route beside the key space: a status and a message, as `{"message":...}`."""
+    """An error of a route outside the key space: a status and a message, as `{"message":...}`."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(status, message)

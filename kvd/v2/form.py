@@ -24,7 +24,7 @@ PARAMETERS_MAX = 1000
 TOO_MANY_PARAMETERS = "too_many_parameters"
 """The limit that a request with more than `PARAMETERS_MAX` of them meets."""
 
-# A parameter takes 2 us: with more of them others should have their turns meanwhile.
+# A parameter takes 2 us: a form with more of them is read in turns.
 _FEW_PARAMETERS = 64
 _SHORT_FORM_BYTES = 512
 # Of a form with escapes as much takes half a millisecond.
@@ -45,11 +45,11 @@ _MEDIA_PARAMETER = re.compile(rf'\s*;\s*({_TOKEN})\s*=\s*(?:{_TOKEN}|"(?:[^"\\]|
 
 
 class TakesLong(Exception):
-    """A form takes so long to be decoded that others should have their turns meanwhile."""
+    """A form that takes long to decode: `read_in_turns` is to read it."""
 
 
 def read_parameters(query: bytes, form: bytes) -> Parameters:
-    """Return what a query string and a form say, which nearly always takes a few calls of C code.
+    """Return the parameters of a query string and a form, nearly always by a few calls of C code.
 
     Raises:
         ApiError, TakesLong: as `parse`.
@@ -89,7 +89,7 @@ def has_too_many_parameters(raw: bytes) -> bool:
 
 
 def read_in_turns(query: bytes, form: bytes) -> Generator[None, None, Parameters]:
-    """Return what a form and a query string say, pausing between slices."""
+    """Return the parameters of a form and a query string, pausing between slices."""
     params: Parameters = {}
     if form:
         yield from _read_form(form, params)

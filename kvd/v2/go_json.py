@@ -49,7 +49,7 @@ def encode(value: Value) -> bytes:
 
 
 def decode(data: bytes, *, whole: bool = True, explain: bool = True) -> Value:
-    """Return the value that some bytes stand for.
+    """Return the value of JSON text.
 
     Args:
         data: JSON.

@@ -54,7 +54,7 @@ def clean_path(path: bytes) -> bytes:
 
 
 def encode_path(path: bytes) -> str:
-    """Return a decoded path as it stands in a Location header."""
+    """Return a decoded path, encoded for a Location header."""
     return quote_from_bytes(path, safe=_PATH_SAFE)
 
 

@@ -70,14 +70,14 @@ _is_number = re.compile(rb"[0-9]{1,19}").fullmatch
 _new = tuple.__new__
 _UINT_MAX = (1 << 64) - 1
 
-# What clients say over and over again in the same bytes, as a lease's holder does: neither a value
-# nor an index is in it.
+# Commands of short requests without a value or an index are cached: clients repeat these in the
+# same bytes, as the holder of a lease does.
 _SHORT_BYTES_MAX = 128
 _varying = re.compile(rb"(?:alue|Index)=").search
 
 
 class _Check(NamedTuple):
-    """What the value of a parameter must be, and the error of any other."""
+    """Constraint on the value of a parameter, and the error of any other value."""
 
     name: bytes
     is_good: Callable[[bytes], bool]
@@ -119,7 +119,7 @@ _IS_GOOD |= dict.fromkeys(EXTRAS, lambda _: False)
 
 
 def parse(method: str, key: bytes, query: bytes, form: bytes) -> Parsed:
-    """Return what a request to the key space asks for.
+    """Return the command, read or watch of a request to the key space.
 
     Args:
         method: one of GET, HEAD, PUT, POST and DELETE.
@@ -139,7 +139,8 @@ def parse_write(method: str, key: bytes, query: bytes, form: bytes) -> ParsedWri
     if len(form) + len(query) > _SHORT_BYTES_MAX or _varying(form) or _varying(query):
         return _command(method, key, read_parameters(query, form))
     command, no_value, recursive = _kept_command(method, query, form)
-    # A sixth of what a refresh costs is spared (counted): only the key is another one.
+    # The command of another key with the same parameters, copied by `tuple.__new__` with this key:
+    # that spares a sixth of the cost of a refresh (counted).
     return _new(type(command), (key, *command[1:])), no_value, recursive
 
 
@@ -175,7 +176,7 @@ def parse_whole(method: str, key: bytes, query: bytes) -> Parsed:
 
 
 def _request(method: str, key: bytes, params: Parameters) -> Parsed:
-    """Return what the parameters of a request ask for."""
+    """Return the command, read or watch of a request's parameters."""
     if method not in ("GET", "HEAD"):
         return _command(method, key, params)
     is_usual = _check(method, params)
@@ -183,7 +184,7 @@ def _request(method: str, key: bytes, params: Parameters) -> Parsed:
 
 
 def _command(method: str, key: bytes, params: Parameters) -> ParsedWrite:
-    """Return what the parameters of a PUT, POST or DELETE ask for."""
+    """Return the command of a PUT's, POST's or DELETE's parameters."""
     rest = params.copy()
     value, prev_value = rest.pop(b"value", b""), rest.pop(b"prevValue", None)
     ttl, prev_index = rest.pop(b"ttl", None), rest.pop(b"prevIndex", None)
@@ -195,7 +196,7 @@ def _command(method: str, key: bytes, params: Parameters) -> ParsedWrite:
         or (ttl and not _is_number(ttl))
         or (flags[2] and (value or not ttl))
     ):
-        # Nearly always something is wrong.
+        # Nearly always a parameter is invalid: find the first one, in etcd's order.
         _check(method, params)
     is_dir, exist, refresh, no_value, recursive = flags
     ttl_s = int(ttl) if ttl else None
@@ -238,7 +239,8 @@ def _check(method: str, params: Parameters) -> bool:
     Returns:
         Whether there are no extras.
     """
-    # There are fewer parameters than checks, and nearly always nothing is wrong.
+    # One pass in the order of the parameters finds out whether all are good, as they nearly always
+    # are: there are fewer parameters than checks. Otherwise the checks run, in the order of etcd.
     is_usual = True
     for name, value in params.items():
         is_good = _IS_GOOD.get(name)

@@ -46,7 +46,7 @@ _NS = 1_000_000_000
 _new = tuple.__new__
 
 
-# A batch of refreshes has one expiration, and replaces those of few batches before it.
+# Cached: a batch of refreshes has one expiration, and replaces those of few batches before it.
 @lru_cache(maxsize=64)
 def timestamp(ns: int) -> bytes:
     """Return RFC 3339 in UTC with up to nine digits of a second, trailing zeros cut."""
@@ -100,7 +100,7 @@ def directory_end(node: Node, *, has_nodes: bool) -> bytes:
 
 
 def event_body(event: Event, offset_ns: int = 0) -> bytes | None:
-    """Return an event as it is told to watchers and answered to the writer.
+    """Return the body of an event, for watchers and for its writer.
 
     None where it shows a value that is too large to be rendered at once, see `event_parts`.
     """
@@ -165,14 +165,14 @@ def node_parts(key: bytes, node: Node, now_ns: int, offset_ns: int = 0) -> Parts
 
 
 def file_end(node: Node, now_ns: int, offset_ns: int = 0) -> bytes:
-    """Return what stands behind the value in a file's JSON."""
+    """Return what follows the value in a file's JSON."""
     _, created, modified, expiration_ns, _ = node
     middle = expiration(expiration_ns, now_ns, offset_ns) if expiration_ns else b""
     return b'%b,"modifiedIndex":%d,"createdIndex":%d}' % (middle, modified, created)
 
 
 def action_body(kind: int) -> bytes:
-    """Return the body of a success that was asked for without values (noValueOnSuccess)."""
+    """Return the body of a success without values (noValueOnSuccess)."""
     return _BODY_BY_KIND[kind]
 
 
@@ -201,7 +201,7 @@ def error_body(error: ApiError) -> bytes:
 # As `timestamp`: what a batch refreshes ends at one time, and so did what it was before.
 @lru_cache(maxsize=64)
 def expiration(expiration_ns: int, now_ns: int, offset_ns: int) -> bytes:
-    """Return what a node's JSON says of its end."""
+    """Return the fields of a node's JSON that show its expiration."""
     left_s = ttl_s(expiration_ns, now_ns)
     text = b',"expiration":"%b"' % timestamp(expiration_ns + offset_ns)
     return text + b',"ttl":%d' % left_s if left_s else text

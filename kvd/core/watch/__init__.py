@@ -1,1 +1,1 @@
-"""Watches: who waits for which events, and what recent ones were of."""
+"""Watches: live watchers, replays of history, and an index of recent events."""

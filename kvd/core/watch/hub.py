@@ -1,13 +1,13 @@
-"""Watches: matching events to watchers, live and from history, and telling them.
+"""Watches: match events to watchers, live and from history, and deliver them.
 
 Invariants:
 
-- Events are matched in the step that commits them, and told in later turns of the loop, some
-  hundreds at a time, in order: nobody else waits while 10,000 watchers are told.
-- What waits to be told is bounded. Beyond that, those that an event is for read it, and what
-  follows, from history, once they have been told what they were told before.
-- A watcher that is not registered carries the next index it may see (`next_index`), so nothing is
-  told twice, and what it registers too late to find in history it gets live.
+- Events are matched in the step that commits them, and delivered in order in later turns of the
+  loop, some hundreds a turn: no other client waits for 10,000 deliveries.
+- The backlog of deliveries is bounded. Beyond the bound, the watchers of an event read it, and the
+  following ones, from history, once their earlier events have been delivered.
+- A watcher that is not registered carries the next index it may see (`next_index`), so no event
+  is delivered twice, and an event that it misses in history is delivered live.
 
 Which live events are for a watcher is decided in `kvd.core.watch.watchers`; events of history are
 read in `kvd.core.watch.replay`.
@@ -32,24 +32,24 @@ from kvd.v2.response import event_body
 
 log = logging.getLogger(__name__)
 
-# How many watchers are told in one turn of the loop.
+# Deliveries in one turn of the loop.
 _TOLD_PER_TURN = 256
-# To tell what is longer by this counts as telling one more.
+# A longer event counts as one delivery more for each of these.
 _LONG_BYTES = 16 << 10
 
 BACKLOG_BYTES_MAX = 16 << 20
-"""How much may wait to be told, events and lists of watchers: else they read it from history."""
+"""Limit of the backlog, events and lists of watchers; beyond it watchers read from history."""
 _REFERENCE_BYTES = 8
-# An event beside its values.
+# An event without its values.
 _EVENT_BYTES = 400
 
 
 class _Telling:
-    """An event on its way to watchers, or, with neither body nor event, to go on from history.
+    """A pending delivery of an event; with neither body nor event, of a resumed replay.
 
     Attributes:
-        told: How many of them have been told.
-        size: What it counts for in the backlog.
+        told: Number of watchers that have received it.
+        size: Its share of the backlog.
     """
 
     __slots__ = ("body", "event", "size", "told", "watchers")
@@ -68,16 +68,16 @@ class Hub:
     """All watches of a store.
 
     Attributes:
-        tell_all: Tells an event to many watchers.
-        requests: How many watches were asked for.
-        backlog_bytes: How much waits to be told.
+        tell_all: Delivers an event to many watchers.
+        requests: Number of watches requested since the start.
+        backlog_bytes: Size of the pending deliveries.
     """
 
     def __init__(self, store: Store, loop: asyncio.AbstractEventLoop) -> None:
         self._store = store
         self._loop = loop
         self._registered = Watchers()
-        # Those with filters; of them those that are told of hidden names are kept apart.
+        # Watchers with filters; those that receive events of hidden names are kept apart.
         self._filtered = Watchers(), Watchers(hidden=True)
         self._to_tell: deque[_Telling] = deque()
         self.backlog_bytes = 0
@@ -100,7 +100,7 @@ class Hub:
 
     @property
     def waiting(self) -> int:
-        """How many watches are open, registered or still reading history."""
+        """Number of open watches, registered or still reading history."""
         # Not by `count`: that is a call for each watch.
         shown, hidden = self._filtered
         return self._registered.count + shown.count + hidden.count + len(self._replays.running)
@@ -114,7 +114,7 @@ class Hub:
         return watcher in self._replays.running
 
     def is_behind(self, watcher: Watcher) -> bool:
-        """Return whether there may be events for a watch that it has not been told."""
+        """Return whether there may be events for a watch that are not delivered yet."""
         return watcher in self._replays.running or bool(self._to_tell)
 
     def watch(self, watch: Watch, sink: WatchSink, filter_: Filter | None = None) -> Watcher:
@@ -177,9 +177,9 @@ class Hub:
             self._loop.call_soon(self._tell)
 
     def _publish_filtered(self, watchers: Watchers, event: Event, removed: list[bytes]) -> None:
-        """Match an event to watchers with filters, which are asked when it is their turn.
+        """Match an event to watchers with filters; the filters are applied on delivery.
 
-        Here all of them would be asked in one step, for each event of a batch.
+        To apply all of them here would take one long step for each batch.
         """
         matching = watchers.matching(event.change.key, event.change.index, removed)
         if matching:
@@ -209,7 +209,7 @@ class Hub:
     # Live
 
     def _queue(self, event: Event, body: bytes | None, matching: list[list[Watcher]]) -> None:
-        """Let an event be told in the turns to come, or be read from history."""
+        """Append an event to the backlog, or let its watchers read it from history."""
         rest = len(body) if body is not None else _EVENT_BYTES + _large_bytes(event)
         for watchers in matching:
             last = self._to_tell[-1] if self._to_tell else None
@@ -217,14 +217,14 @@ class Hub:
             size = rest + (0 if is_listed else _REFERENCE_BYTES * len(watchers))
             if last is None or self.backlog_bytes + size <= BACKLOG_BYTES_MAX:
                 telling = _Telling(watchers, body, event if body is None else None, size)
-                rest = 0  # another group is told the same bytes
+                rest = 0  # the next group shares the bytes
             else:
                 telling = self._defer(event.change.index, watchers)
             self._to_tell.append(telling)
             self.backlog_bytes += telling.size
 
     def _defer(self, index: int, watchers: list[Watcher]) -> _Telling:
-        """Let watchers read from history, from an event on, once they have been told the others."""
+        """Have watchers read from history, from an event on, after their pending deliveries."""
         for watcher in watchers:
             self._watchers(watcher).unregister(watcher)
             watcher.next_index = index
@@ -240,7 +240,7 @@ class Hub:
         try:
             while self._to_tell and left > 0:
                 telling = self._to_tell[0]
-                # What is large is not copied for each of them, unless they see it in other shapes.
+                # A large event is not copied for each of them, unless they see it in other shapes.
                 length = len(telling.body or b"")
                 if telling.event is not None and telling.watchers[0].filter is not None:
                     length = _large_bytes(telling.event)
@@ -270,7 +270,7 @@ class Hub:
                 for watcher in batch:
                     self._replays.go_on(watcher)
         except BaseException:
-            # Some may have been told and others not: a gap must not go unseen.
+            # Some may have received it and others not: close all, so that no gap goes unseen.
             for watcher in batch:
                 watcher.sink.close()
             raise

@@ -1,11 +1,11 @@
-"""What the last events were of: a watch that comes back soon need not read those of others again.
+"""In-memory index of recent events, so that a resuming watch skips those of other keys.
 
-Long polls come back after each event, from just behind it. In between thousands of events of other
-keys may have happened, and to read one from the index costs five microseconds; of thousands of
-watchers each would read all of them.
+A long poll resumes after each event, from the index behind it. In between thousands of events of
+other keys may have happened, and to read one from history costs five microseconds; each of
+thousands of watches would read all of them.
 
-Two generations of events are remembered. When the younger is full it becomes the elder, and that is
-forgotten as a whole.
+Two generations of events are kept. When the younger is full it replaces the elder, which is
+discarded as a whole.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from collections import defaultdict
 from kvd.storage.format.records import REMOVALS, Change
 from kvd.v2.paths import is_below
 
-# Watchers that are late, because the server is busy, must not cost it more for that: with a history
-# (`--event-history-limit`) much longer than this they read it from the index, each for itself.
+# Watches that resume late, because the server is busy, must not cost it more for that: with a
+# history (`--event-history-limit`) much longer than this, each of them reads it from the index.
 GENERATION_MAX = 16_384
+# Total length of the keys of a generation.
 _KEY_BYTES_MAX = 2 << 20
-# Those of more would take more than a fraction of a millisecond for each watch that comes back.
+# With more directories a search would take more than a fraction of a millisecond.
 _DIRECTORIES_MAX = 1000
-"""How long the keys of a generation may be together."""
 
 
 class _Generation:
@@ -64,18 +64,18 @@ class _Generation:
 
 
 class RecentEvents:
-    """The last events of a store."""
+    """Index of the last events of a store."""
 
     def __init__(self, generation_max: int = GENERATION_MAX) -> None:
         self._generation_max = generation_max
         self._elder = self._younger = _Generation(sys.maxsize)
 
     def begin(self, index: int) -> None:
-        """Be told of every event from an index on, but of refreshes, which are for nobody."""
+        """Start recording at an index; refreshes, which match no watch, are not recorded."""
         self._elder = self._younger = _Generation(index)
 
     def add(self, change: Change) -> None:
-        """Remember an event."""
+        """Record an event."""
         index, key = change.index, change.key
         generation = self._younger
         if generation.count >= self._generation_max or generation.key_bytes > _KEY_BYTES_MAX:
@@ -95,7 +95,7 @@ class RecentEvents:
         for every key below it.
 
         Returns:
-            A number beyond every index if there is none yet; None if it is not remembered so far.
+            A number beyond every index if there is none yet; None if the index is too old.
         """
         if index < self._elder.begins:
             return None

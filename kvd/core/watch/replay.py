@@ -100,7 +100,7 @@ class Replays:
             self._loop.call_soon(self._read)
 
     def _read(self) -> None:
-        """Go on with replays, for some milliseconds in all."""
+        """Continue replays, for some milliseconds in all."""
         self._is_reading = False
         self._read_until = time.monotonic() + _SLICE_S
         try:
@@ -113,7 +113,7 @@ class Replays:
                 self._read_soon()
 
     def _continue(self, watcher: Watcher) -> None:
-        """Run one slice of a replay, and see to the next."""
+        """Run one slice of a replay, and schedule the next."""
         slices = self.running.get(watcher)
         if slices is not None:
             try:
@@ -126,11 +126,11 @@ class Replays:
                 self.go_on(watcher)
 
     def _ready(self, watcher: Watcher) -> bool:
-        """Return whether a replay can go on; if not, it will by itself once the client has read."""
+        """Return whether a replay can continue; if not, it resumes once the client has read."""
         return watcher.sink.ready(partial(self.go_on, watcher))
 
     def _has_room(self, watcher: Watcher, event: Event) -> bool:
-        """Return whether there is memory for an event; if not, the replay goes on once there is."""
+        """Return whether there is memory for an event; if not, the replay resumes once there is."""
         return watcher.sink.has_room(event, partial(self._resume, watcher))
 
     def _body(self, event: Event) -> bytes | None:
@@ -141,7 +141,7 @@ class Replays:
         self._continue(watcher)
 
     def _replay(self, watcher: Watcher) -> Iterator[bool]:
-        """Tell what matches from history, pausing between slices; register at its end.
+        """Deliver the matching events of history, pausing between slices; register at the end.
 
         A pause is True where it lasts until there is memory for the next event.
         """
@@ -149,7 +149,7 @@ class Replays:
             waits = False
             applied = self._store.applied
             if watcher.next_index < applied.oldest_event > FIRST_INDEX:
-                # Trimmed past a reader that was too slow: a gap must not go unseen.
+                # History was trimmed past a slow reader: close it, so that no gap goes unseen.
                 del self.running[watcher]
                 watcher.sink.close()
                 return

@@ -1,16 +1,16 @@
-"""The watchers that wait for events to come, by the path that they watch.
+"""Registered watchers, by the path that they watch.
 
 An event on key K is for a watcher on path W when
 
     W is K; or
     W is recursive, K lies below it, and no component of K behind W begins with `_`; or
-    the event removes K, and W existed below it (whatever its names): it is told the event of K.
+    the event removes K, and W existed below it (whatever its names): it receives the event of K.
 
 Sections 8.3 and 8.4 of the recorded behaviour; the real server's match of a mere string prefix
 (`/pd` for `/pdx`) is not copied.
 
-Those of one path that are told of the same events are a group: ten thousand of them are matched in
-one step. A long poll leaves its group with its event.
+The watchers of one path that receive the same events are a group: ten thousand of them are matched
+in one step. A long poll leaves its group with its event.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _LEFT_MAX = 16
 
 
 class WatchSink(Protocol):
-    """Where the events of one watcher go: its connection."""
+    """Sink of the events of one watcher: its connection."""
 
     def begin(self, index: int) -> None:
-        """Send the head of the answer: the watch began at this etcd index."""
+        """Send the head of the response: the watch began at this etcd index."""
 
     def tell(self, body: bytes) -> None:
         """Send one event; a stream goes on, any other watch ends with it."""
@@ -40,7 +40,7 @@ class WatchSink(Protocol):
         """Send one event whose values are large, as `tell` does."""
 
     def ready(self, resume: Callable[[], object]) -> bool:
-        """Return whether it can be told more; if not, `resume` is called once it can."""
+        """Return whether it can take more; if not, `resume` is called once it can."""
 
     def has_room(self, event: Event, resume: Callable[[], object]) -> bool:
         """Return whether there is memory for such an event; if not, `resume` is called later."""
@@ -53,15 +53,15 @@ class WatchSink(Protocol):
 
 
 class Filter(Protocol):
-    """What decides which events are for a watcher: `kvd.v2.extras.watch.Filter`."""
+    """Filter of the events of a watcher: `kvd.v2.extras.watch.Filter`."""
 
     @property
     def hidden(self) -> bool:
-        """Whether it is told of events below hidden names."""
+        """Whether events below hidden names pass."""
 
     @property
     def refreshes(self) -> bool:
-        """Whether it is told of refreshes."""
+        """Whether refreshes pass."""
 
     def passes(self, event: Event) -> bool:
         """Return whether an event that concerns the watcher's key is for it."""
@@ -71,10 +71,10 @@ class Watcher:
     """One watch.
 
     Attributes:
-        next_index: The lowest index that it may be told, as long as it is not registered.
-        was_live: It was told of events as they came, before it fell behind.
-        rights: Those that it began with; None where users were not asked for.
-        filter: Which events are for it, of those that concern its key; None for the usual ones.
+        next_index: The lowest index that it may receive, as long as it is not registered.
+        was_live: Whether it was live before it fell behind.
+        rights: Rights that it began with; None where authentication was off.
+        filter: Selects among the events of its key; None for the usual ones.
     """
 
     __slots__ = (
@@ -98,9 +98,9 @@ class _Group:
     """Watchers of a path, all recursive or none of them.
 
     Attributes:
-        polls: Those that are told of the next event.
-        streams: Those that are told of every event.
-        later: Those that are not told yet: they wait for an index.
+        polls: Watchers that receive the next event.
+        streams: Watchers that receive every event.
+        later: Watchers that wait for a later index.
     """
 
     __slots__ = ("_listed", "_order", "_place", "later", "polls", "streams")
@@ -124,7 +124,7 @@ class _Group:
         yield from self.later
 
     def add(self, watcher: Watcher, *, now: bool) -> None:
-        """Add a watcher that is told of every event from now on, or waits for its index."""
+        """Add a watcher that receives every event from now on, or waits for its index."""
         if not now:
             self.later[watcher] = None
             heappush(self._order, (watcher.next_index, next(self._place), watcher))
@@ -154,9 +154,9 @@ class _Group:
             heapify(self._order)
 
     def take(self, index: int) -> list[list[Watcher]]:
-        """Return those that are told of an event; long polls leave with it.
+        """Return the watchers that receive an event; long polls leave with it.
 
-        The streams are the same list as for the event before, unless others have come or gone.
+        The streams are the same list as for the event before, unless that group has changed.
         """
         while self._order and self._order[0][0] <= index:
             watcher = heappop(self._order)[2]
@@ -174,10 +174,10 @@ class _Group:
 
 
 class Watchers:
-    """All that are registered, of one kind.
+    """All registered watchers of one kind.
 
     Attributes:
-        count: How many they are.
+        count: Their number.
     """
 
     def __init__(self, *, hidden: bool = False) -> None:
@@ -224,7 +224,7 @@ class Watchers:
                 del groups[watcher.key]
 
     def matching(self, key: bytes, index: int, removed: list[bytes]) -> list[list[Watcher]]:
-        """Return whom an event is for, in groups; see `_Group.take`.
+        """Return the watchers of an event, in groups; see `_Group.take`.
 
         Args:
             key: the key of the event.

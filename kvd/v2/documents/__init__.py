@@ -1,1 +1,1 @@
-"""Documents beside the keys: users, roles and members. Bytes to commands, commands to documents."""
+"""Documents outside the key space (users, roles, members): bytes to commands to documents. Pure."""

@@ -1,8 +1,8 @@
-"""Who there is and what they may do: users, roles and permissions of etcd's v2 auth.
+"""Users, roles and permissions of etcd's v2 auth.
 
     entry  "user"      the user with the names of its roles; its secret is the hash of the password
            "role"      the role
-           "setting"   "auth" -> true | false: whether users are asked for
+           "setting"   "auth" -> true | false: whether authentication is on
 
 The user root has the role root always, and that role is built in. Users and roles are not checked
 against each other: a role that does not exist allows nothing.
@@ -204,7 +204,7 @@ def refusal(status: int, message: str) -> RouteError:
 
 
 class Grants:
-    """What a role allows, so that a key is judged without going through all patterns."""
+    """Permissions of a role, indexed: a key is judged without a pass over all patterns."""
 
     __slots__ = ("_is_root", "_read", "_write")
 

@@ -60,7 +60,7 @@ class DeleteRole(NamedTuple):
 
 
 class Switch(NamedTuple):
-    """Ask for users from now on, or let everybody do everything."""
+    """Turn authentication on or off."""
 
     on: bool
 
@@ -199,7 +199,7 @@ def _enable(state: Entries) -> Decision:
         raise refusal(409, "No root user available, please create one")
     entries = []
     if find_role(state, GUEST) is None:
-        # Who has no name may do everything, as before: until somebody says otherwise.
+        # A guest may do everything, as before, until an administrator changes the role.
         entries += _put_role(Role(GUEST, EVERYTHING), 201).entries
     return Decision([*entries, Entry(Kind.AUTH, SETTING, ENABLED, b"true")], Reply())
 

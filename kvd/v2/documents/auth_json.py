@@ -53,7 +53,7 @@ class Role(NamedTuple):
 
 
 class UserRequest(NamedTuple):
-    """What a request says of a user."""
+    """A user as a request describes it."""
 
     name: str = ""
     password: str = ""
@@ -63,10 +63,10 @@ class UserRequest(NamedTuple):
 
 
 def read_user(body: bytes, name: str) -> UserRequest:
-    """Return what the body of a request says of the user in its URL.
+    """Return the user of a request's body, which must be the one in its URL.
 
     Raises:
-        RouteError: 400, it is no such document, speaks of somebody else or contradicts itself; 413,
+        RouteError: 400, it is no such document, names another user or contradicts itself; 413,
             it has too many elements.
     """
     _check_size(body)
@@ -105,12 +105,12 @@ def _check_size(body: bytes) -> None:
 
 
 def stored_user(name: str, document: bytes, secret: bytes | None) -> User:
-    """Return the user that a stored document stands for."""
+    """Return the user of a stored document."""
     return User(name, _user(go_json.decode(document)).roles, secret or b"")
 
 
 def stored_role(document: bytes) -> Role:
-    """Return the role that a stored document stands for."""
+    """Return the role of a stored document."""
     return _role(go_json.decode(document))
 
 

@@ -1,8 +1,8 @@
-"""What is changed beside the keys (users, roles, members), as plain values.
+"""Decisions about documents (users, roles, members), as plain values.
 
 A command is decided on the pending state by a pure function, as one of the key space is by
-`kvd.v2.rules`; what it decides is a list of entries for the log, and the reply that may be told
-once they are durable.
+`kvd.v2.rules`; what it decides is a list of entries for the log, and the reply that is sent once
+they are durable.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from kvd.v2.errors import RouteError
 
 
 class Entries(Protocol):
-    """What of the state a rule may look at: a view of the store, or the tests' dict."""
+    """The state that a rule may read: a view of the store, or the tests' dict."""
 
     def entry(self, what: str, name: str) -> Entry | None:
         """Return the entry of a name, or None."""
 
 
 class AllEntries(Entries, Protocol):
-    """What a list is made of."""
+    """The state that a list is made of."""
 
     def each_entry(self, what: str) -> Iterator[Entry]:
         """Yield all entries of one sort, in any order."""
@@ -36,7 +36,7 @@ class Reply(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What a command comes to: what is to be logged, and what is told when it is."""
+    """Outcome of a command: entries for the log, and the reply once they are durable."""
 
     entries: list[Entry]
     reply: Reply

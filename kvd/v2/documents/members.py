@@ -39,7 +39,7 @@ class Member(NamedTuple):
         return f"{self.member_id:x}"
 
     def as_told(self, state: Entries) -> Member:
-        """Return the member with the peer URLs that it was told to have, if it was."""
+        """Return the member with the peer URLs that a client has set, if any."""
         entry = state.entry(_MEMBER, self.shown_id)
         if entry is None or entry.document is None:
             return self

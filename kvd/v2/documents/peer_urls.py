@@ -30,7 +30,7 @@ def read_urls(texts: Iterable[str]) -> tuple[str, ...]:
     """Return URLs, sorted, as Go writes them.
 
     Raises:
-        RouteError: 400, there is none, or one that nobody could listen on.
+        RouteError: 400, there is none, or one that no member could listen on.
     """
     urls = tuple(map(_read, texts))
     if not urls:

@@ -1,1 +1,1 @@
-"""What requests may say beyond etcd's v2 API, and values in other shapes. Pure."""
+"""Extras: parameters beyond etcd's v2 API, and values in other shapes. Pure."""

@@ -98,7 +98,7 @@ Values = tuple[set[bytes], dict[bytes, float], dict[bytes, bytes]]
 
 
 class Shape(NamedTuple):
-    """How values are shown: not at all; up to so many bytes, with their size; as base64."""
+    """Shape of values: left out; cut to so many bytes, with their size; as base64."""
 
     keys_only: bool = False
     max_value: int | None = None
@@ -109,7 +109,7 @@ AS_EVER = Shape()
 
 
 class ReadExtras(NamedTuple):
-    """What the extras of one read ask for."""
+    """The extras of one read."""
 
     limit: int | None = None
     after: bytes | None = None
@@ -263,7 +263,7 @@ def _refuse_page(extras: ReadExtras) -> None:
 
 
 def refuse_pair(name: bytes, other: bytes) -> NoReturn:
-    """Refuse a parameter beside another one.
+    """Refuse a pair of parameters.
 
     Raises:
         ApiError: 209.

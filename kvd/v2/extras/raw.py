@@ -47,14 +47,14 @@ _JSON = ("application/json", "application/*", "*/*")
 
 
 class Conditions(NamedTuple):
-    """What the headers of a request say, empty where they are not there."""
+    """Conditional headers of a request; empty where absent."""
 
     if_match: bytes = b""
     if_none_match: bytes = b""
 
 
 class ReadHeaders(NamedTuple):
-    """What the headers of a read say, empty where they are not there."""
+    """Headers of a read; empty where absent."""
 
     accept: str = ""
     etags: bytes = b""
@@ -87,7 +87,7 @@ def prefers_raw(accept: str) -> bool:
 def parse_read(
     method: str, key: bytes, query: bytes, headers: ReadHeaders, *, path_is_raw: bool
 ) -> Parsed:
-    """Return what a read asks for whose headers count.
+    """Return the read of a request, in which headers count.
 
     Args:
         method: GET or HEAD.
@@ -165,9 +165,9 @@ def _as_parameter(method: str, conditions: Conditions) -> tuple[bytes, bytes]:
 
 
 def _contradicts(command: Request, plain: Request, condition: bytes) -> bool:
-    """Return whether a query asks for something else without the condition of a header."""
+    """Return whether a query means another command without the condition of a header."""
     if condition == b"prevExist=false":
-        # Nothing else is a condition beside it.
+        # No other condition goes with it.
         return isinstance(plain, CompareAndSwap | Update)
     if isinstance(command, Create) or isinstance(plain, Create):
         return True

@@ -59,7 +59,7 @@ Fields = dict[str, Any]
 
 
 class _Field(NamedTuple):
-    """What a field of an object must be."""
+    """Constraint on a field of an object."""
 
     type: type
     lowest: int = 0
@@ -86,7 +86,7 @@ _OPERATION |= {"action": _STRING, "key": _STRING}
 
 
 class _Given(NamedTuple):
-    """What the fields of an operation say."""
+    """Fields of an operation."""
 
     key: bytes
     value: bytes
@@ -112,7 +112,7 @@ _COMMANDS: dict[str, Callable[[_Given], Command]] = {
 
 
 def read_body(body: bytes) -> Transaction:
-    """Return the transaction that a body asks for.
+    """Return the transaction of a body.
 
     Raises:
         ApiError: 210, it is not JSON; 209, not what is wanted; its cause names the place. What is

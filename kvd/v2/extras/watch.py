@@ -1,7 +1,7 @@
-"""What the extras of one watch ask for: which events, in which shape, and for how long.
+"""Extras of one watch: which events, in which shape, and for how long.
 
-    waitTimeout=S    it ends once it had nothing to tell for so long
-    progress=S       a stream tells how far it is, each time it had nothing else to tell for so long
+    waitTimeout=S    it ends after so long without an event
+    progress=S       a stream sends its index, each time after so long without an event
     actions=a,b      only events of these actions
     level=N          only events at most N levels below the key, and what removes it
     hidden           live events below hidden names too; refreshes: those of a TTL alone
@@ -60,7 +60,7 @@ class Filter(NamedTuple):
 
 
 class WatchExtras(NamedTuple):
-    """What the extras of one watch ask for; times in seconds."""
+    """The extras of one watch; times in seconds."""
 
     filter: Filter
     shape: Shape = Shape()
