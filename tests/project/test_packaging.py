@@ -188,7 +188,7 @@ ON_THE_LOWER_BOUNDS = [
     "storage/index/test_index_damage",
     "storage/index/test_completeness",
     "monitoring/test_metrics",
-    "handlers/test_passwords",
+    "handlers/passwords/test_passwords",
     "v2/documents/test_auth",
     "config/test_load",
     "net/test_tls",
