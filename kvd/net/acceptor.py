@@ -8,12 +8,14 @@ import logging
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from kvd.http.connection import Connection
 from kvd.http.server import HttpServer
+from kvd.net.handshakes import Handshakes
 from kvd.net.listeners import AddressUnavailable, Listener
 from kvd.net.tls import Tls
-from kvd.net.tls_connection import TlsListener
+from kvd.net.tls_connection import TlsConnection
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +51,11 @@ class Acceptor:
         self._listener = listener
         self._backlog = server.limits.backlog
         self._connect: Callable[[], asyncio.BaseProtocol] = connect
-        self._secured: TlsListener | None = None
+        self._handshakes: Handshakes | None = None
         if listener.speaks_tls:
             assert tls is not None
-            self._connect = self._secured = TlsListener(tls, server, connect, listener)
+            self._handshakes = Handshakes(tls, server, connect, listener)
+            self._connect = partial(TlsConnection, self._handshakes)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pause: asyncio.TimerHandle | None = None
         self._begun: set[asyncio.Task[None]] = set()
@@ -111,8 +114,8 @@ class Acceptor:
 
     def close(self) -> None:
         """Listen no more."""
-        if self._secured is not None:
-            self._secured.stop()
+        if self._handshakes is not None:
+            self._handshakes.stop()
         if self._pause is not None:
             self._pause.cancel()
         if self._loop is not None:

@@ -5,6 +5,7 @@ import contextlib
 import socket
 import ssl
 from collections import Counter
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -13,10 +14,10 @@ from kvd.config.urls import ListenUrl
 from kvd.http.connection import Connection
 from kvd.http.server import HttpServer, Limits
 from kvd.limits.memory import Memory
-from kvd.net import tls_connection
+from kvd.net import handshakes
 from kvd.net.acceptor import Acceptor
 from kvd.net.listeners import bind
-from kvd.net.tls_connection import TlsListener
+from kvd.net.tls_connection import TlsConnection
 from tests.support.certs import Authority
 from tests.support.turned import LOOPS, READ, Running, Served, asked, new_loop
 
@@ -48,7 +49,9 @@ class Secured(Running):
             )
             url = ListenUrl("127.0.0.1", 1, scheme="https")
             listener = SimpleNamespace(urls=[url], speaks_plain=False)
-            return TlsListener(tls, running.server, lambda: Connection(running.server), listener)
+            inside = partial(Connection, running.server)
+            shared = handshakes.Handshakes(tls, running.server, inside, listener)
+            return partial(TlsConnection, shared)
 
         super().__init__(loop, connect)
 
@@ -147,7 +150,7 @@ def test_handshakes_are_few_in_a_turn(secured):
 
 
 def test_the_oldest_of_many_handshakes_that_have_begun_is_given_up(secured, monkeypatch):
-    monkeypatch.setattr(tls_connection, "_BEGUN_MAX", 8)
+    monkeypatch.setattr(handshakes, "_BEGUN_MAX", 8)
     clients = []
     for number in range(12):
         clients.append(secured.client(Half().hello()))
