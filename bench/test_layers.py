@@ -17,7 +17,7 @@ from bench.load.wire import render
 from kvd.handlers.keys.listing import advance
 from kvd.handlers.keys.listing import render as render_listing
 from kvd.http.connection import Connection
-from kvd.http.parsing.framing import parse_block
+from kvd.http.parsing.headers import parse_block
 from kvd.http.server import Delegate, HttpServer, Limits
 from kvd.limits.memory import Memory
 from kvd.storage.format.event import Event

@@ -17,7 +17,7 @@ from kvd.handlers.keys.key_space import KeySpace
 from kvd.handlers.routed_request import Destinations, RoutedRequest
 from kvd.http.compression import accepts_gzip
 from kvd.http.connection import Connection, ServeWhole
-from kvd.http.parsing.framing import Block
+from kvd.http.parsing.headers import Block
 from kvd.http.server import Delegate, HttpServer
 from kvd.logs import Rarely
 from kvd.storage.format.event import Event

@@ -20,8 +20,8 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from tornado import httputil
 
 from kvd import __version__
-from kvd.http.parsing.framing import Block
 from kvd.http.parsing.header_cache import Blocks
+from kvd.http.parsing.headers import Block
 from kvd.http.parsing.request_parser import SHORT_LINE_BYTES
 from kvd.http.receiving import Receiving
 from kvd.http.sending.scheduler import Sending

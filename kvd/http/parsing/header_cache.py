@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING
 
-from kvd.http.parsing.framing import Block, parse_block
+from kvd.http.parsing.headers import Block, parse_block
 from kvd.limits.bounded import Bounded
 
 if TYPE_CHECKING:

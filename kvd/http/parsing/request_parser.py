@@ -4,7 +4,7 @@
           -->  find_head  -->  take_head  -->  read_body ...   any other
 
 A head is the request line, which is read here, and the header block, which is not: llhttp parses
-each block that has not been seen lately, and decides what framing it means (`framing`).
+each block that has not been seen lately, and decides what framing it means (`headers`).
 Clients repeat themselves, so nearly every block is found in a cache, by its bytes.
 
 Invariants:
@@ -23,8 +23,9 @@ from typing import NamedTuple, cast
 
 import httptools
 
-from kvd.http.parsing.framing import Block, Chunks, with_crlf
+from kvd.http.parsing.chunked import Chunks
 from kvd.http.parsing.header_cache import Blocks, Short
+from kvd.http.parsing.headers import Block, with_crlf
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([^\x00-\x20\x7f]+) HTTP/1\.([01])")
 _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
