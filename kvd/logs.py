@@ -207,24 +207,24 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(members, separators=(",", ":"))
 
 
-class Rarely:
-    """Lets through one event in `quiet_s` seconds, and counts those that it kept back."""
+class RateLimit:
+    """Allows one log line in `quiet_s` seconds, and counts those that it suppresses."""
 
     def __init__(self, quiet_s: float) -> None:
         self._quiet_s = quiet_s
         self._not_before = float("-inf")
-        self._kept_back = 0
+        self._suppressed = 0
 
-    def __call__(self) -> bool:
-        """Return whether this event may be told."""
+    def allow(self) -> bool:
+        """Return whether this line may be logged."""
         now = time.monotonic()
         if now < self._not_before:
-            self._kept_back += 1
+            self._suppressed += 1
             return False
         self._not_before = now + self._quiet_s
         return True
 
-    def kept_back(self) -> str:
-        """Return what to add to the line about those kept back since the last one, if any."""
-        count, self._kept_back = self._kept_back, 0
+    def suppressed(self) -> str:
+        """Return a note on the lines suppressed since the last one, if any."""
+        count, self._suppressed = self._suppressed, 0
         return f" ({count} more since the last such line)" if count else ""

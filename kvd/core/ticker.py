@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from kvd.logs import SLOW_QUIET_S, Rarely
+from kvd.logs import SLOW_QUIET_S, RateLimit
 from kvd.storage.index.errors import BROKEN
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Ticker:
         self._period_s = period_s
         self._functions = functions
         self._on_damage = on_damage
-        self._may_log = {name: Rarely(SLOW_QUIET_S) for name in functions}
+        self._may_log = {name: RateLimit(SLOW_QUIET_S) for name in functions}
         self._timer: asyncio.TimerHandle | None = None
         self._tick()
 
@@ -52,5 +52,5 @@ class Ticker:
             except Exception:
                 # An edge of the process, like a request: the next tick tries again.
                 may_log = self._may_log[name]
-                if may_log():
-                    log.exception("the tick of the %s failed%s", name, may_log.kept_back())
+                if may_log.allow():
+                    log.exception("the tick of the %s failed%s", name, may_log.suppressed())

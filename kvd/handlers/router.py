@@ -19,7 +19,7 @@ from kvd.http.compression import accepts_gzip
 from kvd.http.connection import Connection, ServeWhole
 from kvd.http.parsing.headers import Block
 from kvd.http.server import Delegate, HttpServer
-from kvd.logs import Rarely
+from kvd.logs import RateLimit
 from kvd.storage.format.event import Event
 from kvd.v2.errors import ApiError
 from kvd.v2.form import is_form
@@ -52,7 +52,7 @@ class Router(Delegate[Connection]):
         self._to = Destinations(keys, extras, others, authorizer, self.admit)
         self.authorizer = authorizer
         self.browsers = browsers
-        self._complains = Rarely(10.0)
+        self._refusals = RateLimit(10.0)
         limits = keys.limits
         # The value of a form is shorter than the form by its name.
         self._short_way_bytes_max = min(
@@ -108,8 +108,8 @@ class Router(Delegate[Connection]):
             authority=None if target.startswith("/") else authority(target),
         )
         if refusal is not None:
-            if self._complains():
-                more = self._complains.kept_back()
+            if self._refusals.allow():
+                more = self._refusals.suppressed()
                 log.warning("a request of %s was refused: %s%s", peer.remote_ip, refusal[1], more)
             connection.reject(*refusal)
             return False

@@ -115,11 +115,11 @@ class Closable(ResponseWriter):
         """
         server = self._server
         self._leave_reserve()
-        if server.may_warn():
+        if server.warnings.allow():
             log.warning(
                 "too many connections: %d are open, further ones are turned away%s",
                 server.limits.connections_max,
-                server.may_warn.kept_back(),
+                server.warnings.suppressed(),
             )
         self._refuse(TOO_MANY, HTTPStatus.SERVICE_UNAVAILABLE, "too many connections")
         if server.excess > server.limits.lingering_max and self._transport is not None:

@@ -218,12 +218,12 @@ class RequestLoop(Closable):
         return found
 
     def _note_tls(self) -> None:
-        if self._server.refuses_tls():
+        if self._server.tls_warnings.allow():
             log.warning(
                 "%s spoke TLS to %s, where http:// is served%s",
                 shown_address(self._transport),
                 shown_address(self._transport, "sockname"),
-                self._server.refuses_tls.kept_back(),
+                self._server.tls_warnings.suppressed(),
             )
 
     # The long way

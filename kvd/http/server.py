@@ -28,7 +28,7 @@ from kvd.http.sending.scheduler import Sending
 from kvd.limits.crowd import Crowd, Member
 from kvd.limits.memory import Memory
 from kvd.limits.turns import Turns
-from kvd.logs import SLOW_QUIET_S, Rarely
+from kvd.logs import SLOW_QUIET_S, RateLimit
 
 SERVER_HEADER = f"kvd/{__version__}"
 
@@ -171,9 +171,9 @@ class HttpServer:
         """How many were closed because they asked nothing for too long."""
         self.rejected = dict.fromkeys((*REASONS.values(), TOO_MANY, TOO_MUCH, _UNREAD), 0)
         """How many requests or connections HTTP itself has refused, by reason."""
-        self.refuses_tls = Rarely(10.0)
+        self.tls_warnings = RateLimit(10.0)
         """A client that goes wrong does so again and again."""
-        self.may_warn = Rarely(SLOW_QUIET_S)
+        self.warnings = RateLimit(SLOW_QUIET_S)
         self.memory = memory
         self.blocks = Blocks(delegate.short_way, limits.header_bytes_max - SHORT_LINE_BYTES)
         self.receiving = Receiving(memory, loop.time)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from kvd.http.connection import Connection
 from kvd.http.server import HttpServer
 from kvd.limits.crowd import Member
-from kvd.logs import Rarely
+from kvd.logs import RateLimit
 from kvd.net.listeners import Listener
 from kvd.net.tls import Tls
 
@@ -48,8 +48,8 @@ class Handshakes:
         # Those that have begun and are not done, the oldest first.
         self._begun: dict[Member, None] = {}
         self._url = next(url for url in listener.urls if url.is_tls)
-        self._plain = Rarely(_QUIET_S)
-        self._failed = Rarely(_QUIET_S)
+        self._plain = RateLimit(_QUIET_S)
+        self._failed = RateLimit(_QUIET_S)
 
     def stop(self) -> None:
         """Give up the handshakes that are not done."""
@@ -78,14 +78,14 @@ class Handshakes:
 
     def warn_of_plain(self, peer: str) -> None:
         """Log that a client spoke no TLS."""
-        if self._plain():
-            log.warning("%s spoke no TLS to %s%s", peer, self._url, self._plain.kept_back())
+        if self._plain.allow():
+            log.warning("%s spoke no TLS to %s%s", peer, self._url, self._plain.suppressed())
 
     def warn(self, peer: str, reason: str) -> None:
         """Log that a handshake failed."""
-        if self._failed():
+        if self._failed.allow():
             log.warning(
-                "no TLS with %s at %s: %s%s", peer, self._url, reason, self._failed.kept_back()
+                "no TLS with %s at %s: %s%s", peer, self._url, reason, self._failed.suppressed()
             )
 
 

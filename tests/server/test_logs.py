@@ -70,13 +70,13 @@ def test_json_has_the_names_of_structured_logs():
 
 
 def test_what_comes_too_often_is_counted_instead():
-    rarely = logs.Rarely(3600)
-    assert rarely()
-    assert rarely.kept_back() == ""
-    assert not rarely()
-    assert not rarely()
-    assert rarely.kept_back() == " (2 more since the last such line)"
-    assert logs.Rarely(0)()
+    limit = logs.RateLimit(3600)
+    assert limit.allow()
+    assert limit.suppressed() == ""
+    assert not limit.allow()
+    assert not limit.allow()
+    assert limit.suppressed() == " (2 more since the last such line)"
+    assert logs.RateLimit(0).allow()
 
 
 def test_the_whole_log_of_a_run_is_json_on_request(make_server):

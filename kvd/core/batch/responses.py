@@ -6,7 +6,7 @@ import logging
 
 from kvd.core.batch.round import Answers, Round, tell_one
 from kvd.core.stats import StoreStats
-from kvd.logs import SLOW_QUIET_S, Rarely
+from kvd.logs import SLOW_QUIET_S, RateLimit
 from kvd.storage.format.event import Event
 from kvd.storage.index.history import LateEvent
 from kvd.v2.errors import ApiError
@@ -24,7 +24,7 @@ class Responses:
 
     def __init__(self, stats: StoreStats) -> None:
         self._stats = stats
-        self._may_warn = Rarely(SLOW_QUIET_S)
+        self._warnings = RateLimit(SLOW_QUIET_S)
         self.aborted = 0
         self.slow = 0
 
@@ -53,10 +53,10 @@ class Responses:
     def note_slow(self, commands: int, took: float) -> None:
         """Count the commands of a batch that took long; log some of them."""
         self.slow += commands
-        if self._may_warn():
+        if self._warnings.allow():
             log.warning(
                 "slow: %d writes took up to %.1f s%s",
                 commands,
                 took,
-                self._may_warn.kept_back(),
+                self._warnings.suppressed(),
             )

@@ -28,7 +28,7 @@ from kvd.handlers.keys.listing_cache import ListingCache
 from kvd.http.connection import Connection
 from kvd.limits.bounded import Bounded
 from kvd.limits.memory import ROOM_WAIT_S, Memory, NoRoom, Payload, Values
-from kvd.logs import SLOW_QUIET_S, Rarely
+from kvd.logs import SLOW_QUIET_S, RateLimit
 from kvd.storage.index.view import View
 from kvd.storage.store import Store
 from kvd.v2 import rules
@@ -143,7 +143,7 @@ class LargeListings:
         self._slow_s = slow_s
         self._slices = slices
         self._large: Bounded[tuple[bytes, bool], None] = Bounded(_PLACES_BYTES_MAX)
-        self._may_warn = Rarely(SLOW_QUIET_S)
+        self._warnings = RateLimit(SLOW_QUIET_S)
         self._rendered = asyncio.Semaphore(_RENDERED_MAX)
         self._alone = asyncio.Lock()
         # Those that have not begun, by what they list.
@@ -331,12 +331,12 @@ class LargeListings:
         self._stats.listings_s.observe(seconds)
         if seconds > self._slow_s:
             self.slow += 1
-            if self._may_warn():
+            if self._warnings.allow():
                 log.warning(
                     "slow: it took %.1f s to list %s%s",
                     seconds,
                     get.key.decode("utf-8", "replace"),
-                    self._may_warn.kept_back(),
+                    self._warnings.suppressed(),
                 )
 
 
