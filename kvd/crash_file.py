@@ -2,7 +2,7 @@
 
 A damaged page of the index may end the process inside LMDB (SIGABRT, SIGBUS, SIGSEGV). Python's
 faulthandler then writes the signal, and where each thread was, to a file beside the index; by it
-the next start knows that it must build the index again (storage/index/environment.py). SIGKILL
+the next start knows that it must build the index again (storage/index/reuse.py). SIGKILL
 writes nothing.
 """
 
@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 
 from kvd.storage import disk
-from kvd.storage.index.environment import CRASH
+from kvd.storage.index.reuse import CRASH
 
 log = logging.getLogger(__name__)
 

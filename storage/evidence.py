@@ -27,8 +27,8 @@ from typing import NamedTuple
 
 from kvd.storage.errors import LogMissing
 from kvd.storage.format.applied import Applied
-from kvd.storage.index import environment as indexes
-from kvd.storage.index.environment import CLEAN, CLEAN_STOP, MARKS, RUNNING
+from kvd.storage.index import reuse
+from kvd.storage.index.reuse import CLEAN, CLEAN_STOP, MARKS, RUNNING
 from kvd.storage.index.state import BEHIND_FACTOR, FLUSH_RECORDS
 from kvd.storage.snapshot import directory
 from kvd.storage.wal.segments import Frame, Segment
@@ -71,16 +71,16 @@ def gather(index: Path, snap: Path, store_uuid: bytes, *, log_begun: bool) -> Ev
     reach, witness = max(named, key=lambda pair: pair[0])
     if not reach:
         witness = "FORMAT" if log_begun else ""
-    mark = indexes.vouched(index, store_uuid)
+    mark = reuse.reusable(index, store_uuid)
     mark_name = CLEAN if mark == CLEAN_STOP else RUNNING
-    floor = indexes.marked_frame(index / mark_name, store_uuid) or 0
+    floor = reuse.marked_frame(index / mark_name, store_uuid) or 0
     return Evidence(mark, reach, witness, floor)
 
 
 def index_reach(index: Path, store_uuid: bytes) -> tuple[int, str]:
     """Return the last frame that an index or its marks name, and which of them does."""
-    named = [(indexes.marked_frame(index / name, store_uuid) or 0, name) for name in MARKS]
-    named.append((indexes.reached(index, store_uuid), "data.mdb"))
+    named = [(reuse.marked_frame(index / name, store_uuid) or 0, name) for name in MARKS]
+    named.append((reuse.reached(index, store_uuid), "data.mdb"))
     seq, name = max(named, key=lambda pair: pair[0])
     return seq, f"{index.name}/{name}"
 

@@ -28,8 +28,9 @@ from kvd.storage.directory.data_directory import DataDirectory
 from kvd.storage.errors import CorruptLog, CorruptSnapshot
 from kvd.storage.evidence import Evidence, gather, left_behind, objection, require_log
 from kvd.storage.format.frame import START, Position
-from kvd.storage.index.environment import CLEAN_STOP, Index, discard
+from kvd.storage.index.environment import Index
 from kvd.storage.index.errors import BROKEN
+from kvd.storage.index.reuse import CLEAN_STOP, discard
 from kvd.storage.replay import load, replay
 from kvd.storage.snapshot import directory as snapshot
 from kvd.storage.wal.segments import ADVICE
@@ -86,7 +87,7 @@ def _recover(
         _check_end(wal, stopped_cleanly=evidence.mark == CLEAN_STOP)
         failpoints.reach("startAfterScan")
         if reused is None:
-            index.take_place(directory.index)
+            index = index.replace(directory.index)
         index.mark_running()
         failpoints.reach("startAfterMark")
         if reused is not None:

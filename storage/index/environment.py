@@ -1,42 +1,19 @@
-"""The index: an LMDB environment that can always be built again from the snapshots and the log.
+"""The index: an LMDB environment that can always be rebuilt from the snapshots and the log.
 
-It is written without any sync, which outlives the death of the process (the page cache holds what
-was written) but not the death of the machine. So it is used again only when one of two marks in its
-directory says that nothing was lost, and is thrown away otherwise:
-
-    CLEAN    the server stopped by itself, after a full sync; exists only while no server runs
-    RUNNING  boot, mount, device and inode of the file a server was writing to. All four the same
-             means that the page cache it was written to has been there ever since. The mount is
-             named by the id that the kernel never gives twice (statx, Linux 6.8): the ordinary one
-             is given to the next mount, after a forced unmount that dropped what was not synced.
-
-Both are one line of JSON with a checksum. A process that met an I/O error removes RUNNING. They say
-also whose store it is, and how far the log was, at the start or the stop: it can never end before
-that again. What is made of them is decided in storage/evidence.py. A third one outlives an index
-that was thrown away:
-
-    REACHED  how far the log had been performed on it
-
-And one that condemns it:
-
-    CRASH    empty but for what Python writes into it as a fatal signal ends the process
-             (kvd/crash_file.py): an index that did that is not used again
+It is written without any sync; reuse.py says when a start can use it again.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import json
 import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from struct import Struct
 from tempfile import TemporaryDirectory
-from zlib import crc32
 
 import lmdb
 
@@ -45,12 +22,24 @@ from kvd.storage.directory.locks import require_at
 from kvd.storage.errors import DirectoryUnusable
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.node import CorruptIndex
-from kvd.storage.format.sums import APPLIED_KEY, Sums
+from kvd.storage.format.sums import Sums
 from kvd.storage.format.tables import TABLES
+from kvd.storage.index import reuse
 from kvd.storage.index.index_view import STORE_KEY, IndexView, Tables
 from kvd.storage.index.integrity.completeness import prove_start
-from kvd.storage.index.integrity.lmdb_file import look_up
 from kvd.storage.index.integrity.pages import prove_pages
+from kvd.storage.index.reuse import (
+    CLEAN,
+    DATA,
+    FRAME,
+    LOCK_TABLE,
+    RUNNING,
+    STORE,
+    crash_of,
+    matches,
+    read_marker,
+    write_marker,
+)
 
 log = logging.getLogger(__name__)
 
@@ -59,28 +48,12 @@ log = logging.getLogger(__name__)
 _MAP_BYTES = 1 << 40
 _MAP_BYTES_MIN = 1 << 30
 
-CLEAN_STOP = "clean stop"
-"""What `vouched` says of an index whose store was stopped cleanly, and not opened since."""
-
 # Space that is reserved in the index's file beyond what it uses, so that removals can be performed
 # on a full disk: they, too, write new pages before old ones are free.
 RESERVE_BYTES = 4 << 20
 
-CLEAN, RUNNING, REACHED = MARKS = ("CLEAN", "RUNNING", "REACHED")
-_DATA = "data.mdb"
-# What the marks call the last frame of the log and the store, beside what tells the index.
-_FRAME, _STORE = "frame", "store"
-_LOCK_TABLE = "lock.mdb"
 # Where links can be made though the disk is full.
 _MEMORY = Path("/dev/shm")  # noqa: S108 -- a directory of our own is made in it
-CRASH = "CRASH"
-"""The file, beside the index, to which the process that has it open writes a fatal signal."""
-
-_AT_FDCWD = -100
-_STATX_MNT_ID_UNIQUE = 0x4000
-_STATX_BYTES = 256
-_STATX_MASK = Struct("<I")
-_STATX_MNT_ID = Struct("<144xQ")
 
 
 class Index:
@@ -97,7 +70,7 @@ class Index:
         self.is_proved = True
         """Whether it is known to hold every row; see integrity/completeness.py."""
         self._reservable = True
-        self._stat = (directory / _DATA).stat()
+        self._stat = (directory / DATA).stat()
 
     @classmethod
     def reuse(cls, directory: Path, store_uuid: bytes | None = None) -> tuple[Index, str] | None:
@@ -113,7 +86,7 @@ class Index:
         Returns:
             The index and the name of the mark that vouches for it; None where it must be rebuilt.
         """
-        mark = vouched(directory, store_uuid)
+        mark = reuse.reusable(directory, store_uuid)
         if mark is None:
             return None
         crash = crash_of(directory)
@@ -121,7 +94,7 @@ class Index:
             log.warning("a kvd that used the index was ended by it; it will be rebuilt: %s", crash)
             return None
         try:
-            prove_pages(directory / _DATA)
+            prove_pages(directory / DATA)
             index = cls(_open(directory), directory)
         except (CorruptIndex, lmdb.Error, OSError) as error:
             log.warning("the index cannot be opened and will be rebuilt: %s", error)
@@ -147,15 +120,15 @@ class Index:
             index.store_uuid = store_uuid
         return index
 
-    def take_place(self, directory: Path) -> None:
-        """Move to a directory, instead of the index that stands there; which goes."""
+    def replace(self, directory: Path) -> Index:
+        """Move it to a directory, in place of the index there; return the moved one, open."""
         # Closed in between, because LMDB keeps the memory of all that was written.
         self._reach_last_page()
         self.env.close()
         shutil.rmtree(directory, ignore_errors=True)
         disk.rename_durably(self.directory, directory)
         _release_memory()
-        self.__init__(_open(directory), directory)  # type: ignore[misc]
+        return Index(_open(directory), directory)
 
     def applied(self) -> Applied:
         """Return how far the log has been performed on it.
@@ -182,9 +155,9 @@ class Index:
         """
         (self.directory / CLEAN).unlink(missing_ok=True)
         running = self.directory / RUNNING
-        fingerprint = _fingerprint(self.directory)
-        stands = _tells(_read_mark(running), fingerprint)
-        written = fingerprint is not None and _write_mark(running, fingerprint | self._frame())
+        found = reuse.fingerprint(self.directory)
+        stands = matches(read_marker(running), found)
+        written = found is not None and write_marker(running, found | self._frame())
         if not (written or stands):
             running.unlink(missing_ok=True)
         disk.sync_directory(self.directory)
@@ -195,7 +168,7 @@ class Index:
         Raises:
             DirectoryLost: it is not.
         """
-        require_at(self.directory / _DATA, self._stat)
+        require_at(self.directory / DATA, self._stat)
 
     def reserve_is_low(self) -> bool:
         """Return whether the file reserves less than `RESERVE_BYTES` beyond what it uses."""
@@ -207,7 +180,7 @@ class Index:
         Raises:
             OSError: there is no room for it.
         """
-        fd = disk.open_to_write(self.directory / _DATA)
+        fd = disk.open_to_write(self.directory / DATA)
         try:
             disk.allocate(fd, self.used_bytes, 2 * RESERVE_BYTES)
         except OSError as error:
@@ -219,7 +192,7 @@ class Index:
     @property
     def file_bytes(self) -> int:
         """The length of the file; what is reserved is in it."""
-        return (self.directory / _DATA).stat().st_size
+        return (self.directory / DATA).stat().st_size
 
     @property
     def used_bytes(self) -> int:
@@ -274,9 +247,9 @@ class Index:
             self.sync()
         frame = self._frame() if clean else {}
         self.env.close()
-        if clean and (fingerprint := _fingerprint(self.directory, with_size=True)):
+        if clean and (found := reuse.fingerprint(self.directory, with_size=True)):
             failpoints.reach("stopBeforeMark")
-            _write_mark(self.directory / CLEAN, fingerprint | frame)
+            write_marker(self.directory / CLEAN, found | frame)
             failpoints.reach("stopAfterMark")
 
     def _reach_last_page(self) -> None:
@@ -285,7 +258,7 @@ class Index:
         A page that is freed in the transaction that has taken it is never written.
         """
         if self.file_bytes < self.used_bytes:
-            fd = disk.open_to_write(self.directory / _DATA)
+            fd = disk.open_to_write(self.directory / DATA)
             try:
                 disk.truncate(fd, self.used_bytes)
             except OSError as error:
@@ -295,76 +268,8 @@ class Index:
                 os.close(fd)
 
     def _frame(self) -> dict[str, str]:
-        store = {_STORE: self.store_uuid.hex()} if self.store_uuid else {}
-        return {_FRAME: str(self.applied().position.seq)} | store
-
-
-def vouched(directory: Path, store_uuid: bytes | None = None) -> str | None:
-    """Return the name of the mark by which nothing of an index can have been lost, or None."""
-    clean, running = (_mark_of(directory / name, store_uuid) for name in (CLEAN, RUNNING))
-    if _tells(clean, _fingerprint(directory, with_size=True)):
-        return CLEAN_STOP
-    if _tells(running, _fingerprint(directory)):
-        return "same boot"
-    return None
-
-
-def _tells(mark: dict[str, str] | None, fingerprint: dict[str, str] | None) -> bool:
-    """Return whether a mark is of this very file, and this life of it."""
-    return bool(mark and fingerprint and mark.items() >= fingerprint.items())
-
-
-def crash_of(directory: Path) -> str:
-    """Return what a process that had the index open said as a fatal signal ended it, or nothing.
-
-    A damaged page may end the process instead of giving an error: by an assertion of LMDB, or by
-    reading where nothing is mapped. Python then writes to `CRASH`; no other death does.
-    """
-    try:
-        text = (directory / CRASH).read_bytes()
-    except OSError:
-        return ""
-    return text.decode("utf-8", "backslashreplace").strip().partition("\n")[0]
-
-
-def discard(directory: Path, store_uuid: bytes) -> None:
-    """Remove an index that nothing vouches for, but not what it says of the log.
-
-    Where that cannot be written down, for want of room, the index stays.
-    """
-    seq = reached(directory, store_uuid)
-    known = marked_frame(directory / REACHED, store_uuid) or 0
-    fields = {_FRAME: str(seq), _STORE: store_uuid.hex()}
-    if seq <= known or _write_mark(directory / REACHED, fields):
-        for name in (_DATA, _LOCK_TABLE):
-            disk.remove_if_there(directory / name)
-
-
-def forget(directory: Path) -> None:
-    """Remove an index, and all that it and its marks say of the log. Not durable before a sync."""
-    for name in (_DATA, _LOCK_TABLE, *MARKS):
-        disk.remove_if_there(directory / name)
-
-
-def marked_frame(path: Path, store_uuid: bytes) -> int | None:
-    """Return the frame of the log that a mark names, None where it is no mark of this store."""
-    mark = _mark_of(path, store_uuid)
-    return int(mark.get(_FRAME, "0")) if mark is not None else None
-
-
-def reached(directory: Path, store_uuid: bytes) -> int:
-    """Return the frame up to which an index was performed, by what its file says.
-
-    Nothing need vouch for it, and it may be damaged: 0 where it does not say. The row has a
-    checksum, and it was written after that frame was durable.
-    """
-    file = directory / _DATA
-    try:
-        if look_up(file, None, STORE_KEY) not in (None, store_uuid):
-            return 0
-        return Applied.decode(look_up(file, b"meta", APPLIED_KEY)).position.seq
-    except (CorruptIndex, OSError):
-        return 0
+        store = {STORE: self.store_uuid.hex()} if self.store_uuid else {}
+        return {FRAME: str(self.applied().position.seq)} | store
 
 
 def _open(directory: Path) -> lmdb.Environment:
@@ -392,7 +297,7 @@ def _open(directory: Path) -> lmdb.Environment:
         break
     # A page behind the end of the file is a SIGBUS, not an exception: look before the first read.
     needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-    if (directory / _DATA).stat().st_size < needed and env.info()["last_txnid"]:
+    if (directory / DATA).stat().st_size < needed and env.info()["last_txnid"]:
         env.close()
         raise CorruptIndex("its file is shorter than it says")
     return env
@@ -412,22 +317,22 @@ def _lock_table_in_memory(directory: Path) -> Iterator[Path]:
     fd = os.memfd_create("kvd-lock.mdb", os.MFD_CLOEXEC)
     try:
         table = Path(f"/proc/{os.getpid()}/fd/{fd}")
-        disk.remove_if_there(directory / _LOCK_TABLE)
+        disk.remove_if_there(directory / LOCK_TABLE)
         if not os.access(table, os.R_OK | os.W_OK):
             yield directory  # there is no /proc: the table lies on the disk
             return
         try:
-            (directory / _LOCK_TABLE).symlink_to(table)
+            (directory / LOCK_TABLE).symlink_to(table)
         except OSError as error:
             if error.errno not in disk.REFUSALS or not _MEMORY.is_dir():
                 raise
             with TemporaryDirectory(prefix="kvd-", dir=_MEMORY) as links:
-                (Path(links) / _LOCK_TABLE).symlink_to(table)
-                (Path(links) / _DATA).symlink_to(directory.absolute() / _DATA)
+                (Path(links) / LOCK_TABLE).symlink_to(table)
+                (Path(links) / DATA).symlink_to(directory.absolute() / DATA)
                 yield Path(links)
         else:
             yield directory
-            disk.remove_if_there(directory / _LOCK_TABLE)
+            disk.remove_if_there(directory / LOCK_TABLE)
     finally:
         os.close(fd)
 
@@ -436,41 +341,6 @@ def _release_memory() -> None:
     """Give back to the system what was freed: glibc keeps small blocks, which LMDB's pages are."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _fingerprint(directory: Path, *, with_size: bool = False) -> dict[str, str] | None:
-    """What tells the file of the index from every other, and this life of it from the next."""
-    try:
-        stat = (directory / _DATA).stat()
-    except OSError:
-        return None
-    if with_size:
-        return {"inode": str(stat.st_ino), "bytes": str(stat.st_size)}
-    mount = _unique_mount_id(directory)
-    if mount is None:
-        return None
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return {
-        "boot": boot,
-        "mount": str(mount),
-        "device": str(stat.st_dev),
-        "inode": str(stat.st_ino),
-    }
-
-
-def _unique_mount_id(path: Path) -> int | None:
-    """Return the id of the mount that holds `path`, or None where the kernel cannot say (< 6.8)."""
-    try:
-        statx = ctypes.CDLL(None, use_errno=True).statx
-    except (AttributeError, OSError):
-        return None
-    answer = ctypes.create_string_buffer(_STATX_BYTES)
-    if statx(_AT_FDCWD, os.fsencode(path), 0, _STATX_MNT_ID_UNIQUE, answer) != 0:
-        return None
-    if not _STATX_MASK.unpack_from(answer.raw)[0] & _STATX_MNT_ID_UNIQUE:
-        return None
-    mount_id: int = _STATX_MNT_ID.unpack_from(answer.raw)[0]
-    return mount_id
 
 
 def reach_commit() -> None:
@@ -484,39 +354,3 @@ def reach_commit() -> None:
     except OSError as error:
         kinds = {errno.ENOSPC: lmdb.MapFullError, errno.EBADMSG: lmdb.CorruptedError}
         raise kinds.get(error.errno or 0, lmdb.Error)(str(error)) from error
-
-
-def _write_mark(path: Path, fields: dict[str, str]) -> bool:
-    """Write a mark; return whether there was room for it."""
-    line = json.dumps(fields, sort_keys=True)
-    try:
-        disk.write_file_durably(path, f"{line} {crc32(line.encode()):08x}\n".encode())
-    except OSError as error:
-        if error.errno not in disk.REFUSALS:
-            raise
-        log.warning("%s could not be written, the index may be rebuilt: %s", path.name, error)
-        return False
-    return True
-
-
-def _mark_of(path: Path, store_uuid: bytes | None) -> dict[str, str] | None:
-    """Return the fields of a mark, unless it is another store's."""
-    mark = _read_mark(path)
-    whose = None if mark is None else mark.get(_STORE)
-    return mark if whose is None or store_uuid is None or whose == store_uuid.hex() else None
-
-
-def _read_mark(path: Path) -> dict[str, str] | None:
-    """Return the fields of a mark, or None where there is none that is whole."""
-    try:
-        line, _, crc = path.read_text(encoding="ascii").strip().rpartition(" ")
-        # First, because what is damaged may be anything, too deep for the parser, too.
-        if f"{crc32(line.encode()):08x}" != crc:
-            return None
-        fields: object = json.loads(line)
-    except (OSError, ValueError):
-        return None
-    if not isinstance(fields, dict):
-        return None
-    is_whole = str(fields.get(_FRAME, "0")).isdecimal()
-    return {str(key): str(value) for key, value in fields.items()} if is_whole else None

@@ -34,7 +34,7 @@ from kvd.storage.format.frame import START, Position
 from kvd.storage.format.identity import Format
 from kvd.storage.format.names import SEGMENT_NAME
 from kvd.storage.format.records import Change
-from kvd.storage.index.environment import forget
+from kvd.storage.index.reuse import forget
 from kvd.storage.replay import batch_in
 from kvd.storage.snapshot import directory as snapshot
 from kvd.storage.tools.source import Base, Source, format_of, reading

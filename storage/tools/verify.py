@@ -18,7 +18,8 @@ from kvd.storage.format.frame import Position
 from kvd.storage.format.names import SPARE_NAME
 from kvd.storage.format.node import CorruptIndex
 from kvd.storage.format.records import CHAIN_START, next_chain
-from kvd.storage.index.environment import CLEAN_STOP, Index, crash_of
+from kvd.storage.index.environment import Index
+from kvd.storage.index.reuse import CLEAN_STOP, crash_of
 from kvd.storage.replay import batch_in, decode, load, replay
 from kvd.storage.tools.digest import IndexState, index_state, without_place
 from kvd.storage.tools.restore import state

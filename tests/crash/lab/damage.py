@@ -14,6 +14,7 @@ from kvd.storage import disk, replay, store
 from kvd.storage.format import document, event, expiration, frame, node, sums
 from kvd.storage.format.frame import PAGE_SIZE
 from kvd.storage.index import environment as index
+from kvd.storage.index import reuse
 from kvd.storage.index.integrity import completeness
 from kvd.storage.snapshot import directory as snapshot
 from kvd.storage.tools import source, verify
@@ -30,7 +31,7 @@ from tests.crash.lab.workload import Connection
 _VERIFY_EACH = 8
 _CHANGED_BY_BUGS = (
     *(disk, frame, index, node, replay, segments, snapshot, source, store, verify),
-    *(completeness, document, event, expiration, sums),
+    *(completeness, reuse, document, event, expiration, sums),
 )
 
 

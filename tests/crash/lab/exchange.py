@@ -17,7 +17,7 @@ from zlib import crc32
 
 from kvd.storage.errors import StorageError
 from kvd.storage.format.applied import HISTORY_LIMIT_DEFAULT
-from kvd.storage.index import environment
+from kvd.storage.index import reuse
 from kvd.storage.store import Store
 from kvd.storage.tools.repair import explained, repair
 from kvd.v2.commands import Set
@@ -140,7 +140,7 @@ def lay_out(directory: Path, life: Life) -> None:
 
 
 def _vouch(directory: Path, name: str, *, with_size: bool) -> None:
-    fingerprint = environment._fingerprint(directory / "index", with_size=with_size)
+    fingerprint = reuse.fingerprint(directory / "index", with_size=with_size)
     path = directory / name
     if fingerprint is None or not path.exists():
         path.unlink(missing_ok=True)  # this kernel has no name for a mount

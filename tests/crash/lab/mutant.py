@@ -26,7 +26,7 @@ from kvd.storage.format import records as change
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.event import Event
 from kvd.storage.format.frame import Position
-from kvd.storage.index import environment
+from kvd.storage.index import environment, reuse
 from kvd.storage.index.environment import Index
 from kvd.storage.index.flush import Flush
 from kvd.storage.index.integrity import completeness
@@ -90,7 +90,7 @@ def no_reuse() -> None:
 
 def trust_index() -> None:
     """An index that stands there is used, whatever happened to the disk."""
-    environment.vouched = lambda directory, *_: (
+    reuse.reusable = lambda directory, *_: (
         "same boot" if (directory / "data.mdb").exists() else None
     )
 
@@ -99,7 +99,7 @@ def no_evidence() -> None:
     """What names a frame of the log is not believed, and an index that is vouched for is."""
 
     def gather(place: Path, snap: Path, store_uuid: bytes, *, log_begun: bool) -> Evidence:
-        return Evidence(environment.vouched(place, store_uuid), 0, "", 0)
+        return Evidence(reuse.reusable(place, store_uuid), 0, "", 0)
 
     def left_behind(applied: Applied, frames: Iterable[segments.Frame]) -> None:
         for _ in frames:
@@ -112,13 +112,13 @@ def no_evidence() -> None:
 
 def clean_stays() -> None:
     """The mark of a clean stop is left where it is while the server runs, and no size is in it."""
-    fingerprint = environment._fingerprint
+    fingerprint = reuse.fingerprint
 
     def sizeless(directory: Path, *, with_size: bool = False) -> dict[str, str] | None:
         return (fingerprint(directory, with_size=with_size) or {}) | {"bytes": "any"}
 
     Index.mark_running = lambda self: None
-    environment._fingerprint = sizeless
+    reuse.fingerprint = sizeless
 
 
 def short_write() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from kvd.storage import disk
 from kvd.storage.format.node import ROOT_ID, CorruptIndex, encode_key
-from kvd.storage.index import environment
+from kvd.storage.index import environment, reuse
 from kvd.storage.index.environment import RESERVE_BYTES, Index
 from kvd.storage.index.integrity import completeness
 from kvd.storage.replay import load
@@ -90,7 +90,7 @@ def test_a_last_page_that_was_freed_before_it_was_written_is_no_damage(tmp_path,
         txn.delete(b"12345678", db=table)
     assert made.file_bytes < made.used_bytes
     if end == "rebuild":
-        made.take_place(tmp_path / "index")
+        made = made.replace(tmp_path / "index")
     made.mark_running()
     made.close(clean=True)
     reused = Index.reuse(made.directory)
@@ -141,18 +141,18 @@ def test_without_the_clean_mark_it_is_used_on_the_same_boot_and_mount(marked):
 @pytest.mark.parametrize("field", ["boot", "mount", "device", "inode"])
 def test_on_another_boot_or_mount_or_in_another_file_it_is_rebuilt(marked, monkeypatch, field):
     (marked / "index" / "CLEAN").unlink()
-    real = environment._fingerprint
+    real = reuse.fingerprint
 
     def another(directory, **options):
         return real(directory, **options) | {field: "another"}
 
     with monkeypatch.context() as patch:
-        patch.setattr(environment, "_fingerprint", another)
+        patch.setattr(reuse, "fingerprint", another)
         assert source_of(marked) == "log"
 
 
 def test_where_the_kernel_cannot_name_the_mount_it_is_rebuilt(path, monkeypatch):
-    monkeypatch.setattr(environment, "_unique_mount_id", lambda _: None)
+    monkeypatch.setattr(reuse, "_unique_mount_id", lambda _: None)
     assert source_of(path) == "clean stop"
     assert not (path / "index" / "RUNNING").exists()
     (path / "index" / "CLEAN").unlink()
