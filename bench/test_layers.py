@@ -19,7 +19,7 @@ from kvd.handlers.keys.listing import render as render_listing
 from kvd.http.connection import Connection
 from kvd.http.parsing.headers import parse_block
 from kvd.http.server import Delegate, HttpServer, Limits
-from kvd.limits.memory import Memory
+from kvd.limits.memory_budget import MemoryBudget
 from kvd.storage.format.event import Event
 from kvd.storage.format.frame import encode_frame
 from kvd.storage.format.frame import parse as parse_frame
@@ -115,7 +115,9 @@ def test_http(benchmark: BenchmarkFixture, method: str, way: str) -> None:
     """A connection with nothing behind it, its header block met before."""
     loop = cast("asyncio.AbstractEventLoop", Clock())
     connection, wire = (
-        Connection(HttpServer(Echo(is_short=way == "short"), Limits(), loop, Memory(1 << 20))),
+        Connection(
+            HttpServer(Echo(is_short=way == "short"), Limits(), loop, MemoryBudget(1 << 20))
+        ),
         Wire(),
     )
     connection.connection_made(cast("asyncio.Transport", wire))

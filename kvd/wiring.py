@@ -38,7 +38,7 @@ from kvd.http.access_log import LoggedConnection
 from kvd.http.compression import GzipConnection, LoggedGzipConnection
 from kvd.http.connection import Connection
 from kvd.http.server import HttpServer, Limits
-from kvd.limits.memory import Memory
+from kvd.limits.memory_budget import MemoryBudget
 from kvd.limits.turns import Turns
 from kvd.monitoring.routes import DEBUGGING, MONITORING, raft_status
 from kvd.net.fd_limit import Files
@@ -103,7 +103,7 @@ def build(context: Context) -> ServerParts:
     config, loop, store, fail = context.config, context.loop, context.store, context.fail
     core = _core(context)
     index_check = IndexCheck(store, loop, fail)
-    memory = Memory(config.max_buffered_bytes, config.max_response_bytes)
+    memory = MemoryBudget(config.max_buffered_bytes, config.max_response_bytes)
     keys = _key_space(context, core, memory)
     credentials = Credentials(loop)
     authorizer = Authorizer(
@@ -162,7 +162,7 @@ def _core(context: Context) -> _Core:
     return _Core(sync, log_writer, hub, stats, listings, housekeeping, committer, turns)
 
 
-def _key_space(context: Context, core: _Core, memory: Memory) -> KeySpace:
+def _key_space(context: Context, core: _Core, memory: MemoryBudget) -> KeySpace:
     config, files = context.config, context.files
     return KeySpace(
         store=context.store,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from time import monotonic
 
 from kvd.http.connection import Connection
-from kvd.limits.memory import SMALL_BYTES, Memory, NoRoom
+from kvd.limits.memory_budget import SMALL_BYTES, MemoryBudget, NoRoom
 from kvd.storage.index.view import View
 from kvd.storage.store import Store
 from kvd.v2.errors import RouteError
@@ -53,7 +53,7 @@ class LongDocuments:
 class _Held:
     """Counted memory of a response that is being rendered: its text, and what renders it."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: MemoryBudget) -> None:
         self._memory = memory
         self._bytes_max = min(_LIST_BYTES_MAX, memory.answer_bytes_max)
         self._text = self._kept = 0

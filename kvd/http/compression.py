@@ -24,7 +24,7 @@ from kvd.http.connection import Connection
 from kvd.http.parsing.request_parser import Request
 from kvd.http.server import HttpServer
 from kvd.json_text import cut, escape
-from kvd.limits.memory import Memory, Payload
+from kvd.limits.memory_budget import MemoryBudget, Payload
 
 # A ninth of a listing is left of it; the levels above take three times as long for a tenth less
 # (measured).
@@ -52,7 +52,7 @@ class Gzip(NamedTuple):
     """What the connections share: from which size on, and how it is done in turns."""
 
     bytes_min: int
-    memory: Memory
+    memory: MemoryBudget
     slices: asyncio.Lock
     start: Callable[[Connection, Coroutine[None, None, None]], None]
 

@@ -45,7 +45,7 @@ from kvd.http.stage import (
     STREAMING,
 )
 from kvd.limits import crowd
-from kvd.limits.memory import Memory
+from kvd.limits.memory_budget import MemoryBudget
 from kvd.limits.turns import UNIT_S
 
 __all__ = ["ANSWERING", "LARGE_BYTES", "Connection", "ServeWhole"]
@@ -176,7 +176,7 @@ class Connection(RequestLoop, asyncio.BufferedProtocol):
     # For delegates that serve whole requests, and messages
 
     @property
-    def memory(self) -> Memory:
+    def memory(self) -> MemoryBudget:
         """What responses take together."""
         return self._server.memory
 

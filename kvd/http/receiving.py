@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from kvd.limits.memory import Memory
+from kvd.limits.memory_budget import MemoryBudget
 from kvd.limits.rate import Rate
 
 SMALL_BYTES = 64 << 10
@@ -74,7 +74,7 @@ class Receiving:
         given_up: How many have been given up.
     """
 
-    def __init__(self, memory: Memory, now: Callable[[], float]) -> None:
+    def __init__(self, memory: MemoryBudget, now: Callable[[], float]) -> None:
         self.given_up = 0
         self._memory = memory
         self._now = now

@@ -26,7 +26,7 @@ from kvd.http.parsing.request_parser import SHORT_LINE_BYTES
 from kvd.http.receiving import Receiving
 from kvd.http.sending.scheduler import Sending
 from kvd.limits.crowd import Crowd, Member
-from kvd.limits.memory import Memory
+from kvd.limits.memory_budget import MemoryBudget
 from kvd.limits.turns import Turns
 from kvd.logs import SLOW_QUIET_S, RateLimit
 
@@ -149,7 +149,7 @@ class HttpServer:
         delegate: Delegate[Any],
         limits: Limits,
         loop: asyncio.AbstractEventLoop,
-        memory: Memory,
+        memory: MemoryBudget,
         turns: Turns | None = None,
     ) -> None:
         self.delegate = delegate
@@ -178,7 +178,7 @@ class HttpServer:
         self.blocks = Blocks(delegate.short_way, limits.header_bytes_max - SHORT_LINE_BYTES)
         self.receiving = Receiving(memory, loop.time)
         # In a step of its own: those that go on there may answer, and so give back more.
-        memory.on_room = self._wake_soon
+        memory.observe_room(self._wake_soon)
         give_up = self.receiving.give_up_for_answers
         self.sending = Sending(loop, memory, limits.write_timeout_s, give_up)
         self.turns = turns or Turns(loop)

@@ -15,7 +15,7 @@ from tornado import httputil
 
 from kvd.http.connection import Connection
 from kvd.http.sending.response_writer import LARGE_BYTES
-from kvd.limits.memory import Payload
+from kvd.limits.memory_budget import Payload
 
 _LAST_CHUNK = b"0\r\n\r\n"
 

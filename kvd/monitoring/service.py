@@ -14,7 +14,7 @@ from kvd.core.histogram import Noted
 from kvd.handlers.info import make_application
 from kvd.http.connection import Connection
 from kvd.http.server import HttpServer, Limits
-from kvd.limits.memory import Memory
+from kvd.limits.memory_budget import MemoryBudget
 from kvd.monitoring.health import Health
 from kvd.monitoring.metrics import Metrics
 from kvd.monitoring.prometheus import Parts
@@ -53,7 +53,7 @@ class Monitoring:
         self._acceptors: dict[Listener, Acceptor] = {}
         application = make_application(MONITORING, **self.settings)
         self._http = HttpServer(
-            MonitoringRouter(application), _LIMITS, loop, Memory(_BUFFERED_BYTES_MAX)
+            MonitoringRouter(application), _LIMITS, loop, MemoryBudget(_BUFFERED_BYTES_MAX)
         )
         self._connect: Callable[[], Connection] = partial(Connection, self._http)
         self._ticker = loop.call_soon(self._tick, loop.time())

@@ -8,7 +8,7 @@ import pytest
 
 from kvd.http.connection import Connection
 from kvd.http.server import Delegate, HttpServer, Limits
-from kvd.limits.memory import Memory
+from kvd.limits.memory_budget import MemoryBudget
 
 HEAD = b"GET /v2/keys/a HTTP/1.1\r\nHost: h\r\nX: "
 CHUNKED = b"PUT /v2/keys/a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -77,7 +77,7 @@ class Dribbling:
     def __init__(self):
         self.delegate = Counting()
         self.loop = asyncio.new_event_loop()
-        self.server = HttpServer(self.delegate, Limits(), self.loop, Memory(1 << 28))
+        self.server = HttpServer(self.delegate, Limits(), self.loop, MemoryBudget(1 << 28))
         self.connection = Connection(self.server)
         self.connection.connection_made(Nowhere())
 

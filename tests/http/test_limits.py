@@ -26,7 +26,7 @@ from kvd.config.flags import FLAGS, LIMITS
 from kvd.http.receiving import WAIT_S, Receiving
 from kvd.http.sending.outbox import Outbox
 from kvd.limits.crowd import BODY, BUSY, CLOSING, HEAD, IDLE, SILENT, UNREAD, Crowd, State
-from kvd.limits.memory import Memory, Payload
+from kvd.limits.memory_budget import MemoryBudget, Payload
 from kvd.net.fd_limit import divide
 from kvd.storage.tools.bulk_load import bulk_load
 from tests.monitoring.test_metrics import scrape
@@ -434,7 +434,7 @@ class Upload:
 
 def test_the_slowest_request_is_given_up_while_others_wait():
     now = [0.0]
-    memory = Memory(9 * MIB)
+    memory = MemoryBudget(9 * MIB)
     receiving = Receiving(memory, lambda: now[0])
     log: list[tuple[str, str]] = []
     fast, slow, slower, waits = (
@@ -451,7 +451,7 @@ def test_the_slowest_request_is_given_up_while_others_wait():
 
 
 def test_the_last_to_wait_is_refused_when_nobody_is_slow():
-    memory = Memory(8 * MIB)
+    memory = MemoryBudget(8 * MIB)
     receiving = Receiving(memory, lambda: 0.0)
     log: list[tuple[str, str]] = []
     whole = Upload(receiving, log, "whole")
@@ -468,7 +468,7 @@ def test_the_last_to_wait_is_refused_when_nobody_is_slow():
 
 
 def test_what_has_come_whole_is_not_given_up():
-    memory = Memory(8 * MIB)
+    memory = MemoryBudget(8 * MIB)
     receiving = Receiving(memory, lambda: 0.0)
     log: list[tuple[str, str]] = []
     whole, begun, small = (Upload(receiving, log, name) for name in ("whole", "begun", "small"))
@@ -537,7 +537,7 @@ def test_what_waits_behind_a_request_is_not_read(fresh_server):
 
 
 def test_what_is_counted_is_let_go_again():
-    memory = Memory(100)
+    memory = MemoryBudget(100)
     shared = Payload(b"x" * 60, memory)
     first, second = Outbox(), Outbox()
     first.add(shared)
@@ -553,7 +553,7 @@ def test_what_is_counted_is_let_go_again():
 
 
 def test_large_payloads_are_sent_in_slices():
-    memory = Memory(MIB)
+    memory = MemoryBudget(MIB)
     outbox = Outbox()
     data = bytes(range(256)) * 4000
     outbox.add(Payload(data, memory))

@@ -10,7 +10,7 @@ from tornado import httputil
 from kvd.http.connection import Connection
 from kvd.http.server import Delegate, HttpServer, Limits
 from kvd.http.stage import ANSWERING, DISTURBED, PERMITTED, Stage
-from kvd.limits.memory import Memory
+from kvd.limits.memory_budget import MemoryBudget
 from tests.http.test_dribble import Nowhere
 
 NOW = b"GET /v2/keys/now HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -265,7 +265,7 @@ def steps(scenario) -> set[tuple[Stage, Stage]]:
     """The steps from stage to stage that a scenario takes, its header block known before."""
     loop = asyncio.new_event_loop()
     with contextlib.closing(loop), socket.socket() as wire:
-        server = HttpServer(Serving(), Limits(), loop, Memory(1 << 28))
+        server = HttpServer(Serving(), Limits(), loop, MemoryBudget(1 << 28))
         Client(server, wire).send(NOW)
         client = Client(server, wire)
         connections = [client.connection]

@@ -13,7 +13,7 @@ import pytest
 from kvd.config.urls import ListenUrl
 from kvd.http.connection import Connection
 from kvd.http.server import HttpServer, Limits
-from kvd.limits.memory import Memory
+from kvd.limits.memory_budget import MemoryBudget
 from kvd.net import handshakes
 from kvd.net.acceptor import Acceptor
 from kvd.net.listeners import bind
@@ -113,7 +113,7 @@ class Half:
 def test_few_connections_are_made_in_a_turn(name):
     loop = new_loop(name)
     served = Served(loop)
-    server = HttpServer(served, Limits(backlog=512), loop, Memory(1 << 28))
+    server = HttpServer(served, Limits(backlog=512), loop, MemoryBudget(1 << 28))
     made = []
 
     def connect():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from kvd.http.receiving import Receiving
 from kvd.http.sending.outbox import Outbox
 from kvd.http.sending.scheduler import Sending
-from kvd.limits.memory import Memory, Payload
+from kvd.limits.memory_budget import MemoryBudget, Payload
 from tests.http.test_limits import MIB
 
 
@@ -18,7 +18,7 @@ def run(act: Callable[[], Coroutine[None, None, None]]) -> None:
 class Reader:
     """A connection that reads at a rate, by a clock of the test."""
 
-    def __init__(self, memory: Memory, outbox: Outbox) -> None:
+    def __init__(self, memory: MemoryBudget, outbox: Outbox) -> None:
         self.outbox = outbox
         self.read_bytes = 0
         self.kept_bytes = 0
@@ -52,7 +52,9 @@ class Loop:
         self.due.append(call)
 
 
-def readers(memory: Memory, sending: Sending, count: int, size: int = 2 * MIB) -> list[Reader]:
+def readers(
+    memory: MemoryBudget, sending: Sending, count: int, size: int = 2 * MIB
+) -> list[Reader]:
     made = []
     for _ in range(count):
         outbox = Outbox()

@@ -9,7 +9,7 @@ import pytest
 from kvd.http.connection import Connection
 from kvd.http.parsing.request_parser import SHORT_LINE_BYTES, is_deep
 from kvd.http.server import Delegate, HttpServer, Limits
-from kvd.limits.memory import Memory
+from kvd.limits.memory_budget import MemoryBudget
 from kvd.limits.turns import Turns
 
 LOOPS = ["asyncio", "uvloop"]
@@ -87,7 +87,7 @@ class Running:
         self.loop = loop
         self.served = Served(loop)
         self.turns = Turns(loop)
-        self.server = HttpServer(self.served, Limits(), loop, Memory(1 << 28), self.turns)
+        self.server = HttpServer(self.served, Limits(), loop, MemoryBudget(1 << 28), self.turns)
         self.connect = connect(self) if connect else lambda: Connection(self.server)
         self.socket = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.listening = loop.run_until_complete(

@@ -20,7 +20,7 @@ from kvd.handlers.keys.writes import NOT_SHOWN
 from kvd.handlers.rights import DENIED
 from kvd.http.connection import LARGE_BYTES, Connection
 from kvd.json_text import LARGE_VALUE_BYTES, Parts, joined
-from kvd.limits.memory import Values
+from kvd.limits.memory_budget import Values
 from kvd.storage.format.event import Event
 from kvd.storage.format.records import REMOVALS
 from kvd.v2.commands import Delete, Transaction

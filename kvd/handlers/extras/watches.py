@@ -31,7 +31,7 @@ from kvd.handlers.keys.watch import WatchAnswer, WatchAnswers
 from kvd.http.connection import LARGE_BYTES, Connection
 from kvd.http.stage import STREAMING
 from kvd.json_text import LargeValue, escape
-from kvd.limits.memory import Payload
+from kvd.limits.memory_budget import Payload
 from kvd.storage.format.event import Event
 from kvd.storage.format.node import Node
 from kvd.storage.format.records import REMOVALS

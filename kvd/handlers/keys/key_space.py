@@ -38,7 +38,7 @@ from kvd.http.compression import Gzip
 from kvd.http.connection import Connection, ServeWhole
 from kvd.http.server import HttpServer
 from kvd.http.stage import STREAMING
-from kvd.limits.memory import Memory, Values
+from kvd.limits.memory_budget import MemoryBudget, Values
 from kvd.storage.format.node import Node
 from kvd.storage.index.errors import BROKEN
 from kvd.storage.store import Store
@@ -88,7 +88,7 @@ class KeySpace:
         stats: StoreStats,
         clock: Clock,
         listings: ListingCache,
-        memory: Memory,
+        memory: MemoryBudget,
         limits: KeyLimits,
         slow_s: float = 1.0,
         has_extras: bool = False,

@@ -7,9 +7,9 @@ Clients that ask for the same before its rendering begins share one response: ea
 committed before it asked. A few are rendered side by side, because each holds a read transaction
 open, whose pages no write can reuse.
 
-What is rendered is counted in `Memory` slice by slice. A rendering that finds no room is given up
-and begins again when it is the only one that may wait: two that each waited for the other's memory
-would wait for ever. One that exceeds the limit of a single response is refused.
+What is rendered is counted in `MemoryBudget` slice by slice. A rendering that finds no room is
+given up and begins again when it is the only one that may wait: two that each waited for the
+other's memory would wait for ever. One that exceeds the limit of a single response is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kvd.handlers.keys.listing import Listing, Slices, advance, render
 from kvd.handlers.keys.listing_cache import ListingCache
 from kvd.http.connection import Connection
 from kvd.limits.bounded import Bounded
-from kvd.limits.memory import ROOM_WAIT_S, Memory, NoRoom, Payload, Values
+from kvd.limits.memory_budget import ROOM_WAIT_S, MemoryBudget, NoRoom, Payload, Values
 from kvd.logs import SLOW_QUIET_S, RateLimit
 from kvd.storage.index.view import View
 from kvd.storage.store import Store
@@ -125,7 +125,7 @@ class LargeListings:
         stats: StoreStats,
         now: Callable[[], tuple[int, bool]],
         kept: ListingCache,
-        memory: Memory,
+        memory: MemoryBudget,
         values: Values,
         head: Callable[[int], bytes],
         refuse: Refuse,

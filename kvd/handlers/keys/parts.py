@@ -9,7 +9,7 @@ from kvd.core.clock import Clock
 from kvd.core.committer import Committer
 from kvd.core.stats import StoreStats
 from kvd.handlers.keys.responder import Responder
-from kvd.limits.memory import Memory, Values
+from kvd.limits.memory_budget import MemoryBudget, Values
 from kvd.storage.store import Store
 
 
@@ -26,7 +26,7 @@ class KeyParts(NamedTuple):
     committer: Committer
     stats: StoreStats
     clock: Clock
-    memory: Memory
+    memory: MemoryBudget
     values: Values
     slices: asyncio.Lock
     responder: Responder

@@ -17,7 +17,7 @@ from kvd.handlers.keys.listing_cache import ListingCache
 from kvd.handlers.keys.parts import KeyParts
 from kvd.http.connection import LARGE_BYTES, Connection
 from kvd.json_text import Parts
-from kvd.limits.memory import Payload
+from kvd.limits.memory_budget import Payload
 from kvd.storage.format.node import Node
 from kvd.v2 import rules
 from kvd.v2.commands import Get

@@ -16,7 +16,7 @@ from http import HTTPStatus
 from kvd.core.batch.transactions import TRANSACTION_TOO_LARGE
 from kvd.handlers.keys.large_listings import ANSWER_TOO_LARGE, NO_ROOM, no_room
 from kvd.http.connection import Connection
-from kvd.limits.memory import Memory, NoRoom
+from kvd.limits.memory_budget import MemoryBudget, NoRoom
 from kvd.storage.index.errors import BROKEN
 from kvd.storage.store import Store
 from kvd.v2.errors import RAFT_INTERNAL, TABLE, UNAUTHORIZED, ApiError
@@ -58,7 +58,7 @@ class Responder:
     """
 
     def __init__(
-        self, store: Store, memory: Memory, on_damage: Callable[[BaseException], None]
+        self, store: Store, memory: MemoryBudget, on_damage: Callable[[BaseException], None]
     ) -> None:
         self.cluster_line = f"X-Etcd-Cluster-Id: {store.identity.cluster_id:x}\r\n".encode()
         self.fixed = b"Content-Type: application/json\r\n" + self.cluster_line

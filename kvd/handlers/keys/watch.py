@@ -19,7 +19,7 @@ from kvd.core.watch.watchers import Watcher
 from kvd.handlers.keys.parts import KeyParts
 from kvd.http.connection import LARGE_BYTES, Connection
 from kvd.http.sending.socket_batch import SOCKETS_MAX, SocketPair
-from kvd.limits.memory import NoRoom, Payload
+from kvd.limits.memory_budget import NoRoom, Payload
 from kvd.storage.format.event import Event
 from kvd.v2.response import event_parts
 

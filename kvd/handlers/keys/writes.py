@@ -14,7 +14,7 @@ from kvd.handlers.keys.parts import KeyParts
 from kvd.handlers.keys.responder import KEY_TOO_DEEP, VALUE_TOO_LARGE
 from kvd.http.connection import Connection
 from kvd.json_text import LARGE_VALUE_BYTES
-from kvd.limits.memory import Payload
+from kvd.limits.memory_budget import Payload
 from kvd.storage.format.event import Event
 from kvd.storage.format.records import REMOVALS
 from kvd.v2.commands import Command

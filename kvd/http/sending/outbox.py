@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from kvd.json_text import cut, escape
-from kvd.limits.memory import Payload
+from kvd.limits.memory_budget import Payload
 
 _SLICE_BYTES = 32 << 10
 # Escaped, it has six times this at worst.

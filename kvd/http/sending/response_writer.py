@@ -19,7 +19,7 @@ from kvd.http.peer import Peer, unacknowledged_bytes
 from kvd.http.sending.outbox import Outbox
 from kvd.http.server import HttpServer
 from kvd.http.stage import CLOSING, DISTURBED, READING, STREAMING, Stage
-from kvd.limits.memory import Payload
+from kvd.limits.memory_budget import Payload
 from kvd.limits.turns import UNIT_BYTES_LOG2
 
 LARGE_BYTES = 64 << 10

@@ -22,7 +22,7 @@ from kvd.limits.rate import Rate
 if TYPE_CHECKING:
     import asyncio
 
-    from kvd.limits.memory import Memory
+    from kvd.limits.memory_budget import MemoryBudget
 
 # How much is sent of outboxes in one turn of the loop, to all clients: about a millisecond.
 _TURN_BYTES = 1 << 20
@@ -64,7 +64,7 @@ class Sending:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        memory: Memory,
+        memory: MemoryBudget,
         write_timeout_s: float,
         give_up_requests: Callable[[], None] = lambda: None,
     ) -> None:
@@ -81,7 +81,7 @@ class Sending:
         self._is_shedding = False
         self.cut = 0
         """How many connections were cut."""
-        memory.on_excess = self._shed_soon
+        memory.observe_excess(self._shed_soon)
 
     def begins(self, recipient: Recipient) -> None:
         """Something waits in the outbox of a connection."""

@@ -6,14 +6,14 @@ import pytest
 
 from kvd.http.receiving import Receiving
 from kvd.http.sending.scheduler import Sending
-from kvd.limits.memory import Memory, NoRoom
+from kvd.limits.memory_budget import MemoryBudget, NoRoom
 from kvd.limits.rate import RATE_MIN
 from tests.http.test_limits import MIB
 from tests.support.lazy_readers import Upload, readers, run
 
 
 def test_in_a_turn_no_more_is_sent_than_takes_a_millisecond(loop):
-    memory = Memory(64 * MIB)
+    memory = MemoryBudget(64 * MIB)
     sending = Sending(loop, memory, 600)
     made = readers(memory, sending, 16)
     for reader in made:
@@ -31,7 +31,7 @@ def test_in_a_turn_no_more_is_sent_than_takes_a_millisecond(loop):
 def test_the_slowest_are_cut_while_others_wait_and_only_then(loop, is_waited_for):
     @run
     async def _() -> None:
-        memory = Memory(16 * MIB)
+        memory = MemoryBudget(16 * MIB)
         sending = Sending(loop, memory, 600)
         made = readers(memory, sending, 7)
         waiting = asyncio.ensure_future(memory.room(3 * MIB)) if is_waited_for else None
@@ -49,7 +49,7 @@ def test_the_slowest_are_cut_while_others_wait_and_only_then(loop, is_waited_for
 
 
 def test_beyond_the_limit_those_are_cut_at_once_who_read_slowly(loop):
-    memory = Memory(10 * MIB)
+    memory = MemoryBudget(10 * MIB)
     sending = Sending(loop, memory, 600)
     fast, slow = readers(memory, sending, 2)
     for second in range(1, 4):
@@ -70,8 +70,8 @@ def test_beyond_the_limit_those_are_cut_at_once_who_read_slowly(loop):
 def test_room_is_refused_after_a_while_and_small_ones_have_a_reserve(monkeypatch):
     @run
     async def _() -> None:
-        monkeypatch.setattr("kvd.limits.memory.ROOM_WAIT_S", 0.01)
-        memory = Memory(16 * MIB)
+        monkeypatch.setattr("kvd.limits.memory_budget.ROOM_WAIT_S", 0.01)
+        memory = MemoryBudget(16 * MIB)
         memory.take(13 * MIB)
         assert memory.has_room(100_000)
         assert not memory.has_room(2 * MIB)
@@ -85,7 +85,7 @@ def test_room_is_refused_after_a_while_and_small_ones_have_a_reserve(monkeypatch
 def test_room_is_given_in_the_order_in_which_it_was_asked_for():
     @run
     async def _() -> None:
-        memory = Memory(16 * MIB)
+        memory = MemoryBudget(16 * MIB)
         memory.take(14 * MIB)
         got: list[int] = []
 
@@ -109,7 +109,7 @@ def test_room_is_given_in_the_order_in_which_it_was_asked_for():
 
 
 def test_requests_and_answers_have_one_limit():
-    memory = Memory(16 * MIB)
+    memory = MemoryBudget(16 * MIB)
     memory.take_request(12 * MIB)
     assert memory.fits(100_000)
     assert memory.fits(2 * MIB)
@@ -124,10 +124,10 @@ def test_requests_and_answers_have_one_limit():
 
 
 def test_slow_readers_are_cut_for_requests_that_wait(loop):
-    memory = Memory(16 * MIB)
+    memory = MemoryBudget(16 * MIB)
     sending = Sending(loop, memory, 600)
     receiving = Receiving(memory, lambda: 0.0)
-    memory.on_room = receiving.wake
+    memory.observe_room(receiving.wake)
     made = readers(memory, sending, 6)
     for second in range(1, 4):
         loop.now = second
@@ -141,7 +141,7 @@ def test_slow_readers_are_cut_for_requests_that_wait(loop):
 
 
 def test_answers_that_exceed_the_limit_end_requests_before_they_end_each_other(loop):
-    memory = Memory(16 * MIB)
+    memory = MemoryBudget(16 * MIB)
     receiving = Receiving(memory, lambda: 0.0)
     sending = Sending(loop, memory, 600, receiving.give_up_for_answers)
     upload = Upload(receiving, 8 * MIB)

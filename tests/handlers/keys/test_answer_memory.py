@@ -12,7 +12,7 @@ import pytest
 from kvd.http.receiving import Receiving
 from kvd.http.sending.outbox import Outbox
 from kvd.json_text import LargeValue, escape
-from kvd.limits.memory import Memory, Values
+from kvd.limits.memory_budget import MemoryBudget, Values
 from tests.http.test_limits import MIB, peak_bytes, rejected
 from tests.monitoring.test_metrics import scrape
 from tests.support.lazy_readers import Upload, run
@@ -96,7 +96,7 @@ def test_a_value_that_many_are_sent_is_held_once(make_server):
 
 
 def test_a_response_is_escaped_as_it_is_sent():
-    memory = Memory(MIB)
+    memory = MemoryBudget(MIB)
     values = Values(memory)
     raw = "\x01é\u2028".encode() * 20_000 + b"\xff"
     first, second = Outbox(), Outbox()
@@ -147,7 +147,7 @@ def test_answers_to_writes_that_nobody_reads_take_no_more_than_the_limit(make_se
 def test_slow_requests_make_room_for_answers_that_wait():
     @run
     async def _() -> None:
-        memory = Memory(16 * MIB)
+        memory = MemoryBudget(16 * MIB)
         receiving = Receiving(memory, lambda: 0.0)
         slow = Upload(receiving, 6 * MIB)
         whole = Upload(receiving, 6 * MIB, is_receiving=False)
@@ -163,7 +163,7 @@ def test_slow_requests_make_room_for_answers_that_wait():
 
 
 def test_large_requests_that_wait_exceed_the_limit_by_little():
-    memory = Memory(16 * MIB)
+    memory = MemoryBudget(16 * MIB)
     receiving = Receiving(memory, lambda: 0.0)
     made = []
     for _ in range(240):

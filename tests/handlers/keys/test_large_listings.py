@@ -11,7 +11,7 @@ import pytest
 from kvd.core.stats import StoreStats
 from kvd.handlers.keys.large_listings import LargeListings
 from kvd.handlers.keys.listing_cache import ListingCache
-from kvd.limits.memory import Memory, Values
+from kvd.limits.memory_budget import MemoryBudget, Values
 from kvd.storage.store import Store
 from kvd.v2.commands import Delete, Get, Set
 from tests.support.stores import NOW_NS, open_store, write
@@ -75,7 +75,7 @@ def watched(tmp_path) -> Iterator[Watched]:
 
 
 def made(watched: Watched, slices: asyncio.Lock) -> LargeListings:
-    memory = Memory(1 << 28)
+    memory = MemoryBudget(1 << 28)
 
     def refuse(connection, method, refusal):
         raise refusal

@@ -8,7 +8,7 @@ from tornado import httputil
 
 from kvd.http.connection import ANSWERING, Connection
 from kvd.http.server import Delegate, HttpServer, Limits
-from kvd.limits.memory import Memory
+from kvd.limits.memory_budget import MemoryBudget
 from tests.support.raw import request
 from tests.support.waiting import until
 
@@ -45,7 +45,7 @@ class Waiting:
 
     def __init__(self, loop):
         self.delegate = Pending()
-        self.server = HttpServer(self.delegate, Limits(), loop, Memory(1 << 28))
+        self.server = HttpServer(self.delegate, Limits(), loop, MemoryBudget(1 << 28))
         self.client = socket.socket()
         self.client.setblocking(False)
 

@@ -14,7 +14,7 @@ from kvd.core.watch.watchers import Watcher
 from kvd.handlers.keys.watch import WatchAnswers
 from kvd.http.connection import Connection
 from kvd.http.server import Delegate, HttpServer, Limits
-from kvd.limits.memory import Memory, Values
+from kvd.limits.memory_budget import MemoryBudget, Values
 from tests.support.committing import on_a_loop, turns
 from tests.support.raw import request
 from tests.support.waiting import until
@@ -29,7 +29,7 @@ class Watching(Delegate):
 
     def __init__(self):
         self.cut = 0
-        memory = Memory(64 * MIB)
+        memory = MemoryBudget(64 * MIB)
         responder: Any = SimpleNamespace(
             head=lambda index: b"X-Etcd-Index: %d\r\n" % index, start=None
         )

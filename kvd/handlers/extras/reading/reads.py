@@ -30,7 +30,7 @@ from kvd.handlers.keys.responder import TOO_MANY_SCANS
 from kvd.handlers.rights import Rights
 from kvd.http.connection import LARGE_BYTES, Connection
 from kvd.json_text import escape
-from kvd.limits.memory import Payload
+from kvd.limits.memory_budget import Payload
 from kvd.storage.format.node import Node
 from kvd.storage.index.view import View
 from kvd.v2 import rules

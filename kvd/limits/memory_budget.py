@@ -37,7 +37,7 @@ class NoRoom(Exception):
     """No room has come in time."""
 
 
-class Memory:
+class MemoryBudget:
     """The two sums.
 
     Args:
@@ -56,14 +56,20 @@ class Memory:
         """What large requests leave to small ones, and large responses to small ones."""
         self.requests_wait = False
         """Whether large requests wait for room."""
-        self.on_excess: Callable[[], None] = lambda: None
-        """Called when responses exceed the limit."""
-        self.on_room: Callable[[], None] = lambda: None
-        """Called when there is more room for requests, while they wait for it."""
+        self._excess_observers: list[Callable[[], None]] = []
+        self._room_observers: list[Callable[[], None]] = []
         # What is left to requests, and to responses, in any case.
         self._share = bytes_max // 8
         self._small: deque[_Waiter] = deque()
         self._large: deque[_Waiter] = deque()
+
+    def observe_excess(self, observer: Callable[[], None]) -> None:
+        """Call `observer` whenever responses have come to exceed the limit."""
+        self._excess_observers.append(observer)
+
+    def observe_room(self, observer: Callable[[], None]) -> None:
+        """Call `observer` whenever there is more room for requests, while they wait for it."""
+        self._room_observers.append(observer)
 
     @property
     def requests_max(self) -> int:
@@ -136,7 +142,8 @@ class Memory:
         """Count a response, or a part of one."""
         self.answers += size
         if self.exceeds:
-            self.on_excess()
+            for observer in self._excess_observers:
+                observer()
 
     def give_back(self, size: int) -> None:
         """Discount it: it has been read, or is dropped."""
@@ -144,7 +151,8 @@ class Memory:
         if self._small or self._large:
             self._wake()
         if self.requests_wait:
-            self.on_room()
+            for observer in self._room_observers:
+                observer()
 
     async def room(self, size: int) -> None:
         """Wait until a response of this size may be made.
@@ -203,7 +211,7 @@ class Payload:
 
     __slots__ = ("__weakref__", "_holders", "_memory", "data", "escapes")
 
-    def __init__(self, data: bytes, memory: Memory, *, escapes: bool = False) -> None:
+    def __init__(self, data: bytes, memory: MemoryBudget, *, escapes: bool = False) -> None:
         self.data = data
         self.escapes = escapes
         self._memory = memory
@@ -233,7 +241,7 @@ class Values:
     The index of its last change identifies a value.
     """
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: MemoryBudget) -> None:
         self._memory = memory
         self._sent: WeakValueDictionary[int, Payload] = WeakValueDictionary()
 
