@@ -8,7 +8,7 @@ asynchronous.py AsyncClient: takes them on an event loop
 """
 
 from kvd.client.asynchronous import AsyncClient, AsyncFollow, AsyncWatch
-from kvd.client.blocking import Client, Follow, Watch
+from kvd.client.blocking import Client
 from kvd.client.errors import (
     ApiError,
     BadRequest,
@@ -30,6 +30,7 @@ from kvd.client.errors import (
     Unauthorized,
 )
 from kvd.client.model import Compare, Event, Node, Op, Snapshot, Tree, exists, missing, unchanged
+from kvd.client.streams import Follow, Watch
 
 __all__ = [
     "ApiError",

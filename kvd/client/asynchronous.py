@@ -9,9 +9,10 @@ import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from kvd.client.blocking import PAGE, Client, is_readable, tls_context
+from kvd.client.blocking import PAGE, Client
 from kvd.client.errors import TransportError
 from kvd.client.operations import Operations
+from kvd.client.sockets import is_readable, tls_context
 from kvd.client.watches import Following, Watching
 from kvd.client.wire import Connect, Endpoint, Operation, Receive, Send, Sleep, Step
 

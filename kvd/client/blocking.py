@@ -2,182 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import select
-import socket
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from kvd.client.errors import TransportError
 from kvd.client.operations import Operations
+from kvd.client.sockets import Driver
+from kvd.client.streams import Follow, Watch
 from kvd.client.watches import Following, Watching
-from kvd.client.wire import Connect, Endpoint, Operation, Receive, Send, Sleep, Step
+from kvd.client.wire import Operation
 
 if TYPE_CHECKING:
     import ssl
 
-    from kvd.client.model import Compare, Event, Node, Op, Snapshot, Tree
+    from kvd.client.model import Compare, Event, Node, Op, Tree
 
 T = TypeVar("T")
-_RECEIVED_BYTES = 64 << 10
 PAGE = 1000
 """Children of a page of `iter_ls`."""
-
-
-class _Connection:
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-
-    def is_stale(self) -> bool:
-        return is_readable(self.sock.fileno())
-
-    def close(self) -> None:
-        # Another thread that reads from it is woken by the first, not by the second.
-        with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RDWR)
-        self.sock.close()
-
-
-def is_readable(fd: int) -> bool:
-    """Return whether a socket that should be silent has something, if only its end."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))
-
-
-class _Driver:
-    """Takes the steps of operations, in the calling thread."""
-
-    def __init__(self, tls: ssl.SSLContext | None) -> None:
-        self._tls = tls
-
-    def run(self, operation: Operation[T], sleep: Callable[[float], object]) -> T:
-        """Return the result of an operation."""
-        try:
-            step = operation.send(None)
-            while True:
-                try:
-                    done = self._take(step, sleep)
-                except BaseException as error:  # noqa: BLE001 -- the operation decides
-                    step = operation.throw(error)
-                else:
-                    step = operation.send(done)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        finally:
-            operation.close()
-
-    def _take(self, step: Step, sleep: Callable[[float], object]) -> object:
-        match step:
-            case Send(connection, data, timeout):
-                connection.sock.settimeout(timeout)
-                return connection.sock.sendall(data)
-            case Receive(connection, timeout):
-                connection.sock.settimeout(timeout)
-                return connection.sock.recv(_RECEIVED_BYTES)
-            case Connect(endpoint, timeout):
-                return self._connect(endpoint, timeout)
-            case Sleep(seconds):
-                return sleep(seconds)
-
-    def _connect(self, endpoint: Endpoint, timeout: float) -> _Connection:
-        if endpoint.path:
-            sock = socket.socket(socket.AF_UNIX)
-            try:
-                sock.settimeout(timeout)
-                sock.connect(endpoint.path)
-            except BaseException:
-                sock.close()
-                raise
-            return _Connection(sock)
-        sock = socket.create_connection((endpoint.host, endpoint.port), timeout)
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if endpoint.tls:
-                sock = tls_context(self._tls).wrap_socket(sock, server_hostname=endpoint.host)
-        except BaseException:
-            sock.close()
-            raise
-        return _Connection(sock)
-
-
-def tls_context(given: ssl.SSLContext | None) -> ssl.SSLContext:
-    """Return the context for TLS: the given one, or that of the system's authorities."""
-    import ssl  # noqa: PLC0415 -- 10 ms that programs without TLS need not wait for
-
-    return given or ssl.create_default_context()
-
-
-class _Stream:
-    """The base of `Watch` and `Follow`."""
-
-    def __init__(self, driver: _Driver, state: Watching | Following) -> None:
-        self._driver = driver
-        self._closing = threading.Event()
-        self._state = state
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End it, and whatever waits for its next event; may be called from another thread."""
-        self._state.is_closed = True
-        self._closing.set()
-        self._state.let_go()
-
-    def _next(self) -> Any:
-        if self._closing.is_set():
-            raise StopIteration
-        try:
-            return self._driver.run(self._state.next(), self._closing.wait)
-        except (TransportError, OSError, ValueError):
-            if self._closing.is_set():
-                raise StopIteration from None
-            raise
-
-
-class Watch(_Stream):
-    """The events of a key, one after the other; ends when it is closed.
-
-    Example:
-        >>> from kvd import Client
-        >>> with Client() as client, client.watch("/app") as watch:  # doctest: +SKIP
-        ...     for event in watch:
-        ...         print(event.index, event.action, event.node.key)
-    """
-
-    _state: Watching
-
-    def __iter__(self) -> Iterator[Event]:
-        return self
-
-    def __next__(self) -> Event:
-        event: Event = self._next()
-        return event
-
-    @property
-    def index(self) -> int | None:
-        """The last index that is complete: save it, and continue with `since=index + 1`."""
-        return self._state.index
-
-
-class Follow(_Stream):
-    """A snapshot of a subtree and the events behind it; ends when it is closed."""
-
-    _state: Following
-
-    def __iter__(self) -> Iterator[Snapshot | Event]:
-        return self
-
-    def __next__(self) -> Snapshot | Event:
-        told: Snapshot | Event = self._next()
-        return told
 
 
 class Client:
@@ -221,7 +62,7 @@ class Client:
         Raises:
             ValueError: a URL is none.
         """
-        self._driver = _Driver(tls)
+        self._driver = Driver(tls)
         self._operations = Operations(
             url,
             username=username,

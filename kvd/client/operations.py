@@ -22,8 +22,9 @@ from kvd.client.errors import (
     NotSupported,
     refusal,
 )
+from kvd.client.exchanges import Exchanges
 from kvd.client.model import Compare, Event, Names, Node, Op, Tree
-from kvd.client.wire import Call, Endpoint, Exchanges, Operation, Reply, Sleep
+from kvd.client.wire import Call, Endpoint, Operation, Reply, Sleep
 
 FORM = "application/x-www-form-urlencoded"
 JSON = "application/json"

@@ -19,9 +19,10 @@ from kvd.client.errors import (
     TransportError,
     refusal,
 )
+from kvd.client.exchanges import PAUSE_MAX_S, PAUSE_S
 from kvd.client.model import Event, Snapshot
 from kvd.client.operations import Operations
-from kvd.client.wire import PAUSE_MAX_S, PAUSE_S, Call, Operation, Sleep, Stream
+from kvd.client.wire import Call, Operation, Sleep, Stream
 
 PROGRESS_S = 5
 """How often kvd tells a quiet stream how far it has come, in seconds."""

@@ -1,28 +1,23 @@
 """HTTP without sockets: requests as bytes, answers from bytes, and the steps that drivers take.
 
 An operation is a generator: it yields a step, is sent what became of it, and returns its result. A
-driver (`blocking.py`, `asynchronous.py`) takes the steps with sockets of its own; all that is
-decided is decided here and in `operations.py`, once for both.
+driver (`sockets.py`, `asynchronous.py`) takes the steps with its own sockets; all decisions are made
+outside of it, once for both drivers.
 """
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from time import monotonic
 from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote, urlencode, urlsplit
 
 import httptools
 
-from kvd.client.errors import OutcomeUnknown, Timeout, TransportError
+from kvd.client.errors import TransportError
 
 _HEAD_BYTES_MAX = 64 << 10
-# The pause before the next round through all endpoints, and the longest.
-PAUSE_S = 0.02
-PAUSE_MAX_S = 0.25
 
 
 class Connection(Protocol):
@@ -255,146 +250,3 @@ class Stream:
             except OSError as error:
                 raise TransportError(f"the connection was lost: {error}") from error
             answer.feed(data)
-
-
-class Exchanges:
-    """Sends requests to the first of some endpoints that answers, over connections that are kept.
-
-    Attributes:
-        endpoints: all of them; the one that answered last is asked first.
-    """
-
-    def __init__(
-        self, endpoints: Sequence[Endpoint], authorization: str, timeout: float, kept: int
-    ) -> None:
-        self.endpoints = tuple(endpoints)
-        self.timeout = timeout
-        self._authorization = authorization
-        self._current = 0
-        self._idle: dict[Endpoint, deque[Any]] = {one: deque(maxlen=kept) for one in endpoints}
-        self._kept = kept
-        self._pid = os.getpid()
-
-    def request(self, call: Call) -> Operation[Reply]:
-        """Return the answer to a request.
-
-        Raises:
-            TransportError, Timeout: none came in time, and nothing was changed.
-            OutcomeUnknown: a write was sent, and no answer came.
-        """
-
-        def receive(
-            endpoint: Endpoint, connection: Connection, deadline: float
-        ) -> Operation[Reply]:
-            answer = Answer()
-            while not answer.is_whole:
-                answer.feed((yield Receive(connection, _left(deadline))))
-            if answer.keeps_open:
-                self._keep(endpoint, connection)
-            else:
-                connection.close()
-            return Reply(answer.status, answer.headers, answer.take(), answer.index())
-
-        return (yield from self._first(call, receive, is_fresh=False))
-
-    def open(self, call: Call) -> Operation[Stream]:
-        """Return an answer whose head has come, on a connection of its own.
-
-        Raises:
-            TransportError, Timeout: as for `request`.
-        """
-
-        def receive(
-            _endpoint: Endpoint, connection: Connection, deadline: float
-        ) -> Operation[Stream]:
-            answer = Answer()
-            while not answer.is_headed:
-                answer.feed((yield Receive(connection, _left(deadline))))
-            return Stream(connection, answer)
-
-        return (yield from self._first(call, receive, is_fresh=True))
-
-    def _first(
-        self,
-        call: Call,
-        receive: Callable[[Endpoint, Connection, float], Operation[T]],
-        *,
-        is_fresh: bool,
-    ) -> Operation[T]:
-        """Ask one endpoint after the other, until one answers or time is over."""
-        deadline = monotonic() + self.timeout
-        pause = PAUSE_S
-        asked = 0
-        while True:
-            endpoint = self.endpoints[self._current % len(self.endpoints)]
-            connection = None if is_fresh else self._take(endpoint)
-            is_sent = False
-            try:
-                if connection is None:
-                    connection = yield Connect(endpoint, _left(deadline))
-                is_sent = True
-                data = call.render(endpoint.authority, self._authorization)
-                yield Send(connection, data, _left(deadline))
-                return (yield from receive(endpoint, connection, deadline))
-            except (OSError, TransportError) as error:
-                _close(connection)
-                if is_sent and call.is_write:
-                    raise OutcomeUnknown(
-                        f"{call.method} {call.path} was sent to {endpoint.authority}, "
-                        f"and no answer came: {error or type(error).__name__}"
-                    ) from error
-                failure = error
-            except BaseException:
-                _close(connection)
-                raise
-            asked += 1
-            self._current += 1
-            left = deadline - monotonic()
-            if left <= 0:
-                kind = Timeout if isinstance(failure, TimeoutError) else TransportError
-                where = ", ".join(one.authority if one.host else one.path for one in self.endpoints)
-                raise kind(
-                    f"no answer from {where} in {self.timeout:g} s: "
-                    f"{failure or type(failure).__name__}"
-                ) from failure
-            if asked % len(self.endpoints) == 0:
-                yield Sleep(min(pause, left))
-                pause = min(2 * pause, PAUSE_MAX_S)
-
-    def _take(self, endpoint: Endpoint) -> Any:
-        """Return a kept connection that is still open, or None."""
-        if os.getpid() != self._pid:
-            # What a fork has copied belongs to the parent.
-            self._pid = os.getpid()
-            self._idle = {one: deque(maxlen=self._kept) for one in self.endpoints}
-        idle = self._idle[endpoint]
-        while True:
-            try:
-                connection = idle.pop()
-            except IndexError:
-                return None
-            if not connection.is_stale():
-                return connection
-            connection.close()
-
-    def _keep(self, endpoint: Endpoint, connection: Connection) -> None:
-        idle = self._idle[endpoint]
-        if len(idle) < self._kept:
-            idle.append(connection)
-        else:
-            connection.close()
-
-    def close(self) -> None:
-        """Close all connections that are kept."""
-        for idle in self._idle.values():
-            while idle:
-                idle.pop().close()
-
-
-def _left(deadline: float) -> float:
-    return max(deadline - monotonic(), 0.001)
-
-
-def _close(connection: Connection | None) -> None:
-    if connection is not None:
-        connection.close()

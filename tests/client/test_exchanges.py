@@ -1,4 +1,4 @@
-"""kvd/client/wire.py, against servers that misbehave: what was sent, and how often."""
+"""kvd/client/exchanges.py, against servers that misbehave: what was sent, and how often."""
 
 import contextlib
 import socket
@@ -30,6 +30,7 @@ class Scripted:
 
     def __init__(self, *behaviours: Callable[[socket.socket], bool]) -> None:
         self.requests: list[bytes] = []
+        self.ended = threading.Semaphore(0)
         self._behaviours = list(behaviours)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -50,6 +51,7 @@ class Scripted:
                     self.requests.append(request)
                     if not behaviour(connection):
                         break
+            self.ended.release()
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -133,6 +135,7 @@ def test_connections_are_kept_but_not_used_for_a_write_once_closed(serve, connec
     server = serve(answers(OK, goes_on=False), answers(OK))
     kvd = connect(server.url)
     kvd.set("/k", "1")
+    server.ended.acquire()
     kvd.set("/k", "1")
     kvd.set("/k", "1")
     assert len(server.requests) == 3
