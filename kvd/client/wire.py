@@ -1,8 +1,8 @@
 """HTTP without sockets: requests as bytes, answers from bytes, and the steps that drivers take.
 
 An operation is a generator: it yields a step, is sent what became of it, and returns its result. A
-driver (`sockets.py`, `asynchronous.py`) takes the steps with its own sockets; all decisions are made
-outside of it, once for both drivers.
+driver (`sockets.py`, `asynchronous.py`) takes the steps with its own sockets; all decisions are
+made outside of it, once for both drivers.
 """
 
 from __future__ import annotations
