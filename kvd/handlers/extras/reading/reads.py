@@ -1,9 +1,7 @@
-"""Reads with extras: which of them is asked for, and its answer, at once or in turns.
+"""Reads with extras: the kind of each, and its response, at once or in turns.
 
-What takes no more than a millisecond is answered at once. Other listings go the way of large ones
-(handlers/keys/large_listings.py), and share it. Scans, which go through more than they show, run
-two at a time, further ones wait; in a turn of the loop a slice of one of them is done, or of
-something else that takes long.
+A read of no more than a millisecond is answered at once. Longer listings are rendered as large ones
+(handlers/keys/large_listings.py); scans go through more than they show (scan_runner.py).
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Hashable
 from functools import partial
 from http import HTTPStatus
-from time import monotonic, thread_time
+from time import monotonic
 from weakref import WeakValueDictionary
 
 from kvd.handlers.extras.reading.history import Span, at, history
@@ -21,12 +19,12 @@ from kvd.handlers.extras.reading.mget import MGET, MultiGet
 from kvd.handlers.extras.reading.mget import render as render_many
 from kvd.handlers.extras.reading.nodes import node_slices, node_text
 from kvd.handlers.extras.reading.scan import Scan, count, find, marks
+from kvd.handlers.extras.reading.scan_runner import Scans, SlicePace
 from kvd.handlers.extras.reading.walk import State, Walk
-from kvd.handlers.keys.large_listings import Begin, too_large
+from kvd.handlers.keys.large_listings import Begin
 from kvd.handlers.keys.listing import Listing, Slices, advance
 from kvd.handlers.keys.parts import KeyParts
 from kvd.handlers.keys.reads import Reads
-from kvd.handlers.keys.responder import TOO_MANY_SCANS
 from kvd.handlers.rights import Rights
 from kvd.http.connection import LARGE_BYTES, Connection
 from kvd.json_text import escape
@@ -35,16 +33,11 @@ from kvd.storage.format.node import Node
 from kvd.storage.index.view import View
 from kvd.v2 import rules
 from kvd.v2.commands import Get
-from kvd.v2.errors import INVALID_FIELD, NOT_A_FILE, RAFT_INTERNAL, UNAUTHORIZED, ApiError
+from kvd.v2.errors import INVALID_FIELD, NOT_A_FILE, UNAUTHORIZED, ApiError
 from kvd.v2.extras.parameters import AS_EVER, ReadExtras, read_extras
 from kvd.v2.extras.raw import entity_tag, is_named, is_text, raw_lines, type_lines
 from kvd.v2.response import directory_end, directory_start
 
-_SIDE_BY_SIDE = 2
-# How long a scan waits until it begins, how long it goes on, and how long in one turn of the loop.
-_QUEUE_S = 10.0
-_SCAN_S = 2.0
-_SLICE_S = 0.001
 # What takes longer is not answered at once.
 _AT_ONCE_S = 0.001
 _OK = int(HTTPStatus.OK)
@@ -63,7 +56,7 @@ class ExtraReads:
         self.slices = parts.slices
         self.reads = reads
         """Answers the reads without extras."""
-        self.scanning = asyncio.Semaphore(_SIDE_BY_SIDE)
+        self.scans = Scans(parts)
         self.sent: WeakValueDictionary[int, Payload] = WeakValueDictionary()
         """Large values that are being sent as they are, by the index of their last change."""
         self._value_bytes_max = value_bytes_max
@@ -276,7 +269,7 @@ class _Read:
 
     # Scans
 
-    def _scan(self, node: Node, now_ns: int) -> Callable[[_Pace], Scan]:
+    def _scan(self, node: Node, now_ns: int) -> Callable[[SlicePace], Scan]:
         """Return what begins the scan that is asked for."""
         get, extras = self._get, self._extras
         offset_ns = self._reads.store.applied.clock_offset_ns
@@ -291,7 +284,7 @@ class _Read:
         walk = Walk(get.key, recursive=recursive, hidden=hidden, after=self._names_after())
         return lambda pace: find(self._look, pace, walk, extras)
 
-    def _past(self) -> Callable[[_Pace], Scan]:
+    def _past(self) -> Callable[[SlicePace], Scan]:
         """Return what begins to read the events that are kept."""
         get, extras, store = self._get, self._extras, self._reads.store
         applied = store.applied
@@ -323,76 +316,13 @@ class _Read:
         rows = store.view
         return State(rows, store.view_at(now_ns) if is_overdue else rows, now_ns)
 
-    async def _run(self, begin: Callable[[_Pace], Scan]) -> None:
-        """Run a scan when its turn has come."""
-        scanning = self._reads.scanning
+    async def _run(self, begin: Callable[[SlicePace], Scan]) -> None:
+        """Answer by a scan when its turn has come."""
         try:
-            async with asyncio.timeout(_QUEUE_S):
-                await scanning.acquire()
-        except TimeoutError:
-            refusal = _too_many_scans()
-            self._count_refusal(refusal)
-            self._reads.responder.refuse(self._connection, self._method, refusal)
-            return
-        try:
-            await self._go_through(begin)
+            found = await self._reads.scans.run(self._connection, begin)
         except ApiError as refusal:
             self._count_refusal(refusal)
             self._reads.responder.refuse(self._connection, self._method, refusal)
-        finally:
-            scanning.release()
-
-    async def _go_through(self, begin: Callable[[_Pace], Scan]) -> None:
-        memory = self._reads.memory
-        index = self._reads.store.applied.index
-        pace = _Pace()
-        scan = begin(pace)
-        held = 0
-        try:
-            while not self._connection.gone:
-                async with self._reads.slices:
-                    await asyncio.sleep(0)
-                    pace.begin_slice()
-                    size, found = _next(scan)
-                if found is not None:
-                    self._respond(index, *found)
-                    return
-                memory.take(size - held)
-                held = size
-                if held > memory.answer_bytes_max:
-                    raise too_large(memory.answer_bytes_max)
-        finally:
-            memory.give_back(held)
-
-
-def _next(scan: Scan) -> tuple[int, tuple[bytes, bytes] | None]:
-    """Return what a scan holds after another slice, and its body and header lines if it is done."""
-    try:
-        return next(scan), None
-    except StopIteration as end:
-        return 0, end.value
-
-
-class _Pace:
-    """How long a scan goes on, and how long its present slice: that in time of the processor."""
-
-    def __init__(self) -> None:
-        self._end = monotonic() + _SCAN_S
-        self._slice_end = 0.0
-
-    def begin_slice(self) -> None:
-        self._slice_end = thread_time() + _SLICE_S
-
-    def is_late(self) -> bool:
-        return thread_time() >= self._slice_end
-
-    def is_over(self) -> bool:
-        return monotonic() >= self._end
-
-
-def _too_many_scans() -> ApiError:
-    cause = (
-        f"{_SIDE_BY_SIDE} scans go on already, and no turn has come within {_QUEUE_S:g} s: "
-        "try again"
-    )
-    return ApiError(RAFT_INTERNAL, cause.encode(), limit=TOO_MANY_SCANS)
+        else:
+            if found is not None:
+                self._respond(*found)
