@@ -176,7 +176,7 @@ class KvdServer:
         except BROKEN as damage:
             self._fail(damage)
         with suppress(OSError):  # without room there is nothing to keep free
-            store.reserve_index()
+            store.index.reserve()
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start what happens without a request."""
@@ -327,7 +327,7 @@ class KvdServer:
         else:
             log.critical("stopping at once", exc_info=error)
         with suppress(OSError):
-            self._store.distrust_index()
+            self._store.index.distrust()
         logging.shutdown()
         os._exit(status)
 

@@ -20,9 +20,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from kvd.storage import disk, failpoints
 from kvd.storage.directory.data_directory import DataDirectory, require_local
@@ -48,24 +47,14 @@ from kvd.storage.index.state import State
 from kvd.storage.index.view import View
 from kvd.storage.processor import has_sha256
 from kvd.storage.recovery import Recovery, recover
-from kvd.storage.snapshot import directory as snapshot
-from kvd.storage.snapshot.checkpoint import Checkpoint
 from kvd.storage.snapshot.scrub import KeptSnapshots
+from kvd.storage.snapshot.snapshots import SNAPSHOTS_KEPT_MIN, LastSnapshot, Snapshots
 from kvd.storage.wal.scrub import KeptLog
 from kvd.storage.wal.wal import Wal
 
 log = logging.getLogger(__name__)
 
 SEGMENT_BYTES_MAX = 64 << 20
-SNAPSHOTS_KEPT_MIN = 2
-
-
-class LastSnapshot(NamedTuple):
-    """The newest snapshot: its place among the records, the log since then, its size, in bytes."""
-
-    pos: int
-    log_bytes_since: int
-    size: int
 
 
 class Store:
@@ -92,13 +81,13 @@ class Store:
         """What is committed: what readers see."""
         self.owed: tuple[Record, ...] = ()
         """What this start has not been able to log yet: part of the next batch that commits."""
-        self._index = index
+        self.index = index
         self._writer = self.identity.member_id
         self._segment_bytes_max = segment_bytes_max
-        self._snapshots_kept = snapshots_kept
-        self._snapshot_bytes = 0
         self._has_sha256 = has_sha256()
-        self._checkpoint = Checkpoint(index.env, directory.snap, directory.identity)
+        self.snapshots = Snapshots(
+            index.env, directory.snap, directory.identity, kept=snapshots_kept
+        )
         self._scan = None if index.is_proved else Scan(index.env, index.tables)
         if self._scan is not None:
             self.state.scanned = self._scan.scanned
@@ -162,7 +151,7 @@ class Store:
                 recovery=recovery,
                 read_from=read_from,
                 segment_bytes_max=segment_bytes_max,
-                snapshots_kept=max(snapshots_kept, SNAPSHOTS_KEPT_MIN),
+                snapshots_kept=snapshots_kept,
             )
         except IndexRefused as error:
             directory.close()
@@ -203,8 +192,8 @@ class Store:
         """
         self.state.flushed()
         late = self.state.late_rows()
-        with self._index.env.begin() as txn:
-            yield IndexView(txn, self._index.tables, late)
+        with self.index.env.begin() as txn:
+            yield IndexView(txn, self.index.tables, late)
 
     def begin(self) -> Pending:
         """Begin a batch; one at a time."""
@@ -285,10 +274,6 @@ class Store:
         self.state.flush(free=free)
         failpoints.reach("indexAfterCommit")
 
-    def begin_flush(self) -> None:
-        """Begin a flush on the sync thread: nothing may be merged before it has ended."""
-        self.state.begin_flush()
-
     def write_flush(self) -> Position:
         """Write to the index what it lacks. A call for the sync thread.
 
@@ -341,29 +326,14 @@ class Store:
             raise _refused_at_start(self.directory.path, error) from error
 
     def snapshot(self) -> int:
-        """Write a snapshot of what the index holds, verify it, and forget the oldest.
-
-        What is committed but not in the index is not in the snapshot: flush before.
-
-        Blocks for as long as the disk takes: for a thread of its own. The index is read only while
-        it is copied, which happens outside of the interpreter's lock.
-
-        Returns:
-            The frame before which the log may be purged: the oldest snapshot goes on from it. 0
-            while there is only one: should that be damaged, the log is all there is.
+        """Take a snapshot of what the index holds, as `Snapshots.take`: flush before.
 
         Raises:
-            OSError, CorruptSnapshot: none was made; what was there is still there.
+            DirectoryLost: the directory is not where it was.
+            OSError, CorruptSnapshot: as for `Snapshots.take`.
         """
         self.require_place()
-        header = self._checkpoint.take()
-        log.info("wrote a snapshot of index %d", header.index)
-        kept = snapshot.prune(self.directory.snap, keep=self._snapshots_kept)
-        return kept[-1].seq if len(kept) > 1 else 0
-
-    def stop_snapshot(self) -> None:
-        """Give up the snapshot that another thread is taking; none is begun after it."""
-        self._checkpoint.stop()
+        return self.snapshots.take()
 
     def purge(self, seq: int) -> Position:
         """Delete the segments that end before a frame. A call for the sync thread."""
@@ -371,40 +341,13 @@ class Store:
         return self.wal.position
 
     def last_snapshot(self) -> LastSnapshot:
-        """Return what is known of the newest snapshot; all zero but the log where there is none."""
-        position = self.wal.position
-        for path, header in snapshot.usable(self.directory.snap, self.identity.store_uuid):
-            segments = position.segment - header.segment
-            log_bytes = segments * self._segment_bytes_max + position.offset - header.offset
-            self._snapshot_bytes = path.stat().st_size
-            return LastSnapshot(header.pos, log_bytes, self._snapshot_bytes)
-        return LastSnapshot(0, (position.segment - 1) * self._segment_bytes_max, 0)
-
-    def last_snapshot_ns(self) -> int | None:
-        """Return the time of the newest snapshot's file; None where there is none."""
-        for path in snapshot.available(self.directory.snap):
-            with suppress(FileNotFoundError):
-                return path.stat().st_mtime_ns
-        return None
-
-    @property
-    def index_bytes(self) -> int:
-        """The length of the index's file."""
-        return self._index.file_bytes
-
-    @property
-    def index_used_bytes(self) -> int:
-        """How much of its file the index uses."""
-        return self._index.used_bytes
-
-    def distrust_index(self) -> None:
-        """After an I/O error: what the index holds may be lost, let the next start rebuild it."""
-        self._index.distrust()
+        """Describe the newest snapshot, as `Snapshots.last`."""
+        return self.snapshots.last(self.wal.position, self._segment_bytes_max)
 
     @property
     def low_water_bytes(self) -> int:
         """How much free space a segment and another snapshot need."""
-        return self._segment_bytes_max + self._snapshot_bytes
+        return self._segment_bytes_max + self.snapshots.size
 
     def is_low_on_space(self, *, beside: int = 0) -> bool:
         """Return whether a file system has less than `low_water_bytes`, and `beside`, left."""
@@ -415,34 +358,14 @@ class Store:
             return False  # nobody can say; the log will meet it
         return free < self.low_water_bytes + beside
 
-    def index_reserve_is_low(self) -> bool:
-        """Return whether `reserve_index` has something to do."""
-        return self._index.reserve_is_low()
-
-    def reserve_index(self) -> None:
-        """Keep room in the index's file for removals on a full disk; cheap where it is there.
-
-        Raises:
-            OSError: there is no room for it.
-        """
-        self._index.reserve()
-
     def probe_index(self) -> Position:
         """Find out whether there is room for the index to grow. A call for the sync thread.
 
         Raises:
             OSError: there is none; one of `disk.REFUSALS`.
         """
-        self._index.probe()
+        self.index.probe()
         return self.wal.position
-
-    def sync_index(self) -> None:
-        """Write the index out, so that the kernel never has too much of it to write at once.
-
-        Raises:
-            OSError: the disk failed, and nothing may be served from the index any more.
-        """
-        self._index.sync()
 
     def require_place(self) -> None:
         """Check that the directory, that of the log and the index are still where they were.
@@ -451,7 +374,7 @@ class Store:
             DirectoryLost: they are not, or another process has taken them.
         """
         self.directory.require_place()
-        self._index.require_place()
+        self.index.require_place()
 
     def close(self) -> None:
         """Stop cleanly: everything on disk, and marked so. May take long for a large index.
@@ -468,7 +391,7 @@ class Store:
         finally:
             self.state.end()
             try:
-                self._index.close(clean=clean)
+                self.index.close(clean=clean)
             finally:
                 self.directory.close()
 
@@ -478,7 +401,7 @@ class Store:
             self.flush()
         except BROKEN as damage:
             log.warning("the index is damaged, the next start builds it anew: %s", damage)
-            self.distrust_index()
+            self.index.distrust()
             return False
         except IndexRefused as error:
             log.warning("the index could not take everything, the next start does: %s", error)

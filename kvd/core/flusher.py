@@ -91,7 +91,7 @@ class Flusher:
             return
         self.holds = True
         began = monotonic()
-        self._store.begin_flush()
+        self._state.begin_flush()
         self._sync.run(self._store.write_flush, partial(self._ended, began))
 
     def tick(self) -> None:

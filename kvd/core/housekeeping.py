@@ -131,7 +131,7 @@ class Housekeeping:
         # What was postponed is due some time, even if nothing more is written.
         if is_wanted or self._snapshot_due(self._store.wal.log_bytes):
             self._take_snapshot()
-        elif self._store.index_reserve_is_low():
+        elif self._store.index.reserve_is_low():
             # Room for removals on a full disk.
             self._busy = True
             self._thread.run(self._reserve, self._reserved)
@@ -139,7 +139,7 @@ class Housekeeping:
     def stop(self) -> None:
         """Start nothing any more; give up a snapshot that is being taken, and wait for its end."""
         self._stopped = True
-        self._store.stop_snapshot()
+        self._store.snapshots.stop()
         self._thread.stop()
 
     def _snapshot_due(self, log_bytes: int) -> bool:
@@ -272,11 +272,11 @@ class Housekeeping:
             log.info("the log behind the index is good: %d frames", kept_log.frames)
 
     def _sync_index(self) -> int:
-        self._store.sync_index()
+        self._store.index.sync()
         return 0
 
     def _reserve(self) -> int:
-        self._store.reserve_index()
+        self._store.index.reserve()
         return 0
 
     def _reserved(self, outcome: int | BaseException) -> None:

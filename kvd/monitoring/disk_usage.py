@@ -42,10 +42,10 @@ def measure(store: Store) -> DiskUsage:
         log=allocated["wal"],
         snapshots=allocated["snap"],
         index_allocated=allocated["index"],
-        index_length=store.index_bytes,
+        index_length=store.index.file_bytes,
         quarantine=allocated["quarantine"],
         free=free_bytes(path),
-        snapshot_ns=store.last_snapshot_ns(),
+        snapshot_ns=store.snapshots.last_ns(),
     )
 
 

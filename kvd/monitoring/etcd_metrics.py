@@ -166,7 +166,7 @@ class EtcdCollector(Collector):
         yield gauge(
             "etcd_mvcc_db_total_size_in_use_in_bytes",
             "What the index uses of its file",
-            parts.store.index_used_bytes,
+            parts.store.index.used_bytes,
         )
         for name, way in (("received", "from"), ("sent", "to")):
             yield counter(

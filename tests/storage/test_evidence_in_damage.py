@@ -44,8 +44,8 @@ def test_a_row_is_found_wherever_in_the_tree_it_is(tmp_path):
     store.flush()
     file = tmp_path / "data" / "index" / "data.mdb"
     assert Applied.decode(look_up(file, b"meta", APPLIED_KEY)) == store.applied
-    with store._index.env.begin() as txn:
-        rows = list(txn.cursor(db=store._index.tables[b"nodes"]).iternext())
+    with store.index.env.begin() as txn:
+        rows = list(txn.cursor(db=store.index.tables[b"nodes"]).iternext())
         for key, value in rows[::37]:
             assert look_up(file, b"nodes", key) == value
     assert len(rows) > 900

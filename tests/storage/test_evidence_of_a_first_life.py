@@ -119,7 +119,7 @@ def test_a_first_life_killed_at_any_call_starts_again(tmp_path, monkeypatch):
                 survived = True
             except Killed:
                 pass
-        store._index.env.close()
+        store.index.env.close()
         store.directory.close()
         shutil.rmtree(path / "index")
         begun = '"log": "begun"' in (path / "FORMAT").read_text()

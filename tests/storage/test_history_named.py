@@ -28,7 +28,7 @@ def rows(store):
 def all_rows(store):
     """The same, and the mark where it stands."""
     store.flush()
-    with store._index.env.begin() as txn, txn.cursor(store._index.tables[b"events"]) as cursor:
+    with store.index.env.begin() as txn, txn.cursor(store.index.tables[b"events"]) as cursor:
         return {int.from_bytes(key, "big"): bytes(row) for key, row in cursor}
 
 
@@ -81,7 +81,7 @@ def test_what_is_named_is_kept_as_long_as_it_is_and_no_longer(tmp_path, keys, fl
             assert {index for index in held if index < first} == {i for i in named if i < first}
         assert told(store) == expected[-10:]
     assert min(rows(store)) == store.applied.oldest_event
-    prove_all(store._index.env, store._index.tables)
+    prove_all(store.index.env, store.index.tables)
     store.close()
 
 
@@ -115,7 +115,7 @@ def test_history_is_the_same_whether_events_name_others_or_not(tmp_path, monkeyp
             store.flush()
             yield dump(store) | {"applied": store.applied.oldest_event}, told_sizes(store)
             store.snapshot()
-        prove_all(store._index.env, store._index.tables)
+        prove_all(store.index.env, store.index.tables)
         yield told_digest(store.view)
         store.close()
 
@@ -186,8 +186,8 @@ def test_a_row_that_is_missing_or_too_many_is_noticed_by_the_start(tmp_path, cap
     held = digest(store)
     first = min(rows(store))
     assert first < store.applied.oldest_event
-    with store._index.env.begin(write=True) as txn:
-        table = store._index.tables[b"events"]
+    with store.index.env.begin(write=True) as txn:
+        table = store.index.tables[b"events"]
         if harm == "named":
             txn.delete(event_key(first), db=table)
         else:
@@ -212,8 +212,8 @@ def test_damage_to_what_is_named_is_refused_not_served(tmp_path):
     kept = rows(store)
     row = bytearray(kept[3])
     row[-1] ^= 1
-    with store._index.env.begin(write=True) as txn:
-        txn.put(event_key(3), bytes(row), db=store._index.tables[b"events"])
+    with store.index.env.begin(write=True) as txn:
+        txn.put(event_key(3), bytes(row), db=store.index.tables[b"events"])
     find = {**kept, 3: bytes(row)}.get
     with pytest.raises(CorruptIndex):
         decode_event(event_key(4), kept[4], find)

@@ -80,7 +80,7 @@ def test_a_snapshot_whose_copy_cannot_be_opened_is_a_failure_of_the_disk(tmp_pat
 def test_a_snapshot_that_is_given_up_leaves_nothing(tmp_path):
     store = open_store(tmp_path / "data")
     write(store, Set(b"/a", b"1"))
-    store.stop_snapshot()
+    store.snapshots.stop()
     store.flush()
     with pytest.raises(CorruptSnapshot):
         store.snapshot()

@@ -78,7 +78,7 @@ def look(directory: Path, held: str, *, late: int) -> int:
             store.prove(0)
         is_right = digest(store) == held
     except BROKEN:
-        store.distrust_index()
+        store.index.distrust()
         return TRY_AGAIN
     if not is_right:
         return WRONG

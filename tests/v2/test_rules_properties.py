@@ -108,7 +108,7 @@ class Twins:
         self.store.flush(free=free)
         assert not self.store.state.is_behind
         assert self.store.state.late_rows() == {}
-        prove_all(self.store._index.env, self.store._index.tables)
+        prove_all(self.store.index.env, self.store.index.tables)
 
     def restart(self, *, rebuild_index):
         self.refuses = False

@@ -40,8 +40,8 @@ def path(tmp_path):
 def edit(path, change):
     """Change the index behind the back of its sums; it stands there as after a clean stop."""
     store = open_store(path)
-    with store._index.env.begin(write=True) as txn:
-        change(txn, store._index.tables)
+    with store.index.env.begin(write=True) as txn:
+        change(txn, store.index.tables)
     store.close()
 
 
@@ -138,9 +138,9 @@ def test_of_a_large_index_a_missing_node_or_expiration_is_found_later(path, tabl
 @pytest.mark.usefixtures("large")
 def test_an_older_row_is_found(path):
     store = open_store(path)
-    with store._index.env.begin() as txn:
+    with store.index.env.begin() as txn:
         key = encode_key(2, b"7")
-        older = txn.get(key, db=store._index.tables[b"nodes"])
+        older = txn.get(key, db=store.index.tables[b"nodes"])
     write(store, Set(b"/d/7", b"new", ttl_s=50))
     store.close()
 
@@ -159,14 +159,14 @@ def test_the_sums_are_those_of_the_rows_whatever_happens(tmp_path, seed):
         store = open_store(path, rebuild_index=life == 2)
         store.start_term(store.applied.time_ns or NOW_NS, 30)
         live(store, dice, 40)
-        prove_all(store._index.env, store._index.tables)
+        prove_all(store.index.env, store.index.tables)
         sweep(store, store.applied.time_ns + 60_000_000_000)
         reclaim_all(store)
-        prove_all(store._index.env, store._index.tables)
+        prove_all(store.index.env, store.index.tables)
         store.flush()
         store.snapshot()
         live(store, dice, 10)
-        prove_all(store._index.env, store._index.tables)
+        prove_all(store.index.env, store.index.tables)
         store.close()
 
 
@@ -186,7 +186,7 @@ def test_a_scan_holds_while_others_write(tmp_path, seed):
         store.prove(0)
         slices += 1
     assert slices > 20
-    prove_all(store._index.env, store._index.tables)
+    prove_all(store.index.env, store.index.tables)
     store.close()
 
 

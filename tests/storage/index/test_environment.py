@@ -163,16 +163,16 @@ def test_room_for_removals_is_reserved_and_costs_nothing_but_room(path):
     store = open_store(path)
     data = path / "index" / "data.mdb"
     small = data.stat().st_size
-    assert store.index_reserve_is_low()
-    store.reserve_index()
-    assert not store.index_reserve_is_low()
+    assert store.index.reserve_is_low()
+    store.index.reserve()
+    assert not store.index.reserve_is_low()
     assert data.stat().st_blocks * 512 >= small + RESERVE_BYTES
     held = digest(store)
     store.close()
     store = open_store(path)
     assert store.recovery.source == "clean stop"
     assert digest(store) == held
-    assert not store.index_reserve_is_low()
+    assert not store.index.reserve_is_low()
     store.close()
 
 

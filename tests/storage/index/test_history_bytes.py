@@ -15,13 +15,13 @@ MIB = 1 << 20
 def rows_bytes(store):
     """How long the rows of the history are together, counted anew."""
     store.flush()
-    with store._index.env.begin() as txn, txn.cursor(store._index.tables[b"events"]) as cursor:
+    with store.index.env.begin() as txn, txn.cursor(store.index.tables[b"events"]) as cursor:
         return sum(len(row) for _, row in cursor)
 
 
 def first_row(store):
     store.flush()
-    with store._index.env.begin() as txn, txn.cursor(store._index.tables[b"events"]) as cursor:
+    with store.index.env.begin() as txn, txn.cursor(store.index.tables[b"events"]) as cursor:
         return cursor.key() if cursor.first() else None
 
 

@@ -153,7 +153,7 @@ def test_nothing_of_the_index_is_read_while_a_snapshot_is_written(tmp_path, monk
     seen = []
 
     def look(checkpoint, *args):
-        seen.append(store._index.env.readers())
+        seen.append(store.index.env.readers())
         # Nobody reads an older state either, so what is freed from now on can be used again.
         write_to(store, Set(b"/a", b"2"))
         convert(checkpoint, *args)
