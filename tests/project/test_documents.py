@@ -85,6 +85,13 @@ def test_the_architecture_names_files():
     assert min(len(paths(ROOT / name / "README.md")) for name in ("kvd", "kvd/storage")) > 25
 
 
+@pytest.mark.parametrize("package", ["kvd", "kvd/storage"])
+def test_the_architecture_names_each_folder(package):
+    page = (ROOT / package / "README.md").read_text()
+    folders = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")} - {"storage"}
+    assert {name for name in folders if f"| `{name}/` |" not in page} == set()
+
+
 def test_the_architecture_has_the_steps_of_recovery():
     page = (ROOT / "kvd" / "storage" / "README.md").read_text()
     _, _, section = page.partition("\n## Recovery\n")
