@@ -85,11 +85,13 @@ class TestClientsThatGoWrong:
     def test_handshakes_without_end_keep_out_nobody(self, start, trusting, hello):
         """A newcomer gives way neither to one that waits for longer nor to one that came later."""
         server = start("--max-connections", "40")
+        if hello is None:
+            hello = client_hello()  # once: to read the certificates of the system takes long
         with contextlib.ExitStack() as stack:
             for _ in range(20):
                 for _ in range(20):
                     plain = socket.create_connection(("127.0.0.1", server.port), PATIENCE_S)
-                    stack.enter_context(plain).sendall(client_hello() if hello is None else hello)
+                    stack.enter_context(plain).sendall(hello)
                 assert is_served(server, trusting)
 
     def test_who_asks_for_health_is_let_in_beside_watches_and_handshakes(self, start, trusting):

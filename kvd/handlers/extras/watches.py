@@ -31,6 +31,7 @@ from kvd.handlers.keys.watch import WatchAnswer, WatchAnswers
 from kvd.http.connection import LARGE_BYTES, Connection
 from kvd.http.stage import STREAMING
 from kvd.json_text import LargeValue, escape
+from kvd.limits.due_calls import DueCalls
 from kvd.limits.memory_budget import Payload
 from kvd.storage.format.event import Event
 from kvd.storage.format.node import Node
@@ -60,6 +61,8 @@ class ExtraWatches:
         self.memory = parts.memory
         self.event_lines = _EVENTS + parts.responder.cluster_line
         self.on_no_room = partial(parts.responder.count, NO_ROOM)
+        self.due = DueCalls(asyncio.get_running_loop())
+        """Ends, and what else is said of itself: of many watches a few in each turn of the loop."""
         self._state = parts.store.state
         self._told: tuple[Event, WatchExtras, list[Payload]] | None = None
 
@@ -238,7 +241,7 @@ class _Answer(WatchAnswer):
         if due:
             loop = self._loop
             at = min(due) if delay_s is None else loop.time() + delay_s
-            self._timer = loop.call_at(at, self._look)
+            self._timer = loop.call_at(at, self._watches.due.add, self._look)
 
     @property
     def _says_s(self) -> float | None:
