@@ -1,1 +1,1 @@
-"""Routes: which there are, who may use them, and what is kept of their answers."""
+"""Routes, the authorization of requests, and caches of responses."""

@@ -1,4 +1,4 @@
-"""The routes below `/v2/auth`: users, roles, and whether users are asked for."""
+"""The routes below `/v2/auth`: users, roles, and the switch of authentication."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Named(_AuthEndpoint):
         self.allow = _OF_ONE if self.name else ("GET",)
 
     async def read(self, read: Callable[[bytes, str], _T]) -> _T:
-        """Read the body; others are served between two of these."""
+        """Read the body; other requests are served between two long bodies."""
         async with self.context.documents.reading:
             await asyncio.sleep(0)
             return read(self.body, self.name)
@@ -95,21 +95,21 @@ class Roles(_Named):
 
 
 class Enable(_AuthEndpoint):
-    """`/v2/auth/enable`: whether users are asked for, which everybody may know."""
+    """`/v2/auth/enable`: whether authentication is on, which any client may read."""
 
     allow = _OF_ONE
     for_all = ("GET",)
 
     def get(self) -> None:
-        """Answer whether users are asked for."""
+        """Answer whether authentication is on."""
         self._json(go_json.encode({"enabled": self.authorizer.enabled}) + b"\n")
 
     async def put(self) -> None:
-        """Ask for users from now on."""
+        """Turn authentication on."""
         await self.change(Switch(on=True))
 
     async def delete(self) -> None:
-        """Let everybody do everything."""
+        """Turn authentication off."""
         await self.change(Switch(on=False))
 
 

@@ -1,12 +1,13 @@
-"""Who asks, and whether they may: the check before a request, where users are asked for.
+"""Authentication and authorization of requests, while authentication is on.
 
-While they are not, `enabled` is False and nothing else here is reached. It is read from the
-committed state, as users and roles are; the committer says when they have changed.
+While it is off, `enabled` is False and nothing else here is called. The switch is read from the
+committed state, as users and roles are; the committer reports their changes.
 
-Without an Authorization header it is the user whom a client certificate names, where these count,
-or else a guest. With one it is the user of that name and password, or nobody: no guest either. A
-request is let in by what is committed when its password has been checked; a watch ends when the
-right to it does. A form is not taken, let alone parsed, before its sender is known.
+A request without an Authorization header belongs to the user of its client certificate, where these
+count, or else to a guest. With the header it belongs to the user of that name and password; if
+these are wrong it is refused, a guest's rights do not apply. A request is admitted by the state
+committed when its password has been checked; a watch ends with the right to it. A form is not
+received, let alone parsed, before its sender is known.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _BUSY = "too many passwords are being checked"
 
 
 class Caller(NamedTuple):
-    """Who says to be asking: by the Authorization header, by a certificate that names a user.
+    """Claimed identity of a client: an Authorization header, a user named by its certificate.
 
     `network` is the client's; clients of one network share the checks of passwords.
     """
@@ -53,7 +54,7 @@ class Caller(NamedTuple):
 
 
 def caller_of(headers: list[str], peer: Peer) -> Caller:
-    """Return who asks; of several Authorization headers the first counts."""
+    """Return the claimed identity; of several Authorization headers the first counts."""
     return Caller(headers[0] if headers else "", peer.common_name, peer.network)
 
 
@@ -91,7 +92,7 @@ Admitted = Callable[[Admission | ApiError], None]
 
 
 class Authorizer:
-    """Lets requests in, or not."""
+    """Admits requests or refuses them."""
 
     def __init__(
         self,
@@ -105,7 +106,7 @@ class Authorizer:
         self.accounts = Accounts(store)
         self._observers: list[Callable[[], None]] = []
         self.damaged = on_damage
-        """To be told of damage to the index, which ends the process."""
+        """Called on damage to the index; ends the process."""
         self._credentials = credentials
         self._open_urls = open_urls
         self._keys = keys
@@ -118,7 +119,7 @@ class Authorizer:
         return self.accounts.enabled
 
     def refresh(self) -> None:
-        """Users or roles have changed: forget what was known of them."""
+        """Discard cached users and roles after a change, and end watches that lost their right."""
         was_enabled = self.enabled
         try:
             self.accounts.refresh()
@@ -126,8 +127,8 @@ class Authorizer:
             self.damaged(damage)
         if self.enabled and not was_enabled and self._open_urls:
             log.warning(
-                "users are asked for their passwords, which can be read on their way to %s: "
-                "serve https there",
+                "auth is enabled but %s is plain HTTP: passwords are sent unencrypted; serve https "
+                "there",
                 ", ".join(self._open_urls),
             )
         if self.enabled:
@@ -141,7 +142,7 @@ class Authorizer:
 
     def _has_lost_its_right(self, watcher: Watcher) -> bool:
         rights = watcher.rights
-        if rights is None:  # it began while users were not asked for
+        if rights is None:  # it began while authentication was off
             rights = Rights(self.accounts, None, watcher.key)
         assert isinstance(rights, Rights)
         return not rights.still_allow(recursive=watcher.recursive)
@@ -158,14 +159,14 @@ class Authorizer:
             raise RouteError(503, _BUSY) from None
 
     async def administrator(self, caller: Caller, connection: Connection) -> str:
-        """Return the name of who may do what only those with the role root may, for the log.
+        """Return the name of a caller with the role root, for the log.
 
         Args:
-            caller: who asks.
-            connection: where; a password is not checked for a client that has gone.
+            caller: the claimed identity.
+            connection: of the caller; no password is checked for a client that has gone.
 
         Raises:
-            RouteError: 401, it is somebody else; 503, too many passwords are being checked.
+            RouteError: 401, the caller lacks that role; 503, too many passwords are checked.
         """
         if not self.enabled:
             return "anybody"
@@ -182,9 +183,9 @@ class Authorizer:
         return f"user {user.name!r}"
 
     def admit(self, head: KeyHead, then: Admitted) -> None:
-        """Decide by its head whether a request may go on; tell `then`, now or later.
+        """Decide by its head whether a request is admitted; call `then`, now or later.
 
-        What only the parameters tell (`recursive`) is not decided yet.
+        What depends on the parameters (`recursive`) is not decided yet.
         """
         try:
             found = self._recognize(head.caller)
@@ -200,8 +201,8 @@ class Authorizer:
     def serve(self, request: KeyRequest, admission: Admission | None) -> None:
         """Serve a complete request, now or later, if that is allowed.
 
-        Without a form, what is wrong with a request comes before who asks, as in etcd. A form is
-        parsed after that is known.
+        Without a form, an invalid request is refused before its sender is authenticated, as in
+        etcd. A form is parsed after that.
         """
         connection, method, _, _ = request.head
         parsed = request.parsed
@@ -212,7 +213,7 @@ class Authorizer:
                 self._keys.responder.refuse(connection, method, refusal)
                 return
             except TakesLong:
-                pass  # it is parsed once its sender is known
+                pass  # parsed once its sender is known
         self.readmit(request.head, admission, partial(self._serve, request, parsed))
 
     def readmit(self, head: KeyHead, admission: Admission | None, then: Admitted) -> None:
@@ -223,15 +224,15 @@ class Authorizer:
             self.admit(head, then)
 
     def guest(self, path: bytes) -> Rights:
-        """Return what a guest may do with a key."""
+        """Return the rights of a guest to a key."""
         return Rights(self.accounts, None, path)
 
     def rights(self, admission: Admission, path: bytes) -> Rights:
-        """Return what somebody who was let in may do with a key."""
+        """Return the rights of an admitted sender to a key."""
         return Rights(self.accounts, admission.user, path)
 
     async def settle(self) -> None:
-        """Wait for those whose password is being checked; turn away those who would take long."""
+        """Wait for pending password checks; cancel those that would take long."""
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=_SETTLE_S)
             for task in late:
@@ -258,7 +259,7 @@ class Authorizer:
     def _judge(self, head: KeyHead, user: User | None) -> Admission | ApiError:
         is_stranger = user is None and head.caller.authorization
         write = head.method not in ("GET", "HEAD")
-        # Users may have ceased to be asked for by now.
+        # Authentication may have been turned off by now.
         if not self.enabled or (
             not is_stranger
             and (head.path is None or Rights(self.accounts, user, head.path).may(write=write))
@@ -279,7 +280,7 @@ class Authorizer:
         self._keys.serve(connection, method, key, query, form, parsed=parsed, rights=rights)
 
     def _recognize(self, caller: Caller) -> User | Basic | None:
-        """Return who asks, None where that is nobody, or what has to be checked first."""
+        """Return the user, None for a guest or an unknown caller, or credentials to check first."""
         if not caller.authorization:
             return self.accounts.user(caller.common_name) if caller.common_name else None
         given = read_basic(caller.authorization)

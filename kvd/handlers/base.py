@@ -1,4 +1,4 @@
-"""What the routes have in common that only the user root may use, once users are asked for."""
+"""Base of the routes that need the role root while authentication is on."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from kvd.v2.errors import RouteError
 
 
 class AdminHandler(Endpoint):
-    """A route whose errors are `RouteError`s; `for_all` are the methods that ask nobody's name."""
+    """A route whose errors are `RouteError`s; `for_all` are the methods open to any client."""
 
     for_all: tuple[str, ...] = ()
     names_cluster = True
-    """Whether answers to whoever is let in have the header X-Etcd-Cluster-Id."""
+    """Whether responses to admitted clients have the header X-Etcd-Cluster-Id."""
     _is_in = False
     _who = ""
 
     @property
     def authorizer(self) -> Authorizer:
-        """Who is let in."""
+        """The authorizer of the server."""
         return self.context.authorizer
 
     async def prepare(self) -> None:
-        """Refuse what is wrong before the body is looked at, in etcd's order."""
+        """Refuse an invalid request before its body is read, in etcd's order."""
         self.check_path()
         if self.request.method not in self.allow:
             raise tornado.web.HTTPError(405)
@@ -49,7 +49,7 @@ class AdminHandler(Endpoint):
         """Refuse a path that is no path of this route, by a `RouteError`."""
 
     def set_default_headers(self) -> None:
-        """Name the cluster, to whoever is let in."""
+        """Name the cluster in responses to admitted clients."""
         super().set_default_headers()
         if self._is_in and self.names_cluster:
             self.set_header("X-Etcd-Cluster-Id", f"{self.context.cluster_id:x}")
@@ -67,7 +67,7 @@ class AdminHandler(Endpoint):
             self._json(outcome.body)
 
     def note_change(self, change: str = "") -> None:
-        """Log who has changed what; `change` says more than the request's path."""
+        """Log a change with its client; `change` says more than the request's path."""
         method, path = self.request.method, self.request.path
         audit.info("%s %s%s, asked for by %s", method, path, change, self._who)
 

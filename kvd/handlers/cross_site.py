@@ -21,7 +21,7 @@ from ipaddress import ip_address
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _OWN_SITES = ("same-origin", "none")
 _SHOWN_CHARACTERS_MAX = 256
-# A name or an address, and maybe a port. Nothing escaped: who decodes it may see another name.
+# A name or an address, and maybe a port. Nothing escaped: a decoder may see another name.
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]*)\]|([A-Za-z0-9._~-]*))(?::[0-9]*)?")
 
 

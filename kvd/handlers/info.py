@@ -32,7 +32,7 @@ _TEXT = "text/plain; charset=utf-8"
 
 
 class HandlerContext(NamedTuple):
-    """Where the bodies come from."""
+    """Sources of the bodies, and the parts of the server that routes need."""
 
     store_stats: Callable[[], bytes]
     self_stats: Callable[[], bytes]
@@ -49,7 +49,7 @@ class Endpoint(tornado.web.RequestHandler):
     """A route; `allow` are the methods that it answers.
 
     It is prepared before the body comes, of which it keeps up to `body_bytes_max`. (Otherwise
-    Tornado would keep and parse forms and multipart bodies that nobody here reads.)
+    Tornado would keep and parse forms and multipart bodies that no route reads.)
     """
 
     allow: tuple[str, ...] = ("GET",)
@@ -82,7 +82,7 @@ class Endpoint(tornado.web.RequestHandler):
 
     @property
     def context(self) -> HandlerContext:
-        """What the routes show."""
+        """The parts of the server that routes need."""
         return cast(HandlerContext, self.settings["context"])
 
     def set_default_headers(self) -> None:
@@ -136,11 +136,11 @@ class NotFound(Endpoint):
     """Every path that is no route, whatever the method."""
 
     def prepare(self) -> None:
-        """Refuse."""
+        """Refuse a path that is no route."""
         raise tornado.web.HTTPError(404)
 
     def write_error(self, status_code: int, **_kwargs: Any) -> None:
-        """Say that there is no such page, also to methods nobody knows."""
+        """Answer that there is no such page, whatever the method."""
         self.set_status(404)
         super().write_error(404)
 
@@ -165,7 +165,7 @@ class SelfStatistics(Endpoint):
     """`/v2/stats/self`."""
 
     def get(self) -> None:
-        """Answer who this member is and since when."""
+        """Answer the name, id and start time of this member."""
         self._json(self.context.self_stats())
 
 

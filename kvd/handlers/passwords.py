@@ -8,18 +8,18 @@ at the same time are one. An unknown user takes as long as a known one, unless o
 Guesses must not keep out the users whose passwords are right, so checks wait in a queue whose turns
 are shared out (kvd/limits/fair_queue.py), in lanes:
 
-    0  what was right before, against the same hash: a user who returns after more than a minute;
-       also the hashes of new passwords, which administrators ask for
+    0  what was right before, against the same hash: a user that returns after more than a minute;
+       also the hashes of new passwords, which administrators request
     1  names for which a password was right lately
     2  other names of users, on connections where no password was wrong yet
     3  the same on other connections
     4  names of no user, shared out by network, then by name; 1 to 3 are so by name, then by network
 
-After a restart nothing is in lane 1, and what tells guesses from users is that these are right: who
-guesses again comes to a later lane, or its network is not a new one any more. Of one name and one
-network the newest is checked, which is a user as likely as a guess is; who asks again is the newest
-again. Those who come in vain are kept waiting for a second, or they would come back at once and
-fill the queue. What no client waits for any more is not checked.
+After a restart lane 1 is empty, and guesses differ from users only in being wrong: the next guess
+of a client comes to a later lane, or its network is not a new one any more. Of one name and one
+network the newest check runs, which is as likely a user's as a guess; a client that tries again is
+the newest again. A refusal is delayed by a second, or its client would come back at once and fill
+the queue. A check for which no client waits any more is skipped.
 
 Of a password the first 72 bytes count, as in etcd 3.4: bcrypt takes no more.
 """
@@ -52,16 +52,16 @@ _BASIC = re.compile(
     "basic ((?:[A-Z0-9+/]{4})*(?:[A-Z0-9+/]{2}==|[A-Z0-9+/]{3}=)?)", re.ASCII | re.IGNORECASE
 )
 AUTHORIZATION_BYTES_MAX = 4096
-"""A longer header is nobody's: its name and password would wait in memory to be checked."""
+"""A longer header is not accepted: its name and password would wait in memory to be checked."""
 _COST = 10
 """etcd's: `bcrypt.DefaultCost` of Go."""
 _PASSWORD_BYTES_MAX = 72
 _THREADS_MAX = 4
-# So many may wait for a thread; more are turned away. It is more than a thread checks in the time
-# that one may wait, because who is turned away was not heard at all.
+# Limit of pending checks; more are refused. A thread does not get through as many in the time that
+# one may wait: a refusal here would reject a password that was never checked.
 _WAITING_MAX = 4000
 _WAIT_S = 30.0
-# How long one that is turned away waits for that.
+# How long a refusal is delayed.
 _REFUSED_S = 1.0
 # So many are passed over at once that are not to be checked any more.
 _PASSED_OVER_MAX = 64
@@ -70,7 +70,7 @@ _KNOWN_S = 60.0
 # How long it is remembered that a password from a network was wrong, and of so many networks.
 _WRONG_S = 60.0
 _WRONG_MAX = 10_000
-# The hash of a password that nobody knows, in place of an unknown user's.
+# Hash of an unknown password, in place of an unknown user's.
 _NOBODY = b"$2a$10$7PzmCb9Gw.X7RWBQP/ipXemg2ncPYE.WsYjnwEJcq//7znuaWoK7i"
 
 
@@ -97,7 +97,7 @@ def read_basic(authorization: str) -> Basic | None:
 
 
 class _Work:
-    """What a thread is to do, and who waits for it; it may be queued more than once.
+    """Work for a thread, and its waiting callers; it may be queued more than once.
 
     Attributes:
         askers: Each tells whether its client has gone.

@@ -12,7 +12,7 @@ DENIED = b"Insufficient credentials"
 
 
 class Rights:
-    """What the sender of one request may do with its key: a user, or a guest (None).
+    """Rights of the sender of one request, a user or a guest (None), to its key.
 
     A pattern that ends in `*` is a prefix, any other one is that key alone: its children are not
     part of it. So a directory is listed, given children by POST, and given a TTL (which ends them
@@ -69,11 +69,11 @@ class Rights:
         return self.may(write=False)
 
     def still_allow(self, *, recursive: bool) -> bool:
-        """Return whether a watch may go on, now that users or roles have changed."""
+        """Return whether a watch may continue after a change of users or roles."""
         user = self._user
         if user is not None:
             now = self._accounts.user(user.name)
-            # Whoever has the old password only is not that user any more.
+            # A client that knows only the old password is not that user any more.
             if now is None or now.secret != user.secret:
                 return False
             self._user = now

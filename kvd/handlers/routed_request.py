@@ -33,7 +33,7 @@ _TEXT = "Content-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosn
 
 
 class Destinations(NamedTuple):
-    """Where requests go.
+    """Destinations of requests.
 
     Attributes:
         keys: The key space.
@@ -95,7 +95,7 @@ class RoutedRequest(httputil.HTTPMessageDelegate):
         start_line: httputil.RequestStartLine | httputil.ResponseStartLine,
         headers: httputil.HTTPHeaders,
     ) -> None:
-        """Take the head, and decide whose request it is."""
+        """Take the head, and decide on the destination."""
         assert isinstance(start_line, httputil.RequestStartLine)
         method, target, version = start_line
         self._method = method
@@ -175,14 +175,14 @@ class RoutedRequest(httputil.HTTPMessageDelegate):
                 )
 
     def _give_up(self, refusal: ApiError) -> None:
-        """Answer before the end of a body, and close: far more may be on its way."""
+        """Answer before the end of a body, and close: far more of it may follow."""
         self._form = None
         self._key = b""
         self._connection.keep_alive = False
         self._to.keys.responder.refuse(self._connection, self._method, refusal)
 
     def finish(self) -> None:
-        """The request is complete: answer it, or see to it that it will be."""
+        """Answer the complete request, now or later."""
         if self._other is not None:
             self._other.finish()
         elif self._extra is not None:
@@ -197,14 +197,14 @@ class RoutedRequest(httputil.HTTPMessageDelegate):
             if authorizer.enabled:
                 head = self._head
                 if head is None:
-                    # Users were not asked for yet when the head came.
+                    # Authentication was off when the head came.
                     head = KeyHead(self._connection, self._method, self._key, Caller())
                 authorizer.serve(KeyRequest(head, self._key, self._query, form), self._admission)
             else:
                 self._to.keys.serve(self._connection, self._method, self._key, self._query, form)
 
     def on_connection_close(self) -> None:
-        """The client has gone before it was answered."""
+        """Note that the client has gone before its response."""
         if self._other is not None:
             self._other.on_connection_close()
 
@@ -232,13 +232,13 @@ class RoutedRequest(httputil.HTTPMessageDelegate):
         else:
             self._other = other
             if prepared is not None:
-                # The body is not taken before the route has decided who may send one.
+                # The body is not received before the route has admitted its sender.
                 connection.wait()
                 future = asyncio.ensure_future(prepared)
                 future.add_done_callback(lambda _: connection.proceed(self))
 
     def _ask_first(self, path: bytes, headers: httputil.HTTPHeaders) -> None:
-        """Note who asks; find out who sends a form before it is taken."""
+        """Note the claimed identity; authenticate the sender of a form before it is received."""
         connection = self._connection
         caller = caller_of(headers.get_list("Authorization"), connection.context)
         self._head = KeyHead(connection, self._method, path[len(KEYS) :], caller)

@@ -34,7 +34,7 @@ _VARY = b"Vary: Origin\r\n"
 
 
 class Router(Delegate[Connection]):
-    """Receives the requests of all connections."""
+    """Routes the requests of all connections."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Router(Delegate[Connection]):
     def short_way(self, block: Block) -> bool | None:
         """Return whether requests with a block have a form, None where its headers decide more.
 
-        Be it for the sake of browsers or of extras.
+        Headers of browsers and of extras do.
         """
         if block.content_length > self._short_way_bytes_max:
             return None
@@ -99,7 +99,7 @@ class Router(Delegate[Connection]):
     def admit(
         self, connection: Connection, method: str, target: str, headers: httputil.HTTPHeaders
     ) -> bool:
-        """Refuse a request that a browser may have been talked into; return whether it goes on."""
+        """Refuse a request of a page of another site; return whether it continues."""
         peer = connection.context
         refusal = self.browsers.refusal(
             method,

@@ -1,7 +1,7 @@
-"""The metrics of etcd 3.4 that a single member with the v2 API has something to say under.
+"""Metrics of etcd 3.4 that apply to a single member with the v2 API.
 
-Names, labels and bounds of buckets are etcd's: dashboards and alerts made for it find what they ask
-for. Names of what only a cluster or gRPC has are there with what is true of it here: none.
+Names, labels and bounds of buckets are etcd's, so that dashboards and alerts made for it work. The
+metrics of a cluster and of gRPC are there, too, with what is true here: zero.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class EtcdCollector(Collector):
         self._disk_meter = disk
 
     def collect(self) -> Iterator[Metric]:
-        """Read everything."""
+        """Yield the metrics named `etcd_` and `os_`."""
         yield from self._member()
         yield from self._proposals()
         yield from self._operations()

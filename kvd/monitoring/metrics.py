@@ -60,7 +60,7 @@ class HealthCollector(Collector):
         self._health = health
 
     def collect(self) -> Iterator[Metric]:
-        """Look."""
+        """Yield a gauge of each check."""
         yield labelled(
             GaugeMetricFamily("kvd_check", "Whether a check of /readyz passes", labels=["check"]),
             {name: int(not problem) for name, problem in self._health.checks()},
@@ -71,7 +71,7 @@ class LogCollector(Collector):
     """Outputs of the log."""
 
     def collect(self) -> Iterator[Metric]:
-        """Look."""
+        """Yield the count of dropped lines of each output."""
         yield labelled(
             CounterMetricFamily(
                 "kvd_log_lines_dropped", "Log lines that an output did not get", labels=["output"]
@@ -88,7 +88,7 @@ class KvdCollector(Collector):
         self._disk = disk
 
     def collect(self) -> Iterator[Metric]:
-        """Read everything."""
+        """Yield the metrics named `kvd_`."""
         yield labelled(
             GaugeMetricFamily("kvd_build_info", "What runs", labels=["version", "python"]),
             {(__version__, sys.version.partition(" ")[0]): 1},

@@ -39,7 +39,6 @@ NOT_YET: tuple[str, ...] = (
     "kvd/__main__.py",
     "kvd/core/",
     "kvd/crash_file.py",
-    "kvd/handlers/",
     "kvd/http/",
     "kvd/limits/",
     "kvd/lines.py",

@@ -12,7 +12,7 @@ from kvd.v2.extras.parameters import capability
 
 
 class ExtrasEndpoint(Endpoint):
-    """`/v2/extras`: which extras there are, told to everybody."""
+    """`/v2/extras`: the supported extras, readable by any client."""
 
     allow = ("GET", "HEAD")
 

@@ -1,7 +1,7 @@
-"""A request to a path of kvd's own: its body, and who sends it, before it is served.
+"""A request to a path of kvd's own: its body and its sender, before it is served.
 
-As for the key space, no body is taken before its sender is known; what has come of it is counted,
-and what is too long is refused before its end.
+As in the key space, no body is received before its sender is known; its memory is counted, and one
+that is too long is refused before its end.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ExtraRequest:
         self._waits = self._is_over = False
 
     def begin(self) -> None:
-        """Find out who sends a body before it is taken."""
+        """Authenticate the sender before the body is received."""
         if self._body is not None and self._authorizer.enabled:
             self._authorizer.admit(self._head, self._admitted)
             if self._admission is None and not self._is_over:
@@ -92,7 +92,7 @@ class ExtraRequest:
                 connection.proceed(self._outer)
 
     def _refuse(self, refusal: ApiError) -> None:
-        """Answer before the end of a body, and close: far more may be on its way."""
+        """Answer before the end of a body, and close: far more of it may follow."""
         self._is_over = True
         self._body = None
         connection = self._head.connection

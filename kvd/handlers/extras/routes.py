@@ -1,6 +1,6 @@
-"""The ways to keys beside `/v2/keys`: `/v2/raw/KEY`, `/v2/mget`, `/v2/txn`.
+"""Routes to keys other than `/v2/keys`: `/v2/raw/KEY`, `/v2/mget`, `/v2/txn`.
 
-On etcd they are not there, so that a write by one of them fails loudly. `/v2/keys` itself is read
+etcd does not have them, so that a write by one of them fails there. `/v2/keys` itself is read
 as `/v2/raw` is where the headers of a request ask for that.
 """
 
@@ -47,7 +47,7 @@ _SLICE_S = 0.001
 
 
 class ExtraRoutes:
-    """Takes the requests that come by these ways."""
+    """Serves the requests to these routes."""
 
     def __init__(
         self, keys: KeySpace, reads: ExtraReads, authorizer: Authorizer, committer: Committer
@@ -58,7 +58,7 @@ class ExtraRoutes:
         self.authorizer = authorizer
 
     def is_usual(self, headers: httputil.HTTPHeaders) -> bool:
-        """Return whether nothing in a header block asks for another answer than etcd's."""
+        """Return whether no header requests another response than etcd's."""
         if "If-None-Match" in headers:
             return False
         accept = headers.get("Accept", "")

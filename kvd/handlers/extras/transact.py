@@ -1,7 +1,7 @@
-"""Transactions over HTTP: who may do what is in one, and what it is answered with.
+"""Transactions over HTTP: their authorization and their responses.
 
 It is refused as a whole where its sender may not read the key of a condition, or not do one of its
-operations. Who may change a key but not read it is not shown what was there before.
+operations. A sender that may change a key but not read it is not shown the value before.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class ExtraWatches:
             connection.on_close = answer.leave
 
     def payloads(self, event: Event, extras: WatchExtras) -> list[Payload]:
-        """Return an event as it is told, kept for the next watcher that is told the same."""
+        """Return an event as it is sent, cached for the next watcher of the same shape."""
         if self._told is not None:
             told, shaped, payloads = self._told
             if told is event and (shaped.shape, shaped.as_events) == (
@@ -113,7 +113,7 @@ class ExtraWatches:
         return payloads
 
     def forget(self) -> None:
-        """Forget the event that was told last, which may be large."""
+        """Discard the cached event, which may be large."""
         self._told = None
 
     def _parts(self, event: Event, extras: WatchExtras) -> list[Part]:
@@ -143,7 +143,7 @@ class ExtraWatches:
 
 
 def _merged(parts: Iterable[Part]) -> list[Part]:
-    """Return parts of which the bytes that stand side by side are one."""
+    """Return parts with adjacent bytes joined."""
     merged: list[Part] = []
     for is_bytes, run in groupby(parts, key=lambda part: isinstance(part, bytes)):
         same = list(run)

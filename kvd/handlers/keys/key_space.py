@@ -63,7 +63,7 @@ _COPIES_OF_A_WATCHED_KEY = 3
 
 
 class KeyLimits(NamedTuple):
-    """What a request to the key space may take; None is no limit of its own."""
+    """Limits of requests to the key space; None is no limit of its own."""
 
     body_bytes_max: int
     value_bytes_max: int

@@ -1,7 +1,8 @@
 """Listings that are too large for one turn of the loop: rendered in turns, and shared.
 
 In a turn of the loop some milliseconds of one rendering are done, or of something else that takes
-long. Which listings were large is remembered: to find that out takes as long as all of a small one.
+long. The places of large listings are remembered: to find out that one is large takes as long as to
+render a small one.
 
 Clients that ask for the same before its rendering begins share one response: each sees all that was
 committed before it asked. A few are rendered side by side, because each holds a read transaction
@@ -73,7 +74,7 @@ def no_room() -> ApiError:
 
 
 class _Asking(NamedTuple):
-    """A client that asks for a listing."""
+    """A request that waits for a listing."""
 
     connection: Connection
     method: str
@@ -86,7 +87,7 @@ class _Full(Exception):
 
 
 class _Job:
-    """One rendering: who asks for it, and what there is of it, held in memory."""
+    """One rendering: the requests that wait for it, and its slices, held in memory."""
 
     def __init__(self, place: Hashable, get: Get, begin: Begin | None) -> None:
         self.place = place
@@ -98,7 +99,7 @@ class _Job:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether any of those who ask is still there."""
+        """Whether any of its clients is still connected."""
         return any(not one.connection.gone for one in self.asking)
 
     def add(self, payloads: list[Payload]) -> None:
@@ -109,7 +110,7 @@ class _Job:
         self.payloads += payloads
 
     def drop(self) -> None:
-        """Let go of all slices."""
+        """Drop all slices."""
         payloads, self.payloads, self.size = self.payloads, [], 0
         for payload in payloads:
             payload.drop()
@@ -192,7 +193,7 @@ class LargeListings:
             job.drop()
             if self._waiting.get(job.place) is job:
                 del self._waiting[job.place]
-            for one in job.asking:  # by now nobody, unless this was cancelled or has failed
+            for one in job.asking:  # none are left, unless this was cancelled or has failed
                 one.connection.abort()
 
     async def _run(self, job: _Job) -> None:
@@ -313,7 +314,7 @@ class LargeListings:
                 connection.respond_in_pieces(_OK, head, job.payloads)
 
     def _answer_heads(self, job: _Job, head: bytes) -> None:
-        """Answer those that want no body: it is long enough for them not to be told how long."""
+        """Answer HEAD requests, without a length: a body as long as this has none."""
         for connection, method, get, _ in job.asking:
             if method == "HEAD":
                 self._stats.count(get, succeeded=True)

@@ -1,11 +1,11 @@
-"""The answer to a read of a directory or of a whole subtree, as JSON in slices.
+"""Listings: the response to a read of a directory or of a whole subtree, as JSON in slices.
 
-A large subtree takes long, so it is rendered a slice at a time: whoever renders it decides what
-happens in between. There is no recursion, and the text is put together once, so a tree of 2,000
+A large subtree takes long, so it is rendered by a generator: its caller decides what happens
+between two slices. There is no recursion, and the text is put together once, so a tree of 2,000
 levels costs what its bytes cost.
 
-What is rendered of each child stays at hand in `Directory`, so that an answer can be kept and
-brought up to date instead of being made anew (listing_cache.py).
+The JSON of each child is kept in `Directory`, so that a cached response can be brought up to date
+instead of being rendered again (listing_cache.py).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Directory:
         return directory_end(self._node, has_nodes=has_nodes)
 
     def body(self) -> bytes:
-        """Return the answer that shows it; what was touched in it is put together anew."""
+        """Return the body that shows it; only what was touched in it is joined again."""
         return b"".join((_BODY_START, *self._pieces(), _BODY_END))
 
     def touch(self) -> None:

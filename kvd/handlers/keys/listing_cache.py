@@ -1,12 +1,12 @@
-"""Answers to reads of directories that are kept, and brought up to date when they are read again.
+"""Cache of responses to reads of directories, brought up to date when they are read again.
 
 Clients of a configuration store read the same directories again and again, and find little of them
-changed. So an answer is kept together with its parts (listing.py). What has changed since it was
-last read is noted; the next read renders those nodes only, which costs a hundredth of rendering
-a thousand. What is kept depends on the committed state alone: of what shows a TTL nothing is kept.
+changed. So a response is cached together with its parts (listing.py). Changes since the last read
+are noted; the next read renders those nodes only, which costs a hundredth of rendering a thousand.
+A cached response depends on the committed state alone: one that shows a TTL is not cached.
 
-Noting costs the writers, so an answer that nobody reads again is dropped after some changes. It is
-dropped, too, for every change that is rare: of a directory, its making along a path, a TTL.
+To note a change costs the writer, so a response that is not read again is dropped after some
+changes. A rare change drops it at once: of a directory, a directory made along a path, a TTL.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def _apply_here(directory: Directory, name: bytes, change: Change | None) -> boo
 
 
 def _find(directory: Directory, name: bytes) -> tuple[int, bool]:
-    """Return where a child stands among those that are shown, or would, and whether it does."""
+    """Return the place of a child among the shown ones, and whether it is there."""
     shown = directory.shown
     place = bisect_left(shown, (name,))
     return place, place < len(shown) and shown[place][0] == name

@@ -195,7 +195,7 @@ class Reads:
             self._responder.start(connection, self.large.run(job))
 
     def _respond_kept(self, connection: Connection, method: str, get: Get, body: bytes) -> None:
-        """Answer with a listing that is kept: those who are sent it share its bytes."""
+        """Answer with a cached listing; its clients share the bytes."""
         head = self._responder.head(self._state.applied.index)
         if method == "HEAD":
             connection.respond_head(_OK, head)

@@ -49,7 +49,7 @@ _ALL_REASONS = (
 
 
 class Responder:
-    """What all responses of one key space share.
+    """Headers, refusals and pending tasks of one key space.
 
     Attributes:
         cluster_line: The header line that names the cluster.

@@ -65,7 +65,7 @@ _new = tuple.__new__
 
 
 class LongWay(Protocol):
-    """What answers all that is not answered here: `kvd.handlers.keys.key_space.KeySpace`."""
+    """Fallback for all other requests: `kvd.handlers.keys.key_space.KeySpace`."""
 
     def serve(
         self,
@@ -164,7 +164,7 @@ class ShortWay:
         return serve
 
     def _look_at(self, line: bytes, head_bytes: int) -> _Target:
-        """Return what a request line asks for, and keep that if it is short and may come again."""
+        """Return the target of a request line, and cache it if it is short and may come again."""
         match = _LINE.fullmatch(line)
         if match is None:
             return _DECLINE
@@ -185,7 +185,7 @@ class ShortWay:
         return target
 
     def _target(self, method: str, key: bytes, query: bytes | None) -> _Target:
-        """Return what the parts of a request line ask for."""
+        """Return the target of the parts of a request line."""
         if method in ("PUT", "POST"):
             act = _OTHER if query is not None else _PUT if method == "PUT" else _POST
             return act, key, partial(self._write, method, key, query or b"")

@@ -1,16 +1,16 @@
-"""The JSON of files as they are, each made once: for the answer to its write, and for reads of it.
+"""Cache of the JSON of files, each rendered once: for the response to its write, and for reads.
 
 Clients of a configuration store read the same keys again and again, and write them again: the text
 of a file is the node of the answer to its write, what reads of it show, and the `prevNode` of the
-next write. What expires has none here: its `ttl` changes by itself.
+next write. A file that expires has none here: its `ttl` changes with time.
 
 Invariants:
 
-- A text is that of the committed state. Whoever tells the events of a batch puts the texts of what
-  they changed right, one event after the other, before anybody can read
+- A text is that of the committed state. The texts of changed files are corrected with the events
+  of a batch, one after the other, before any further request is served
   (`kvd.handlers.keys.short_way`).
-- What the texts take in memory is bounded. When there is no room for more, all are dropped: which
-  of them was used longest ago is not worth being known.
+- Their memory is bounded. When there is no room for more, all are dropped: to keep track of the
+  least recently used one would cost more than it spares.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ValueCache:
     """The texts that are kept, of one store.
 
     Attributes:
-        kept: By path. Who puts one in tells `wrote`.
+        kept: Texts by path. An addition is reported to `wrote`.
     """
 
     def __init__(self) -> None:

@@ -1,10 +1,9 @@
-"""The answers to watches: how events are framed, and sent to one client or to many at once.
+"""Responses to watches: frame events, and send them to one client or to many at once.
 
-An event is framed once for all who are sent it. To many clients it goes by one system call
-(`kvd.http.sending.socket_batch`), past the event loop: to those for whom nothing waits to be sent,
-so that it comes behind what they were sent before. What one of them does not take goes the usual
-way, and so does everything to the others: by `Connection.send`, which knows TLS, the access log and
-clients that read slowly.
+An event is framed once for all its clients. To many clients it is sent by one system call
+(`kvd.http.sending.socket_batch`), past the event loop. That is for clients without unsent data, so
+that the order of their events is kept. What a socket does not take, and every event of the other
+clients, is sent by `Connection.send`, which knows TLS, the access log and clients that read slowly.
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ class WatchAnswer:
 
 
 class WatchAnswers:
-    """What the answers to all watches share: the event that was told last, framed.
+    """Shared state of the responses to all watches: the last event, framed.
 
     Attributes:
         head: Returns the header lines of a success at an index.
@@ -184,7 +183,10 @@ class WatchAnswers:
                 self._batch = SocketPair()
             except OSError as error:
                 self._has_batch = False
-                log.debug("watches are told by a system call each: %s", error)
+                log.debug(
+                    "no batches of sockets, events are sent by one system call for each watch: %s",
+                    error,
+                )
         return self._batch
 
     def frame(self, body: bytes, form: int) -> Payload:

@@ -26,7 +26,7 @@ _OK = int(HTTPStatus.OK)
 _CREATED = int(HTTPStatus.CREATED)
 
 NOT_SHOWN = b"the values are not shown, for want of the right to read them"
-"""In place of what the values were, for one who may not read them."""
+"""Replaces the values in an error for a client that may not read them."""
 
 
 class Writes:
@@ -119,7 +119,7 @@ class Writes:
         return partial(self._answer, connection, True)
 
     def answer(self, connection: Connection, outcome: Outcome) -> None:
-        """Answer a command, now that its outcome may be told."""
+        """Answer a command whose outcome is durable."""
         self._answer(connection, False, outcome)
 
     def _answer(self, connection: Connection, no_value: bool, outcome: Outcome) -> None:

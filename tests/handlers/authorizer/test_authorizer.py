@@ -185,14 +185,16 @@ def test_a_stop_waits_for_no_queue_of_guesses_at_passwords(guarded):
 def test_passwords_in_the_open_are_warned_of_once_they_are_asked_for(make_server):
     server = make_server(listen="http://0.0.0.0:0").start()
     client = server.client(f"http://127.0.0.1:{server.port}")
-    assert "can be read on their way" not in server.stderr
+    assert "is plain HTTP" not in server.stderr
     ask_for_users(client)
     client.request("PUT", "/v2/auth/roles/x", '{"role":"x"}', ROOT)
-    server.wait_for_log(f"can be read on their way to {server.url}: serve https there")
+    server.wait_for_log(
+        f"auth is enabled but {server.url} is plain HTTP: passwords are sent unencrypted"
+    )
     server.terminate()
-    assert server.stderr.count("can be read on their way") == 1
+    assert server.stderr.count("is plain HTTP") == 1
     server.start().terminate()
-    assert server.stderr.count("can be read on their way") == 2
+    assert server.stderr.count("is plain HTTP") == 2
 
 
 @pytest.fixture(scope="module")

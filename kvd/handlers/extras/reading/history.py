@@ -51,7 +51,7 @@ class Kept(Protocol):
 
 
 class Span:
-    """Where the history begins and ends, and what its times are shown by.
+    """Bounds of the history, and the clock offset of its shown times.
 
     Attributes:
         first: The index of the first event that is held, or that would be.

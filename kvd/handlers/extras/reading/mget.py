@@ -33,14 +33,14 @@ _COMPONENTS_PER_NODE = 4
 
 
 class MultiGet(NamedTuple):
-    """What one request asks for: keys, cleaned, but with a slash at the end where there was one."""
+    """Keys of one request, cleaned, but with a slash at the end where there was one."""
 
     paths: tuple[bytes, ...]
     shape: Shape = AS_EVER
 
 
 def read_body(body: bytes) -> MultiGet:
-    """Return what a body asks for.
+    """Return the keys of a body.
 
     Raises:
         ApiError: 210, it is no JSON object; 209, not what is wanted.

@@ -94,7 +94,7 @@ def node_slices(
 
 
 def _shown(value: bytes, shape: Shape) -> tuple[bytes, bytes]:
-    """Return how much of a value is shown, and what stands behind it: the quote, further fields."""
+    """Return the shown part of a value, and what follows it: the quote, further fields."""
     more = b'"'
     if shape.base64:
         more += b',"encoding":"base64"'

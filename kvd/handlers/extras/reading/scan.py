@@ -33,7 +33,7 @@ _ROWS_AT_ONCE = 100
 
 
 class Pace(Protocol):
-    """How long a scan may take."""
+    """Time limits of a scan."""
 
     def is_late(self) -> bool:
         """Return whether the slice has lasted long enough."""

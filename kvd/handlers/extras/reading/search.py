@@ -22,7 +22,7 @@ _FOUND_BYTES_MAX = 1 << 20
 
 
 class Text:
-    """What is looked for."""
+    """The text of a search."""
 
     def __init__(self, raw: bytes) -> None:
         self.raw = raw
@@ -30,7 +30,7 @@ class Text:
         self._pattern = re.compile(re.escape(_decoded(raw)), re.IGNORECASE)
 
     def find(self, raw: bytes) -> int:
-        """Return where it stands first, -1 if nowhere."""
+        """Return its first place, -1 if there is none."""
         if self._lower:
             return raw.lower().find(self._lower)
         # Its characters have other bytes in the other case, but at least one that is no ASCII.
@@ -38,13 +38,13 @@ class Text:
         return -1 if match is None else len(_encoded(match.string[: match.start()]))
 
     def is_in(self, raw: bytes) -> bool:
-        """Return whether it stands somewhere."""
+        """Return whether it occurs."""
         if self._lower:
             return self._lower in raw.lower()
         return self.find(raw) >= 0
 
     def places(self, raw: bytes) -> Iterator[int]:
-        """Yield where it stands first in each piece of a large value, -1 if nowhere."""
+        """Yield its first place in each piece of a large value, -1 if there is none."""
         # A character takes up to four bytes, in either case.
         overlap = 4 * len(self.raw)
         for start in range(0, len(raw), LARGE_BYTES):
