@@ -85,6 +85,11 @@ def test_the_architecture_names_files():
     assert min(len(paths(ROOT / name / "README.md")) for name in ("kvd", "kvd/storage")) > 25
 
 
+def test_the_readme_names_each_page_of_the_manual():
+    (row,) = re.findall(r"^\| \[kvd/manual/\].*", (ROOT / "README.md").read_text(), re.M)
+    assert set(row.rpartition(": ")[2].strip(" |").split(", ")) == {page.stem for page in PAGES}
+
+
 @pytest.mark.parametrize("package", ["kvd", "kvd/storage"])
 def test_the_architecture_names_each_folder(package):
     page = (ROOT / package / "README.md").read_text()
