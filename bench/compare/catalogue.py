@@ -45,7 +45,6 @@ def plain_rows() -> list[Row]:
     """Return the rows on servers that hold little."""
     gets: dict[int, tuple[Demand, ...]] = {1: (at_least(1.0),), 64: (at_least(2.0),)}
     puts = {1: 1.2, 16: 1.6, 64: 1.75, 256: 1.8}
-    large = measures.load_row
     return [
         *(
             plain(f"get-{n}", f"GET, connections: {n}", *gets.get(n, ()), workload="get", at=n)
@@ -55,6 +54,23 @@ def plain_rows() -> list[Row]:
             plain(f"put-{n}", f"PUT, connections: {n}", at_least(puts[n]), workload="put", at=n)
             for n in CONNECTIONS
         ),
+        *large_rows(),
+        plain("cas-64", "compare-and-swap, connections: 64", at_least(1.5), workload="cas"),
+        plain("post-64", "in-order POST, connections: 64", at_least(1.5), workload="post"),
+        plain(
+            "delete-64", "DELETE and PUT by turns, connections: 64", at_least(1.5),
+            workload="delete",
+        ),
+        plain("refresh-64", "TTL refresh, connections: 64", at_least(1.5), workload="refresh"),
+        *listing_rows(),
+        *mixed_rows(),
+    ]  # fmt: skip
+
+
+def large_rows() -> list[Row]:
+    """Return the rows on large values."""
+    large = measures.load_row
+    return [
         Row(
             "large-put", "PUT of 10 KB values, connections: 64", "plain",
             large("put", 64, value_bytes=LARGE_BYTES), (at_least(1.4),),
@@ -63,13 +79,12 @@ def plain_rows() -> list[Row]:
             "large-get", "GET of 10 KB values, connections: 64", "plain",
             large("get", 64, value_bytes=LARGE_BYTES), (at_least(2.0),),
         ),
-        plain("cas-64", "compare-and-swap, connections: 64", at_least(1.5), workload="cas"),
-        plain("post-64", "in-order POST, connections: 64", at_least(1.5), workload="post"),
-        plain(
-            "delete-64", "DELETE and PUT by turns, connections: 64", at_least(1.5),
-            workload="delete",
-        ),
-        plain("refresh-64", "TTL refresh, connections: 64", at_least(1.5), workload="refresh"),
+    ]  # fmt: skip
+
+
+def listing_rows() -> list[Row]:
+    """Return the rows on listings, of a directory and of a tree."""
+    return [
         *(
             plain(
                 f"list-{n}", f"listing 1,000 children, unchanged, connections: {n}", at_least(1.2),
@@ -89,6 +104,12 @@ def plain_rows() -> list[Row]:
             "retree-1", "recursive listing of 10,000 nodes and a PUT to one by turns, "
             "connections: 1", at_least(1.2), workload="retree", at=1, keys=TREE_KEYS,
         ),
+    ]  # fmt: skip
+
+
+def mixed_rows() -> list[Row]:
+    """Return the rows on reads and writes at the same time."""
+    return [
         *(
             Row(
                 f"beside-{n}", f"PUT, connections: 8, beside {n} that read", "plain",

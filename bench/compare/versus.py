@@ -123,13 +123,29 @@ def progress(line: str) -> None:
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, Scale]:
-    """Read the command line: what to do, and how large."""
+    """Parse the command line; return the options and the scale."""
+    full = Scale()
+    parser = argument_parser(full)
+    options = parser.parse_args(arguments)
+    given = {f.name: getattr(options, f.name, None) for f in fields(Scale)}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if "sizes" in changes:
+        changes["sizes"] = tuple(sorted(changes["sizes"]))
+    scale = replace(QUICK if options.quick else full, **changes)
+    try:
+        options.rows = catalogue.choose(catalogue.rows(scale), options.only)
+    except ValueError as error:
+        parser.error(str(error))
+    return options, scale
+
+
+def argument_parser(full: Scale) -> argparse.ArgumentParser:
+    """Return the parser of the command line, whose help names the full scale."""
     parser = argparse.ArgumentParser(
         prog="versus-etcd",
         description="Compare kvd with etcd 3.4 under the same load.",
         argument_default=None,
     )
-    full = Scale()
     names = ", ".join(row.name for row in catalogue.rows(full))
     parser.add_argument(
         "--quick",
@@ -167,17 +183,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, Scale
         default=OUT,
         help="directory for table.md, rounds.json and plots.svg (default: build/versus-etcd)",
     )
-    options = parser.parse_args(arguments)
-    given = {f.name: getattr(options, f.name, None) for f in fields(Scale)}
-    changes = {name: value for name, value in given.items() if value is not None}
-    if "sizes" in changes:
-        changes["sizes"] = tuple(sorted(changes["sizes"]))
-    scale = replace(QUICK if options.quick else full, **changes)
-    try:
-        options.rows = catalogue.choose(catalogue.rows(scale), options.only)
-    except ValueError as error:
-        parser.error(str(error))
-    return options, scale
+    return parser
 
 
 def main() -> int:

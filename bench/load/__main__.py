@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from bench.load.closed_loop import Figures
     from bench.load.wire import Address
-    from bench.load.workloads import Expected
+    from bench.load.workloads import Expected, Script
 
 SETUP_CONNECTIONS = 16
 GENERATORS = ("auto", "wrk", "python")
@@ -97,10 +97,7 @@ def measure(
     else:
         lanes = lanes_over(space, load.connections, expected)
         scripts = [workload.script(lane) for lane in lanes]
-        samples = Samples()
-        figures, issued = drive(address, scripts, seconds=load.seconds, samples=samples), None
-        reads = sorted(compress(samples.latency_ns, samples.is_get))
-        figures = replace(figures, get_p99_us=percentile(reads, 99) / 1e3)
+        figures, issued = drive_and_sample(address, scripts, load.seconds), None
     cpu_us = (server_cpu_s() - cpu_s) * 1e6 / max(figures.requests, 1)
     found = read_back(address, space, load.workload)
     if issued is None:
@@ -109,6 +106,14 @@ def measure(
         wrk.check(load.workload, space, found, issued, connections=load.connections)
     clear(address, space)
     return replace(figures, server_cpu_us=cpu_us)
+
+
+def drive_and_sample(address: Address, scripts: list[Script], seconds: float) -> Figures:
+    """Drive scripts for some seconds; return their figures with the p99 of reads alone."""
+    samples = Samples()
+    figures = drive(address, scripts, seconds=seconds, samples=samples)
+    reads = sorted(compress(samples.latency_ns, samples.is_get))
+    return replace(figures, get_p99_us=percentile(reads, 99) / 1e3)
 
 
 def lanes_over(space: Keyspace, lanes: int, expected: Expected) -> list[Lane]:

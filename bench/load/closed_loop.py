@@ -167,16 +167,11 @@ def spin(
 ) -> Figures:
     """Send the first requests, then answer answers with requests until nothing is under way."""
     clock = time.perf_counter_ns
-    errors = active = 0
+    errors = 0
     cpu_s = own_cpu_s()
     started_ns = clock()
     end_ns = started_ns + int(seconds * 1e9) if seconds is not None else sys.maxsize
-    for connection in connections.values():
-        request = next(connection.script, None)
-        if request is not None:
-            active += 1
-            connection.sent_at_ns = clock()
-            connection.send(request)
+    active = sum(map(send_first, connections.values()))
     while active:
         ready = epoll.poll(ANSWER_TIMEOUT_S)
         if not ready:
@@ -202,6 +197,16 @@ def spin(
             connection.send(request)
     elapsed_s = (min(clock(), end_ns) - started_ns) / 1e9
     return summarize(samples.latency_ns, errors, elapsed_s, own_cpu_s() - cpu_s)
+
+
+def send_first(connection: Connection) -> bool:
+    """Send the first request of a connection; return whether its script has one."""
+    request = next(connection.script, None)
+    if request is None:
+        return False
+    connection.sent_at_ns = time.perf_counter_ns()
+    connection.send(request)
+    return True
 
 
 def summarize(latencies_ns: array[int], errors: int, elapsed_s: float, cpu_s: float) -> Figures:

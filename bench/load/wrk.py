@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.load.closed_loop import PERCENTS, Figures
 from bench.load.wire import LoadError
@@ -176,23 +176,10 @@ def run(
     """
     if space.keys < KEYS_PER_CONNECTION * connections:
         raise LoadError(f"{space.keys} keys are too few for {connections} connections of wrk")
-    with tempfile.TemporaryDirectory(prefix="kvd-wrk-") as directory:
-        script = Path(directory, "requests.lua")
-        script.write_text(lua_script(workload, space, base=base, rendered_max=rendered_max))
-        cpu_s = children_cpu_s()
-        finished = subprocess.run(
-            [
-                "wrk", "--threads", "1", "--connections", str(connections),
-                "--duration", f"{max(round(seconds), 1)}s", "--timeout", "30s", "--latency",
-                "--script", str(script), f"http://{address[0]}:{address[1]}",
-            ],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        cpu_s = children_cpu_s() - cpu_s
-    lines = [line for line in finished.stdout.splitlines() if line.startswith(REPORT)]
-    if finished.returncode or not lines:
-        raise LoadError(f"wrk failed: {finished.stdout}{finished.stderr}")
-    report = json.loads(lines[0].removeprefix(REPORT))
+    script = lua_script(workload, space, base=base, rendered_max=rendered_max)
+    cpu_s = children_cpu_s()
+    report = execute(address, script, connections=connections, seconds=seconds)
+    cpu_s = children_cpu_s() - cpu_s
     if report["broken"]:
         raise LoadError(f"wrk met {report['broken']} broken or stalled connections")
     figures = Figures(
@@ -206,6 +193,26 @@ def run(
         latencies_us=tuple(report["at"]),
     )
     return figures, Issued(report["issued"], report["written"])
+
+
+def execute(address: Address, lua: str, *, connections: int, seconds: float) -> dict[str, Any]:
+    """Run wrk with a script; return what the script reports at its end."""
+    with tempfile.TemporaryDirectory(prefix="kvd-wrk-") as directory:
+        script = Path(directory, "requests.lua")
+        script.write_text(lua)
+        finished = subprocess.run(
+            [
+                "wrk", "--threads", "1", "--connections", str(connections),
+                "--duration", f"{max(round(seconds), 1)}s", "--timeout", "30s", "--latency",
+                "--script", str(script), f"http://{address[0]}:{address[1]}",
+            ],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    lines = [line for line in finished.stdout.splitlines() if line.startswith(REPORT)]
+    if finished.returncode or not lines:
+        raise LoadError(f"wrk failed: {finished.stdout}{finished.stderr}")
+    report: dict[str, Any] = json.loads(lines[0].removeprefix(REPORT))
+    return report
 
 
 def check(

@@ -82,23 +82,29 @@ class DataDirectory:
             if not (path / "FORMAT").exists():
                 _refuse_to_make(path, must_exist=must_exist)
             with ExitStack() as undo:
-                _make_directory(path, undo)
-                claim.require_plain(path)
-                is_store = (path / "FORMAT").exists()
-                claim.require_own(path, claim.is_part, is_store=is_store)
-                locks = Locks.take(path)
-                undo.callback(locks.close)
-                if is_store:
-                    _enter(path, locks, wal_dir)
-                else:
-                    _initialise(path, locks, new_ids, wal_dir, undo)
-                _remove_unfinished(path)
-                directory = cls(path, locks, read_format(path), created=not is_store)
+                directory = cls._open(path, new_ids, wal_dir, undo)
                 undo.pop_all()
                 return directory
         except OSError as error:
             where = error.filename or path
             raise DirectoryUnusable(f"{where}: {error.strerror}") from error
+
+    @classmethod
+    def _open(
+        cls, path: Path, new_ids: NewIds | None, wal_dir: Path | None, undo: ExitStack
+    ) -> Self:
+        _make_directory(path, undo)
+        claim.require_plain(path)
+        is_store = (path / "FORMAT").exists()
+        claim.require_own(path, claim.is_part, is_store=is_store)
+        locks = Locks.take(path)
+        undo.callback(locks.close)
+        if is_store:
+            _enter(path, locks, wal_dir)
+        else:
+            _initialise(path, locks, new_ids, wal_dir, undo)
+        _remove_unfinished(path)
+        return cls(path, locks, read_format(path), created=not is_store)
 
     def begin_log(self) -> None:
         """Note in FORMAT that the log has had a segment; durable on return.

@@ -63,6 +63,10 @@ class Header(NamedTuple):
         return Position(self.segment, self.offset, self.seq, self.crc)
 
 
+_TYPES = (bytes, int, int, int, int, int, int, int, bytes, int, int, int)
+"""The types of the fields of a header."""
+
+
 def encode_header(header: Header) -> bytes:
     """Return the payload of the header's frame."""
     return cbor2.dumps([VERSION, *header])
@@ -81,36 +85,10 @@ def decode_header(data: bytes) -> Header:
     match fields:
         case [int(version), *_] if version != VERSION:
             raise ValueError(f"version {version} is not known here, only {VERSION}")
-        case [
-            int(),
-            bytes(store_uuid),
-            int(cluster_id),
-            int(member_id),
-            int(index),
-            int(seq),
-            int(segment),
-            int(offset),
-            int(crc),
-            bytes(chain),
-            int(pos),
-            int(term),
-            int(time_ns),
-            *_,
-        ]:
-            return Header(
-                store_uuid,
-                cluster_id,
-                member_id,
-                index,
-                seq,
-                segment,
-                offset,
-                crc,
-                chain,
-                pos,
-                term,
-                time_ns,
-            )
+        case [int(), *values] if len(values) >= len(_TYPES) and all(
+            map(isinstance, values, _TYPES)
+        ):
+            return Header._make(values[: len(_TYPES)])
     raise ValueError("this is no header of a snapshot")
 
 
