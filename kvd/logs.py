@@ -1,4 +1,4 @@
-"""How the log reads: one line per event, whatever a client has sent. Where it goes: kvd.log_output.
+"""Form of log lines: one line per event, whatever a client has sent. Outputs: kvd.log_output.
 
     text   2026-11-23 02:49:52,986 INFO listening on http://127.0.0.1:2379
     json   {"level":"info","ts":"2026-11-23T02:49:52.986Z","logger":"kvd.server","msg":"..."}
@@ -26,15 +26,15 @@ from kvd.log_output import LogWriter, Output
 log = logging.getLogger(__name__)
 
 audit = logging.getLogger("kvd.audit")
-"""Who has changed what. These lines are there whatever the level of the others."""
+"""Audit log: changes and the users that made them, whatever the level of other lines."""
 audit.setLevel(logging.INFO)
 
 access = logging.getLogger("kvd.access")
-"""A line for each request, where that is asked for; whatever the level of the others, too."""
+"""Access log (`--access-log`): a line per request, whatever the level of other lines."""
 access.setLevel(logging.INFO)
 
 SLOW_QUIET_S = 30.0
-"""How often, at most, one kind of slowness is told."""
+"""Seconds between warnings of one kind of slowness, at least."""
 
 _STANDARD = {"stdout": 1, "stderr": 2}
 _Exception = (
@@ -54,11 +54,11 @@ _RUNTIME_LEVELS = {
 
 
 def configure(kind: str, level: str, outputs: Sequence[str] = ("stderr",)) -> None:
-    """Send the log somewhere, as `text` or `json`.
+    """Set up the log.
 
     Args:
-        kind: its form.
-        level: a name of `logging`.
+        kind: `text` or `json`.
+        level: the name of a level of `logging`.
         outputs: `stderr`, `stdout`, or names of files; these are appended to, and created again
             after they have been renamed.
 
@@ -77,13 +77,13 @@ def configure(kind: str, level: str, outputs: Sequence[str] = ("stderr",)) -> No
 
 
 def dropped() -> dict[str, int]:
-    """Return how many lines each output of the log has not got."""
+    """Return the number of dropped lines of each output."""
     handlers = [each for each in logging.getLogger().handlers if isinstance(each, _Handler)]
     return {handler.writer.name: handler.writer.dropped for handler in handlers}
 
 
 def say(text: str) -> None:
-    """Write one line to standard error, before there is a log; wait no longer than that takes."""
+    """Write one line to standard error, before the log is set up."""
     output, encoding = _output("stderr"), _encoding("stderr")
     writer = LogWriter(output, lambda missing, reason: b"")
     writer.put(f"{printable(text)}\n".encode(encoding, "backslashreplace"))
@@ -100,16 +100,16 @@ class _Handler(logging.Handler):
         self.writer = LogWriter(output, self._notice)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Have a record written."""
+        """Queue a record for its output."""
         try:
             line = self._line(record)
-        except Exception:  # noqa: BLE001 -- a bug in whoever logs, which is a line of its own
+        except Exception:  # noqa: BLE001 -- a bug in the logging call, logged as a line of its own
             problem = "a line of the log could not be made of %r"
             line = self._line(_record(problem, record.msg, exc_info=sys.exc_info()))
         self.writer.put(line, is_routine=record.name == access.name)
 
     def flush(self) -> None:
-        """Wait until everything is written, or nothing takes it."""
+        """Wait until all lines are written or the output is blocked."""
         self.writer.flush()
 
     def _line(self, record: logging.LogRecord) -> bytes:
@@ -135,7 +135,7 @@ def _encoding(output: str) -> str:
 
 
 def set_level(name: str) -> bool:
-    """Change the level of the running process; return whether there is one of this name."""
+    """Change the level of the running process; return whether the name is known."""
     level = _RUNTIME_LEVELS.get(name)
     if level is None:
         return False
@@ -162,22 +162,22 @@ def _log_unraisable(args: sys.UnraisableHookArgs) -> None:
 
 
 class TextFormatter(logging.Formatter):
-    """Lines for people."""
+    """Text lines."""
 
     def __init__(self, layout: str = "%(asctime)s %(levelname)s %(message)s") -> None:
         super().__init__(layout)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 -- logging's name
-        """Return the line itself."""
+        """Return the line, with unprintable characters escaped."""
         record.message = printable(record.message)
         return super().formatMessage(record)
 
     def formatException(self, ei: object) -> str:  # noqa: N802 -- logging's name
-        """Return a traceback, none of whose lines looks like an event."""
+        """Return a traceback; no line of it can be taken for an event."""
         return _barred(super().formatException(ei))  # type: ignore[arg-type]
 
     def formatStack(self, stack_info: str) -> str:  # noqa: N802 -- logging's name
-        """Return a stack, likewise."""
+        """Return a stack; no line of it can be taken for an event."""
         return _barred(super().formatStack(stack_info))
 
 
@@ -186,7 +186,7 @@ def _barred(text: str) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """Lines for machines: the names are those of etcd's structured log (zap).
+    """JSON lines, with the names of etcd's structured log (zap).
 
     A record's attribute `fields`, a dict, becomes further members.
     """

@@ -1,8 +1,9 @@
-"""A running server: its parts, wired; how it starts, and how it ends.
+"""A server process in order: start, reload, stop, failure. Its parts are made in `kvd.wiring`.
 
-It is an object with `start` and `stop`, so it can run inside a test. Start: bind the addresses (a
-busy port is found before anything is logged), open the store, log the term, expire what is overdue,
-listen. Stop: listen no more, finish what was asked, end the watches, sync, close.
+KvdServer is an object with `start` and `stop`, so it can run inside a test. Start: bind the
+addresses (a busy port is found before anything is logged), open the store, log the term, expire
+what is overdue, listen. Stop: close the listeners, answer pending requests, end the watches, sync,
+close.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class KvdServer:
         self._watch_crashes = watch_crashes
         self._handed = handed
         self.urls: list[str] = []
-        """Where it listens, once it does, with the ports that the system chose."""
+        """URLs that are served, with the ports that the system chose; empty before."""
         self._store: Store
         self._clock: Clock
         self._parts: ServerParts
@@ -179,9 +180,9 @@ class KvdServer:
             store.index.reserve()
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start what happens without a request."""
+        """Start the background tasks."""
         self._parts.index_check.start()
-        # What is alive now stays so: the collector need not look at it again and again.
+        # All objects that exist now stay: the collector must not traverse them again.
         gc.freeze()
         # A request makes hardly any cycles: collecting as often as Python does cost 7 % (measured).
         gc.set_threshold(_COLLECT_AFTER)
@@ -223,7 +224,7 @@ class KvdServer:
         )
 
     def _ticked(self) -> dict[str, Callable[[], object]]:
-        """Return what is done every second."""
+        """Return the tasks of each second, by name."""
         parts = self._parts
         return {
             "connections": parts.http.tick,
@@ -238,16 +239,16 @@ class KvdServer:
     # Reload
 
     def reload(self) -> None:
-        """Read certificates and keys again; new connections get them."""
+        """Reload certificates and keys for new connections."""
         if self._tls is None:
-            log.info("there are no certificates to read again")
+            log.info("no certificates to reload")
         else:
             self._tls.reload()
 
     # Stop
 
     async def stop(self) -> None:
-        """Answer what was asked, end every watch, and close the store cleanly."""
+        """Answer pending requests, end every watch, and close the store cleanly."""
         parts = self._parts
         self._monitoring.health.set_stopping()
         parts.http.stop()
@@ -272,7 +273,7 @@ class KvdServer:
         log.info("stopped at index %d", self._store.applied.index)
 
     async def _answer_all(self) -> None:
-        """Answer everything that has been asked, and end every watch."""
+        """Answer pending requests, and end every watch."""
         parts = self._parts
         await parts.authorizer.settle()
         await parts.committer.drain()
@@ -280,7 +281,7 @@ class KvdServer:
         await parts.keys.responder.finish()
 
     async def _flush(self) -> None:
-        """Let the last answers reach their clients, as far as those read them, and leave."""
+        """Send the last responses, as far as clients read them, and close the connections."""
         connections = self._parts.http.connections
         began = time.monotonic()
         while connections and (waited_s := time.monotonic() - began) < _FLUSH_S:
@@ -293,7 +294,7 @@ class KvdServer:
     # Failure
 
     def _uncaught(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Take what no callback or task has caught: damage to the index ends the process."""
+        """Handle an exception that no callback or task has caught: damage ends the process."""
         error = context.get("exception")
         if isinstance(error, BROKEN):
             self._fail(error)
@@ -317,7 +318,7 @@ class KvdServer:
                 error,
             )
         elif isinstance(error, DirectoryLost):
-            # What has its name now is not to be touched.
+            # The path may lead to another directory now: nothing there is touched.
             log.critical("%s; stopping at once, nothing more is acknowledged", error)
             logging.shutdown()
             os._exit(error.exit_status)

@@ -1,1 +1,1 @@
-"""What is shared out among clients: turns of the loop, memory, places."""
+"""Limits that clients share: turns of the event loop, memory, connections."""

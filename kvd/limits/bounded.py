@@ -1,7 +1,7 @@
-"""A cache that is bounded by the memory that it takes.
+"""Cache bounded by the memory that its entries take.
 
-Values are found in `kept`, a plain dictionary, because the hot path looks there. When there is no
-room for another one, all are dropped: which of them was used longest ago is not worth being known.
+Values are in `kept`, a plain dictionary, because the hot path reads it. When there is no room for
+another value all are dropped: tracking which was used last would cost more than it saves.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ _K = TypeVar("_K")
 _V = TypeVar("_V")
 
 OVERHEAD_BYTES = 256
-"""What an entry takes beside its key and value: two objects' heads and its place."""
+"""Memory of an entry in addition to its key and value: two object headers and a table slot."""
 
 
 class Bounded(Generic[_K, _V]):
     """The cache.
 
     Attributes:
-        kept: what is kept; to be read only.
-        bytes: what it takes, as was said of each entry.
+        kept: the values by their keys; read-only.
+        bytes: the sum of the sizes that were given.
     """
 
     def __init__(self, bytes_max: int) -> None:
@@ -30,7 +30,7 @@ class Bounded(Generic[_K, _V]):
         self._bytes_max = bytes_max
 
     def keep(self, key: _K, value: _V, size: int) -> None:
-        """Keep a value that takes, with its key, so many bytes; or not, if that is too much."""
+        """Keep a value; key and value take `size` bytes. One above the limit is not kept."""
         size += OVERHEAD_BYTES
         self.drop(key)
         if self.bytes + size > self._bytes_max:
@@ -41,13 +41,13 @@ class Bounded(Generic[_K, _V]):
             self.bytes += size
 
     def drop(self, key: _K) -> None:
-        """Keep a value no longer, if it is kept."""
+        """Remove a value, if it is kept."""
         if key in self.kept:
             del self.kept[key]
             self.bytes -= self._sizes.pop(key)
 
     def clear(self) -> None:
-        """Drop everything."""
+        """Remove all values."""
         self.kept.clear()
         self._sizes.clear()
         self.bytes = 0

@@ -1,14 +1,14 @@
-"""Which connection gives way when there are as many as there may be.
+"""Connections to close when the limit of connections is reached.
 
-A newcomer is let in as long as another connection keeps the server waiting: the longest idle one is
-closed. In this order: those that are being closed anyway, those that have never made a request,
-those whose head has begun to come, those that are idle after a request, those whose body has begun
-to come, those that do not read what they are sent; of each kind the one that began to wait first.
+A new connection is served as long as another one keeps the server waiting: that which has been idle
+for longest is closed. In this order: those that are closing, those that have never sent a request,
+those with an incomplete head, those that are idle after a request, those with an
+incomplete body, those that do not read their response; of each kind the one that waits longest.
 
-- None is chosen by its kind before `GRACE_S` are over: a client that has just connected would give
-  way to the next one before its request is there. Until then the order is that of time alone.
+- The kind counts after `GRACE_S` only: a client that has just connected would give way to the next
+  one before its request arrives. Until then the order is that of time alone.
 - An address that has far more connections than others gives way before them.
-- A connection that is being answered never does, and neither does a watch.
+- A connection with a request in progress never gives way, and neither does a watch.
 
 Choosing among all of ten thousand connections takes tens of milliseconds. So the best of a part of
 them are chosen, which replace the worst of those that are still left from other parts.
@@ -24,12 +24,13 @@ from math import inf
 from typing import NamedTuple, Protocol
 
 GRACE_S = 3.0
-"""How long a connection may wait before it is judged by what it waits for."""
-# So many are kept, and when they are few so many more are looked at, which takes a millisecond.
+"""Seconds before a connection is judged by the kind of input that it waits for."""
+# So many candidates are kept; when few are left so many more connections are judged, which takes a
+# millisecond.
 _CHOSEN = 64
 _FEW = 16
 _LOOKED_AT = 1024
-# Where none gives way, none is looked for until then.
+# After a search without result there is none for this long.
 _VAIN_S = 1.0
 
 CLOSING, SILENT, HEAD, IDLE, BODY, UNREAD, _YOUNG = range(7)
@@ -37,7 +38,7 @@ BUSY = (_YOUNG + 1, inf)
 """The state of a connection that does not give way."""
 
 State = tuple[int, float]
-"""What a connection waits for, and since when."""
+"""The kind of input that a connection waits for, and since when."""
 
 
 class Member(Protocol):
@@ -45,18 +46,18 @@ class Member(Protocol):
 
     @property
     def address(self) -> str:
-        """Where it comes from."""
+        """The client's address."""
 
     @property
     def state(self) -> State:
-        """What it waits for, and since when."""
+        """State of the connection, and since when."""
 
     def abort(self) -> None:
         """Drop the connection at once."""
 
 
 class _Choice(NamedTuple):
-    """A connection that gives way if its state is still the same; the least gives way first."""
+    """A candidate, valid while its state is unchanged; the least gives way first."""
 
     is_of_few: bool
     kind: int
@@ -70,15 +71,15 @@ class Crowd:
     """The connections of one server.
 
     Attributes:
-        displaced: How many have given way.
+        displaced: number of connections closed for others.
     """
 
     def __init__(self, *members: Collection[Member]) -> None:
-        """Choose from all `members`, which change."""
+        """Choose from the collections `members`, which change."""
         self.displaced = 0
         self._members = members
         self._addresses: Counter[str] = Counter()
-        # The first to give way is the last.
+        # The last of these gives way first.
         self._chosen: list[_Choice] = []
         self._unseen: list[Member] = []
         self._places = count()
@@ -86,28 +87,28 @@ class Crowd:
         self._is_used = False
 
     def enters(self, address: str) -> None:
-        """A connection has been made."""
+        """Count a connection of an address."""
         self._addresses[address] += 1
 
     def leaves(self, address: str) -> None:
-        """It is gone."""
+        """Count it no longer."""
         self._addresses[address] -= 1
         if not self._addresses[address]:
             del self._addresses[address]
 
     def tick(self) -> None:
-        """Keep no connection for a choice that has not been needed lately; called every second."""
+        """Drop candidates that were not needed lately; called every second."""
         if not self._is_used:
             self._chosen.clear()
             self._unseen.clear()
         self._is_used = False
 
     def displace(self, newcomer: Member, now: float) -> bool:
-        """Close a connection so that another may be served; return whether one gives way.
+        """Close a connection so that a new one may be served; return whether one was closed.
 
         Args:
-            newcomer: the one that may be served then.
-            now: the time.
+            newcomer: the new connection.
+            now: the time, in seconds of the loop's clock.
         """
         if now < self._vain_until:
             return False
@@ -126,7 +127,7 @@ class Crowd:
         return False
 
     def _choose(self, newcomer: Member, now: float) -> None:
-        """Look at more connections, at all if need be, for those that give way next."""
+        """Find the next candidates among more connections, or all of them."""
         chosen = {choice.member: choice for choice in self._chosen}
         many = max(self._addresses.values(), default=0) / 2
         is_last_round = False
@@ -145,7 +146,7 @@ class Crowd:
         self._chosen.reverse()
 
     def _judge(self, member: Member, many: float, now: float) -> _Choice | None:
-        """Return when a connection gives way, if it may."""
+        """Return a connection as a candidate, if it may give way."""
         state = member.state
         if state == BUSY:
             return None

@@ -1,4 +1,4 @@
-"""A queue whose turns are shared out: by lane, then by group, then by member of a group.
+"""Fair queue: turns are shared by lane, then by group, then by member of a group.
 
 Each item names its lane, its group and its member. The first lane goes before all others; of the
 others, and of the groups in a lane and the members in a group, each that has something queued is
@@ -10,7 +10,7 @@ turn yet, and of its newest member likewise (unless an item says that its member
 And of one member always the newest item is taken. The last lane has one turn in eight.
 
 The queue is bounded. When it is full, the oldest item of the largest member of the largest group
-gives way. The first lane is not shared out: what it takes has to be trusted.
+gives way. The first lane is not shared: its items must be trusted.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class _Level(Generic[T]):
         return item
 
     def _resized(self, name: bytes, before: int, after: int) -> None:
-        """Note that a part has one item more or less; it is not kept without any."""
+        """Note that a part has one item more or less; an empty part is removed."""
         self.size += after - before
         if before:
             equals = self._by_size[before]

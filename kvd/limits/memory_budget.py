@@ -1,14 +1,13 @@
-"""Memory that requests and responses take, counted so that it can be bounded.
+"""Memory budget of requests and responses.
 
-Two sums with one limit for both: bytes of requests that are incomplete or not answered yet, and
-bytes of responses that are being made or have not been read. An eighth of the limit is left to each
-of the two, whatever the other one takes. Only what is large is counted; what is small is bounded by
-the number of connections.
+Two sums share one limit: bytes of requests that are incomplete or not answered, and bytes of
+responses that are being rendered or have not been read. An eighth of the limit is reserved for each
+of the two. Only what is large is counted; what is small is bounded by the number of connections.
 
 A request without room waits for it and is refused after a time (`kvd.http.receiving`). A response
-to a read is counted before it is made: without room it waits, and is refused after `ROOM_WAIT_S`.
-So is a write of a large value, before it is accepted. Small requests and responses may also use a
-reserve, which large ones leave free.
+to a read is counted before it is rendered: without room it waits, and is refused after
+`ROOM_WAIT_S`. So is a write of a large value, before it is accepted. Small requests and responses
+may also use a reserve, which large ones leave free.
 
 What has to be sent nonetheless (an event, the value that a write has replaced) may exceed the
 limit. Then, and while others wait for room, connections are cut (`kvd.http.sending.scheduler`), and
@@ -34,11 +33,11 @@ _Waiter = tuple[int, "asyncio.Future[None]"]
 
 
 class NoRoom(Exception):
-    """No room has come in time."""
+    """There was no room in time."""
 
 
 class MemoryBudget:
-    """The two sums.
+    """The two sums, and the responses that wait for room.
 
     Args:
         bytes_max: the limit of both together.
@@ -73,12 +72,12 @@ class MemoryBudget:
 
     @property
     def requests_max(self) -> int:
-        """How much requests may take together now."""
+        """Current limit of all requests."""
         return self._left_by(self.answers)
 
     @property
     def answers_max(self) -> int:
-        """How much responses may take together now."""
+        """Current limit of all responses."""
         return self._left_by(self.requests)
 
     def _left_by(self, others: int) -> int:
@@ -105,7 +104,7 @@ class MemoryBudget:
 
     @property
     def lacking(self) -> int:
-        """How many bytes of responses have to be freed: for all that wait, or exceed the limit."""
+        """Bytes of responses to free: for those that wait, and what exceeds the limit."""
         lacking = max(0, self.lacking_responses)
         if self.requests_wait:
             excess = self.requests - (self.requests_max - self.reserve)
@@ -114,7 +113,7 @@ class MemoryBudget:
 
     @property
     def lacking_responses(self) -> int:
-        """How many bytes responses lack, if any."""
+        """Bytes that responses lack, if any."""
         limit = self.answers_max
         excess = self.answers + min(sum(size for size, _ in self._small), limit) - limit
         if self._large:
@@ -133,7 +132,7 @@ class MemoryBudget:
         self.requests += size
 
     def give_back_request(self, size: int) -> None:
-        """Discount it."""
+        """Subtract a part of a request."""
         self.requests -= size
         if self._small or self._large:
             self._wake()
@@ -146,7 +145,7 @@ class MemoryBudget:
                 observer()
 
     def give_back(self, size: int) -> None:
-        """Discount it: it has been read, or is dropped."""
+        """Subtract a response, or a part of one, that was read or dropped."""
         self.answers -= size
         if self._small or self._large:
             self._wake()
@@ -201,7 +200,7 @@ class MemoryBudget:
 
 
 class Payload:
-    """Bytes that several clients may be sent: counted once, until the last of them has read.
+    """Bytes that may be sent to several clients: counted once, until the last has read them.
 
     Attributes:
         data: the bytes.
@@ -219,17 +218,17 @@ class Payload:
 
     @property
     def is_held(self) -> bool:
-        """Whether a client is being sent it, and so it is counted."""
+        """Whether it is being sent to a client, and so is counted."""
         return self._holders > 0
 
     def hold(self) -> None:
-        """One more client is being sent this."""
+        """Count one more client that it is sent to."""
         self._holders += 1
         if self._holders == 1:
             self._memory.take(len(self.data))
 
     def drop(self) -> None:
-        """A client has read it all, or is gone."""
+        """Count one client less: it has read everything, or is gone."""
         self._holders -= 1
         if not self._holders:
             self._memory.give_back(len(self.data))
@@ -261,7 +260,7 @@ class Values:
         ]
 
     def missing_bytes(self, parts: Parts) -> int:
-        """Return how much memory the parts of a body take, beside what others are sent already."""
+        """Return the memory that a body takes in addition to values that are being sent already."""
         values = (part for part in parts if isinstance(part, LargeValue))
         return sum(len(value.raw) for value in values if not self._is_counted(value))
 

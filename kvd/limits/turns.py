@@ -1,13 +1,12 @@
-"""How the turns of the event loop are shared out among connections.
+"""Fair shares of the event loop's turns, for connections.
 
-A turn of the loop serves every socket that has something to read, and a socket may hold a thousand
-requests. So a turn serves a bounded number of requests; connections with further ones wait in
-lanes and are visited in the turns that follow, one request at a visit, in the order in which they
-came. There is a lane each for
+A turn of the loop reads every socket that is readable, and a socket may hold a thousand requests.
+So a turn serves a bounded number of requests. Connections with further ones wait in lanes and are
+visited in the following turns, one request per visit, first come first served. There are lanes for
 
 - writes, which otherwise would wait behind reads twice, before and after they are made durable;
-- reads of keys that have just come: a client that asks for one thing after another;
-- requests that came together with others before them: a client that sends many ahead;
+- reads of keys that have just come: clients that send one request at a time;
+- requests behind others of their connection: clients that pipeline;
 - pieces of bodies, which may be of one byte;
 - what costs far more than these: handshakes of TLS, requests to other routes, long heads and paths
   of many components.
@@ -16,8 +15,8 @@ Each lane has its share of each turn, so that none of them holds up another. In 
 addresses of clients take turns, so that handshakes without end delay only those of their address.
 While a batch of writes waits for the loop, or any connection waits in a lane, a turn is shorter.
 
-The unit is what a short read costs, some 20 us. Nothing is counted per turn but `left`: it is set
-in the turn after it was used up, so that a server with little to do spends nothing on this.
+The unit is what a short read costs, some 20 us. The only counter is `left`: it is
+reset in the turn after it was used up, so that a server with little load spends nothing on this.
 """
 
 from __future__ import annotations
@@ -51,13 +50,13 @@ UNIT_BYTES_LOG2 = 14
 # What as many small chunks cost as are read at once.
 MANY_CHUNKS = 8
 UNIT_S = 20e-6
-"""What a unit stands for."""
-# What a request costs more that does not go the short way, because users are asked for, say.
+"""CPU time that a unit represents."""
+# Additional units of a request that goes the long way, for example because auth is enabled.
 LONG_WAY = 1
 
 
 class Lane(IntEnum):
-    """Where a connection waits."""
+    """Lane in which a connection waits."""
 
     WRITES = 0
     READS = 1
@@ -71,24 +70,24 @@ class Waiting(Protocol):
 
     @property
     def address(self) -> str:
-        """Where its client is."""
+        """The client's address."""
 
     @property
     def gone(self) -> bool:
-        """Whether its client has gone."""
+        """Whether the connection is closed."""
 
     def take_turn(self) -> None:
-        """Go on, for one request or one step."""
+        """Serve one request, or do one step."""
 
 
 class Turns:
     """The turns of one loop.
 
     Attributes:
-        left: Units that may still be used in this turn.
-        buffer: What all connections are read with: what is read is taken before the next is.
-        lent: As much of it as a connection may read at once.
-        visit: How many requests of a connection are served before others have their turn.
+        left: units that are left in this turn.
+        buffer: the read buffer of all connections: its content is taken before the next read.
+        lent: the part of it that a connection may fill at once.
+        visit: number of requests of a connection that are served before others have their turn.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -102,10 +101,10 @@ class Turns:
         self._writes_left = _WRITES
         self._slow_left = _SLOW
         self._is_hurried = False
-        # What is left of this turn besides, once nobody hurries any more.
+        # Further units of this turn, available after `calm`.
         self._put_by = 0
         self._is_set = False
-        # Whoever is visited in the lane has waited for it.
+        # The connection that is visited in the slow lane has waited for its slow step.
         self._is_granted = False
 
     def wait(self, connection: Waiting, lane: Lane) -> None:
@@ -117,7 +116,7 @@ class Turns:
         self._set()
 
     def takes_write(self) -> bool:
-        """Return whether this turn, used up otherwise, still takes a write."""
+        """Return whether this turn, whose units are used up, still takes a write."""
         if self._writes_left <= 0 or self._lanes[Lane.WRITES]:
             return False
         self._writes_left -= 1
@@ -126,7 +125,7 @@ class Turns:
         return True
 
     def takes_slow(self) -> bool:
-        """Return whether this turn still takes something slow."""
+        """Return whether this turn still takes a slow step."""
         if not self._is_granted and (self._slow_left <= 0 or self._slow):
             return False
         self._slow_left -= 1
@@ -134,14 +133,14 @@ class Turns:
         return True
 
     def hurry(self) -> None:
-        """A batch of writes waits: keep the turns short until `calm`."""
+        """Keep the turns short until `calm`: a batch of writes waits for the loop."""
         self._is_hurried = True
         if self.left > _HURRIED_TURN:
             self._put_by += self.left - _HURRIED_TURN
             self.left = _HURRIED_TURN
 
     def calm(self) -> None:
-        """No batch waits any more."""
+        """Allow long turns again."""
         self._is_hurried = False
         self.left += self._put_by
         self._put_by = 0
@@ -188,7 +187,7 @@ class Turns:
             self._set()
 
     def _visit(self, lane: deque[Waiting], count: int) -> None:
-        """Visit some of a lane; those that it is left with wait for the next turn."""
+        """Visit some connections of a lane; the others wait for the next turn."""
         self.left = max(1, self.left)
         for _ in range(min(count, len(lane))):
             lane.popleft().take_turn()
@@ -196,7 +195,7 @@ class Turns:
                 break
 
     def _visit_slow(self) -> None:
-        """Visit some of those that wait for something slow; those that have gone do not count."""
+        """Visit some of the slow lane; closed connections do not count."""
         self.left = max(1, self.left)
         self._is_granted = True
         try:

@@ -1,1 +1,1 @@
-"""How bytes reach `kvd.http`: sockets, TLS, systemd."""
+"""Transport below `kvd.http`: sockets, TLS, systemd."""

@@ -1,4 +1,4 @@
-"""Taking the connections of one listener, with TLS where that is spoken."""
+"""Acceptor of one listener: accepts its connections, with TLS if the listener speaks it."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from kvd.net.tls_connection import TlsConnection
 log = logging.getLogger(__name__)
 
 _ACCEPTED_MAX = 32
-"""So many connections are taken in one turn of the loop, whichever loop it is."""
-# Where there are too many open files, it is tried again after so long.
+"""Connections accepted in one turn of the loop."""
+# Pause after the system has run out of files or memory.
 _PAUSE_S = 1.0
 _TOO_MANY = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
-# What a client that has gone again leaves behind: the next one is taken (accept(2)).
+# Errors of a connection that the client has closed before accept(2): ignored.
 _GONE = frozenset(
     (errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH)
 )
 
 
 class Acceptor:
-    """Makes a connection of each client that comes to a listener."""
+    """Accepts the connections of one listener."""
 
     def __init__(
         self,
@@ -40,13 +40,13 @@ class Acceptor:
         connect: Callable[[], Connection],
         tls: Tls | None,
     ) -> None:
-        """Take connections, once it is started.
+        """Accept connections, once started.
 
         Args:
-            listener: where from.
-            server: what they share.
-            connect: makes a connection.
-            tls: how they are secured, where the listener speaks TLS.
+            listener: the bound socket and its URLs.
+            server: the server that the connections belong to.
+            connect: makes the protocol of a connection.
+            tls: certificates, if the listener speaks TLS.
         """
         self._listener = listener
         self._backlog = server.limits.backlog
@@ -61,7 +61,7 @@ class Acceptor:
         self._begun: set[asyncio.Task[None]] = set()
 
     async def start(self, what: str) -> None:
-        """Listen, and log that `what` is done there.
+        """Listen, and log `what` with the URLs.
 
         Raises:
             AddressUnavailable: the system refuses.
@@ -91,7 +91,7 @@ class Acceptor:
                     continue
                 if error.errno not in _TOO_MANY:
                     raise
-                log.warning("no connection can be taken for a second: %s", error.strerror)
+                log.warning("accepting no connections for a second: %s", error.strerror)
                 self._loop.remove_reader(bound.fileno())
                 self._pause = self._loop.call_later(
                     _PAUSE_S, self._loop.add_reader, bound.fileno(), self._accept
@@ -108,12 +108,12 @@ class Acceptor:
             if client.family != socket.AF_UNIX:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await loop.connect_accepted_socket(self._connect, client)
-        except OSError as error:  # it has gone already
+        except OSError as error:  # the client has gone
             log.debug("a connection ended before it began: %s", error)
             client.close()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Close the listening socket, and give up unfinished handshakes."""
         if self._handshakes is not None:
             self._handshakes.stop()
         if self._pause is not None:
@@ -125,10 +125,10 @@ class Acceptor:
         self._listener.remove_path()
 
     async def finish(self) -> None:
-        """Stop listening, but accept what has connected already.
+        """Stop listening, but accept the connections that are pending.
 
-        What still waits at a socket when it is closed is reset; at one that was handed over it
-        waits for the next start.
+        Closing a socket resets its pending connections; those of a socket that was handed over
+        wait for the next start.
         """
         last = self._listener.socket.dup() if self._listener.is_own else None
         self.close()

@@ -1,4 +1,4 @@
-"""What a client's certificate says, as `ssl.SSLObject.getpeercert` describes it."""
+"""Names in a client's certificate, as `ssl.SSLObject.getpeercert` returns it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def common_name(certificate: Mapping[str, Any]) -> str:
-    """Return the common name; empty for none."""
+    """Return the common name, or an empty string."""
     for attributes in certificate.get("subject", ()):
         for name, value in attributes:
             if name == "commonName":

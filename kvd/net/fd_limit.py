@@ -1,6 +1,6 @@
-"""How the files that the process may open are divided, so that the store never lacks one.
+"""Division of RLIMIT_NOFILE between the store and client connections.
 
-A segment of the log that could not be opened because of clients would look like a full disk.
+A log segment that cannot be opened because clients hold all files would look like a full disk.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 log = logging.getLogger(__name__)
 
-# Files that are open beside those of clients: the log, the index, the listeners, a snapshot.
+# Files that are not of clients: the log, the index, the listeners, a snapshot.
 _RESERVED = 64
 _BACKLOG_MAX = 4096
 _LINGERING_MAX = 256
@@ -19,23 +19,23 @@ _UNLIMITED = 1 << 20
 
 
 class Files(NamedTuple):
-    """The shares of clients."""
+    """Numbers of client connections that may be open, by their state."""
 
     backlog: int
-    """Of those who wait to be accepted, and may all be accepted in one turn of the loop."""
+    """Pending at the listening socket; all of them may be accepted in one turn of the loop."""
     lingering_max: int
-    """Of those who are being turned away."""
+    """Refused, and not closed yet."""
     connections_max: int
-    """Of those who are served."""
+    """Served."""
 
     @property
     def watchers_max(self) -> int:
-        """How many of them may wait for events: the rest is left to requests."""
+        """Limit of watchers: the other connections are left to requests."""
         return self.connections_max - max(self.connections_max // 16, 1)
 
 
 def raise_limit() -> int:
-    """Raise the limit of open files as far as it goes; return it."""
+    """Raise the soft limit of open files to the hard one; return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -43,7 +43,7 @@ def raise_limit() -> int:
 
 
 def divide(files: int, wanted: int | None) -> Files:
-    """Return the shares of a number of files; `wanted` is what the flag says of connections."""
+    """Divide a number of files; `wanted` is the limit of connections that the flag sets."""
     backlog = min(_BACKLOG_MAX, max(files // 8, 1))
     lingering_max = min(_LINGERING_MAX, files // 8)
     most = max(files - _RESERVED - backlog - lingering_max, 1)

@@ -85,7 +85,11 @@ class Handshakes:
         """Log that a handshake failed."""
         if self._failed.allow():
             log.warning(
-                "no TLS with %s at %s: %s%s", peer, self._url, reason, self._failed.suppressed()
+                "TLS handshake with %s at %s failed: %s%s",
+                peer,
+                self._url,
+                reason,
+                self._failed.suppressed(),
             )
 
 

@@ -1,9 +1,8 @@
-"""Sockets to listen on: bound here, or handed over by whoever started the process.
+"""Listening sockets: bound here, or handed over by the process that started this one.
 
-A wildcard address, of either family, takes connections of both, as Go's listeners do. A path of a
-socket in the file system is taken from a server that is dead, never from one that lives; who may
-connect there may do everything, so it is its owner's and its group's alone (0660). It is removed
-again at the end.
+A wildcard address, of either family, accepts connections of both, as Go's listeners do. A path of a
+socket in the file system is reused if no server listens there. Any client that can connect to it
+may do everything, so only its owner and group can (0660). It is removed at the end.
 """
 
 from __future__ import annotations
@@ -59,12 +58,12 @@ class Listener:
         return not all(url.is_tls for url in self.urls)
 
     def close(self) -> None:
-        """Give the address back."""
+        """Close the socket."""
         self.socket.close()
         self.remove_path()
 
     def remove_path(self) -> None:
-        """Remove the path of a socket that was made here."""
+        """Remove the path of a socket that was bound here."""
         if self.path is not None:
             with suppress(OSError):
                 self.path.unlink()
@@ -88,7 +87,7 @@ def bind(urls: Sequence[ListenUrl]) -> list[Listener]:
 
 
 def handed_over(handed: Iterable[Handed], urls: Sequence[ListenUrl]) -> list[Listener]:
-    """Return the listeners that sockets make which somebody else has bound.
+    """Return listeners for sockets that were handed over.
 
     They speak TLS where the URLs of the settings say so of their port or path.
     """
@@ -116,7 +115,7 @@ def _urls_of(bound: socket.socket, urls: Sequence[ListenUrl]) -> tuple[ListenUrl
 
 
 def _by_address(urls: Sequence[ListenUrl]) -> list[list[ListenUrl]]:
-    """Bring together the URLs that share an address; port 0 is another one each time."""
+    """Group the URLs that share an address; port 0 is a different one each time."""
     addresses: dict[object, list[ListenUrl]] = {}
     for place, url in enumerate(urls):
         key = (url.host, url.port) if url.port or url.is_socket else place
@@ -177,22 +176,22 @@ def _bind_path(sharing: Sequence[ListenUrl]) -> Listener:
 
 
 def _remove_dead(url: ListenUrl, path: Path) -> None:
-    """Remove the socket of a server that has ended without doing so.
+    """Remove the socket that a killed server has left behind.
 
     Raises:
-        AddressUnavailable: a server lives there, or it is no socket.
+        AddressUnavailable: a server listens there, or the file is no socket.
     """
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise AddressUnavailable(f"cannot listen on {url}: the file there is no socket")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            # A server too busy to take the connection at once lives, too.
+            # A server that is too busy to accept at once is running, too.
             probe.setblocking(False)
             probe.connect(url.host)
     except FileNotFoundError:
         return
     except ConnectionRefusedError:
-        log.info("%s: nobody listens on this socket any more, made anew", path)
+        log.info("%s: removed the socket of a server that has ended", path)
         path.unlink()
         return
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""A certificate that the server makes for itself (`--auto-tls`), kept as `tls/*.pem` in the data.
+"""Self-signed certificate (`--auto-tls`), stored as `tls/*.pem` in the data directory.
 
 It proves nothing to a client that has not seen it before; what it gives is encryption. It is used
 again by the next start, and made anew when it is for other hosts or has nearly ended.
@@ -33,7 +33,7 @@ class TlsUnusable(Exception):
 
 
 def self_signed(directory: Path, hosts: Sequence[str], *, years: int) -> tuple[Path, Path]:
-    """Return certificate and key, made just now if need be.
+    """Return certificate and key; make them if they are missing or do not fit.
 
     Args:
         directory: where they are kept; made if it is missing.
@@ -72,7 +72,7 @@ def _is_good(cert: Path, key: Path, hosts: Sequence[str]) -> bool:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (ValueError, x509.ExtensionNotFound):
         return False
-    if private.public_key() != certificate.public_key():  # made by a start that was cut short
+    if private.public_key() != certificate.public_key():  # a start was killed between the two
         return False
     left = certificate.not_valid_after_utc - datetime.now(UTC)
     return left > _RENEWED_BEFORE_END and list(names) == list(map(_name, hosts))

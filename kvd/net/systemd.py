@@ -1,4 +1,4 @@
-"""What systemd and kvd tell each other: sockets that are handed over, and how the service is.
+"""systemd: sockets handed over by the service manager, and notifications to it.
 
 Both protocols are so small that they are spoken here instead of through a library. sd_notify(3) is
 one datagram, lines of `NAME=value`, to the unix socket that `$NOTIFY_SOCKET` names. Sockets handed
@@ -22,17 +22,17 @@ from kvd.lines import printable
 log = logging.getLogger(__name__)
 
 _FIRST_FD = 3
-# More than this is no number of sockets that anyone hands over.
+# Sanity limit of the number of sockets.
 _FDS_MAX = 1024
 _FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 # The receiver is another process with a queue, which may be full for a moment.
 _SEND_S = 1.0
-# An index of many millions of keys takes minutes to build; whoever ends that has it begun again.
+# An index of many millions of keys takes minutes to build, and a killed start begins again.
 _EXTENSION_S = 30
 
 
 class BadHandover(Exception):
-    """What was handed over cannot be served; the message says what it is."""
+    """A descriptor that was handed over cannot be served; the message says why."""
 
 
 class Handed(NamedTuple):
@@ -43,7 +43,7 @@ class Handed(NamedTuple):
 
 
 class Notifier:
-    """Tells the service manager how the service is, where there is one that wants to know."""
+    """Notifies the service manager of the state of the service, if there is one."""
 
     def __init__(self, address: str, watchdog_s: float | None) -> None:
         # A leading @ stands for the zero byte of an abstract address.
@@ -54,7 +54,7 @@ class Notifier:
 
     @classmethod
     def take(cls, environ: MutableMapping[str, str]) -> Notifier:
-        """Return what the environment names, and take it out: it is meant for no child."""
+        """Return a notifier by the environment, whose variables are removed: children have none."""
         address = environ.pop("NOTIFY_SOCKET", "")
         period_us = environ.pop("WATCHDOG_USEC", "")
         pid = environ.pop("WATCHDOG_PID", "")
@@ -62,32 +62,32 @@ class Notifier:
         return cls(address, int(period_us) / 1e6 if asked else None)
 
     def starting(self, loop: asyncio.AbstractEventLoop, status: str) -> None:
-        """The service is getting ready, which takes as long as it takes: time-outs are extended."""
+        """Report the start, and extend its timeout until `serving`."""
         self._send(f"EXTEND_TIMEOUT_USEC={_EXTENSION_S * 1_000_000}", f"STATUS={status}")
         self._timer = loop.call_later(_EXTENSION_S / 3, self.starting, loop, status)
 
     def serving(self, loop: asyncio.AbstractEventLoop, status: str) -> None:
-        """The service is ready; from now on the watchdog watches."""
+        """Report that the service is ready, and start to feed the watchdog."""
         if self._timer is not None:
             self._timer.cancel()
         self.ready(status)
         self._pat(loop)
 
     def ready(self, status: str) -> None:
-        """The service serves, for the first time or after a reload."""
+        """Report that the service is ready, after a start or a reload."""
         self._send("READY=1", f"STATUS={status}")
 
     def reloading(self) -> None:
-        """The configuration is read again; `ready` follows."""
+        """Report a reload; `ready` follows."""
         now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._send("RELOADING=1", f"MONOTONIC_USEC={now_us}")
 
     def stopping(self, status: str) -> None:
-        """The service is about to end."""
+        """Report that the service stops."""
         self._send("STOPPING=1", f"STATUS={status}")
 
     def _pat(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Pat the watchdog from the loop, twice a period: it bites when the loop stands still."""
+        """Feed the watchdog from the event loop, twice a period: it fires when the loop hangs."""
         if self._watchdog_s is None:
             return
         self._send("WATCHDOG=1")
@@ -102,14 +102,14 @@ class Notifier:
                 sender.sendto("\n".join(map(printable, lines)).encode(), self._address)
         except OSError as error:
             if self._is_heard:
-                log.warning("the service manager cannot be told %s: %s", lines[0], error)
+                log.warning("cannot notify the service manager of %s: %s", lines[0], error)
             self._is_heard = False
         else:
             self._is_heard = True
 
 
 def take_sockets(environ: MutableMapping[str, str]) -> list[Handed]:
-    """Return the sockets that were handed over to this process, and keep them from its children.
+    """Return the sockets that were handed over, made non-inheritable.
 
     Raises:
         BadHandover: one of them is not a stream socket that can be listened on.

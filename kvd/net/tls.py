@@ -1,4 +1,4 @@
-"""The server's side of TLS: certificate and key, whom to trust, and reading them again.
+"""TLS settings of the server: certificate, key, trusted authorities, and their reload.
 
 The files are looked at when a connection comes, at most once a second: a certificate that has been
 renewed is served without being told (etcd reads its files at each handshake). SIGHUP does the same
@@ -26,7 +26,7 @@ _OTHERS = 0o007
 
 
 class Tls:
-    """How connections are secured, now.
+    """The current TLS context of new connections.
 
     Attributes:
         config: the settings.
@@ -34,7 +34,7 @@ class Tls:
     """
 
     def __init__(self, config: TlsConfig, directory: Path, hosts: Sequence[str]) -> None:
-        """Read the files, or make them.
+        """Read the files, or make a self-signed certificate.
 
         Args:
             config: the settings.
@@ -53,7 +53,7 @@ class Tls:
         self._seen = self._state()
 
     def current_context(self) -> ssl.SSLContext:
-        """Return what a new connection uses: the files as they are now, if they are any good."""
+        """Return the context of a new connection, reloaded if the files have changed."""
         now = time.monotonic()
         if now - self._looked_at >= _LOOK_S:
             self._looked_at = now
@@ -63,14 +63,14 @@ class Tls:
         return self.context
 
     def reload(self) -> None:
-        """Read the files again; connections that are there keep what they have."""
+        """Reload the files for new connections; on failure keep the current context."""
         self._seen = self._state()
         try:
             self.context = self._read()
         except TlsUnusable as error:
-            log.error("the certificates stay as they were: %s", error)  # noqa: TRY400 -- one line
+            log.error("certificate reload failed, keeping the current one: %s", error)  # noqa: TRY400 -- one line
         else:
-            log.info("read again: %s", ", ".join(map(str, self._files())))
+            log.info("certificates reloaded: %s", ", ".join(map(str, self._files())))
 
     def _read(self) -> ssl.SSLContext:
         config = self.config
@@ -86,7 +86,7 @@ class Tls:
         return [Path(name) for name in names if name]
 
     def _state(self) -> list[tuple[int, ...]]:
-        """What changes when one of the files does."""
+        """Inode, time and size of each file: a change of any means a reload."""
         state: list[tuple[int, ...]] = []
         for path in self._files():
             with suppress(OSError):
@@ -105,7 +105,7 @@ def make_context(config: TlsConfig, cert: Path, key: Path) -> ssl.SSLContext:
     lowest, highest = config.versions
     context.minimum_version, context.maximum_version = _VERSIONS[lowest], _VERSIONS[highest]
     context.options |= ssl.OP_NO_RENEGOTIATION
-    # A client that could also speak HTTP/2 is told that this is not it.
+    # A client that also speaks HTTP/2 learns that this server does not.
     context.set_alpn_protocols(["http/1.1"])
     if config.ciphers:
         try:
@@ -148,7 +148,7 @@ def _load_certificate(context: ssl.SSLContext, cert: Path, key: Path) -> None:
 
 
 def _load_authorities(context: ssl.SSLContext, path: Path) -> None:
-    """Take what one file holds: certificates of authorities, or lists of what they revoked."""
+    """Load one file: certificates of authorities, or revocation lists."""
     _require_readable(path)
     try:
         context.load_verify_locations(path)

@@ -169,7 +169,7 @@ class TlsConnection(TlsTransport, asyncio.BufferedProtocol):
 
     @property
     def state(self) -> State:
-        """What the server waits for, and since when."""
+        """State of the handshake, and since when."""
         if self._closing or self in self._handshakes.beyond:
             return BUSY
         return SILENT, self._since

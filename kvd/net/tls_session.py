@@ -59,7 +59,7 @@ class TlsSession:
 
     @property
     def received_bytes(self) -> int:
-        """How many bytes were received and not read."""
+        """Number of bytes that were received and not decrypted."""
         return len(self._received)
 
     @property

@@ -36,7 +36,7 @@ class TestClientCertificates:
         )
         assert refusal(server, stranger) == "TLSV1_ALERT_UNKNOWN_CA"
         # The second failure is not told within ten seconds of the first.
-        line = line_with(server, "no TLS with 127.0.0.1:")
+        line = line_with(server, "TLS handshake with 127.0.0.1:")
         assert "peer did not return a certificate" in line
 
     def test_a_revoked_one_does_not_get_in(self, start, authority):
@@ -46,7 +46,7 @@ class TestClientCertificates:
         server = start(*argv)
         for name, expected in ((alice, True), (mallory, False)):
             assert is_served(server, client_context(authority.cert, name)) is expected
-        line = line_with(server, "no TLS with")
+        line = line_with(server, "TLS handshake with")
         assert "certificate was refused: certificate revoked" in line
 
     def test_one_for_another_host_does_not_get_in(self, start, authority):
@@ -56,7 +56,7 @@ class TestClientCertificates:
         bad = client_context(authority.cert, authority.sign("bad", "bad.example"))
         assert is_served(server, good)
         assert not is_served(server, bad)
-        line = line_with(server, "no TLS with")
+        line = line_with(server, "TLS handshake with")
         assert line.endswith("the client's certificate is not for good.example")
 
     def test_the_common_name_is_a_user_where_it_is_asked_for(self, start, authority):
@@ -128,7 +128,7 @@ class TestFilesThatChange:
         assert old.request("GET", "/version").status == 200
         second = own.sign("server", "127.0.0.1")
         server.signal(signal.SIGHUP)
-        server.wait_for_log(f"read again: {second.cert}, {second.key}")
+        server.wait_for_log(f"certificates reloaded: {second.cert}, {second.key}")
         assert served_serial(server, context) == second.serial != first.serial
         assert old.request("GET", "/version").status == 200
 
@@ -137,11 +137,11 @@ class TestFilesThatChange:
         server, context = start(of=pair), client_context(own.cert)
         pair.cert.write_text("nonsense")
         server.signal(signal.SIGHUP)
-        server.wait_for_log("the certificates stay as they were")
+        server.wait_for_log("certificate reload failed, keeping the current one")
         for _ in range(5):
             assert served_serial(server, context) == pair.serial
-        line = line_with(server, "the certificates stay")
-        assert f"ERROR the certificates stay as they were: {pair.cert} and {pair.key}" in line
+        line = line_with(server, "ERROR certificate reload failed")
+        assert f", keeping the current one: {pair.cert} and {pair.key}" in line
         again = own.sign("server", "127.0.0.1")
         wait_until(lambda: served_serial(server, context) == again.serial)
 
@@ -153,7 +153,7 @@ class TestFilesThatChange:
 
     def test_a_signal_without_certificates_ends_nothing(self, fresh_server):
         fresh_server.signal(signal.SIGHUP)
-        fresh_server.wait_for_log("no certificates to read again")
+        fresh_server.wait_for_log("no certificates to reload")
         assert fresh_server.client().request("GET", "/version").status == 200
 
 

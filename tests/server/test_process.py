@@ -124,7 +124,7 @@ def test_a_signal_does_not_end_a_stop_either(make_server, number):
 def test_sighup_without_certificates_changes_nothing(make_server):
     server = make_server().start()
     server.signal(signal.SIGHUP)
-    server.wait_for_log("there are no certificates to read again")
+    server.wait_for_log("no certificates to reload")
     assert server.client().put("/a", 1).status == 201
     assert server.terminate() == 0
 
