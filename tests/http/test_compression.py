@@ -9,7 +9,7 @@ import pytest
 
 from kvd.http.compression import accepts_gzip
 from tests.handlers.keys.test_answer_memory import held_bytes
-from tests.http.test_limits import MIB, rejected
+from tests.support.memory import MIB, rejected
 from tests.support.raw import Raw, request
 from tests.support.server import Answer, Client, Server, running
 

@@ -6,8 +6,8 @@ import ssl
 
 import pytest
 
-from tests.http.test_limits import rejected, resident_bytes
 from tests.monitoring.test_metrics import scrape
+from tests.support.memory import rejected, resident_bytes
 from tests.support.server import PATIENCE_S, free_port
 from tests.support.tls import (
     HANDSHAKE,

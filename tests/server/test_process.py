@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kvd.process import FreedMemory
-from tests.http.test_limits import MIB, anonymous_bytes
+from tests.support.memory import MIB, anonymous_bytes
 from tests.support.raw import Raw, request
 from tests.support.server import PATIENCE_S, ROOT, run_kvd
 from tests.support.tls import LOOPS

@@ -7,7 +7,7 @@ from kvd.http.receiving import Receiving
 from kvd.http.sending.outbox import Outbox
 from kvd.http.sending.scheduler import Sending
 from kvd.limits.memory_budget import MemoryBudget, Payload
-from tests.http.test_limits import MIB
+from tests.support.memory import MIB
 
 
 def run(act: Callable[[], Coroutine[None, None, None]]) -> None:

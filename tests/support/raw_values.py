@@ -2,7 +2,7 @@
 
 import os
 
-from tests.http.test_limits import MIB
+from tests.support.memory import MIB
 from tests.support.server import Answer, Client
 
 VALUES = {

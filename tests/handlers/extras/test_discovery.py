@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from kvd.config.load import Config, ConfigError, parse
-from tests.http.test_limits import rejected
 from tests.support.guarded import ROOT, ask_for_users
+from tests.support.memory import rejected
 from tests.support.server import Answer, Client
 
 REGISTRY = "/_etcd/registry"

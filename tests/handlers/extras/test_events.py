@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.handlers.keys.test_answer_memory import CONTROL, held_bytes, lazy_clients, put_large
-from tests.http.test_limits import MIB, peak_bytes, rejected
+from tests.support.memory import MIB, peak_bytes, rejected
 from tests.support.pages import Page
 from tests.support.raw import request
 from tests.support.waiting import wait_until

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.http.test_limits import MIB, rejected
 from tests.support.guarded import AL, DENIED, ROOT, ask_for_users
+from tests.support.memory import MIB, rejected
 from tests.support.raw import Raw, request
 from tests.support.raw_values import VALUES, get, put
 from tests.support.server import Server, running

@@ -11,7 +11,7 @@ import pytest
 from kvd.v2.commands import Transaction
 from kvd.v2.errors import ApiError
 from kvd.v2.rules import decide, decide_all
-from tests.http.test_limits import MIB
+from tests.support.memory import MIB
 from tests.support.model import Model
 from tests.support.raw import Raw
 from tests.support.stores import NOW_NS, random_command

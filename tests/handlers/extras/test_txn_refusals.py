@@ -9,8 +9,8 @@ import pytest
 from kvd.v2.commands import CreateInOrder
 from kvd.v2.errors import ApiError
 from kvd.v2.extras.txn import read_body
-from tests.http.test_limits import MIB, rejected
 from tests.support.guarded import DENIED, ROOT, ask_for_users, basic
+from tests.support.memory import MIB, rejected
 from tests.support.server import Server, running
 from tests.support.txn import op, txn
 

@@ -8,8 +8,8 @@ from kvd.http.receiving import Receiving
 from kvd.http.sending.scheduler import Sending
 from kvd.limits.memory_budget import MemoryBudget, NoRoom
 from kvd.limits.rate import RATE_MIN
-from tests.http.test_limits import MIB
 from tests.support.lazy_readers import Upload, readers, run
+from tests.support.memory import MIB
 
 
 def test_in_a_turn_no_more_is_sent_than_takes_a_millisecond(loop):

@@ -13,9 +13,9 @@ from kvd.http.receiving import Receiving
 from kvd.http.sending.outbox import Outbox
 from kvd.json_text import LargeValue, escape
 from kvd.limits.memory_budget import MemoryBudget, Values
-from tests.http.test_limits import MIB, peak_bytes, rejected
 from tests.monitoring.test_metrics import scrape
 from tests.support.lazy_readers import Upload, run
+from tests.support.memory import MIB, peak_bytes, rejected
 from tests.support.raw import Raw, request
 from tests.support.server import FORM, Answer, Client, Server
 from tests.support.waiting import wait_until

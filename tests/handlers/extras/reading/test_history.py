@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.http.test_limits import MIB
+from tests.support.memory import MIB
 from tests.support.pages import write_much
 from tests.support.server import Client, Server, running
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.http.test_limits import MIB, rejected
 from tests.support.guarded import AL, DENIED, ROOT, ask_for_users
+from tests.support.memory import MIB, rejected
 from tests.support.server import Answer, Client, Server, running
 
 
