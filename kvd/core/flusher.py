@@ -96,6 +96,7 @@ class Flusher:
 
     def tick(self) -> None:
         """Flush what is there, about once a second."""
+        self._state.forget_large()
         if not self.holds:
             self.flush()
         self.free()

@@ -137,6 +137,11 @@ class Pending(Batch, Nodes):
             if key not in nodes:
                 yield key, decode_node(key, data)
 
+    @property
+    def loaded_bytes(self) -> int:
+        """The bytes of all large rows that the state has loaded so far."""
+        return self._state.loaded_bytes
+
     def entry(self, what: str, name: str) -> Entry | None:
         """Return the entry of a name, or None."""
         entry = self.entered.get(entry_key(what, name))

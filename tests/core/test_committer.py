@@ -294,3 +294,23 @@ async def test_outcomes_are_counted_by_kind(tmp_path):
         body = engine.stats.body(0)
         assert b'"setsSuccess":1,"setsFail":1' in body
         assert b'"createSuccess":0,"createFail":1' in body
+
+
+@on_a_loop
+async def test_refusals_that_look_at_large_values_make_short_batches(tmp_path):
+    async with started(tmp_path / "data", segment_bytes_max=64 << 20) as engine:
+        for number in range(8):
+            await engine.run(Set(b"/%d" % number, b"v" * (5 << 20)))
+        await until(lambda: not engine.committer.flusher.holds)
+        batches = engine.committer.batch_s.cumulative()[-1][1]
+        outcomes = await engine.run(*(Create(b"/%d" % number, b"") for number in range(8)))
+        assert {error(outcome)[0] for outcome in outcomes} == {105}
+        assert engine.committer.batch_s.cumulative()[-1][1] - batches >= 4
+        # One value is read once, however often it is looked at.
+        loaded = engine.store.state.loaded_bytes
+        await engine.run(*(Create(b"/7", b"") for _ in range(100)))
+        assert engine.store.state.loaded_bytes == loaded
+        # What has been written since is not what was looked at.
+        await engine.run(Set(b"/7", b"w" * (5 << 20)))
+        await until(lambda: not engine.committer.flusher.holds)
+        assert engine.value(b"/7") == b"w" * (5 << 20)

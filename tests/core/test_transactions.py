@@ -208,3 +208,17 @@ async def test_many_in_a_row_make_several_batches(tmp_path):
         await run(engine, *many)
         assert engine.store.applied.index == 1 + 40 * 128
         assert engine.commits >= commits + 5, "about a thousand changes each"
+
+
+@on_a_loop
+async def test_it_looks_at_so_many_bytes_of_values_at_most(tmp_path):
+    async with started(tmp_path / "data", segment_bytes_max=64 * MIB) as engine:
+        await engine.run(*(Set(b"/%d" % number, b"v" * (3 * MIB)) for number in range(6)))
+        conditions = [Condition(b"/%d" % number, exists=True) for number in range(6)]
+        await run(engine, of(Set(b"/ok", b""), when=conditions[:5]))
+        (same,) = await run(engine, of(Set(b"/ok", b""), when=conditions[:5] * 20))
+        assert len(same) == 1
+        (refused,) = await run(engine, of(Set(b"/ok", b""), when=conditions))
+        assert (refused.code, refused.limit) == (210, "transaction_too_large")
+        assert refused.place == ("when", 5)
+        assert engine.failures == []

@@ -98,6 +98,8 @@ class Decider:
             except ApiError as refusal:
                 refusal.index = pending.index
                 answers.append((done, command, refusal))
+                if round_.has_loaded_much():
+                    break
                 continue
             except NoRoom as no_room:
                 answers.append((done, command, no_room.refusal))
@@ -110,7 +112,7 @@ class Decider:
                     queue.appendleft(queued)
                     break
                 size = sum(map(len, records))
-                if len(records) >= BATCH_RECORDS_MAX:
+                if len(records) >= BATCH_RECORDS_MAX or round_.has_loaded_much():
                     break
                 continue
             size = grown

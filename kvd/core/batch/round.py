@@ -32,6 +32,10 @@ REMOVING = (Delete, CompareAndDelete)
 _CONDITION = CompareAndSwap(b"", b"", None, 0)
 
 
+# Large values that commands look at and do not change, beside those of the first: 10 ms.
+_LOADED_BYTES_MAX = 4 << 20
+
+
 class Round:
     """One batch, and all that get a response to it.
 
@@ -51,12 +55,23 @@ class Round:
     removals: Removals | None = None
     removed: dict[int, list[bytes]] = {}  # noqa: RUF012 -- never changed here
     pays = False
+    _loaded_max: int | None = None
 
     def __init__(self, pending: Pending, time_ns: int, queued: int) -> None:
         self.pending = pending
         self.time_ns = time_ns
         self.queued = queued
         self.answers: Answers = []
+
+    def has_loaded_much(self) -> bool:
+        """Return whether so many large values were looked at that others should come first.
+
+        To be asked after each command that may have looked at some without changing them.
+        """
+        loaded = self.pending.loaded_bytes
+        if self._loaded_max is None:
+            self._loaded_max = loaded + _LOADED_BYTES_MAX
+        return loaded > self._loaded_max
 
     def answer_all(self, refusal: ApiError) -> None:
         """Respond to all commands and documents with the same refusal."""

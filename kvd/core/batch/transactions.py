@@ -8,13 +8,14 @@ from functools import partial
 from kvd.core.batch.limits import BatchLimits
 from kvd.core.batch.round import REMOVING, AllDone, Outcome, Round, counted
 from kvd.storage.format.event import Event
+from kvd.storage.format.node import Node
 from kvd.storage.format.records import REMOVALS, Change, encode_record
 from kvd.v2.commands import Command, Transaction
 from kvd.v2.errors import INVALID_FORM, RAFT_INTERNAL, ApiError, RouteError
 from kvd.v2.rules import Nodes, decide_all
 
 REPLACED_BYTES_MAX = 16 << 20
-"""Bytes of the values that one transaction may replace or remove: its response holds them."""
+"""Bytes of the values that one transaction may look at: its response holds what it replaces."""
 TRANSACTION_TOO_LARGE = "transaction_too_large"
 
 
@@ -48,10 +49,11 @@ def decide_transaction(
     ops = transaction.ops
     size = sum(map(len, records))
     try:
+        nodes = _Bounded(nodes)
         changes = decide_all(nodes, transaction, pending.index + 1, round_.time_ns)
         encoded = list(map(encode_record, changes))
         added = sum(map(len, encoded))
-        _check(nodes, ops, size, added, limits)
+        _check(ops, size, added, limits)
     except ApiError as refusal:
         name, number = refusal.place or ("", 0)
         refusal.index = pending.index
@@ -74,19 +76,37 @@ def decide_transaction(
     return True
 
 
-def _check(
-    nodes: Nodes, ops: Sequence[Command], size: int, added: int, limits: BatchLimits
-) -> None:
-    """Refuse a transaction, of records of `added` bytes, that has no room."""
-    replaced = (nodes.find(command.key) for command in ops)
-    replaced_bytes = sum(len(node.value or b"") for node in replaced if node is not None)
-    for what, bytes_, most in (
-        ("changes", added, limits.bytes_max),
-        ("values that they replace", replaced_bytes, REPLACED_BYTES_MAX),
-    ):
-        if bytes_ > most:
-            cause = f"the {what} have {bytes_} bytes, {most} are allowed"
+class _Bounded:
+    """The nodes as a transaction sees them, which looks at so many bytes of values at most."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        self._nodes = nodes
+        self._found: dict[bytes, Node | None] = {}
+        self._bytes = 0
+        self.obstacle = nodes.obstacle
+        self.has_children = nodes.has_children
+
+    def find(self, path: bytes) -> Node | None:
+        """Return the node at a cleaned path, or None.
+
+        Raises:
+            ApiError: the values are too large, all of them together.
+        """
+        if path in self._found:
+            return self._found[path]
+        node = self._found[path] = self._nodes.find(path)
+        self._bytes += len(node.value or b"") if node is not None else 0
+        if self._bytes > REPLACED_BYTES_MAX:
+            cause = f"its keys hold more than the {REPLACED_BYTES_MAX} bytes that are allowed"
             raise ApiError(INVALID_FORM, cause.encode(), limit=TRANSACTION_TOO_LARGE)
+        return node
+
+
+def _check(ops: Sequence[Command], size: int, added: int, limits: BatchLimits) -> None:
+    """Refuse a transaction, of records of `added` bytes, that has no room."""
+    if added > limits.bytes_max:
+        cause = f"the changes have {added} bytes, {limits.bytes_max} are allowed"
+        raise ApiError(INVALID_FORM, cause.encode(), limit=TRANSACTION_TOO_LARGE)
     if not all(isinstance(command, REMOVING) for command in ops):
         no_room = limits.space.check(size + added)
         if no_room is not None:

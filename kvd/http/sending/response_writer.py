@@ -191,8 +191,9 @@ class ResponseWriter:
         The length of values that are escaped as they are sent is not known: they come in chunks.
         """
         chunked = False
+        length = sum(len(payload.data) for payload in payloads)
+        self._server.turns.left -= length >> UNIT_BYTES_LOG2
         if not any(payload.escapes for payload in payloads):
-            length = sum(len(payload.data) for payload in payloads)
             headers += b"Content-Length: %d\r\n" % length
         elif self.http10:
             self.keep_alive = False
