@@ -1,1 +1,1 @@
-"""What kvd costs: load generators, pytest-benchmark suites and the comparison with etcd."""
+"""Measurements of kvd: load generators, pytest-benchmark suites and the comparison with etcd."""

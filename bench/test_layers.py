@@ -101,10 +101,10 @@ class Wire:
 
 
 class Clock:
-    """As much of an event loop as a connection asks for outside of its timeouts."""
+    """The part of an event loop that a connection uses outside of its timeouts."""
 
     def time(self) -> float:
-        """It stands still."""
+        """The time does not go on."""
         return 0.0
 
 
@@ -134,7 +134,7 @@ def test_http(benchmark: BenchmarkFixture, method: str, way: str) -> None:
 
 @pytest.mark.benchmark(group="1 HTTP: a header block not met before")
 def test_header_block(benchmark: BenchmarkFixture) -> None:
-    """What llhttp makes of it."""
+    """The result of llhttp."""
     _, _, head = render("PUT", "/v2/keys/a", VALUE).partition(b"\r\n")
     block = head.partition(b"\r\n\r\n")[0] + b"\r\n"
     assert benchmark(parse_block, block).content_length == len(VALUE)
@@ -275,7 +275,7 @@ def test_find(benchmark: BenchmarkFixture, store: Store) -> None:
 
 @pytest.mark.benchmark(group="8 an answer's JSON")
 def test_render_event(benchmark: BenchmarkFixture) -> None:
-    """The answer to an overwrite, and what its watchers are told."""
+    """The answer to an overwrite, and the events for its watchers."""
     benchmark(event_body, EVENT)
 
 

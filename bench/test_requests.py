@@ -99,7 +99,7 @@ def test_list(benchmark: BenchmarkFixture, client: Client, space: Keyspace) -> N
 def test_64_connections(
     benchmark: BenchmarkFixture, server: Server, space: Keyspace, workload: str
 ) -> None:
-    """What 64 busy connections get done; divide `requests_per_round` by the time for a rate."""
+    """Throughput of 64 busy connections: divide `requests_per_round` by the time for a rate."""
     benchmark.group = f"{workload}, {REQUESTS_PER_ROUND} requests by 64 connections"
     benchmark.extra_info["requests_per_round"] = REQUESTS_PER_ROUND
     # In-order keys need directories, which no other workload has made.

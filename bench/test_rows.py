@@ -58,7 +58,7 @@ TIMER = RowTimer()
 
 @pytest.fixture(scope="module")
 def scale(request: pytest.FixtureRequest) -> Scale:
-    """How large everything is."""
+    """The scale of the rows."""
     return Scale() if request.config.getoption("--bench-full") else replace(QUICK, rounds=3)
 
 

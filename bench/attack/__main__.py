@@ -1,4 +1,4 @@
-"""Attacks of all kinds at once, beside fifty honest clients that must not notice.
+"""Attacks of all kinds at once, and fifty honest clients that must not notice them.
 
     .venv/bin/python -m bench.attack                              ten minutes
     .venv/bin/python -m bench.attack --seconds 30 --only pipelining silent
@@ -80,7 +80,7 @@ class Honest:
         except (OSError, HTTPException) as error:
             client.close()
             if "wait=" in path and not self.target.goes_on:
-                return 0, b""  # nobody writes any more
+                return 0, b""  # no writer is left
             self.failures[f"{method}: {type(error).__name__}"] += 1
             return 0, b""
         if "wait=" not in path:
@@ -200,7 +200,7 @@ def report(honest: Honest, rss_mb: float) -> bool:
 
 
 def attack_all(address: Address, pid: int, names: Sequence[str], seconds: float) -> bool:
-    """Run honest clients beside attacks; return whether the targets are reached."""
+    """Run honest clients and attacks; return whether the targets are reached."""
     set_up(address)
     honest = Honest(Target(address, time.monotonic() + seconds))
     drive = [*servers.die_with_parent(), "nice", "-n", "10", sys.executable, "-m", "bench.attack"]

@@ -136,7 +136,7 @@ def listing(target: Target) -> None:
 
 
 def unread(target: Target) -> None:
-    """7: large writes whose answers nobody reads."""
+    """7: large writes whose answers are not read."""
     write = put("/v2/keys/clumsy/large", b"value=" + _CONTROL)
     while target.goes_on:
         with ExitStack() as stack, suppress(OSError):
@@ -173,7 +173,7 @@ def slow(target: Target) -> None:
 
 
 def bodies(target: Target) -> None:
-    """9: bodies that do not end, of nobody."""
+    """9: bodies that do not end, without credentials."""
     size = 10 << 20
     begun = head(
         "PUT", "/v2/keys/clumsy/b", f"Content-Type: {FORM}", f"Content-Length: {size}", user=""
@@ -208,7 +208,7 @@ def silent(target: Target) -> None:
 
 
 def guessing(target: Target) -> None:
-    """12: passwords of a user who works, and of some who do not exist."""
+    """12: guesses at the passwords of an active user and of users that do not exist."""
     guesses = [
         head("GET", "/v2/keys/honest/0", "Connection: close", user=f"{name}:guess{n}")
         for n in range(100)

@@ -36,7 +36,7 @@ def put(target: str, body: bytes, user: str = CLUMSY) -> bytes:
 
 
 class Target(NamedTuple):
-    """What is attacked, and until when (monotonic)."""
+    """The address that is attacked, and the end of the attack (monotonic)."""
 
     address: Address
     end: float

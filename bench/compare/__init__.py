@@ -1,1 +1,1 @@
-"""kvd beside etcd: rows, measures, reports."""
+"""The comparison with etcd: rows, measures, reports."""

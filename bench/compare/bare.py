@@ -1,10 +1,11 @@
-"""What is left for a server in Python to lose: `python -m bench.compare.bare`.
+"""The least that a server in Python can cost: `python -m bench.compare.bare`.
 
 A server that keeps the promise of a write and does nothing else: it finds the ends of the requests,
 appends their bodies to a file, syncs that once for all that came in a turn of its loop, and sends
 each the same answer, as long as one of kvd. It looks at no method and no key, decides nothing,
-holds nothing and could not restart. Beside etcd under the same load it shows which ratio is within
-reach on a machine and of an interpreter, so that a missed demand can be told from a missed chance.
+holds nothing and could not restart. Compared with etcd under the same load it shows which ratio is
+within reach on a machine and of an interpreter, so that a missed demand can be told from a missed
+chance.
 
     .venv/bin/python -m bench.compare.bare [--rounds 5] [--seconds 1] [--connections 1 16 64 256]
 """
@@ -98,7 +99,7 @@ class Bare(asyncio.Protocol):
 
 
 async def serve(directory: Path) -> None:
-    """Serve on a port of the system's choice, which is told on stderr."""
+    """Serve on a port of the system's choice, which is printed on stderr."""
     loop = asyncio.get_running_loop()
     directory.mkdir(exist_ok=True)
     log = Log(directory / "log", loop)

@@ -17,7 +17,7 @@ TREE_KEYS = 9_900
 """In 100 directories: 10,000 nodes."""
 LARGE_BYTES = 10 * 1024
 READERS = (16, 64, 256)
-"""Who reads beside eight writers."""
+"""Numbers of readers next to eight writers."""
 
 
 def rows(scale: Scale) -> list[Row]:

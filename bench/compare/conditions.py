@@ -1,8 +1,8 @@
-"""Under what conditions something was measured: what runs the servers, and what else ran meanwhile.
+"""The conditions of a measurement: the machine, and the CPU time of other processes meanwhile.
 
-What others computed is the user time of the whole machine less that of this process and of all
-below it. System time is left out: the kernel's own threads sync the servers' logs, and nobody can
-tell for whom they work. Both shares are of the time of all processors.
+The time of others is the user time of the whole machine less that of this process and of all its
+descendants. System time is left out: the kernel's own threads sync the servers' logs, and their
+time cannot be assigned to a process. Both shares are of the time of all processors.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Conditions:
 
     @property
     def text(self) -> str:
-        """What others had, in words."""
+        """The share of other processes, in words."""
         return f"others had {self.others:.0%} of the machine, its host {self.stolen:.0%}"
 
 

@@ -34,7 +34,7 @@ VERIFIED_MAX = 1_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """How large everything is; without more words the sizes that the demands speak of."""
+    """The scale of the comparison; its defaults are the sizes that the demands name."""
 
     rounds: int = 5
     seconds: int = 2
@@ -68,7 +68,7 @@ QUICK = Scale(
 
 
 class Fleet:
-    """Starts servers when a row asks for them, and ends them when another group's turn comes."""
+    """Starts the servers of a row's group, and stops those of the group before."""
 
     def __init__(self, scratch: Path, scale: Scale, tell: Callable[[str], None]) -> None:
         self.scratch = scratch
@@ -80,7 +80,7 @@ class Fleet:
         self.loaded: dict[str, Measured] = {}
         """What the servers of the group `million` needed when they had just been loaded."""
         self.group = ""
-        """The group of rows whose servers run, for whoever keeps account of it."""
+        """The group of rows whose servers run."""
         self._stack = ExitStack()
         self._plain: list[Server] = []
         self._standing: list[Standing] = []

@@ -1,4 +1,4 @@
-"""How each kind of row is measured: one function makes one, from what varies among its rows."""
+"""Measures of rows: one function for each kind of row makes its measure."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def beside_readers(readers: int) -> Measure:
 
 
 class ReadsClock:
-    """Counts what is read beside a load, by when the load asks for the server's CPU time.
+    """Counts the reads during a load, between its two queries of the server's CPU time.
 
     Attributes:
         reads: how many answers there were.

@@ -85,7 +85,7 @@ def rates(by_name: dict[str, Result]) -> Chart:
 
 
 def tails(by_name: dict[str, Result]) -> Chart:
-    """What part of the answers took longer."""
+    """Share of the answers that took longer."""
     lines = []
     for work in ("GET", "PUT"):
         result = by_name.get(f"{work.lower()}-64")

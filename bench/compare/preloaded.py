@@ -39,7 +39,7 @@ VERIFIED_AT_ONCE = 200_000
 
 
 class Held(dict[int, bytes | None]):
-    """What keys hold, as far as it was asked or written; what is missing is looked up."""
+    """Values of keys, as far as they were read or written; others are looked up."""
 
     def __init__(self, space: Keyspace, numbers: array[int]) -> None:
         self.space = space

@@ -138,7 +138,7 @@ def describe_machine(directory: Path) -> dict[str, object]:
 
 
 def describe_run(machine: dict[str, object], scale: Scale, results: Sequence[Result]) -> str:
-    """Return the sentence that stands above the table."""
+    """Return the sentence above the table."""
     found = {m.generator for result in results for r in result.rounds for m in r.values()}
     generators = " and ".join(sorted(found - {""})) or "none"
     rounds = sorted({len(r.rounds) for r in results if not r.row.once} or {0})

@@ -1,4 +1,4 @@
-"""What a row of the comparison is: how it is measured, and what is demanded of it.
+"""A row of the comparison: its measure and its demands.
 
 A *round* measures every server of a row once, one after another. Each gives figures by name, all in
 the units that `FIGURES` names. A *demand* is about one figure: its ratio to the other server's in
@@ -44,7 +44,7 @@ FIGURES = {
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one round measured of one server."""
+    """The figures of one server in one round."""
 
     figures: dict[str, float]
     latencies_us: tuple[float, ...] = ()
@@ -154,7 +154,7 @@ class Result:
     @property
     def doubt(self) -> str:
         """Why the row is not called measured, or nothing."""
-        # What one round tells, memory, does not hang on who else is there.
+        # A figure of one round is one of memory, which does not depend on other processes.
         if self.row.once:
             return ""
         busy = [conditions for conditions in self.conditions if conditions.is_busy]

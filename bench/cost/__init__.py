@@ -1,1 +1,1 @@
-"""What a request costs, counted: `python -m bench.cost`."""
+"""The cost of a request, counted: `python -m bench.cost`."""

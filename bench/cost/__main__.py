@@ -1,4 +1,4 @@
-"""What a request costs, counted instead of timed: `python -m bench.cost`.
+"""The cost of a request, counted instead of timed: `python -m bench.cost`.
 
 A fixed script runs against a kvd inside this process, and each of its steps is counted:
 
@@ -152,7 +152,7 @@ def counted_by(counter: itertools.count[int]) -> Measure:
 
 
 def by_step(once: Measure) -> Measure:
-    """Return what measures each step by itself, and tells the least figure."""
+    """Return a measure of single steps that returns the least figure."""
     return lambda kvd, step: min(once(kvd, step) for _ in range(STEPS))
 
 

@@ -131,7 +131,7 @@ def refresh_together(kvd: Inside) -> Step:
 
 
 def list_kept(kvd: Inside) -> Step:
-    """List a directory that nobody has changed."""
+    """List an unchanged directory."""
     for n in range(CHILDREN):
         kvd.request("PUT", f"{KEYS}/kept/{n}", _WRITE)
     return lambda: kvd.request("GET", KEYS + "/kept")

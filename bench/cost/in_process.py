@@ -105,7 +105,7 @@ class Inside:
         return bytes(_BUFFER[:received])
 
     def send_together(self, requests: Sequence[bytes]) -> None:
-        """Send one request on each connection while the server stands still.
+        """Send one request on each connection while the server's loop is held.
 
         So it finds them all in the same turn of its loop, and makes one batch of those that write.
         """
@@ -115,7 +115,7 @@ class Inside:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let the server's loop stand still meanwhile."""
+        """Hold the server's loop meanwhile."""
         stands, go_on = threading.Event(), threading.Event()
 
         def hold() -> None:

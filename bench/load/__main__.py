@@ -40,7 +40,7 @@ GENERATORS = ("auto", "wrk", "python")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What to ask of a server, by how many connections at once, and for how long."""
+    """A load: a workload, its number of connections, and its duration."""
 
     workload: str = "get"
     connections: int = 64

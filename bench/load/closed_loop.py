@@ -30,7 +30,7 @@ PERCENTS = (1, 10, 25, 50, 75, 90, 95, 99, 99.9, 99.99)
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What one run of one generator measured; only answers inside the timed window count."""
+    """The figures of one run of one generator; only answers inside the timed window count."""
 
     generator: str
     requests: int
@@ -41,7 +41,7 @@ class Figures:
     generator_cpu_us: float
     """User and system time that the generator itself spent per request."""
     server_cpu_us: float = 0.0
-    """User and system time that the server spent per request; 0 where nobody could tell."""
+    """User and system time that the server spent per request; 0 if unknown."""
     get_p99_us: float = 0.0
     """The p99 of the reads alone, where a load mixes them with writes."""
     latencies_us: tuple[float, ...] = ()

@@ -1,8 +1,8 @@
-"""What another client sees meanwhile: reads one key over and over, in a process of its own.
+"""The delays that another client sees: a process that reads one key over and over.
 
-While many writers or watchers keep a server busy, somebody else reads; how long that takes is what
-this measures. It is a process of its own because the load generator is busy too, and it asks for
-precedence over the generators, so that it measures the server's delays and not its own.
+Many writers or watchers keep the server busy meanwhile. The probe is a process of its own because
+the load generator is busy too, and it has precedence over the generators, so that it measures the
+server's delays and not its own.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Sample(NamedTuple):
 
     @property
     def ms(self) -> float:
-        """How long it took, in milliseconds."""
+        """Duration of the read, in milliseconds."""
         return (self.answered_ns - self.sent_ns) / 1e6
 
 

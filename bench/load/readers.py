@@ -1,4 +1,4 @@
-"""Plain readers beside another load, in a process of their own: they read one key again and again.
+"""Readers next to another load, in a process of their own: each reads one key again and again.
 
     .venv/bin/python -m bench.load.readers 127.0.0.1 2379 64
 

@@ -80,7 +80,7 @@ class Server:
 
     @property
     def address(self) -> Address:
-        """Where it listens for clients."""
+        """The address for clients."""
         return HOST, self.port
 
     @property
@@ -136,7 +136,7 @@ class Server:
                 if told:
                     self.port = int(told[1])
                     listening.set()
-        listening.set()  # the process has ended: nobody need wait any longer
+        listening.set()  # the process has ended: no need to wait longer
 
     def log(self) -> str:
         """Return the last 20 lines that the server wrote to stderr."""
@@ -185,7 +185,7 @@ class Server:
 
 
 def kvd(scratch: Path) -> Server:
-    """Return this checkout's server, not started yet; it chooses a port by itself."""
+    """Return this checkout's server, not started yet, on a free port."""
     return Server("kvd", kvd_command, scratch)
 
 

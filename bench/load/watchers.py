@@ -1,7 +1,7 @@
-"""Many watches of one key, and how long after a write the last of them is told.
+"""Many watches of one key, and how long after a write the last of them has its event.
 
 `Watchers` holds the connections. `WatchersProcess` holds them in a process of its own, so that
-reading ten thousand of them does not take the interpreter from whoever writes and measures:
+reading ten thousand of them does not take the interpreter from the process that measures:
 
     python -m bench.load.watchers HOST PORT COUNT STREAM     says `register`, `await VALUE`, by line
 """
@@ -65,7 +65,7 @@ class Watchers:
             watcher.close()
 
     def register(self) -> None:
-        """Make all watches stand: long polls are asked anew after an event, streams are not."""
+        """Open all watches: long polls again after an event, streams once."""
         if self.registered and self.stream:
             return
         for watcher in self.sockets.values():
@@ -86,7 +86,7 @@ class Watchers:
         """Read until each watcher has received something with this part and this end.
 
         Raises:
-            LoadError: a watch was closed, or nobody was told anything for a minute.
+            LoadError: a watch was closed, or no watch had an event for a minute.
         """
         left = dict.fromkeys(self.sockets, b"")
         sockets, poll = self.sockets, self.epoll.poll
@@ -136,7 +136,7 @@ class WatchersProcess:
         self._process.communicate()
 
     def register(self) -> None:
-        """Make all watches stand."""
+        """Open all watches."""
         self._say("register")
         self._answer()
 

@@ -1,4 +1,4 @@
-"""What the generators ask of a server, and what the server must hold afterwards.
+"""Workloads: the requests of the generators, and the state that a server must have afterwards.
 
 A *script* is the talk of one connection: a Python generator that yields request bytes and is sent
 the bytes of each answer. Lane i of n uses only the keys whose number leaves i when divided by n,
@@ -85,7 +85,7 @@ class Keyspace:
 
     @property
     def padding(self) -> bytes:
-        """What follows the number in every value."""
+        """The part after the number in every value."""
         return b"x" * (self.value_bytes - NUMBER_DIGITS)
 
     def lane_keys(self, lane: int, lanes: int) -> list[int]:

@@ -124,7 +124,7 @@ REQUESTS = {
 
 
 class Issued(NamedTuple):
-    """How many requests wrk's script handed out, and how many of them wrote a value."""
+    """Requests that wrk's script handed out, and those of them that wrote a value."""
 
     issued: int
     written: int

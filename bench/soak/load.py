@@ -28,7 +28,7 @@ _DRAIN_S = 30.0
 
 @dataclass(slots=True)
 class Lane:
-    """One connection: who it is, what it waits for, what it must be told."""
+    """One connection: its kind, the answer it waits for, the events it must get."""
 
     socket: socket.socket
     key: str
@@ -37,7 +37,7 @@ class Lane:
     due: float = 0.0
     asked: str = ""
     count: int = 0
-    """Requests that were answered; of a watcher, the last number it was told."""
+    """Requests that were answered; of a watcher, the last number received."""
     value: bytes = b""
     index: int = 1
     backlog: int = 0
@@ -59,7 +59,7 @@ class Load:
         self.open = 0
 
     def connect(self) -> None:
-        """Open all connections, and let the watchers stand."""
+        """Open all connections and all watches."""
         half = self.options.connections // 2
         keys = [f"/soak/watched/{n}/key" for n in range(max(1, half // 50))]
         self.published = {key: {} for key in keys}
@@ -125,7 +125,7 @@ class Load:
         return max(self.published[key], default=0)
 
     def is_done(self) -> bool:
-        """Whether everything is answered and every watcher has been told everything."""
+        """Whether every request is answered and every watcher has every event."""
         return all(
             lane.count == self.last_of(lane.key) if lane.kind in _KINDS else not lane.asked
             for lane in self.lanes.values()
@@ -201,7 +201,7 @@ class Load:
             self.ask(lane, now)
 
     def take_events(self, lane: Lane) -> None:
-        """Check the events that have come whole; a long poll is asked anew."""
+        """Check the complete events; a long poll is sent again."""
         if not lane.received.startswith(b"HTTP/1.1 200") and lane.kind != "stream":
             self.errors[f"watch {bytes(lane.received[9:12]).decode(errors='replace')}"] += 1
         while (end := lane.received.find(b"}\n\r\n")) >= 0:
@@ -216,7 +216,7 @@ class Load:
             self.take_event(lane, event)
 
     def take_event(self, lane: Lane, event: bytes) -> None:
-        """Check that an event is the next one, and note how long it took to be told."""
+        """Check that an event is the next one, and note its delay."""
         found = _EVENT.search(event)
         number = int(found[1]) if found else 0
         if number != lane.count + 1:

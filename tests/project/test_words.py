@@ -34,6 +34,7 @@ LOG_CALLS = {"debug", "info", "warning", "error", "exception", "critical"}
 FLAG_TEXT = 3
 """The argument of `Flag` that is its help."""
 
+FOLDERS = ("kvd", "storage", "bench", "tests/support")
 NOT_YET: tuple[str, ...] = (
     "kvd/__init__.py",
     "kvd/core/",
@@ -60,7 +61,7 @@ NOT_YET: tuple[str, ...] = (
 
 
 def sources() -> list[Path]:
-    found = [*(ROOT / "kvd").glob("**/*.py"), *(ROOT / "storage").glob("**/*.py")]
+    found = [path for folder in FOLDERS for path in (ROOT / folder).glob("**/*.py")]
     inside = {path.relative_to(ROOT).as_posix(): path for path in found}
     return [
         path

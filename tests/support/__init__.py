@@ -1,1 +1,1 @@
-"""What tests share: servers, stores, models, certificates."""
+"""Helpers of the tests: servers, stores, models, certificates."""

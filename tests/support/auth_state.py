@@ -8,7 +8,7 @@ from kvd.v2.documents.decision import Reply
 
 
 class People:
-    """What `kvd.v2.documents.auth` looks at, and what a decided command changes."""
+    """The state that `kvd.v2.documents.auth` reads and that a decided command changes."""
 
     def __init__(self) -> None:
         self.rows: dict[tuple[str, str], Entry] = {}

@@ -88,7 +88,7 @@ class Authority:
 
 
 def client_context(authority: Path, pair: Pair | None = None) -> ssl.SSLContext:
-    """What a client of a server with a certificate of this authority uses."""
+    """The context of a client that trusts this authority."""
     context = ssl.create_default_context(cafile=str(authority))
     context.verify_flags |= ssl.VERIFY_X509_STRICT  # as Python does by itself since 3.13
     if pair is not None:
@@ -113,7 +113,7 @@ def _builder(
     key: Key,
     signer: ec.EllipticCurvePrivateKey,
 ) -> x509.CertificateBuilder:
-    """What all certificates have, also what strict verification insists on (RFC 5280)."""
+    """The extensions of all certificates, as strict verification requires (RFC 5280)."""
     now = datetime.now(UTC)
     own = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     return (
@@ -134,7 +134,7 @@ def _identifier(signer: ec.EllipticCurvePrivateKey) -> x509.AuthorityKeyIdentifi
 
 
 def _usage(*, signs: bool) -> x509.KeyUsage:
-    """An authority signs certificates and lists, the others prove who they are."""
+    """An authority signs certificates and lists; the others are of clients and servers."""
     return x509.KeyUsage(
         digital_signature=not signs,
         content_commitment=False,

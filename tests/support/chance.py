@@ -6,7 +6,7 @@ import re
 from tests.support.raw import Raw
 from tests.support.server import FORM, Answer, Server
 
-# What the time decides, and what says who has asked.
+# The parts of an answer that depend on the time or name the client.
 VARYING = re.compile(rb'"expiration":"[^"]*"|"ttl":\d+')
 
 NAMES = [
@@ -105,7 +105,7 @@ HEADERS = [
 
 
 class Asking:
-    """A client of both servers, who compares what they say."""
+    """A client of both servers that compares their answers."""
 
     def __init__(self, servers: tuple[Server, Server]) -> None:
         self.servers = servers

@@ -25,7 +25,7 @@ PATIENCE_S = 30
 
 
 class SetClock:
-    """A clock that goes when it is told to."""
+    """A clock that is set by the test."""
 
     def __init__(self):
         self.time_ns = NOW_NS
@@ -49,7 +49,7 @@ class SetClock:
 
 
 class Listener:
-    """Keeps what a watcher is told."""
+    """Keeps the events of a watcher."""
 
     def __init__(self):
         self.told = []
@@ -110,7 +110,7 @@ class Engine:
 
     @property
     def commits(self):
-        """How many batches were committed."""
+        """Number of batches committed."""
         return self.store.applied.seq - self._first_seq
 
     def submit(self, *commands):
@@ -118,7 +118,7 @@ class Engine:
         return [self._queued(self.committer.submit, command) for command in commands]
 
     def administer(self, *decisions):
-        """Queue changes beside the keys in one turn of the loop; return a future for each."""
+        """Queue changes of documents in one turn of the loop; return a future for each."""
         return [self._queued(self.committer.submit_document, decide) for decide in decisions]
 
     @staticmethod
@@ -201,7 +201,7 @@ class Gate:
         monkeypatch.setattr(disk, "sync_data", wait)
 
     async def reached(self):
-        """Wait until the sync thread stands before it."""
+        """Wait until the sync thread has reached the gate."""
         assert await asyncio.to_thread(self._entered.wait, PATIENCE_S)
 
     def open(self):

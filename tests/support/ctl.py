@@ -46,7 +46,7 @@ def told_digest(capsys, path, *argv):
 
 
 def contents(path):
-    """Every file and what it holds, but for who holds the lock."""
+    """Every file with its content, except LOCK."""
     return {
         file.relative_to(path): file.read_bytes()
         for file in path.rglob("*")

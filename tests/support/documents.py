@@ -36,7 +36,7 @@ def examples(page: Path) -> list[tuple[str, str]]:
 
 
 def entries(pattern: str) -> Counter[str]:
-    """How often each name that matches has an entry in the manual.
+    """The number of entries in the manual for each name that matches.
 
     That is a heading, or the first cell of a row, that begins with the name.
     """

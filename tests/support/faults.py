@@ -32,7 +32,7 @@ def start_or_die(server: Server, *flags: str) -> bool:
 
 
 class Script:
-    """One client that writes as it must to take the server everywhere, and what it was told."""
+    """A client that writes so that the server reaches every failpoint, and the answers to it."""
 
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)
@@ -41,7 +41,7 @@ class Script:
         self.index = 1
 
     def write(self, client: Client) -> None:
-        """Write once. What may have happened, should no answer come, stands in `doubt`."""
+        """Write once. Without an answer, the possible outcome is in `doubt`."""
         key = f"/k{self.dice.randrange(20)}"
         if key in self.values and self.dice.random() < 0.2:
             self.doubt = (key, None)

@@ -21,7 +21,7 @@ AL = basic("al", "al-password")
 
 
 def ask_for_users(client: Client) -> None:
-    """Have a root, a user al who may do everything below /al, and no guest."""
+    """Make a root, a user al with all rights below /al, and no guest."""
     documents = {
         "users/root": '{"user":"root","password":"root-password"}',
         "users/al": '{"user":"al","password":"al-password","roles":["al"]}',

@@ -122,7 +122,7 @@ async def a_log(path, *, thread_only, **options):
 
 
 def values(path):
-    """What a log holds after a restart that reads all of it."""
+    """The values in a log after a restart that reads all of it."""
     store = open_store(path, rebuild_index=True)
     try:
         return [event.change.value for event in store.view.events(0)]

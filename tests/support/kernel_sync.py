@@ -1,4 +1,4 @@
-"""Whether this kernel has what the log is synced with where it can be: Linux AIO."""
+"""A check for Linux AIO, by which the log is synced if the kernel has it."""
 
 import pytest
 

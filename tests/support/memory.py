@@ -1,4 +1,4 @@
-"""What a server holds in memory, and what it has refused."""
+"""The memory of a server, and the connections that it has refused."""
 
 import contextlib
 import resource
@@ -24,7 +24,7 @@ def resident_bytes(server: Server) -> int:
 
 
 def anonymous_bytes(server: Server) -> int:
-    """What it has resident beside mapped files, which the system takes away where it lacks room."""
+    """Its resident memory without mapped files, which the system drops when it lacks room."""
     lines = Path(f"/proc/{server.pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) * 1024
 
@@ -68,7 +68,7 @@ def assert_refused(answer: Answer, code: int, cause: str) -> None:
 
 
 def launch(loop: str) -> tuple[str, ...]:
-    """How to run the server on an event loop, whatever is installed."""
+    """The command of a server on an event loop, whatever is installed."""
     if loop == "uvloop":
         pytest.importorskip("uvloop")
         return ("-m", "kvd")

@@ -24,7 +24,7 @@ class Entry:
 
 
 class Model:
-    """What `kvd.v2.rules.decide` needs to know of the state, and a `perform` of its own."""
+    """The state that `kvd.v2.rules.decide` reads, with its own way to apply a change."""
 
     def __init__(self) -> None:
         self.index = 1

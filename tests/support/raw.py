@@ -1,4 +1,4 @@
-"""A raw HTTP/1 connection: it sends exactly the bytes it is told to, and parses what comes back."""
+"""A raw HTTP/1 connection: it sends exactly the bytes given, and parses the answers."""
 
 import contextlib
 import socket

@@ -19,7 +19,7 @@ TOO_LARGE = [str(UINT_MAX + 1), "9" * 21, "1" + "0" * 100]
 
 
 def ask(method: str = "PUT", query: str | bytes = "", form: str | bytes = "") -> Any:
-    """What a request asks for, without whether it wants values."""
+    """The command of a request, without whether it wants values."""
     return refused_or_parsed(method, query, form)[0]
 
 

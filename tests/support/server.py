@@ -1,4 +1,4 @@
-"""What the tests of the public interface share: a kvd in a process of its own, and HTTP clients."""
+"""A kvd in a process of its own, and HTTP clients, for tests of the public interface."""
 
 import contextlib
 import http.client
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent.parent
 FORM = "application/x-www-form-urlencoded"
 # A machine that is busy with other tests takes its time; nothing here waits longer than needed.
 PATIENCE_S = 30.0
-# Below what Linux gives to outgoing connections: nobody takes one of these by chance.
+# Below what Linux gives to outgoing connections: no client takes one of these by chance.
 _PORTS = range(15_000, 32_000)
 
 # Becomes what systemd starts: LISTEN_PID is known only in there, and the descriptors begin at 3.
@@ -250,7 +250,7 @@ class Server:
         return watch
 
     def wait_for_log(self, text: str) -> None:
-        """Wait until a text stands in what the server has logged since it was made."""
+        """Wait until the log of the server holds a text."""
         with self._changed:
             found = self._changed.wait_for(lambda: text in self.stderr, timeout=PATIENCE_S)
         assert found, f"{text!r} is not in the log:\n{self.stderr}"
@@ -311,7 +311,7 @@ class Server:
 
 
 def free_port() -> int:
-    """A port on this machine that nobody listens on."""
+    """A free port on this machine."""
     while True:
         port = random.choice(_PORTS)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -319,7 +319,7 @@ def free_port() -> int:
 
 
 def run_kvd(*argv: str, timeout_s: float = PATIENCE_S) -> "subprocess.CompletedProcess[str]":
-    """Run a kvd that is expected to end by itself."""
+    """Run a kvd that is expected to end."""
     return subprocess.run(
         [sys.executable, "-m", "kvd", *argv],
         cwd=ROOT,
@@ -332,7 +332,7 @@ def run_kvd(*argv: str, timeout_s: float = PATIENCE_S) -> "subprocess.CompletedP
 
 
 def handed_over(*sockets: socket.socket, **environment: str) -> dict[str, Any]:
-    """What a Server is made with to have these sockets handed over."""
+    """The options of a Server that has these sockets handed over."""
     numbers = [given.fileno() for given in sockets]
     return {
         "launch": ("-c", HANDED_OVER, ",".join(map(str, numbers))),

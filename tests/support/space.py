@@ -20,7 +20,7 @@ class Space:
             self.do(command)
 
     def do(self, command):
-        """Return the change; what the change replaced stands in `prev`."""
+        """Return the change; the node that it replaced is in `prev`."""
         change = decide(self.model, command, self.model.index + 1, NOW_NS)
         self.prev = self.model.perform(change)
         return change

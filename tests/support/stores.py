@@ -1,4 +1,4 @@
-"""What the tests of the engine share: a store to write to, and all that it holds, to compare."""
+"""Stores for tests of the engine: opened, written to, compared."""
 
 from hashlib import blake2b
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What does not belong into a data directory, and what is in it."""
+"""Foreign entries of a data directory, and a listing of all that is in it."""
 
 import hashlib
 import stat
@@ -14,7 +14,7 @@ def put_stray(directory, name):
 
 
 def everything(*roots):
-    """All that stands below some directories, with kinds, modes, owners and contents."""
+    """All entries below some directories, with kinds, modes, owners and contents."""
     found = {}
     for root in roots:
         for path in (root, *sorted(root.rglob("*"))):

@@ -32,7 +32,7 @@ def served_serial(server: Server, context: ssl.SSLContext) -> int:
 
 
 def refusal(server: Server, context: ssl.SSLContext) -> str:
-    """What OpenSSL says to a client that is not let in."""
+    """The reason that OpenSSL gives to a refused client."""
     client = server.client(tls=context)
     with pytest.raises(ssl.SSLError) as refused:
         client.request("GET", "/version")
@@ -47,7 +47,7 @@ def line_with(server: Server, text: str) -> str:
 
 
 def client_hello() -> bytes:
-    """What a client begins with."""
+    """The first message of a client."""
     context = ssl.create_default_context()
     outgoing = ssl.MemoryBIO()
     client = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost")

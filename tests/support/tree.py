@@ -52,7 +52,7 @@ class Tree:
         self.refuses = self.way == "refused"
 
     def rows(self):
-        """How many rows each table holds."""
+        """Number of rows of each table."""
         self.flush()
         with self.index.env.begin() as txn:
             return {

@@ -23,7 +23,7 @@ def do(client: Client, at: str, *steps: str) -> None:
 
 
 def mark(client: Client, key: str) -> int:
-    """Make an event that any watcher on a key is told; its index."""
+    """Make an event for every watcher of a key; return its index."""
     answer = client.put(key, prevExist="true", ttl=1000)
     if answer.status == 404:
         answer = client.put(key, "")
@@ -32,7 +32,7 @@ def mark(client: Client, key: str) -> int:
 
 
 def told_until(watch: Watch, at: str, last_index: int) -> Told:
-    """What a stream has told before the event with an index."""
+    """The events of a stream before the one with an index."""
     told = []
     while (event := watch.event())["node"]["modifiedIndex"] != last_index:
         told.append((event["action"], event["node"]["key"].removeprefix(at)))
