@@ -38,6 +38,8 @@ class EtcdCollector(Collector):
         yield from self._operations()
         yield from self._requests()
         yield from self._disk()
+        yield from self._sizes()
+        yield from self._process()
 
     def _member(self) -> Iterable[Metric]:
         parts = self._parts
@@ -158,6 +160,8 @@ class EtcdCollector(Collector):
             parts.housekeeping.snapshot_s,
             highest=8.192,
         )
+
+    def _sizes(self) -> Iterable[Metric]:
         for name in (
             "etcd_mvcc_db_total_size_in_bytes",
             "etcd_debugging_mvcc_db_total_size_in_bytes",
@@ -166,8 +170,10 @@ class EtcdCollector(Collector):
         yield gauge(
             "etcd_mvcc_db_total_size_in_use_in_bytes",
             "What the index uses of its file",
-            parts.store.index.used_bytes,
+            self._parts.store.index.used_bytes,
         )
+
+    def _process(self) -> Iterable[Metric]:
         for name, way in (("received", "from"), ("sent", "to")):
             yield counter(
                 f"etcd_network_client_grpc_{name}_bytes", f"Bytes {way} clients of gRPC: none", 0
