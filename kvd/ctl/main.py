@@ -14,18 +14,14 @@ import argparse
 import json
 import logging
 import os
-import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
 
-from kvd import __version__
 from kvd.ctl import manual
+from kvd.ctl.arguments import command_line, fail
 from kvd.lines import printable
 from kvd.logs import TextFormatter
 from kvd.process import discard_output, open_standard_descriptors
@@ -41,15 +37,13 @@ from kvd.storage.tools.source import reading, to_index
 from kvd.storage.tools.verify import Verdict, verify
 from kvd.storage.usage import usage
 
-_RFC3339 = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return its exit status."""
     open_standard_descriptors()
     _log_to_stderr()
     os.umask(0o077)
-    options = _parser().parse_args(argv)
+    options = command_line(VERBS).parse_args(argv)
     verb: Callable[[argparse.Namespace], int] = options.run
     try:
         status = verb(options)
@@ -58,11 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         discard_output()
         return 0
     except StorageError as error:
-        return _fail(repairing.explained(error, options.data), error.exit_status)
+        return fail(repairing.explained(error, options.data), error.exit_status)
     except CorruptIndex as error:
-        return _fail(str(error), EX_DATAERR)
+        return fail(str(error), EX_DATAERR)
     except OSError as error:
-        return _fail(str(error), EX_IOERR)
+        return fail(str(error), EX_IOERR)
     return status
 
 
@@ -70,15 +64,6 @@ def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(TextFormatter("kvdctl: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
-
-
-def _fail(message: str, status: int) -> int:
-    try:
-        sys.stdout.flush()
-    except OSError:  # it may be what has failed
-        discard_output()
-    sys.stderr.write(printable(f"kvdctl: {message}") + "\n")
-    return status
 
 
 def _say(line: str) -> None:
@@ -122,7 +107,7 @@ def _digest(options: argparse.Namespace) -> int:
         finally:
             index.env.close()
     if last is not None and applied.index != last:
-        return _fail(f"the log ends with index {applied.index}, before {last}", EX_USAGE)
+        return fail(f"the log ends with index {applied.index}, before {last}", EX_USAGE)
     _say(f"{digest} {applied.index}")
     return 0
 
@@ -200,7 +185,7 @@ def _help(options: argparse.Namespace) -> int:
             _say(f"  {topic:<12} {summary}")
         return 0
     if options.topic not in topics:
-        return _fail(f"no topic {options.topic!r}; `kvdctl help` lists them", EX_USAGE)
+        return fail(f"no topic {options.topic!r}; `kvdctl help` lists them", EX_USAGE)
     page = manual.page(options.topic)
     if sys.stdout.isatty():
         page = manual.wrapped(page, shutil.get_terminal_size().columns)
@@ -212,87 +197,13 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="kvdctl-")
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that ends with the exit status that kvd gives a wrong command line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong and end."""
-        raise SystemExit(_fail(f"{message}; see `{self.prog} --help`", EX_USAGE))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="kvdctl", description="Looks after the data directory of a kvd.")
-    parser.add_argument("--version", action="version", version=f"kvdctl {__version__}")
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
-
-    def add(
-        run: Callable[[argparse.Namespace], int], text: str, *, force: bool = False, more: str = ""
-    ) -> _Parser:
-        name = run.__name__.lstrip("_")
-        verb: _Parser = verbs.add_parser(name, help=text, description=text, epilog=more)
-        verb.set_defaults(run=run, data=None)
-        if force:
-            verb.add_argument("--force", action="store_true", help="also while a server has it")
-        return verb
-
-    verb = add(
-        _verify,
-        "check everything, and say whether a server would start",
-        force=True,
-        more="Exit status 0: nothing is damaged, and a server starts. 65: something is damaged; "
-        "the line `start` says whether a server starts (it has another copy) or refuses.",
+VERBS = {
+    verb.__name__.lstrip("_"): verb
+    for verb in (
+        *(_verify, _dump, _digest, _repair, _backup, _restore, _compact, _du, _failpoints),
+        _help,
     )
-    _add_data(verb)
-    verb = add(_dump, "print the records of the log, one JSON object a line", force=True)
-    verb.add_argument("--from-index", type=_index, default=0, metavar="N", help="the first")
-    verb.add_argument("--to-index", type=_index, default=0, metavar="N", help="the last")
-    _add_data(verb)
-    verb = add(_digest, "print one hash of all keys, values, indexes and events", force=True)
-    verb.add_argument("--to-index", type=_index, metavar="N", help="as it was at index N")
-    _add_data(verb)
-    verb = add(_repair, "cut off the end of a damaged log; says only what it would do")
-    verb.add_argument(
-        "--truncate-at", type=_index, metavar="N", required=True, help="the last index to keep"
-    )
-    verb.add_argument("--yes", action="store_true", help="do it; all is kept in quarantine/")
-    _add_data(verb)
-    verb = add(_backup, "copy a store, of a running server too")
-    _add_data(verb)
-    verb.add_argument("destination", type=Path, metavar="DEST", help="a new directory")
-    verb = add(_restore, "make a new store from a backup or a data directory", force=True)
-    point = verb.add_mutually_exclusive_group()
-    point.add_argument("--to-index", type=_index, metavar="N", help="as it was at index N")
-    point.add_argument(
-        "--to-time", type=_time_ns, metavar="TIME", help="as it was at an RFC 3339 time"
-    )
-    _add_data(verb, "BACKUP")
-    verb.add_argument("destination", type=Path, metavar="DIR", help="a new directory")
-    _add_data(add(_compact, "purge the log behind new snapshots and rebuild the index"))
-    _add_data(add(_du, "print what each part takes"))
-    add(_failpoints, "print the names that kvd --failpoint knows")
-    verb = add(_help, "print a page of the manual, or list its topics")
-    verb.add_argument("topic", nargs="?", metavar="TOPIC", help="such as operations or limits")
-    return parser
-
-
-def _add_data(verb: argparse.ArgumentParser, name: str = "DATA") -> None:
-    verb.add_argument("data", type=Path, metavar=name, help="a data directory or a backup")
-
-
-def _index(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no index")
-    return int(text)
-
-
-def _time_ns(text: str) -> int:
-    match = _RFC3339.fullmatch(text.upper())
-    with suppress(ValueError):
-        if match is not None:
-            seconds = datetime.fromisoformat(match[1] + match[3]).timestamp()
-            return int(seconds) * 10**9 + int((match[2] or "0").ljust(9, "0"))
-    raise argparse.ArgumentTypeError(f"{text!r} is no time like 2026-11-23T02:50:00.5Z")
-
+}
 
 if __name__ == "__main__":
     sys.exit(main())
