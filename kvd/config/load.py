@@ -207,7 +207,7 @@ def parse(
 
 
 def _config(settings: Settings) -> Config:
-    """Read each setting: the line that belongs to a field."""
+    """Read the settings: one line for each field, which is why this function is long."""
     refuse_what_cannot_be_ignored(settings)
     listen = listen_urls(settings, "listen-client-urls", "listen-client-http-urls")
     if not listen:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from http import HTTPStatus
 from time import monotonic
+from typing import NamedTuple
 
 from tornado import httputil
 
@@ -44,6 +45,15 @@ from kvd.v2.request import Parsed
 _READS = ("GET", "HEAD")
 _TEXT = "Content-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\n"
 _SLICE_S = 0.001
+
+
+class _Service(NamedTuple):
+    """Function that serves a request, its methods, and the limit of the body with its refusal."""
+
+    serve: Serve
+    methods: Sequence[str]
+    body_bytes_max: int
+    too_large: ApiError
 
 
 class ExtraRoutes:
@@ -90,31 +100,37 @@ class ExtraRoutes:
             return None
         caller = caller_of(headers.get_list("Authorization"), connection.context)
         head = KeyHead(connection, method, None if key is None else path[len(base) :], caller)
-        exchange = partial(ExtraRequest, outer, self.keys, self.authorizer, head)
         if key is None:
-            serve: Serve
-            if path == TXN:
-                serve = partial(self._transactions.serve, head, headers.get("Content-Type", ""))
-                limit = TXN_BYTES_MAX
-            else:
-                serve = _MultiGet(self, head).serve
-                limit = MGET_BYTES_MAX
-            refusal = ApiError(INVALID_FORM, b"http: POST too large", limit=TOO_LARGE)
-            methods: Sequence[str] = ("POST",)
+            service = self._of_bodies(path, head, headers)
         else:
-            serve = _Raw(self, head, (base, key, query), headers).serve
-            limit = self.keys.limits.value_bytes_max
-            cause = b"the value has more than the %d bytes that are allowed" % limit
-            refusal = ApiError(INVALID_FORM, cause, limit=VALUE_TOO_LARGE)
-            methods = METHODS
-        if method not in methods:
-            taken = exchange(partial(_not_allowed, connection, methods))
+            service = self._of_key(head, (base, key, query), headers)
+        begin = partial(ExtraRequest, outer, self.keys, self.authorizer, head)
+        if method not in service.methods:
+            request = begin(partial(_not_allowed, connection, service.methods))
         elif method in ("PUT", "POST"):
-            taken = exchange(serve, too_large=refusal, body_bytes_max=limit)
+            limit = service.body_bytes_max
+            request = begin(service.serve, too_large=service.too_large, body_bytes_max=limit)
         else:
-            taken = exchange(serve)
-        taken.begin()
-        return taken
+            request = begin(service.serve)
+        request.begin()
+        return request
+
+    def _of_bodies(self, path: bytes, head: KeyHead, headers: httputil.HTTPHeaders) -> _Service:
+        """Return what serves a request whose body names the keys."""
+        too_large = ApiError(INVALID_FORM, b"http: POST too large", limit=TOO_LARGE)
+        if path == TXN:
+            serve = partial(self._transactions.serve, head, headers.get("Content-Type", ""))
+            return _Service(serve, ("POST",), TXN_BYTES_MAX, too_large)
+        return _Service(_MultiGet(self, head).serve, ("POST",), MGET_BYTES_MAX, too_large)
+
+    def _of_key(
+        self, head: KeyHead, target: tuple[bytes, bytes, bytes], headers: httputil.HTTPHeaders
+    ) -> _Service:
+        """Return what serves a request for one value."""
+        limit = self.keys.limits.value_bytes_max
+        cause = b"the value has more than the %d bytes that are allowed" % limit
+        too_large = ApiError(INVALID_FORM, cause, limit=VALUE_TOO_LARGE)
+        return _Service(_Raw(self, head, target, headers).serve, METHODS, limit, too_large)
 
 
 class _Raw:

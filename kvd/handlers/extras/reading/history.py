@@ -50,6 +50,9 @@ class Kept(Protocol):
         """Yield the events down from an index, None for those without one of the needles."""
 
 
+_HEAD = b'{"action":"history","key":"%b","first":%d,"index":%d,"limit":%d,"events":['
+
+
 class Span:
     """Bounds of the history, and the clock offset of its shown times.
 
@@ -101,12 +104,7 @@ def history(
             if len(piece) >= _ESCAPED_BYTES:
                 yield size
         texts.append(b"".join(pieces))
-    head = b'{"action":"history","key":"%b","first":%d,"index":%d,"limit":%d,"events":[' % (
-        escape(key),
-        span.first,
-        span.index,
-        span.limit,
-    )
+    head = _HEAD % (escape(key), span.first, span.index, span.limit)
     return b"%b%b]}\n" % (head, b",".join(texts)), lines
 
 

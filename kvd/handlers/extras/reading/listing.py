@@ -56,6 +56,8 @@ class _Level:
         self.lead = _FIRST
 
 
+# One loop over all levels, as in `kvd.handlers.keys.listing`: the inner `for` breaks to descend,
+# and its `else` is the end of a level, from which the loop ascends.
 def render(
     view: Nodes,
     key: bytes,
@@ -68,7 +70,7 @@ def render(
 ) -> Slices:
     """Yield the body of a read of a directory in slices, and return the last one.
 
-    The arguments are those of `kvd.handlers.keys.listing.render`, beside what the extras ask for.
+    The arguments are those of `kvd.handlers.keys.listing.render`, and the extras.
     What has ended by `now_ns` is left out, here and not by the view, so that there are pauses among
     many of these.
     """
