@@ -1,11 +1,11 @@
-"""The access log: a line per request, once it has been answered.
+"""Access log: a line per request, after its response.
 
-It is written by a connection of its own kind, so that it costs nothing while it is off.
+It is written by a subclass of connections, so that it costs nothing while it is off.
 
     127.0.0.1 "PUT /v2/keys/a HTTP/1.1" 201 221 bytes 0.4 ms "curl/8.5.0"
 
 Bytes are those sent, head and body; the time goes from the end of the request's head to the end of
-its answer. `-` stands for a status where the client left before it was answered.
+its response. The status is `-` if the client left before the response.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kvd.http.parsing.request_parser import Request
 from kvd.http.server import HttpServer
 from kvd.logs import access as log
 
-# What a line shows of a client's own texts: a target may have 64 KiB.
+# Limit of a client's text in a line: a target may have 64 KiB.
 _SHOWN_CHARACTERS_MAX = 1024
 
 
@@ -29,7 +29,7 @@ class LoggedConnection(Connection):
 
     def __init__(self, server: HttpServer) -> None:
         super().__init__(server)
-        # The short way does not tell what it answers.
+        # Responses of the short way are not seen here.
         self._parser.decline_whole()
         self._request = ""
         self._agent = ""
@@ -38,7 +38,7 @@ class LoggedConnection(Connection):
         self._began = 0.0
 
     def _rest(self) -> None:
-        """Leave it out for the next request, too."""
+        """Never be at rest: the short way is left out for the next request, too."""
 
     def _start(self, request: Request) -> bool:
         version = "HTTP/1.0" if request.http10 else "HTTP/1.1"
@@ -51,20 +51,20 @@ class LoggedConnection(Connection):
         return super()._start(request)
 
     def respond(self, status: int, headers: bytes, body: bytes, *, head_only: bool = False) -> None:
-        """Note the status."""
+        """Note the status, for the log."""
         self._status = status
         super().respond(status, headers, body, head_only=head_only)
 
     def send_head(self, status: int, data: bytes) -> None:
-        """Note the status."""
+        """Note the status, for the log."""
         self._status = status
         super().send_head(status, data)
 
     def _find_file(self) -> None:
-        """Have everything sent by `send`, which counts."""
+        """Leave `file` at 0: everything is sent by `send`, which counts."""
 
     def send(self, data: bytes) -> None:
-        """Count what is sent and does not pass through the outbox, which counts itself."""
+        """Count bytes that do not go through the outbox, which counts its own."""
         if not self._outbox:
             self._sent_bytes += len(data)
         super().send(data)
@@ -81,7 +81,7 @@ class LoggedConnection(Connection):
         self._log()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Log a request whose client has left before its end."""
+        """Log a request whose client left before the response was complete."""
         if self._request:
             self._log()
         super().connection_lost(exc)
@@ -112,15 +112,15 @@ class LoggedConnection(Connection):
 
 
 def _cut(text: str) -> str:
-    """Return not too much of a text."""
+    """Return a text, cut to its limit."""
     return text if len(text) <= _SHOWN_CHARACTERS_MAX else text[:_SHOWN_CHARACTERS_MAX] + "..."
 
 
 def _escaped(text: str) -> str:
-    """Return a text as it stands between quotes: each backslash there begins an escape."""
+    """Return a text as it is written between quotes, where a backslash begins an escape."""
     return text.replace("\\", r"\\").replace('"', r"\"")
 
 
 def _decoded(text: str) -> str:
-    """Return a text of latin-1 characters as people know it."""
+    """Return a text whose latin-1 characters are bytes of UTF-8, decoded."""
     return text if text.isascii() else text.encode("latin-1").decode("utf-8", "backslashreplace")

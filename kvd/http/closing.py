@@ -1,8 +1,8 @@
 """The end of a connection: refusals, lingering, closing, aborting.
 
-A client that is refused may still be sending. If its connection was closed at once, the kernel
-would reset it, and the client might never read why. So the sending half is closed first, and what
-still comes is read and dropped, up to a size and for a time.
+A client that is refused may still be sending. If its connection were closed at once, the kernel
+would reset it, and the client might never read the response. So the sending half is closed first,
+and further input is read and dropped, up to a limit of size and time (lingering).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from kvd.http.stage import CLOSED, CLOSING, DISTURBED
 
 log = logging.getLogger(__name__)
 
-# How much is read and dropped after a refusal, and for how long. The largest body is less.
+# Limits of lingering. The largest body is smaller.
 _DROPPED_BYTES_MAX = 16 << 20
 _LINGER_S = 2.0
 
 
 class Closable(ResponseWriter):
-    """A connection, as far as its end goes.
+    """A connection that can be closed; `kvd.http.connection` is made of it.
 
     Attributes:
         deadline: when the client has taken too long, on the loop's clock.
@@ -42,15 +42,15 @@ class Closable(ResponseWriter):
     # What the layers above do
 
     def _forget_received(self) -> None:
-        """Drop what was received and not served, and the present request."""
+        """Drop unparsed input and the present request."""
         raise NotImplementedError
 
     def _leave_reserve(self) -> None:
-        """Be no longer one of the connections that are served beyond the limit."""
+        """Leave the reserve of connections beyond the limit."""
         raise NotImplementedError
 
     def _leave(self) -> None:
-        """Be no longer one of the server's connections."""
+        """Leave the server's connections."""
         raise NotImplementedError
 
     # Ends
@@ -61,34 +61,35 @@ class Closable(ResponseWriter):
         self.stage = DISTURBED[self.stage]
 
     def close(self) -> None:
-        """Send what is to be sent, and close; what is still received is dropped."""
+        """Close once everything is sent; drop further input."""
         if self._server.stopping:
-            # The client was not told in time: what it has sent meanwhile must not reset it.
+            # The last response did not announce the end: what the client has sent meanwhile must
+            # not reset the connection.
             self.linger()
             return
         self.stage = CLOSING
         self._forget_received()
-        # Closing waits until the client has read, which it may never do.
+        # The transport waits until the client has read, which may never happen.
         self.deadline = self._server.now + self._server.limits.write_timeout_s
         if self._transport is not None:
             self._transport.close()
 
     def linger(self) -> None:
-        """Close, but not before the client has had a chance to read what was sent."""
+        """Close the sending half, and wait for the client to close."""
         if self._transport is None:
             return
         self.stage = CLOSING
         self._forget_received()
         self.deadline = self._server.loop.time() + _LINGER_S
         if self._transport.can_write_eof():
-            with suppress(OSError):  # asyncio lets it through where the client has reset this
+            with suppress(OSError):  # from asyncio, if the client has reset the connection
                 self._transport.write_eof()
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
 
     def _drop(self, data: bytes) -> None:
-        """Drop what a client sends that is to be gone."""
+        """Drop input of a connection that is closing."""
         self._dropped_bytes += len(data)
         if self._dropped_bytes > _DROPPED_BYTES_MAX:
             self.abort()
@@ -126,7 +127,7 @@ class Closable(ResponseWriter):
             self._transport.close()
 
     def abort(self) -> None:
-        """Drop the connection at once; what is still sent goes nowhere."""
+        """Close the connection at once; drop unsent output."""
         self.stage = CLOSED
         self._leave()
         transport, self._transport = self._transport, None

@@ -1,12 +1,12 @@
-"""Compressed answers (`--gzip-min-bytes`), to clients that accept gzip: successes of the key space.
+"""Compressed responses (`--gzip-min-bytes`) of the key space, to clients that accept gzip.
 
-Off by default: clients ask for gzip without being told to, and byte equality with etcd is the
-promise. What it costs is paid by those who switch it on: connections are of another kind, and
-requests that accept gzip go the long way (`kvd.handlers.router`).
+Off by default: many clients accept gzip without being configured to, and responses are to be byte
+for byte those of etcd. It costs nothing while it is off: compression is a subclass of connections,
+and requests that accept gzip go the long way (`kvd.handlers.router`).
 
-A body up to 64 KiB is compressed at once, which takes a millisecond; of larger ones such a slice in
-a turn of the loop, or of something else that takes long. Watches, errors and answers without a body
-are sent as they are, and so is what there is no memory to compress.
+A body up to 64 KiB is compressed at once, which takes a millisecond; a larger one in slices of that
+size, one per turn of the loop. Watches, errors and responses without a body are not compressed, nor
+is what there is no memory for.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kvd.http.server import HttpServer
 from kvd.json_text import cut, escape
 from kvd.limits.memory_budget import MemoryBudget, Payload
 
-# A ninth of a listing is left of it; the levels above take three times as long for a tenth less
+# A listing shrinks to a ninth; higher levels take three times as long for a tenth less
 # (measured).
 _LEVEL = 1
 _SLICE_BYTES = 64 << 10
@@ -49,7 +49,7 @@ def accepts_gzip(header: str) -> bool:
 
 
 class Gzip(NamedTuple):
-    """What the connections share: from which size on, and how it is done in turns."""
+    """Settings of compression, and what its turns need."""
 
     bytes_min: int
     memory: MemoryBudget
@@ -58,7 +58,12 @@ class Gzip(NamedTuple):
 
 
 class _Compressing(Connection):
-    """A connection that compresses."""
+    """Compression of responses.
+
+    Attributes:
+        accepts_gzip: whether the present request accepts it.
+        gzip: the settings.
+    """
 
     accepts_gzip: bool
     gzip: Gzip
@@ -68,12 +73,12 @@ class _Compressing(Connection):
         return super()._start(request)
 
     def done(self) -> None:
-        """Forget what the request accepts: the next one may go the short way."""
+        """Forget that the request accepts gzip: the next one may go the short way."""
         self.accepts_gzip = False
         super().done()
 
     def respond(self, status: int, headers: bytes, body: bytes, *, head_only: bool = False) -> None:
-        """Send a whole answer, compressed where that is worth it."""
+        """Send a whole response, compressed if it is long enough."""
         if self._compresses(status, len(body)) and not head_only:
             if len(body) > _SLICE_BYTES:
                 self.respond_in_pieces(status, headers, [Payload(body, self.gzip.memory)])
@@ -83,12 +88,12 @@ class _Compressing(Connection):
         super().respond(status, headers, body, head_only=head_only)
 
     def respond_in_pieces(self, status: int, headers: bytes, payloads: Sequence[Payload]) -> None:
-        """Send a whole answer of many pieces, compressed where that is worth it."""
+        """Send a whole response of many pieces, compressed if it is long enough."""
         memory = self.gzip.memory
         size = sum(len(payload.data) for payload in payloads)
         uncounted = sum(len(payload.data) for payload in payloads if not payload.is_held)
         if self._compresses(status, size) and memory.has_room(size + uncounted):
-            # Counted before it is made; it is hardly ever longer.
+            # Counted before it is made: it is hardly ever longer than the original.
             memory.take(size)
             for payload in payloads:
                 payload.hold()
@@ -110,13 +115,13 @@ class _Compressing(Connection):
     async def _in_turns(
         self, status: int, headers: bytes, payloads: Sequence[Payload], reserved: int
     ) -> None:
-        """Compress payloads, which are held, as are `reserved` bytes, and send the answer."""
+        """Compress payloads and send the response; they and `reserved` bytes are held."""
         gzip = self.gzip
         engine = zlib.compressobj(_LEVEL, zlib.DEFLATED, _GZIP_FORMAT)
         left, made = list(payloads), list[Payload]()
 
         def keep(piece: bytes) -> int:
-            """Count a piece in place of what is reserved; return how much of that is left."""
+            """Count a piece instead of reserved bytes; return how many of these are left."""
             if piece:
                 made.append(Payload(piece, gzip.memory))
                 gzip.memory.give_back(min(len(piece), reserved))
@@ -141,7 +146,7 @@ class _Compressing(Connection):
 
 
 class GzipConnection(_Compressing):
-    """Such a connection."""
+    """A connection that compresses."""
 
     def __init__(self, server: HttpServer, gzip: Gzip) -> None:
         super().__init__(server)
@@ -150,7 +155,7 @@ class GzipConnection(_Compressing):
 
 
 class LoggedGzipConnection(_Compressing, LoggedConnection):
-    """Such a connection that logs its requests."""
+    """A connection that compresses and logs its requests."""
 
     def __init__(self, server: HttpServer, gzip: Gzip) -> None:
         super().__init__(server)
@@ -159,7 +164,7 @@ class LoggedGzipConnection(_Compressing, LoggedConnection):
 
 
 def _pieces(payload: Payload) -> Iterator[bytes]:
-    """Yield what a payload is sent as, in slices."""
+    """Yield the bytes of a payload as they are sent, in slices."""
     data, start = payload.data, 0
     while start < len(data):
         if payload.escapes:

@@ -12,11 +12,11 @@ request. `stage` says where the connection is in its life, `kvd.http.stage` what
 
 Invariants:
 
-- One request at a time on a connection: the next is not looked at before this one is answered.
-- While a connection is at rest nothing stands between it and the next request: that may be served
-  from where it was read. Whatever happens to it beside plain requests ends that first.
-- What waits to be parsed, and what waits to be sent, is bounded; beyond that nothing is read.
-- An answer for a connection that has gone is dropped.
+- One request at a time: the next one is not parsed before the response to this one is complete.
+- While a connection is at rest nothing is due before its next request, which may be served from the
+  read buffer. Any event but a plain request ends the rest first.
+- Unparsed input and unsent output are bounded; beyond the bounds nothing is read.
+- A response to a closed connection is dropped.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ __all__ = ["ANSWERING", "LARGE_BYTES", "Connection", "ServeWhole"]
 
 log = logging.getLogger(__name__)
 
-# What may wait behind the request that is being served before the connection is not read any more.
+# Limit of unparsed input behind the present request; beyond it reading pauses.
 _AHEAD_BYTES_MAX = 16 << 10
-# What a client may have begun to ask without being counted.
+# Unparsed input up to this size is not counted.
 _UNCOUNTED_BYTES_MAX = 4 << 10
-# What an event loop keeps of an answer for a client that reads slowly, before it is told to wait.
+# Limit of unsent output in the event loop, per connection; beyond it `pause_writing` is called.
 _WRITE_BUFFER_BYTES = 32 << 10
-# How long a connection beyond the limit of connections is heard.
+# Time for a connection beyond the limit of connections to send its request.
 _RESERVE_S = 2.0
 
 ServeWhole = Callable[["Connection", bytes], bytes | None]
@@ -80,7 +80,7 @@ class Connection(RequestLoop, asyncio.BufferedProtocol):
     # asyncio.BufferedProtocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start to serve, unless there are too many."""
+        """Start to serve, unless there are too many connections."""
         server = self._server
         self._transport = cast(asyncio.Transport, transport)
         self.context = peer_of(transport)
@@ -98,11 +98,11 @@ class Connection(RequestLoop, asyncio.BufferedProtocol):
             server.hear_beyond_limit(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Lend the buffer that all connections share: what is read is taken before the next is."""
+        """Return the read buffer of all connections: its content is taken before the next read."""
         return self._server.turns.lent
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Take bytes; serve what they complete."""
+        """Handle received bytes: serve the requests that they complete."""
         server = self._server
         data = server.buffer[:nbytes].tobytes()
         if not self.stage and server.turns.left > 0:
@@ -115,14 +115,14 @@ class Connection(RequestLoop, asyncio.BufferedProtocol):
                         server.turns.left -= 1
                     return
             except Exception:
-                # The process edge of a request: a bug in serving one client is not the others' end.
+                # The process edge of a request: a bug in serving one client must not end others.
                 log.exception(NOT_SERVED, self.context.remote_ip)
                 self.abort()
                 return
         self._take(data)
 
     def _take(self, data: bytes) -> None:
-        """Take bytes the long way: they may be a part of a request, or several."""
+        """Parse received bytes: a part of a request, or several."""
         if self.stage >= CLOSING:
             self._drop(data)
             return
@@ -131,15 +131,15 @@ class Connection(RequestLoop, asyncio.BufferedProtocol):
             self._release_ahead()
         parser = self._parser
         parser.feed(data)
-        # An unfinished head does not wait for a turn to be found so: clients that send head after
-        # head byte by byte would fill the lane of those that have asked for something.
+        # Whether a head is complete is checked without waiting for a turn: clients that send heads
+        # byte by byte would fill the lane of complete requests.
         if not (self.deadline == self._head_deadline and parser.is_head_unfinished):
             self.serve_received()
         if len(parser.buffer) > _UNCOUNTED_BYTES_MAX:
             self._count_ahead()
 
     def eof_received(self) -> bool:
-        """Keep the connection for the answers that are due; a watch ends with its client."""
+        """Keep the connection open for pending responses, but not for a watch."""
         self._ended = True
         self.stage = DISTURBED[self.stage]
         if self.stage >= STREAMING:
@@ -148,7 +148,7 @@ class Connection(RequestLoop, asyncio.BufferedProtocol):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Drop everything; whoever still answers, answers nobody."""
+        """Drop everything: the connection is closed."""
         self.stage = CLOSED
         self._transport = None
         self.file = 0
@@ -177,49 +177,49 @@ class Connection(RequestLoop, asyncio.BufferedProtocol):
 
     @property
     def memory(self) -> MemoryBudget:
-        """What responses take together."""
+        """The memory budget of requests and responses."""
         return self._server.memory
 
     def __call__(self, outcome: object) -> None:
-        """Answer the present request by its outcome, which the delegate understands."""
+        """Answer the present request with its outcome, which the delegate renders."""
         self._server.delegate.answer(self, outcome)
 
     def reply(self, answer: bytes) -> bool:
-        """Send a whole answer and be at rest, if nothing but that is due; else do nothing.
+        """Send a whole response and be at rest, if nothing else is due; otherwise do nothing.
 
         Returns:
-            Whether it was sent. If not, `respond` sends it, or whatever else is due.
+            Whether it was sent. If not, the caller uses `respond` or another method.
         """
         if self.stage is not ANSWERING:
             return False
-        # First: to write may end it.
+        # Before the write, which may call `pause_writing`.
         self.stage = AT_REST
         self._transport.write(answer)  # type: ignore[union-attr]  # it is there
         self.deadline = self._server.idle_deadline
         return True
 
     def begin(self) -> None:
-        """Begin a request that `serve_whole` does not answer by itself, nor by `reply`."""
+        """Begin a request that is answered neither by `serve_whole` nor by `reply`."""
         self.stage = BUSY
         self.deadline = inf
         self._server.turns.left -= 1
 
     def is_write(self) -> None:
-        """Let the present request count as a write, which has its own bound in a turn."""
+        """Count the present request as a write, which has its own limit in a turn."""
         self._server.turns.left += 1
 
     def spend(self, seconds: float) -> None:
-        """Count time that the present request has taken, far more than others do, for the turn."""
+        """Charge the turn with the time of an expensive request."""
         self._server.turns.left -= int(seconds / UNIT_S)
 
-    # What is received: counted, and not read any more where it is too much
+    # Input: counted; reading pauses beyond the limit
 
     def _is_held_up(self) -> bool:
-        """Whether something else has to happen before the next request is looked at."""
+        """Whether the next request cannot be parsed yet."""
         return self.stage > READING or not self.writable
 
     def _count_ahead(self) -> None:
-        """Count what has been read and cannot be served yet, and read no more for the moment."""
+        """Count unparsed input, and pause reading if the next request cannot be parsed yet."""
         if self.stage >= CLOSING or self._transport is None:
             return
         size = len(self._parser.buffer)
@@ -229,7 +229,7 @@ class Connection(RequestLoop, asyncio.BufferedProtocol):
         has_room = self._intake.count_ahead(self, size)
         if held_up:
             if not has_room and not self._parser.body_left:
-                # The answer to what it has sent ahead of its turn would come out of turn.
+                # No refusal: it would precede the response to the present request.
                 self._server.rejected[TOO_MUCH] += 1
                 self.abort()
             elif not self._paused:
@@ -255,11 +255,11 @@ class Connection(RequestLoop, asyncio.BufferedProtocol):
         self._intake.release(self)
 
     def hold(self, size: int) -> bool:
-        """Count what is kept until the request is answered; return whether there is room for it."""
+        """Count bytes that are kept until the response; return whether there is room for them."""
         return self._intake.hold(self, size)
 
     def hold_piece(self, size: int) -> bool:
-        """Count a piece of a body likewise; without room, the next piece waits for it.
+        """Count a piece of a body that is kept; without room, reading waits.
 
         Returns:
             Whether the piece may be kept.
@@ -270,27 +270,27 @@ class Connection(RequestLoop, asyncio.BufferedProtocol):
             self.wait()
             self._server.receiving.wait(self)
             return True
-        # What was let in so far is not refused for its last piece.
+        # A large body is not refused for its last piece.
         return self._intake.held > SMALL_BYTES
 
     @property
     def held_bytes(self) -> int:
-        """What is kept of a request."""
+        """Counted bytes of the present request and behind it."""
         return self._intake.held + self._intake.ahead
 
     @property
     def is_receiving(self) -> bool:
-        """Whether a part of a request has come, and another has not."""
+        """Whether a request is incomplete."""
         is_begun = self._message is not None or bool(self._parser.buffer)
         return is_begun and not self._is_held_up()
 
     def go_on(self) -> None:
-        """Take the rest of a body that had to wait for room."""
+        """Read the rest of a body that has waited for room."""
         if self._message is not None:
             self.proceed(self._message)
 
     def give_up(self) -> None:
-        """Refuse what has come of a request: there is no room for it."""
+        """Refuse the present request: there is no room for it."""
         message = self._message
         if self.stage is BUSY:
             self.stage = READING
@@ -303,7 +303,7 @@ class Connection(RequestLoop, asyncio.BufferedProtocol):
 
     @property
     def state(self) -> crowd.State:
-        """What the client lets the server wait for, and since when."""
+        """State of the connection, for the choice of one to close, and since when."""
         limits = self._server.limits
         if self.stage is CLOSING:
             return crowd.CLOSING, 0.0
@@ -315,22 +315,19 @@ class Connection(RequestLoop, asyncio.BufferedProtocol):
             return crowd.BODY, self.deadline - limits.body_timeout_s
         if self._parser.buffer:
             return crowd.HEAD, self.deadline - limits.header_timeout_s
-        # Between requests it is kept alive, before the first one it is not yet.
+        # `keep_alive` is false before the first request.
         kind = crowd.IDLE if self.keep_alive else crowd.SILENT
         return kind, self.deadline - limits.idle_timeout_s
 
     @property
     def is_asked(self) -> bool:
-        """Whether a request has begun to come and is not answered, and its client would read that.
-
-        Watches are no such request.
-        """
+        """Whether a request is pending and its client reads; a watch does not count."""
         if not self.writable or self.stage >= STREAMING:
             return False
         return self.stage >= QUEUED or self._message is not None or bool(self._parser.buffer)
 
     def stop(self) -> None:
-        """Ask the client to leave now; if it is being answered, after that."""
+        """Close the connection, unless a request is being answered."""
         if self.stage > QUEUED:
             return
         if self._message is SKIPPED or (self._message is None and not self._parser.buffer):
@@ -339,11 +336,11 @@ class Connection(RequestLoop, asyncio.BufferedProtocol):
             self.reject(HTTPStatus.SERVICE_UNAVAILABLE, "stopping")
 
     def expire(self) -> None:
-        """The client has taken too long."""
+        """Close the connection, or refuse its request: the deadline has passed."""
         if self.stage is CLOSING or self._message is SKIPPED:
             self.abort()
         elif self.stage > QUEUED:
-            return  # no time is set for the answer: this is that of the request before
+            return  # responses have no deadline; this is that of the request before
         elif self._reserved:
             self.turn_away()
         elif self._parser.buffer or self._message:

@@ -1,4 +1,4 @@
-"""What one connection has received and not served: counted as memory that requests take."""
+"""Input of one connection, counted in the memory budget until it is served."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from kvd.http.receiving import Receiving, Sender
 
 
 class Intake:
-    """The counted bytes of one connection; each method is given it, as `Receiving` knows it.
+    """Counted input of one connection, which each method gets as the sender.
 
     Attributes:
         ahead: bytes that have not been parsed.

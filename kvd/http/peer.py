@@ -1,4 +1,4 @@
-"""Who is at the other end of a connection."""
+"""Client addresses, and what the kernel knows of a connection."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from ipaddress import IPv6Address
 from termios import TIOCOUTQ
 from typing import NamedTuple
 
-# How an IPv4 client looks to a socket that takes both families.
+# Prefix of an IPv4 client's address on a socket of both families.
 _MAPPED = "::ffff:"
-# A site has at least so much of the addresses of IPv6, and may use any of them.
+# A site has at least a /64 of IPv6 addresses, and may use any of them.
 _NETWORK_BITS = 64
 
 
 class Peer(NamedTuple):
-    """The client of a connection; its first fields are what Tornado's requests want to know.
+    """The client of a connection; Tornado's requests use the first two fields.
 
     Attributes:
         remote_ip: its address; empty on a socket in the file system.
         protocol: http or https.
-        common_name: what its certificate calls it, where that is the name of a user; else empty.
+        common_name: the common name in its certificate, if that names a user; else empty.
     """
 
     remote_ip: str = ""
@@ -31,7 +31,7 @@ class Peer(NamedTuple):
 
     @property
     def network(self) -> str:
-        """What shares are told apart by: the address, of IPv6 its first 64 bits."""
+        """Key of fair shares: the address, or the first 64 bits of an IPv6 address."""
         return _network(self.remote_ip) if ":" in self.remote_ip else self.remote_ip
 
 
@@ -42,7 +42,7 @@ def _network(ip: str) -> str:
 
 
 def peer_of(transport: asyncio.BaseTransport) -> Peer:
-    """Return the client that a transport leads to."""
+    """Return the client of a transport."""
     address = transport.get_extra_info("peername")
     ip = address[0].removeprefix(_MAPPED) if isinstance(address, tuple) else ""
     if transport.get_extra_info("ssl_object") is None:

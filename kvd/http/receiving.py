@@ -1,12 +1,12 @@
-"""Memory that requests take while they come, and which of them are given up where it is short.
+"""Memory of incomplete requests, and which of them are refused while it is short.
 
-Large requests leave a reserve to the small ones. Where there is no room, a large body waits for it,
-unread, and is refused after `WAIT_S`. Meanwhile those are given up whose client is slow
-(`kvd.limits.rate`), the slowest first; if none is slow, the last that has waited too long. A small
-request does not wait: others are given up at once. So they are where large ones would exceed the
-limit by what each of them has received before it waits.
+Large requests leave a reserve to small ones. Without room a large body waits, unread, and is
+refused after `WAIT_S`. Meanwhile requests of slow clients (`kvd.limits.rate`) are refused, the
+slowest first; if none is slow, the last that has waited too long. A small request does not wait:
+others are refused at once, and so they are if large ones exceed the limit by what each received
+before it waited.
 
-What has come whole is never given up; it is answered, and so makes room by itself.
+A complete request is never refused here: its response makes room.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from kvd.limits.rate import Rate
 SMALL_BYTES = 64 << 10
 """A request up to this size may use the reserve."""
 WAIT_S = 5.0
-"""How long a body waits for room."""
+"""Seconds that a body waits for room."""
 
 # A rate is measured over at least this.
 _WINDOW_S = 1.0
-# So much more is made free at once, so that not each small request has to look for its room.
+# A fraction of the budget that is freed in excess, so that not each small request frees its own.
 _SLACK = 64
 
 
@@ -33,21 +33,21 @@ class Sender(Protocol):
 
     @property
     def held_bytes(self) -> int:
-        """What is kept of the request."""
+        """Counted bytes of the request."""
 
     @property
     def is_receiving(self) -> bool:
-        """Whether a part of the request has come, and another has not."""
+        """Whether the request is incomplete."""
 
     def go_on(self) -> None:
-        """Take the rest of the body: there is room."""
+        """Read the rest of the body: there is room."""
 
     def give_up(self) -> None:
-        """Refuse the request, and keep nothing of it."""
+        """Refuse the request and drop its bytes."""
 
 
 class _Progress:
-    """How fast a request comes, and since when it waits for room."""
+    """Rate of a request, and since when it waits for room."""
 
     __slots__ = ("rate", "waits_since")
 
@@ -59,19 +59,19 @@ class _Progress:
         if self.waits_since is None:
             self.rate.measure(held, now)
         else:
-            # It is not its client that is slow.
+            # Reading is paused: its client is not slow.
             self.rate.restart(held, now)
 
     def waited_s(self, now: float) -> float:
-        """Return how long it has waited for room."""
+        """Return the seconds that it has waited for room."""
         return 0.0 if self.waits_since is None else now - self.waits_since
 
 
 class Receiving:
-    """The requests that come on one server's connections.
+    """The incomplete requests of one server's connections.
 
     Attributes:
-        given_up: How many have been given up.
+        given_up: number of requests that were refused for lack of room.
     """
 
     def __init__(self, memory: MemoryBudget, now: Callable[[], float]) -> None:
@@ -83,7 +83,7 @@ class Receiving:
         self._is_waking = False
 
     def take(self, sender: Sender, size: int) -> bool:
-        """Count more of a request, which holds it already; return whether there is room for it."""
+        """Count bytes of a request, which holds them; return whether there is room for them."""
         self._memory.take_request(size)
         if sender not in self._senders:
             self._senders[sender] = _Progress(self._now())
@@ -94,29 +94,29 @@ class Receiving:
         return self._fits(sender)
 
     def give_back(self, size: int) -> None:
-        """A part of a request is not kept any more."""
+        """Subtract bytes of a request that were dropped."""
         self._memory.give_back_request(size)
         self.wake()
 
     def forget(self, sender: Sender) -> None:
-        """Nothing is kept of its request any more."""
+        """Stop tracking a request of which nothing is kept."""
         self._senders.pop(sender, None)
         self._waiters.pop(sender, None)
         self._memory.requests_wait = bool(self._waiters)
 
     def wait(self, sender: Sender) -> None:
-        """Let a sender go on when there is room; until then it must not receive."""
+        """Call `go_on` of a sender when there is room; it must not receive before."""
         self._senders[sender].waits_since = self._now()
         self._waiters[sender] = None
         self._memory.requests_wait = True
 
     def wake(self) -> None:
-        """Let those go on that wait, as far as there is room."""
+        """Let waiting senders go on, as far as there is room."""
         if self._waiters:
             self._wake()
 
     def tick(self, now: float) -> None:
-        """Measure, and give up who is in the way of those that wait; called every second."""
+        """Measure rates; refuse slow requests while others wait. Called every second."""
         for sender, progress in self._senders.items():
             progress.measure(sender.held_bytes, now)
         self.wake()
@@ -129,7 +129,7 @@ class Receiving:
         self._refuse_last(now)
 
     def give_up_for_answers(self) -> None:
-        """Give up those that are not known to come fast, as far as answers exceed the limit."""
+        """Refuse requests not known to be fast, while responses exceed the limit."""
         for sender in sorted([*self._receiving(), *self._waiters], key=self._order):
             rate = self._senders[sender].rate
             if not (self._memory.exceeds and self._memory.needs_room_of_requests) or rate.is_fast:
@@ -161,7 +161,7 @@ class Receiving:
         return [s for s in self._senders if s not in self._waiters and s.is_receiving]
 
     def _shed(self, newcomer: Sender) -> None:
-        """Give up others until there is room for small requests."""
+        """Refuse other requests until there is room for small ones."""
         most = self._memory.requests_max - self._memory.bytes_max // _SLACK
         for sender in sorted([*self._receiving(), *self._waiters], key=self._order):
             if self._memory.requests <= most:
@@ -173,7 +173,7 @@ class Receiving:
         return self._senders[sender].rate.order
 
     def _give_up(self, sender: Sender) -> None:
-        """Give up a request, unless others that were have let it go on or come whole."""
+        """Refuse a request, unless it has become complete or resumed meanwhile."""
         if sender not in self._waiters and not (sender in self._senders and sender.is_receiving):
             return
         self.given_up += 1
@@ -181,7 +181,7 @@ class Receiving:
         sender.give_up()
 
     def _wake(self) -> None:
-        """Let those go on that there is room for, in the order in which they began to wait."""
+        """Let senders go on, first come first served, as far as there is room."""
         if self._is_waking:
             return
         self._is_waking = True

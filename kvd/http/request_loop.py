@@ -1,4 +1,4 @@
-"""The requests of one connection: served one by one, in their order, by turns.
+"""Request loop of one connection: serves its requests one by one, in order, by turns.
 
 A request goes the short way, if its bytes are whole and its header block is known for that: the
 delegate is given the bytes. Any other goes the long way, by Tornado's interface: an
@@ -6,7 +6,7 @@ delegate is given the bytes. Any other goes the long way, by Tornado's interface
 
 Invariants:
 
-- The next request is not looked at before the response to this one is complete.
+- The next request is not parsed before the response to this one is complete.
 - In a turn of the event loop a connection is served a bounded number of requests; with more it
   waits for its next turn (`kvd.limits.turns`).
 """
@@ -38,7 +38,7 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class RequestLoop(Closable):
-    """A connection, as far as its requests go.
+    """A connection that serves requests; `kvd.http.connection` is made of it.
 
     Attributes:
         content_type: the Content-Type of the present request.
@@ -68,7 +68,7 @@ class RequestLoop(Closable):
     # The loop
 
     def serve_received(self, requests: int = 0) -> None:
-        """Serve what was received, as far as this turn goes: so many requests, or a visit's."""
+        """Serve what was received, within this turn: at most `requests`, or a visit's number."""
         if self._is_serving or self.stage is not READING:
             return
         turns, parser = self._server.turns, self._parser
@@ -90,7 +90,7 @@ class RequestLoop(Closable):
         finally:
             self._is_serving = False
         if self._ended and self.stage is READING and self.writable:
-            # All that the client has sent is answered; the rest of a request will not come.
+            # All complete requests are answered; the rest of an incomplete one will not come.
             self.close()
         elif self._paused:
             self._read_on()
@@ -112,23 +112,23 @@ class RequestLoop(Closable):
     # What the layer above does
 
     def _read_on(self) -> None:
-        """Resume reading, if what was read is little or the rest of a request is missing."""
+        """Resume reading, if little input is unparsed or a request is incomplete."""
         raise NotImplementedError
 
     def _release_request(self) -> None:
-        """Count the present request no longer: nothing is kept of it."""
+        """Stop counting the present request: nothing of it is kept."""
         raise NotImplementedError
 
     def _release_ahead(self) -> None:
-        """Count no longer what was received and not parsed."""
+        """Stop counting unparsed input."""
         raise NotImplementedError
 
     # Turns
 
     def _waits_for_turn(self) -> bool:
-        """Wait for another turn, unless this one takes a write besides; return whether it waits.
+        """Wait for another turn, unless this one takes one more write; return whether it waits.
 
-        An unfinished head waits for its rest instead, not for a turn.
+        An incomplete head waits for its rest, not for a turn.
         """
         if self._message is None and not self._find_head():
             return True
@@ -151,7 +151,7 @@ class RequestLoop(Closable):
 
     @property
     def address(self) -> str:
-        """The client's address, by which shares are told apart."""
+        """The client's address: the key of fair shares."""
         return self.context.network
 
     def take_turn(self) -> None:
@@ -163,7 +163,7 @@ class RequestLoop(Closable):
     # Heads
 
     def _read_head(self) -> bool:
-        """Serve one request that has come whole, or read a head; return whether to go on."""
+        """Serve one complete request the short way, or read a head; return whether to go on."""
         server, parser = self._server, self._parser
         before = parser.buffer
         request = parser.take_whole()
@@ -178,7 +178,7 @@ class RequestLoop(Closable):
         if answer:
             self._write_whole(answer)
             return True
-        # It counts otherwise: as a write, which has its own bound in a turn, or by `begin`.
+        # It is charged elsewhere: as a write, which has its own limit in a turn, or by `begin`.
         server.turns.left += 1
         if parser.buffer or self._ended:
             self.stage = DISTURBED[self.stage]
@@ -204,7 +204,7 @@ class RequestLoop(Closable):
         return self._start(request)
 
     def _find_head(self) -> bool:
-        """Return whether a head has come; refuse the client, or wait for the rest, if not."""
+        """Return whether a head is complete; if not, refuse the client or wait for the rest."""
         found = self._parser.find_head()
         if isinstance(found, Refusal):
             if found is SPOKE_TLS:
@@ -212,7 +212,7 @@ class RequestLoop(Closable):
             self.reject(*found)
             return False
         if not found and self._parser.buffer and self.deadline != self._head_deadline:
-            # Its first bytes: those that follow do not prolong the time.
+            # Set by the first bytes of a head: those that follow do not prolong it.
             self.deadline = self._server.now + self._server.limits.header_timeout_s
             self._head_deadline = self.deadline
         return found
@@ -229,7 +229,7 @@ class RequestLoop(Closable):
     # The long way
 
     def _start(self, request: Request) -> bool:
-        """Serve a request whose head has come; return whether to go on."""
+        """Serve a request by its head; return whether to go on."""
         server = self._server
         self.http10 = request.http10
         self.keep_alive = request.keep_alive and not server.stopping
@@ -252,7 +252,7 @@ class RequestLoop(Closable):
         return self._begin_body(message)
 
     def _begin_body(self, message: httputil.HTTPMessageDelegate) -> bool:
-        """Take the body, now that the head has been accepted; return whether to go on."""
+        """Read the body, now that the head is accepted; return whether to go on."""
         parser = self._parser
         if not parser.body_left:
             self._complete(message)
@@ -270,14 +270,14 @@ class RequestLoop(Closable):
         self.deadline = inf
 
     def proceed(self, message: httputil.HTTPMessageDelegate) -> None:
-        """Take the body of a request, unless that has been answered meanwhile."""
+        """Read the body of a request, unless that has been answered meanwhile."""
         if self._message is message and self.stage < CLOSING:
             self.stage = READING
             self._begin_body(message)
             self.serve_received()
 
     def _read_body(self) -> bool:
-        """Hand on what there is of the body; return whether to go on."""
+        """Hand on the received part of the body; return whether to go on."""
         message, parser, turns = self._message, self._parser, self._server.turns
         assert message is not None
         data = parser.read_body()

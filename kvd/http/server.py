@@ -1,11 +1,11 @@
-"""The HTTP server: what all its connections share, and the end of those that overstay.
+"""HTTP server: the state that its connections share, their limits and deadlines.
 
 It listens nowhere: `kvd.net` accepts sockets and makes the connections (`kvd.http.connection`).
 
 Invariants:
 
-- Each open connection is in `connections`; of those beyond the limit, the last few are served a
-  health check or metrics, and are in `reserve` until their request is known.
+- Each open connection is in `connections`. Of those beyond the limit the last few are in `reserve`
+  until their request is known: health checks and metrics are served.
 - A deadline is checked once a second, and is exact to a second.
 """
 
@@ -32,13 +32,12 @@ from kvd.logs import SLOW_QUIET_S, RateLimit
 
 SERVER_HEADER = f"kvd/{__version__}"
 
-# How long a stop waits: for the request that a client was about to send on an open connection, and
-# for the rest of one that has begun to come.
+# Time that a stop waits for requests that clients are about to send on open connections, and for
+# incomplete ones.
 _STOP_IDLE_S = 0.2
 _STOP_BEGUN_S = 3.0
 
-# Beyond the limit of connections so many are heard, the last that came: whoever looks after the
-# server gets an answer in any case.
+# Size of the reserve beyond the limit of connections: monitoring gets a response in any case.
 _RESERVE_MAX = 16
 
 REASONS: dict[int, str] = {
@@ -51,14 +50,14 @@ REASONS: dict[int, str] = {
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "head_too_large",
     HTTPStatus.SERVICE_UNAVAILABLE: "stopping",
 }
-"""By which name a refusal is counted."""
+"""Names by which refusals are counted."""
 TOO_MANY = "too_many_connections"
 TOO_MUCH = "too_much_at_once"
 _UNREAD = "answer_not_read"
 
 
 class Limits(NamedTuple):
-    """What a client may take: bytes of a head, seconds for its parts; and what all may together."""
+    """Limits per client (bytes of a head, seconds for parts of a request) and of all clients."""
 
     header_bytes_max: int = 64 << 10
     header_timeout_s: float = 30.0
@@ -67,36 +66,33 @@ class Limits(NamedTuple):
     write_timeout_s: float = 60.0
     connections_max: int = 10_000
     lingering_max: int = 256
-    """How many more may wait for their client to read why they are closed."""
+    """Refused connections beyond the limit that may linger."""
     backlog: int = 128
-    """How many clients may wait to be accepted."""
+    """Pending connections of a listening socket."""
 
 
 class OpenConnection(Member, Protocol):
-    """What the server does with its connections."""
+    """A connection, as the server uses it."""
 
     deadline: float
-    """When the client has taken too long, on the loop's clock."""
+    """Time of `expire`, on the loop's clock."""
 
     @property
     def unsent_bytes(self) -> int:
-        """What the client has not read yet, beyond what the kernel holds for it."""
+        """Unread output, without what the kernel holds."""
 
     @property
     def is_asked(self) -> bool:
-        """Whether a request has begun to come and is not answered, and its client would read that.
-
-        Watches are no such request.
-        """
+        """Whether a request is pending and its client reads; a watch does not count."""
 
     def expire(self) -> None:
-        """The client has taken too long."""
+        """Close the connection, or refuse its request: the deadline has passed."""
 
     def answer_no_more(self) -> None:
-        """Let the present answer, or the next one, be the last."""
+        """Make the present response, or the next one, the last."""
 
     def stop(self) -> None:
-        """Ask the client to leave now; if it is being answered, after that."""
+        """Close the connection, unless a request is being answered."""
 
     def turn_away(self) -> None:
         """Refuse to serve the client: there are too many connections."""
@@ -106,7 +102,7 @@ C = TypeVar("C")
 
 
 class Delegate(Generic[C]):
-    """What serves the requests of connections of one kind.
+    """Serves the requests of connections.
 
     Attributes:
         serve_whole: Serves bytes that are one whole request, head and body, or declines them.
@@ -124,7 +120,7 @@ class Delegate(Generic[C]):
     """Header lines of what HTTP itself refuses."""
 
     def attach(self, server: HttpServer) -> None:
-        """Take note of the server whose requests these are; it calls this once."""
+        """Note the server of the connections; called once."""
 
     def short_way(self, block: Block) -> bool | None:
         """Return whether requests with a header block have a form; None: `serve_whole` declines.
@@ -142,7 +138,7 @@ class Delegate(Generic[C]):
 
 
 class HttpServer:
-    """All connections, and what they share."""
+    """The connections, and what they share."""
 
     def __init__(
         self,
@@ -157,43 +153,43 @@ class HttpServer:
         self.loop = loop
         self.connections: set[OpenConnection] = set()
         self.shaking: dict[Member, None] = {}
-        """Connections whose handshake of TLS is not done, in the order in which they came."""
+        """Connections with an unfinished TLS handshake, the oldest first."""
         self.crowd = Crowd(self.connections, self.shaking)
         self.reserve: dict[OpenConnection, None] = {}
-        """Those beyond the limit that are heard, in the order in which they came."""
+        """The reserve beyond the limit, the oldest first."""
         self.now = loop.time()
         """The loop's time, as of the last tick or later: exact enough for timeouts."""
         self._ticked = self.now
         self.stopping = False
         self.accepted = 0
-        """How many connections there have been."""
+        """Number of connections so far."""
         self.idle_closed = 0
-        """How many were closed because they asked nothing for too long."""
+        """Number of connections closed by the idle timeout."""
         self.rejected = dict.fromkeys((*REASONS.values(), TOO_MANY, TOO_MUCH, _UNREAD), 0)
-        """How many requests or connections HTTP itself has refused, by reason."""
+        """Numbers of requests and connections that HTTP itself has refused, by reason."""
         self.tls_warnings = RateLimit(10.0)
-        """A client that goes wrong does so again and again."""
+        """A misconfigured client repeats its mistake."""
         self.warnings = RateLimit(SLOW_QUIET_S)
         self.memory = memory
         self.blocks = Blocks(delegate.short_way, limits.header_bytes_max - SHORT_LINE_BYTES)
         self.receiving = Receiving(memory, loop.time)
-        # In a step of its own: those that go on there may answer, and so give back more.
+        # Deferred: a request that goes on may be answered, and so give back more.
         memory.observe_room(self._wake_soon)
         give_up = self.receiving.give_up_for_answers
         self.sending = Sending(loop, memory, limits.write_timeout_s, give_up)
         self.turns = turns or Turns(loop)
         self.buffer = self.turns.buffer
         self.starts: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
-        """Beginnings of answers of the present second, by status; those of HTTP/1.0 second.
+        """Status lines with Server and Date, by status, for HTTP/1.1 and HTTP/1.0.
 
-        Other objects in the next second.
+        Other objects each second.
         """
         self.idle_deadline = self.now + limits.idle_timeout_s
-        """When a connection has been idle for too long that is so from now on."""
+        """Deadline of a connection that is idle from now on."""
         delegate.attach(self)
 
     def start(self, status: int, *, http10: bool) -> bytes:
-        """Return the beginning of an answer: status line, Server and Date."""
+        """Return the beginning of a response: status line, Server and Date."""
         starts = self.starts[http10]
         start = starts.get(status)
         if start is None:
@@ -204,7 +200,7 @@ class HttpServer:
         return start
 
     def tick(self) -> None:
-        """Let the Date go on, and close what has overstayed; called every second."""
+        """Advance the Date, and expire connections; called every second."""
         # A deadline counts from the tick before it was set: it is up to a tick too early.
         before, self._ticked = self._ticked, self.loop.time()
         self.now = self._ticked
@@ -224,14 +220,14 @@ class HttpServer:
 
     @property
     def excess(self) -> int:
-        """How many connections there are beyond the limit."""
+        """Number of connections beyond the limit."""
         return len(self.connections) + len(self.shaking) - self.limits.connections_max
 
     def has_room(self, newcomer: Member) -> bool:
-        """Return whether a connection may be served; another one is closed for it if need be."""
+        """Return whether a connection may be served; close another one for it if necessary."""
         if self.excess <= 0:
             return True
-        # It is told by the time who has asked nothing for longest.
+        # The choice compares times, so they have to be exact.
         self.now = self.loop.time()
         self.idle_deadline = self.now + self.limits.idle_timeout_s
         return self.crowd.displace(newcomer, self.now)
@@ -243,17 +239,17 @@ class HttpServer:
             next(iter(self.reserve)).turn_away()
 
     def stop(self) -> None:
-        """Let every answer from now on be the last of its connection, and say so."""
+        """Make each response the last of its connection, with `Connection: close`."""
         self.stopping = True
-        # No request goes the short way any more, whose answers are ready made.
+        # Responses of the short way keep the connection open: no request takes it any more.
         self.blocks.stop()
         for connection in self.connections:
             connection.answer_no_more()
 
     async def finish(self) -> None:
-        """Wait for what clients have begun to ask, or may be about to; then ask them to leave.
+        """Wait for pending requests, and those that clients may be about to send; then close.
 
-        Closing an idle connection at once would reset the client that is just using it.
+        Closing an idle connection at once would reset a client that is just sending a request.
         """
         began = self.loop.time()
         while self.connections:

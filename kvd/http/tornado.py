@@ -21,7 +21,7 @@ _LAST_CHUNK = b"0\r\n\r\n"
 
 
 class TornadoConnection(httputil.HTTPConnection):
-    """What a handler of Tornado's writes its response to.
+    """The connection as a handler of Tornado's sees it.
 
     Attributes:
         connection: the connection itself.
@@ -34,7 +34,7 @@ class TornadoConnection(httputil.HTTPConnection):
         self._is_chunked = False
 
     def set_close_callback(self, callback: Callable[[], object] | None) -> None:
-        """Call `callback` when the client goes before it is answered."""
+        """Call `callback` when the connection closes before the response is complete."""
         self.connection.on_close = callback
 
     def write_headers(

@@ -39,7 +39,6 @@ NOT_YET: tuple[str, ...] = (
     "kvd/__init__.py",
     "kvd/core/",
     "kvd/crash_file.py",
-    "kvd/http/",
     "kvd/lines.py",
     "kvd/log_output.py",
     "storage/aio.py",

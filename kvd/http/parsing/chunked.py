@@ -19,13 +19,13 @@ class Chunks:
     def __init__(self) -> None:
         self.complete = False
         self.has_more = False
-        """What was left over has not been looked at."""
+        """The rest of the data was not parsed."""
         self._left = 0
         self._state = self._size
         self._trailer_bytes = 0
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
-        """Return the content in `data`, and what could not be used yet or is not of this body.
+        """Return the content in `data`, and the bytes that were not used or are behind the body.
 
         Of many small chunks only some are read at once: then `has_more` is true.
 

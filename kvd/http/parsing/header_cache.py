@@ -1,4 +1,4 @@
-"""Header blocks that were parsed lately, by their bytes: clients repeat themselves."""
+"""Cache of parsed header blocks, by their bytes: clients repeat themselves."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _KEPT_BYTES_MAX = 16 << 20
 # for 6, without the second text; this is not less.
 _TEXTS = 4
 _BYTES_PER_FIELD = 256
-# Blocks that hold a password are kept, too, or whoever sends one would pay for the parsing each
-# time (a quarter of a request), but no longer than this.
+# Blocks with a password are cached, too: parsing costs a quarter of a request. But no longer than
+# this.
 _SECRET_S = 60.0
 
 
 Short = tuple[int, bool]
-"""How long the body of a request is, and whether it is a form."""
+"""Length of the body of a request, and whether it is a form."""
 
 
 class Blocks:
-    """The blocks of one server.
+    """The header blocks of one server.
 
     Attributes:
-        parsed: Those that are kept, by their bytes.
-        short: What is needed of those whose requests may go the short way, by their bytes without
+        parsed: the cached blocks, by their bytes.
+        short: of blocks whose requests may go the short way what that needs, by their bytes without
             the last CRLF.
     """
 
@@ -41,7 +41,7 @@ class Blocks:
         short_way: Callable[[Block], bool | None],
         short_bytes_max: int = _BLOCK_BYTES_MAX,
     ) -> None:
-        """Keep no blocks yet.
+        """Make an empty cache.
 
         Args:
             short_way: returns whether requests with a block have a form, None where they may not go
@@ -71,7 +71,7 @@ class Blocks:
         return block
 
     def tick(self, now: float) -> None:
-        """Forget the passwords that have been kept for long; `now` in seconds of any clock."""
+        """Remove blocks with passwords after their time; `now` in seconds of any clock."""
         if now >= self._forget_s:
             self._forget_s = now + _SECRET_S
             for raw in self._secret:
@@ -80,7 +80,7 @@ class Blocks:
             self._secret.clear()
 
     def stop(self) -> None:
-        """Keep none from now on."""
+        """Remove all blocks, and cache no more."""
         self._keeps = False
         self._blocks.clear()
         self.short.clear()

@@ -1,8 +1,8 @@
-"""What a connection still has to send of large answers, in slices, no faster than it is read.
+"""Outbox of a connection: large output, sent in slices no faster than the client reads.
 
-The event loop keeps what it is given and cannot send: as a copy of its own (asyncio), for each
-connection. So it is given a slice at a time, and the rest stays one object for all the clients that
-are sent the same. Values are escaped a slice at a time, too.
+The event loop copies output that it cannot send, for each connection. So it gets a slice at a time,
+and the rest stays one object for all clients that it is sent to. Values are escaped a slice at a
+time, too.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from kvd.json_text import cut, escape
 from kvd.limits.memory_budget import Payload
 
 _SLICE_BYTES = 32 << 10
-# Escaped, it has six times this at worst.
+# Escaping makes it up to six times as long.
 _ESCAPED_SLICE_BYTES = 8 << 10
-# The next connection has its turn after this much, however fast it is read.
+# Limit of one visit, however fast the client reads.
 _VISIT_BYTES = 256 << 10
 
 
 class Outbox:
-    """Payloads in the order in which they are to be sent; each is held until it has been taken."""
+    """Payloads in the order of sending; each is held until it is sent."""
 
     __slots__ = ("_offset", "_payloads", "sent_bytes", "unsent_bytes")
 
@@ -30,20 +30,20 @@ class Outbox:
         self._offset = 0
         self.unsent_bytes = 0
         self.sent_bytes = 0
-        """How much has been sent in all."""
+        """Total of sent bytes."""
 
     def __bool__(self) -> bool:
         return bool(self._payloads)
 
     def add(self, payload: Payload, *, chunked: bool = False) -> None:
-        """Add a payload behind the others; with `chunked`, each slice of it is an HTTP chunk."""
+        """Append a payload; with `chunked`, each slice of it is an HTTP chunk."""
         if payload.data:
             payload.hold()
             self._payloads.append((payload, chunked))
             self.unsent_bytes += len(payload.data)
 
     def slices(self) -> Iterator[memoryview | bytes]:
-        """Yield what may be sent at once; what has been yielded counts as sent."""
+        """Yield slices of one visit; what was yielded counts as sent."""
         sent = 0
         while self._payloads and sent < _VISIT_BYTES:
             piece = self._next()
@@ -70,7 +70,7 @@ class Outbox:
         return b"%x\r\n%b\r\n" % (len(piece), bytes(piece)) if chunked else piece
 
     def clear(self) -> None:
-        """Drop everything: the client is gone."""
+        """Drop all payloads."""
         while self._payloads:
             self._payloads.popleft()[0].drop()
         self._offset = self.unsent_bytes = 0

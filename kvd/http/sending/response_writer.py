@@ -1,13 +1,13 @@
-"""Response writer: the responses of one connection, in their order, no faster than it is read.
+"""Response writer: the responses of one connection, in order, no faster than the client reads.
 
-Small pieces are written to the transport at once. Large ones go through the outbox, in slices; what
-comes behind them waits there, too.
+Small pieces are written to the transport at once. Large ones go through the outbox, in slices, and
+so does everything behind them.
 
 Invariants:
 
 - While the client does not read, or anything is in the outbox, `writable` is false: then no further
   request is served.
-- What is sent to a connection that is closed is dropped.
+- Output to a closed connection is dropped.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class ResponseWriter:
         raise NotImplementedError
 
     def abort(self) -> None:
-        """Drop the connection at once; what is still sent goes nowhere."""
+        """Close the connection at once; drop unsent output."""
         raise NotImplementedError
 
     def serve_received(self) -> None:
@@ -100,7 +100,7 @@ class ResponseWriter:
 
     @property
     def gone(self) -> bool:
-        """Whether the client has gone."""
+        """Whether the connection is closed."""
         return self._transport is None
 
     def ready(self, resume: Callable[[], object]) -> bool:
@@ -111,31 +111,31 @@ class ResponseWriter:
 
     @property
     def unsent_bytes(self) -> int:
-        """What the client has not read yet, beyond what the kernel holds for it."""
+        """Unread output, without what the kernel holds."""
         return self.kept_bytes + (self._outbox.unsent_bytes if self._outbox is not None else 0)
 
     @property
     def unread_bytes(self) -> int:
-        """What the client has not read yet, as far as can be told: with what the kernel holds.
+        """Unread output, with what the kernel holds.
 
-        The kernel lets go of a megabyte at once, which a slow client takes long to read.
+        The kernel takes a megabyte at once, which a slow client reads for long.
         """
         held = unacknowledged_bytes(self._transport) if self._transport else 0
         return self.unsent_bytes + held
 
     @property
     def kept_bytes(self) -> int:
-        """What the event loop keeps for the client."""
+        """Output that the event loop keeps for the client."""
         return self._transport.get_write_buffer_size() if self._transport else 0
 
     @property
     def outbox_sent_bytes(self) -> int:
-        """How much the outbox has sent since the connection was made."""
+        """Bytes that the outbox has sent since the connection was made."""
         return 0 if self._outbox is None else self._outbox.sent_bytes
 
     @property
     def read_bytes(self) -> int:
-        """What the client has read of all that the outbox has sent, as far as can be told."""
+        """Bytes of the outbox that the client has read, by the kernel's acknowledgements."""
         if self._outbox is None or self._transport is None:
             return 0
         held = self.kept_bytes + unacknowledged_bytes(self._transport)
@@ -145,7 +145,7 @@ class ResponseWriter:
         """Stop serving the client, which does not read."""
         self.flows = self.writable = False
         self.stage = DISTURBED[self.stage]
-        # By the clock itself: the last tick's time would end a client's patience a tick early.
+        # Not the last tick's time: it would cut the client a tick early.
         self._server.sending.stalls(self, self._server.loop.time())
 
     def resume_writing(self) -> None:
@@ -313,7 +313,7 @@ class ResponseWriter:
             self.done()
 
     def send_some(self) -> int:
-        """Send something of the outbox, if the client reads; return how many bytes."""
+        """Send a visit's slices of the outbox, if the client reads; return how many bytes."""
         outbox, transport = self._outbox, self._transport
         if not outbox or transport is None or transport.is_closing():
             return 0

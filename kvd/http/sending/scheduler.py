@@ -1,6 +1,6 @@
-"""Order in which the outboxes of connections are sent, and which connections are cut.
+"""Schedules the outboxes of connections, and cuts clients that do not read.
 
-Cut is a connection whose client reads nothing for the write timeout. Where memory is short, that is
+A connection is cut whose client reads nothing for the write timeout. Where memory is short, that is
 while responses wait for room or exceed the limit, also one
 
 - whose client reads nothing for two seconds; or
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from kvd.limits.memory_budget import MemoryBudget
 
-# How much is sent of outboxes in one turn of the loop, to all clients: about a millisecond.
+# Limit of bytes from outboxes in one turn of the loop, to all clients: about a millisecond.
 _TURN_BYTES = 1 << 20
-# A client that reads nothing for so long is cut where memory is short.
+# Time without reading after which a client is cut while memory is short.
 _PATIENCE_S = 2.0
 # A rate is measured over at least this: acknowledgements come in bursts.
 _WINDOW_S = 2.0
@@ -37,7 +37,7 @@ class Recipient(Protocol):
 
     @property
     def kept_bytes(self) -> int:
-        """What the event loop keeps for the client."""
+        """Output that the event loop keeps for the client."""
 
     @property
     def unsent_bytes(self) -> int:
@@ -49,7 +49,7 @@ class Recipient(Protocol):
 
     @property
     def read_bytes(self) -> int:
-        """What the client has read of all that its outbox has sent."""
+        """Bytes of the outbox that the client has read."""
 
     def send_some(self) -> int:
         """Send something of the outbox, if the client reads; return how many bytes."""
@@ -84,43 +84,43 @@ class Sending:
         memory.observe_excess(self._shed_soon)
 
     def begins(self, recipient: Recipient) -> None:
-        """Something waits in the outbox of a connection."""
+        """Start to measure a connection whose outbox was empty."""
         self._reading[recipient] = Rate(recipient.read_bytes, self._loop.time(), _WINDOW_S)
 
     def ends(self, recipient: Recipient) -> None:
-        """Nothing does any more."""
+        """Stop measuring a connection: its outbox is empty."""
         self._reading.pop(recipient, None)
 
     def soon(self, recipient: Recipient) -> None:
-        """Let a connection send of its outbox when its turn has come."""
+        """Schedule a visit of a connection's outbox."""
         self._due.append(recipient)
         if not self._is_sending:
             self._is_sending = True
             self._loop.call_soon(self._send)
 
     def stalls(self, recipient: Recipient, now: float) -> None:
-        """A client does not read as fast as it is sent to."""
+        """Note that a client reads more slowly than it is sent to."""
         self._stalled[recipient] = (recipient.unread_bytes, now)
 
     def stalled_since(self, recipient: Recipient) -> float:
-        """Return when the client of one that stalls has read last, as of the last tick."""
+        """Return when a stalled client has read last, as of the last tick."""
         return self._stalled[recipient][1]
 
     def reads(self, recipient: Recipient) -> None:
-        """It does again, or has gone."""
+        """Note that a client reads again, or has gone."""
         self._stalled.pop(recipient, None)
 
     def tick(self, now: float) -> None:
-        """Cut those who read nothing, or too slowly; called every second."""
+        """Cut clients that read nothing, or too slowly; called every second."""
         self._cut_stalled(now)
         for recipient, rate in self._reading.items():
-            if rate.is_due(now):  # only then the kernel has to be asked
+            if rate.is_due(now):  # the read bytes are a system call
                 rate.measure(recipient.read_bytes, now)
         if self._memory.lacking:
             self._cut_slow()
 
     def _cut_stalled(self, now: float) -> None:
-        """Cut those who have read nothing for too long, which is less where memory is short."""
+        """Cut clients that have read nothing for too long, which is less while memory is short."""
         stalled = list(self._stalled)
         kept = self._memory.answers + sum(recipient.kept_bytes for recipient in stalled)
         excess = max(kept - self._memory.answers_max, self._memory.lacking)
@@ -138,7 +138,7 @@ class Sending:
                 self._cut(recipient)
 
     def _cut_slow(self) -> None:
-        """Cut the slowest until there is room for those who wait."""
+        """Cut the slowest clients until there is room for waiting responses."""
         slow = [recipient for recipient, rate in self._reading.items() if rate.is_slow]
         for recipient in sorted(slow, key=self._order):
             if not self._memory.lacking:
@@ -172,7 +172,7 @@ class Sending:
         recipient.abort()
 
     def _send(self) -> None:
-        """Let the next ones send, in all not so much that others wait for it."""
+        """Visit the next outboxes, up to the limit of a turn."""
         sent = 0
         try:
             for _ in range(len(self._due)):
