@@ -30,6 +30,7 @@ from kvd.client.errors import (
     Unauthorized,
 )
 from kvd.client.model import Compare, Event, Node, Op, Snapshot, Tree, exists, missing, unchanged
+from kvd.client.recipes.claim import LockLost, LockTimeout
 from kvd.client.streams import Follow, Watch
 
 __all__ = [
@@ -49,6 +50,8 @@ __all__ = [
     "KeyExists",
     "KeyNotFound",
     "KvdError",
+    "LockLost",
+    "LockTimeout",
     "Node",
     "NotADirectory",
     "NotAFile",

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from kvd.client.blocking import PAGE, Client
 from kvd.client.errors import TransportError
+from kvd.client.loop import AsyncDriver
 from kvd.client.operations import Operations
-from kvd.client.sockets import is_readable, tls_context
+from kvd.client.recipes.asynchronous import AsyncBarrier, AsyncCounter, AsyncLock
 from kvd.client.watches import Following, Watching
-from kvd.client.wire import Connect, Endpoint, Operation, Receive, Send, Sleep, Step
 
 if TYPE_CHECKING:
     import ssl
@@ -22,78 +21,12 @@ if TYPE_CHECKING:
     from kvd.client.model import Compare, Event, Node, Op, Snapshot, Tree
 
 T = TypeVar("T")
-_RECEIVED_BYTES = 64 << 10
-
-
-class _Connection:
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
-
-    def is_stale(self) -> bool:
-        if self.reader.at_eof() or self.writer.is_closing():
-            return True
-        # The loop may not have looked at it since.
-        return is_readable(self.writer.get_extra_info("socket").fileno())
-
-    def close(self) -> None:
-        self.writer.transport.abort()
-
-
-class _Driver:
-    """Takes the steps of operations, on the running loop."""
-
-    def __init__(self, tls: ssl.SSLContext | None) -> None:
-        self._tls = tls
-
-    async def run(self, operation: Operation[T]) -> T:
-        """Return the result of an operation."""
-        try:
-            step = operation.send(None)
-            while True:
-                try:
-                    done = await self._take(step)
-                except BaseException as error:  # noqa: BLE001 -- the operation decides
-                    step = operation.throw(error)
-                else:
-                    step = operation.send(done)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        finally:
-            operation.close()
-
-    async def _take(self, step: Step) -> object:
-        match step:
-            case Send(connection, data, timeout):
-                connection.writer.write(data)
-                async with asyncio.timeout(timeout):
-                    await connection.writer.drain()
-                return None
-            case Receive(connection, timeout):
-                async with asyncio.timeout(timeout):
-                    return await connection.reader.read(_RECEIVED_BYTES)
-            case Connect(endpoint, timeout):
-                async with asyncio.timeout(timeout):
-                    return await self._connect(endpoint)
-            case Sleep(seconds):
-                await asyncio.sleep(seconds)
-                return None
-
-    async def _connect(self, endpoint: Endpoint) -> _Connection:
-        if endpoint.path:
-            return _Connection(*await asyncio.open_unix_connection(endpoint.path))
-        context = tls_context(self._tls) if endpoint.tls else None
-        reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=context)
-        sock = writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        return _Connection(reader, writer)
 
 
 class _Stream:
     """The base of `AsyncWatch` and `AsyncFollow`."""
 
-    def __init__(self, driver: _Driver, state: Watching | Following) -> None:
+    def __init__(self, driver: AsyncDriver, state: Watching | Following) -> None:
         self._driver = driver
         self._state = state
         self._task: asyncio.Task[Any] | None = None
@@ -188,7 +121,7 @@ class AsyncClient:
         namespace: str = "",
         connections: int = 10,
     ) -> None:
-        self._driver = _Driver(tls)
+        self._driver = AsyncDriver(tls)
         self._operations = Operations(
             url,
             username=username,
@@ -307,6 +240,17 @@ class AsyncClient:
         self, key: str, *, limit: int = 100, before: int | None = None
     ) -> list[Event]:
         return await self._driver.run(self._operations.history(key, limit=limit, before=before))
+
+    def lock(
+        self, name: str, *, ttl: int = 10, on_lost: Callable[[], object] | None = None
+    ) -> AsyncLock:
+        return AsyncLock(self._driver, self._operations, name, ttl, on_lost)
+
+    def counter(self, key: str) -> AsyncCounter:
+        return AsyncCounter(self._driver, self._operations, key)
+
+    def barrier(self, key: str) -> AsyncBarrier:
+        return AsyncBarrier(self._driver, self._operations, key)
 
 
 for _name, _method in inspect.getmembers(AsyncClient, inspect.isfunction):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from kvd.client.operations import Operations
+from kvd.client.recipes.blocking import Barrier, Counter, Lock
 from kvd.client.sockets import Driver
 from kvd.client.streams import Follow, Watch
 from kvd.client.watches import Following, Watching
@@ -305,3 +306,23 @@ class Client:
             NotSupported: the server is no kvd.
         """
         return self._run(self._operations.history(key, limit=limit, before=before))
+
+    def lock(
+        self, name: str, *, ttl: int = 10, on_lost: Callable[[], object] | None = None
+    ) -> Lock:
+        """Return a lock among programs; `with` waits for it and gives it up.
+
+        Args:
+            name: a directory; its in-order keys are the holder and the programs that wait.
+            ttl: seconds after which the lock of a program that has died is free, 3 or more.
+            on_lost: called, from another thread, if the lock is lost while it is held.
+        """
+        return Lock(self._driver, self._operations, name, ttl, on_lost)
+
+    def counter(self, key: str) -> Counter:
+        """Return a number in a key, that many programs add to."""
+        return Counter(self._driver, self._operations, key)
+
+    def barrier(self, key: str) -> Barrier:
+        """Return a key that programs wait for to be gone."""
+        return Barrier(self._driver, self._operations, key)

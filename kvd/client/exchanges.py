@@ -47,8 +47,8 @@ class Exchanges:
         self._kept = kept
         self._pid = os.getpid()
 
-    def request(self, call: Call) -> Operation[Reply]:
-        """Return the answer to a request.
+    def request(self, call: Call, timeout: float | None = None) -> Operation[Reply]:
+        """Return the answer to a request, in so many seconds (by default, those of the client).
 
         Raises:
             TransportError, Timeout: none came in time, and nothing was changed.
@@ -67,7 +67,8 @@ class Exchanges:
                 connection.close()
             return Reply(answer.status, answer.headers, answer.take(), answer.index())
 
-        return (yield from self._first(call, receive, is_fresh=False))
+        timeout = self.timeout if timeout is None else timeout
+        return (yield from self._first(call, receive, timeout, is_fresh=False))
 
     def open(self, call: Call) -> Operation[Stream]:
         """Return an answer whose head has come, on a connection of its own.
@@ -84,17 +85,18 @@ class Exchanges:
                 answer.feed((yield Receive(connection, _left(deadline))))
             return Stream(connection, answer)
 
-        return (yield from self._first(call, receive, is_fresh=True))
+        return (yield from self._first(call, receive, self.timeout, is_fresh=True))
 
     def _first(
         self,
         call: Call,
         receive: Callable[[Endpoint, Connection, float], Operation[T]],
+        timeout: float,
         *,
         is_fresh: bool,
     ) -> Operation[T]:
         """Ask one endpoint after the other, until one answers or time is over."""
-        deadline = monotonic() + self.timeout
+        deadline = monotonic() + timeout
         pause = PAUSE_S
         asked = 0
         while True:
@@ -126,8 +128,7 @@ class Exchanges:
                 kind = Timeout if isinstance(failure, TimeoutError) else TransportError
                 where = ", ".join(one.authority if one.host else one.path for one in self.endpoints)
                 raise kind(
-                    f"no answer from {where} in {self.timeout:g} s: "
-                    f"{failure or type(failure).__name__}"
+                    f"no answer from {where} in {timeout:g} s: {failure or type(failure).__name__}"
                 ) from failure
             if asked % len(self.endpoints) == 0:
                 yield Sleep(min(pause, left))

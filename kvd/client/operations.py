@@ -31,6 +31,8 @@ JSON = "application/json"
 # The pause before a changed key is read again, at most, in seconds; doubled each time.
 _AGAIN_S = 0.005
 _AGAIN_MAX_S = 0.25
+# How often a counter is read again before it is given up.
+_ADD_TRIES = 1000
 
 Given = Mapping[str, str | int | bool | None]
 
@@ -76,6 +78,7 @@ class Operations:
         form: Given | None = None,
         body: bytes = b"",
         content_type: str = "",
+        timeout: float | None = None,
     ) -> Operation[Reply]:
         """Return the answer to a request.
 
@@ -89,7 +92,7 @@ class Operations:
             body = "&".join(f"{k}={quote(v, safe='')}" for k, v in pairs.items()).encode()
             content_type = FORM
         made = Call(method, path, _texts(query or {}), body, content_type, is_write)
-        reply = yield from self.exchanges.request(made)
+        reply = yield from self.exchanges.request(made, timeout)
         if reply.status >= 400:
             raise refusal(reply.status, reply.body, is_write=is_write)
         return reply
@@ -180,9 +183,11 @@ class Operations:
 
     # Writing.
 
-    def write(self, method: str, key: str, form: Given) -> Operation[Event]:
+    def write(
+        self, method: str, key: str, form: Given, *, timeout: float | None = None
+    ) -> Operation[Event]:
         """Return the event of a PUT or a POST."""
-        reply = yield from self.call(method, self.path(key), form=form)
+        reply = yield from self.call(method, self.path(key), form=form, timeout=timeout)
         return self.names.event(_json(reply))
 
     def set(
@@ -273,6 +278,14 @@ class Operations:
             yield Sleep(random.uniform(0, pause))  # noqa: S311 -- no secret
             pause = min(2 * pause, _AGAIN_MAX_S)
         raise ValueError(f"expected at least one try, got {tries}")
+
+    def add(self, key: str, number: int) -> Operation[Event]:
+        """Add to the number that is a key's value, 0 where there is no such key."""
+        event = yield from self.update(
+            key, lambda value: str(int(value or 0) + number), tries=_ADD_TRIES
+        )
+        assert event is not None
+        return event
 
     def txn(self, ops: Sequence[Op], *, when: Sequence[Compare]) -> Operation[list[Event]]:
         yield from self.require("txn")

@@ -244,7 +244,7 @@ def test_both_clients_have_the_same_methods():
     for name, signature in blocking.items():
         assert signature.parameters == asynchronous[name].parameters, name
         told = str(signature.return_annotation)
-        for word in ("Iterator", "Watch", "Follow"):
+        for word in ("Iterator", "Watch", "Follow", "Lock", "Counter", "Barrier"):
             told = told.replace(word, f"Async{word}")
         assert str(asynchronous[name].return_annotation) == told
         assert getattr(AsyncClient, name).__doc__ == getattr(Client, name).__doc__
