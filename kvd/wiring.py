@@ -18,7 +18,7 @@ from kvd.core.clock import Clock
 from kvd.core.committer import Committer
 from kvd.core.housekeeping import Housekeeping
 from kvd.core.index_check import IndexCheck
-from kvd.core.log_writer import Appender
+from kvd.core.log_writer import LogWriter
 from kvd.core.stats import SelfStats, StoreStats
 from kvd.core.watch.hub import Hub
 from kvd.core.worker_thread import SyncThread
@@ -71,7 +71,7 @@ class ServerParts(NamedTuple):
     """The parts that `kvd.server` starts, measures and stops."""
 
     sync: SyncThread[Position]
-    log_writer: Appender
+    log_writer: LogWriter
     hub: Hub
     stats: StoreStats
     housekeeping: Housekeeping
@@ -89,7 +89,7 @@ class _Core(NamedTuple):
     """The order of writes, and those that hear of them."""
 
     sync: SyncThread[Position]
-    log_writer: Appender
+    log_writer: LogWriter
     hub: Hub
     stats: StoreStats
     listings: ListingCache
@@ -136,7 +136,7 @@ def _core(context: Context) -> _Core:
     config, loop, store, fail = context.config, context.loop, context.store, context.fail
     sync = SyncThread[Position](loop, "kvd-sync", store.wal.prepare_next)
     stats = StoreStats()
-    log_writer = Appender(
+    log_writer = LogWriter(
         store, sync, loop, thread_only=config.wal_sync == "thread", reads=stats.gets
     )
     turns = Turns(loop)

@@ -1,4 +1,4 @@
-"""A sync that the kernel does by itself: Linux AIO, whose completion an eventfd tells of.
+"""fdatasync by Linux AIO, with an eventfd that signals its completion.
 
 A thread of ours that waits for the disk has to get the interpreter twice for each frame, against a
 loop that keeps it busy. The kernel's own worker does not: a sync of 105 us took 150 us on a thread

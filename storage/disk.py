@@ -7,8 +7,8 @@ What we assume of the disk, and nothing more:
 3. Writes that are not yet durable may be lost, kept, or kept in part, sector by sector and in any
    order. A rename happens as a whole.
 4. After a failed fsync nothing is known: a second one may succeed without having written anything,
-   and reads may show bytes that are not on the disk. So nobody retries; the process stops, and the
-   next one drops the page cache before it reads.
+   and reads may show bytes that are not on the disk. So it is not retried; the process stops, and
+   the next one drops the page cache before it reads.
 
 Callers use these as `disk.write_at(...)`, never by `from kvd.storage.disk import write_at`.
 """
@@ -246,7 +246,7 @@ def lock_exclusive(fd: int) -> None:
     """Take the lock of an open file (flock), held until the descriptor is closed.
 
     Raises:
-        BlockingIOError: somebody else holds it.
+        BlockingIOError: another holder has it.
     """
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -255,7 +255,7 @@ def lock_shared(fd: int) -> None:
     """Take a lock (flock) that other readers may take too, held until the descriptor is closed.
 
     Raises:
-        BlockingIOError: somebody holds it alone.
+        BlockingIOError: another holder has it exclusively.
     """
     fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
 

@@ -1,4 +1,4 @@
-"""What can go wrong with the bytes, each with the exit status it ends the process with.
+"""Errors of the storage, each with the exit status of the process that it ends.
 
 Every message is one line a person can act on: it names the file, what was expected and what was
 found. An `OSError` is not wrapped: a disk that fails is told apart from data that is damaged.

@@ -1,4 +1,4 @@
-"""What is known before the log is read: how far it must go, and whether the index is to be used.
+"""Evidence of where the log ends, before it is read; and whether the index can be reused.
 
 The server's start (storage/recovery.py) and the tools (storage/tools/source.py,
 storage/tools/verify.py) decide by the functions of this module, so that they agree.
@@ -38,7 +38,7 @@ BEHIND_MAX = FLUSH_RECORDS * BEHIND_FACTOR + 1000
 
 
 class Evidence(NamedTuple):
-    """What the files beside the log say of it.
+    """Evidence in other files about the log.
 
     Attributes:
         mark: What vouches for the index, or None.

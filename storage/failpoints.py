@@ -1,6 +1,6 @@
 """Named places where a fault can be made on purpose: a door for experiments with crashes.
 
-Nothing is armed unless somebody calls `arm`, and then a place costs the look at an empty dict; each
+Nothing is armed unless `arm` is called, and then a place costs the look at an empty dict; each
 is passed once a batch or less often. What can be armed, as text:
 
     NAME=ACTION[:ARG][@NTH]
@@ -65,7 +65,7 @@ _ACTIONS = ("crash", "error", "delay", "tear", "short")
 
 
 class Fault(NamedTuple):
-    """What shall happen at a place.
+    """An action at a failpoint.
 
     `argument` is an errno, seconds, or a number of bytes, as `action` has it; `nth` is 0 for every
     time.
@@ -82,7 +82,7 @@ armed: dict[str, list[Fault]] = {}
 
 
 def parse(text: str) -> Fault:
-    """Return what a text of the form above asks for.
+    """Parse a text of the form above.
 
     Raises:
         ValueError: it cannot be followed; the message is one line.

@@ -66,7 +66,7 @@ class FrameReader:
         os.close(self._fd)
 
     def next(self) -> Parsed:
-        """Judge what stands at `offset` and go past it when it is an intact frame.
+        """Parse the bytes at `offset`, and advance past them if they are an intact frame.
 
         Never returns SHORT: a frame that the file does not hold completely is BAD, and END says
         that zeros stand there or the file ends (what comes after them is not looked at).

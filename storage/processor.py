@@ -1,4 +1,4 @@
-"""What the processor can do in one instruction that others take many for."""
+"""Capabilities of the processor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SHA256 = frozenset((b"sha_ni", b"sha2"))
 
 
 def has_sha256() -> bool:
-    """Return whether there are instructions for SHA-256; False where nobody can say."""
+    """Return whether there are instructions for SHA-256; False if that is unknown."""
     try:
         with _CPUINFO.open("rb", buffering=0) as file:
             told = file.read(_CPUINFO_BYTES)

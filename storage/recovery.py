@@ -43,7 +43,7 @@ _DRAFT = "index.tmp"
 
 
 class Recovery(NamedTuple):
-    """What opening a store found: where the index came from, and the records replayed on it."""
+    """The outcome of a recovery: where the index came from, and the records replayed on it."""
 
     source: str
     records: int
@@ -63,7 +63,7 @@ def recover(
     try:
         return _recover(directory, wal, rebuild_index=rebuild_index)
     except BROKEN as damage:
-        log.warning("the index is damaged and is built anew: %s", damage)
+        log.warning("the index is damaged and is rebuilt: %s", damage)
         return _recover(directory, wal, rebuild_index=True)
 
 
@@ -113,7 +113,7 @@ def _note_log(directory: DataDirectory, wal: Wal) -> None:
 
 
 def _reuse(directory: DataDirectory, wal: Wal, evidence: Evidence) -> tuple[Index, str] | None:
-    """Return the index that stands there and what vouches for it, if it is to be used.
+    """Return the index in the directory and why it can be reused; None if it cannot.
 
     The log behind it has been looked at then, to its end.
 

@@ -163,7 +163,7 @@ def replay(index: Index, frames: Iterable[Frame], until: Until = to_the_end) -> 
 
 
 class _Place(NamedTuple):
-    """How far the log has been read: the last payload, and where the next frame goes."""
+    """The position in the log: the last payload read, and where the next frame goes."""
 
     seq: int
     chain: bytes

@@ -201,7 +201,7 @@ class Store:
 
     @property
     def rows_to_prove(self) -> int | None:
-        """How many nodes and expirations are still to be proved; None once all are."""
+        """The number of nodes and expirations still to be proved; None once all are."""
         if self._scan is None:
             return None
         nodes, ttl, *_ = self.state.sums
@@ -223,7 +223,7 @@ class Store:
     def encode(self, pending: Pending, records: list[bytes], time_ns: int) -> None:
         """Note the payload of a batch, whose records are encoded already, and what follows from it.
 
-        But not its chain value: whoever appends it knows that before it is to be merged.
+        Its chain value is computed by the append, while the disk is busy.
         """
         base = pending.base
         pending.seq, pending.time_ns, pending.records = base.seq + 1, time_ns, len(records)
@@ -246,7 +246,7 @@ class Store:
 
         Raises:
             LogFull: it was not written, and never will be.
-            OSError: nobody can say whether it was written: the process must end.
+            OSError: it is unknown whether it was written: the process must end.
         """
         base, payload = pending.base, pending.payload
         position = self.wal.append(
@@ -346,17 +346,17 @@ class Store:
 
     @property
     def low_water_bytes(self) -> int:
-        """How much free space a segment and another snapshot need."""
+        """The free space that a segment and another snapshot need."""
         return self._segment_bytes_max + self.snapshots.size
 
-    def is_low_on_space(self, *, beside: int = 0) -> bool:
-        """Return whether a file system has less than `low_water_bytes`, and `beside`, left."""
+    def is_low_on_space(self, *, reserve: int = 0) -> bool:
+        """Return whether a file system has less than `low_water_bytes` and `reserve` left."""
         directory = self.directory
         try:
             free = min(map(disk.free_bytes, (directory.path, directory.wal)))
         except OSError:
-            return False  # nobody can say; the log will meet it
-        return free < self.low_water_bytes + beside
+            return False  # unknown; the log will meet it
+        return free < self.low_water_bytes + reserve
 
     def probe_index(self) -> Position:
         """Find out whether there is room for the index to grow. A call for the sync thread.
@@ -400,7 +400,7 @@ class Store:
         try:
             self.flush()
         except BROKEN as damage:
-            log.warning("the index is damaged, the next start builds it anew: %s", damage)
+            log.warning("the index is damaged, the next start rebuilds it: %s", damage)
             self.index.distrust()
             return False
         except IndexRefused as error:

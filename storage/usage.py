@@ -1,4 +1,4 @@
-"""How much of the disk each part of a data directory takes."""
+"""Disk usage of the parts of a data directory."""
 
 from itertools import chain
 from pathlib import Path
@@ -8,7 +8,7 @@ from kvd.storage.format.names import SPARE_NAME
 
 
 class Usage(NamedTuple):
-    """What one part of a data directory takes: files, their lengths, and space on the disk."""
+    """The usage of one part of a data directory: files, their lengths, and space on the disk."""
 
     part: str
     files: int

@@ -1,26 +1,22 @@
-"""Decide, perform, log, commit, publish, answer: the one place that knows this order.
+"""The order of a write: decide, append to the log, sync, make visible, publish, respond.
 
-One batch at a time. While it is being synced, on its own thread, the loop goes on reading requests,
-answering reads and queueing the next batch, so that a batch is as large as the disk is slow.
+One batch at a time. While it is being synced the loop goes on reading requests, serving reads and
+queueing the next batch, so that a batch is as large as the disk is slow.
 
 Invariants:
 
-- Nobody is told of anything, be it a success, a refusal decided on the same state, or an event,
-  before `append` has returned for the batch. A batch without a change needs no frame: all that it
-  has seen is durable already.
-- When a batch is aborted all its members get the same error with index 0, the refused ones too,
-  and the indexes it took are given again: nobody was told them.
-- Once a frame is durable its batch *is* committed: nothing can fail any more, because the state is
-  ahead of the index, in memory (storage/index/state.py). The index is brought up to date beside the
-  batches (flusher.py); they wait for it where it has refused too much, or where it takes long.
-- Without room for what users write (disk_space.py) they are refused one by one, and each batch asks
-  the
-  disk anew before it does so. Removals, expiry and reads go on.
-- What had expired when a command came goes before it, in the order of expirations; a command that
-  came before a key's end finds the key. A batch takes but so many expirations, so that commands
-  need not wait for all of many: of what is left, that alone goes before its turn which stands in a
-  command's way. So no command sees a key that had ended when it came, and readers are shown none
-  either (`overdue_at`).
+- No response and no event, be it a success or a refusal decided on the same state, leaves before
+  `append` has returned for the batch. A batch without a change needs no frame: all that it has seen
+  is durable already.
+- If a batch is aborted, all its members get the same error with index 0, the refused ones too, and
+  its indexes are reused: no client has seen them.
+- Once a frame is durable its batch *is* committed. Nothing can fail any more, because the state is
+  ahead of the index, in memory (storage/index/state.py). The index follows in parallel
+  (flusher.py); batches wait for it if it has refused too much, or while a large flush is running.
+- Without room for what users write (disk_space.py) commands are refused one by one, and each batch
+  checks the disk again before that. Removals, expiry and reads go on.
+- No command sees a key that had ended when the command was queued (batch/expirations.py), and
+  readers do not see it either (`ExpiryTimer.overdue_at`).
 """
 
 from __future__ import annotations
@@ -40,7 +36,7 @@ from kvd.core.batch.limits import BatchLimits
 from kvd.core.batch.responses import Responses
 from kvd.core.batch.round import AllDone, Done, Queued, Round, Tell, counted, tell_one
 from kvd.core.clock import STEP_NS, Clock
-from kvd.core.disk_space import Space
+from kvd.core.disk_space import DiskSpace
 from kvd.core.expiry_timer import ExpiryTimer
 from kvd.core.flusher import Flusher
 from kvd.core.histogram import Noted
@@ -70,7 +66,7 @@ class Observer(Protocol):
 
     @property
     def kept(self) -> Sized:
-        """What it keeps up to date: while that is empty, it is given nothing."""
+        """Its entries: while there are none, `observe` is not called."""
 
     def observe(self, events: list[LateEvent]) -> None:
         """Take note of what a batch has changed."""
@@ -114,19 +110,19 @@ class Committer:
         self._on_fatal = on_fatal
         self._on_flush = on_flush
         self.on_entries: Callable[[], None] = lambda: None
-        """Called when something beside the keys may have changed, before anybody is told."""
+        """Called when documents may have changed, before the responses to that."""
         self._slow_s = slow_s
         self._responses = Responses(stats)
         self.tell: Tell = self._responses.tell
-        """Tells those who wrote of a batch that is committed, with its events and how many seconds
-        it took; returns how many of them succeeded."""
+        """Responds to the commands of a committed batch, with its events and the seconds it took;
+        returns how many of them succeeded."""
         # Each command with the clock's `raw_ns` when it came: what had ended by then is not there.
         self._queue: deque[Queued] = deque()
         self._raw_ns = clock.raw_ns
         self._documents: deque[tuple[Decide, Replied]] = deque()
         self._clock_offset_ns: int | None = None
         self._told_offset_ns = store.applied.clock_offset_ns
-        self._space = Space(store)
+        self._space = DiskSpace(store)
         self._limits = BatchLimits(self._wal.max_payload, self._space)
         self._expirations = Expirations(clock, self._limits, hub)
         self._decide = Decider(
@@ -140,7 +136,7 @@ class Committer:
             store, sync, loop, on_fatal=on_fatal, on_flush=self._flushed, on_room=self._schedule
         )
         self._beaten = self._wal.position
-        # The batch that is on its way to the disk, while there is one.
+        # The batch in flight to the disk, if any.
         self._round: Round | None = None
         # Whether no batch is due or under way, so that one may be scheduled.
         self._is_free = True
@@ -154,17 +150,17 @@ class Committer:
         self._schedule()
 
     def submit(self, command: Command, done: Done) -> None:
-        """Queue a command; `done` gets its event or its refusal once that may be told."""
+        """Queue a command; `done` gets its event, once that is durable, or its refusal."""
         self._queue.append((command, done, self._raw_ns()))
         if self._is_free:
             self._schedule()
 
     def transact(self, transaction: Transaction, done: AllDone) -> None:
-        """Queue a transaction; `done` gets its events or its refusal once that may be told."""
+        """Queue a transaction; `done` gets its events, once they are durable, or its refusal."""
         self.submit(transaction, done)  # type: ignore[arg-type]
 
     def submit_document(self, decide: Decide, done: Replied) -> None:
-        """Queue a change beside the keys; `done` gets its reply once that may be told."""
+        """Queue a change of documents; `done` gets its reply once that is durable."""
         if self._stopped:
             done(RouteError(500, "the server has stopped"))
             return
@@ -193,17 +189,17 @@ class Committer:
 
     @property
     def syncing_s(self) -> float:
-        """For how many seconds a batch has been on its way to the disk."""
+        """The seconds for which the batch in flight has been there; 0 if there is none."""
         return 0.0 if self._round is None else (self._clock.now_ns() - self._round.time_ns) / 1e9
 
     @property
     def aborted(self) -> int:
-        """How many batches were not logged, for want of room."""
+        """The number of batches that were not logged, for want of room."""
         return self._responses.aborted
 
     @property
     def slow(self) -> int:
-        """How many commands were answered late."""
+        """The number of commands that were answered late."""
         return self._responses.slow
 
     @property
@@ -219,20 +215,20 @@ class Committer:
 
     @property
     def waiting(self) -> int:
-        """How many commands are queued."""
+        """The number of queued commands."""
         return len(self._queue) + len(self._documents)
 
     def fail(self, error: BaseException) -> None:
-        """End the process: somebody has met damage while reading."""
+        """End the process, on damage that a reader has met."""
         self._on_fatal(error)
 
     def tick(self) -> None:
-        """Do what time asks for, about once a second: look at the space, let the log's heart beat.
+        """Run about once a second: check free space, write a heartbeat frame if the log is idle.
 
-        A frame that nothing has followed for a second gets an empty one behind it, so that damage
-        to it can be told from a write that never finished.
+        A heartbeat gives the last frame a successor, which tells damage to that frame from a write
+        that never finished.
         """
-        self._space.look()
+        self._space.poll()
         self.flusher.tick()
         self._fold()
         if not self._is_free:
@@ -270,7 +266,7 @@ class Committer:
         return end
 
     def stop(self) -> None:
-        """Begin nothing any more; what is left to expire or to free waits for the next start."""
+        """Stop accepting work. Pending expirations and garbage are left to the next start."""
         self._stopped, self._is_free = True, False
         self.flusher.stop()
         self.expiry_timer.stop()
@@ -306,13 +302,13 @@ class Committer:
 
     def _probed(self, outcome: Position | BaseException) -> None:
         if self._beat(outcome):
-            self._space.found()
+            self._space.leave()
         self._begin_batch()
 
     def _beat(self, outcome: Position | BaseException) -> bool:
         """Take note of a heartbeat's outcome; return whether it was written."""
         if isinstance(outcome, LogFull):
-            self._space.refused(outcome)
+            self._space.enter(outcome)
             return False
         if isinstance(outcome, BaseException):
             raise outcome
@@ -354,16 +350,16 @@ class Committer:
             self.flusher.beside_batch()
 
     def _log_state(self, round_: Round) -> list[bytes]:
-        """Log what the start of the server had no room for, if there is now, and the clock's step.
+        """Log what the start of the server had no room for, if there is now, and a clock step.
 
-        They come first: so what was owed is known by the first record.
+        They are the first records of the batch.
         """
         records: list[Record] = []
         if self._space.refusal is None:
             records += self._store.owed
             round_.pays = True
         offset_ns, self._clock_offset_ns = self._clock_offset_ns, None
-        # It may have been found while the batch that logs it was on its way.
+        # It may have been found while the batch that logs it was in flight.
         if (
             offset_ns is not None
             and abs(offset_ns - round_.pending.base.clock_offset_ns) >= STEP_NS
@@ -396,19 +392,19 @@ class Committer:
     def _failed(self, round_: Round, outcome: Position | BaseException) -> None:
         assert isinstance(outcome, BaseException)
         if isinstance(outcome, LogFull):
-            self._space.refused(outcome)
+            self._space.enter(outcome)
             assert self._space.refusal is not None
             self._refuse(round_, self._space.refusal)
             return
-        # Whether the batch is durable nobody can say, nor may it be asked again: the second
-        # fdatasync succeeds, and lies.
+        # Whether the batch is durable is unknown, and a second fdatasync must not decide it: that
+        # one succeeds although the data is lost.
         unknown = ApiError(RAFT_INTERNAL, b"outcome unknown: the log could not be synced")
         round_.answer_all(unknown)
         self._on_fatal(outcome)
 
     def _finish(self, round_: Round) -> None:
-        """Tell everybody; what they are told is durable, and visible."""
-        # First: one who is told may ask for what ends at once.
+        """Publish events and send responses: the batch is durable, and visible."""
+        # First: a client that has its response may send a command on what ends at once.
         if self._state.due_ns != self.expiry_timer.armed_ns:
             self.expiry_timer.arm()
         events = round_.pending.events
@@ -433,7 +429,7 @@ class Committer:
             self.flusher.free()
 
     def _reply(self, round_: Round) -> None:
-        """Tell those who change something beside the keys."""
+        """Respond to changes of documents."""
         if any(isinstance(reply, Reply) for _, reply in round_.replies):
             self.on_entries()
         for replied, reply in round_.replies:
@@ -455,7 +451,7 @@ class Committer:
         self._stats.fold()
 
     def _refuse_queue(self, reason: str) -> None:
-        """Refuse all that is queued: nothing that anybody can do here makes room."""
+        """Refuse all that is queued: the index has no room, and nothing done here makes any."""
         refusal = ApiError(RAFT_INTERNAL, reason.encode())
         while self._queue:
             command, done, _ = self._queue.popleft()

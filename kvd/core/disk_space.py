@@ -1,4 +1,4 @@
-"""Whether there is room for what users write, and how much of the log is kept for removals.
+"""Low-space mode: refuse writes, and reserve the end of the log for removals and expiry.
 
 While there is none, writes are refused (HTTP 500, error 300) and reads go on. Removals and expiry
 go on too, as long as the log has a frame left for them: they are what makes room. The state begins
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 _RESERVE_BYTES = 1 << 20
 
 
-class Space:
-    """The room of one store.
+class DiskSpace:
+    """The room for one store on its disk.
 
     Attributes:
         refusal: what users' writes are answered with while there is no room, else None.
@@ -39,26 +39,26 @@ class Space:
 
     @property
     def room(self) -> int:
-        """How many bytes a batch may have before `check` has to be asked."""
+        """The bytes that a batch may have before `check` is necessary."""
         if self.refusal is not None:
             return 0
         return sys.maxsize if self._wal.refusal is None else self._wal.room - self._reserve_bytes
 
-    def look(self) -> None:
-        """Find out, by a look at the file system, whether room has become scarce."""
+    def poll(self) -> None:
+        """Poll the file system, and enter low-space mode if room has become scarce."""
         if self.refusal is None and self._store.is_low_on_space():
             self._begin("no space left on device")
 
-    def refused(self, error: LogFull) -> None:
-        """Note that the log was refused space."""
+    def enter(self, error: LogFull) -> None:
+        """Enter low-space mode: the log was refused space."""
         self._begin(os.strerror(error.errno).lower())
 
-    def found(self) -> None:
-        """Note that the log takes frames again."""
+    def leave(self) -> None:
+        """Leave low-space mode: the log takes frames again."""
         if self.refusal is not None:
             self.refusal = None
             log.warning(
-                "there is room again after %.1f s: writes are taken",
+                "disk space is available again after %.1f s: accepting writes",
                 time.monotonic() - self._since,
             )
 
@@ -66,7 +66,7 @@ class Space:
         """Return what keeps a batch from growing to `size` bytes by a user's write, or None."""
         refusal = self._wal.refusal
         if refusal is not None and size > self._wal.room - self._reserve_bytes:
-            self.refused(refusal)
+            self.enter(refusal)
         return self.refusal
 
     def _begin(self, reason: str) -> None:

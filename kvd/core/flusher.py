@@ -1,4 +1,4 @@
-"""Bringing the index up to date with what is committed, beside the batches.
+"""Flushes of the committed state to the index, while batches are being synced.
 
 A batch is committed once it is in the log and in memory (storage/index/state.py). What the index
 lacks is written to it when it has grown to some hundred changes, while the next batch is being

@@ -16,7 +16,7 @@ SNAPSHOTS_S = tuple(0.001 * 2**k for k in range(21))
 
 
 class Histogram:
-    """How many of the values observed are not above each of some bounds, and their sum.
+    """Counts of observed values up to each of some bounds, and their sum.
 
     Attributes:
         counts: How many values are above the bound before and not above this one, the last without.

@@ -1,4 +1,4 @@
-"""What a store needs now and then: snapshots, purging the log behind them, writing the index out.
+"""Maintenance of an open store: snapshots, purging the log behind them, writing the index out.
 
 It happens on a thread of its own, one job at a time. No answer depends on it: what fails is logged
 and tried again later. But for a sync of the index that failed: pages of it may be lost, and the old
@@ -7,9 +7,9 @@ a directory that is not where it was: the next start would not find what is writ
 
 Once the server listens, the snapshots are read here, and the log that its start has not read, in
 slices of a few milliseconds with pauses between them, so that the loop hardly notices. Damage there
-is told in one line and by `/health`; a snapshot is taken at once, because until then only the
-index, which is never synced, holds all that was acknowledged. Nobody is served anything of it, so
-the server goes on. See storage/wal/scrub.py and storage/snapshot/scrub.py.
+is reported in one line and by `/health`; a snapshot is taken at once, because until then only the
+index, which is never synced, holds all that was acknowledged. Nothing of it is served, so the
+server goes on. See storage/wal/scrub.py and storage/snapshot/scrub.py.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Housekeeping:
     def _room_to_postpone(self) -> int:
         """Return how much log may be written while a snapshot waits: nothing on a full disk."""
         # Each of the snapshots that are kept may have waited.
-        is_scarce = self._store.is_low_on_space(beside=2 * _POSTPONED_BYTES)
+        is_scarce = self._store.is_low_on_space(reserve=2 * _POSTPONED_BYTES)
         return 0 if is_scarce else _POSTPONED_BYTES
 
     def _take_snapshot(self) -> None:
@@ -237,7 +237,7 @@ class Housekeeping:
             # One that was taken meanwhile was read back, and all others may have been pruned.
             if snapshots.bad and not self._taken:
                 self.damage = "snapshots are missing or damaged, and there is no new one yet"
-                self._relief = "a new snapshot stands for those that are missing or damaged"
+                self._relief = "a new snapshot replaces those that are missing or damaged"
                 log.error(
                     "%s. The index is good, and everything is served. A snapshot is taken now: "
                     "until then do not use --rebuild-index. To inspect: kvdctl verify --force %s",

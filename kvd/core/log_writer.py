@@ -1,4 +1,4 @@
-"""How a batch gets into the log: the kernel syncs it by itself where it can, else the sync thread.
+"""Appends batches to the log; fdatasync by Linux AIO where available, else on the sync thread.
 
 While syncs are short the loop waits for them, each time for `WAIT_S` at most: a turn of the loop
 and a wake-up cost more than a sync of 100 us takes, and what is on its way to the sockets meanwhile
@@ -41,7 +41,7 @@ _VAIN_MAX = 6
 _WATCHED = 8
 
 
-class Appender:
+class LogWriter:
     """Appends the batches of one store."""
 
     def __init__(
@@ -72,7 +72,7 @@ class Appender:
             try:
                 self._kernel = DataSync()
             except OSError as error:
-                log.debug("the log is synced on a thread, the kernel cannot by itself: %s", error)
+                log.debug("Linux AIO is not available, the log is synced on a thread: %s", error)
 
     def append(self, batch: Pending, done: Done) -> None:
         """Append a batch that is encoded.
@@ -146,7 +146,7 @@ class Appender:
             self._end(code, self._began, self._done)
 
     def _forget(self, kernel: DataSync) -> None:
-        """Let the loop not be told of a sync that was waited for, nor of any once all are."""
+        """Clear the eventfd of a sync that was waited for; after several, watch it no longer."""
         kernel.clear()
         self._watched -= 1
         if not self._watched:
@@ -163,4 +163,4 @@ class Appender:
 
 
 def _ignore(outcome: Position | BaseException) -> None:
-    """Nothing waits."""
+    """No-op callback."""

@@ -51,7 +51,7 @@ _TYPES = {
 
 
 class StoreStats:
-    """What `/v2/stats/store` shows, and what `/metrics` tells of the same operations.
+    """Counts of operations: `/v2/stats/store`, and the same in `/metrics`.
 
     Attributes:
         expirations: Keys and directories that the server removed at the end of their time.
@@ -90,7 +90,7 @@ class StoreStats:
 
     @property
     def writes_s(self) -> dict[str, Histogram]:
-        """How long successful writes took at most, by method: as long as their batch."""
+        """Durations of successful writes by method: those of their batches, an upper bound."""
         self.fold()
         return self._writes_s
 
@@ -135,7 +135,7 @@ class StoreStats:
 
 
 class SelfStats:
-    """What `/v2/stats/self` and `/v2/stats/leader` show: a leader without followers."""
+    """`/v2/stats/self` and `/v2/stats/leader`: those of a leader without followers."""
 
     def __init__(self, *, name: str, member_id: int, started_ns: int) -> None:
         self._name = name

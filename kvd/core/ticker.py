@@ -1,4 +1,4 @@
-"""What is done every so often for as long as the server runs.
+"""Periodic calls while the server runs.
 
 Invariant: an exception in one of the functions neither keeps the others from being called nor ends
 the ticking. Without it connections would never time out again, and the Date of answers would stand.

@@ -29,7 +29,7 @@ class SyncThread(Generic[T]):
         when_idle: Callable[[], None] | None = None,
     ) -> None:
         self.waiting = 0
-        """How many jobs have not been told to be done."""
+        """The number of jobs whose outcome has not been delivered."""
         self._loop = loop
         self._when_idle = when_idle
         self._jobs: SimpleQueue[

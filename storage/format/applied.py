@@ -1,4 +1,4 @@
-"""How far the log has been applied: the row "applied" of an index, and of a snapshot.
+"""The row "applied" of an index, and of a snapshot: how far the log has been applied to it.
 
     u32 crc | u64 seq | 8 bytes chain | u64 pos, term, index, time ns, next directory id, history
     limit, oldest event | position of the log's next frame: u64 segment, offset, frame, u32 crc
@@ -41,7 +41,7 @@ _NUMBER_BYTES = _CRC.size + _U64.size
 
 
 class Applied(NamedTuple):
-    """How far the log has been performed on the index; the fields are the log's (see records.py).
+    """The position up to which the log has been applied; the fields are the log's (records.py).
 
     `index` is the etcd index, `oldest_event` the first index that the history can still tell of,
     `next_dir_id` the id of the next directory. `position` is where the log's next frame goes.
@@ -51,7 +51,7 @@ class Applied(NamedTuple):
     chain: bytes = CHAIN_START
     pos: int = 0
     term: int = 0
-    index: int = 1  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    index: int = 1  # type: ignore[assignment]  # hides tuple.index, which is not needed
     time_ns: int = 0
     next_dir_id: int = ROOT_ID + 1
     history_limit: int = HISTORY_LIMIT_DEFAULT
@@ -65,7 +65,7 @@ class Applied(NamedTuple):
         return self.time_ns + self.clock_offset_ns
 
     def encode(self) -> bytes:
-        """Return the row that stands for it in the table `meta` of a snapshot."""
+        """Return it as a row of the table `meta` of a snapshot."""
         segment, offset, frame_seq, crc = self.position
         body = _APPLIED.pack(0, *self[:9], segment, offset, frame_seq, crc)[4:]
         if self.clock_offset_ns:
@@ -73,7 +73,7 @@ class Applied(NamedTuple):
         return _CRC.pack(crc32(body)) + body
 
     def encode_with(self, sums: Sums) -> bytes:
-        """Return the row that stands for it in the table `meta` of an index."""
+        """Return it as a row of the table `meta` of an index."""
         segment, offset, frame_seq, crc = self.position
         nodes, ttl, garbage, entries = sums
         body = _APPLIED_AND_SUMS.pack(

@@ -1,10 +1,10 @@
-"""The row of one entry: what a store holds beside its keys (users, roles, members).
+"""The row of a document (user, role, member) in the index.
 
     key    what, in UTF-8 | 00 | blake2b-256 of the name
     row    u32 crc, little-endian | CBOR [kind, name, document, secret | nil]
 
-`what` is a word of ours, a name is anybody's and of any length: LMDB's keys end at 511 bytes. The
-crc is zlib's, over key and row.
+`what` is a word of the server's, a name a client's and of any length: LMDB's keys end at 511 bytes.
+The crc is zlib's, over key and row.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def entry_prefix(what: str) -> bytes:
 
 
 def entry_key(what: str, name: str) -> bytes:
-    """Return the key under which an entry stands; a name that is no text has one, but no entry."""
+    """Return the key of an entry's row; a name that is no text has one, but no entry."""
     raw = name.encode("utf-8", "surrogateescape")
     return entry_prefix(what) + blake2b(raw, digest_size=_NAME_BYTES).digest()
 
 
 def encode_entry(key: bytes, entry: Entry) -> bytes:
-    """Return the row of an entry that stands under `key`."""
+    """Return the row of an entry, with `key` as its key."""
     body = cbor2.dumps([entry.kind, entry.name, entry.document, entry.secret])
     return _CRC.pack(crc32(body, crc32(key))) + body
 

@@ -58,7 +58,7 @@ MARK = _CRC.pack(crc32(MARK_KEY))
 
 
 class Event(NamedTuple):
-    """A change as watchers are told of it; `prev` is the node before it, None where none was."""
+    """A change as watchers receive it; `prev` is the node before it, None if there was none."""
 
     change: Change
     prev: Node | None
@@ -71,13 +71,13 @@ def event_key(index: int) -> bytes:
 
 
 def index_of(key: bytes) -> int:
-    """Return the index of the event that stands under a key."""
+    """Return the index of the event whose row has a key."""
     index: int = _INDEX.unpack(key)[0]
     return index
 
 
 def encode_event(key: bytes, record: bytes, prev_row: bytes, time_ns: int) -> bytes:
-    """Return the row of an event, to stand under `key`.
+    """Return the row of an event, with `key` as its key.
 
     Args:
         key: as `event_key` makes it.

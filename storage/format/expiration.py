@@ -14,12 +14,12 @@ _U64 = Struct(">Q")
 
 
 def expiration_key(expiration_ns: int, key: bytes) -> bytes:
-    """Return the key of the row of `ttl` that speaks of the node under a key."""
+    """Return the key of the row of `ttl` for the node under a key."""
     return _U64.pack(expiration_ns) + key
 
 
 def expiration_row(row_key: bytes, path: bytes) -> tuple[int, bytes]:
-    """Return the row that stands under such a key, and the checksum that it carries."""
+    """Return the row with such a key, and the checksum that it carries."""
     crc = crc32(row_key + path)
     return crc, _CRC.pack(crc) + path
 

@@ -90,7 +90,7 @@ START = Position(1, PAGE_SIZE, 0, 0)
 
 
 class State(Enum):
-    """What stands at a place where a frame may start."""
+    """The bytes at a place where a frame may start."""
 
     INTACT = auto()  # a frame whose checksums hold
     END = auto()  # zeros

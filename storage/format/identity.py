@@ -18,7 +18,7 @@ STORE_UUID_BYTES = 16
 
 
 class Identity(NamedTuple):
-    """What names a store for all its life: 16 random bytes, and two 64-bit ids, never 0."""
+    """The identity of a store for all its life: 16 random bytes, and two 64-bit ids, never 0."""
 
     store_uuid: bytes
     cluster_id: int
@@ -26,14 +26,14 @@ class Identity(NamedTuple):
 
 
 class NewIds(NamedTuple):
-    """What a store that is to be made is called: two 64-bit ids, not 0."""
+    """The ids of a store that is to be created: two of 64 bits, not 0."""
 
     cluster_id: int
     member_id: int
 
 
 class Format(NamedTuple):
-    """What FORMAT says: whose the directory is, and whether its log has ever had a segment."""
+    """The content of FORMAT: the store's identity, and whether its log has ever had a segment."""
 
     identity: Identity
     log_begun: bool

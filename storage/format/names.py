@@ -1,4 +1,4 @@
-"""The names of what stands in a data directory."""
+"""The names of files and folders in a data directory."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The record of one node in the index, and the key it stands under.
+"""The row of one node in the index, and its key.
 
     key    u64 id of the parent directory, big-endian | 00 | name                     (name <= 480)
            u64 id of the parent directory, big-endian | 01 | name[:440] | blake2b-256 of the name
@@ -72,7 +72,7 @@ def id_prefix(dir_id: int) -> bytes:
 
 
 def encode_key(parent_id: int, name: bytes) -> bytes:
-    """Return the key under which the child `name` of a directory stands."""
+    """Return the key of the row of the child `name` of a directory."""
     if len(name) <= NAME_BYTES_MAX:
         return _ID.pack(parent_id) + b"\0" + name
     digest = blake2b(name, digest_size=32).digest()
@@ -95,7 +95,7 @@ def child_key(prefix: bytes, name: bytes) -> bytes:
 
 
 def encode_node(key: bytes, name: bytes, node: Node) -> bytes:
-    """Return the value for a node called `name` that stands under `key`."""
+    """Return the row of a node called `name`, with `key` as its key."""
     return seal_node(key, name, node)[1]
 
 

@@ -1,4 +1,4 @@
-"""What the log says: records of decided changes, and the payload that carries a batch of them.
+"""The content of the log: records of decided changes, and the payload of a batch of them.
 
 A record is a CBOR array whose first item is its kind. Records hold *decisions*, never requests:
 replaying one needs no comparison, no clock and no setting of the process that replays it.
@@ -136,7 +136,7 @@ class Change(NamedTuple):
     """
 
     kind: int
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    index: int  # type: ignore[assignment]  # hides tuple.index, which is not needed
     key: bytes
     value: bytes | None
     dir: bool
@@ -152,10 +152,10 @@ class Term(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A document beside the keys is what it says from now on; None: it is there no more.
+    """The new content of a document (user, role, member); None if it was removed.
 
-    `what` is a word of the server's (`user`), `name` anybody's. `secret` is the part of it that
-    nobody is to be shown (the hash of a password), so that tools need not know what is in a
+    `what` is a word of the server's (`user`), `name` a client's. `secret` is the part of it that
+    no client may see (the hash of a password), so that tools need not know what is in a
     document.
     """
 
@@ -239,7 +239,7 @@ def encode_change(change: Change) -> bytes:
 
 
 def decode_record(item: Any) -> Record:
-    """Return the record that a decoded CBOR array stands for.
+    """Return the record in a decoded CBOR array.
 
     Args:
         item: what was decoded, and is needed no more: it may be changed.

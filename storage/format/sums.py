@@ -59,7 +59,7 @@ def sum_of(table: bytes, rows: Iterable[tuple[bytes, bytes]]) -> int:
 
 
 class Scanned:
-    """How far a scan of the committed state has come, while others write behind its back.
+    """The progress of a scan of the committed state, while writes go on behind it.
 
     What is written to a key that has been passed changes what was found there; a transaction adds
     it when it commits. Nothing is passed while one is open.

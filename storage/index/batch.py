@@ -1,4 +1,4 @@
-"""What one batch changes, and what it is in the log.
+"""The changes of one batch, and its payload in the log.
 
 `Pending` fills it while commands are decided, the log makes it durable, `State.merge` visible.
 """

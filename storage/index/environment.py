@@ -62,29 +62,29 @@ class Index:
     def __init__(self, env: lmdb.Environment, directory: Path, *, new: bool = False) -> None:
         self.env = env
         self.directory = directory
-        # An index of an older version may lack a table: it is built anew, not changed here.
+        # An index of an older version may lack a table: it is rebuilt, not changed here.
         self.tables: Tables = {name: env.open_db(name, create=new) for name in TABLES}
         with env.begin() as txn:
             self.store_uuid: bytes | None = txn.get(STORE_KEY)
-        """Whose it is; None where it does not say."""
+        """The store that it belongs to; None if it does not say."""
         self.is_proved = True
-        """Whether it is known to hold every row; see integrity/completeness.py."""
+        """Whether it has been proved to hold every row; see integrity/completeness.py."""
         self._reservable = True
         self._stat = (directory / DATA).stat()
 
     @classmethod
     def reuse(cls, directory: Path, store_uuid: bytes | None = None) -> tuple[Index, str] | None:
-        """Open the index that stands there, if nothing of it can have been lost.
+        """Open the index in a directory, if nothing of it can have been lost.
 
         Its history, users, roles and members are proved complete then; `is_proved` says whether its
         nodes are.
 
         Args:
-            directory: where.
-            store_uuid: whose the marks must be, if they say.
+            directory: where it is.
+            store_uuid: the store that its markers must name, if they name one.
 
         Returns:
-            The index and the name of the mark that vouches for it; None where it must be rebuilt.
+            The index and which marker matches; None if it must be rebuilt.
         """
         mark = reuse.reusable(directory, store_uuid)
         if mark is None:
@@ -109,7 +109,7 @@ class Index:
 
     @classmethod
     def create(cls, directory: Path, store_uuid: bytes | None = None) -> Index:
-        """Throw away what stands there and start an empty index, of a store or of none."""
+        """Delete the index in a directory, and start an empty one, of a store or of none."""
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(mode=0o700)
         disk.write_in_place(directory)
@@ -149,9 +149,9 @@ class Index:
             return IndexView(txn, self.tables).sums()
 
     def mark_running(self) -> None:
-        """Say, before the first write, whose page cache holds the index from now on.
+        """Write RUNNING, before the first write to the index.
 
-        On a full disk it cannot be said: the next start then rebuilds.
+        On a full disk it cannot be written: the next start then rebuilds.
         """
         (self.directory / CLEAN).unlink(missing_ok=True)
         running = self.directory / RUNNING
@@ -196,12 +196,12 @@ class Index:
 
     @property
     def used_bytes(self) -> int:
-        """How much of the file is in use."""
+        """The bytes of the file that are in use."""
         pages: int = self.env.info()["last_pgno"] + 1
         return pages * self.env.stat()["psize"]
 
     def probe(self) -> None:
-        """Find out whether there is room for the file to grow by `RESERVE_BYTES`.
+        """Check whether there is room for the file to grow by `RESERVE_BYTES`.
 
         Raises:
             OSError: there is none; one of `disk.REFUSALS`.
@@ -220,11 +220,11 @@ class Index:
             disk.remove_if_there(path)
 
     def sync(self) -> None:
-        """Write it out; durable on return.
+        """Write the index to the disk; durable on return.
 
         Raises:
             OSError: the disk failed: what was written may be lost though it can still be read, so
-                nothing may be served from it any more, and nobody may use it again.
+                nothing may be served from it any more, and it must not be reused.
         """
         try:
             failpoints.reach("indexBeforeSync")
@@ -240,7 +240,7 @@ class Index:
         (self.directory / RUNNING).unlink(missing_ok=True)
 
     def close(self, *, clean: bool) -> None:
-        """Close it; with `clean`, sync it whole and vouch for it."""
+        """Close it; with `clean`, sync all of it and write the marker of a clean stop."""
         if clean:
             failpoints.reach("stopBeforeIndex")
             self._reach_last_page()

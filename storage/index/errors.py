@@ -1,4 +1,4 @@
-"""What LMDB says of an index, by what follows from it: it is damaged, or it takes nothing now."""
+"""Errors of LMDB by their consequence: the index is damaged, or it takes no change now."""
 
 import lmdb
 

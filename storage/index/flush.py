@@ -186,7 +186,7 @@ class Flush:
                     yield bytes(key), bytes(data)
 
     def enter(self, entries: Iterable[Entry]) -> None:
-        """Write what stands beside the keys."""
+        """Write documents."""
         table = self._tables[b"entries"]
         for entry in entries:
             key = entry_key(entry.what, entry.name)

@@ -39,7 +39,7 @@ LateEvent = tuple[Event, bytes | None]
 
 
 class History(NamedTuple):
-    """What the history holds.
+    """The extent of the history.
 
     `size` is how long its rows would be together if none named another, `bytes_max` the limit of
     that. `named` are the indexes of the events that some event names; of those that are before

@@ -83,7 +83,7 @@ class IndexView(View):
 
     @property
     def applied(self) -> Applied:
-        """How far the log has been performed."""
+        """The position up to which the log has been applied."""
         return Applied.decode(self._txn.get(APPLIED_KEY, db=self._tables[b"meta"]))
 
     def sums(self) -> Sums:

@@ -272,7 +272,7 @@ class Pending(Batch, Nodes):
         )
 
     def _note_path(self, key: bytes, path: bytes, expiration_ns: int) -> None:
-        """Keep what is needed beside the node to write its row, or that of its expiration."""
+        """Keep the path, which is needed to write the node's row or that of its expiration."""
         if not self.paths:
             self.paths = {}
             self.is_plain = False

@@ -69,16 +69,16 @@ _new = tuple.__new__
 
 
 class Unknown:
-    """Stands for a node that is not in memory."""
+    """The value of a node that is not in memory."""
 
 
 UNKNOWN = Unknown()
 _NO_SCAN = Scanned()
-"""Stands where no scan is under way: nothing is behind it."""
+"""The progress of no scan."""
 
 
 class _Written(NamedTuple):
-    """What a flush has made of the index."""
+    """The outcome of a flush."""
 
     flush: Flush
     applied: Applied
@@ -87,7 +87,7 @@ class _Written(NamedTuple):
 
 
 class State(View):
-    """What is committed. Belongs to one thread, but for `write_flush`.
+    """The committed state. Belongs to one thread, but for `write_flush`.
 
     Attributes:
         applied: How far the log has been performed: what readers see.

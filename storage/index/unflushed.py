@@ -1,4 +1,4 @@
-"""What the committed state holds beyond the index since the last flush.
+"""Changes of the committed state since the last flush.
 
 A flush writes the rows as they are now: of a node that was changed ten times only the last one.
 """

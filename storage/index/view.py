@@ -1,4 +1,4 @@
-"""What can be read of a state, wherever it is held: nodes by path, children, documents.
+"""Reading a state, in memory or in LMDB: nodes by path, children, documents.
 
     Nodes     single nodes: all that the rules need           index/pending.py
     View      and scans: children, documents                  index/state.py, index/index_view.py
@@ -139,7 +139,7 @@ class Nodes(ABC):
 
 
 class View(Nodes):
-    """What is committed, or was at some time: its directories can be listed, too."""
+    """A state whose directories can be listed, too."""
 
     @abstractmethod
     def children(self, dir_id: int, first: bytes = b"") -> Iterator[tuple[bytes, Node]]:

@@ -1,8 +1,8 @@
-"""Reading the part of the log that a start has not read, while the server runs.
+"""Background scrub of the log that recovery did not read.
 
-A start that uses the index as it is, or a snapshot, reads the log from there on only. What is kept
-before that is of use still: for a rebuild from an older snapshot, and to restore any point in time.
-So somebody has to find out that it has rotted while there is a second copy: the index.
+A start that reuses the index, or loads a snapshot, reads the log from there on only. What is kept
+before that is still of use: for a rebuild from an older snapshot, and to restore a point in time.
+So damage to it has to be found while there is a second copy: the index.
 
 Damage here is no reason to stop, because nothing of it is served: every row of the index has a
 checksum of its own. But as long as no snapshot lies behind it, what was acknowledged depends on the
@@ -26,7 +26,7 @@ _ATTEMPTS = 100
 
 
 class KeptLog:
-    """The log before a place, read a slice at a time; it may be purged meanwhile.
+    """The log before a position, read a slice at a time; it may be purged meanwhile.
 
     Attributes:
         frames: how many have been found good.

@@ -78,7 +78,7 @@ class SegmentWriter:
 
     @property
     def room(self) -> int:
-        """How many bytes the segment still takes in front of its seal."""
+        """The bytes that the segment still takes in front of its seal."""
         return self._capacity - self.tail.offset - SEAL_SIZE if self.has_segment else 0
 
     @property

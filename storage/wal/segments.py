@@ -40,14 +40,14 @@ class Frame(NamedTuple):
 
     seq: int
     first_index: int
-    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody misses
+    count: int  # type: ignore[assignment]  # hides tuple.count, which is not needed
     flags: int
     payload: bytes
     end: Position
 
 
 class TornTail(NamedTuple):
-    """What a write that never finished left at the end of the log.
+    """The remains, at the end of the log, of a write that never finished.
 
     `length` goes from `offset` to the last byte that is not zero.
     """

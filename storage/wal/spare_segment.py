@@ -35,13 +35,13 @@ def refusals_as_log_full(path: Path) -> Iterator[None]:
 
 
 def log_full(error: OSError, path: Path) -> LogFull:
-    """Return the `LogFull` that stands for a refusal by the system."""
+    """Return a refusal by the system as `LogFull`."""
     assert error.errno is not None
     return LogFull(error.errno, f"{path.parent.name}/{path.name}: {error.strerror}")
 
 
 def first_byte(directory: Path) -> int | None:
-    """Return where the first byte that is not zero stands in the spare of a log, None for nowhere.
+    """Return the offset of the first byte of a spare segment that is not zero, or None.
 
     Raises:
         OSError: it cannot be read.

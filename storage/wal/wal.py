@@ -144,7 +144,7 @@ class Wal:
 
     @property
     def log_bytes(self) -> int:
-        """How many bytes of frames have been appended since `open`; it only grows."""
+        """The bytes of frames that have been appended since `open`; it only grows."""
         return self.writer.log_bytes
 
     @property

@@ -107,7 +107,7 @@ def test_a_full_disk_refuses_writes_and_nothing_else_until_there_is_room(
     full_disk_round(server, Ballast(small_disk), kill=kill)
     begun = server.stderr.count("writes are refused until there is room")
     assert begun == 1 + kill
-    assert server.stderr.count("there is room again") == 1
+    assert server.stderr.count("disk space is available again") == 1
     before = server.client().get("/", recursive="true")
     server.kill()
     server.start("--rebuild-index")

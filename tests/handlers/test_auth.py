@@ -225,7 +225,7 @@ def test_a_full_disk_is_told_and_takes_nothing_along(make_server):
     answer = put("second")
     assert (answer.status, answer.json) == (500, {"message": "no space left on device (wal)"})
     assert client.request("GET", "/v2/auth/roles/second").status == 404
-    server.wait_for_log("there is room again")
+    server.wait_for_log("disk space is available again")
     assert put("second").status == 201
 
 

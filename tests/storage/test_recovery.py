@@ -118,7 +118,7 @@ def test_an_index_that_proves_damaged_during_recovery_is_built_anew(
     found, recovery = reopened(path)
     assert found == held
     assert recovery.source == "log"
-    assert "the index is damaged and is built anew" in caplog.text
+    assert "the index is damaged and is rebuilt" in caplog.text
 
 
 def test_a_start_that_has_no_room_for_the_index_says_so_in_one_line(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import threading
 from contextlib import asynccontextmanager, contextmanager
 
 from kvd.core.committer import Committer
-from kvd.core.log_writer import Appender
+from kvd.core.log_writer import LogWriter
 from kvd.core.stats import StoreStats
 from kvd.core.watch.hub import Hub
 from kvd.core.worker_thread import SyncThread
@@ -98,7 +98,7 @@ class Engine:
             sync=self.sync,
             # Its calls can be made to fail and to wait; tests/core/test_log_writer.py has both
             # ways.
-            append=Appender(store, self.sync, loop, thread_only=True).append,
+            append=LogWriter(store, self.sync, loop, thread_only=True).append,
             loop=loop,
             on_fatal=self._fail,
             on_flush=lambda: None,

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from kvd.core.log_writer import Appender
+from kvd.core.log_writer import LogWriter
 from kvd.core.worker_thread import SyncThread
 from kvd.storage import aio
 from kvd.storage.aio import DataSync
@@ -90,7 +90,7 @@ class Log:
         self.store = store
         self.sync = SyncThread[Position](loop, "test-sync", store.wal.prepare_next)
         self.reads = [0, 0]
-        self.appender = Appender(store, self.sync, loop, thread_only=thread_only, reads=self.reads)
+        self.appender = LogWriter(store, self.sync, loop, thread_only=thread_only, reads=self.reads)
 
     def begin(self, value):
         txn = self.store.begin()

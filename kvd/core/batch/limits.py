@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvd.core.batch.round import REMOVING
-from kvd.core.disk_space import Space
+from kvd.core.disk_space import DiskSpace
 from kvd.v2.commands import Command
 from kvd.v2.errors import INVALID_FORM, ApiError
 
@@ -25,7 +25,7 @@ class NoRoom(Exception):
 
 
 class BatchLimits:
-    """How much the batches of one log take.
+    """The limits of the batches of one log.
 
     Attributes:
         space: The room on the disk.
@@ -33,7 +33,7 @@ class BatchLimits:
         record_bytes_max: The bytes of a record that has a batch of its own.
     """
 
-    def __init__(self, payload_bytes_max: int, space: Space) -> None:
+    def __init__(self, payload_bytes_max: int, space: DiskSpace) -> None:
         self.space = space
         self.record_bytes_max = payload_bytes_max - _ENVELOPE_BYTES_MAX
         self.bytes_max = min(BATCH_BYTES_MAX, self.record_bytes_max)

@@ -129,7 +129,7 @@ class Scan:
 
 
 def prove_all(env: lmdb.Environment, tables: Tables) -> None:
-    """Prove every table of an index that nobody writes to.
+    """Prove every table of an index that is not written to.
 
     Raises:
         CorruptIndex, lmdb.Error: it is damaged.
@@ -285,7 +285,7 @@ class _Events:
         self._named: set[bytes] = set()
 
     def add(self, key: bytes, row: bytes | memoryview) -> bool:
-        """Take a row; return whether it is an event's that can be told."""
+        """Take a row; return whether it is an event of the history, not one kept for another."""
         if key < self._first:
             if key != MARK_KEY:
                 self._before.add(key)

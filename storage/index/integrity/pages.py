@@ -59,7 +59,7 @@ _LEAVES_MEASURED = 40_000
 
 
 class Record(NamedTuple):
-    """What LMDB says of one tree."""
+    """The description of one tree in LMDB's file."""
 
     pad: int
     flags: int
@@ -77,7 +77,7 @@ def _offsets_of(count: int) -> Callable[[mmap.mmap, int], tuple[int, ...]]:
 
 
 def prove_pages(path: Path) -> None:
-    """Prove that each page of a file that nobody writes to has one place.
+    """Prove that each page of a file that is not written to has one place.
 
     Raises:
         CorruptIndex: one has none, or two; the file must not be written to.

@@ -91,7 +91,7 @@ def _look(trial: Trial, target: Target, bit: int, *, live: bool) -> None:
     kvd = target.kvd
     if live:
         target.flip(bit)
-    elif "rebuilt" in kvd.stderr or "built anew" in kvd.stderr:
+    elif "rebuilt" in kvd.stderr:
         trial.count("starts that built the index anew")
     try:
         missing = _read_all(trial, target, bit)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from kvd.core.disk_space import Space
+from kvd.core.disk_space import DiskSpace
 from kvd.core.watch import hub
 from kvd.core.worker_thread import SyncThread
 from kvd.storage import disk
@@ -101,14 +101,14 @@ def die_when_full() -> None:
 
 def wait_when_full() -> None:
     """While there is no room, each batch waits for it a while, on the loop."""
-    room = Space.room.__get__
+    room = DiskSpace.room.__get__
 
-    def waiting(self: Space) -> int:
+    def waiting(self: DiskSpace) -> int:
         if self.refusal is not None:
             time.sleep(0.1)
         return room(self)
 
-    Space.room = property(waiting)
+    DiskSpace.room = property(waiting)
 
 
 def sync_on_loop() -> None:
