@@ -26,7 +26,7 @@ from kvd.config.sources import (
 )
 from kvd.config.tls import TlsConfig, tls_config, tls_flags
 from kvd.config.urls import WILDCARDS, ListenUrl, listen_urls, origins, told_urls
-from kvd.config.values import boolean, integer, integer_or_none, members, refusal, seconds, word
+from kvd.config.values import boolean, comma_list, integer, integer_or_none, refusal, seconds, word
 
 __all__ = ["EXIT_USAGE", "Config", "ConfigError", "ListenUrl", "Printout", "parse"]
 
@@ -104,7 +104,7 @@ class Config:
         log_outputs: Where the log goes: stderr, stdout, names of files.
         log_format: text or json.
         access_log: Whether each request is a line of the log.
-        slow_request_s: From how many seconds on a request is told to be slow.
+        slow_request_s: Seconds after which a request is logged as slow.
         failpoints: The faults to be made on purpose, as `kvd.storage.failpoints` reads them.
         warnings: What was given and has no effect here: lines to log once.
     """
@@ -240,7 +240,7 @@ def _config(settings: Settings) -> Config:
         cors=origins(settings, "cors"),
         host_whitelist=None
         if settings["host-whitelist"].is_default
-        else tuple(members(settings, "host-whitelist", "a host")),
+        else tuple(comma_list(settings, "host-whitelist", "a host")),
         extras=boolean(settings, "extras"),
         gzip_min_bytes=integer(settings, "gzip-min-bytes", lowest=0) or None,
         discovery=_discovery(settings),
@@ -318,14 +318,14 @@ def _discovery(settings: Settings) -> bool:
 
 
 def _failpoints(settings: Settings) -> tuple[str, ...]:
-    faults = tuple(members(settings, "failpoint", "a fault"))
+    faults = tuple(comma_list(settings, "failpoint", "a fault"))
     if faults and not boolean(settings, "enable-failpoints"):
         raise ConfigError("--failpoint needs --enable-failpoints: it makes faults on purpose")
     return faults
 
 
 def _log_outputs(settings: Settings) -> tuple[str, ...]:
-    outputs = members(settings, "log-outputs", "an output")
+    outputs = comma_list(settings, "log-outputs", "an output")
     if not outputs:
         raise refusal(settings, "log-outputs", "stderr, stdout or the name of a file")
     return tuple("stderr" if output in _STANDARD_ERROR else output for output in outputs)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from kvd.config.flags import ConfigError, shown
 from kvd.config.sources import Setting, Settings
 from kvd.config.urls import ListenUrl
-from kvd.config.values import boolean, integer, members, word
+from kvd.config.values import boolean, comma_list, integer, word
 
 _FLAGS = ("cert-file", "key-file", "trusted-ca-file", "ca-file", "client-cert-auth", "auto-tls")
 _VERSIONS = ("TLS1.2", "TLS1.3")
@@ -74,7 +74,7 @@ def tls_config(settings: Settings, listen: Sequence[ListenUrl]) -> TlsConfig | N
     """Return the settings of TLS, or None where no URL needs it.
 
     Raises:
-        ConfigError: One of them lacks another, or is not to be had.
+        ConfigError: One of them lacks another, or is not available.
     """
     asking = [url for url in listen if url.is_tls]
     cert, key = settings["cert-file"], settings["key-file"]
@@ -110,7 +110,7 @@ def _is_given(setting: Setting | None) -> bool:
 
 
 def _require_authorities(settings: Settings, config: TlsConfig) -> None:
-    """Refuse to check certificates against nothing: every client would be let in, or none."""
+    """Refuse to check certificates without an authority: all clients would be admitted, or none."""
     needing = [
         name
         for name, value in (
@@ -136,7 +136,7 @@ def _versions(settings: Settings) -> tuple[str, str]:
 
 
 def _ciphers(settings: Settings) -> tuple[str, ...]:
-    names = members(settings, "cipher-suites", "a cipher suite")
+    names = comma_list(settings, "cipher-suites", "a cipher suite")
     unknown = [name for name in names if name not in _SUITES]
     if unknown:
         where = settings["cipher-suites"].where

@@ -6,7 +6,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from kvd.config.flags import ConfigError, shown
 from kvd.config.sources import Settings
-from kvd.config.values import members
+from kvd.config.values import comma_list
 
 WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 -- the addresses that mean all of a machine's
 _SOCKETS = ("unix", "unixs")
@@ -59,7 +59,7 @@ def listen_urls(settings: Settings, *names: str) -> tuple[ListenUrl, ...]:
     """Return where to listen by these settings together; none for empty texts."""
     urls: list[ListenUrl] = []
     for name in names:
-        for text in members(settings, name, "a URL"):
+        for text in comma_list(settings, name, "a URL"):
             url = _listen_url(settings, name, text)
             if (url.port or url.is_socket) and url in urls:
                 raise ConfigError(f"{settings[name].where}: {shown(text)} is there twice")
@@ -69,7 +69,7 @@ def listen_urls(settings: Settings, *names: str) -> tuple[ListenUrl, ...]:
 
 def told_urls(settings: Settings, name: str) -> tuple[str, ...]:
     """Return URLs that are given to clients; none for an empty text."""
-    urls = members(settings, name, "a URL")
+    urls = comma_list(settings, name, "a URL")
     for text in urls:
         if not _is_socket(text):
             _url(settings, name, text)
@@ -78,7 +78,7 @@ def told_urls(settings: Settings, name: str) -> tuple[str, ...]:
 
 def origins(settings: Settings, name: str) -> tuple[str, ...]:
     """Return the origins of pages, as browsers send them, and `*`."""
-    found = members(settings, name, "an origin")
+    found = comma_list(settings, name, "an origin")
     for text in found:
         scheme, separator, host = text.partition("://")
         is_origin = scheme in ("http", "https") and separator and host and "/" not in host

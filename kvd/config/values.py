@@ -66,7 +66,7 @@ def word(settings: Settings, name: str, *choices: str) -> str:
     return text
 
 
-def members(settings: Settings, name: str, kind: str) -> list[str]:
+def comma_list(settings: Settings, name: str, kind: str) -> list[str]:
     """Return the members of a comma list, without the blanks around them; none for an empty text.
 
     Args:

@@ -1,9 +1,9 @@
-"""Which requests a browser may have been talked into: their hosts, and the pages they come from.
+"""Protection against cross-site requests and DNS rebinding: checks of hosts and origins.
 
 A page on the Internet can have the browser of a visitor send requests to this server. By DNS
-rebinding it makes the name of its own site resolve to an address of ours, so that the browser takes
-us for that site: then `Host` names a host that we are not (etcd's CVE-2018-1099). Or it posts a
-form: then the browser tells where the page is from, in `Sec-Fetch-Site` or `Origin`. Programs send
+rebinding it makes the name of its own site resolve to an address of this server, so that for the
+browser the two are one site: then `Host` names a foreign host (etcd's CVE-2018-1099). Or it posts a
+form: then the browser sends the site of the page in `Sec-Fetch-Site` or `Origin`. Programs send
 neither of these two headers.
 
 Which headers need a look is decided once for each header block (`BrowserPolicy.is_usual`).
@@ -133,7 +133,7 @@ def _is_foreign(headers: Mapping[str, str], host: str) -> bool:
     if site is not None:
         return site not in _OWN_SITES
     origin = headers.get("Origin")
-    # A browser that does not tell the site, or not to a host that it holds for insecure.
+    # A browser without `Sec-Fetch-Site`, or one that does not send it to an insecure host.
     return origin is not None and origin.partition("://")[2].lower() != host.lower()
 
 

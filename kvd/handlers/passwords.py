@@ -100,7 +100,7 @@ class _Work:
     """Work for a thread, and its waiting callers; it may be queued more than once.
 
     Attributes:
-        askers: Each tells whether its client has gone.
+        askers: Callers; each returns whether its client has gone.
         until_s: When it is given up.
         places: How often it is queued.
     """
@@ -120,7 +120,7 @@ class _Work:
 
 
 class Credentials:
-    """The passwords that were right lately, and the queue of those that are to be checked."""
+    """Cache of passwords that were right lately, and queue of pending checks."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

@@ -124,8 +124,7 @@ class Router(Delegate[Connection]):
     def cors(self, headers: httputil.HTTPHeaders) -> bytes:
         """Return the header lines that let a browser's page read an answer, if it may.
 
-        Caches are told in any case that the answer to another page may differ (Fetch, section
-        3.2.5).
+        `Vary` is always there: the response to another page may differ (Fetch, section 3.2.5).
         """
         origin = "*" if "*" in self.browsers.origins else headers.get("Origin", "")
         if origin not in self.browsers.origins:

@@ -3,6 +3,9 @@
 Keys are cleaned paths (`b"/a/b"`, the root is `b"/"`), values are byte strings. A `ttl_s` of None
 means no expiration. Commands change the store and go through the committer; `Get` and `Watch` only
 read it.
+
+On the hot path these and other named tuples are made by `tuple.__new__` (`_new` in the modules that
+do so): their own constructors are a Python call more for each.
 """
 
 from __future__ import annotations

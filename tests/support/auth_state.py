@@ -1,4 +1,4 @@
-"""Users and roles in a dict: `kvd.v2.documents.decision.Entries` without a store."""
+"""Users and roles in a dict: `kvd.v2.documents.decision.Documents` without a store."""
 
 from collections.abc import Iterator
 

@@ -40,7 +40,7 @@ class Discovery:
         guard: says what guests may do.
         browsers: says which pages may have a visitor's browser ask for one: that makes something.
         rejected: counts what was refused, by reason.
-        urls: the URLs that clients are told to use.
+        urls: the URLs given to clients.
         ttl_s: how long a token lives.
         tokens_max: how many there may be.
     """

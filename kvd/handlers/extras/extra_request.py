@@ -16,17 +16,17 @@ from kvd.handlers.keys.responder import TOO_MUCH
 from kvd.v2.errors import RAFT_INTERNAL, ApiError
 
 Serve = Callable[[bytes, Admission | None], None]
-"""Serves a complete request, whose sender was let in already, or not."""
+"""Serves a complete request; without an admission its sender is not authenticated yet."""
 
 
 class ExtraRequest:
-    """One request, as far as it has come.
+    """One request, as far as it has been received.
 
     Args:
-        outer: what the connection knows the request by.
+        outer: the delegate that the connection has for the request.
         keys: the key space.
-        guard: lets its sender in, where users are asked for.
-        head: by which it is judged.
+        authorizer: admits its sender while authentication is on.
+        head: decides on the admission.
         serve: called when it is complete.
         too_large: refuses a body of more than `body_bytes_max`; without it no body is kept.
         body_bytes_max: see there.

@@ -84,8 +84,8 @@ class ExtraRoutes:
         """Begin to take a request, or decline it.
 
         Args:
-            outer: what the connection knows the request by.
-            connection: where it comes from.
+            outer: the delegate that the connection has for the request.
+            connection: of the client.
             start: its method, cleaned path and raw query.
             headers: its headers.
         """

@@ -1,8 +1,8 @@
-r"""The answers to watches with extras: of some events, in other shapes, with an end, for a page.
+r"""Responses to watches with extras: filtered, in other shapes, with a time limit, for web pages.
 
-A stream that waits sends lines of JSON, as any; where progress is asked for also
+A stream sends lines of JSON, as without extras; with `progress` also
 
-    {"action":"progress","index":1301}        all that was for it up to this index has been told
+    {"action":"progress","index":1301}        all its events up to this index have been sent
 
 With `Accept: text/event-stream` it is a stream of server-sent events (section 9.2 of the HTML
 standard):
@@ -257,7 +257,7 @@ class _Answer(WatchAnswer):
             return
         now, extras, says_s = self._loop.time(), self._extras, self._says_s
         if self.watcher is None or self._watches.hub.is_behind(self.watcher):
-            # The time counts from when it has told what there was.
+            # The time counts from the delivery of the pending events.
             if self.watcher is None or self._watches.hub.is_replaying(self.watcher):
                 self._quiet_since = now
             self._set_timer(_BEHIND_S)

@@ -71,9 +71,9 @@ class KeyLimits(NamedTuple):
     watchers_max: int | None
     watchers_per_key_max: int | None
     stream_bytes_max: int
-    """A stream that leaves so much unread when its next event comes is cut."""
+    """A stream with so many unread bytes at its next event is closed."""
     max_wait_s: float | None
-    """A watch that had nothing to tell for so long ends."""
+    """A watch ends after so long without an event."""
 
 
 class KeySpace:

@@ -1,11 +1,11 @@
-"""The outcomes of a batch of writes: counted, and sent to their clients, with the texts kept right.
+"""Outcomes of a batch of writes: count them, answer their clients, keep the value cache right.
 
-Nearly all answers are of a few forms, and go to connections that wait for nothing else: those are
-made from the node's text in one step, in one loop over the batch. Others are told one by one, as
-`kvd.handlers.keys.key_space` answers them, byte for byte in the same way.
+Nearly all responses are of a few forms, and of connections that wait for nothing else: those are
+made from the node's text in one step, in one loop over the batch. Others are sent one by one, by
+`kvd.handlers.keys.writes`, byte for byte the same.
 
-Invariant: all outcomes are gone through, in their order, before any further request is served. So
-no text is ever shown that is between two changes of a batch.
+Invariant: all outcomes of a batch are processed, in their order, before any further request is
+served. So no read sees a text between two changes of a batch.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ class _NotAtOnce(Exception):
 
 
 class Telling:
-    """Tells the outcomes of batches, to the connections of a server and to others.
+    """Reports the outcomes of batches, to the connections of a server and to other writers.
 
     Attributes:
-        tell: What the committer's `tell` is to be.
+        tell: The committer's `tell`.
     """
 
     def __init__(

@@ -1,13 +1,13 @@
-"""The short way of a request: from its bytes to its answer, or to a command in the queue.
+"""The short way of a request: from its bytes to its response, or to a command in the queue.
 
 Nearly all requests are of a few forms: a read, a write of a value, a removal, each of a plain path
 and without a header that matters. They pass through one function, because each call, each object
-and each look at an attribute more is a hundredth of all that a write costs (counted). What is not
-of such a form is declined, and goes the long way (`kvd.handlers.router`), which answers everything:
-what is taken here is answered byte for byte as it would be there.
+and each access to an attribute more is a hundredth of the cost of a write (counted). Any other
+request is declined, and goes the long way (`kvd.handlers.router`), which answers everything. The
+two ways answer the same request byte for byte alike.
 
-Invariant: what a request line and a header block mean, and whether they are short enough, has been
-judged when they were kept. So what is found by its bytes needs no further look.
+Invariant: request lines and header blocks are parsed and checked when they are cached. So one that
+is found by its bytes needs no further check.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class ShortWay:
     """The short way of the connections of a server.
 
     Attributes:
-        serve: What `kvd.http.connection.Delegate.serve_whole` is to be.
+        serve: The `serve_whole` of `kvd.http.server.Delegate`.
     """
 
     def __init__(

@@ -177,7 +177,7 @@ class WatchAnswers:
                 told[first + place].send(data[sent_bytes:])
 
     def _socket_batch(self) -> SocketPair | None:
-        """Return what sends to many, made when it is first needed; None where it cannot be had."""
+        """Return the batch of sockets, made on first use; None where it is not available."""
         if self._batch is None and self._has_batch:
             try:
                 self._batch = SocketPair()
@@ -234,7 +234,7 @@ class WatchAnswers:
             resume()
 
     def tick(self) -> None:
-        """Forget what was kept for those told last, as it may be large; called every second."""
+        """Discard the frames of the last event, which may be large; called every second."""
         self._forget()
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ from kvd.v2.documents.auth_json import (
     stored_role,
     stored_user,
 )
-from kvd.v2.documents.decision import AllEntries, Entries
+from kvd.v2.documents.decision import AllDocuments, Documents
 from kvd.v2.errors import RouteError
 
 ROOT, GUEST = "root", "guest"
@@ -49,19 +49,19 @@ _PIECE = 64
 _NAME_BYTES = 64
 
 
-def is_enabled(state: Entries) -> bool:
-    """Return whether users are asked for."""
+def is_enabled(state: Documents) -> bool:
+    """Return whether authentication is on."""
     entry = state.entry(SETTING, ENABLED)
     return entry is not None and entry.document == b"true"
 
 
-def find_user(state: Entries, name: str) -> User | None:
+def find_user(state: Documents, name: str) -> User | None:
     """Return a user, or None."""
     entry = state.entry(USER, name)
     return None if entry is None else _user(entry)
 
 
-def find_role(state: Entries, name: str) -> Role | None:
+def find_role(state: Documents, name: str) -> Role | None:
     """Return a role, or None."""
     if name == ROOT:
         return _ROOT_ROLE
@@ -69,7 +69,7 @@ def find_role(state: Entries, name: str) -> Role | None:
     return None if entry is None else _role(entry)
 
 
-def users_json(state: AllEntries, keep: Callable[[int], None]) -> Iterator[bytes]:
+def users_json(state: AllDocuments, keep: Callable[[int], None]) -> Iterator[bytes]:
     """Yield all users with those of their roles that exist, as JSON in short pieces.
 
     A list repeats each role for each of its users, so it may be far longer than what is stored.
@@ -84,7 +84,7 @@ def users_json(state: AllEntries, keep: Callable[[int], None]) -> Iterator[bytes
     yield from _list_json("users", users)
 
 
-def user_json(state: Entries, keep: Callable[[int], None], *, name: str) -> Iterator[bytes]:
+def user_json(state: Documents, keep: Callable[[int], None], *, name: str) -> Iterator[bytes]:
     """Yield a user with its roles, as JSON in short pieces.
 
     Raises:
@@ -97,14 +97,14 @@ def user_json(state: Entries, keep: Callable[[int], None], *, name: str) -> Iter
     yield b"\n"
 
 
-def roles_json(state: AllEntries, keep: Callable[[int], None]) -> Iterator[bytes]:
+def roles_json(state: AllDocuments, keep: Callable[[int], None]) -> Iterator[bytes]:
     """Yield all roles, as JSON in short pieces; see `users_json`."""
     runs = yield from _runs(state, ROLE, keep)
     roles = (existing_role(state, name) for name in merge(*runs, [ROOT]))
     yield from _list_json("roles", ((go_json.encode(role_fields(role)),) for role in roles))
 
 
-def role_json(state: Entries, _: Callable[[int], None], *, name: str) -> Iterator[bytes]:
+def role_json(state: Documents, _: Callable[[int], None], *, name: str) -> Iterator[bytes]:
     """Yield a role, as JSON.
 
     Raises:
@@ -114,7 +114,7 @@ def role_json(state: Entries, _: Callable[[int], None], *, name: str) -> Iterato
 
 
 def _runs(
-    state: AllEntries, what: str, keep: Callable[[int], None]
+    state: AllDocuments, what: str, keep: Callable[[int], None]
 ) -> Generator[bytes, None, list[list[str]]]:
     """Return the names of all entries of one sort, in sorted lists; nothing is yielded, often.
 
@@ -133,7 +133,7 @@ def _runs(
     return runs
 
 
-def _roles_of(state: Entries, name: str) -> Iterator[Role | None]:
+def _roles_of(state: Documents, name: str) -> Iterator[Role | None]:
     return (find_role(state, role) for role in existing_user(state, name).roles or ())
 
 
@@ -174,7 +174,7 @@ def with_root(name: str, roles: Names | None) -> Names | None:
     return (*(roles or ()), ROOT) if name == ROOT and ROOT not in (roles or ()) else roles
 
 
-def existing_user(state: Entries, name: str) -> User:
+def existing_user(state: Documents, name: str) -> User:
     """Return a user.
 
     Raises:
@@ -186,7 +186,7 @@ def existing_user(state: Entries, name: str) -> User:
     return user
 
 
-def existing_role(state: Entries, name: str) -> Role:
+def existing_role(state: Documents, name: str) -> Role:
     """Return a role.
 
     Raises:

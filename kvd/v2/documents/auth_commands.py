@@ -1,8 +1,7 @@
-"""Changing users and roles: what a command comes to on the present state, or why it is refused.
+"""Commands that change users and roles: each is decided on the present state, or refused.
 
-What etcd does not check is not checked: a user may be given roles that do not exist. What it tells
-apart is told apart: `null` is another list than an empty one when it is asked whether an update
-changes anything.
+The checks are those of etcd: a user may get roles that do not exist, and a `null` list differs from
+an empty one in the decision whether an update changes anything.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from kvd.v2.documents.auth import (
     with_root,
 )
 from kvd.v2.documents.auth_json import Names, Permissions, Role, User, role_fields, user_fields
-from kvd.v2.documents.decision import Decision, Entries, Reply
+from kvd.v2.documents.decision import Decision, Documents, Reply
 
 
 class PutUser(NamedTuple):
@@ -68,7 +67,7 @@ class Switch(NamedTuple):
 Command = PutUser | DeleteUser | PutRole | DeleteRole | Switch
 
 
-def decide(state: Entries, command: Command) -> Decision:
+def decide(state: Documents, command: Command) -> Decision:
     """Return what a command comes to.
 
     Raises:
@@ -89,7 +88,7 @@ def decide(state: Entries, command: Command) -> Decision:
             assert_never(command)
 
 
-def _put_user(state: Entries, command: PutUser) -> Decision:
+def _put_user(state: Documents, command: PutUser) -> Decision:
     changes = command.grant or command.revoke
     if not changes and command.roles:
         return _make_user(state, command, 200)
@@ -98,7 +97,7 @@ def _put_user(state: Entries, command: PutUser) -> Decision:
     return _change_user(state, command)
 
 
-def _make_user(state: Entries, command: PutUser, status: int) -> Decision:
+def _make_user(state: Documents, command: PutUser, status: int) -> Decision:
     name = command.name
     if command.secret is None:
         raise refusal(400, f"Cannot create user {name} with an empty password")
@@ -107,7 +106,7 @@ def _make_user(state: Entries, command: PutUser, status: int) -> Decision:
     return _put(User(name, with_root(name, command.roles), command.secret), status)
 
 
-def _change_user(state: Entries, command: PutUser) -> Decision:
+def _change_user(state: Documents, command: PutUser) -> Decision:
     old = existing_user(state, command.name)
     roles = set(old.roles or ())
     for role in command.grant or ():
@@ -130,7 +129,7 @@ def _put(user: User, status: int) -> Decision:
     return Decision([entry], Reply(status, document + b"\n"))
 
 
-def _delete_user(state: Entries, name: str) -> Decision:
+def _delete_user(state: Documents, name: str) -> Decision:
     if name == ROOT and is_enabled(state):
         raise refusal(403, "Cannot delete root user while auth is enabled.")
     if state.entry(USER, name) is None:
@@ -138,14 +137,14 @@ def _delete_user(state: Entries, name: str) -> Decision:
     return Decision([Entry(Kind.AUTH, USER, name, None)], Reply())
 
 
-def _make_role(state: Entries, role: Role) -> Decision:
+def _make_role(state: Documents, role: Role) -> Decision:
     _check_not_root(role.name)
     if state.entry(ROLE, role.name) is not None:
         raise refusal(409, f"Role {role.name} already exists.")
     return _put_role(role, 201)
 
 
-def _change_role(state: Entries, asked: Role) -> Decision:
+def _change_role(state: Documents, asked: Role) -> Decision:
     _check_not_root(asked.name)
     old = existing_role(state, asked.name)
     permissions = old.permissions
@@ -180,7 +179,7 @@ def _put_role(role: Role, status: int) -> Decision:
     return Decision([entry], Reply(status, document + b"\n"))
 
 
-def _delete_role(state: Entries, name: str) -> Decision:
+def _delete_role(state: Documents, name: str) -> Decision:
     _check_not_root(name)
     if state.entry(ROLE, name) is None:
         raise refusal(404, f"Role {name} doesn't exist.")
@@ -192,7 +191,7 @@ def _check_not_root(name: str) -> None:
         raise refusal(403, f"Cannot modify role {name}: is root role.")
 
 
-def _enable(state: Entries) -> Decision:
+def _enable(state: Documents) -> Decision:
     if is_enabled(state):
         raise refusal(409, "already enabled")
     if find_user(state, ROOT) is None:
@@ -204,7 +203,7 @@ def _enable(state: Entries) -> Decision:
     return Decision([*entries, Entry(Kind.AUTH, SETTING, ENABLED, b"true")], Reply())
 
 
-def _disable(state: Entries) -> Decision:
+def _disable(state: Documents) -> Decision:
     if not is_enabled(state):
         raise refusal(409, "already disabled")
     return Decision([Entry(Kind.AUTH, SETTING, ENABLED, b"false")], Reply())

@@ -3,8 +3,7 @@
     user   {"user", "password", "roles", "grant", "revoke"}
     role   {"role", "permissions": {"kv": {"read", "write"}}, "grant": {"kv"}, "revoke": {"kv"}}
 
-What Go tells apart is told apart: a list that was not given (null, None here) is another one than
-an empty one.
+As in Go an absent list (null, None here) differs from an empty one.
 """
 
 from __future__ import annotations

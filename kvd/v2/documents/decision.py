@@ -14,14 +14,14 @@ from kvd.storage.format.records import Entry
 from kvd.v2.errors import RouteError
 
 
-class Entries(Protocol):
+class Documents(Protocol):
     """The state that a rule may read: a view of the store, or the tests' dict."""
 
     def entry(self, what: str, name: str) -> Entry | None:
         """Return the entry of a name, or None."""
 
 
-class AllEntries(Entries, Protocol):
+class AllDocuments(Documents, Protocol):
     """The state that a list is made of."""
 
     def each_entry(self, what: str) -> Iterator[Entry]:
@@ -42,7 +42,7 @@ class Decision(NamedTuple):
     reply: Reply
 
 
-Decide = Callable[[Entries], Decision]
+Decide = Callable[[Documents], Decision]
 """Decides one command; raises `RouteError` where it is refused, and then nothing has happened."""
 
 Replied = Callable[[Reply | RouteError], None]

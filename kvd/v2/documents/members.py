@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from kvd.storage.format.records import Entry, Kind
 from kvd.v2 import go_json
-from kvd.v2.documents.decision import Decision, Entries, Reply
+from kvd.v2.documents.decision import Decision, Documents, Reply
 from kvd.v2.documents.peer_urls import read_urls
 from kvd.v2.errors import RouteError
 
@@ -38,7 +38,7 @@ class Member(NamedTuple):
         """The id as it is shown."""
         return f"{self.member_id:x}"
 
-    def as_told(self, state: Entries) -> Member:
+    def as_told(self, state: Documents) -> Member:
         """Return the member with the peer URLs that a client has set, if any."""
         entry = state.entry(_MEMBER, self.shown_id)
         if entry is None or entry.document is None:
@@ -102,7 +102,7 @@ def read_peer_urls(content_type: str, body: bytes) -> tuple[str, ...]:
         raise RouteError(400, str(error)) from None
 
 
-def decide(state: Entries, command: PutMember, member: Member) -> Decision:
+def decide(state: Documents, command: PutMember, member: Member) -> Decision:
     """Return what a change of the one member comes to.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Extras of reads: parameters of `GET /v2/keys` that etcd does not know, and what they ask for.
+"""Extras of reads: parameters of `GET /v2/keys` that etcd does not know.
 
 etcd ignores these names on every method, so a client that does not use them sees no difference.
-They are checked after all of etcd's own parameters. A bad value, or a parameter that means nothing
-beside another one, is 209 with its name in the cause, at index 0.
+They are checked after all of etcd's own parameters. A bad value, or a parameter that has no meaning
+together with another one, is 209 with its name in the cause, at index 0.
 
     limit after prefix            a page of the children of a directory
     marks                         the names at which its pages begin
@@ -53,12 +53,12 @@ EVENT_STREAM = b"text/event-stream"
 """What counts as an extra of a watch: its Accept header names that; and where it goes on."""
 LAST_EVENT_ID = b"Last-Event-ID"
 
-# Beside `raw`, which is a parameter, too.
+# In addition to `raw`, which is a parameter, too.
 _PATHS = ("mget", "txn")
 _OF_VALUES = (b"keysOnly", b"maxValue", b"base64")
 _NEED_WAIT = (b"waitTimeout", b"progress", b"actions", b"level")
-# What may stand beside each of these, which are told apart by the first that is there; without them
-# a read is a listing.
+# Modes of a read, by the first parameter that is present, and the parameters allowed with it;
+# without any of them a read is a listing.
 _MODES: dict[bytes, tuple[bytes, ...]] = {
     b"find": (b"in", b"limit", b"after", b"hidden"),
     b"count": (b"prefix", b"hidden"),
@@ -181,7 +181,7 @@ def read_extras(get: Get, value_bytes_max: int) -> ReadExtras:
 
 
 def capability() -> dict[str, object]:
-    """Return what `/v2/extras` tells: which extras there are, and their limits."""
+    """Return the document of `/v2/extras`: the supported extras and their limits."""
     names = sorted([name.decode() for name in EXTRAS] + [*_PATHS])
     limits = {"limit": LIMIT_MAX, "depth": DEPTH_MAX, "find": FIND_BYTES_MAX}
     limits |= {
