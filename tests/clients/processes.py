@@ -1,4 +1,4 @@
-"""What the tests of clients share: ports, programs, and processes that end with their test."""
+"""Ports, programs, and processes that end with their test, for tests of clients."""
 
 import contextlib
 import os

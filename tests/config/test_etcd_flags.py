@@ -1,4 +1,4 @@
-"""What becomes of the flags of etcd: those of an old unit file, environment or tutorial."""
+"""The flags of etcd, as in an old unit file, environment or tutorial: obeyed, ignored, refused."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""Where settings come from: the environment and a file beside the command line, and who rules."""
+"""The sources of settings: command line, environment and file, and their precedence."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What an answer is, in the words of the recordings, and where two of them differ."""
+"""Answers in the form of the recordings, and the differences between two of them."""
 
 import json
 import re

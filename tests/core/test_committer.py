@@ -1,4 +1,4 @@
-"""kvd/core/committer.py: who is told what, and when, whatever the disk does."""
+"""kvd/core/committer.py: the order of outcomes, events and syncs, and a disk that fails."""
 
 import asyncio
 import errno

@@ -1,4 +1,4 @@
-"""Documents, such as users and members: committed beside keys, refused and kept as they are."""
+"""Documents, such as users and members: committed together with keys, or refused and unchanged."""
 
 import asyncio
 import errno

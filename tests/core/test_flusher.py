@@ -1,4 +1,4 @@
-"""kvd/core/flusher.py: what is too much for the loop is flushed beside it, and nobody sees that."""
+"""kvd/core/flusher.py: large flushes run on a thread, without an effect on answers."""
 
 import asyncio
 import threading

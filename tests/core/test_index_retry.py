@@ -1,4 +1,4 @@
-"""What the index refuses: it waits in memory, is served, and is tried again."""
+"""Changes that the index refuses: they wait in memory, are served, and are tried again."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""The ways into the log: whoever syncs it, batches stand in it in order, and failures are told."""
+"""Appends to the log, synced by the kernel or by a thread: the order of batches, and failures."""
 
 import asyncio
 import errno

@@ -1,4 +1,4 @@
-"""What has ended but is still there: no command counts it as there, no reader is shown it.
+"""Overdue keys: no command counts them as present, and no reader sees them.
 
 It is there while its expiry is on its way to the disk, after a pause of the process, and while
 there is much else that ends: a batch takes but some.

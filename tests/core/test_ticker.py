@@ -1,4 +1,4 @@
-"""What is done every second goes on, whatever fails."""
+"""The work of every second goes on after a failure."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""Faults made on purpose, each against a server of its own: what was told is true afterwards.
+"""Injected faults, each against a server of its own: acknowledged answers hold afterwards.
 
 Killed at every failpoint, a sync that fails, a disk that is full or slow, an index that is damaged.
 `pytest -m durability_full` does the same at many more moments.

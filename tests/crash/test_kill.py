@@ -1,4 +1,4 @@
-"""SIGKILL in the middle of writing: whatever a client was told must still be true afterwards.
+"""SIGKILL in the middle of writing: every answer that a client received holds afterwards.
 
 Sixteen clients write without pause, each below a directory of its own, one more watches everything.
 The server is killed, started again and compared with what the clients were told. A write whose

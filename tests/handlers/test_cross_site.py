@@ -1,4 +1,4 @@
-"""What a browser may have been talked into: foreign hosts, and writes from foreign pages."""
+"""Protection against web pages: foreign hosts, and writes from foreign pages."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The small endpoints: who this member is, how it is, and what it counts."""
+"""The small endpoints: version, members, health, statistics."""
 
 import json
 import re

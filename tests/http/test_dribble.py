@@ -1,4 +1,4 @@
-"""What comes byte by byte costs no more for each byte than what comes at once."""
+"""Requests that come byte by byte: the cost of a byte is bounded."""
 
 import asyncio
 import errno

@@ -1,4 +1,4 @@
-"""The turns of the loop are shared out: nobody has them by having bytes in the socket."""
+"""The turns of the loop are shared: bytes in a socket buffer give no precedence."""
 
 import contextlib
 import socket

@@ -1,4 +1,4 @@
-"""Where kvd listens: addresses of both families, and sockets in the file system."""
+"""Listeners: addresses of both families, and sockets in the file system."""
 
 import contextlib
 import http.client

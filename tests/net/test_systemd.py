@@ -1,4 +1,4 @@
-"""Under systemd: what it is told, and the sockets that it hands over. The tests play systemd."""
+"""systemd: notifications to it, and sockets that it hands over. The tests play systemd."""
 
 import asyncio
 import contextlib

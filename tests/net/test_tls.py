@@ -1,4 +1,4 @@
-"""TLS: who gets in, what they are told who do not, and certificates that change."""
+"""TLS: requests, watches and large answers over it, on both event loops."""
 
 import contextlib
 import os

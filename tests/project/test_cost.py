@@ -1,4 +1,4 @@
-"""What requests cost, counted: a slow-down fails here, on any machine, however busy.
+"""The cost of requests, counted: a slow-down fails here, on any machine, however busy.
 
 The figures are `python -m bench.cost`'s, which says what they mean; they are the same in every run.
 The budgets leave a twentieth of room for what a feature may need.

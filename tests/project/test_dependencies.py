@@ -1,4 +1,4 @@
-"""What kvd relies on in its dependencies, tried without kvd: what a version too old does wrong.
+"""The behaviour of dependencies that kvd relies on, tried without kvd.
 
 test_packaging.py runs this, and tests of kvd, on the lower bounds of pyproject.toml.
 """

@@ -63,9 +63,9 @@ def texts(path: Path) -> Iterator[tuple[int, str, dict[str, str]]]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             start = OF_A_MODULE if isinstance(node, ast.Module) else OF_A_DEFINITION
-            yield from docstring(node.body[0], TERSE | start)
-            for statement in node.body[1:]:
-                yield from docstring(statement, TERSE)  # of an attribute or a constant
+            for number, statement in enumerate(node.body):
+                # The first is that of the node itself, others are of attributes and constants.
+                yield from docstring(statement, TERSE if number else TERSE | start)
         elif isinstance(node, ast.Call):
             yield from ((text.lineno, text.value, TERSE) for text in messages(node))
 

@@ -1,4 +1,4 @@
-"""A stop loses nobody: what was sent before it is answered, and what was answered is there.
+"""A stop: requests sent before it are answered, and what was answered is durable.
 
 A process that is held still (SIGSTOP) finds everything at once when it goes on: the requests that
 came meanwhile, and the signal to stop.

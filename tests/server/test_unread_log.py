@@ -1,4 +1,4 @@
-"""A log that nobody reads holds up nothing: lines are dropped, counted, and said to be missing."""
+"""Log output without a reader blocks nothing: lines are dropped, counted, and reported."""
 
 import contextlib
 import fcntl

@@ -1,4 +1,4 @@
-"""Large values stand in the event history once: an event names the one that has set them."""
+"""Large values are stored in the event history once: a later event names the one that set them."""
 
 from random import Random
 

@@ -1,4 +1,4 @@
-"""A store's log, performed elsewhere, makes the same store: what replicas will stand on."""
+"""A store's log, applied to another store, makes the same state: the basis of replicas."""
 
 from random import Random
 

@@ -1,4 +1,4 @@
-"""Watches: who is told what, once, in order, live and from history."""
+"""Watches: each event once, in order, live and from history."""
 
 import json
 import resource

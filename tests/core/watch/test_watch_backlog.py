@@ -1,4 +1,4 @@
-"""What waits to be told is bounded: who falls behind reads it from history, and misses nothing."""
+"""The backlog of a watch is bounded: a slow watcher reads from history and misses nothing."""
 
 import json
 import random

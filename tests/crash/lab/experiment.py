@@ -1,4 +1,4 @@
-"""What an experiment is: one promise, a seed, rounds, figures, and the bugs it must catch."""
+"""An experiment: one promise, a seed, rounds, figures, and the bugs it must catch."""
 
 import random
 import shutil

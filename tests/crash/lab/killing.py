@@ -1,4 +1,4 @@
-"""The process dies: at random, at each named place, and while everybody watches."""
+"""The process dies: at random, at each failpoint, and during watches."""
 
 import contextlib
 import http.client

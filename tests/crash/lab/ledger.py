@@ -1,4 +1,4 @@
-"""What is true: one order of events, held against everything that any client was told.
+"""The ledger: one order of events, compared with every answer that a client received.
 
 The index is a witness of the order in which things happened, so linearizability can be decided in
 one pass instead of by search: every answer names its point in the order (a write its own index, a

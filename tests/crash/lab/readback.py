@@ -1,4 +1,4 @@
-"""What was acknowledged is read back at once, node by node and in listings, and after a kill.
+"""Acknowledged writes are read back at once, node by node and in listings, and after a kill.
 
 A node is served from memory, a listing from the index, and the index is written to later: so each
 client asks for both, and knows to the last node what they must say, as its directory is its own.

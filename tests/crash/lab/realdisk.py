@@ -1,4 +1,4 @@
-"""Disks that do what disks do: fail a sync for good reasons, and stand still for a picture.
+"""Block devices of the kernel: syncs that fail, and snapshots of a device under load.
 
 `fsync-lost`: ext4 on a loop device whose image lies, full of holes, on a file system too small for
 it. ext4 believes that there is room; a sync finds out. The first one fails, the second succeeds,

@@ -1,4 +1,4 @@
-"""kvd/handlers/authorizer.py, over HTTP: who is let in, and when that changes.
+"""kvd/handlers/authorizer.py, over HTTP: users, their credentials, and changes to them.
 
 What is allowed to whom, by which pattern, is in the recorded scenarios `access` of
 tests/conformance, and in tests/v2/test_auth.py.

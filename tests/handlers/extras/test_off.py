@@ -1,4 +1,4 @@
-"""Extras are invisible: to who does not name them, where they are off, and to a browser's page.
+"""Extras are invisible to requests that do not name them, to web pages, and where they are off.
 
 Two servers are sent the same requests, one with extras and one without, and must answer alike. A
 few in the ordinary run; `pytest -m limits_full tests/handlers/extras/test_off.py` sends 100,000.

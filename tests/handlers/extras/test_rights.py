@@ -1,4 +1,4 @@
-"""Who may use which extra of reads, over HTTP: what shows more takes the right to more."""
+"""Rights to the extras of reads, over HTTP: more to see needs more rights."""
 
 from collections.abc import Iterator
 

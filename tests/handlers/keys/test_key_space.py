@@ -1,4 +1,4 @@
-"""The key space: what a request to it costs beside its answer."""
+"""The key space: the cost of a request besides its answer."""
 
 import threading
 

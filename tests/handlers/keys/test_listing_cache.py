@@ -1,4 +1,4 @@
-"""Listings that are kept: they are always what would be made anew."""
+"""Cached listings: always equal to listings rendered at that time."""
 
 from collections.abc import Iterator
 from pathlib import Path

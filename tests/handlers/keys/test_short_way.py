@@ -1,4 +1,4 @@
-"""The short way of requests: nobody can tell it from the long way, but by its price.
+"""The short way of requests: its answers are those of the long way.
 
 With an access log all requests go the long way. So two servers that are asked the same, one of them
 with such a log, have to say the same.

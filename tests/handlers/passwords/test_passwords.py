@@ -1,4 +1,4 @@
-"""passwords.py: a password is checked beside the loop, once a minute, and never kept."""
+"""passwords.py: a password is checked on a thread, once a minute, and never stored."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""The same bytes to many sockets at once: who took them, who did not, and how far."""
+"""The same bytes to many sockets at once: sent, in part, or refused."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""claim.py and locks.py: whose a directory is, and what may stand in it.
+"""claim.py: the owner and the content of a directory, checked before anything is changed.
 
 Each refusal is one line, and leaves everything as it was: here and where links lead.
 """

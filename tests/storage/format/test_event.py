@@ -1,4 +1,4 @@
-"""storage/format/event.py: history comes back as it was told."""
+"""storage/format/event.py: events of the history come back as they were."""
 
 import cbor2
 import pytest

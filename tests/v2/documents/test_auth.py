@@ -1,4 +1,4 @@
-"""kvd/v2/documents/auth.py: who may do what, and what is shown of users and roles."""
+"""kvd/v2/documents/auth.py: rights of users, and documents of users and roles."""
 
 import json
 
