@@ -1,9 +1,9 @@
-"""What ends the process without another word: a fatal signal, written down for the next start.
+"""The crash file: a fatal signal is recorded in it for the next start.
 
 A damaged page of the index may end the process inside LMDB (SIGABRT, SIGBUS, SIGSEGV). Python's
-faulthandler then writes the signal, and where each thread was, to a file beside the index; by it
-the next start knows that it must build the index again (storage/index/reuse.py). SIGKILL
-writes nothing.
+faulthandler then writes the signal and the stack of each thread to a file in the directory of the
+index. If it exists, the next start rebuilds the index (storage/index/reuse.py). SIGKILL leaves no
+record.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ log = logging.getLogger(__name__)
 
 
 class CrashFile:
-    """The file beside the index to which a fatal signal is written; one in each process."""
+    """The file to which a fatal signal is written; one in each process."""
 
     def __init__(self) -> None:
         self._fd: int | None = None
 
     def watch(self, index: Path) -> None:
-        """Have a fatal signal written beside an index from now on; what stands there stays.
+        """Record fatal signals in the directory of an index from now on; old records stay.
 
-        Where no file can be made (a full disk) all goes on without one.
+        If the file cannot be made (a full disk), the process goes on without one.
         """
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         try:

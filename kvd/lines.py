@@ -1,13 +1,13 @@
-"""How any text stands in one line: that of a person, a variable, a file or a client.
+"""Texts of settings, files and clients in one line of output.
 
-What does not print is written as an escape: CR and LF, the separators of Unicode, the escapes of a
+Characters that do not print are escaped: CR and LF, the separators of Unicode, the escapes of a
 terminal, marks that turn the direction of text, halves of surrogate pairs. Every line that kvd and
 kvdctl write, but for JSON (which escapes by its own rules), goes through `printable`.
 """
 
 
 def printable(text: str) -> str:
-    """Return a text of one line, in which what does not print is written as an escape."""
+    """Return a text as one line, with characters that do not print escaped."""
     if text.isprintable():
         return text
     return "".join(

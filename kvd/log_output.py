@@ -1,16 +1,16 @@
-"""Where log lines go: for each output a bounded queue, and a thread that writes it out.
+"""Outputs of log lines: for each a bounded queue, and a thread that writes it.
 
 No request waits for a log line. A pipe that is full, a terminal that is held (Ctrl-S), a FIFO
-without a reader, a disk that hangs or is full hold up the thread of that output alone:
+without a reader, a disk that hangs or is full delays the thread of that output alone:
 
     put() -> queue, 1 MiB -> thread -> write(2), at most 4 KiB each
 
-Invariants: lines leave in the order in which they were put. A line that finds no room is dropped
-and counted; from then on all of its kind are, until half of the queue is free. The next line that
-gets through follows one that says how many are missing; the same for lines that the system refused
-(no space).
-A flush waits for the queue as long as the output takes something, for a second at least and for
-five at most, so the last lines of a server whose log is read are always there.
+Invariants: lines are written in the order of `put`. A line without room in the queue is dropped and
+counted, and so is every later one of its kind until half of the queue is free. The next line that
+is written follows a notice of the number of missing lines; the same holds for lines that the system
+refused (no space).
+A flush waits for the queue while the output makes progress, for one to five seconds, so the last
+lines of a server whose log is read are always written.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from typing import NamedTuple
 from kvd.lines import printable
 
 QUEUE_BYTES_MAX = 1 << 20
-"""How much waits for one output."""
+"""Upper bound of the bytes queued for one output."""
 
 # The last quarter is for lines that no client causes at will: the access log cannot displace them.
 _ROUTINE_BYTES_MAX = QUEUE_BYTES_MAX * 3 // 4
-# What a queued line takes beside its text.
+# Memory of a queued line in addition to its text.
 _LINE_OVERHEAD_BYTES = 120
 # A pipe takes this much whole or not at all (PIPE_BUF), so that lines of other processes that share
 # it do not end up within ours; and a slow reader is seen to make progress.
@@ -60,7 +60,7 @@ class Output:
     def open(cls, path: str) -> Output:
         """Return an output that appends to a file, which is made if it is missing.
 
-        A FIFO that nobody reads is opened later, when there is a reader.
+        A FIFO without a reader is opened later, when there is one.
 
         Raises:
             OSError: it cannot be opened.
@@ -75,7 +75,7 @@ class Output:
         return cls(path, fd, is_file=True)
 
     def write(self, data: bytes) -> tuple[int, OSError | None]:
-        """Write, for as long as that takes; return how many bytes are written, and why not all."""
+        """Write all, without a time limit; return the bytes written, and an error that ended it."""
         rest = memoryview(data)
         try:
             fd = self._current()
@@ -97,7 +97,7 @@ class Output:
         return len(data), None
 
     def _current(self) -> int:
-        """Return the descriptor of what has the name now."""
+        """Return the descriptor of the file that has the name now."""
         if self._fd is not None and self._is_file and self._is_renamed(self._fd):
             # Where the new file cannot be made, the old one still has the lines.
             with suppress(OSError):
@@ -134,15 +134,15 @@ class LogWriter:
     """Writes lines to one output, on a thread.
 
     Attributes:
-        dropped: How many lines did not get there.
+        dropped: number of lines that were not written.
     """
 
     def __init__(self, output: Output, notice: Callable[[int, str], bytes]) -> None:
         """Begin to write.
 
         Args:
-            output: where to.
-            notice: makes the line that says how many are missing, and why.
+            output: the output.
+            notice: makes the line with the number of missing lines and the reason.
         """
         self.dropped = 0
         self._output = output
@@ -159,11 +159,11 @@ class LogWriter:
 
     @property
     def name(self) -> str:
-        """What the output is called."""
+        """The name of the output."""
         return printable(self._output.name)
 
     def put(self, line: bytes, *, is_routine: bool = False) -> None:
-        """Have a line written, with its newline, if there is room; `is_routine` leaves some."""
+        """Queue a line, with its newline, if there is room; routine lines leave a reserve."""
         with self._changed:
             room_bytes = _ROUTINE_BYTES_MAX if is_routine else QUEUE_BYTES_MAX
             if is_routine in self._dropping:
@@ -181,7 +181,7 @@ class LogWriter:
             self._changed.notify_all()
 
     def flush(self) -> None:
-        """Wait until all is written, for as long as the output takes something."""
+        """Wait until all is written, while the output makes progress."""
         began_s = time.monotonic()
         with self._changed:
             while self._queued_bytes or self._is_notice_due():
@@ -213,7 +213,7 @@ class LogWriter:
         self._queued_bytes += len(item.data) + _LINE_OVERHEAD_BYTES
 
     def _take(self) -> list[_Item]:
-        """Take from the queue what one call writes, or one long line."""
+        """Take the lines for one call of write from the queue, or one long line."""
         items = [self._queue.popleft()]
         size = len(items[0].data)
         while self._queue and size + len(self._queue[0].data) <= _WRITE_BYTES_MAX:
@@ -234,9 +234,9 @@ class LogWriter:
         self._can_write = error is None
 
     def _is_notice_due(self) -> bool:
-        """Return whether lines are missing, and nothing but a notice of them is left to write.
+        """Return whether lines are missing and only the notice of them is left to write.
 
-        Where the last call failed, the notice waits for a line to come, so as not to try for ever.
+        After a failed call, the notice waits for the next line, so that it is not retried for ever.
         """
         return self._missing > 0 and not self._queued_bytes and self._can_write
 
