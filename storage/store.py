@@ -75,12 +75,12 @@ class Store:
         self.identity = directory.identity
         self.recovery = recovery
         self.read_from = read_from
-        """Where this start began to read the log: what is kept before it has not been read."""
+        """The position from which recovery read the log; what is kept before it was not read."""
         self.wal = wal
         self.state = State(index)
-        """What is committed: what readers see."""
-        self.owed: tuple[Record, ...] = ()
-        """What this start has not been able to log yet: part of the next batch that commits."""
+        """The committed state: what readers see."""
+        self.unlogged_start: tuple[Record, ...] = ()
+        """Records of this start that the log had no room for: part of the next batch."""
         self.index = index
         self._writer = self.identity.member_id
         self._segment_bytes_max = segment_bytes_max
@@ -292,10 +292,10 @@ class Store:
         Without `history_bytes_max` that limit stays what it is.
 
         A full disk does not keep the store from being read: the old term then stays until there is
-        room, and what could not be logged is `owed`.
+        room, and what could not be logged is `unlogged_start`.
 
         Raises:
-            StorageError: the index cannot take it; it is logged, so the next start performs it.
+            StorageError: the index cannot take it; it is logged, so the next start applies it.
             OSError: as for `append`.
         """
         failpoints.reach("startBeforeTerm")
@@ -312,7 +312,7 @@ class Store:
         try:
             position = self.append(pending)
         except LogFull as error:
-            self.owed = tuple(records)
+            self.unlogged_start = tuple(records)
             log.warning(
                 "this start could not be logged, its term stays the old one for now: %s", error
             )

@@ -326,7 +326,7 @@ class Committer:
         time_ns = self._clock.now_ns()
         round_ = Round(pending, time_ns, queue[0][2] if queue else self._raw_ns())
         records: list[bytes] = []
-        if self._clock_offset_ns is not None or self._store.owed:
+        if self._clock_offset_ns is not None or self._store.unlogged_start:
             records = self._log_state(round_)
         left = EXPIRED_WITH_COMMANDS_MAX if queue else EXPIRED_MAX
         if 0 < pending.due_ns <= time_ns:
@@ -356,7 +356,7 @@ class Committer:
         """
         records: list[Record] = []
         if self._space.refusal is None:
-            records += self._store.owed
+            records += self._store.unlogged_start
             round_.pays = True
         offset_ns, self._clock_offset_ns = self._clock_offset_ns, None
         # It may have been found while the batch that logs it was in flight.
@@ -381,7 +381,7 @@ class Committer:
                 round_.removals.note_late(self._state)
             self._state.merge(round_.pending, outcome)
             if round_.pays:
-                self._store.owed = ()
+                self._store.unlogged_start = ()
             self.batch_records.note(round_.pending.records)
             if self._state.is_heavy:
                 self.flusher.on_thread()

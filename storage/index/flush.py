@@ -75,9 +75,9 @@ class Flush:
         """Write the rows of nodes, and of their expirations.
 
         Args:
-            nodes: by their keys; None for one that is there no more.
+            nodes: by their keys; None for a removed one.
             dirty: the keys of those to be written.
-            paths: by their keys the paths of those that expire, and of those with long names.
+            paths: the paths of those that expire, and of those with long names.
         """
         table = self._tables[b"nodes"]
         keys = sorted(dirty)

@@ -106,7 +106,7 @@ async def test_on_a_full_disk_all_of_it_is_refused_but_what_only_removes(tmp_pat
             assert found == [(100, b"/none"), (300, b"no space left on device (wal)")]
             assert digest(engine.store) == before
         monkeypatch.setattr(
-            "kvd.core.disk_space.Space.check", lambda self, size: ApiError(300, b"full")
+            "kvd.core.disk_space.DiskSpace.check", lambda self, size: ApiError(300, b"full")
         )
         refused, removed = await run(engine, writes, of(Delete(b"/a"), Delete(b"/b")))
         assert error(refused)[:2] == (300, b"full")

@@ -30,16 +30,7 @@ def decide_transaction(
 ) -> bool:
     """Decide a transaction, and add its records to those of a batch.
 
-    Args:
-        round_: the batch.
-        nodes: the state that its commands see.
-        queued: the transaction and its callback.
-        records: those of the batch.
-        limits: those of the batch.
-        on_removal: is called before a directory is removed.
-
-    Returns:
-        Whether the batch has room for it.
+    `on_removal` is called before a directory is removed. Return whether the batch has room for it.
 
     Raises:
         NotKnownYet: as for a command.
@@ -61,19 +52,29 @@ def decide_transaction(
         return True
     if size and size + max(added, pending.replaced) > limits.bytes_max:
         return False
-    events: list[Event] = []
-    for command, change, record in zip(ops, changes, encoded, strict=True):
+    _apply(round_, done, list(zip(ops, changes, encoded, strict=True)), on_removal)
+    records += encoded
+    return True
+
+
+def _apply(
+    round_: Round,
+    done: AllDone,
+    decided: list[tuple[Command, Change, bytes]],
+    on_removal: Callable[[Round, Change], None],
+) -> None:
+    """Apply the changes of a transaction to the batch, and note its response."""
+    answers, events = round_.answers, list[Event]()
+    for command, change, record in decided:
         if change.dir and change.kind in REMOVALS:
             on_removal(round_, change)
-        events.append(pending.change(change, round_.time_ns, record))
+        events.append(round_.pending.change(change, round_.time_ns, record))
         answers.append((_ignore, command, events[-1]))
-    records += encoded
     # Each operation is counted; the last one responds.
     if events:
-        answers[-1] = (partial(_all_told, done, events), ops[-1], events[-1])
+        answers[-1] = (partial(_all_told, done, events), *answers[-1][1:])
     else:
         round_.replies = [*round_.replies, (partial(_nothing_done, done), None)]
-    return True
 
 
 class _Bounded:
