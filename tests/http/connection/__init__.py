@@ -1,0 +1,1 @@
+"""Tests of connections over sockets: whatever comes, the server outlives it."""
