@@ -52,7 +52,7 @@ class RequestLoop(Closable):
 
     def __init__(self, server: HttpServer) -> None:
         super().__init__(server)
-        self._parser = RequestParser(server.blocks, server.limits.header_bytes_max)
+        self._parser = RequestParser(server.header_cache, server.limits.header_bytes_max)
         self._intake = Intake(server.receiving)
         # What receives the present request, if it goes the long way.
         self._message: httputil.HTTPMessageDelegate | None = None

@@ -20,11 +20,11 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from tornado import httputil
 
 from kvd import __version__
-from kvd.http.parsing.header_cache import Blocks
+from kvd.http.parsing.header_cache import HeaderCache
 from kvd.http.parsing.headers import Block
 from kvd.http.parsing.request_parser import SHORT_LINE_BYTES
 from kvd.http.receiving import Receiving
-from kvd.http.sending.scheduler import Sending
+from kvd.http.sending.scheduler import SendScheduler
 from kvd.limits.crowd import Crowd, Member
 from kvd.limits.memory_budget import MemoryBudget
 from kvd.limits.turns import Turns
@@ -138,7 +138,19 @@ class Delegate(Generic[C]):
 
 
 class HttpServer:
-    """The connections, and what they share."""
+    """The connections, and what they share.
+
+    Attributes:
+        shaking: connections with an unfinished TLS handshake, the oldest first.
+        reserve: those beyond the limit whose request is not known, the oldest first.
+        now: the loop's time, as of the last tick or later: exact enough for timeouts.
+        accepted: number of connections so far.
+        idle_closed: number of connections closed by the idle timeout.
+        rejected: numbers of requests and connections that HTTP itself has refused, by reason.
+        starts: status lines with Server and Date, by status, for HTTP/1.1 and HTTP/1.0; other
+            objects each second.
+        idle_deadline: deadline of a connection that is idle from now on.
+    """
 
     def __init__(
         self,
@@ -153,39 +165,29 @@ class HttpServer:
         self.loop = loop
         self.connections: set[OpenConnection] = set()
         self.shaking: dict[Member, None] = {}
-        """Connections with an unfinished TLS handshake, the oldest first."""
         self.crowd = Crowd(self.connections, self.shaking)
         self.reserve: dict[OpenConnection, None] = {}
-        """The reserve beyond the limit, the oldest first."""
         self.now = loop.time()
-        """The loop's time, as of the last tick or later: exact enough for timeouts."""
         self._ticked = self.now
         self.stopping = False
         self.accepted = 0
-        """Number of connections so far."""
         self.idle_closed = 0
-        """Number of connections closed by the idle timeout."""
         self.rejected = dict.fromkeys((*REASONS.values(), TOO_MANY, TOO_MUCH, _UNREAD), 0)
-        """Numbers of requests and connections that HTTP itself has refused, by reason."""
         self.tls_warnings = RateLimit(10.0)
-        """A misconfigured client repeats its mistake."""
         self.warnings = RateLimit(SLOW_QUIET_S)
         self.memory = memory
-        self.blocks = Blocks(delegate.short_way, limits.header_bytes_max - SHORT_LINE_BYTES)
+        self.header_cache = HeaderCache(
+            delegate.short_way, limits.header_bytes_max - SHORT_LINE_BYTES
+        )
         self.receiving = Receiving(memory, loop.time)
         # Deferred: a request that goes on may be answered, and so give back more.
         memory.observe_room(self._wake_soon)
         give_up = self.receiving.give_up_for_answers
-        self.sending = Sending(loop, memory, limits.write_timeout_s, give_up)
+        self.sending = SendScheduler(loop, memory, limits.write_timeout_s, give_up)
         self.turns = turns or Turns(loop)
         self.buffer = self.turns.buffer
         self.starts: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
-        """Status lines with Server and Date, by status, for HTTP/1.1 and HTTP/1.0.
-
-        Other objects each second.
-        """
         self.idle_deadline = self.now + limits.idle_timeout_s
-        """Deadline of a connection that is idle from now on."""
         delegate.attach(self)
 
     def start(self, status: int, *, http10: bool) -> bytes:
@@ -213,7 +215,7 @@ class HttpServer:
         self.sending.tick(self.now)
         self.crowd.tick()
         self.rejected[_UNREAD] = self.sending.cut
-        self.blocks.tick(self.now)
+        self.header_cache.tick(self.now)
 
     def _wake_soon(self) -> None:
         self.loop.call_soon(self.receiving.wake)
@@ -242,7 +244,7 @@ class HttpServer:
         """Make each response the last of its connection, with `Connection: close`."""
         self.stopping = True
         # Responses of the short way keep the connection open: no request takes it any more.
-        self.blocks.stop()
+        self.header_cache.stop()
         for connection in self.connections:
             connection.answer_no_more()
 

@@ -10,7 +10,7 @@ from kvd.handlers.keys.listing import render
 from kvd.handlers.keys.listing_cache import ListingCache
 from kvd.handlers.keys.value_cache import ValueCache
 from kvd.handlers.passwords import AUTHORIZATION_BYTES_MAX, read_basic
-from kvd.http.parsing.header_cache import Blocks
+from kvd.http.parsing.header_cache import HeaderCache
 from kvd.limits.bounded import OVERHEAD_BYTES, Bounded
 from kvd.storage.format.node import ROOT
 from kvd.storage.format.records import Change, Kind
@@ -65,9 +65,9 @@ def test_what_finds_no_room_drops_the_others():
     ids=["short", "many fields", "long value", "password"],
 )
 def test_header_blocks_take_no_more_than_is_said(block, count):
-    blocks = Blocks(lambda headers: True)
+    blocks = HeaderCache(lambda headers: True)
 
-    def fill() -> Blocks:
+    def fill() -> HeaderCache:
         for number in range(count):
             blocks.parse(block(number))
         return blocks

@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine
 
 from kvd.http.receiving import Receiving
 from kvd.http.sending.outbox import Outbox
-from kvd.http.sending.scheduler import Sending
+from kvd.http.sending.scheduler import SendScheduler
 from kvd.limits.memory_budget import MemoryBudget, Payload
 from tests.support.memory import MIB
 
@@ -53,7 +53,7 @@ class Loop:
 
 
 def readers(
-    memory: MemoryBudget, sending: Sending, count: int, size: int = 2 * MIB
+    memory: MemoryBudget, sending: SendScheduler, count: int, size: int = 2 * MIB
 ) -> list[Reader]:
     made = []
     for _ in range(count):

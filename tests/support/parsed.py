@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from kvd.http.parsing.header_cache import Blocks
+from kvd.http.parsing.header_cache import HeaderCache
 from kvd.http.parsing.request_parser import (
     Refusal,
     Request,
@@ -31,7 +31,7 @@ class Parsed:
     """Whether the last request has come to its end."""
 
 
-def parse(*pieces: bytes, limit: int = LIMIT, blocks: Blocks | None = None) -> Parsed:
+def parse(*pieces: bytes, limit: int = LIMIT, blocks: HeaderCache | None = None) -> Parsed:
     """Feed the pieces one by one, and take after each what there is."""
     parser = RequestParser(blocks or new_blocks(), limit)
     parsed = Parsed()
@@ -43,9 +43,9 @@ def parse(*pieces: bytes, limit: int = LIMIT, blocks: Blocks | None = None) -> P
     return parsed
 
 
-def new_blocks() -> Blocks:
+def new_blocks() -> HeaderCache:
     """A cache of header blocks whose requests may all be taken whole."""
-    return Blocks(lambda block: False)
+    return HeaderCache(lambda block: False)
 
 
 def take(parser: RequestParser, parsed: Parsed) -> bool:

@@ -120,7 +120,7 @@ class ShortWay:
         """Return `serve`: a function whose variables are bound once costs less than a method."""
         server, state, committer, gets = self._server, self._state, self._committer, self._gets
         timer = committer.expiry_timer
-        find_block, find_line = server.blocks.short.get, self._lines.get
+        find_block, find_line = server.header_cache.short.get, self._lines.get
         find_text, raw_ns, submit = self._texts.kept.get, self._raw_ns, committer.submit
         look_at, read = self._look_at, self._read
         # What answers to reads begin with; it changes with the second, and with each commit.

@@ -27,7 +27,7 @@ Short = tuple[int, bool]
 """Length of the body of a request, and whether it is a form."""
 
 
-class Blocks:
+class HeaderCache:
     """The header blocks of one server.
 
     Attributes:

@@ -24,7 +24,7 @@ from typing import NamedTuple, cast
 import httptools
 
 from kvd.http.parsing.chunked import Chunks
-from kvd.http.parsing.header_cache import Blocks, Short
+from kvd.http.parsing.header_cache import HeaderCache, Short
 from kvd.http.parsing.headers import Block, with_crlf
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([^\x00-\x20\x7f]+) HTTP/1\.([01])")
@@ -93,7 +93,7 @@ class RequestParser:
         "body_left", "buffer", "expects", "has_more",
     )  # fmt: skip
 
-    def __init__(self, blocks: Blocks, header_bytes_max: int) -> None:
+    def __init__(self, blocks: HeaderCache, header_bytes_max: int) -> None:
         self.buffer = b""
         self.body_left = 0
         self.has_more = False

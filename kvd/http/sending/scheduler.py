@@ -58,7 +58,7 @@ class Recipient(Protocol):
         """Drop the connection at once."""
 
 
-class Sending:
+class SendScheduler:
     """The outboxes of one server's connections, by turns."""
 
     def __init__(

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from kvd.http.receiving import Receiving
-from kvd.http.sending.scheduler import Sending
+from kvd.http.sending.scheduler import SendScheduler
 from kvd.limits.memory_budget import MemoryBudget, NoRoom
 from kvd.limits.rate import RATE_MIN
 from tests.support.lazy_readers import Upload, readers, run
@@ -14,7 +14,7 @@ from tests.support.memory import MIB
 
 def test_in_a_turn_no_more_is_sent_than_takes_a_millisecond(loop):
     memory = MemoryBudget(64 * MIB)
-    sending = Sending(loop, memory, 600)
+    sending = SendScheduler(loop, memory, 600)
     made = readers(memory, sending, 16)
     for reader in made:
         sending.soon(reader)
@@ -32,7 +32,7 @@ def test_the_slowest_are_cut_while_others_wait_and_only_then(loop, is_waited_for
     @run
     async def _() -> None:
         memory = MemoryBudget(16 * MIB)
-        sending = Sending(loop, memory, 600)
+        sending = SendScheduler(loop, memory, 600)
         made = readers(memory, sending, 7)
         waiting = asyncio.ensure_future(memory.room(3 * MIB)) if is_waited_for else None
         await asyncio.sleep(0)
@@ -50,7 +50,7 @@ def test_the_slowest_are_cut_while_others_wait_and_only_then(loop, is_waited_for
 
 def test_beyond_the_limit_those_are_cut_at_once_who_read_slowly(loop):
     memory = MemoryBudget(10 * MIB)
-    sending = Sending(loop, memory, 600)
+    sending = SendScheduler(loop, memory, 600)
     fast, slow = readers(memory, sending, 2)
     for second in range(1, 4):
         loop.now = second
@@ -125,7 +125,7 @@ def test_requests_and_answers_have_one_limit():
 
 def test_slow_readers_are_cut_for_requests_that_wait(loop):
     memory = MemoryBudget(16 * MIB)
-    sending = Sending(loop, memory, 600)
+    sending = SendScheduler(loop, memory, 600)
     receiving = Receiving(memory, lambda: 0.0)
     memory.observe_room(receiving.wake)
     made = readers(memory, sending, 6)
@@ -143,7 +143,7 @@ def test_slow_readers_are_cut_for_requests_that_wait(loop):
 def test_answers_that_exceed_the_limit_end_requests_before_they_end_each_other(loop):
     memory = MemoryBudget(16 * MIB)
     receiving = Receiving(memory, lambda: 0.0)
-    sending = Sending(loop, memory, 600, receiving.give_up_for_answers)
+    sending = SendScheduler(loop, memory, 600, receiving.give_up_for_answers)
     upload = Upload(receiving, 8 * MIB)
     made = readers(memory, sending, 5)
     for call in loop.due:

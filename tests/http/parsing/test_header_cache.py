@@ -1,13 +1,13 @@
 """Parsed header blocks are kept, by their bytes; those with a password not for long."""
 
-from kvd.http.parsing.header_cache import Blocks
+from kvd.http.parsing.header_cache import HeaderCache
 
 PLAIN = b"Host: h\r\n"
 SECRET = b"Host: h\r\nAuthorization: Basic YWw6c2VjcmV0\r\n"
 
 
 def test_blocks_with_a_password_are_kept_for_a_minute_only():
-    blocks = Blocks(lambda block: False)
+    blocks = HeaderCache(lambda block: False)
     blocks.tick(1000.0)
     parsed = [blocks.parse(raw) for raw in (PLAIN, SECRET)]
     blocks.tick(1059.0)
@@ -27,7 +27,7 @@ def test_what_goes_the_short_way_is_asked_once_for_each_block():
         asked.append(block.headers["Host"])
         return None if block.headers["Host"] == "other" else block.content_type == "form"
 
-    blocks = Blocks(short_way, short_bytes_max=64)
+    blocks = HeaderCache(short_way, short_bytes_max=64)
     form = b"Host: f\r\nContent-Type: form\r\nContent-Length: 7\r\n"
     long = b"Host: long\r\nX: " + b"x" * 64 + b"\r\n"
     chunked = b"Host: c\r\nTransfer-Encoding: chunked\r\n"
@@ -38,7 +38,7 @@ def test_what_goes_the_short_way_is_asked_once_for_each_block():
 
 
 def test_after_a_stop_none_is_kept():
-    blocks = Blocks(lambda block: False)
+    blocks = HeaderCache(lambda block: False)
     blocks.parse(PLAIN)
     blocks.stop()
     assert blocks.parsed == blocks.short == {}
@@ -47,7 +47,7 @@ def test_after_a_stop_none_is_kept():
 
 
 def test_what_is_kept_is_bounded():
-    blocks = Blocks(lambda block: False)
+    blocks = HeaderCache(lambda block: False)
     for n in range(30_000):
         blocks.parse(b"Host: h%d\r\n" % n)
     blocks.parse(b"Host: h\r\nX: " + b"x" * 5000 + b"\r\n")
