@@ -1,4 +1,4 @@
-"""What the tests of connections share: requests, sizes, and how refusals look."""
+"""Requests, sizes and refusals that the tests of connections share."""
 
 from pathlib import Path
 

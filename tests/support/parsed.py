@@ -1,4 +1,4 @@
-"""What a request parser makes of bytes, step by step."""
+"""Steps of a request parser, and their results."""
 
 from dataclasses import dataclass, field
 
@@ -19,7 +19,7 @@ EVIL = b"GET /evil HTTP/1.1\r\nHost: h\r\n\r\n"
 
 @dataclass
 class Parsed:
-    """What a parser has made of some bytes."""
+    """Result of parsing some bytes."""
 
     requests: list[tuple[str, bytes]] = field(default_factory=list)
     """The request lines as they were understood, and the bodies as far as they have come."""
