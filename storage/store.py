@@ -272,7 +272,7 @@ class Store:
             CorruptIndex, lmdb.Error: damage, one of `BROKEN`.
         """
         self.state.flush(free=free)
-        failpoints.reach("indexAfterCommit")
+        _after_flush()
 
     def write_flush(self) -> Position:
         """Write to the index what it lacks. A call for the sync thread.
@@ -281,7 +281,7 @@ class Store:
             IndexRefused, CorruptIndex, lmdb.Error: as for `flush`.
         """
         self.state.write_flush()
-        failpoints.reach("indexAfterCommit")
+        _after_flush()
         return self.wal.position
 
     def start_term(
@@ -407,6 +407,10 @@ class Store:
             log.warning("the index could not take everything, the next start does: %s", error)
             return False
         return True
+
+
+def _after_flush() -> None:
+    failpoints.reach("indexAfterCommit")
 
 
 def _refused_at_start(path: Path, error: Exception) -> StorageError:

@@ -8,13 +8,13 @@ import pytest
 
 from kvd.core.watch import hub as hubs
 from kvd.v2.commands import Delete, Set, Watch
-from tests.support.committing import WatchSink, on_a_loop, started, turns
+from tests.support.committing import Listener, on_a_loop, started, turns
 from tests.support.waiting import until
 
 BOUND = 4_000
 
 
-class Listening(WatchSink):
+class Listening(Listener):
     """One that can be told large events, and cut."""
 
     def __init__(self):

@@ -171,8 +171,8 @@ def test_a_hidden_key_of_a_large_store_ends_the_server_and_is_back_at_the_next_s
     path = tmp_path / "data"
     bulk_load(path, ((b"/k/%d" % i, b"v") for i in range(_ROWS_AT_START + 10)))
     opened = open_store(path)
-    with opened._index.env.begin(write=True) as txn:
-        assert txn.delete(encode_key(2, b"7"), db=opened._index.tables[b"nodes"])
+    with opened.index.env.begin(write=True) as txn:
+        assert txn.delete(encode_key(2, b"7"), db=opened.index.tables[b"nodes"])
     opened.close()
     server = Server(path).start()
     try:
