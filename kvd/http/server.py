@@ -105,14 +105,17 @@ class Delegate(Generic[C]):
     """Serves the requests of connections.
 
     Attributes:
-        serve_whole: Serves bytes that are one whole request, head and body, or declines them.
+        serve_whole: serves the bytes of one whole request, head and body, or declines it.
 
-            Nearly all requests are of this kind. The objects of Tornado's interface cost as much
-            as all else that is done for one (measured), so they are made only for what is declined
-            here, by returning None with nothing done; what may be costly, for one (a line longer
-            than `SHORT_LINE_BYTES` that `is_deep`). Else it returns the answer, which keeps an
-            HTTP/1.1 connection open; or nothing, if that comes later: by `Connection.reply` (then
-            its `stage` is `ANSWERING` from now on) or by other ways (after `Connection.begin`).
+            Nearly all requests are served here. The objects of Tornado's interface cost as much as
+            all else of a request (measured), so they are made for declined requests only. It
+            returns
+
+            - None to decline, with nothing done; it must decline what may be costly (a line longer
+              than `SHORT_LINE_BYTES` that `is_deep`);
+            - the response, if the connection stays open (HTTP/1.1);
+            - b"" if the response comes later: by `Connection.reply`, after `stage` was set to
+              `ANSWERING`, or by other methods, after `Connection.begin`.
     """
 
     serve_whole: Callable[[C, bytes], bytes | None] = staticmethod(lambda connection, request: None)
@@ -123,14 +126,14 @@ class Delegate(Generic[C]):
         """Note the server of the connections; called once."""
 
     def short_way(self, block: Block) -> bool | None:
-        """Return whether requests with a header block have a form; None: `serve_whole` declines.
+        """Return whether the body of requests with a header block is a form; None to decline them.
 
-        It is asked once for each, of those that are plain.
+        Called once for each block that is plain.
         """
         return False
 
     def answer(self, connection: C, outcome: object) -> None:
-        """Answer a request that `serve_whole` took, by an outcome that the connection was given."""
+        """Answer a request that `serve_whole` has accepted, with its outcome."""
 
     def start_request(self, connection: C) -> httputil.HTTPMessageDelegate:
         """Return what receives a request that `serve_whole` has declined."""

@@ -44,9 +44,9 @@ class HeaderCache:
         """Make an empty cache.
 
         Args:
-            short_way: returns whether requests with a block have a form, None where they may not go
-                the short way; it is asked once for each.
-            short_bytes_max: how long a block may be whose requests do.
+            short_way: returns whether the body of requests with a block is a form, or None if they
+                may not go the short way; called once for each block.
+            short_bytes_max: the longest block whose requests may go the short way.
         """
         self._blocks: Bounded[bytes, Block] = Bounded(_KEPT_BYTES_MAX)
         self.parsed = self._blocks.kept
