@@ -42,6 +42,8 @@ TXN_OPS_MAX = 128
 """Operations of a transaction, and as many conditions."""
 TXN_KEY_BYTES_MAX = 64 << 10
 """Bytes of all their keys: one of thousands of components takes milliseconds to be changed."""
+TXN_COMPONENTS_MAX = 8192
+"""Components of the keys of a transaction, which take 4 us each: one of the deepest fits."""
 
 TOO_MANY_KEYS, TOO_MANY_TOKENS = "too_many_keys", "too_many_tokens"
 TOO_MANY_OPERATIONS = "too_many_operations"
@@ -189,6 +191,7 @@ def capability() -> dict[str, object]:
         "mgetKeys": MGET_KEYS_MAX,
         "txnOps": TXN_OPS_MAX,
         "txnKeyBytes": TXN_KEY_BYTES_MAX,
+        "txnComponents": TXN_COMPONENTS_MAX,
     }
     return {"server": "kvd", "extras": names, "limits": limits}
 

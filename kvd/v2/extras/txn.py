@@ -42,7 +42,12 @@ from kvd.v2.errors import (
     REFRESH_VALUE,
     ApiError,
 )
-from kvd.v2.extras.parameters import TOO_MANY_OPERATIONS, TXN_KEY_BYTES_MAX, TXN_OPS_MAX
+from kvd.v2.extras.parameters import (
+    TOO_MANY_OPERATIONS,
+    TXN_COMPONENTS_MAX,
+    TXN_KEY_BYTES_MAX,
+    TXN_OPS_MAX,
+)
 from kvd.v2.paths import clean_path
 
 TXN = b"/v2/txn"
@@ -125,9 +130,13 @@ def read_body(body: bytes) -> Transaction:
     when = tuple(_condition(f"when[{n}]", fields) for n, fields in enumerate(lists.get("when", ())))
     ops = tuple(_operation(n, fields) for n, fields in enumerate(lists.get("ops", ())))
     keys = b"".join(item.key for item in (*when, *ops))
-    if len(keys) > TXN_KEY_BYTES_MAX:
-        cause = f"the keys have {len(keys)} bytes, {TXN_KEY_BYTES_MAX} are allowed"
-        raise ApiError(INVALID_FIELD, cause.encode(), limit=TOO_MANY_OPERATIONS)
+    for what, count, most in (
+        ("bytes", len(keys), TXN_KEY_BYTES_MAX),
+        ("components", keys.count(b"/"), TXN_COMPONENTS_MAX),
+    ):
+        if count > most:
+            cause = f"the keys have {count} {what}, {most} are allowed"
+            raise ApiError(INVALID_FIELD, cause.encode(), limit=TOO_MANY_OPERATIONS)
     _check_independent(ops)
     return Transaction(keys, when, ops)
 

@@ -114,6 +114,8 @@ _SET = op("set", "/a")
         ({"ops": [op("set", "/" + "a/" * 5000)]}, 209, None),
         ({"ops": [op("set", f"/{n}/" + "a" * 60_000) for n in range(2)]}, 209,
          "the keys have 120006 bytes, 65536 are allowed"),
+        ({"ops": [op("set", f"/{n}" + "/a" * 2100) for n in range(4)]}, 209,
+         "the keys have 8404 components, 8192 are allowed"),
     ],
     ids=lambda value: str(value)[:40],
 )  # fmt: skip
