@@ -173,7 +173,7 @@ def write(store: Store, commands: list[Command]) -> None:
     for command in commands:
         change = decide(txn, command, txn.index + 1, NOW_NS)
         records.append(encode_record(change))
-        txn.perform(change, NOW_NS, records[-1])
+        txn.apply(change, NOW_NS, records[-1])
     store.encode(txn, records, NOW_NS)
     store.state.merge(txn, store.append(txn))
 
@@ -196,18 +196,18 @@ def test_encode_record(benchmark: BenchmarkFixture) -> None:
 @pytest.mark.benchmark(group="4 a change to its rows")
 @pytest.mark.parametrize("batch", [1, BATCH])
 def test_perform(benchmark: BenchmarkFixture, store: Store, batch: int) -> None:
-    """A batch performed in an LMDB transaction, with its history, and given up again."""
+    """A batch applied in an LMDB transaction, with its history, and given up again."""
     benchmark.extra_info["changes"] = batch
     record = encode_record(CHANGE)
 
-    def perform() -> None:
+    def apply() -> None:
         txn = store.begin()
         for _ in range(batch):
             change = CHANGE._replace(index=txn.index + 1)
-            txn.perform(change, NOW_NS, record)
+            txn.apply(change, NOW_NS, record)
         txn.end()
 
-    benchmark(perform)
+    benchmark(apply)
 
 
 @pytest.mark.benchmark(group="5 records to a frame")

@@ -29,7 +29,7 @@ NAMES = {
     "startAfterLock": "start: the directory is locked, nothing has been read",
     "startAfterScan": "start: the whole log has been read, nothing has been changed",
     "startAfterMark": "start: the index is marked as in use; one that was built anew has its place",
-    "startAfterReplay": "start: the log has been performed on the index, its torn tail stands",
+    "startAfterReplay": "start: the log has been applied on the index, its torn tail stands",
     "tailBeforeCut": "start: before a torn tail is copied to the quarantine",
     "tailAfterCut": "start: the torn tail is gone",
     "startBeforeTerm": "start: before the new term is logged",

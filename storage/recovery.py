@@ -3,9 +3,9 @@
 1. Gather what names a frame of the log: so far it must go (evidence.py).
 2. Refuse an empty log where there has been one.
 3. Take the index that is there if it is vouched for, and neither the evidence nor the log behind it
-   says otherwise: that log is read to its end, and nothing of it performed.
+   says otherwise: that log is read to its end, and nothing of it applied.
 4. Else build a draft from the newest good snapshot, or from nothing where the log has its first
-   frame, and the whole log behind it, which is performed while it is read; a snapshot that proves
+   frame, and the whole log behind it, which is applied while it is read; a snapshot that proves
    damaged is set aside.
 5. Refuse a torn tail behind a clean stop.
 6. Put the draft in the place of the index, and mark the index as in use.
@@ -91,7 +91,7 @@ def _recover(
         index.mark_running()
         failpoints.reach("startAfterMark")
         if reused is not None:
-            # The second pass: nothing is performed before every byte has been looked at.
+            # The second pass: nothing is applied before every byte has been looked at.
             records = replay(index, wal.scan(read_from))
         failpoints.reach("startAfterReplay")
         wal.begin()
@@ -149,7 +149,7 @@ def _build(
 ) -> tuple[Index, str, int, Position]:
     """Build a draft of the index from a snapshot and the whole log behind it.
 
-    All is performed while it is being checked, in one pass: the draft only counts when every byte
+    All is applied while it is being checked, in one pass: the draft only counts when every byte
     has been looked at.
 
     Args:
@@ -160,7 +160,7 @@ def _build(
             for two.
 
     Returns:
-        The draft, what it was begun with, how many records were performed, and from where on.
+        The draft, what it was begun with, how many records were applied, and from where on.
     """
     own_uuid = directory.identity.store_uuid
     if evidence.mark is None:

@@ -39,7 +39,7 @@ from kvd.storage.wal.segments import Frame
 # transaction ends after so many records, unless the whole index is so small that all its pages may
 # be kept: a sixth of the CPU time of a rebuild with random keys (1,000,000 keys, measured).
 _REPLAY_RECORDS = 50_000
-# So much is performed in memory before it is written to the transaction, in the order of the keys.
+# So much is applied in memory before it is written to the transaction, in the order of the keys.
 _FLUSH_NODES = 10_000
 _FLUSH_BYTES = 16 << 20
 _INDEX_BYTES = 256 << 20
@@ -47,7 +47,7 @@ _INDEX_BYTES = 256 << 20
 _LOAD_CHUNKS = 64
 
 Until = Callable[[Payload], int]
-"""How many of a payload's records to perform; fewer than it has ends the replay there."""
+"""How many of a payload's records to apply; fewer than it has ends the replay there."""
 
 
 def to_the_end(payload: Payload) -> int:
@@ -115,7 +115,7 @@ def _without_collector() -> Iterator[None]:
 def replay(index: Index, frames: Iterable[Frame], until: Until = to_the_end) -> int:
     """Perform frames that go on where the index ends; return how many records that were.
 
-    A payload that `until` shortens is performed as if it had been logged so: its position and its
+    A payload that `until` shortens is applied as if it had been logged so: its position and its
     chain are those of the shorter one.
 
     Raises:
@@ -139,7 +139,7 @@ def replay(index: Index, frames: Iterable[Frame], until: Until = to_the_end) -> 
                 # What was before is trimmed by the limits under which it was made.
                 pending, in_flush = _flush(state, pending, place, in_flush), 0
             for record in payload.records:
-                pending.perform(record, payload.time_ns)
+                pending.apply(record, payload.time_ns)
             if count or not ends_here:
                 pending.end_batch()
                 chain = next_chain(place.chain, encoded)
@@ -172,7 +172,7 @@ class _Place(NamedTuple):
 
 
 def _flush(state: State, pending: Pending, place: _Place, size: int) -> Pending:
-    """Write what was performed, of so many bytes; return what the next records are performed on."""
+    """Write what was applied, of so many bytes; return what the next records are applied on."""
     seq, chain, time_ns, end = place
     if end != state.applied.position:
         pending.seq, pending.chain, pending.time_ns, pending.size = seq, chain, time_ns, size

@@ -1,9 +1,9 @@
-"""A data directory as one thing: the log, the index performed from it, and the snapshots.
+"""A data directory as one thing: the log, the index applied from it, and the snapshots.
 
 The order of a write, which `kvd.core.committer` keeps and this module serves:
 
     pending = store.begin()                     invisible
-    pending.perform(...)                        once per record
+    pending.apply(...)                        once per record
     store.encode(pending, records, time_ns)     as the payload of a frame
     position = store.append(pending)            durable on return; on the sync thread
     store.state.merge(pending, position)        visible, in memory; on the thread that began
@@ -306,7 +306,7 @@ class Store:
         if history_bytes_max is not None and history_bytes_max != self.state.history_bytes_max():
             records.append(Setting(HISTORY_BYTES_MAX, history_bytes_max))
         for record in records:
-            pending.perform(record, time_ns)
+            pending.apply(record, time_ns)
         encoded = [encode_record(record) for record in records]
         self.encode(pending, encoded, time_ns)
         try:
@@ -396,7 +396,7 @@ class Store:
                 self.directory.close()
 
     def _flush_at_stop(self) -> bool:
-        """Flush; return whether the index has it all: if not, the next start performs the rest."""
+        """Flush; return whether the index has it all: if not, the next start applies the rest."""
         try:
             self.flush()
         except BROKEN as damage:

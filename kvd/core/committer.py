@@ -366,7 +366,7 @@ class Committer:
         ):
             records.append(ClockOffset(offset_ns))
         for record in records:
-            round_.pending.perform(record, round_.time_ns)
+            round_.pending.apply(record, round_.time_ns)
         return [encode_record(record) for record in records]
 
     def _appended(self, outcome: Position | BaseException) -> None:

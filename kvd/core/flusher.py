@@ -2,7 +2,7 @@
 
 A batch is committed once it is in the log and in memory (storage/index/state.py). What the index
 lacks is written to it when it has grown to some hundred changes, while the next batch is being
-synced; and by the tick, so that a start never has much to perform again.
+synced; and by the tick, so that a start never has much to apply again.
 
 The index may refuse it, on a full disk. Memory has everything, so reads and batches go on, and it
 is tried again; batches wait once too much is beyond the index. Where there is room, it is the disk

@@ -95,7 +95,7 @@ Command = Set | Create | CreateInOrder | Update | CompareAndSwap | Delete | Comp
 
 
 class Transaction(NamedTuple):
-    """Commands that are all performed if all conditions hold, and none of them otherwise.
+    """Commands that are all applied if all conditions hold, and none of them otherwise.
 
     No key of a command is that of another one, or below it. `keys` are those of conditions and
     commands, joined: their length counts as that of a command's key.

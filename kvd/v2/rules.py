@@ -1,7 +1,7 @@
 """The rules of the etcd v2 key space: `decide` turns a command into a change, or refuses it.
 
 Theory of operation. A command is decided on the state that all earlier commands of its batch have
-left behind. `decide` only looks; what it returns is performed by `Pending.perform`
+left behind. `decide` only looks; what it returns is applied by `Pending.apply`
 (storage/index/state.py), which checks nothing. So:
 
 1. A refused command leaves no trace: no parents made, no index used.

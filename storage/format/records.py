@@ -7,7 +7,7 @@ replaying one needs no comparison, no clock and no setting of the process that r
               refresh, rid]
     term     [16, term]                  one per start of the server
     entry    [kind 17 or 18, what, name, document | nil, secret | nil, rid]
-    setting  [19, name, value]           what changes the result of `perform` is logged
+    setting  [19, name, value]           what changes the result of `apply` is logged
     clock    [20, offset_ns]             the machine's clock was stepped; none where it never was
 
 An entry is a small document beside the keys: of kind 17 (auth) users, roles and whether they are

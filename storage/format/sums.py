@@ -27,7 +27,7 @@ Sums: TypeAlias = tuple[int, int, int, int]
 NOTHING: Sums = (0, 0, 0, 0)
 
 APPLIED_KEY = b"applied"
-"""The row of `meta` that says how far the log has been performed, and holds the sums."""
+"""The row of `meta` that says how far the log has been applied, and holds the sums."""
 
 _CRC = Struct("<I")
 

@@ -131,7 +131,7 @@ class Index:
         return Index(_open(directory), directory)
 
     def applied(self) -> Applied:
-        """Return how far the log has been performed on it.
+        """Return how far the log has been applied on it.
 
         Raises:
             CorruptIndex: it does not say.

@@ -212,7 +212,7 @@ class Flush:
             self._entries_sum -= meta_sum(key, bytes(before))
 
     def finish(self, applied: Applied) -> None:
-        """Say how far the log has been performed, with all that was written before."""
+        """Say how far the log has been applied, with all that was written before."""
         row = applied.encode_with(self.sums)
         self._txn.put(APPLIED_KEY, row, db=self._tables[b"meta"])
 

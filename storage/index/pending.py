@@ -1,7 +1,7 @@
 """The state as the commands of one batch see it: the batch over the committed state.
 
 Nothing of it is visible until `State.merge`, and nothing has to be undone: it is dropped.
-`perform` depends on the state and the record only: no clock, no setting of this process, no order
+`apply` depends on the state and the record only: no clock, no setting of this process, no order
 of a dict. Live, in replay and on a replica it is the same call.
 """
 
@@ -198,7 +198,7 @@ class Pending(Batch, Nodes):
 
     # Writing.
 
-    def perform(self, record: Record, time_ns: int, encoded: bytes | None = None) -> Event | None:
+    def apply(self, record: Record, time_ns: int, encoded: bytes | None = None) -> Event | None:
         """Turn a decided record into nodes; return the event that a change makes.
 
         It checks nothing: that the change is allowed was decided when it was logged. `encoded` is
@@ -230,7 +230,7 @@ class Pending(Batch, Nodes):
             self.new_bytes_max = setting.value
 
     def change(self, change: Change, time_ns: int, encoded: bytes | None = None) -> Event:
-        """As `perform`, for a change."""
+        """As `apply`, for a change."""
         self.pos += 1
         kind, index, path, value, is_dir, created, expiration_ns, _ = change
         # What was looked at last, to decide this very change, need not be looked up again.

@@ -4,7 +4,7 @@
 
 Invariants:
 
-- The index is never ahead of the log, and may be behind it: a start performs the rest again.
+- The index is never ahead of the log, and may be behind it: a start applies the rest again.
 - A node that `State.nodes` holds is right; what it does not hold stands in the index.
 - Once a batch is durable, nothing can fail: merging it is a few updates of dicts. Only `flush`
   meets a full disk or a full map, and may be called again until it succeeds.
@@ -90,7 +90,7 @@ class State(View):
     """The committed state. Belongs to one thread, but for `write_flush`.
 
     Attributes:
-        applied: How far the log has been performed: what readers see.
+        applied: How far the log has been applied: what readers see.
         stored: How far the index says it has been.
         sums: Those of the index's tables.
         scanned: How far a scan of the index has come.

@@ -89,7 +89,7 @@ def _fill(index: Index, items: Iterable[Item], time_ns: int) -> Applied:
             for path, value in islice(rest, _ITEMS_PER_FLUSH):
                 _check(pending, path, passable)
                 number = pending.index + 1
-                pending.perform(Change(Kind.SET, number, path, value, False, number), time_ns)
+                pending.apply(Change(Kind.SET, number, path, value, False, number), time_ns)
                 pending.end_batch()
                 size += len(value)
             pending.seq, pending.chain = applied.seq, applied.chain

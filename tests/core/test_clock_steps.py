@@ -28,7 +28,7 @@ DAY_S = 86_400
 def log_step(store, offset_ns, now_ns):
     txn = store.begin()
     record = ClockOffset(offset_ns)
-    txn.perform(record, now_ns)
+    txn.apply(record, now_ns)
     commit(store, txn, [encode_record(record)], now_ns)
 
 

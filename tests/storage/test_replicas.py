@@ -24,7 +24,7 @@ def follow(store, payload):
     batch = decode_payload(payload)
     txn = store.begin()
     for record in batch.records:
-        txn.perform(record, batch.time_ns)
+        txn.apply(record, batch.time_ns)
     assert txn.pos == batch.pos
     txn.payload, txn.records = payload, len(batch.records)
     txn.seq, txn.time_ns = batch.seq, batch.time_ns

@@ -61,7 +61,7 @@ class Model:
 
     # Changing
 
-    def perform(self, change: Change) -> Node | None:
+    def apply(self, change: Change) -> Node | None:
         """Do what a change says; return the node that it replaced."""
         self.index += 1
         assert change.index == self.index

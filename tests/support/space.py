@@ -22,7 +22,7 @@ class Space:
     def do(self, command):
         """Return the change; the node that it replaced is in `prev`."""
         change = decide(self.model, command, self.model.index + 1, NOW_NS)
-        self.prev = self.model.perform(change)
+        self.prev = self.model.apply(change)
         return change
 
     def refused(self, command):

@@ -46,7 +46,7 @@ def write(store: Store, *commands: Command, now_ns: int = NOW_NS) -> list[Event 
 def run(
     txn: Pending, commands: tuple[Command, ...], now_ns: int
 ) -> tuple[list[Event | ApiError], list[bytes]]:
-    """Decide and perform in a pending transaction; also return the records."""
+    """Decide and apply in a pending transaction; also return the records."""
     outcomes: list[Event | ApiError] = []
     records = []
     for command in commands:
@@ -56,7 +56,7 @@ def run(
             outcomes.append(refusal)
         else:
             records.append(encode_record(change))
-            outcomes.append(txn.perform(change, now_ns))
+            outcomes.append(txn.apply(change, now_ns))
     return outcomes, records
 
 
@@ -64,7 +64,7 @@ def enter(store: Store, *entries: Entry, now_ns: int = NOW_NS) -> None:
     """Log entries as one batch."""
     txn = store.begin()
     for entry in entries:
-        txn.perform(entry, now_ns)
+        txn.apply(entry, now_ns)
     commit(store, txn, [encode_record(entry) for entry in entries], now_ns)
 
 
@@ -77,7 +77,7 @@ def sweep(store: Store, now_ns: int) -> list[Event]:
         if txn.find(path) == node:
             change = expire(path, node, txn.index + 1)
             records.append(encode_record(change))
-            events.append(txn.perform(change, now_ns))
+            events.append(txn.apply(change, now_ns))
     txn.due_ns = next_ns
     commit(store, txn, records, now_ns)
     return events

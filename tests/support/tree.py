@@ -41,7 +41,7 @@ class Tree:
     def do(self, *changes):
         """Perform changes, given without an index, as one batch."""
         txn = self.begin()
-        events = [perform(txn, *change) for change in changes]
+        events = [apply(txn, *change) for change in changes]
         self.commit(txn)
         return events
 
@@ -73,7 +73,7 @@ class Tree:
         return slices
 
 
-def perform(txn, kind, path, value=None, expiration_ns=0):
+def apply(txn, kind, path, value=None, expiration_ns=0):
     """Perform a change whose remaining fields follow from the state."""
     prev = txn.find(path)
     is_dir = value is None and kind not in (Kind.DELETE, Kind.EXPIRE)
@@ -81,7 +81,7 @@ def perform(txn, kind, path, value=None, expiration_ns=0):
         is_dir = bool(prev.dir_id)
     created = prev.created_index if prev and kind != Kind.SET else txn.index + 1
     change = Change(kind, txn.index + 1, path, value, is_dir, created, expiration_ns)
-    return txn.perform(change, NOW_NS)
+    return txn.apply(change, NOW_NS)
 
 
 def set_(path, value=b"v", expiration_ns=0):

@@ -209,7 +209,7 @@ def test_an_expiry_is_a_change_like_a_removal(space):
     for path, is_dir, created in ((b"/d/f", False, 3), (b"/d", True, 3)):
         change = expire(path, space.model.find(path), space.model.index + 1)
         assert change == Change(Kind.EXPIRE, space.model.index + 1, path, None, is_dir, created)
-        space.model.perform(change)
+        space.model.apply(change)
 
 
 def test_a_read_finds_what_is_there(space):

@@ -61,7 +61,7 @@ class Twins:
             )
             assert ours == theirs
             if isinstance(ours, Change):
-                self.perform(txn, model, ours)
+                self.apply(txn, model, ours)
                 records.append(encode_record(ours))
         if keep:
             commit(self.store, txn, records, self.now_ns)
@@ -69,9 +69,9 @@ class Twins:
         else:
             txn.end()
 
-    def perform(self, txn, model, change):
-        event = txn.perform(change, self.now_ns)
-        prev = model.perform(change)
+    def apply(self, txn, model, change):
+        event = txn.apply(change, self.now_ns)
+        prev = model.apply(change)
         assert event.change == change
         assert (event.prev and event.prev[:4]) == (prev and prev[:4])
         assert bool(event.prev and event.prev.dir_id) == bool(prev and prev.dir_id)
@@ -90,7 +90,7 @@ class Twins:
                 assert self.model.find(path) is None
                 continue
             change = expire(path, node, txn.index + 1)
-            self.perform(txn, self.model, change)
+            self.apply(txn, self.model, change)
             records.append(encode_record(change))
         txn.due_ns = next_ns
         commit(self.store, txn, records, self.now_ns)

@@ -36,7 +36,7 @@ def decide_documents(
         records += encoded
         size += sum(map(len, encoded))
         for entry in entries:
-            round_.pending.perform(entry, round_.time_ns)
+            round_.pending.apply(entry, round_.time_ns)
     return records
 
 

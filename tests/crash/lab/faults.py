@@ -185,7 +185,7 @@ for first in range(2, int(sys.argv[2]) + 2, 1000):
     for index in range(first, first + 1000):
         change = Change(Kind.SET, index, b"/k/%d/%d" % (index % 97, index), b"v" * 64, False, index)
         records.append(encode_record(change))
-        txn.perform(change, now, records[-1])
+        txn.apply(change, now, records[-1])
     store.encode(txn, records, now)
     store.state.merge(txn, store.append(txn))
 os._exit(0)

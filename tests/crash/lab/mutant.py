@@ -229,7 +229,7 @@ def no_completeness() -> None:
 
 
 def split_transaction() -> None:
-    """The operations of a transaction are performed one after the other."""
+    """The operations of a transaction are applied one after the other."""
 
     def transact(
         self: Committer, transaction: Transaction, done: Callable[[list[Event] | ApiError], None]

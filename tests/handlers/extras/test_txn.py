@@ -196,7 +196,7 @@ def test_all_at_once_is_one_after_the_other(seed):
             for _ in range(40):
                 outcome = in_turn(model, (random_command(dice),))
                 if isinstance(outcome, list):
-                    model.perform(*outcome)
+                    model.apply(*outcome)
         transaction = as_read([random_command(dice) for _ in range(dice.randint(1, 4))])
         if transaction is None:
             continue
@@ -207,7 +207,7 @@ def test_all_at_once_is_one_after_the_other(seed):
         if isinstance(found, list):
             done += 1
             for change in found:
-                model.perform(change)
+                model.apply(change)
     assert done > 100
     assert refused > 100
 
@@ -229,6 +229,6 @@ def in_turn(model: Model, ops: tuple[object, ...]) -> object:
         except ApiError as refusal:
             return refusal.code, number
         if number < len(ops) - 1:
-            model.perform(change)
+            model.apply(change)
         changes.append(change)
     return changes

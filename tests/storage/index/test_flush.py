@@ -8,7 +8,7 @@ from kvd.storage.format.records import Entry, Kind, Setting
 from kvd.storage.index import state as state_module
 from kvd.storage.index.index_view import IndexView
 from kvd.storage.index.state import BEHIND_FACTOR, FLUSH_RECORDS, State
-from tests.support.tree import LONG, NOW_NS, Tree, delete, indexes, mkdir, names, perform, set_
+from tests.support.tree import LONG, NOW_NS, Tree, apply, delete, indexes, mkdir, names, set_
 
 
 def stored(tree):
@@ -44,7 +44,7 @@ def flushes(monkeypatch):
         lambda txn: txn.has_living_children(txn.find(b"/empty").dir_id, NOW_NS, 10),
         lambda txn: txn.due(NOW_NS, 10),
         lambda txn: txn.entries(),
-        lambda txn: txn.perform(Setting("history_limit", 50), NOW_NS),
+        lambda txn: txn.apply(Setting("history_limit", 50), NOW_NS),
     ],
     ids=["has_children", "has_living_children", "due", "entries", "a setting"],
 )
@@ -53,13 +53,13 @@ def test_a_flush_amid_a_batch_writes_nothing_of_that_batch(tree, flushes, scan):
     tree.do(mkdir(b"/empty"))
     before = tree.applied
     txn = tree.begin()
-    perform(txn, *set_(b"/d/a", b"pending", 5))
-    perform(txn, *delete(b"/d/" + LONG * 2))
-    perform(txn, *set_(b"/new/x", b"pending"))
-    txn.perform(Entry(Kind.AUTH, "user", "al", b"{}", None), NOW_NS)
+    apply(txn, *set_(b"/d/a", b"pending", 5))
+    apply(txn, *delete(b"/d/" + LONG * 2))
+    apply(txn, *set_(b"/new/x", b"pending"))
+    txn.apply(Entry(Kind.AUTH, "user", "al", b"{}", None), NOW_NS)
     scan(txn)
     assert flushes
-    perform(txn, *set_(b"/new/y", b"pending"))
+    apply(txn, *set_(b"/new/y", b"pending"))
     applied, rows = stored(tree)
     assert applied == before == tree.applied
     assert not any(b"pending" in row for row in rows[b"nodes"].values())
@@ -91,8 +91,8 @@ def test_only_scans_have_the_index_written_to(tree, flushes):
         for view in (tree.state, tree.state.at(NOW_NS), txn):
             single(view)
     assert indexes(tree.state) == list(range(2, 8))
-    perform(txn, *set_(b"/i/j"))
-    perform(txn, *delete(b"/f"))
+    apply(txn, *set_(b"/i/j"))
+    apply(txn, *delete(b"/f"))
     txn.due(49, 10)
     tree.commit(txn)
     assert flushes == []
@@ -136,7 +136,7 @@ def test_what_is_kept_of_written_nodes_is_bounded_by_their_bytes(tree, monkeypat
     cleared = 0
     for number in range(100):
         txn = tree.begin()
-        perform(txn, *set_(b"/d/%d" % number, b"v" * 5000))
+        apply(txn, *set_(b"/d/%d" % number, b"v" * 5000))
         txn.size = 5000
         tree.commit(txn)
         tree.flush()
@@ -153,7 +153,7 @@ def test_what_waits_for_the_index_says_when_there_is_enough_of_it(tree):
     told = []
     while not state.is_full:
         txn = tree.begin()
-        perform(txn, *set_(b"/a", b"v"))
+        apply(txn, *set_(b"/a", b"v"))
         tree.commit(txn)
         told.append(state.wants_flush)
     assert told.index(True) == FLUSH_RECORDS - 1
@@ -166,10 +166,10 @@ def test_what_waits_for_the_index_says_when_there_is_enough_of_it(tree):
 def test_a_replay_keeps_no_more_events_than_the_history_holds(tree, monkeypatch):
     monkeypatch.setattr("kvd.storage.index.pending._LATE_MAX", 30)
     txn = tree.begin()
-    txn.perform(Setting("history_limit", 10), NOW_NS)
+    txn.apply(Setting("history_limit", 10), NOW_NS)
     most = 0
     for number in range(500):
-        perform(txn, *set_(b"/a", b"%d" % number))
+        apply(txn, *set_(b"/a", b"%d" % number))
         txn.end_batch()
         most = max(most, len(txn.events))
     assert most <= 31

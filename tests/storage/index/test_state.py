@@ -6,7 +6,7 @@ from kvd.storage.format.applied import Applied
 from kvd.storage.format.frame import Position
 from kvd.storage.format.node import ROOT, CorruptIndex, Node, Obstacle
 from kvd.storage.format.records import Entry, Kind, Setting, Term
-from tests.support.tree import LONG, NOW_NS, delete, mkdir, names, perform, set_, update_dir
+from tests.support.tree import LONG, NOW_NS, apply, delete, mkdir, names, set_, update_dir
 
 
 def test_an_empty_tree_is_a_root_without_indexes(tree):
@@ -171,8 +171,8 @@ def test_ids_of_directories_are_never_given_twice(tree):
 def test_a_pending_batch_is_invisible(tree):
     tree.do(set_(b"/d/a", b"1"))
     txn = tree.begin()
-    perform(txn, *set_(b"/d/a", b"2"))
-    perform(txn, *set_(b"/e/b"))
+    apply(txn, *set_(b"/d/a", b"2"))
+    apply(txn, *set_(b"/e/b"))
     assert tree.state.find(b"/d/a").value == b"1"
     assert tree.state.find(b"/e") is None
     assert txn.find(b"/d/a").value == b"2"
@@ -186,10 +186,10 @@ def test_a_batch_that_is_dropped_leaves_no_trace(tree):
     assert tree.state.due_ns == 20
     remembered, applied = dict(tree.state.directories), tree.applied
     txn = tree.begin()
-    perform(txn, *delete(b"/d"))
-    perform(txn, *set_(b"/d/e/b", expiration_ns=10))
+    apply(txn, *delete(b"/d"))
+    apply(txn, *set_(b"/d/e/b", expiration_ns=10))
     assert txn.due_ns == 10
-    perform(txn, *set_(b"/new/x"))
+    apply(txn, *set_(b"/new/x"))
     assert txn.find(b"/d/e/b")
     txn.end()
     assert tree.state.directories == remembered
@@ -207,7 +207,7 @@ def test_a_batch_that_is_dropped_leaves_no_trace(tree):
 
 def test_a_directory_known_from_a_dropped_batch_is_not_remembered(tree):
     txn = tree.begin()
-    perform(txn, *set_(b"/a/x"))
+    apply(txn, *set_(b"/a/x"))
     txn.end()
     tree.do(set_(b"/b/y"))  # has got the id that /a would have had
     assert tree.state.find(b"/a/y") is None
@@ -217,14 +217,14 @@ def test_an_entry_is_what_was_logged_last(tree):
     first, second = (Entry(Kind.AUTH, "user", "al", text, b"hash") for text in (b"1", b"2"))
     for entry in (first, second):
         txn = tree.begin()
-        assert txn.perform(entry, NOW_NS) is None
+        assert txn.apply(entry, NOW_NS) is None
         assert txn.entry("user", "al") == entry
         tree.commit(txn)
         assert tree.state.entry("user", "al") == entry
         assert tree.state.entry("role", "al") is None
     txn = tree.begin()
     for _ in range(2):  # the second removes what is not there
-        txn.perform(second._replace(document=None, secret=None), NOW_NS)
+        txn.apply(second._replace(document=None, secret=None), NOW_NS)
     tree.commit(txn)
     assert tree.state.entry("user", "al") is None
     assert tree.state.entries() == []
@@ -235,7 +235,7 @@ def test_entries_are_listed_by_their_names(tree):
     txn = tree.begin()
     for what in ("user", "role", "us"):
         for name in names:
-            txn.perform(Entry(Kind.MEMBER, what, name, name.encode(), None), NOW_NS)
+            txn.apply(Entry(Kind.MEMBER, what, name, name.encode(), None), NOW_NS)
     tree.commit(txn)
     for what in ("user", "role", "us"):
         found = tree.state.entries(what)
@@ -247,17 +247,17 @@ def test_entries_are_listed_by_their_names(tree):
 
 def test_entries_of_a_dropped_batch_are_not_there(tree):
     txn = tree.begin()
-    txn.perform(Entry(Kind.AUTH, "user", "al", b"{}", None), NOW_NS)
+    txn.apply(Entry(Kind.AUTH, "user", "al", b"{}", None), NOW_NS)
     txn.end()
     assert tree.state.entry("user", "al") is None
 
 
 def test_positions_count_records_of_all_kinds_and_indexes_only_changes(tree):
     txn = tree.begin()
-    txn.perform(Term(5), NOW_NS)
-    txn.perform(Setting("history_limit", 9), NOW_NS)
-    txn.perform(Entry(Kind.AUTH, "user", "al", b"{}", b"hash"), NOW_NS)
-    perform(txn, *set_(b"/a"))
+    txn.apply(Term(5), NOW_NS)
+    txn.apply(Setting("history_limit", 9), NOW_NS)
+    txn.apply(Entry(Kind.AUTH, "user", "al", b"{}", b"hash"), NOW_NS)
+    apply(txn, *set_(b"/a"))
     tree.commit(txn)
     assert (tree.applied.pos, tree.applied.index, tree.applied.term) == (4, 2, 5)
     assert tree.state.flushed().applied.index == (1 if tree.way == "refused" else 2)
@@ -265,7 +265,7 @@ def test_positions_count_records_of_all_kinds_and_indexes_only_changes(tree):
 
 def test_an_unknown_setting_changes_nothing(tree):
     txn = tree.begin()
-    txn.perform(Setting("of a later version", 9), NOW_NS)
+    txn.apply(Setting("of a later version", 9), NOW_NS)
     tree.commit(txn)
     assert tree.applied._replace(pos=0, seq=0, time_ns=0) == Applied()
 
