@@ -45,6 +45,8 @@ _KEY_LINE = re.compile(rb"[A-Z]+ /v2/(?:keys|raw)[/?\x20]")
 # dropped, a longer one closes the connection. (Go's net/http does the same.)
 _DROPPED_REST_BYTES_MAX = 256 << 10
 _CR = 0x0D
+# Of the line ends behind a head, at least so many bytes.
+_LINE_ENDS_BYTES = 3
 _NO_BLOCKS: dict[bytes, Short] = {}
 
 
@@ -174,7 +176,8 @@ class RequestParser:
             self.buffer = bytes(self.buffer[empty.end() :])
             self._searched_bytes = self._head_bytes = 0
         if self._head_bytes or self._search():
-            return TOO_LONG if self._head_size() > self._header_bytes_max else True
+            is_long = self._head_bytes - _LINE_ENDS_BYTES > self._header_bytes_max
+            return TOO_LONG if is_long and self._head_size() > self._header_bytes_max else True
         if self._is_unfinished_head_too_long():
             return TOO_LONG
         return SPOKE_TLS if self.buffer[:1] == _TLS_HANDSHAKE else False
@@ -200,10 +203,10 @@ class RequestParser:
     @property
     def is_costly(self) -> bool:
         """Whether the request whose head was found costs far more than a short one of a key."""
-        size = self._head_size()
-        if size >= _SHORT_HEAD_BYTES or _KEY_LINE.match(self.buffer) is None:
+        size = self._head_bytes - _LINE_ENDS_BYTES
+        if size > _SHORT_HEAD_BYTES or _KEY_LINE.match(self.buffer) is None:
             return True
-        return size >= SHORT_LINE_BYTES and is_deep(self.buffer, self.buffer.find(b"\n"))
+        return size > SHORT_LINE_BYTES and is_deep(self.buffer, self.buffer.find(b"\n"))
 
     def take_head(self) -> Request | Refusal:
         """Take the head that `find_head` has found. Next comes `read_body`, if `body_left`."""
@@ -222,9 +225,11 @@ class RequestParser:
             return MALFORMED
         http10 = match[3] == b"0"
         # Behind a head with other line ends nothing is read: a proxy may see another end of it.
-        keep_alive = has_crlf and _keeps_alive(block, http10=http10)
-        refusal = None if block.is_plain else _refusal_of(block, http10=http10)
-        if refusal is None:
+        keep_alive, refusal = has_crlf, None
+        if http10 or not block.is_plain:
+            keep_alive = keep_alive and _keeps_alive(block, http10=http10)
+            refusal = _refusal_of(block, http10=http10)
+        if refusal is None and (block.content_length or block.chunked):
             self._expect_body(block, http10=http10)
         return Request(
             match[1].decode(), match[2].decode("latin-1"), block, http10, keep_alive, refusal
