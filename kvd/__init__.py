@@ -7,7 +7,8 @@ core/committer.py (the order of a write) and storage/wal/wal.py (the log), in th
 
 kvd is not a cluster, has no v3 API, and keeps nothing that the log does not say.
 
-`kvd.Client` and `kvd.AsyncClient` are the client library, imported when one of them is used.
+`kvd.Client` and `kvd.AsyncClient` are the client library, `kvd.Server` is a server inside another
+program; each is imported when it is used.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kvd.client import AsyncClient, Client
+    from kvd.embedded import Server
 
-__all__ = ["AsyncClient", "Client", "__version__"]
+__all__ = ["AsyncClient", "Client", "Server", "__version__"]
 
 __version__ = "0.1.0"
 
@@ -26,4 +28,6 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> object:
     if name in ("AsyncClient", "Client"):
         return getattr(import_module("kvd.client"), name)
+    if name == "Server":
+        return import_module("kvd.embedded").Server
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,21 +15,18 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from kvd import logs, process
 from kvd.config.load import EXIT_USAGE, Config, ConfigError, Printout, parse
 from kvd.crash_file import CrashFile
+from kvd.failures import EXIT_IO, EXIT_TRY_AGAIN, EXIT_UNAVAILABLE
+from kvd.net.fd_limit import raise_limit
 from kvd.net.listeners import AddressUnavailable
 from kvd.net.self_signed import TlsUnusable
 from kvd.net.systemd import BadHandover, Handed, Notifier, take_sockets
-from kvd.server import (
-    EXIT_IO,
-    EXIT_TRY_AGAIN,
-    EXIT_UNAVAILABLE,
-    KvdServer,
-)
+from kvd.server import KvdServer
 from kvd.storage import failpoints
 from kvd.storage.errors import DirectoryLost, StorageError
 from kvd.storage.tools.repair import explained
@@ -58,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 -- one per 
     notifier = Notifier.take(os.environ)
     try:
         handed = take_sockets(os.environ)
-        with asyncio.Runner(loop_factory=_new_loop()) as runner:
+        with asyncio.Runner(loop_factory=process.new_loop()) as runner:
             runner.run(_run(config, notifier, handed))
     except (AddressUnavailable, BadHandover) as error:
         log.critical("%s", error)
@@ -120,26 +117,19 @@ def _read_file(path: str) -> bytes:
     return Path(path).read_bytes()
 
 
-def _new_loop() -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return what makes the event loop: uvloop where it is installed (the extra `fast`)."""
-    try:
-        import uvloop  # noqa: PLC0415 -- it need not be there
-    except ImportError:
-        return asyncio.new_event_loop
-    new_loop: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return new_loop
-
-
 async def _run(config: Config, notifier: Notifier, handed: Sequence[Handed]) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in _SIGNALS:
         loop.add_signal_handler(number, stop.set)
     process.tell_of_meaningless_signals(loop)
-    server = KvdServer(config, handed, CrashFile().watch)
+    server = KvdServer(
+        config, handed, CrashFile().watch, on_fatal=_end_failed, open_files=raise_limit()
+    )
     loop.add_signal_handler(signal.SIGHUP, _reload, server, notifier)
     notifier.starting(loop, f"recovering {config.data_dir}")
     await server.start()
+    process.settle_collector()
     notifier.serving(loop, f"serving {', '.join(server.urls)}")
     await stop.wait()
     log.info("stopping")
@@ -161,6 +151,11 @@ def _reload(server: KvdServer, notifier: Notifier) -> None:
     notifier.reloading()
     server.reload()
     notifier.ready(f"serving {', '.join(server.urls)}")
+
+
+def _end_failed(_error: BaseException, status: int) -> None:
+    logging.shutdown()
+    os._exit(status)
 
 
 def _end_unclean() -> None:

@@ -139,7 +139,8 @@ def set_level(name: str) -> bool:
     level = _RUNTIME_LEVELS.get(name)
     if level is None:
         return False
-    logging.getLogger().setLevel(level)
+    # As a guest, kvd leaves the level of its host alone.
+    logging.getLogger("kvd").setLevel(level)
     return True
 
 

@@ -9,56 +9,56 @@ close.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kvd import wiring
+from kvd import failures, wiring
 from kvd.config.load import Config
 from kvd.config.urls import ListenUrl
 from kvd.core.clock import Clock
 from kvd.core.ticker import Ticker
-from kvd.monitoring.prometheus import Parts
 from kvd.monitoring.service import Monitoring
 from kvd.net.acceptor import Acceptor
-from kvd.net.fd_limit import Files, divide, raise_limit
+from kvd.net.fd_limit import Files, divide, open_files_max
 from kvd.net.listeners import Listener, bind, handed_over, own_hosts
 from kvd.net.systemd import Handed
 from kvd.net.tls import Tls
 from kvd.process import FreedMemory
 from kvd.storage.errors import DirectoryLost
-from kvd.storage.format.identity import NewIds
-from kvd.storage.index.errors import BROKEN, IndexRefused
+from kvd.storage.index.errors import BROKEN
 from kvd.storage.store import Store
-from kvd.v2.documents.members import ids_of
 from kvd.wiring import ServerParts
 
 log = logging.getLogger(__name__)
 
-EXIT_UNAVAILABLE = 69
-EXIT_BUG = 70
-EXIT_IO = 74
-EXIT_TRY_AGAIN = 75
+OnFatal = Callable[[BaseException, int], object]
 
 _FLUSH_S = 0.5
 _LEAVE_S = 0.1
-_COLLECT_AFTER = 50_000
 _TICK_S = 1.0
 # A crash sooner than that after a step of the clock, and its keys are off by the step.
 _CLOCK_S = 0.25
 
 
+def _go_on(_error: BaseException, _status: int) -> None:
+    """Leave the process alone: it is another program's."""
+
+
 class KvdServer:
     """One store, served.
 
-    Sockets that were handed over are served in place of the addresses that the flags name. Before
-    the index is opened, `watch_crashes` gets its directory, if there is such a function.
+    Args:
+        config: the settings.
+        handed: sockets that were handed over, served in place of the addresses of the flags.
+        watch_crashes: gets the index's directory before that is opened.
+        on_fatal: gets an error that ends the service, and its exit status. If it returns, all
+            connections are closed and nothing more is written.
+        open_files: how many files the process may open; by default, its present limit.
+        clock: makes the clock, of the last time in the log and the clock's offset.
     """
 
     def __init__(
@@ -66,19 +66,36 @@ class KvdServer:
         config: Config,
         handed: Sequence[Handed] = (),
         watch_crashes: Callable[[Path], None] | None = None,
+        *,
+        on_fatal: OnFatal = _go_on,
+        open_files: int | None = None,
+        clock: Callable[[int, int], Clock] = Clock,
     ) -> None:
+        self.failed: BaseException | None = None
+        """What has ended the service, if anything has."""
         self._config = config
+        self._on_fatal = on_fatal
+        self._open_files = open_files
+        self._new_clock = clock
         self._watch_crashes = watch_crashes
         self._handed = handed
         self.urls: list[str] = []
         """URLs that are served, with the ports that the system chose; empty before."""
         self._store: Store
+        self._is_open = False
         self._clock: Clock
-        self._parts: ServerParts
+        self._parts: ServerParts | None = None
         self._monitoring: Monitoring
         self._acceptors: list[Acceptor] = []
         self._tls: Tls | None = None
         self._tickers: list[Ticker] = []
+        self._host_handler: Any = None
+
+    @property
+    def _running(self) -> ServerParts:
+        """The parts; a bug of the caller before there are any."""
+        assert self._parts is not None
+        return self._parts
 
     # Start
 
@@ -91,26 +108,39 @@ class KvdServer:
             StorageError: the data directory cannot be used, or is damaged.
         """
         config = self._config
-        loop = asyncio.get_running_loop()
-        started = time.monotonic()
-        files = divide(raise_limit(), config.max_connections)
+        files = divide(self._open_files or open_files_max(), config.max_connections)
         if self._handed:
             listeners = handed_over(self._handed, config.listen)
         else:
             listeners = bind(config.listen)
+        try:
+            await self._serve(listeners, files)
+        except BaseException:
+            await self._give_up_start()
+            for listener in listeners:
+                listener.close()
+            raise
+
+    async def _serve(self, listeners: Sequence[Listener], files: Files) -> None:
+        loop = asyncio.get_running_loop()
+        started = time.monotonic()
         listening = [url for listener in listeners for url in listener.urls]
         urls = list(map(str, listening))
-        await self._recover(loop, listeners, urls, started)
+        await self._recover(loop, urls, started)
+        self._host_handler = loop.get_exception_handler()
         loop.set_exception_handler(self._uncaught)
         try:
-            self._parts = wiring.build(self._context(loop, files, listening))
-            self._monitoring.add(self._measured(recovery_s=time.monotonic() - started))
-            await self._parts.committer.settle()
+            context = self._context(loop, files, listening)
+            parts = self._parts = wiring.build(context)
+            recovery_s = time.monotonic() - started
+            self._monitoring.add(wiring.measured(context, parts, self._monitoring, recovery_s))
+            await parts.committer.settle()
         except BROKEN as damage:
             self._fail(damage)
+            raise
         self._begin(loop)
         for listener in listeners:
-            acceptor = Acceptor(listener, self._parts.http, self._parts.connect, self._tls)
+            acceptor = Acceptor(listener, parts.http, parts.connect, self._tls)
             await acceptor.start("listening")
             self._acceptors.append(acceptor)
         self.urls = urls
@@ -118,11 +148,10 @@ class KvdServer:
     async def _recover(
         self,
         loop: asyncio.AbstractEventLoop,
-        listeners: Sequence[Listener],
         urls: Sequence[str],
         started: float,
     ) -> None:
-        """Open the store, with monitoring served meanwhile; on failure close the listeners."""
+        """Open the store, with monitoring served meanwhile."""
         config = self._config
         monitoring = self._monitoring = Monitoring(loop)
         metrics: list[Listener] = []
@@ -137,7 +166,7 @@ class KvdServer:
             await monitoring.listen(metrics, self._tls)
         except BaseException:
             monitoring.stop()
-            for listener in (*listeners, *metrics):
+            for listener in metrics:
                 listener.close()
             raise
         recovery = self._store.recovery
@@ -158,35 +187,23 @@ class KvdServer:
 
     def _open(self) -> None:
         config = self._config
-        store = self._store = Store.open(
-            config.data_dir,
-            segment_bytes_max=config.wal_segment_bytes,
-            snapshots_kept=config.snapshots_kept or sys.maxsize,
-            rebuild_index=config.rebuild_index,
-            allow_network_fs=config.allow_network_fs,
-            new_ids=_new_ids(config),
-            must_exist=config.must_exist,
-            wal_dir=config.wal_dir,
-            watch_crashes=self._watch_crashes,
-        )
-        self._clock = Clock(store.applied.time_ns, store.applied.clock_offset_ns)
+        store = self._store = wiring.open_store(config, self._watch_crashes)
+        self._is_open = True
+        self._clock = self._new_clock(store.applied.time_ns, store.applied.clock_offset_ns)
         try:
             store.start_term(
                 self._clock.now_ns(), config.event_history_limit, config.event_history_bytes
             )
         except BROKEN as damage:
             self._fail(damage)
+            raise
         with suppress(OSError):  # without room there is nothing to keep free
             store.index.reserve()
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the background tasks."""
-        self._parts.index_check.start()
-        # All objects that exist now stay: the collector must not traverse them again.
-        gc.freeze()
-        # A request makes hardly any cycles: collecting as often as Python does cost 7 % (measured).
-        gc.set_threshold(_COLLECT_AFTER)
-        look_at_clock = self._parts.committer.look_at_clock
+        self._running.index_check.start()
+        look_at_clock = self._running.committer.look_at_clock
         self._tickers = [
             Ticker(loop, _TICK_S, self._ticked(), self._fail),
             Ticker(loop, _CLOCK_S, {"clock": look_at_clock}, self._fail),
@@ -206,26 +223,9 @@ class KvdServer:
             fail=self._fail,
         )
 
-    def _measured(self, *, recovery_s: float) -> Parts:
-        parts, monitoring = self._parts, self._monitoring
-        return Parts(
-            store=self._store,
-            committer=parts.committer,
-            hub=parts.hub,
-            keys=parts.keys,
-            stats=parts.stats,
-            http=parts.http,
-            housekeeping=parts.housekeeping,
-            health=monitoring.health,
-            clock=self._clock,
-            syncs=monitoring.syncs,
-            recovery_s=recovery_s,
-            stall_s=lambda: monitoring.stall_s,
-        )
-
     def _ticked(self) -> dict[str, Callable[[], object]]:
         """Return the tasks of each second, by name."""
-        parts = self._parts
+        parts = self._running
         return {
             "connections": parts.http.tick,
             "key space": parts.keys.tick,
@@ -248,8 +248,14 @@ class KvdServer:
     # Stop
 
     async def stop(self) -> None:
-        """Answer pending requests, end every watch, and close the store cleanly."""
-        parts = self._parts
+        """Answer pending requests, end every watch, and close the store cleanly.
+
+        After a failure nothing is answered, and nothing is marked as clean.
+        """
+        if self.failed is not None:
+            await self.abandon()
+            return
+        parts = self._running
         self._monitoring.health.set_stopping()
         parts.http.stop()
         for acceptor in self._acceptors:
@@ -259,22 +265,14 @@ class KvdServer:
         parts.committer.look_at_clock()  # the next start goes by what it finds
         await self._answer_all()
         await self._flush()
-        parts.committer.stop()
-        for ticker in self._tickers:
-            ticker.stop()
-        parts.housekeeping.stop()
-        parts.index_check.stop()
-        parts.credentials.close()
-        parts.keys.watches.close()
-        parts.sync.stop()
-        parts.log_writer.close()
+        self._release()
         self._store.close()
         self._monitoring.stop()
         log.info("stopped at index %d", self._store.applied.index)
 
     async def _answer_all(self) -> None:
         """Answer pending requests, and end every watch."""
-        parts = self._parts
+        parts = self._running
         await parts.authorizer.settle()
         await parts.committer.drain()
         parts.hub.end_all()
@@ -282,7 +280,7 @@ class KvdServer:
 
     async def _flush(self) -> None:
         """Send the last responses, as far as clients read them, and close the connections."""
-        connections = self._parts.http.connections
+        connections = self._running.http.connections
         began = time.monotonic()
         while connections and (waited_s := time.monotonic() - began) < _FLUSH_S:
             if waited_s > _LEAVE_S and not any(c.unsent_bytes for c in connections):
@@ -298,41 +296,61 @@ class KvdServer:
         error = context.get("exception")
         if isinstance(error, BROKEN):
             self._fail(error)
-        loop.default_exception_handler(context)
+        if self._host_handler is not None:
+            self._host_handler(loop, context)
+        else:
+            loop.default_exception_handler(context)
 
     def _fail(self, error: BaseException) -> None:
-        """End the process: what it holds in memory and what is on disk may differ now.
+        """End all service: what is in memory and what is on disk may differ now.
 
         No second attempt at a sync (it would succeed, and lie), no clean mark, no commit: the next
         start reads what the disk really holds.
         """
-        status = EXIT_BUG
-        if isinstance(error, BROKEN):
-            status = EXIT_TRY_AGAIN
-            log.critical("the index is damaged, stopping; the next start rebuilds it: %s", error)
-        elif isinstance(error, IndexRefused):
-            status = EXIT_IO
-            log.critical(
-                "the index could not be written though there is room, stopping; the log has all "
-                "that was acknowledged, the next start rebuilds the index: %s",
-                error,
-            )
-        elif isinstance(error, DirectoryLost):
-            # The path may lead to another directory now: nothing there is touched.
-            log.critical("%s; stopping at once, nothing more is acknowledged", error)
-            logging.shutdown()
-            os._exit(error.exit_status)
-        elif isinstance(error, OSError):
-            status = EXIT_IO
-            log.critical("the disk failed, stopping at once: %s", error)
-        else:
-            log.critical("stopping at once", exc_info=error)
-        with suppress(OSError):
-            self._store.index.distrust()
-        logging.shutdown()
-        os._exit(status)
+        if self.failed is not None:
+            return
+        self.failed = error
+        status = failures.report(error)
+        if not isinstance(error, DirectoryLost):  # the path may lead to another one now
+            with suppress(OSError):
+                self._store.index.distrust()
+        self._on_fatal(error, status)
+        # As a guest of another program the process goes on, and no answer may leave any more.
+        self._halt()
 
+    def _halt(self) -> None:
+        """Serve nothing any more, answer nothing, write nothing."""
+        if self._parts is None:
+            return
+        for acceptor in self._acceptors:
+            acceptor.close()
+        for ticker in self._tickers:
+            ticker.stop()
+        self._parts.committer.stop()
+        self._parts.index_check.stop()
+        self._parts.http.stop()
+        for connection in list(self._parts.http.connections):
+            connection.abort()
 
-def _new_ids(config: Config) -> NewIds | None:
-    token = config.cluster_token
-    return None if token is None else NewIds(*ids_of(config.peer_urls, token))
+    async def _give_up_start(self) -> None:
+        """Let go of everything after a start that has failed."""
+        if self._parts is not None:
+            await self.abandon()
+        elif self._is_open:
+            self._store.abandon()
+
+    async def abandon(self) -> None:
+        """End as `kill -9` does: nothing is answered, flushed or marked as clean."""
+        self._halt()
+        # Connections end in the next turn of the loop.
+        await asyncio.sleep(0)
+        self._release()
+        self._store.abandon()
+        self._monitoring.stop()
+
+    def _release(self) -> None:
+        """Stop the threads and timers, before the store is closed."""
+        for ticker in self._tickers:
+            ticker.stop()
+        asyncio.get_running_loop().set_exception_handler(self._host_handler)
+        self._running.release()

@@ -6,8 +6,10 @@ There is no logic here. `kvd.server` opens the store first, and starts and stops
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import tornado.web
@@ -40,12 +42,15 @@ from kvd.http.connection import Connection
 from kvd.http.server import HttpServer, Limits
 from kvd.limits.memory_budget import MemoryBudget
 from kvd.limits.turns import Turns
+from kvd.monitoring.prometheus import Parts
 from kvd.monitoring.routes import DEBUGGING, MONITORING, raft_status
+from kvd.monitoring.service import Monitoring
 from kvd.net.fd_limit import Files
 from kvd.net.listeners import own_hosts
 from kvd.storage.format.frame import Position
+from kvd.storage.format.identity import NewIds
 from kvd.storage.store import Store
-from kvd.v2.documents.members import Member
+from kvd.v2.documents.members import Member, ids_of
 
 Fail = Callable[[BaseException], None]
 
@@ -83,6 +88,16 @@ class ServerParts(NamedTuple):
     http: HttpServer
     connect: Callable[[], Connection]
     """Makes the protocol of a new connection."""
+
+    def release(self) -> None:
+        """End the threads and timers; the store can be closed then."""
+        self.committer.stop()
+        self.housekeeping.stop()
+        self.index_check.stop()
+        self.credentials.close()
+        self.keys.watches.close()
+        self.sync.stop()
+        self.log_writer.close()
 
 
 class _Core(NamedTuple):
@@ -275,3 +290,44 @@ def _connect(config: Config, http: HttpServer, keys: KeySpace) -> Callable[[], C
         compressing = LoggedGzipConnection if config.access_log else GzipConnection
         return partial(compressing, http, keys.gzip(config.gzip_min_bytes))
     return partial(LoggedConnection if config.access_log else Connection, http)
+
+
+def measured(
+    context: Context, parts: ServerParts, monitoring: Monitoring, recovery_s: float
+) -> Parts:
+    """Return what `/metrics` shows."""
+    return Parts(
+        store=context.store,
+        committer=parts.committer,
+        hub=parts.hub,
+        keys=parts.keys,
+        stats=parts.stats,
+        http=parts.http,
+        housekeeping=parts.housekeeping,
+        health=monitoring.health,
+        clock=context.clock,
+        syncs=monitoring.syncs,
+        recovery_s=recovery_s,
+        stall_s=lambda: monitoring.stall_s,
+    )
+
+
+def open_store(config: Config, watch_crashes: Callable[[Path], None] | None) -> Store:
+    """Open or create the store, as the settings say."""
+    return Store.open(
+        config.data_dir,
+        segment_bytes_max=config.wal_segment_bytes,
+        snapshots_kept=config.snapshots_kept or sys.maxsize,
+        rebuild_index=config.rebuild_index,
+        allow_network_fs=config.allow_network_fs,
+        new_ids=new_ids(config),
+        must_exist=config.must_exist,
+        wal_dir=config.wal_dir,
+        watch_crashes=watch_crashes,
+    )
+
+
+def new_ids(config: Config) -> NewIds | None:
+    """Return the ids of a store that is made: by the cluster token, random ones without."""
+    token = config.cluster_token
+    return None if token is None else NewIds(*ids_of(config.peer_urls, token))

@@ -395,6 +395,15 @@ class Store:
             finally:
                 self.directory.close()
 
+    def abandon(self) -> None:
+        """Close as `kill -9` does: nothing is synced, flushed or marked as clean."""
+        self.wal.abandon()
+        try:
+            self.state.end()
+            self.index.close(clean=False)
+        finally:
+            self.directory.close()
+
     def _flush_at_stop(self) -> bool:
         """Flush; return whether the index has it all: if not, the next start applies the rest."""
         try:

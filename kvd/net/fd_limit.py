@@ -34,6 +34,12 @@ class Files(NamedTuple):
         return self.connections_max - max(self.connections_max // 16, 1)
 
 
+def open_files_max() -> int:
+    """Return how many files the process may open now."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft if soft != resource.RLIM_INFINITY else _UNLIMITED
+
+
 def raise_limit() -> int:
     """Raise the soft limit of open files to the hard one; return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

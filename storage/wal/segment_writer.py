@@ -218,10 +218,14 @@ class SegmentWriter:
                 self._erase_dirty()
                 disk.sync_data(self._fd)
         finally:
-            self.give_up()
-            if self.has_segment:
-                os.close(self._fd)
-                self._fd = _NO_FILE
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close the segment as it is: the next start judges what it ends with."""
+        self.give_up()
+        if self.has_segment:
+            os.close(self._fd)
+            self._fd = _NO_FILE
 
     def _put(self, payload: bytes, first_index: int, count: int, flags: int) -> None:
         """Write one frame at the tail, over what refused writes left there; durable once synced."""

@@ -302,6 +302,11 @@ class Wal:
         finally:
             self._spare.close()
 
+    def abandon(self) -> None:
+        """Close the files as they are, as the end of the process would."""
+        self.writer.abandon()
+        self._spare.close()
+
     # The rest runs in `begin` and `_append` only.
 
     def _append(self, payload: bytes, first_index: int, count: int, flags: int) -> None:

@@ -1,0 +1,173 @@
+"""kvd/embedded.py: a server inside another program, which it leaves as it was."""
+
+import asyncio
+import gc
+import logging
+import os
+import resource
+import signal
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+import kvd
+from kvd.client import Client, OutcomeUnknown
+from kvd.net.listeners import AddressUnavailable
+from kvd.storage import failpoints
+from kvd.storage.errors import StorageError
+from tests.support.server import PATIENCE_S
+
+SMALL = {"wal_segment_bytes": 1 << 20}
+
+
+def test_it_serves_from_a_thread_and_keeps_its_data(tmp_path):
+    with kvd.Server(tmp_path, **SMALL) as server, Client(server.url) as client:
+        assert server.durable
+        client.set("/a", "1")
+    with kvd.Server(tmp_path, **SMALL) as server, Client(server.url) as client:
+        assert client.get("/a").value == "1"
+        assert server.data_dir == tmp_path
+
+
+def test_in_memory_nothing_is_kept(caplog):
+    with kvd.Server(memory=True, **SMALL) as server, Client(server.url) as client:
+        assert not server.durable
+        client.set("/a", "1")
+        directory = server.data_dir
+        assert directory.is_dir()
+    assert not directory.exists()
+    assert "in memory: nothing is kept" in caplog.text
+    with pytest.raises(RuntimeError):
+        server.url  # noqa: B018 -- it raises
+
+
+def test_it_serves_on_the_loop_of_its_host():
+    async def host():
+        seen = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: seen.append(context))
+        handler = loop.get_exception_handler()
+        async with kvd.Server(memory=True, **SMALL) as server:
+            async with kvd.AsyncClient(server.url) as client:
+                await client.set("/a", "1")
+                value = (await client.get("/a")).value
+            loop.call_exception_handler({"message": "the host's own"})
+        assert loop.get_exception_handler() is handler
+        return value, [context["message"] for context in seen]
+
+    assert asyncio.run(host()) == ("1", ["the host's own"])
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def state_of_the_process():
+    return {
+        "collector": (gc.get_threshold(), gc.get_freeze_count(), gc.isenabled()),
+        "signals": [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)],
+        "limit": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "root": (logging.getLogger().level, list(logging.getLogger().handlers)),
+        "threads": {thread.name for thread in threading.enumerate()},
+        "files": open_files(),
+    }
+
+
+def test_many_of_them_leave_the_process_as_it_was():
+    with kvd.Server(memory=True, **SMALL):
+        pass  # what is loaded once
+    before = state_of_the_process()
+    servers = [kvd.Server(memory=True, **SMALL).start() for _ in range(4)]
+    try:
+        for number, server in enumerate(servers):
+            with Client(server.url) as client:
+                client.set("/a", str(number))
+                client._run(
+                    client._operations.call(
+                        "PUT",
+                        "/config/local/log",
+                        body=b'{"Level":"DEBUG"}',
+                        content_type="application/json",
+                    )
+                )
+        for number, server in enumerate(servers):
+            with Client(server.url) as client:
+                assert client.get("/a").value == str(number)
+    finally:
+        for server in servers:
+            server.stop()
+        logging.getLogger("kvd").setLevel(logging.NOTSET)
+    assert state_of_the_process() == before
+
+
+def test_what_is_wrong_is_said_by_name(tmp_path):
+    with pytest.raises(TypeError, match="no flag 'colour'"):
+        kvd.Server(tmp_path, colour="red")
+    with pytest.raises(ValueError, match="--event-history-limit"):
+        kvd.Server(tmp_path, event_history_limit="many")
+    with pytest.raises(TypeError):
+        kvd.Server()
+    with kvd.Server(tmp_path, **SMALL) as server:
+        with pytest.raises(RuntimeError, match="already"):
+            server.start()
+        with pytest.raises(StorageError, match="in use by process"):
+            kvd.Server(tmp_path).start()
+    files = open_files()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(AddressUnavailable):
+            kvd.Server(tmp_path, listen=url).start()
+    assert open_files() == files
+    # Nothing is left behind: it starts.
+    with kvd.Server(tmp_path, **SMALL):
+        pass
+
+
+def test_a_failing_disk_ends_the_guest_and_not_its_host(tmp_path):
+    server = kvd.Server(tmp_path, **SMALL).start()
+    with Client(server.url) as client:
+        client.set("/a", "1")
+        failpoints.arm([failpoints.parse("walBeforeSync=error")])
+        try:
+            with pytest.raises(OutcomeUnknown):
+                client.set("/a", "2")
+        finally:
+            failpoints.arm([])
+    assert isinstance(server.failed, OSError)
+    with pytest.raises(OSError, match="Input/output"):
+        server.url  # noqa: B018 -- it raises
+    with pytest.raises(OSError, match="Input/output"):
+        server.stop()
+    with kvd.Server(tmp_path, **SMALL) as again, Client(again.url) as client:
+        assert client.get("/a").value in ("1", "2")
+
+
+def test_after_a_crash_everything_acknowledged_is_there(tmp_path):
+    server = kvd.Server(tmp_path, **SMALL).start()
+    with Client(server.url) as client, client.watch("/none") as watch:
+        waiter = threading.Thread(target=lambda: list(watch))
+        waiter.start()
+        for number in range(50):
+            client.set(f"/k{number}", str(number))
+        server.crash()
+        watch.close()
+        waiter.join(PATIENCE_S)
+    with kvd.Server(tmp_path, **SMALL) as again, Client(again.url) as client:
+        assert {node.value for node in client.ls("/")} == {str(n) for n in range(50)}
+
+
+def test_after_a_fork_it_belongs_to_the_parent():
+    with kvd.Server(memory=True, **SMALL) as server:
+        child = os.fork()
+        if child == 0:
+            try:
+                server.stop()
+            except RuntimeError:
+                os._exit(7)
+            os._exit(1)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 7
+        with Client(server.url) as client:
+            client.set("/a", "1")
