@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from bench.cost.in_process import Inside, in_memory
 from bench.load.servers import CHECKOUT
 from bench.load.wire import is_complete, render
+from kvd.storage import aio
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -42,6 +43,7 @@ GOLDEN_REQUESTS = {"PUT": "PUT /v2/keys/a", "GET": "GET /v2/keys/a"}
 
 _RUNS_BEFORE = 6
 _RUNS = 41
+_SYNC_WAIT_S = 0.9
 _VALUE = "x" * 100
 _PRODUCT = f"{CHECKOUT / 'kvd'}/"
 _STORAGE = "kvd/storage/"
@@ -139,6 +141,8 @@ def trace(method: str, path: str, value: str = _VALUE) -> Trace:
 
     The key of a GET and of a DELETE is written before each of their runs.
     """
+    # On a busy machine, too, the loop waits for each sync to its end.
+    aio.WAIT_S = aio.BRIEFLY_S = _SYNC_WAIT_S
     recorder = _Recorder()
     body = f"value={value}".encode() if method in ("PUT", "POST") else b""
     request = render(method, path, body)
