@@ -68,3 +68,34 @@ class Clock:
             return None
         found_ns = wall_ns - self.at(before_ns)
         return found_ns if abs(found_ns - offset_ns) >= STEP_NS else None
+
+
+class ClockSteps:
+    """Steps of the machine's clock, from when they are found until they are logged.
+
+    Attributes:
+        offset_ns: The offset to be logged; None without a step.
+    """
+
+    def __init__(self, clock: Clock, logged_ns: int) -> None:
+        self.offset_ns: int | None = None
+        self._clock = clock
+        self._told_ns = logged_ns
+
+    def look(self, logged_ns: int) -> None:
+        """Compare the machine's clock with the offset that is logged."""
+        if logged_ns != self._told_ns:
+            log.warning(
+                "the system's clock was stepped by %.1f s: keys live as long as before, their "
+                "expirations are shown by the new time",
+                (logged_ns - self._told_ns) / 1e9,
+            )
+            self._told_ns = logged_ns
+        self.offset_ns = self._clock.stepped_to(logged_ns)
+
+    def take(self, logged_ns: int) -> int | None:
+        """Return the offset to be logged, if any: none, if that was done since it was found."""
+        offset_ns, self.offset_ns = self.offset_ns, None
+        if offset_ns is None or abs(offset_ns - logged_ns) < STEP_NS:
+            return None
+        return offset_ns

@@ -23,35 +23,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Sized
-from functools import partial
 from time import monotonic
 from typing import Protocol
 
-from kvd.core.batch.decider import Decider
-from kvd.core.batch.documents import decide_documents
-from kvd.core.batch.expirations import EXPIRED_MAX, EXPIRED_WITH_COMMANDS_MAX, Expirations
-from kvd.core.batch.limits import BatchLimits
+from kvd.core.batch.composer import Composer
 from kvd.core.batch.responses import Responses
-from kvd.core.batch.round import AllDone, Done, Queued, Round, Tell, counted, tell_one
-from kvd.core.clock import STEP_NS, Clock
+from kvd.core.batch.round import AllDone, Done, Round, Tell
+from kvd.core.clock import Clock
 from kvd.core.disk_space import DiskSpace
 from kvd.core.expiry_timer import ExpiryTimer
 from kvd.core.flusher import Flusher
 from kvd.core.histogram import Noted
+from kvd.core.log_writer import Heartbeats
 from kvd.core.stats import StoreStats
 from kvd.core.watch.hub import Hub
 from kvd.core.worker_thread import SyncThread
 from kvd.limits.turns import Turns
 from kvd.storage.errors import LogFull
 from kvd.storage.format.frame import Position
-from kvd.storage.format.records import ClockOffset, Record, encode_record
 from kvd.storage.index.history import LateEvent
 from kvd.storage.index.pending import Pending
 from kvd.storage.store import Store
 from kvd.v2.commands import Command, Transaction
-from kvd.v2.documents.decision import Decide, Replied, Reply
+from kvd.v2.documents.decision import Decide, Replied
 from kvd.v2.errors import RAFT_INTERNAL, ApiError, RouteError
 
 log = logging.getLogger(__name__)
@@ -78,6 +73,7 @@ class Committer:
     Attributes:
         batch_s: How long batches took, from the queueing of the first command to the answers.
         batch_records: How many records batches had that went to the log.
+        responses: What it counts of those that are late, or not logged.
         expiry_timer: Its `overdue_at` says when something that has ended may still be there.
     """
 
@@ -112,30 +108,19 @@ class Committer:
         self.on_entries: Callable[[], None] = lambda: None
         """Called when documents may have changed, before the responses to that."""
         self._slow_s = slow_s
-        self._responses = Responses(stats)
-        self.tell: Tell = self._responses.tell
+        self.responses = Responses(stats)
+        self.tell: Tell = self.responses.tell
         """Responds to the commands of a committed batch, with its events and the seconds it took;
         returns how many of them succeeded."""
-        # Each command with the clock's `raw_ns` when it came: what had ended by then is not there.
-        self._queue: deque[Queued] = deque()
-        self._raw_ns = clock.raw_ns
-        self._documents: deque[tuple[Decide, Replied]] = deque()
-        self._clock_offset_ns: int | None = None
-        self._told_offset_ns = store.applied.clock_offset_ns
         self._space = DiskSpace(store)
-        self._limits = BatchLimits(self._wal.max_payload, self._space)
-        self._expirations = Expirations(clock, self._limits, hub)
-        self._decide = Decider(
-            self._queue,
-            wal=self._wal,
-            clock=clock,
-            limits=self._limits,
-            expirations=self._expirations,
-        ).decide
+        self._composer = composer = Composer(store, clock=clock, space=self._space, hub=hub)
+        self._compose, self._steps = composer.compose, composer.steps
+        self._queue, self._documents = composer.queue, composer.documents
+        self._raw_ns = clock.raw_ns
         self.flusher = Flusher(
             store, sync, loop, on_fatal=on_fatal, on_flush=self._flushed, on_room=self._schedule
         )
-        self._beaten = self._wal.position
+        self._heartbeats = Heartbeats(store, sync, self._space, on_fatal)
         # The batch in flight to the disk, if any.
         self._round: Round | None = None
         # Whether no batch is due or under way, so that one may be scheduled.
@@ -169,38 +154,15 @@ class Committer:
 
     def look_at_clock(self) -> None:
         """Log the offset of the machine's clock if that was stepped; call it now and then."""
-        logged_ns = self._store.applied.clock_offset_ns
-        if logged_ns != self._told_offset_ns:
-            log.warning(
-                "the system's clock was stepped by %.1f s: keys live as long as before, their "
-                "expirations are shown by the new time",
-                (logged_ns - self._told_offset_ns) / 1e9,
-            )
-            self._told_offset_ns = logged_ns
-        self._clock_offset_ns = self._clock.stepped_to(logged_ns)
+        self._composer.steps.look(self._store.applied.clock_offset_ns)
         # Without room it goes along with the next batch that finds some.
-        if self._has_step:
+        if self._composer.has_step:
             self._schedule()
-
-    @property
-    def _has_step(self) -> bool:
-        """Whether a step of the machine's clock is to be logged now."""
-        return self._clock_offset_ns is not None and self._space.refusal is None
 
     @property
     def syncing_s(self) -> float:
         """The seconds for which the batch in flight has been there; 0 if there is none."""
         return 0.0 if self._round is None else (self._clock.now_ns() - self._round.time_ns) / 1e9
-
-    @property
-    def aborted(self) -> int:
-        """The number of batches that were not logged, for want of room."""
-        return self._responses.aborted
-
-    @property
-    def slow(self) -> int:
-        """The number of commands that were answered late."""
-        return self._responses.slow
 
     @property
     def no_room(self) -> str:
@@ -209,14 +171,9 @@ class Committer:
         return refusal.cause.decode() if refusal is not None else ""
 
     @property
-    def index_waits(self) -> bool:
-        """Whether changes that are durable wait for room in the index."""
-        return self.flusher.waits
-
-    @property
     def waiting(self) -> int:
         """The number of queued commands."""
-        return len(self._queue) + len(self._documents)
+        return self._composer.waiting
 
     def fail(self, error: BaseException) -> None:
         """End the process, on damage that a reader has met."""
@@ -235,20 +192,14 @@ class Committer:
             return
         if self.expiry_timer.is_overdue:
             self._schedule()
-        position = self._wal.position
         if self._space.refusal is not None:
             self._schedule()  # the next batch, even an empty one, asks the disk
-        elif position != self._beaten or self._wal.refusal is not None:
-            # Behind this job the thread also tries again to prepare the next segment.
-            self._beaten = position
-            self._sync.run(
-                self._store.heartbeat,
-                lambda outcome: self._step(partial(self._beat, outcome)),
-            )
+        else:
+            self._heartbeats.beat_if_idle()
 
     async def drain(self) -> None:
         """Wait until every queued command has been answered."""
-        while not self._is_free or self._queue or self._documents or self._has_step:
+        while not self._is_free or self._queue or self._documents or self._composer.has_step:
             await self._batch_end()
 
     async def settle(self) -> None:
@@ -286,88 +237,30 @@ class Committer:
             if self._space.refusal is None or self._store.is_low_on_space():
                 self._begin_batch()
             else:
-                self._sync.run(
-                    partial(self._store.heartbeat, probe=True),
-                    lambda outcome: self._step(partial(self._probed, outcome)),
-                )
+                self._heartbeats.probe(self._begin_batch)
         except BaseException as error:  # noqa: BLE001 -- a bug or damage: nothing may go on
             self._on_fatal(error)
-
-    def _step(self, step: Callable[[], object]) -> None:
-        """Run what follows on a job of the sync thread."""
-        try:
-            step()
-        except BaseException as error:  # noqa: BLE001 -- as above
-            self._on_fatal(error)
-
-    def _probed(self, outcome: Position | BaseException) -> None:
-        if self._beat(outcome):
-            self._space.leave()
-        self._begin_batch()
-
-    def _beat(self, outcome: Position | BaseException) -> bool:
-        """Take note of a heartbeat's outcome; return whether it was written."""
-        if isinstance(outcome, LogFull):
-            self._space.enter(outcome)
-            return False
-        if isinstance(outcome, BaseException):
-            raise outcome
-        return True
 
     def _begin_batch(self) -> None:
         if self.flusher.holds and self._state.is_full:
             # It begins when the index has taken what is beyond it.
             self._is_free = not self._stopped
             if self.flusher.refusal is not None:
-                self._refuse_queue(str(self.flusher.refusal))
+                # The index has no room, and nothing done here makes any.
+                self._composer.refuse_all(str(self.flusher.refusal), self._stats)
+                self._next(committed=False)
             return
-        queue = self._queue
-        pending = Pending(self._state)
-        time_ns = self._clock.now_ns()
-        round_ = Round(pending, time_ns, queue[0][2] if queue else self._raw_ns())
-        records: list[bytes] = []
-        if self._clock_offset_ns is not None or self._store.unlogged_start:
-            records = self._log_state(round_)
-        left = EXPIRED_WITH_COMMANDS_MAX if queue else EXPIRED_MAX
-        if 0 < pending.due_ns <= time_ns:
-            # A command that came before a key's end finds it, however long it has waited.
-            until_ns = self._clock.at(queue[0][2]) if queue else time_ns
-            records += self._expirations.expire(round_, until_ns, left)
-            left -= len(records)
-        if self._documents:
-            size = sum(map(len, records))
-            records += decide_documents(round_, self._documents, size, self._limits)
-        if queue:
-            self._decide(round_, records, left)
+        round_, records = self._compose()
+        pending = round_.pending
         if not records:
             pending.end()
             self._finish(round_)
             return
         self._round = round_
-        self._store.encode(pending, records, time_ns)
+        self._store.encode(pending, records, round_.time_ns)
         self._append(pending, self._appended)
         if self._state.wants_flush:
             self.flusher.beside_batch()
-
-    def _log_state(self, round_: Round) -> list[bytes]:
-        """Log what the start of the server had no room for, if there is now, and a clock step.
-
-        They are the first records of the batch.
-        """
-        records: list[Record] = []
-        if self._space.refusal is None:
-            records += self._store.unlogged_start
-            round_.pays = True
-        offset_ns, self._clock_offset_ns = self._clock_offset_ns, None
-        # It may have been found while the batch that logs it was in flight.
-        if (
-            offset_ns is not None
-            and abs(offset_ns - round_.pending.base.clock_offset_ns) >= STEP_NS
-        ):
-            records.append(ClockOffset(offset_ns))
-        for record in records:
-            round_.pending.apply(record, round_.time_ns)
-        return [encode_record(record) for record in records]
 
     def _appended(self, outcome: Position | BaseException) -> None:
         try:
@@ -420,23 +313,16 @@ class Committer:
         if told != len(events):
             self._stats.expirations += len(events) - told
         if round_.replies:
-            self._reply(round_)
+            self.responses.reply(round_, self.on_entries)
         self.batch_s.note(took)
         if took > self._slow_s:
-            self._responses.note_slow(len(round_.answers), took)
+            self.responses.note_slow(len(round_.answers), took)
         self._next()
         if self._state.has_garbage:
             self.flusher.free()
 
-    def _reply(self, round_: Round) -> None:
-        """Respond to changes of documents."""
-        if any(isinstance(reply, Reply) for _, reply in round_.replies):
-            self.on_entries()
-        for replied, reply in round_.replies:
-            tell_one(replied, reply)
-
     def _refuse(self, round_: Round, refusal: ApiError) -> None:
-        self._responses.abort(round_, refusal)
+        self.responses.abort(round_, refusal)
         # An expiry that found no room tries again, but not at once.
         self._loop.call_later(_RETRY_S, self.expiry_timer.arm)
         self._next(committed=False)
@@ -450,17 +336,6 @@ class Committer:
         self.batch_records.fold()
         self._stats.fold()
 
-    def _refuse_queue(self, reason: str) -> None:
-        """Refuse all that is queued: the index has no room, and nothing done here makes any."""
-        refusal = ApiError(RAFT_INTERNAL, reason.encode())
-        while self._queue:
-            command, done, _ = self._queue.popleft()
-            self._stats.refused(counted(command), refusal)
-            tell_one(done, refusal)
-        while self._documents:
-            tell_one(self._documents.popleft()[1], RouteError(500, reason))
-        self._next(committed=False)
-
     def _next(self, *, committed: bool = True) -> None:
         if self._ends:
             ends, self._ends = self._ends, []
@@ -468,7 +343,11 @@ class Committer:
                 if not end.done():
                     end.set_result(committed)
         self._is_free = not self._stopped
-        if self._queue or self._documents or (self._clock_offset_ns is not None and self._has_step):
+        if (
+            self._queue
+            or self._documents
+            or (self._steps.offset_ns is not None and self._composer.has_step)
+        ):
             self._schedule()
         else:
             self._turns.calm()

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
 
+from kvd.core.disk_space import DiskSpace
 from kvd.core.worker_thread import SyncThread
 from kvd.storage.aio import DataSync
 from kvd.storage.errors import LogFull
@@ -160,6 +161,62 @@ class LogWriter:
         except OSError as error:
             outcome = error
         done(outcome)
+
+
+class Heartbeats:
+    """Writes heartbeat frames, on the sync thread.
+
+    A heartbeat gives the last frame a successor, which tells damage to that frame from a write that
+    never finished. Where there was no room, one that is written says that there is some again.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        sync: SyncThread[Position],
+        space: DiskSpace,
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        self._store = store
+        self._sync = sync
+        self._space = space
+        self._on_fatal = on_fatal
+        self._beaten = store.wal.position
+
+    def beat_if_idle(self) -> None:
+        """Write one if frames have come since the last."""
+        position = self._store.wal.position
+        if position != self._beaten or self._store.wal.refusal is not None:
+            # Behind this job the thread also tries again to prepare the next segment.
+            self._beaten = position
+            self._sync.run(self._store.heartbeat, partial(self._step, self._note))
+
+    def probe(self, then: Callable[[], None]) -> None:
+        """Find out by one whether there is room again; then go on."""
+        job = partial(self._store.heartbeat, probe=True)
+        self._sync.run(job, partial(self._step, partial(self._probed, then)))
+
+    def _step(
+        self, step: Callable[[Position | BaseException], object], outcome: Position | BaseException
+    ) -> None:
+        try:
+            step(outcome)
+        except BaseException as error:  # noqa: BLE001 -- a bug or damage: nothing may go on
+            self._on_fatal(error)
+
+    def _probed(self, then: Callable[[], None], outcome: Position | BaseException) -> None:
+        if self._note(outcome):
+            self._space.leave()
+        then()
+
+    def _note(self, outcome: Position | BaseException) -> bool:
+        """Take note of a heartbeat's outcome; return whether it was written."""
+        if isinstance(outcome, LogFull):
+            self._space.enter(outcome)
+            return False
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return True
 
 
 def _ignore(outcome: Position | BaseException) -> None:

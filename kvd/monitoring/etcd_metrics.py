@@ -77,9 +77,11 @@ class EtcdCollector(Collector):
             yield gauge(f"etcd_server_proposals_{name}_total", f"Log records {name}", applied.pos)
         yield gauge("etcd_server_proposals_pending", "Commands queued", committer.waiting)
         yield counter(
-            "etcd_server_proposals_failed", "Batches that could not be logged", committer.aborted
+            "etcd_server_proposals_failed",
+            "Batches that could not be logged",
+            committer.responses.aborted,
         )
-        yield counter("etcd_server_slow_apply", "Commands answered late", committer.slow)
+        yield counter("etcd_server_slow_apply", "Commands answered late", committer.responses.slow)
         yield counter(
             "etcd_server_slow_read_indexes",
             "Listings answered late",

@@ -85,5 +85,5 @@ class Health:
         return f"a sync has been taking {waited:.0f} s" if waited > _SYNC_S_MAX else ""
 
     def _index_problem(self) -> str:
-        waits = self._committer is not None and self._committer.index_waits
+        waits = self._committer is not None and self._committer.flusher.waits
         return "changes wait in memory for room in the index" if waits else ""

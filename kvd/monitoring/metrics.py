@@ -137,7 +137,7 @@ class KvdCollector(Collector):
         yield counter(
             "kvd_slow_requests",
             "Requests answered late",
-            committer.slow + parts.keys.reads.large.slow,
+            committer.responses.slow + parts.keys.reads.large.slow,
         )
 
     def _files(self) -> Iterable[Metric]:

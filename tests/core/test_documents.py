@@ -137,11 +137,11 @@ async def test_entries_that_the_index_refuses_wait_in_memory(tmp_path, monkeypat
             outcomes = await asyncio.wait_for(asyncio.gather(*futures), PATIENCE_S)
             assert {told(outcome) for outcome in outcomes} == {(200, b"")}
             engine.committer.tick()
-            assert engine.committer.index_waits
+            assert engine.committer.flusher.waits
             assert engine.document("1") == b"d" * 500
             names = [entry.name for entry in engine.store.view.entries("user")]
             assert names == sorted([*(str(i) for i in range(50)), "old"])
-        await until(lambda: not engine.committer.index_waits)
+        await until(lambda: not engine.committer.flusher.waits)
         assert len(engine.store.view.entries("user")) == 51
         held = digest(engine.store)
     assert len(caplog.records) == 2

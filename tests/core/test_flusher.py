@@ -112,11 +112,11 @@ async def test_what_the_index_refuses_on_the_thread_is_tried_again(tmp_path, mon
         commit = Commit(monkeypatch)
         commit.errors = [lmdb.DiskError("no room"), lmdb.DiskError("no room")]
         await engine.run(Set(b"/a", MUCH))
-        await until(lambda: engine.committer.index_waits)
+        await until(lambda: engine.committer.flusher.waits)
         assert engine.names(b"/") == [b"a"]
         (event,) = await engine.run(Set(b"/b", b"1"))
         assert event.change.index == 3
-        assert not engine.committer.index_waits
+        assert not engine.committer.flusher.waits
         assert [record.getMessage()[:30] for record in caplog.records] == [
             "changes wait in memory, the in", "the index has taken the change",
         ]  # fmt: skip

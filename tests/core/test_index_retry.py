@@ -38,7 +38,7 @@ async def test_what_the_index_refuses_waits_in_memory_and_is_served(tmp_path, mo
             outcomes = await engine.run(*(Set(b"/more/" + name, b"v" * 100) for name in more))
             assert [outcome.change.index for outcome in outcomes] == list(range(302, 500))
             await engine.run(Set(b"/0", b"later"), Delete(b"/1"))
-            assert engine.committer.index_waits
+            assert engine.committer.flusher.waits
             # Now it is too much, and the next batch waits.
             futures = engine.submit(Set(b"/0", b"last"), Delete(b"/nothing"))
             for _ in range(3):
@@ -61,7 +61,7 @@ async def test_what_the_index_refuses_waits_in_memory_and_is_served(tmp_path, mo
         assert [record.getMessage()[:30] for record in caplog.records] == [
             "changes wait in memory, the in", "the index has taken the change",
         ]  # fmt: skip
-        assert not engine.committer.index_waits
+        assert not engine.committer.flusher.waits
         assert engine.failures == []
         held = digest(engine.store)
     store = open_store(path, rebuild_index=True)
@@ -101,7 +101,7 @@ async def test_a_full_map_refuses_what_is_too_much_to_wait_in_memory(tmp_path, m
     async with started(tmp_path / "data", segment_bytes_max=8 << 20) as engine:
         for key, value in ((b"/0", b"v" * (2 << 20)), (b"/a", b"1"), (b"/1", b"v" * (2 << 20))):
             await engine.run(Set(key, value))
-        assert engine.committer.index_waits
+        assert engine.committer.flusher.waits
         before = engine.store.applied
         outcomes = await engine.run(Set(b"/a", b"2"), Delete(b"/nothing"))
         assert [error(outcome)[::2] for outcome in outcomes] == [(300, 0)] * 2
@@ -138,7 +138,7 @@ async def test_what_cannot_be_freed_now_is_freed_later(tmp_path, monkeypatch):
         assert engine.failures == []
         engine.store.full = False
         await engine.run(Set(b"/a", b"1"))
-        await until(lambda: not engine.committer.index_waits)
+        await until(lambda: not engine.committer.flusher.waits)
         engine.committer.tick()
         await until(lambda: not engine.store.state.has_garbage)
         assert engine.value(b"/a") == b"1"

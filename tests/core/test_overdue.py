@@ -139,7 +139,7 @@ async def test_commands_find_what_they_would_if_all_had_expired_first(tmp_path, 
     """Random commands on two stores: one expires all that is due first, one a key a batch."""
     outcomes, trees = [], []
     for most, children in ((1 << 30, 1 << 30), (1, 2)):
-        monkeypatch.setattr("kvd.core.committer.EXPIRED_WITH_COMMANDS_MAX", most)
+        monkeypatch.setattr("kvd.core.batch.composer.EXPIRED_WITH_COMMANDS_MAX", most)
         monkeypatch.setattr("kvd.core.batch.expirations._ENDED_CHILDREN_MAX", children)
         dice = Random(seed)
         found = []

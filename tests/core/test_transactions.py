@@ -176,7 +176,7 @@ async def test_each_is_counted_also_when_all_are_refused_for_want_of_memory(tmp_
     async with started(tmp_path / "data", segment_bytes_max=8 * MIB) as engine:
         for n in range(2):
             await engine.run(Set(b"/%d" % n, b"v" * (2 * MIB)))
-        assert engine.committer.index_waits
+        assert engine.committer.flusher.waits
         (outcome,) = await run(engine, of(Set(b"/a", b"")))
         assert error(outcome)[::2] == (300, 0)
         assert engine.value(b"/a") is None

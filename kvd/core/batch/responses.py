@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from kvd.core.batch.round import Answers, Round, tell_one
 from kvd.core.stats import StoreStats
 from kvd.logs import SLOW_QUIET_S, RateLimit
 from kvd.storage.format.event import Event
 from kvd.storage.index.history import LateEvent
+from kvd.v2.documents.decision import Reply
 from kvd.v2.errors import ApiError
 
 log = logging.getLogger(__name__)
@@ -60,3 +62,10 @@ class Responses:
                 took,
                 self._warnings.suppressed(),
             )
+
+    def reply(self, round_: Round, on_documents: Callable[[], None]) -> None:
+        """Respond to changes of documents, after `on_documents` if any was made."""
+        if any(isinstance(reply, Reply) for _, reply in round_.replies):
+            on_documents()
+        for replied, reply in round_.replies:
+            tell_one(replied, reply)

@@ -1,0 +1,109 @@
+"""Composer of batches: queued work becomes the records of one frame.
+
+The order in a batch: what the start had no room for, a step of the clock, expirations, changes of
+documents, commands.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from kvd.core.batch.decider import Decider
+from kvd.core.batch.documents import decide_documents
+from kvd.core.batch.expirations import EXPIRED_MAX, EXPIRED_WITH_COMMANDS_MAX, Expirations
+from kvd.core.batch.limits import BatchLimits
+from kvd.core.batch.round import Queued, Round, counted, tell_one
+from kvd.core.clock import Clock, ClockSteps
+from kvd.core.disk_space import DiskSpace
+from kvd.core.stats import StoreStats
+from kvd.core.watch.hub import Hub
+from kvd.storage.format.records import ClockOffset, Record, encode_record
+from kvd.storage.index.pending import Pending
+from kvd.storage.store import Store
+from kvd.v2.documents.decision import Decide, Replied
+from kvd.v2.errors import RAFT_INTERNAL, ApiError, RouteError
+
+
+class Composer:
+    """Queues work, and composes batches of it.
+
+    Attributes:
+        queue: Commands, each with the clock's `raw_ns` when it was queued: keys that had ended by
+            then do not exist for it.
+        documents: Changes of documents.
+        steps: Steps of the machine's clock.
+    """
+
+    def __init__(self, store: Store, *, clock: Clock, space: DiskSpace, hub: Hub) -> None:
+        self.queue: deque[Queued] = deque()
+        self.documents: deque[tuple[Decide, Replied]] = deque()
+        self.steps = ClockSteps(clock, store.applied.clock_offset_ns)
+        self._store = store
+        self._state = store.state
+        self._clock = clock
+        self._raw_ns = clock.raw_ns
+        self._space = space
+        self._limits = BatchLimits(store.wal.max_payload, space)
+        self._expirations = Expirations(clock, self._limits, hub)
+        self._decide = Decider(
+            self.queue,
+            wal=store.wal,
+            clock=clock,
+            limits=self._limits,
+            expirations=self._expirations,
+        ).decide
+
+    @property
+    def waiting(self) -> int:
+        """The number of queued commands and documents."""
+        return len(self.queue) + len(self.documents)
+
+    @property
+    def has_step(self) -> bool:
+        """Whether a step of the machine's clock is to be logged now."""
+        return self.steps.offset_ns is not None and self._space.refusal is None
+
+    def compose(self) -> tuple[Round, list[bytes]]:
+        """Return a batch of what is queued, and its records: none, if it changes nothing."""
+        queue = self.queue
+        pending = Pending(self._state)
+        time_ns = self._clock.now_ns()
+        round_ = Round(pending, time_ns, queue[0][2] if queue else self._raw_ns())
+        records: list[bytes] = []
+        if self.steps.offset_ns is not None or self._store.unlogged_start:
+            records = self._log_state(round_)
+        left = EXPIRED_WITH_COMMANDS_MAX if queue else EXPIRED_MAX
+        if 0 < pending.due_ns <= time_ns:
+            # A command that came before a key's end finds it, however long it has waited.
+            until_ns = self._clock.at(queue[0][2]) if queue else time_ns
+            records += self._expirations.expire(round_, until_ns, left)
+            left -= len(records)
+        if self.documents:
+            size = sum(map(len, records))
+            records += decide_documents(round_, self.documents, size, self._limits)
+        if queue:
+            self._decide(round_, records, left)
+        return round_, records
+
+    def _log_state(self, round_: Round) -> list[bytes]:
+        """Log what the start of the server had no room for, if there is now, and a clock step."""
+        records: list[Record] = []
+        if self._space.refusal is None:
+            records += self._store.unlogged_start
+            round_.pays = True
+        offset_ns = self.steps.take(round_.pending.base.clock_offset_ns)
+        if offset_ns is not None:
+            records.append(ClockOffset(offset_ns))
+        for record in records:
+            round_.pending.apply(record, round_.time_ns)
+        return [encode_record(record) for record in records]
+
+    def refuse_all(self, reason: str, stats: StoreStats) -> None:
+        """Refuse all that is queued."""
+        refusal = ApiError(RAFT_INTERNAL, reason.encode())
+        while self.queue:
+            command, done, _ = self.queue.popleft()
+            stats.refused(counted(command), refusal)
+            tell_one(done, refusal)
+        while self.documents:
+            tell_one(self.documents.popleft()[1], RouteError(500, reason))
