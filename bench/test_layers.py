@@ -174,8 +174,8 @@ def write(store: Store, commands: list[Command]) -> None:
         change = decide(txn, command, txn.index + 1, NOW_NS)
         records.append(encode_record(change))
         txn.apply(change, NOW_NS, records[-1])
-    store.encode(txn, records, NOW_NS)
-    store.state.merge(txn, store.append(txn))
+    store.journal.encode(txn, records, NOW_NS)
+    store.state.merge(txn, store.journal.append(txn))
 
 
 @pytest.mark.benchmark(group="3 a command to a change")

@@ -29,7 +29,7 @@ from kvd.storage.errors import LogMissing
 from kvd.storage.format.applied import Applied
 from kvd.storage.index import reuse
 from kvd.storage.index.reuse import CLEAN, CLEAN_STOP, MARKS, RUNNING
-from kvd.storage.index.state import BEHIND_FACTOR, FLUSH_RECORDS
+from kvd.storage.index.unflushed import BEHIND_FACTOR, FLUSH_RECORDS
 from kvd.storage.snapshot import directory
 from kvd.storage.wal.segments import Frame, Segment
 

@@ -4,16 +4,16 @@ The order of a write, which `kvd.core.committer` keeps and this module serves:
 
     pending = store.begin()                     invisible
     pending.apply(...)                        once per record
-    store.encode(pending, records, time_ns)     as the payload of a frame
-    position = store.append(pending)            durable on return; on the sync thread
+    store.journal.encode(pending, records, time_ns)    as the payload of a frame
+    position = store.journal.append(pending)    durable on return; on the sync thread
     store.state.merge(pending, position)        visible, in memory; on the thread that began
     store.flush()                               in the index; some hundred changes later
 
 How it is opened is in recovery.py.
 
 Invariants: the index is never ahead of the log, see index/state.py. `applied` is written in the
-transaction whose effects it counts. Sequence, chain and
-position of each payload must follow those of the one before it: another history is refused.
+transaction whose effects it counts. Sequence, chain and position of each payload must follow those
+of the one before it: another history is refused.
 """
 
 from __future__ import annotations
@@ -29,23 +29,15 @@ from kvd.storage.errors import LogFull, StorageError
 from kvd.storage.format.applied import HISTORY_BYTES_MAX, HISTORY_LIMIT, Applied
 from kvd.storage.format.frame import Position
 from kvd.storage.format.identity import NewIds
-from kvd.storage.format.records import (
-    Record,
-    Setting,
-    Term,
-    encode_payload,
-    encode_record,
-    next_chain,
-)
-from kvd.storage.format.sums import ONE
+from kvd.storage.format.records import Record, Setting, Term, encode_record
 from kvd.storage.index.environment import Index
 from kvd.storage.index.errors import BROKEN, IndexRefused
 from kvd.storage.index.index_view import IndexView
-from kvd.storage.index.integrity.completeness import Scan
+from kvd.storage.index.integrity.proof import Proof
 from kvd.storage.index.pending import Pending
 from kvd.storage.index.state import State
 from kvd.storage.index.view import View
-from kvd.storage.processor import has_sha256
+from kvd.storage.journal import Journal
 from kvd.storage.recovery import Recovery, recover
 from kvd.storage.snapshot.scrub import KeptSnapshots
 from kvd.storage.snapshot.snapshots import SNAPSHOTS_KEPT_MIN, LastSnapshot, Snapshots
@@ -58,7 +50,7 @@ SEGMENT_BYTES_MAX = 64 << 20
 
 
 class Store:
-    """An open data directory. Everything but `append` belongs to one thread."""
+    """An open data directory. Everything but the journal's appends belongs to one thread."""
 
     def __init__(
         self,
@@ -77,20 +69,17 @@ class Store:
         self.read_from = read_from
         """The position from which recovery read the log; what is kept before it was not read."""
         self.wal = wal
+        self.journal = Journal(wal, writer=self.identity.member_id)
         self.state = State(index)
         """The committed state: what readers see."""
         self.unlogged_start: tuple[Record, ...] = ()
         """Records of this start that the log had no room for: part of the next batch."""
         self.index = index
-        self._writer = self.identity.member_id
         self._segment_bytes_max = segment_bytes_max
-        self._has_sha256 = has_sha256()
         self.snapshots = Snapshots(
             index.env, directory.snap, directory.identity, kept=snapshots_kept
         )
-        self._scan = None if index.is_proved else Scan(index.env, index.tables)
-        if self._scan is not None:
-            self.state.scanned = self._scan.scanned
+        self.proof = Proof(index, self.state)
 
     @classmethod
     def open(
@@ -162,13 +151,12 @@ class Store:
 
     def kept_log(self) -> KeptLog:
         """Return what this start has not read of the log, to be read now."""
-        directory = self.directory
-        return KeptLog(directory.wal, self.identity.store_uuid, self.read_from)
+        return KeptLog(self.directory.wal, self.identity.store_uuid, self.read_from)
 
     def kept_snapshots(self) -> KeptSnapshots:
         """Return the snapshots, to be read now."""
-        directory = self.directory
-        return KeptSnapshots(directory.snap, directory.wal, self.identity.store_uuid)
+        places = self.directory.snap, self.directory.wal
+        return KeptSnapshots(*places, self.identity.store_uuid)
 
     @property
     def applied(self) -> Applied:
@@ -199,67 +187,11 @@ class Store:
         """Begin a batch; one at a time."""
         return Pending(self.state)
 
-    @property
-    def rows_to_prove(self) -> int | None:
-        """The number of nodes and expirations still to be proved; None once all are."""
-        if self._scan is None:
-            return None
-        nodes, ttl, *_ = self.state.sums
-        return max((nodes + ttl) // ONE - self._scan.rows, 0)
-
-    def prove(self, for_s: float) -> None:
-        """Go on proving that no node and no expiration is missing, for so many seconds.
-
-        Raises:
-            CorruptIndex, lmdb.Error: damage, one of `BROKEN`: the process must end.
-        """
-        # Meanwhile the sums may be those of before, or not.
-        if self.state.is_flushing:
-            return
-        if self._scan is not None and self._scan.go_on(self.state.sums, for_s):
-            log.info("the index is complete: %d nodes and expirations", self._scan.rows)
-            self._scan = None
-
-    def encode(self, pending: Pending, records: list[bytes], time_ns: int) -> None:
-        """Note the payload of a batch, whose records are encoded already, and what follows from it.
-
-        Its chain value is computed by the append, while the disk is busy.
-        """
-        base = pending.base
-        pending.seq, pending.time_ns, pending.records = base.seq + 1, time_ns, len(records)
-        pending.payload = payload = encode_payload(
-            base.term,
-            pending.seq,
-            base.chain,
-            pending.pos,
-            base.index + 1,
-            time_ns,
-            self._writer,
-            records,
-            base.clock_offset_ns,
-            self._has_sha256,
-        )
-        pending.size = len(payload)
-
-    def append(self, pending: Pending) -> Position:
-        """Make a batch durable. A call for the sync thread; what does without one calls the log.
-
-        Raises:
-            LogFull: it was not written, and never will be.
-            OSError: it is unknown whether it was written: the process must end.
-        """
-        base, payload = pending.base, pending.payload
-        position = self.wal.append(
-            payload, first_index=base.index + 1, count=pending.records, oversize=True
-        )
-        pending.chain = next_chain(base.chain, payload)
-        return position
-
     def heartbeat(self, *, probe: bool = False) -> Position:
         """Give the last frame of the log a successor; see `Wal.heartbeat`. For the sync thread.
 
         Raises:
-            LogFull, OSError: as for `append`.
+            LogFull, OSError: as for `Journal.append`.
         """
         self.wal.heartbeat(self.applied.index + 1, probe=probe)
         return self.wal.position
@@ -296,7 +228,7 @@ class Store:
 
         Raises:
             StorageError: the index cannot take it; it is logged, so the next start applies it.
-            OSError: as for `append`.
+            OSError: as for `Journal.append`.
         """
         failpoints.reach("startBeforeTerm")
         pending = self.begin()
@@ -308,9 +240,9 @@ class Store:
         for record in records:
             pending.apply(record, time_ns)
         encoded = [encode_record(record) for record in records]
-        self.encode(pending, encoded, time_ns)
+        self.journal.encode(pending, encoded, time_ns)
         try:
-            position = self.append(pending)
+            position = self.journal.append(pending)
         except LogFull as error:
             self.unlogged_start = tuple(records)
             log.warning(
@@ -351,9 +283,8 @@ class Store:
 
     def is_low_on_space(self, *, reserve: int = 0) -> bool:
         """Return whether a file system has less than `low_water_bytes` and `reserve` left."""
-        directory = self.directory
         try:
-            free = min(map(disk.free_bytes, (directory.path, directory.wal)))
+            free = min(map(disk.free_bytes, (self.directory.path, self.directory.wal)))
         except OSError:
             return False  # unknown; the log will meet it
         return free < self.low_water_bytes + reserve

@@ -101,6 +101,7 @@ class Committer:
         self._stats = stats
         self._clock = clock
         self._sync = sync
+        self._encode = store.journal.encode
         self._append = append
         self._loop = loop
         self._on_fatal = on_fatal
@@ -257,7 +258,7 @@ class Committer:
             self._finish(round_)
             return
         self._round = round_
-        self._store.encode(pending, records, round_.time_ns)
+        self._encode(pending, records, round_.time_ns)
         self._append(pending, self._appended)
         if self._state.wants_flush:
             self.flusher.beside_batch()

@@ -43,10 +43,10 @@ class IndexCheck:
             self._timer.cancel()
 
     def _go_on(self) -> None:
-        if self._store.rows_to_prove is None:
+        if self._store.proof.rows_left is None:
             return
         try:
-            self._store.prove(_SLICE_S)
+            self._store.proof.go_on(_SLICE_S)
         except BROKEN as damage:
             self._on_damage(damage)
         self._timer = self._loop.call_later(_PAUSE_S, self._go_on)

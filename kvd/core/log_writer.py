@@ -78,13 +78,13 @@ class LogWriter:
     def append(self, batch: Pending, done: Done) -> None:
         """Append a batch that is encoded.
 
-        `done` gets the end of its frame, or what `Store.append` raises: in a later turn of the
+        `done` gets the end of its frame, or what `Journal.append` raises: in a later turn of the
         loop, or before this returns.
         """
         kernel = self._kernel
         # What the thread is doing to the log comes first; what is long is its own.
         if kernel is None or self._sync.waiting or batch.size > BEGUN_BYTES_MAX:
-            self._sync.run(partial(self._store.append, batch), done)
+            self._sync.run(partial(self._store.journal.append, batch), done)
             return
         began = monotonic()
         try:
@@ -93,7 +93,7 @@ class LogWriter:
             done(error)
             return
         if fd is None:
-            self._sync.run(partial(self._store.append, batch), done)
+            self._sync.run(partial(self._store.journal.append, batch), done)
             return
         try:
             kernel.submit(fd)

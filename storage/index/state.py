@@ -20,7 +20,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 import lmdb
 
@@ -28,35 +28,23 @@ from kvd.storage.format.applied import Applied
 from kvd.storage.format.document import entry_key
 from kvd.storage.format.event import Event
 from kvd.storage.format.frame import Position
-from kvd.storage.format.node import (
-    ROOT_PREFIX,
-    Node,
-    decode_node,
-)
+from kvd.storage.format.node import ROOT_PREFIX, Node, decode_node
 from kvd.storage.format.records import Entry
-from kvd.storage.format.sums import Scanned
 from kvd.storage.index.batch import Batch
-from kvd.storage.index.environment import Index, reach_commit
+from kvd.storage.index.environment import Index
 from kvd.storage.index.errors import BROKEN, IndexRefused
-from kvd.storage.index.flush import Flush
-from kvd.storage.index.history import History
-from kvd.storage.index.index_view import IndexView, Late, Transaction
-from kvd.storage.index.unflushed import Unflushed
+from kvd.storage.index.flushing import Committed, IndexWriter, Written
+from kvd.storage.index.index_view import IndexView, Late
+from kvd.storage.index.unflushed import (
+    BEHIND_FACTOR,
+    FLUSH_BYTES,
+    FLUSH_NODES,
+    FLUSH_RECORDS,
+    HEAVY_BYTES,
+    HEAVY_NODES,
+    Unflushed,
+)
 from kvd.storage.index.view import CACHED_PATHS_MAX, Passed, View, forget_directories
-
-FLUSH_RECORDS = 512
-"""So many records beyond the index are worth a flush."""
-FLUSH_BYTES = 1 << 20
-"""As above, bytes of them and of what they replaced."""
-FLUSH_NODES = 2048
-"""As above, nodes that they changed: one record makes thousands of directories."""
-BEHIND_FACTOR = 4
-"""While the index refuses to take more, batches wait once so many times as much is beyond it."""
-
-# So many bytes, or nodes, are in memory no longer than for a batch, and are too much for the loop:
-# to flush a value of 10 MiB takes 90 ms. It is so much that batches wait for it.
-_HEAVY_BYTES = FLUSH_BYTES * BEHIND_FACTOR
-_HEAVY_NODES = FLUSH_NODES * BEHIND_FACTOR
 
 # A row of 10 MiB takes 27 ms to load: it is copied twice, and its checksum is computed.
 _LARGE_ROW_BYTES = 256 << 10
@@ -73,17 +61,6 @@ class Unknown:
 
 
 UNKNOWN = Unknown()
-_NO_SCAN = Scanned()
-"""The progress of no scan."""
-
-
-class _Written(NamedTuple):
-    """The outcome of a flush."""
-
-    flush: Flush
-    applied: Applied
-    history: History | None
-    has_garbage: bool
 
 
 class State(View):
@@ -92,8 +69,7 @@ class State(View):
     Attributes:
         applied: How far the log has been applied: what readers see.
         stored: How far the index says it has been.
-        sums: Those of the index's tables.
-        scanned: How far a scan of the index has come.
+        writer: What flushes go through.
         nodes: Nodes by their keys, None for one that is there no more.
         due_ns: No node ends before that; 0 where none ends at all.
         has_garbage: Whether removed directories may be left to be freed.
@@ -106,28 +82,21 @@ class State(View):
     """
 
     def __init__(self, index: Index) -> None:
-        """Begin with what an index holds.
-
-        Raises:
-            CorruptIndex: it is damaged, or of an older version.
-        """
+        """Raises CorruptIndex if the index is damaged, or of an older version."""
         self._env = index.env
         self._tables = index.tables
         self._table = index.tables[b"nodes"]
         self.applied = self.stored = index.applied()
-        self.sums = index.sums()
-        self.scanned = _NO_SCAN
+        self.writer = IndexWriter(index)
         self.nodes: dict[bytes, Node | None] = {}
         self.directories = {b"": ROOT_PREFIX}
         self.refused: lmdb.Error | None = None
         self.is_flushing = False
         self.loaded_bytes = 0
         self._large_key, self._large = b"", cast("Node | None", None)
-        self._written: _Written | None = None
+        self._written: Written | None = None
         self._view: IndexView | None = None
-        self._bulk: Transaction | None = None
         self._kept_bytes = 0
-        self._history: History | None = None
         self._flushed_all()
         view = self._index_view()
         self._history_bytes_max = view.history_bytes_max()
@@ -135,7 +104,6 @@ class State(View):
         self.has_garbage = view.has_garbage()
 
     def _flushed_all(self) -> None:
-        """Note that the index holds all."""
         self.unflushed = Unflushed()
         self._flush_pos = self.stored.pos + FLUSH_RECORDS
         self.wants_flush = self.is_heavy = False
@@ -148,19 +116,14 @@ class State(View):
         return self.load(key) if node is UNKNOWN else node  # type: ignore[return-value]
 
     def load(self, key: bytes) -> Node | None:
-        """Return the node under a key that is not in memory."""
+        """Return the node under a key that is not in memory; the last large one is kept."""
         if key == self._large_key:
             return self._large
         data = self._index_view().get(key, db=self._table)
-        if data is None:
-            return None
-        return decode_node(key, data) if len(data) < _LARGE_ROW_BYTES else self._load(key, data)
-
-    def _load(self, key: bytes, data: bytes) -> Node:
-        """Return the node of a row that is large, and keep the last one: to read it takes long."""
-        node = decode_node(key, data)
-        self.loaded_bytes += len(data)
-        self._large_key, self._large = key, node
+        node = None if data is None else decode_node(key, data)
+        if data is not None and len(data) >= _LARGE_ROW_BYTES:
+            self.loaded_bytes += len(data)
+            self._large_key, self._large = key, node
         return node
 
     def forget_large(self) -> None:
@@ -211,11 +174,9 @@ class State(View):
 
         The index may still hold some that are forgotten by now.
         """
-        late = self.unflushed.events
-        first_late = self.unflushed.first_index(self.applied.index)
-        oldest = self.applied.oldest_event
-        for place in range(min(last_index, self.applied.index) - first_late, -1, -1):
-            event = late[place][0]
+        applied, late = self.applied, self.unflushed
+        oldest, first_late = applied.oldest_event, late.first_index(applied.index)
+        for event in late.events_back(min(last_index, applied.index)):
             if event.change.index < oldest:
                 return
             yield event.change.index, event
@@ -249,12 +210,11 @@ class State(View):
 
     def _index_view(self) -> IndexView:
         if self._view is None:
-            txn = self._bulk if self._bulk is not None else self._env.begin()
-            self._view = IndexView(txn, self._tables)
+            self._view = IndexView(self.writer.read(), self._tables)
         return self._view
 
     def _end_view(self) -> None:
-        if self._view is not None and self._bulk is None:
+        if self._view is not None and not self.writer.is_bulk:
             self._view.end()
         self._view = None
 
@@ -274,24 +234,13 @@ class State(View):
         # What the history is too short for is forgotten; a flush meanwhile may have forgotten more,
         # for its length.
         oldest = max(oldest, index - limit + 1, self.applied.oldest_event)
-        done = (
-            pending.seq,
-            pending.chain,
-            pos,
-            term,
-            index,
-            pending.time_ns,
-            next_dir_id,
-            limit,
-            oldest,
-            position,
-            offset,
-        )
+        seq, chain, time_ns = pending.seq, pending.chain, pending.time_ns
+        done = seq, chain, pos, term, index, time_ns, next_dir_id, limit, oldest, position, offset
         self.applied = _new(Applied, done)
         late.size = size = late.size + pending.size + pending.replaced
         if pos >= self._flush_pos or size >= FLUSH_BYTES or len(late.dirty) >= FLUSH_NODES:
             self.wants_flush = True
-            self.is_heavy = size >= _HEAVY_BYTES or len(late.dirty) >= _HEAVY_NODES
+            self.is_heavy = size >= HEAVY_BYTES or len(late.dirty) >= HEAVY_NODES
 
     def _merge_rest(self, pending: Batch) -> None:
         late = self.unflushed
@@ -332,7 +281,7 @@ class State(View):
             return
         self._end_view()
         try:
-            written = self._write_index(free)
+            written = self._write(free)
         except IndexRefused as error:
             self.refused = error
             raise
@@ -351,7 +300,7 @@ class State(View):
         Raises:
             IndexRefused, CorruptIndex, lmdb.Error: as for `flush`.
         """
-        self._written = self._write_index(0)
+        self._written = self._write(0)
 
     def end_flush(self, refused: lmdb.Error | None = None) -> None:
         """Take note of what `write_flush` has done, or of what the index said to it."""
@@ -363,37 +312,25 @@ class State(View):
         else:
             self.refused = refused
 
-    def _write_index(self, free: int) -> _Written:
-        bulk = self._bulk
-        # Of old rows only the heads are looked at: no copies.
-        txn = bulk or cast("Transaction", self._env.begin(write=True, buffers=True))
-        try:
-            flush = Flush(txn, self._tables, self.sums, self.scanned)
-            applied, history = self._write(flush)
-            has_garbage = flush.free(free) if free else self.has_garbage
-            flush.finish(applied)
-            if bulk is None:
-                reach_commit()
-                txn.commit()
-        except BaseException:
-            if bulk is None:
-                txn.abort()
-            raise
-        return _Written(flush, applied, history, has_garbage)
+    def _write(self, free: int) -> Written:
+        return self.writer.write(
+            Committed(
+                self.unflushed,
+                self.nodes,
+                self.applied,
+                self.stored,
+                self._history_bytes_max,
+                self.has_garbage,
+            ),
+            free,
+        )
 
-    def _take(self, written: _Written) -> None:
-        flush, applied, history, has_garbage = written
+    def _take(self, written: Written) -> None:
         self.refused = None
         self.forget_large()
-        self.sums = flush.sums
-        if flush.nodes_behind or flush.ttl_behind:
-            self.scanned.nodes += flush.nodes_behind
-            self.scanned.ttl += flush.ttl_behind
-        if history is not None:
-            history.named.update(flush.history.named)
-            history.named.difference_update(flush.history.unnamed)
-        self._history, self.has_garbage = history, has_garbage
-        self.applied = self.stored = applied
+        self.writer.take(written)
+        self.has_garbage = written.has_garbage
+        self.applied = self.stored = written.applied
         self._kept_bytes += self.unflushed.size
         is_much = self.is_heavy or self._kept_bytes > _KEPT_BYTES_MAX
         if is_much or len(self.nodes) > _KEPT_NODES_MAX:
@@ -401,24 +338,10 @@ class State(View):
             self._kept_bytes = 0
         self._flushed_all()
 
-    def _write(self, flush: Flush) -> tuple[Applied, History | None]:
-        late = self.unflushed
-        late.write(flush, self.nodes)
-        applied, history = self.applied, self._history
-        is_limit_new = applied.history_limit != self.stored.history_limit
-        if late.events or is_limit_new or late.new_bytes_max:
-            if history is None:
-                history = flush.history.read(self.stored.oldest_event, self._history_bytes_max)
-            history = history._replace(bytes_max=self._history_bytes_max)
-            history = flush.history.write(late.events, self.stored, applied, history)
-            if history.oldest_event != applied.oldest_event:
-                applied = applied._replace(oldest_event=history.oldest_event)
-        return applied, history
-
     def begin_bulk(self) -> None:
         """Have flushes write to one transaction, until `end_bulk`; for a replay."""
         self._end_view()
-        self._bulk = self._env.begin(write=True)
+        self.writer.begin_bulk()
 
     def end_bulk(self) -> None:
         """Flush, and commit that transaction.
@@ -427,14 +350,10 @@ class State(View):
             IndexRefused: nothing of it has happened, and the state cannot be used any more.
         """
         self.flush()
-        assert self._bulk is not None
         self._view = None
-        self._bulk.commit()
-        self._bulk = None
+        self.writer.commit_bulk()
 
     def end(self) -> None:
         """Let go of the index; what has not been flushed is lost to it."""
         self._end_view()
-        if self._bulk is not None:
-            self._bulk.abort()
-            self._bulk = None
+        self.writer.abort_bulk()

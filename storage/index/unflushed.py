@@ -16,6 +16,19 @@ from kvd.storage.index.flush import Flush
 from kvd.storage.index.history import LateEvent
 from kvd.storage.index.index_view import Late
 
+FLUSH_RECORDS = 512
+"""So many records beyond the index are worth a flush."""
+FLUSH_BYTES = 1 << 20
+"""As above, bytes of them and of what they replaced."""
+FLUSH_NODES = 2048
+"""As above, nodes that they changed: one record makes thousands of directories."""
+BEHIND_FACTOR = 4
+"""While the index refuses to take more, batches wait once so many times as much is beyond it."""
+
+# So many bytes, or nodes, are in memory no longer than for a batch, and are too much for the loop:
+# to flush a value of 10 MiB takes 90 ms. It is so much that batches wait for it.
+HEAVY_BYTES = FLUSH_BYTES * BEHIND_FACTOR
+HEAVY_NODES = FLUSH_NODES * BEHIND_FACTOR
 _Nodes = Mapping[bytes, Node | None]
 
 
@@ -71,6 +84,11 @@ class Unflushed:
             begin = max(first - self.events[0][0].change.index, 0)
             for event, _ in self.events[begin:]:
                 yield event
+
+    def events_back(self, last: int) -> Iterator[Event]:
+        """Yield its events down from an index."""
+        for place in range(last - self.first_index(last), -1, -1):
+            yield self.events[place][0]
 
     def write(self, flush: Flush, nodes: _Nodes) -> None:
         """Write all but the events."""

@@ -18,13 +18,23 @@ empty frame that follows when nothing was written for a second, gives that one a
 A read error is an `OSError` and never the end of the log.
 """
 
-from collections.abc import Iterator, Sequence
+import secrets
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from kvd.storage import disk, failpoints
 from kvd.storage.errors import CorruptLog
 from kvd.storage.format import frame
-from kvd.storage.format.frame import PAGE_SIZE, START, WAL_MAGIC, Parsed, Position, State
+from kvd.storage.format.frame import (
+    PAGE_SIZE,
+    START,
+    WAL_MAGIC,
+    Parsed,
+    Position,
+    SegmentHeader,
+    State,
+)
 from kvd.storage.format.names import SEGMENT_NAME
 from kvd.storage.frame_reader import FrameReader
 
@@ -282,3 +292,39 @@ def _describe(parsed: Parsed, seq: int) -> str:
     if parsed.state is State.END:
         return f"frame {seq} is missing"
     return f"something follows the seal, frame {seq - 1}"
+
+
+def next_header(store_uuid: bytes, number: int, tail: Position, first_index: int) -> SegmentHeader:
+    """Return the header of the segment that follows a log's last frame."""
+    return SegmentHeader(
+        store_uuid=store_uuid,
+        number=number,
+        first_seq=tail.seq + 1,
+        first_index=first_index,
+        chain=tail.crc,
+        salt=secrets.randbits(64),
+        created_ns=disk.wall_clock_ns(),
+    )
+
+
+def purge(
+    directory: Path,
+    segments: list[Segment],
+    below_seq: int,
+    require_place: Callable[[], None],
+) -> int:
+    """Delete the oldest segments, from the list too, whose frames have lower sequence numbers.
+
+    Each deletion is durable before the next one, so that no crash leaves a gap. `require_place`
+    raises if the directory is no longer the log's. Returns how many were deleted.
+    """
+    deleted = 0
+    while len(segments) > 1 and segments[1].first_seq <= below_seq:
+        failpoints.reach("purgeBeforeUnlink")
+        require_place()
+        disk.remove(segments[0].path)
+        failpoints.reach("purgeAfterUnlink")
+        disk.sync_directory(directory)
+        del segments[0]
+        deleted += 1
+    return deleted

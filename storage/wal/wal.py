@@ -19,30 +19,27 @@ Invariants:
 """
 
 import errno
-import logging
-import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from kvd.storage import disk, failpoints
+from kvd.storage import failpoints
 from kvd.storage.directory.locks import require_at
 from kvd.storage.errors import LogFull
 from kvd.storage.format import frame
-from kvd.storage.format.frame import (
-    PAGE_SIZE,
-    SEAL_SIZE,
-    START,
-    WAL_MAGIC,
-    Position,
-    SegmentHeader,
-)
+from kvd.storage.format.frame import PAGE_SIZE, SEAL_SIZE, START, WAL_MAGIC, Position
 from kvd.storage.format.names import segment_name
 from kvd.storage.wal.segment_writer import SegmentWriter
-from kvd.storage.wal.segments import Frame, Scan, Segment, TornTail, list_segments
+from kvd.storage.wal.segments import (
+    Frame,
+    Scan,
+    Segment,
+    TornTail,
+    list_segments,
+    next_header,
+    purge,
+)
 from kvd.storage.wal.spare_segment import Spare, refusals_as_log_full
-
-log = logging.getLogger(__name__)
 
 SEGMENT_BYTES_DEFAULT = 64 * 1024 * 1024
 SEGMENT_BYTES_MIN = 2 * PAGE_SIZE
@@ -272,24 +269,8 @@ class Wal:
                 self.refusal = None
 
     def purge(self, below_seq: int) -> int:
-        """Delete the oldest segments whose frames all have a lower sequence number.
-
-        The last segment stays. Each deletion is durable before the next one, so that no crash
-        leaves a gap.
-
-        Returns:
-            How many segments were deleted.
-        """
-        deleted = 0
-        while len(self._segments) > 1 and self._segments[1].first_seq <= below_seq:
-            failpoints.reach("purgeBeforeUnlink")
-            self._require_place()
-            disk.remove(self._segments[0].path)
-            failpoints.reach("purgeAfterUnlink")
-            disk.sync_directory(self._directory)
-            del self._segments[0]
-            deleted += 1
-        return deleted
+        """Delete the oldest segments whose frames are all older; return how many (`purge`)."""
+        return purge(self._directory, self._segments, below_seq, self._require_place)
 
     def close(self) -> None:
         """Leave the files as they are, without a trace of refused writes.
@@ -354,24 +335,13 @@ class Wal:
         failpoints.reach("segmentAfterInstall")
 
     def _require_place(self) -> None:
-        """Check, before the names of a log are changed, that they are this log's.
-
-        Raises:
-            DirectoryLost: the directory was removed, renamed or replaced.
-        """
+        """Raise DirectoryLost unless the directory is this log's: before its names are changed."""
         require_at(self._directory, self._directory_status)
 
     def _start_segment(self, first_index: int) -> None:
         """Turn the prepared file into the next segment of the log; durable on return."""
-        header = SegmentHeader(
-            store_uuid=self._store_uuid,
-            number=self._segments[-1].number + 1 if self._segments else START.segment,
-            first_seq=self.writer.tail.seq + 1,
-            first_index=first_index,
-            chain=self.writer.tail.crc,
-            salt=secrets.randbits(64),
-            created_ns=disk.wall_clock_ns(),
-        )
+        number = self._segments[-1].number + 1 if self._segments else START.segment
+        header = next_header(self._store_uuid, number, self.writer.tail, first_index)
         path = self._directory / segment_name(header.number, header.first_seq)
         page = frame.encode_segment_header(header, magic=WAL_MAGIC)
         fd = self._spare.install(path, page)

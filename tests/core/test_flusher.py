@@ -23,7 +23,7 @@ class Commit:
         self.entered = threading.Event()
         self.threads = set()
         self.errors = []
-        monkeypatch.setattr("kvd.storage.index.state.reach_commit", self._reach)
+        monkeypatch.setattr("kvd.storage.index.flushing.reach_commit", self._reach)
 
     def _reach(self):
         self.threads.add(threading.current_thread().name)
@@ -51,7 +51,7 @@ async def test_reads_go_on_while_a_large_value_is_flushed(tmp_path, monkeypatch)
         await turns()
         assert engine.sync.waiting == 1
         engine.committer.tick()
-        engine.store.prove(1.0)
+        engine.store.proof.go_on(1.0)
         assert engine.value(b"/d/b") == MUCH
         assert engine.value(b"/d/a") == b"1"
         assert engine.names(b"/d") == [b"a", b"b", b"c"]

@@ -159,7 +159,7 @@ def test_what_a_later_version_wrote_is_not_cut_off(tmp_path, capsys, rebuild):
     store = open_store(path)
     write(store, Set(b"/a", b"1"))
     txn = store.begin()
-    store.encode(txn, [], NOW_NS)
+    store.journal.encode(txn, [], NOW_NS)
     payload = bytearray(txn.payload)
     txn.end()
     payload[1] = VERSION_SHA256 + 1

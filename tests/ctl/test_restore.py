@@ -26,7 +26,7 @@ def test_a_hundred_restores_to_an_index_give_the_digest_the_store_had_there(tmp_
 
 @pytest.mark.parametrize("value", [b"1", b"1" * 20_000], ids=["small", "large"])
 def test_a_restore_may_end_in_the_middle_of_a_batch(tmp_path, capsys, monkeypatch, value):
-    monkeypatch.setattr("kvd.storage.store.has_sha256", lambda: True)
+    monkeypatch.setattr("kvd.storage.journal.has_sha256", lambda: True)
     whole, half = tmp_path / "whole", tmp_path / "half"
     commands = [Set(b"/a", value), Set(b"/b/c", b"2", ttl_s=50), Delete(b"/a"), Set(b"/d", b"4")]
     for path, sent in ((whole, commands), (half, commands[:2])):

@@ -30,7 +30,7 @@ ROWS = (
 STORAGE_ROWS = (
     ("tools",),
     ("store",),
-    ("recovery",),
+    ("journal", "recovery"),
     ("evidence", "replay"),
     ("snapshot",),
     ("index", "wal"),

@@ -76,9 +76,9 @@ def test_a_first_segment_on_a_full_disk_is_known_before_its_first_frame(tmp_path
 
         patch.setattr("kvd.storage.directory.format_file.disk.write_file_durably", refuse)
         txn = store.begin()
-        store.encode(txn, [b"\x82\x11\x01"], 1)
+        store.journal.encode(txn, [b"\x82\x11\x01"], 1)
         with pytest.raises(Exception, match="No space"):
-            store.append(txn)
+            store.journal.append(txn)
         txn.end()
     assert not store.directory.log_begun
     write(store, Set(b"/a", b"1"))

@@ -29,7 +29,7 @@ def follow(store, payload):
     txn.payload, txn.records = payload, len(batch.records)
     txn.seq, txn.time_ns = batch.seq, batch.time_ns
     txn.chain = next_chain(batch.prev_chain, payload)
-    store.state.merge(txn, store.append(txn))
+    store.state.merge(txn, store.journal.append(txn))
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
+import kvd.storage.journal
 import kvd.storage.recovery
-import kvd.storage.store
 from kvd.storage import disk
 from kvd.storage.errors import CorruptLog, LogFull, LogTooNew
 from kvd.storage.format.records import (
@@ -73,9 +73,9 @@ def test_a_batch_that_was_not_written_takes_no_index(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(disk, "write_at", refuse_to_write)
         txn = store.begin()
-        store.encode(txn, [encode_record(Term(9))], NOW_NS)
+        store.journal.encode(txn, [encode_record(Term(9))], NOW_NS)
         with pytest.raises(LogFull):
-            store.append(txn)
+            store.journal.append(txn)
         txn.end()
     assert digest(store) == held
     (event,) = write(store, Set(b"/a", b"2"))
@@ -141,7 +141,7 @@ def test_a_log_may_be_chained_by_either_hash_in_any_order(tmp_path, monkeypatch,
     path = tmp_path / "data"
     versions = []
     for has_sha256 in (False, True, False, True):
-        monkeypatch.setattr(kvd.storage.store, "has_sha256", lambda has=has_sha256: has)
+        monkeypatch.setattr(kvd.storage.journal, "has_sha256", lambda has=has_sha256: has)
         store = open_store(path, rebuild_index=rebuild)
         for length in (10, 5000, 20_000, 10):
             commands = [Set(b"/%d" % i, b"v" * length) for i in range(3)]
@@ -152,7 +152,7 @@ def test_a_log_may_be_chained_by_either_hash_in_any_order(tmp_path, monkeypatch,
     large = [VERSION, VERSION_SHA256, VERSION_SHA256, VERSION]
     assert versions == ([VERSION] * 4 + large) * 2
     # Whoever reads it needs nothing of the processor.
-    monkeypatch.setattr(kvd.storage.store, "has_sha256", lambda: False)
+    monkeypatch.setattr(kvd.storage.journal, "has_sha256", lambda: False)
     store = open_store(path, rebuild_index=rebuild)
     assert dump(store) == held
     store.close()

@@ -74,8 +74,8 @@ def look(directory: Path, held: str, *, late: int) -> int:
     except BROKEN:
         return TRY_AGAIN
     try:
-        while store.rows_to_prove is not None:
-            store.prove(0)
+        while store.proof.rows_left is not None:
+            store.proof.go_on(0)
         is_right = digest(store) == held
     except BROKEN:
         store.index.distrust()

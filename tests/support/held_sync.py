@@ -95,7 +95,7 @@ class Log:
     def begin(self, value):
         txn = self.store.begin()
         _, records = run(txn, (Set(b"/k", value),), NOW_NS)
-        self.store.encode(txn, records, NOW_NS)
+        self.store.journal.encode(txn, records, NOW_NS)
         told = asyncio.get_running_loop().create_future()
         self.appender.append(txn, told.set_result)
         return txn, told

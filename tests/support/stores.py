@@ -87,8 +87,8 @@ def commit(store: Store, txn: Pending, records: list[bytes], now_ns: int) -> Non
     if not records:
         txn.end()
         return
-    store.encode(txn, records, now_ns)
-    position: Position = store.append(txn)
+    store.journal.encode(txn, records, now_ns)
+    position: Position = store.journal.append(txn)
     store.state.merge(txn, position)
 
 

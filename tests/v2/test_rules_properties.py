@@ -172,7 +172,7 @@ def refusing(monkeypatch):
             if twins.refuses:
                 raise lmdb.MapFullError("no room")
 
-        monkeypatch.setattr("kvd.storage.index.state.reach_commit", reach_commit)
+        monkeypatch.setattr("kvd.storage.index.flushing.reach_commit", reach_commit)
 
     return may_refuse
 
@@ -259,7 +259,7 @@ class AnyLife(RuleBasedStateMachine):
         self.directory = Path(tempfile.mkdtemp())
         self.twins = Twins(self.directory / "data")
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr("kvd.storage.index.state.reach_commit", self.reach_commit)
+        self.patch.setattr("kvd.storage.index.flushing.reach_commit", self.reach_commit)
         self.patch.setattr("kvd.storage.index.history.NAMED_BYTES_MIN", named_bytes_min)
         self.scans = True
 

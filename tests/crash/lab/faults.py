@@ -186,8 +186,8 @@ for first in range(2, int(sys.argv[2]) + 2, 1000):
         change = Change(Kind.SET, index, b"/k/%d/%d" % (index % 97, index), b"v" * 64, False, index)
         records.append(encode_record(change))
         txn.apply(change, now, records[-1])
-    store.encode(txn, records, now)
-    store.state.merge(txn, store.append(txn))
+    store.journal.encode(txn, records, now)
+    store.state.merge(txn, store.journal.append(txn))
 os._exit(0)
 """
 

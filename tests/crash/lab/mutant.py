@@ -32,8 +32,8 @@ from kvd.storage.index.flush import Flush
 from kvd.storage.index.integrity import completeness
 from kvd.storage.index.pending import Pending
 from kvd.storage.index.state import State
+from kvd.storage.journal import Journal
 from kvd.storage.snapshot import directory as snapshot
-from kvd.storage.store import Store
 from kvd.storage.tools import source, verify
 from kvd.storage.wal import segments
 from kvd.storage.wal.segment_writer import BEGUN_BYTES_MAX
@@ -173,20 +173,21 @@ def no_index_crc() -> None:
 
 def index_ahead() -> None:
     """The index has a batch before the log has, and each batch at once."""
-    make, merge = Store.encode, State.merge
+    make, merge = Journal.encode, State.merge
     committed: list[Pending] = []
 
-    def encode(self: Store, pending: Pending, records: list, time_ns: int) -> None:
+    def encode(self: Journal, pending: Pending, records: list, time_ns: int) -> None:
         make(self, pending, records, time_ns)
         if pending.size <= BEGUN_BYTES_MAX:
             pending.chain = change.next_chain(pending.base.chain, pending.payload)
-            segment, offset, seq, crc = self.wal.position
+            segment, offset, seq, crc = self._wal.position
             first_index = pending.base.index + 1
             data, crc = frame.seal(
-                pending.payload, seq + 1, first_index, len(records), crc, self.wal.writer._salt
+                pending.payload, seq + 1, first_index, len(records), crc, self._wal.writer._salt
             )
-            merge(self.state, pending, Position(segment, offset + len(data), seq + 1, crc))
-            self.flush()
+            state = pending._state
+            merge(state, pending, Position(segment, offset + len(data), seq + 1, crc))
+            state.flush()
             committed.append(pending)
 
     def merge_the_rest(self: State, pending: Pending, position: Position) -> None:
@@ -195,7 +196,7 @@ def index_ahead() -> None:
         else:
             merge(self, pending, position)
 
-    Store.encode, State.merge = encode, merge_the_rest
+    Journal.encode, State.merge = encode, merge_the_rest
 
 
 def forget_dirty() -> None:

@@ -14,7 +14,7 @@ def tree(request, tmp_path, monkeypatch):
         if tree.refuses:
             raise lmdb.MapFullError("no room")
 
-    monkeypatch.setattr("kvd.storage.index.state.reach_commit", reach_commit)
+    monkeypatch.setattr("kvd.storage.index.flushing.reach_commit", reach_commit)
     yield tree
     tree.state.end()
     tree.index.env.close()

@@ -49,8 +49,8 @@ def reopen(path):
     """Open a store and prove it to the end; return what it holds and where from."""
     store = open_store(path)
     try:
-        while store.rows_to_prove is not None:
-            store.prove(0)
+        while store.proof.rows_left is not None:
+            store.proof.go_on(0)
         return digest(store), store.recovery.source
     finally:
         store.close()
@@ -179,11 +179,11 @@ def test_a_scan_holds_while_others_write(tmp_path, seed):
     store.close()
     store = open_store(path)
     slices = 0
-    while store.rows_to_prove is not None:
+    while store.proof.rows_left is not None:
         live(store, dice, dice.randrange(3))
         sweep(store, store.applied.time_ns + dice.randrange(10) * 1_000_000_000)
         reclaim_all(store)
-        store.prove(0)
+        store.proof.go_on(0)
         slices += 1
     assert slices > 20
     prove_all(store.index.env, store.index.tables)
@@ -206,9 +206,9 @@ def test_a_scan_finds_what_is_missing_while_others_write(path, seed):
 
 
 def prove_under_writes(store, dice):
-    while store.rows_to_prove is not None:
+    while store.proof.rows_left is not None:
         write(store, Set(b"/d/x%d" % dice.randrange(99), b"v"), now_ns=store.applied.time_ns)
-        store.prove(0)
+        store.proof.go_on(0)
 
 
 def test_an_index_of_an_older_version_is_rebuilt_once(path, caplog):

@@ -229,7 +229,7 @@ def test_a_record_that_makes_many_nodes_is_worth_a_flush_by_itself(tree):
 
 def test_rows_that_are_late_are_made_once_for_a_state(tmp_path, monkeypatch):
     tree = Tree(tmp_path / "index", "refused")
-    monkeypatch.setattr("kvd.storage.index.state.reach_commit", refuse)
+    monkeypatch.setattr("kvd.storage.index.flushing.reach_commit", refuse)
     sealed = []
     monkeypatch.setattr(
         "kvd.storage.index.unflushed.seal_node",
@@ -249,7 +249,7 @@ def test_expirations_of_nothing_are_met_once_while_the_index_refuses(tmp_path, m
     tree = Tree(tmp_path / "index", "each batch")
     tree.do(*(set_(b"/d/%d" % i, b"", 10) for i in range(30)), set_(b"/k", b"", 10))
     tree.do(delete(b"/d"))
-    monkeypatch.setattr("kvd.storage.index.state.reach_commit", refuse)
+    monkeypatch.setattr("kvd.storage.index.flushing.reach_commit", refuse)
     tree.way = "refused"
     met = []
     for _ in range(5):  # ten at a time, and what is left is found behind them
