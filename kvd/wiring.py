@@ -128,7 +128,7 @@ def build(context: Context) -> ServerParts:
         on_damage=fail,
         open_urls=[str(url) for url in context.listening if url.is_open],
     )
-    core.committer.on_entries = authorizer.refresh
+    core.committer.observe_documents(authorizer.refresh)
     router = _router(context, core, keys, authorizer)
     http = HttpServer(router, _limits(config, context.files), loop, memory, core.turns)
     return ServerParts(

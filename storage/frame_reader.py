@@ -11,10 +11,10 @@ from typing import Self
 
 from kvd.storage import disk
 from kvd.storage.format import frame
-from kvd.storage.format.frame import PAGE_SIZE, Parsed, State
+from kvd.storage.format.frame import PAGE_SIZE, FrameState, Parsed
 
 WINDOW_BYTES = 1024 * 1024
-_SHORT, _INTACT = State.SHORT, State.INTACT
+_SHORT, _INTACT = FrameState.SHORT, FrameState.INTACT
 _ZEROS = bytes(WINDOW_BYTES)
 
 
@@ -102,12 +102,14 @@ class FrameReader:
             self._window = disk.read_at(self._fd, max(WINDOW_BYTES, needed), self.offset)
             self._window_start = self.offset
             parsed = frame.parse(self._window, 0, self._salt)
-            if parsed.state is not State.SHORT:
+            if parsed.state is not FrameState.SHORT:
                 return parsed
             if len(self._window) < needed:  # the file got shorter under us
                 break
             needed = parsed.size
         tail = disk.read_at(self._fd, min(left, frame.HEADER_SIZE), self.offset)
         if tail == _ZEROS[: len(tail)]:
-            return Parsed(State.END, 0)
-        return Parsed(State.BAD, 0, reason=f"needs {needed} bytes, but the file has {left} more")
+            return Parsed(FrameState.END, 0)
+        return Parsed(
+            FrameState.BAD, 0, reason=f"needs {needed} bytes, but the file has {left} more"
+        )

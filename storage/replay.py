@@ -17,8 +17,8 @@ from kvd.storage.errors import CorruptLog, CorruptSnapshot, LogTooNew, StorageEr
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.frame import Position
 from kvd.storage.format.records import (
+    LoggedSetting,
     Payload,
-    Setting,
     UnknownRecord,
     UnknownVersion,
     decode_payload,
@@ -135,7 +135,7 @@ def replay(index: Index, frames: Iterable[Frame], until: Until = to_the_end) -> 
             ends_here = count < len(payload.records)
             if ends_here:
                 payload, encoded = _shortened(payload, count)
-            if Setting in map(type, payload.records):
+            if LoggedSetting in map(type, payload.records):
                 # What was before is trimmed by the limits under which it was made.
                 pending, in_flush = _flush(state, pending, place, in_flush), 0
             for record in payload.records:

@@ -29,7 +29,7 @@ from kvd.storage.errors import LogFull, StorageError
 from kvd.storage.format.applied import HISTORY_BYTES_MAX, HISTORY_LIMIT, Applied
 from kvd.storage.format.frame import Position
 from kvd.storage.format.identity import NewIds
-from kvd.storage.format.records import Record, Setting, Term, encode_record
+from kvd.storage.format.records import LoggedSetting, Record, Term, encode_record
 from kvd.storage.index.environment import Index
 from kvd.storage.index.errors import BROKEN, IndexRefused
 from kvd.storage.index.index_view import IndexView
@@ -39,9 +39,9 @@ from kvd.storage.index.state import State
 from kvd.storage.index.view import View
 from kvd.storage.journal import Journal
 from kvd.storage.recovery import Recovery, recover
-from kvd.storage.snapshot.scrub import KeptSnapshots
+from kvd.storage.snapshot.scrub import SnapshotScrubber
 from kvd.storage.snapshot.snapshots import SNAPSHOTS_KEPT_MIN, LastSnapshot, Snapshots
-from kvd.storage.wal.scrub import KeptLog
+from kvd.storage.wal.scrub import LogScrubber
 from kvd.storage.wal.wal import Wal
 
 log = logging.getLogger(__name__)
@@ -149,14 +149,14 @@ class Store:
             directory.close()
             raise
 
-    def kept_log(self) -> KeptLog:
+    def log_scrubber(self) -> LogScrubber:
         """Return what this start has not read of the log, to be read now."""
-        return KeptLog(self.directory.wal, self.identity.store_uuid, self.read_from)
+        return LogScrubber(self.directory.wal, self.identity.store_uuid, self.read_from)
 
-    def kept_snapshots(self) -> KeptSnapshots:
+    def snapshot_scrubber(self) -> SnapshotScrubber:
         """Return the snapshots, to be read now."""
         places = self.directory.snap, self.directory.wal
-        return KeptSnapshots(*places, self.identity.store_uuid)
+        return SnapshotScrubber(*places, self.identity.store_uuid)
 
     @property
     def applied(self) -> Applied:
@@ -234,9 +234,9 @@ class Store:
         pending = self.begin()
         records: list[Record] = [Term(pending.base.term + 1)]
         if history_limit != pending.base.history_limit:
-            records.append(Setting(HISTORY_LIMIT, history_limit))
+            records.append(LoggedSetting(HISTORY_LIMIT, history_limit))
         if history_bytes_max is not None and history_bytes_max != self.state.history_bytes_max():
-            records.append(Setting(HISTORY_BYTES_MAX, history_bytes_max))
+            records.append(LoggedSetting(HISTORY_BYTES_MAX, history_bytes_max))
         for record in records:
             pending.apply(record, time_ns)
         encoded = [encode_record(record) for record in records]

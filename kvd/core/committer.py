@@ -106,8 +106,7 @@ class Committer:
         self._loop = loop
         self._on_fatal = on_fatal
         self._on_flush = on_flush
-        self.on_entries: Callable[[], None] = lambda: None
-        """Called when documents may have changed, before the responses to that."""
+        self._document_observers: list[Callable[[], None]] = []
         self._slow_s = slow_s
         self.responses = Responses(stats)
         self.tell: Tell = self.responses.tell
@@ -152,6 +151,10 @@ class Committer:
             return
         self._documents.append((decide, done))
         self._schedule()
+
+    def observe_documents(self, observer: Callable[[], None]) -> None:
+        """Call an observer when documents may have changed, before the responses to that."""
+        self._document_observers.append(observer)
 
     def look_at_clock(self) -> None:
         """Log the offset of the machine's clock if that was stepped; call it now and then."""
@@ -314,7 +317,7 @@ class Committer:
         if told != len(events):
             self._stats.expirations += len(events) - told
         if round_.replies:
-            self.responses.reply(round_, self.on_entries)
+            self.responses.reply(round_, self._document_observers)
         self.batch_s.note(took)
         if took > self._slow_s:
             self.responses.note_slow(len(round_.answers), took)

@@ -25,9 +25,9 @@ from kvd.core.worker_thread import SyncThread
 from kvd.storage.errors import DirectoryLost, StorageError
 from kvd.storage.format.frame import Position
 from kvd.storage.index.errors import BROKEN
-from kvd.storage.snapshot.scrub import KeptSnapshots
+from kvd.storage.snapshot.scrub import SnapshotScrubber
 from kvd.storage.store import Store
-from kvd.storage.wal.scrub import KeptLog
+from kvd.storage.wal.scrub import LogScrubber
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class Housekeeping:
         self._on_fatal = on_fatal
         self._count = snapshot_count
         self._thread: SyncThread[int] = SyncThread(loop, "kvd-housekeeping")
-        self._kept_snapshots: KeptSnapshots | None = store.kept_snapshots()
+        self._snapshot_scrubber: SnapshotScrubber | None = store.snapshot_scrubber()
         last = store.last_snapshot()
         self._snapshot_pos = last.pos
         self._snapshot_size = last.size
@@ -93,7 +93,7 @@ class Housekeeping:
         self._snapshot_ended = float("-inf")
         # How much more log there may be before a snapshot that is due by bytes is taken.
         self._postponed_bytes = self._room_to_postpone()
-        self._kept_log: KeptLog | None = store.kept_log()
+        self._log_scrubber: LogScrubber | None = store.log_scrubber()
         self._is_checking = False
         self._relief = ""
         self._taken = 0
@@ -214,8 +214,8 @@ class Housekeeping:
 
     def _check(self) -> None:
         """Look at the next slice of the snapshots, then of the log, once the thread is free."""
-        snapshots, kept_log = self._kept_snapshots, self._kept_log
-        if self._stopped or (snapshots is None and kept_log is None):
+        snapshots, log_scrubber = self._snapshot_scrubber, self._log_scrubber
+        if self._stopped or (snapshots is None and log_scrubber is None):
             return
         if self._busy:
             self._loop.call_later(_CHECK_PAUSE_S, self._check)
@@ -223,17 +223,17 @@ class Housekeeping:
         self._busy = True
         if snapshots is not None:
             self._thread.run(lambda: snapshots.check(_CHECK_S), self._snapshots_checked)
-        elif kept_log is not None:
-            self._thread.run(lambda: kept_log.check(_CHECK_S), self._checked)
+        elif log_scrubber is not None:
+            self._thread.run(lambda: log_scrubber.check(_CHECK_S), self._checked)
 
     def _snapshots_checked(self, outcome: int | BaseException) -> None:
         self._busy = False
-        snapshots = self._kept_snapshots
+        snapshots = self._snapshot_scrubber
         assert snapshots is not None
         if isinstance(outcome, BaseException):
             raise outcome
         if not outcome:
-            self._kept_snapshots = None
+            self._snapshot_scrubber = None
             # One that was taken meanwhile was read back, and all others may have been pruned.
             if snapshots.bad and not self._taken:
                 self.damage = "snapshots are missing or damaged, and there is no new one yet"
@@ -249,8 +249,8 @@ class Housekeeping:
 
     def _checked(self, outcome: int | BaseException) -> None:
         self._busy = False
-        kept_log, self._kept_log = self._kept_log, None
-        assert kept_log is not None
+        log_scrubber, self._log_scrubber = self._log_scrubber, None
+        assert log_scrubber is not None
         if isinstance(outcome, (OSError, StorageError)):
             self.damage = "the log behind the index is damaged, and no snapshot lies behind it yet"
             self._relief = "a snapshot lies behind the damaged log now"
@@ -259,17 +259,17 @@ class Housekeeping:
                 "the index is good. A snapshot is taken now: until then do not use "
                 "--rebuild-index. To inspect: kvdctl verify --force %s",
                 outcome,
-                kept_log.last_index,
+                log_scrubber.last_index,
                 self._store.directory.path,
             )
             self.tick()
         elif isinstance(outcome, BaseException):
             raise outcome
         elif outcome:
-            self._kept_log = kept_log
+            self._log_scrubber = log_scrubber
             self._loop.call_later(_CHECK_PAUSE_S, self._check)
-        elif kept_log.frames:
-            log.info("the log behind the index is good: %d frames", kept_log.frames)
+        elif log_scrubber.frames:
+            log.info("the log behind the index is good: %d frames", log_scrubber.frames)
 
     def _sync_index(self) -> int:
         self._store.index.sync()

@@ -89,7 +89,7 @@ START = Position(1, PAGE_SIZE, 0, 0)
 """Where the first frame of all goes."""
 
 
-class State(Enum):
+class FrameState(Enum):
     """The bytes at a place where a frame may start."""
 
     INTACT = auto()  # a frame whose checksums hold
@@ -106,7 +106,7 @@ class Parsed(NamedTuple):
     for INTACT, and where the header is good (`seq` is then above 0).
     """
 
-    state: State
+    state: FrameState
     size: int
     seq: int = 0
     first_index: int = 0
@@ -118,8 +118,8 @@ class Parsed(NamedTuple):
     reason: str = ""
 
 
-_END = Parsed(State.END, 0)
-_INTACT = State.INTACT
+_END = Parsed(FrameState.END, 0)
+_INTACT = FrameState.INTACT
 _new = tuple.__new__
 
 
@@ -242,28 +242,28 @@ def parse(  # noqa: PLR0911 -- one per way to be bad, in one piece: it runs for 
     body = offset + HEADER_SIZE
     head = buffer[offset:body]
     if len(head) < HEADER_SIZE:
-        return Parsed(State.SHORT, HEADER_SIZE)
+        return Parsed(FrameState.SHORT, HEADER_SIZE)
     magic, length, seq, first_index, kind, chain, header_crc, _ = _HEADER.unpack(head)
     if magic != FRAME_MAGIC:
         if head == _ZEROS[:HEADER_SIZE]:
             return _END
-        return Parsed(State.BAD, 0, reason=f"starts with {magic!r}, expected {FRAME_MAGIC!r}")
+        return Parsed(FrameState.BAD, 0, reason=f"starts with {magic!r}, expected {FRAME_MAGIC!r}")
     if header_crc != (expected := crc32(head[:32], salt & 0xFFFFFFFF)):
         reason = f"fails its header checksum ({header_crc:08x}, expected {expected:08x})"
-        return Parsed(State.BAD, 0, reason=reason)
+        return Parsed(FrameState.BAD, 0, reason=reason)
     # From here on the length can be trusted.
     size = (length + OVERHEAD + 7) & ~7
     known = (size, seq, first_index, kind & MAX_COUNT, kind >> 24, chain)
     if offset + size > len(buffer):
-        return Parsed(State.SHORT, *known)
+        return Parsed(FrameState.SHORT, *known)
     body_end = body + length
     payload = buffer[body:body_end]
     (crc,) = _CRC.unpack_from(buffer, body_end)
     if crc != (expected := crc32(payload, crc32(head))):
         reason = f"fails its checksum ({crc:08x}, expected {expected:08x})"
-        return Parsed(State.BAD, *known, reason=reason)
+        return Parsed(FrameState.BAD, *known, reason=reason)
     if any(buffer[body_end + _CRC.size : offset + size]):
-        return Parsed(State.BAD, *known, reason="is not followed by zeros to a multiple of 8")
+        return Parsed(FrameState.BAD, *known, reason="is not followed by zeros to a multiple of 8")
     # Not by the named tuple's own constructor, which takes three times as long.
     return _new(Parsed, (_INTACT, *known, crc, payload, ""))
 
@@ -281,7 +281,7 @@ def find_intact(buffer: bytes, offset: int, salt: int, after_seq: int) -> int | 
     while at >= 0:
         if at % 8 == 0:
             parsed = parse(buffer, at, salt)
-            if parsed.state is State.INTACT and parsed.seq > after_seq:
+            if parsed.state is FrameState.INTACT and parsed.seq > after_seq:
                 return at
         at = buffer.find(FRAME_MAGIC, at + 1)
     return None

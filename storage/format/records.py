@@ -166,7 +166,7 @@ class Entry(NamedTuple):
     secret: bytes | None = None
 
 
-class Setting(NamedTuple):
+class LoggedSetting(NamedTuple):
     """A logged setting: `history_limit` is how many events are kept."""
 
     name: str
@@ -179,7 +179,7 @@ class ClockOffset(NamedTuple):
     offset_ns: int
 
 
-Record = Change | Term | Entry | Setting | ClockOffset
+Record = Change | Term | Entry | LoggedSetting | ClockOffset
 
 
 class Payload(NamedTuple):
@@ -266,7 +266,7 @@ def decode_record(item: Any) -> Record:
         ] if kind in ENTRIES:  # fmt: skip
             return Entry(kind, what, name, document, secret)
         case [Kind.SETTING, str(name), int(number), *_]:
-            return Setting(name, number)
+            return LoggedSetting(name, number)
         case [Kind.CLOCK, int(offset_ns), *_]:
             return ClockOffset(offset_ns)
         case _:

@@ -27,7 +27,15 @@ from kvd.storage.format.node import (
     id_prefix,
     parent_prefix,
 )
-from kvd.storage.format.records import REMOVALS, Change, ClockOffset, Entry, Record, Setting, Term
+from kvd.storage.format.records import (
+    REMOVALS,
+    Change,
+    ClockOffset,
+    Entry,
+    LoggedSetting,
+    Record,
+    Term,
+)
 from kvd.storage.index.batch import Batch
 from kvd.storage.index.flush import READ_BYTES_MAX
 from kvd.storage.index.history import LateEvent
@@ -216,11 +224,11 @@ class Pending(Batch, Nodes):
             self.entered[entry_key(record.what, record.name)] = record
         elif isinstance(record, ClockOffset):
             self.base = self.base._replace(clock_offset_ns=record.offset_ns)
-        elif isinstance(record, Setting):
+        elif isinstance(record, LoggedSetting):
             self._set(record)
         return None
 
-    def _set(self, setting: Setting) -> None:
+    def _set(self, setting: LoggedSetting) -> None:
         # The events so far are trimmed by the limits under which they were made.
         self._state.flushed()
         self.end_batch()

@@ -26,7 +26,14 @@ import cbor2
 from kvd.storage import disk
 from kvd.storage.errors import CorruptSnapshot
 from kvd.storage.format import frame
-from kvd.storage.format.frame import PAGE_SIZE, SNAP, SNAPSHOT_MAGIC, Position, SegmentHeader, State
+from kvd.storage.format.frame import (
+    PAGE_SIZE,
+    SNAP,
+    SNAPSHOT_MAGIC,
+    FrameState,
+    Position,
+    SegmentHeader,
+)
 from kvd.storage.format.tables import Row
 from kvd.storage.frame_reader import FrameReader
 
@@ -262,7 +269,7 @@ def _frames(path: Path) -> Generator[tuple[int, bytes], None, None]:
         raise CorruptSnapshot.at(path, 0, str(error)) from error
     with reader:
         seq, crc = 0, 0
-        while (parsed := reader.next()).state is State.INTACT:
+        while (parsed := reader.next()).state is FrameState.INTACT:
             offset = reader.offset - parsed.size
             if (parsed.seq, parsed.chain, parsed.flags) != (seq + 1, crc, SNAP):
                 raise CorruptSnapshot.at(
@@ -270,7 +277,7 @@ def _frames(path: Path) -> Generator[tuple[int, bytes], None, None]:
                 )
             seq, crc = parsed.seq, parsed.crc
             yield offset, parsed.payload
-        if parsed.state is State.BAD:
+        if parsed.state is FrameState.BAD:
             raise CorruptSnapshot.at(path, reader.offset, f"frame {seq + 1} {parsed.reason}")
         if reader.offset != reader.size:
             raise CorruptSnapshot.at(

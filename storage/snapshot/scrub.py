@@ -21,7 +21,7 @@ from kvd.storage.snapshot import directory as snapshot
 _KEPT_MIN = 2
 
 
-class KeptSnapshots:
+class SnapshotScrubber:
     """A scrub of a store's snapshots, in slices; they may be pruned meanwhile.
 
     Attributes:

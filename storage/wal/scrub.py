@@ -25,7 +25,7 @@ from kvd.storage.wal.segments import Frame, Scan, list_segments
 _ATTEMPTS = 100
 
 
-class KeptLog:
+class LogScrubber:
     """The log before a position, read a slice at a time; it may be purged meanwhile.
 
     Attributes:

@@ -30,10 +30,10 @@ from kvd.storage.format.frame import (
     PAGE_SIZE,
     START,
     WAL_MAGIC,
+    FrameState,
     Parsed,
     Position,
     SegmentHeader,
-    State,
 )
 from kvd.storage.format.names import SEGMENT_NAME
 from kvd.storage.frame_reader import FrameReader
@@ -218,7 +218,7 @@ class Scan:
 
     def _read(self, segment: Segment, reader: FrameReader, *, is_last: bool) -> Iterator[Frame]:
         last_seq, last_crc = self.tail.seq, self.tail.crc
-        number, intact = segment.number, State.INTACT
+        number, intact = segment.number, FrameState.INTACT
         while (parsed := reader.next()).state is intact:
             _, size, seq, first_index, count, flags, chain, crc, payload, _ = parsed
             if flags or seq != last_seq + 1 or chain != last_crc:
@@ -287,9 +287,9 @@ def _check_place(segment: Segment, offset: int, parsed: Parsed, seq: int, crc: i
 
 
 def _describe(parsed: Parsed, seq: int) -> str:
-    if parsed.state is State.BAD:
+    if parsed.state is FrameState.BAD:
         return f"frame {seq} {parsed.reason}"
-    if parsed.state is State.END:
+    if parsed.state is FrameState.END:
         return f"frame {seq} is missing"
     return f"something follows the seal, frame {seq - 1}"
 

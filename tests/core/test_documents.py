@@ -30,7 +30,7 @@ from tests.support.waiting import until
 async def test_nobody_is_told_of_an_entry_before_it_is_durable_and_visible(tmp_path, monkeypatch):
     async with started(tmp_path / "data") as engine:
         seen = []
-        engine.committer.on_entries = lambda: seen.append(engine.document("al"))
+        engine.committer.observe_documents(lambda: seen.append(engine.document("al")))
         index, pos = engine.store.applied.index, engine.store.applied.pos
         gate = Gate(monkeypatch)
         futures = engine.administer(put("al", b"1"), refuse, put("al", b"2"))
@@ -53,7 +53,7 @@ async def test_nobody_is_told_of_an_entry_before_it_is_durable_and_visible(tmp_p
 @on_a_loop
 async def test_what_is_refused_changes_nothing_and_asks_nothing_of_the_disk(tmp_path, monkeypatch):
     async with started(tmp_path / "data") as engine:
-        engine.committer.on_entries = lambda: pytest.fail("nothing has changed")
+        engine.committer.observe_documents(lambda: pytest.fail("nothing has changed"))
         with monkeypatch.context() as patch:
             fail_writes(patch, "write_at", errno.EIO)
             (future,) = engine.administer(refuse)

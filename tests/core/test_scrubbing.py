@@ -100,9 +100,9 @@ def test_a_stop_does_not_wait_for_the_kept_log(tmp_path, monkeypatch):
         async with kept(tmp_path / "data", None) as house:
             house.commit(300)
         async with kept(tmp_path / "data", None) as house:
-            kept_log = house.housekeeping._kept_log
+            log_scrubber = house.housekeeping._log_scrubber
             house.housekeeping.tick()
-            await until(lambda: kept_log.frames)
-        assert kept_log.frames < 25
+            await until(lambda: log_scrubber.frames)
+        assert log_scrubber.frames < 25
 
     asyncio.run(scenario())

@@ -48,7 +48,7 @@ def test_a_store_of_every_format_opens_with_all_that_it_held(tmp_path, name, bas
         older.unlink()
     store = open_store(path)
     assert digest(store.view) == DIGESTS[name]
-    kept = store.kept_log()
+    kept = store.log_scrubber()
     assert not kept.check(3600)
     assert bool(kept.frames) == (base != "log")
     write(store, Set(b"/new", b"1"), now_ns=store.applied.time_ns)

@@ -12,7 +12,7 @@ from kvd.storage.errors import CorruptLog, LogFull, LogTooNew
 from kvd.storage.format.records import (
     VERSION,
     VERSION_SHA256,
-    Setting,
+    LoggedSetting,
     Term,
     encode_payload,
     encode_record,
@@ -94,7 +94,7 @@ def foreign_payload(store, **changes):
         "first_index": store.applied.index + 1,
         "time_ns": NOW_NS,
         "writer": 1,
-        "records": [encode_record(Setting("history_limit", 5))],
+        "records": [encode_record(LoggedSetting("history_limit", 5))],
     }
     return encode_payload(**fields | changes)
 

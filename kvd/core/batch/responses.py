@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from kvd.core.batch.round import Answers, Round, tell_one
 from kvd.core.stats import StoreStats
@@ -63,9 +63,10 @@ class Responses:
                 self._warnings.suppressed(),
             )
 
-    def reply(self, round_: Round, on_documents: Callable[[], None]) -> None:
-        """Respond to changes of documents, after `on_documents` if any was made."""
+    def reply(self, round_: Round, observers: Sequence[Callable[[], None]]) -> None:
+        """Respond to changes of documents, after their observers if any was made."""
         if any(isinstance(reply, Reply) for _, reply in round_.replies):
-            on_documents()
+            for observer in observers:
+                observer()
         for replied, reply in round_.replies:
             tell_one(replied, reply)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvd.storage.format import frame
-from kvd.storage.format.frame import PAGE_SIZE, State
+from kvd.storage.format.frame import PAGE_SIZE, FrameState
 from tests.crash.lab.damage import bug, make_store, sample
 from tests.crash.lab.disks import recover, verified
 from tests.crash.lab.experiment import ALL, Experiment, Trial
@@ -38,7 +38,7 @@ def take_apart(path: Path) -> Segment:
     salt = frame.decode_segment_header(data[:PAGE_SIZE], magic=frame.WAL_MAGIC).salt
     frames = []
     at = PAGE_SIZE
-    while (parsed := frame.parse(data, at, salt)).state is State.INTACT:
+    while (parsed := frame.parse(data, at, salt)).state is FrameState.INTACT:
         frames.append(data[at : at + parsed.size])
         at += parsed.size
     return Segment(path.name, data[:PAGE_SIZE], frames, data[at:])

@@ -16,7 +16,15 @@ from kvd.storage.format.event import (
     with_prev,
 )
 from kvd.storage.format.node import CorruptIndex, Node, encode_key, encode_node, previous_row
-from kvd.storage.format.records import CHANGES, REMOVALS, Change, Kind, Setting, Term, encode_record
+from kvd.storage.format.records import (
+    CHANGES,
+    REMOVALS,
+    Change,
+    Kind,
+    LoggedSetting,
+    Term,
+    encode_record,
+)
 
 uint64s = st.integers(0, 2**64 - 1)
 changes = st.builds(
@@ -102,7 +110,7 @@ def test_an_event_of_another_index_is_refused():
 
 @pytest.mark.parametrize(
     "record",
-    [b"", b"\xff", b"\x81\x11", encode_record(Term(1)), encode_record(Setting("name", 1))],
+    [b"", b"\xff", b"\x81\x11", encode_record(Term(1)), encode_record(LoggedSetting("name", 1))],
     ids=["nothing", "no CBOR", "an unknown kind", "a term", "a setting"],
 )
 def test_what_is_no_change_is_refused(record):

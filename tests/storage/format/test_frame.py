@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvd.storage.format import frame
-from kvd.storage.format.frame import SegmentHeader, State
+from kvd.storage.format.frame import FrameState, SegmentHeader
 
 SALT = 0x1122334455667788
 U64 = st.integers(0, 2**64 - 1)
@@ -48,7 +48,7 @@ def test_a_frame_comes_back_as_it_was(payload, fields, salt):
     parsed = frame.parse(b"\0" * 8 + data + b"\0" * 40, 8, salt)
     crc = frame.body_crc(data)
     assert parsed == frame.Parsed(
-        State.INTACT,
+        FrameState.INTACT,
         len(data),
         seq=fields["seq"],
         first_index=fields["first_index"],
@@ -121,23 +121,23 @@ def test_every_flipped_bit_of_a_frame_is_seen():
     for bit in range(len(data) * 8):
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
-        assert frame.parse(bytes(flipped), 0, SALT).state is State.BAD, f"bit {bit}"
+        assert frame.parse(bytes(flipped), 0, SALT).state is FrameState.BAD, f"bit {bit}"
 
 
 def test_every_prefix_of_a_frame_asks_for_more():
     data = encode(b"some payload of a frame")
     for length in range(len(data)):
         parsed = frame.parse(data[:length], 0, SALT)
-        assert parsed.state is State.SHORT
+        assert parsed.state is FrameState.SHORT
         assert length < parsed.size <= len(data)
 
 
 def test_a_frame_of_another_salt_is_bad():
-    assert frame.parse(encode(salt=SALT + 1), 0, SALT).state is State.BAD
+    assert frame.parse(encode(salt=SALT + 1), 0, SALT).state is FrameState.BAD
 
 
 def test_zeros_are_the_end():
-    assert frame.parse(bytes(64), 8, SALT).state is State.END
+    assert frame.parse(bytes(64), 8, SALT).state is FrameState.END
 
 
 def test_every_flipped_bit_of_a_header_is_refused():
@@ -200,5 +200,5 @@ def test_the_crc_before_an_end_is_recognised_whatever_the_padding(length):
 @settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_judged_without_an_error(data):
-    assert frame.parse(data, 0, SALT).state in State
+    assert frame.parse(data, 0, SALT).state in FrameState
     frame.find_intact(data, 0, SALT, 0)

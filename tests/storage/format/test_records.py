@@ -18,8 +18,8 @@ from kvd.storage.format.records import (
     ClockOffset,
     Entry,
     Kind,
+    LoggedSetting,
     Payload,
-    Setting,
     Term,
     UnknownRecord,
     UnknownVersion,
@@ -56,7 +56,7 @@ records = (
     changes
     | entries
     | st.builds(Term, uint64s)
-    | st.builds(Setting, name=st.text(), value=st.integers())
+    | st.builds(LoggedSetting, name=st.text(), value=st.integers())
     | st.builds(ClockOffset, st.integers(-(2**63), 2**63 - 1))
 )
 payloads = st.builds(
@@ -129,7 +129,7 @@ def test_a_record_that_has_grown_at_its_end_is_read():
 
 @pytest.mark.parametrize("kind", [kind for kind in range(-1, 300) if kind not in KNOWN])
 def test_an_unknown_kind_is_refused(kind):
-    for record in (CHANGE, ENTRY, Term(1), Setting("history_limit", 1)):
+    for record in (CHANGE, ENTRY, Term(1), LoggedSetting("history_limit", 1)):
         item = cbor2.loads(encode_record(record))
         with pytest.raises(UnknownRecord):
             decode_record([kind, *item[1:]])

@@ -4,7 +4,7 @@ import lmdb
 import pytest
 
 from kvd.storage.format.node import seal_node
-from kvd.storage.format.records import Entry, Kind, Setting
+from kvd.storage.format.records import Entry, Kind, LoggedSetting
 from kvd.storage.index import state as state_module
 from kvd.storage.index.index_view import IndexView
 from kvd.storage.index.state import BEHIND_FACTOR, FLUSH_RECORDS, State
@@ -44,7 +44,7 @@ def flushes(monkeypatch):
         lambda txn: txn.has_living_children(txn.find(b"/empty").dir_id, NOW_NS, 10),
         lambda txn: txn.due(NOW_NS, 10),
         lambda txn: txn.entries(),
-        lambda txn: txn.apply(Setting("history_limit", 50), NOW_NS),
+        lambda txn: txn.apply(LoggedSetting("history_limit", 50), NOW_NS),
     ],
     ids=["has_children", "has_living_children", "due", "entries", "a setting"],
 )
@@ -166,7 +166,7 @@ def test_what_waits_for_the_index_says_when_there_is_enough_of_it(tree):
 def test_a_replay_keeps_no_more_events_than_the_history_holds(tree, monkeypatch):
     monkeypatch.setattr("kvd.storage.index.pending._LATE_MAX", 30)
     txn = tree.begin()
-    txn.apply(Setting("history_limit", 10), NOW_NS)
+    txn.apply(LoggedSetting("history_limit", 10), NOW_NS)
     most = 0
     for number in range(500):
         apply(txn, *set_(b"/a", b"%d" % number))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvd.storage.format.records import Setting
+from kvd.storage.format.records import LoggedSetting
 from tests.support.tree import NOW_NS, delete, indexes, set_
 
 
@@ -19,7 +19,7 @@ def test_history_holds_the_newest_events(tree):
 def test_the_history_limit_is_a_logged_setting(tree, limit):
     tree.do(*(set_(b"/a") for _ in range(20)))
     txn = tree.begin()
-    assert txn.apply(Setting("history_limit", limit), NOW_NS) is None
+    assert txn.apply(LoggedSetting("history_limit", limit), NOW_NS) is None
     tree.commit(txn)
     assert indexes(tree.state) == list(range(22 - limit, 22))
     tree.do(set_(b"/a"))
@@ -30,11 +30,11 @@ def test_the_history_limit_is_a_logged_setting(tree, limit):
 
 def test_a_longer_history_begins_where_the_shorter_one_did(tree):
     txn = tree.begin()
-    txn.apply(Setting("history_limit", 2), NOW_NS)
+    txn.apply(LoggedSetting("history_limit", 2), NOW_NS)
     tree.commit(txn)
     tree.do(*(set_(b"/a") for _ in range(5)))
     txn = tree.begin()
-    txn.apply(Setting("history_limit", 100), NOW_NS)
+    txn.apply(LoggedSetting("history_limit", 100), NOW_NS)
     tree.commit(txn)
     tree.do(*(set_(b"/a") for _ in range(5)))
     assert indexes(tree.state) == list(range(5, 12))

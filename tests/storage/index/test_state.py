@@ -5,7 +5,7 @@ import pytest
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.frame import Position
 from kvd.storage.format.node import ROOT, CorruptIndex, Node, Obstacle
-from kvd.storage.format.records import Entry, Kind, Setting, Term
+from kvd.storage.format.records import Entry, Kind, LoggedSetting, Term
 from tests.support.tree import LONG, NOW_NS, apply, delete, mkdir, names, set_, update_dir
 
 
@@ -255,7 +255,7 @@ def test_entries_of_a_dropped_batch_are_not_there(tree):
 def test_positions_count_records_of_all_kinds_and_indexes_only_changes(tree):
     txn = tree.begin()
     txn.apply(Term(5), NOW_NS)
-    txn.apply(Setting("history_limit", 9), NOW_NS)
+    txn.apply(LoggedSetting("history_limit", 9), NOW_NS)
     txn.apply(Entry(Kind.AUTH, "user", "al", b"{}", b"hash"), NOW_NS)
     apply(txn, *set_(b"/a"))
     tree.commit(txn)
@@ -265,7 +265,7 @@ def test_positions_count_records_of_all_kinds_and_indexes_only_changes(tree):
 
 def test_an_unknown_setting_changes_nothing(tree):
     txn = tree.begin()
-    txn.apply(Setting("of a later version", 9), NOW_NS)
+    txn.apply(LoggedSetting("of a later version", 9), NOW_NS)
     tree.commit(txn)
     assert tree.applied._replace(pos=0, seq=0, time_ns=0) == Applied()
 

@@ -84,7 +84,7 @@ def test_snapshots_that_are_of_no_use_are_told_and_replaced_at_once(
             assert house.store.recovery.source.startswith("clean stop")
             house.housekeeping.tick()
             if harmless:
-                await until(lambda: house.housekeeping._kept_snapshots is None)
+                await until(lambda: house.housekeeping._snapshot_scrubber is None)
                 assert house.taken()
                 return
             await until(lambda: house.housekeeping.damage)
@@ -106,7 +106,7 @@ def test_good_snapshots_are_read_in_slices_and_nothing_is_said(purged, tmp_path,
     path = tmp_path / "data"
     shutil.copytree(purged[0], path)
     store = open_store(path, segment_bytes_max=SMALL_SEGMENT)
-    snapshots = store.kept_snapshots()
+    snapshots = store.snapshot_scrubber()
     slices = 1
     while snapshots.check(0):
         slices += 1
@@ -120,7 +120,7 @@ def test_what_is_pruned_meanwhile_is_not_missed(purged, tmp_path):
     path = tmp_path / "data"
     shutil.copytree(purged[0], path)
     store = open_store(path, segment_bytes_max=SMALL_SEGMENT)
-    snapshots = store.kept_snapshots()
+    snapshots = store.snapshot_scrubber()
     assert snapshots.check(0)
     write(store, Set(b"/a", b"1"))
     store.flush()

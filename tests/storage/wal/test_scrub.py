@@ -24,7 +24,7 @@ def make(path, writes=40):
 
 def read(store, seconds=3600.0):
     """Read the kept log; return how many slices and frames that took."""
-    kept = store.kept_log()
+    kept = store.log_scrubber()
     slices = 1
     while kept.check(seconds):
         slices += 1
@@ -63,7 +63,7 @@ def test_damage_is_found_with_its_place_and_the_last_good_index(tmp_path, place)
     flip(hurt, 4096 + 200)
     store = open_store(tmp_path / "data")
     assert store.recovery.source == "clean stop"
-    kept = store.kept_log()
+    kept = store.log_scrubber()
     with pytest.raises(CorruptLog, match=rf"{hurt.name}: offset 4096: frame {first_seq} fails"):
         kept.check(3600)
     # Each write but the seals is a frame, and an index.
@@ -95,7 +95,7 @@ def test_a_log_that_leads_elsewhere_is_found(tmp_path):
 def test_the_log_may_be_purged_meanwhile(tmp_path):
     make(tmp_path / "data")
     store = open_store(tmp_path / "data", segment_bytes_max=SMALL_SEGMENT)
-    kept = store.kept_log()
+    kept = store.log_scrubber()
     assert kept.check(0)
     store.flush()
     store.snapshot()
