@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import logging
 import os
 import shutil
@@ -159,10 +160,18 @@ class Server:
         try:
             ready.result()
         except BaseException:
+            # An interrupt leaves a server that may still be starting.
+            ready.add_done_callback(lambda _: self._request_end())
             self._thread.join()
+            self._thread = self._loop = self._end = None
             raise
         atexit.register(self._stop_at_exit)
         return self
+
+    def _request_end(self) -> None:
+        if self._loop is not None and self._end is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._end.set)
 
     def _serve(self, ready: Future[None]) -> None:
         with asyncio.Runner(loop_factory=process.new_loop()) as runner:
@@ -194,10 +203,10 @@ class Server:
     def _stop(self, *, is_crash: bool, timeout: float | None = None) -> None:
         self._require_parent()
         server, thread = self._server, self._thread
-        if server is None or thread is None or self._loop is None or self._end is None:
+        if server is None or thread is None:
             return
         self._is_crash = is_crash
-        self._loop.call_soon_threadsafe(self._end.set)
+        self._request_end()
         thread.join(timeout)
         atexit.unregister(self._stop_at_exit)
         self._thread = self._loop = self._end = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -30,6 +29,7 @@ class _Stream:
         self._driver = driver
         self._state = state
         self._task: asyncio.Task[Any] | None = None
+        self._is_awaited = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -47,24 +47,26 @@ class _Stream:
     async def _next(self) -> Any:
         if self._state.is_closed:
             raise StopAsyncIteration
-        # A separate task, so that `close` cancels the wait and not the caller.
-        self._task = asyncio.ensure_future(self._driver.run(self._state.next()))
+        if self._is_awaited:
+            raise RuntimeError("another task already waits for the next event")
+        if self._task is None:
+            self._task = asyncio.ensure_future(self._driver.run(self._state.next()))
+        task = self._task
+        self._is_awaited = True
         try:
-            return await asyncio.shield(self._task)
-        except asyncio.CancelledError:
-            was_closed = self._task.cancelled() and self._state.is_closed
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, TransportError, OSError):
-                await self._task
-            if was_closed:
-                raise StopAsyncIteration from None
-            raise
+            # A caller that is cancelled leaves the task to the next call: no event is lost.
+            await asyncio.wait([task])
+        finally:
+            self._is_awaited = False
+        self._task = None
+        if task.cancelled():
+            raise StopAsyncIteration
+        try:
+            return task.result()
         except (TransportError, OSError):
             if self._state.is_closed:
                 raise StopAsyncIteration from None
             raise
-        finally:
-            self._task = None
 
 
 class AsyncWatch(_Stream):

@@ -24,6 +24,8 @@ from kvd.client.wire import (
 )
 
 T = TypeVar("T")
+_LEAST_S = 0.001
+"""The shortest timeout of a step."""
 # The pause before the next round through all endpoints, and the longest.
 PAUSE_S = 0.02
 PAUSE_MAX_S = 0.25
@@ -101,15 +103,19 @@ class Exchanges:
         asked = 0
         while True:
             endpoint = self.endpoints[self._current % len(self.endpoints)]
+            # An endpoint that is silent leaves time for the others.
+            share = deadline - monotonic()
+            share /= len(self.endpoints) - asked % len(self.endpoints)
+            ends = deadline if call.is_write else monotonic() + share
             connection = None if is_fresh else self._take(endpoint)
             is_sent = False
             try:
                 if connection is None:
-                    connection = yield Connect(endpoint, _left(deadline))
+                    connection = yield Connect(endpoint, max(share, _LEAST_S))
                 is_sent = True
                 data = call.render(endpoint.authority, self._authorization)
-                yield Send(connection, data, _left(deadline))
-                return (yield from receive(endpoint, connection, deadline))
+                yield Send(connection, data, _left(ends))
+                return (yield from receive(endpoint, connection, ends))
             except (OSError, TransportError) as error:
                 _close(connection)
                 if is_sent and call.is_write:
@@ -165,7 +171,7 @@ class Exchanges:
 
 
 def _left(deadline: float) -> float:
-    return max(deadline - monotonic(), 0.001)
+    return max(deadline - monotonic(), _LEAST_S)
 
 
 def _close(connection: Connection | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import posixpath
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -57,7 +58,7 @@ class Event:
         """Return whether the change took a key away, itself or with a directory above it."""
         if self.action not in ("delete", "compareAndDelete", "expire"):
             return False
-        key, gone = "/" + key.strip("/"), self.node.key.rstrip("/")
+        key, gone = posixpath.normpath("/" + key.lstrip("/")), self.node.key.rstrip("/")
         return key == gone or key.startswith(gone + "/")
 
 
@@ -201,14 +202,19 @@ class Names:
 
     def full(self, key: str) -> str:
         """Return a key as the server knows it."""
-        key = "/" + key.lstrip("/")
+        # As the server does, which answers other forms with a redirect.
+        key = posixpath.normpath("/" + key.lstrip("/"))
         return self.namespace + key if key != "/" else self.namespace or "/"
 
     def own(self, full_key: str) -> str:
         """Return a key of the server's as the program knows it."""
-        if self.namespace and (full_key + "/").startswith(self.namespace + "/"):
+        if not self.namespace:
+            return full_key or "/"
+        if (full_key + "/").startswith(self.namespace + "/"):
             return full_key[len(self.namespace) :] or "/"
-        return full_key or "/"
+        # The removal of a directory above takes the whole namespace along.
+        is_above = self.namespace.startswith(full_key.rstrip("/") + "/")
+        return "/" if is_above else full_key
 
     def node(self, told: Mapping[str, Any], index: int) -> Node:
         """Return a node of an answer."""

@@ -17,6 +17,7 @@ from kvd.client.errors import (
     CompareFailed,
     KeyExists,
     KeyNotFound,
+    KvdError,
     NotADirectory,
     NotAFile,
     NotSupported,
@@ -93,7 +94,7 @@ class Operations:
             content_type = FORM
         made = Call(method, path, _texts(query or {}), body, content_type, is_write)
         reply = yield from self.exchanges.request(made, timeout)
-        if reply.status >= 400:
+        if not 200 <= reply.status < 300:
             raise refusal(reply.status, reply.body, is_write=is_write)
         return reply
 
@@ -106,6 +107,8 @@ class Operations:
         """Return the names of kvd's extras that the server has: none of etcd's."""
         if self._extras is None:
             reply = yield from self.exchanges.request(Call("GET", "/v2/extras", {}))
+            if reply.status not in (200, 404):  # it may be another answer next time
+                raise refusal(reply.status, reply.body, is_write=False)
             told = _json(reply) if reply.status == 200 else {}
             self._extras = frozenset(told.get("extras", ()))
         return self._extras
@@ -146,14 +149,20 @@ class Operations:
             self.names.own(told.get("key", "/")), reply.index, self.names.below(told, reply.index)
         )
 
-    def all_below(self, key: str) -> Operation[tuple[int, dict[str, Node]]]:
-        """Return all that is below a directory, or a file alone; and the index of the reading."""
-        reply = yield from self.call("GET", self.path(key), query={"recursive": True})
+    def all_below(self, key: str) -> Operation[tuple[dict[str, Node], int, str]]:
+        """Return all that is below a directory, or a file alone; the index, and the store's id."""
+        query = {"recursive": "true"}
+        reply = yield from self.exchanges.request(Call("GET", self.path(key), query))
+        cluster_id = reply.headers.get("x-etcd-cluster-id", "")
+        if reply.status == 404:
+            return {}, reply.index, cluster_id
+        if reply.status != 200:
+            raise refusal(reply.status, reply.body, is_write=False)
         told = _json(reply)["node"]
         if told.get("dir"):
-            return reply.index, self.names.below(told, reply.index)
+            return self.names.below(told, reply.index), reply.index, cluster_id
         node = self.names.node(told, reply.index)
-        return reply.index, {node.key: node}
+        return {node.key: node}, reply.index, cluster_id
 
     def page(
         self, key: str, after: str | None, size: int
@@ -310,7 +319,10 @@ def _texts(given: Given) -> dict[str, str]:
 
 
 def _json(reply: Reply) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads(reply.body)
+    try:
+        told: dict[str, Any] = json.loads(reply.body)
+    except ValueError:
+        raise KvdError(f"the response is no JSON: {reply.body[:200]!r}") from None
     return told
 
 

@@ -13,7 +13,6 @@ from typing import Any
 from kvd.client.errors import (
     ClusterChanged,
     HistoryLost,
-    KeyNotFound,
     KvdError,
     ServerRefused,
     TransportError,
@@ -38,7 +37,15 @@ class Watching:
         is_closed: whether the program has closed it.
     """
 
-    def __init__(self, ops: Operations, key: str, since: int | None, *, recursive: bool) -> None:
+    def __init__(
+        self,
+        ops: Operations,
+        key: str,
+        since: int | None,
+        *,
+        recursive: bool,
+        cluster_id: str = "",
+    ) -> None:
         self.index: int | None = None if since is None else since - 1
         self.stream: Stream | None = None
         self.is_closed = False
@@ -46,7 +53,7 @@ class Watching:
         self._key = key
         self._recursive = recursive
         self._is_streaming = False
-        self._cluster_id = ""
+        self._cluster_id = cluster_id
 
     def next(self) -> Operation[Event]:
         """Return the next event.
@@ -97,7 +104,7 @@ class Watching:
     def _check(self, stream: Stream) -> Operation[None]:
         """Take note of the head of an answer."""
         answer = stream.answer
-        if answer.status >= 400:
+        if answer.status != 200:
             body = b""
             while (line := (yield from stream.line(self._ops.exchanges.timeout))) is not None:
                 body += line
@@ -175,16 +182,16 @@ class Following:
         pause = PAUSE_S
         while True:
             try:
-                index, nodes = yield from self._ops.all_below(self._key)
-            except KeyNotFound as error:
-                index, nodes = error.index, {}
+                nodes, index, cluster_id = yield from self._ops.all_below(self._key)
             except (TransportError, ServerRefused):
                 if self.is_closed:
                     raise
                 yield Sleep(pause)
                 pause = min(2 * pause, PAUSE_MAX_S)
                 continue
-            self.watching = Watching(self._ops, self._key, index + 1, recursive=True)
+            self.watching = Watching(
+                self._ops, self._key, index + 1, recursive=True, cluster_id=cluster_id
+            )
             after_gap, self._has_told = self._has_told, True
             return Snapshot(nodes, index, after_gap)
 

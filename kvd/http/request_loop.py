@@ -275,6 +275,8 @@ class RequestLoop(Closable):
             self.stage = READING
             self._begin_body(message)
             self.serve_received()
+            if self._paused:
+                self._read_on()
 
     def _read_body(self) -> bool:
         """Hand on the received part of the body; return whether to go on."""
@@ -335,6 +337,8 @@ class RequestLoop(Closable):
         else:
             self.deadline = self._server.idle_deadline
             if not self._parser.buffer and not self._ended:
+                if self._paused:
+                    self._read_on()
                 self._rest()
             elif not self._is_serving:
                 self.serve_received()

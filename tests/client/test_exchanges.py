@@ -184,3 +184,32 @@ def test_heads_without_end_are_refused(serve, connect):
 def test_an_interim_answer_is_passed_over(serve, connect):
     server = serve(answers(b"HTTP/1.1 100 Continue\r\n\r\n" + OK))
     assert connect(server.url).set("/k", "1").index == 7
+
+
+def test_a_silent_endpoint_leaves_time_for_the_next(serve, connect):
+    silent, good = serve(is_silent), serve(answers(OK))
+    kvd = connect([silent.url, good.url], timeout=2)
+    assert kvd.get("/k").value == "1"
+    assert kvd.set("/k", "1").index == 7
+
+
+@pytest.mark.parametrize("status", ["301 Moved", "304 Not Modified"])
+def test_what_is_no_success_is_an_error(serve, connect, status):
+    head = answer(b"", status) if status.startswith("304") else answer(b"elsewhere", status)
+    server = serve(answers(head))
+    with pytest.raises(KvdError):
+        connect(server.url).set("/k", "1")
+
+
+def test_an_answer_that_is_no_json_is_an_error(serve, connect):
+    server = serve(answers(answer(b"<html>")))
+    with pytest.raises(KvdError, match="no JSON"):
+        connect(server.url).get("/k")
+
+
+def test_what_the_server_has_is_asked_again_after_a_refusal(serve, connect):
+    extras = answer(b'{"server":"kvd","extras":["raw"]}')
+    server = serve(answers(answer(b"busy", "503 Busy")), answers(extras), answers(OK))
+    kvd = connect(server.url)
+    with pytest.raises(ServerRefused):
+        kvd.get_bytes("/k")

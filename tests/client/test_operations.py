@@ -82,6 +82,12 @@ def test_refusals_are_errors_of_their_own(kvd):
     assert str(error).startswith("100: Key not found (")
 
 
+def test_keys_are_cleaned_as_the_server_does(kvd):
+    kvd.set("//d/./a//b/../c/", "1")
+    assert kvd.get("d/a/c").value == "1"
+    assert kvd.get_bytes("/d/a//c") == b"1"
+
+
 def test_the_root_cannot_be_removed(connect, server):
     with pytest.raises(RootReadOnly):
         connect(server.url).delete("/", recursive=True)

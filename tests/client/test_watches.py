@@ -1,5 +1,6 @@
 """kvd/client/watches.py: no event is missed or told twice, whatever happens to the server."""
 
+import asyncio
 import contextlib
 import itertools
 import threading
@@ -7,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvd.client import Client, ClusterChanged, HistoryLost, KvdError, Snapshot
+from kvd.client import AsyncClient, Client, ClusterChanged, HistoryLost, KvdError, Snapshot
 from tests.support.server import PATIENCE_S, free_port
 
 
@@ -211,3 +212,48 @@ def test_a_file_can_be_followed(connect, server):
         assert next(follow).nodes["/file"].value == "1"
         kvd.set("/file", "2")
         assert next(follow).node.value == "2"
+
+
+def test_who_stops_waiting_loses_no_event(server):
+    async def run() -> list[str | None]:
+        seen = []
+        async with AsyncClient(server.url) as kvd, kvd.watch("/impatient", since=1) as watch:
+            for number in range(5):
+                waiter = asyncio.ensure_future(anext(watch))
+                await kvd.set("/impatient", str(number))
+                # The event has come, and is given up in the same turn.
+                while watch.index is None or watch.index < (await kvd.get("/impatient")).index:
+                    await asyncio.sleep(0)
+                waiter.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    seen.append((await waiter).node.value)
+            while len(seen) < 5:
+                seen.append((await anext(watch)).node.value)
+        return seen
+
+    assert asyncio.run(run()) == ["0", "1", "2", "3", "4"]
+
+
+def test_a_namespace_goes_with_a_directory_above_it(connect, server):
+    kvd = connect(server.url, namespace="/above/it")
+    with Client(server.url) as other, kvd.watch("/k") as _, kvd.watch("/", since=1) as watch:
+        kvd.set("/k", "1")
+        other.delete("/above", recursive=True)
+        assert next(watch).node.key == "/k"
+        removed = next(watch)
+    assert removed.node.key == "/"
+    assert removed.removes("/k")
+
+
+def test_a_mirror_notices_another_store(connect, make_server, tmp_path):
+    listen = f"http://127.0.0.1:{free_port()}"
+    server = make_server(listen=listen).start()
+    kvd = connect(server.url)
+    kvd.set("/m/a", "1")
+    with kvd.follow("/m") as follow:
+        assert set(next(follow).nodes) == {"/m/a"}
+        server.kill()
+        make_server(data_dir=tmp_path / "other", listen=listen).start()
+        second = next(follow)
+        assert isinstance(second, Snapshot)
+        assert (second.nodes, second.after_gap) == ({}, True)

@@ -171,3 +171,27 @@ def test_after_a_fork_it_belongs_to_the_parent():
         assert os.waitstatus_to_exitcode(status) == 7
         with Client(server.url) as client:
             client.set("/a", "1")
+
+
+def test_a_start_that_is_interrupted_leaves_no_server(monkeypatch):
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(_number, _frame):
+        raise Interrupted
+
+    begin = kvd.Server._begin
+
+    async def begin_and_interrupt(self):
+        await begin(self)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr(kvd.Server, "_begin", begin_and_interrupt)
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    server = kvd.Server(memory=True, **SMALL)
+    try:
+        with pytest.raises(Interrupted):
+            server.start()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert "kvd" not in {thread.name for thread in threading.enumerate()}

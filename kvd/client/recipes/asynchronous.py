@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
-from kvd.client.errors import HistoryLost, KeyNotFound, KvdError
+from kvd.client.errors import ClusterChanged, HistoryLost, KeyNotFound, KvdError
 from kvd.client.recipes.claim import Claim, LockLost, LockTimeout
 from kvd.client.watches import Watching
 
@@ -141,7 +141,7 @@ class AsyncLock:
             keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await keeper
-        if self._claim.key:
+        if self._claim.key and not self._lost.is_set():
             await self._driver.run(self._claim.leave())
 
 
@@ -151,7 +151,7 @@ async def wait_until_gone(driver: AsyncDriver, ops: Operations, key: str, index:
     try:
         while not (await driver.run(watching.next())).removes(key):
             pass
-    except HistoryLost:
+    except (ClusterChanged, HistoryLost):
         return  # look again
     finally:
         watching.let_go()

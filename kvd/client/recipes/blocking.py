@@ -7,7 +7,7 @@ from collections.abc import Callable
 from time import monotonic, sleep
 from typing import Self, TypeVar
 
-from kvd.client.errors import HistoryLost, KeyNotFound, KvdError
+from kvd.client.errors import ClusterChanged, HistoryLost, KeyNotFound, KvdError
 from kvd.client.operations import Operations
 from kvd.client.recipes.claim import Claim, LockLost, LockTimeout
 from kvd.client.sockets import Driver
@@ -90,7 +90,7 @@ class Lock:
             raise RuntimeError("this lock is held already; make another one for each holder")
         deadline = None if timeout is None else monotonic() + timeout
         self._new_claim()
-        self._driver.run(self._claim.enter(), sleep)
+        self._driver.run(self._claim.enter(timeout), sleep)
         keeper = self._keeper = _Keeper(self._driver, self._claim, self._on_lost)
         try:
             while (before := keeper.run(self._claim.before())) is not None:
@@ -115,7 +115,7 @@ class Lock:
                 for event in watch:
                     if event.removes(key):
                         return
-            except HistoryLost:
+            except (ClusterChanged, HistoryLost):
                 return  # the next listing tells
             finally:
                 keeper.interrupts(None)
@@ -130,7 +130,8 @@ class Lock:
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
             keeper.stop()
-            self._driver.run(self._claim.leave(), sleep)
+            if not keeper.lost.is_set():
+                self._driver.run(self._claim.leave(), sleep)
 
 
 class _Keeper:
@@ -241,7 +242,7 @@ class Barrier:
                     for event in watch:
                         if event.removes(self._key):
                             return
-                except HistoryLost:
+                except (ClusterChanged, HistoryLost):
                     continue
 
     def __enter__(self) -> Self:

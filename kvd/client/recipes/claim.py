@@ -71,41 +71,53 @@ class Claim:
         """Seconds between refreshes."""
         return self._ttl / 3
 
-    def enter(self) -> Operation[None]:
+    def enter(self, timeout: float | None = None) -> Operation[None]:
         """Make the entry, and no second one.
 
         Raises:
+            LockTimeout: not in so many seconds. The entry may be made yet, and end with its TTL.
             TransportError, ApiError: it was not made.
         """
+        limit = None if timeout is None else boot_s() + timeout
         while not self.key:
             began = boot_s()
+            form: Given = {"value": self._value, "ttl": self._ttl}
             try:
                 event = yield from self._ops.write(
-                    "POST", self._name, {"value": self._value, "ttl": self._ttl}
+                    "POST", self._name, form, timeout=self._left(limit)
                 )
             except OutcomeUnknown:
                 # It is there, will be there, or never: after its TTL it does not matter.
-                if not (yield from self._find(began)):
-                    yield Sleep(max(began + self._ttl - boot_s(), 0))
-                    yield from self._find(began)
+                while not (yield from self._find(began)) and boot_s() < began + self._ttl:
+                    self._left(limit)
+                    yield Sleep(_AGAIN_S)
                 continue
             self._take(event.node, began)
 
+    def _left(self, limit: float | None) -> float:
+        """Return the timeout of the next request.
+
+        Raises:
+            LockTimeout: there is no time left.
+        """
+        if limit is None:
+            return self._ops.exchanges.timeout
+        left = limit - boot_s()
+        if left <= 0:
+            raise LockTimeout(f"{self._name} was not free in time")
+        return min(left, self._ops.exchanges.timeout)
+
     def _find(self, began: float) -> Operation[bool]:
-        """Look for an entry that may have been made; return whether it was."""
-        while True:
-            try:
-                tree = yield from self._ops.ls(self._name, recursive=False)
-            except KeyNotFound:
-                return False
-            except (TransportError, ServerRefused):
-                yield Sleep(_AGAIN_S)
-                continue
-            for node in tree:
-                if node.value == self._value:
-                    self._take(node, began)
-                    return True
+        """Look for an entry that may have been made; return whether it was found."""
+        try:
+            tree = yield from self._ops.ls(self._name, recursive=False)
+        except (KeyNotFound, TransportError, ServerRefused):
             return False
+        for node in tree:
+            if node.value == self._value:
+                self._take(node, began)
+                return True
+        return False
 
     def _take(self, node: Node, began: float) -> None:
         self.key, self.fence = node.key, node.created_index
