@@ -34,11 +34,15 @@ class _Stream:
         self._closing.set()
         self._state.let_go()
 
+    def _pause(self, seconds: float) -> None:
+        if self._closing.wait(seconds):
+            raise TransportError("it is closed")
+
     def _next(self) -> Any:
         if self._closing.is_set():
             raise StopIteration
         try:
-            return self._driver.run(self._state.next(), self._closing.wait)
+            return self._driver.run(self._state.next(), self._pause)
         except (TransportError, OSError, ValueError):
             if self._closing.is_set():
                 raise StopIteration from None

@@ -141,7 +141,7 @@ def test_a_lock_does_not_outlive_its_ttl_without_a_server(make_server, name):
 def test_a_lock_on_a_silent_server_times_out(name):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with Client(url) as client, pytest.raises(LockTimeout):
+        with Client(url, timeout=0.5) as client, pytest.raises(LockTimeout):
             client.lock(name).acquire(timeout=0.2)
 
 

@@ -58,7 +58,7 @@ def writer(lasting) -> Iterator[Writer]:
 def test_each_event_is_told_once_over_kills(connect, lasting, writer):
     told: list[tuple[int, str]] = []
     with connect(lasting.url).watch("/load", since=1) as watch:
-        for _ in range(3):
+        for _ in range(2):
             # The kill comes amid the writes that are left.
             writer.let(60)
             told += [(event.index, event.node.value) for event in itertools.islice(watch, 30)]
@@ -156,6 +156,16 @@ def test_close_ends_who_waits(server):
         waiter.join(PATIENCE_S)
         assert not waiter.is_alive()
         assert list(watch) == []
+
+
+def test_close_ends_who_looks_for_a_server():
+    with Client(f"http://127.0.0.1:{free_port()}", timeout=3600) as kvd:
+        watch = kvd.watch("/never")
+        waiter = threading.Thread(target=lambda: list(watch))
+        waiter.start()
+        watch.close()
+        waiter.join(PATIENCE_S)
+        assert not waiter.is_alive()
 
 
 def test_a_refused_watch_is_an_error(connect, make_server):
