@@ -322,6 +322,8 @@ class KvdServer:
         """Serve nothing any more, answer nothing, write nothing."""
         if self._parts is None:
             return
+        self._monitoring.health.set_stopping()
+        self._store.snapshots.stop()  # one of a damaged index would be taken for a good one
         for acceptor in self._acceptors:
             acceptor.close()
         for ticker in self._tickers:

@@ -1,6 +1,7 @@
 """kvd/embedded.py: a server inside another program, which it leaves as it was."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -17,7 +18,8 @@ from kvd.client import Client, OutcomeUnknown
 from kvd.net.listeners import AddressUnavailable
 from kvd.storage import failpoints
 from kvd.storage.errors import StorageError
-from tests.support.server import PATIENCE_S
+from tests.support.server import PATIENCE_S, free_port
+from tests.support.server import Client as HttpClient
 
 SMALL = {"wal_segment_bytes": 1 << 20}
 
@@ -126,7 +128,8 @@ def test_what_is_wrong_is_said_by_name(tmp_path):
 
 
 def test_a_failing_disk_ends_the_guest_and_not_its_host(tmp_path):
-    server = kvd.Server(tmp_path, **SMALL).start()
+    port = free_port()
+    server = kvd.Server(tmp_path, listen_metrics_urls=f"http://127.0.0.1:{port}", **SMALL).start()
     with Client(server.url) as client:
         client.set("/a", "1")
         failpoints.arm([failpoints.parse("walBeforeSync=error")])
@@ -136,6 +139,8 @@ def test_a_failing_disk_ends_the_guest_and_not_its_host(tmp_path):
         finally:
             failpoints.arm([])
     assert isinstance(server.failed, OSError)
+    with contextlib.closing(HttpClient(port)) as monitor:
+        assert monitor.request("GET", "/health").json["health"] == "false"
     with pytest.raises(OSError, match="Input/output"):
         server.url  # noqa: B018 -- it raises
     with pytest.raises(OSError, match="Input/output"):

@@ -8,33 +8,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
 from kvd.client.errors import ClusterChanged, HistoryLost, KeyNotFound, KvdError
-from kvd.client.recipes.claim import Claim, LockLost, LockTimeout
+from kvd.client.recipes.claim import Claim, Held, LockLost, LockTimeout
 from kvd.client.watches import Watching
 
 if TYPE_CHECKING:
     from kvd.client.loop import AsyncDriver
     from kvd.client.operations import Operations
-
-
-class AsyncHeld:
-    """A lock that is held; see `Held`.
-
-    Attributes:
-        key: the entry in the lock's queue.
-        fence: a number that grows from holder to holder.
-        lost: set once the lock is no longer held, or may not be.
-    """
-
-    def __init__(self, claim: Claim, lost: asyncio.Event) -> None:
-        self.key = claim.key
-        self.fence = claim.fence
-        self.lost = lost
-        self._claim = claim
-
-    def check(self) -> None:
-        """Raise LockLost unless the lock is held; call it before what needs the lock."""
-        if self.lost.is_set() or self._claim.is_over():
-            raise LockLost(f"{self.key} is no longer held")
 
 
 class AsyncLock:
@@ -66,7 +45,7 @@ class AsyncLock:
         self._is_held = False
         self._lost = asyncio.Event()
 
-    async def __aenter__(self) -> AsyncHeld:
+    async def __aenter__(self) -> Held[asyncio.Event]:
         held = await self.acquire()
         self._body = asyncio.current_task()
         return held
@@ -79,7 +58,7 @@ class AsyncLock:
         if was_cancelled and body is not None and body.uncancel() == 0:
             raise LockLost(f"{self._claim.key} was lost") from None
 
-    async def acquire(self, timeout: float | None = None) -> AsyncHeld:
+    async def acquire(self, timeout: float | None = None) -> Held[asyncio.Event]:
         """Wait for the lock; see `Lock.acquire`."""
         if self._keeper is not None:
             raise RuntimeError("this lock is held already; make another one for each holder")
@@ -95,7 +74,7 @@ class AsyncLock:
             await self.release()
             raise
         self._is_held = True
-        return AsyncHeld(self._claim, self._lost)
+        return Held(self._claim, self._lost)
 
     async def _enter(self) -> None:
         await self._driver.run(self._claim.enter())

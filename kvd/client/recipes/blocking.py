@@ -9,35 +9,13 @@ from typing import Self, TypeVar
 
 from kvd.client.errors import ClusterChanged, HistoryLost, KeyNotFound, KvdError
 from kvd.client.operations import Operations
-from kvd.client.recipes.claim import Claim, LockLost, LockTimeout
+from kvd.client.recipes.claim import Claim, Held, LockLost, LockTimeout
 from kvd.client.sockets import Driver
 from kvd.client.streams import Watch
 from kvd.client.watches import Watching
 from kvd.client.wire import Operation
 
 T = TypeVar("T")
-
-
-class Held:
-    """A lock that is held.
-
-    Attributes:
-        key: the entry in the lock's queue.
-        fence: a number that grows from holder to holder. Give it to whatever the lock protects, so
-            that a holder that was too slow is refused there.
-        lost: set once the lock is no longer held, or may not be.
-    """
-
-    def __init__(self, claim: Claim, lost: threading.Event) -> None:
-        self.key = claim.key
-        self.fence = claim.fence
-        self.lost = lost
-        self._claim = claim
-
-    def check(self) -> None:
-        """Raise LockLost unless the lock is held; call it before what needs the lock."""
-        if self.lost.is_set() or self._claim.is_over():
-            raise LockLost(f"{self.key} is no longer held")
 
 
 class Lock:
@@ -69,13 +47,13 @@ class Lock:
     def _new_claim(self) -> None:
         self._claim = Claim(self._ops, self._name, self._ttl)
 
-    def __enter__(self) -> Held:
+    def __enter__(self) -> Held[threading.Event]:
         return self.acquire()
 
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def acquire(self, timeout: float | None = None) -> Held:
+    def acquire(self, timeout: float | None = None) -> Held[threading.Event]:
         """Wait for the lock.
 
         Args:

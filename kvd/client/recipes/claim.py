@@ -8,11 +8,14 @@ refreshes do not change it.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
+import threading
 import time
 import uuid
+from typing import Generic, TypeVar
 
 from kvd.client.errors import (
     CompareFailed,
@@ -26,6 +29,7 @@ from kvd.client.model import Node
 from kvd.client.operations import Given, Operations
 from kvd.client.wire import Operation, Sleep
 
+E = TypeVar("E", threading.Event, asyncio.Event)
 TTL_MIN_S = 3
 """Below it, an entry could end between two refreshes: etcd's expiry is exact to half a second."""
 # The pause after a refresh without an answer.
@@ -188,3 +192,25 @@ class Claim:
             )
         except KvdError:
             return
+
+
+class Held(Generic[E]):
+    """A lock that is held.
+
+    Attributes:
+        key: the entry in the lock's queue.
+        fence: a number that grows from holder to holder. Give it to whatever the lock protects, so
+            that a holder that was too slow is refused there.
+        lost: set once the lock is no longer held, or may not be.
+    """
+
+    def __init__(self, claim: Claim, lost: E) -> None:
+        self.key = claim.key
+        self.fence = claim.fence
+        self.lost: E = lost
+        self._claim = claim
+
+    def check(self) -> None:
+        """Raise LockLost unless the lock is held; call it before what needs the lock."""
+        if self.lost.is_set() or self._claim.is_over():
+            raise LockLost(f"{self.key} is no longer held")
