@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 # From the top down: a box imports boxes below its row only. What is in no row stands at the top.
 ROWS = (
+    ("kvd.testing",),
     ("kvd.__main__", "kvd.ctl", "kvd.embedded"),
     ("kvd.server",),
     ("kvd.wiring",),
