@@ -6,11 +6,11 @@ replaying one needs no comparison, no clock and no setting of the process that r
     change   [kind 1..7, index, key, value | nil, dir, created_index, expiration_ns | nil,
               refresh, rid]
     term     [16, term]                  one per start of the server
-    entry    [kind 17 or 18, what, name, document | nil, secret | nil, rid]
+    document [kind 17 or 18, what, name, content | nil, secret | nil, rid]
     setting  [19, name, value]           what changes the result of `apply` is logged
     clock    [20, offset_ns]             the machine's clock was stepped; none where it never was
 
-An entry is a small document beside the keys: of kind 17 (auth) users, roles and whether they are
+A document is metadata outside the key space: of kind 17 (auth) users, roles and whether they are
 asked for, of kind 18 (member) what members say of themselves. `what` and `name` are text and say
 whose document it is; nil removes it.
 
@@ -114,7 +114,7 @@ _CHANGE_TYPES = frozenset(
 )
 """The types of what a change is written as, where it is written as this version does."""
 _PAYLOAD_TYPES = (int, int, int, bytes, int, int, int, int, list)
-ENTRIES = frozenset((Kind.AUTH, Kind.MEMBER))
+DOCUMENTS = frozenset((Kind.AUTH, Kind.MEMBER))
 CHANGES = frozenset(range(Kind.SET, Kind.EXPIRE + 1))
 REMOVALS = frozenset((Kind.DELETE, Kind.COMPARE_AND_DELETE, Kind.EXPIRE))
 
@@ -151,7 +151,7 @@ class Term(NamedTuple):
     term: int
 
 
-class Entry(NamedTuple):
+class Document(NamedTuple):
     """The new content of a document (user, role, member); None if it was removed.
 
     `what` is a word of the server's (`user`), `name` a client's. `secret` is the part of it that
@@ -162,7 +162,7 @@ class Entry(NamedTuple):
     kind: int
     what: str
     name: str
-    document: bytes | None
+    content: bytes | None
     secret: bytes | None = None
 
 
@@ -179,7 +179,7 @@ class ClockOffset(NamedTuple):
     offset_ns: int
 
 
-Record = Change | Term | Entry | LoggedSetting | ClockOffset
+Record = Change | Term | Document | LoggedSetting | ClockOffset
 
 
 class Payload(NamedTuple):
@@ -207,7 +207,7 @@ def encode_record(record: Record) -> bytes:
         return encode_change(record)
     if isinstance(record, Term):
         return cbor2.dumps([Kind.TERM, record.term])
-    if isinstance(record, Entry):
+    if isinstance(record, Document):
         return cbor2.dumps([*record, None])
     if isinstance(record, ClockOffset):
         return cbor2.dumps([Kind.CLOCK, record.offset_ns])
@@ -261,10 +261,10 @@ def decode_record(item: Any) -> Record:
         case [Kind.TERM, int(term), *_]:
             return Term(term)
         case [
-            int(kind), str(what), str(name), bytes() | None as document, bytes() | None as secret,
+            int(kind), str(what), str(name), bytes() | None as content, bytes() | None as secret,
             bytes() | None, *_,
-        ] if kind in ENTRIES:  # fmt: skip
-            return Entry(kind, what, name, document, secret)
+        ] if kind in DOCUMENTS:  # fmt: skip
+            return Document(kind, what, name, content, secret)
         case [Kind.SETTING, str(name), int(number), *_]:
             return LoggedSetting(name, number)
         case [Kind.CLOCK, int(offset_ns), *_]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.node import Node
-from kvd.storage.format.records import Entry
+from kvd.storage.format.records import Document
 from kvd.storage.index.history import LateEvent
 
 
@@ -21,7 +21,7 @@ class Batch:
         replaced: The bytes of the large values that its events replaced, which they hold.
         is_plain: Whether it changed nothing but nodes: then the fields below are empty.
         directories: The `parent_prefix` of the directories that it made, or met, by their paths.
-        paths, dropped, entered, new_bytes_max: As in `State`.
+        paths, dropped, changed_documents, new_bytes_max: As in `State`.
         base: What `Applied` will say once it is merged, but for what each batch changes.
         index, pos: As in `Applied`, once it is merged.
         seq, time_ns, chain: As in `Applied`, known once it is encoded.
@@ -37,7 +37,7 @@ class Batch:
     # What is rare stays here, in the class, until it comes; the dicts are never changed here.
     directories: dict[bytes, bytes] = {}  # noqa: RUF012
     paths: dict[bytes, bytes] = {}  # noqa: RUF012
-    entered: dict[bytes, Entry] = {}  # noqa: RUF012
+    changed_documents: dict[bytes, Document] = {}  # noqa: RUF012
     dropped: tuple[int, ...] = ()
     new_bytes_max: int | None = None
     replaced = 0

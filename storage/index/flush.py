@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
 from kvd.storage.format.applied import HISTORY_BYTES_MAX_KEY, Applied, encode_history_bytes_max
-from kvd.storage.format.document import encode_entry, entry_key
+from kvd.storage.format.document import document_key, encode_document
 from kvd.storage.format.expiration import expiration_key, expiration_row
 from kvd.storage.format.node import (
     HEADER,
@@ -20,7 +20,7 @@ from kvd.storage.format.node import (
     id_prefix,
     seal_node,
 )
-from kvd.storage.format.records import Entry
+from kvd.storage.format.records import Document
 from kvd.storage.format.sums import APPLIED_KEY, ONE, Scanned, Sums, id_sum, meta_sum, row_sum
 from kvd.storage.index.history import HistoryWriter
 from kvd.storage.index.index_view import Row, Tables, Transaction
@@ -56,7 +56,7 @@ class Flush:
         """
         self._txn = txn
         self._tables = tables
-        self._nodes_sum, self._ttl_sum, self._garbage_sum, self._entries_sum = sums
+        self._nodes_sum, self._ttl_sum, self._garbage_sum, self._documents_sum = sums
         self._nodes_until, self._ttl_until = scanned.nodes_until, scanned.ttl_until
         self.nodes_behind = self.ttl_behind = 0
         self.history = HistoryWriter(txn, tables[b"events"])
@@ -64,7 +64,7 @@ class Flush:
     @property
     def sums(self) -> Sums:
         """The sums of the tables."""
-        return self._nodes_sum, self._ttl_sum, self._garbage_sum, self._entries_sum
+        return self._nodes_sum, self._ttl_sum, self._garbage_sum, self._documents_sum
 
     def write_nodes(
         self,
@@ -185,18 +185,18 @@ class Flush:
                         return
                     yield bytes(key), bytes(data)
 
-    def enter(self, entries: Iterable[Entry]) -> None:
+    def write_documents(self, documents: Iterable[Document]) -> None:
         """Write documents."""
         table = self._tables[b"entries"]
-        for entry in entries:
-            key = entry_key(entry.what, entry.name)
+        for document in documents:
+            key = document_key(document.what, document.name)
             before = self._txn.pop(key, db=table)
             if before is not None:
-                self._entries_sum -= row_sum(before)
-            if entry.document is not None:
-                row = encode_entry(key, entry)
+                self._documents_sum -= row_sum(before)
+            if document.content is not None:
+                row = encode_document(key, document)
                 self._txn.put(key, row, db=table)
-                self._entries_sum += row_sum(row)
+                self._documents_sum += row_sum(row)
 
     def set_history_bytes_max(self, bytes_max: int) -> None:
         """Write how long the rows of the history may be together."""
@@ -207,9 +207,9 @@ class Flush:
         )
         before = self._txn.pop(key, db=table)
         self._txn.put(key, row, db=table)
-        self._entries_sum += meta_sum(key, row)
+        self._documents_sum += meta_sum(key, row)
         if before is not None:
-            self._entries_sum -= meta_sum(key, bytes(before))
+            self._documents_sum -= meta_sum(key, bytes(before))
 
     def finish(self, applied: Applied) -> None:
         """Say how far the log has been applied, with all that was written before."""

@@ -31,7 +31,7 @@ from kvd.storage.format.applied import (
     decode_history_bytes_max,
     decode_sums,
 )
-from kvd.storage.format.document import decode_entry, entry_key, entry_prefix
+from kvd.storage.format.document import decode_document, document_key, document_prefix
 from kvd.storage.format.event import Event, decode_event, event_key, index_of
 from kvd.storage.format.expiration import expiration_of
 from kvd.storage.format.node import (
@@ -44,7 +44,7 @@ from kvd.storage.format.node import (
     decode_node,
     id_prefix,
 )
-from kvd.storage.format.records import Entry
+from kvd.storage.format.records import Document
 from kvd.storage.format.sums import APPLIED_KEY, Sums
 from kvd.storage.index.view import Passed, View
 
@@ -237,20 +237,20 @@ class IndexView(View):
                 else:
                     yield index, None
 
-    def entry(self, what: str, name: str) -> Entry | None:
-        """Return the entry of a name, or None."""
-        key = entry_key(what, name)
+    def document(self, what: str, name: str) -> Document | None:
+        """Return the document of a name, or None."""
+        key = document_key(what, name)
         row = self._row(b"entries", key)
-        return None if row is None else decode_entry(key, row)
+        return None if row is None else decode_document(key, row)
 
-    def entries(self, what: str = "") -> list[Entry]:
-        """Return all entries of one sort, or of all, by their names."""
-        return sorted(self.each_entry(what), key=lambda entry: (entry.what, entry.name))
+    def documents(self, what: str = "") -> list[Document]:
+        """Return all documents of one sort, or of all, by their names."""
+        return sorted(self.each_document(what), key=lambda document: (document.what, document.name))
 
-    def each_entry(self, what: str = "") -> Iterator[Entry]:
-        """Yield all entries of one sort, or of all, as `View.each_entry`."""
-        prefix = entry_prefix(what) if what else b""
-        return starmap(decode_entry, self.rows(b"entries", prefix))
+    def each_document(self, what: str = "") -> Iterator[Document]:
+        """Yield all documents of one sort, or of all, as `View.each_document`."""
+        prefix = document_prefix(what) if what else b""
+        return starmap(decode_document, self.rows(b"entries", prefix))
 
 
 def _with(

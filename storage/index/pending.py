@@ -12,7 +12,7 @@ from heapq import merge
 from itertools import islice
 
 from kvd.storage.format.applied import HISTORY_BYTES_MAX, HISTORY_LIMIT
-from kvd.storage.format.document import entry_key
+from kvd.storage.format.document import document_key
 from kvd.storage.format.event import Event
 from kvd.storage.format.expiration import decode_path, expiration_key, expiration_of
 from kvd.storage.format.node import (
@@ -31,7 +31,7 @@ from kvd.storage.format.records import (
     REMOVALS,
     Change,
     ClockOffset,
-    Entry,
+    Document,
     LoggedSetting,
     Record,
     Term,
@@ -150,20 +150,22 @@ class Pending(Batch, Nodes):
         """The bytes of all large rows that the state has loaded so far."""
         return self._state.loaded_bytes
 
-    def entry(self, what: str, name: str) -> Entry | None:
-        """Return the entry of a name, or None."""
-        entry = self.entered.get(entry_key(what, name))
-        if entry is not None:
-            return None if entry.document is None else entry
-        return self._state.entry(what, name)
+    def document(self, what: str, name: str) -> Document | None:
+        """Return the document of a name, or None."""
+        document = self.changed_documents.get(document_key(what, name))
+        if document is not None:
+            return None if document.content is None else document
+        return self._state.document(what, name)
 
-    def entries(self, what: str = "") -> list[Entry]:
-        """Return all entries of one sort, or of all, by their names."""
-        found = {(entry.what, entry.name): entry for entry in self._state.entries(what)}
-        for entry in self.entered.values():
-            if not what or entry.what == what:
-                found[entry.what, entry.name] = entry
-        return [found[name] for name in sorted(found) if found[name].document is not None]
+    def documents(self, what: str = "") -> list[Document]:
+        """Return all documents of one sort, or of all, by their names."""
+        found = {
+            (document.what, document.name): document for document in self._state.documents(what)
+        }
+        for document in self.changed_documents.values():
+            if not what or document.what == what:
+                found[document.what, document.name] = document
+        return [found[name] for name in sorted(found) if found[name].content is not None]
 
     def due(self, now_ns: int, limit: int) -> tuple[list[tuple[bytes, Node]], int]:
         """Return path and node of what has ended by `now_ns`, the earliest first.
@@ -218,10 +220,10 @@ class Pending(Batch, Nodes):
         self.is_plain = False
         if isinstance(record, Term):
             self.base = self.base._replace(term=record.term)
-        elif isinstance(record, Entry):
-            if not self.entered:
-                self.entered = {}
-            self.entered[entry_key(record.what, record.name)] = record
+        elif isinstance(record, Document):
+            if not self.changed_documents:
+                self.changed_documents = {}
+            self.changed_documents[document_key(record.what, record.name)] = record
         elif isinstance(record, ClockOffset):
             self.base = self.base._replace(clock_offset_ns=record.offset_ns)
         elif isinstance(record, LoggedSetting):

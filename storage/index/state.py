@@ -9,7 +9,7 @@ Invariants:
 - Once a batch is durable, nothing can fail: merging it is a few updates of dicts. Only `flush`
   meets a full disk or a full map, and may be called again until it succeeds.
 - Single nodes are looked up in memory, then in the index. What scans the index (children,
-  expirations, entries) flushes first. While the index refuses that, a scan is shown the rows that
+  expirations, documents) flushes first. While the index refuses that, a scan is shown the rows that
   are late among those of the index.
 - Nodes are held by the keys of their rows. A removed directory therefore needs no pass over what
   is below it: its id is never given again, so nothing finds it.
@@ -25,11 +25,11 @@ from typing import cast
 import lmdb
 
 from kvd.storage.format.applied import Applied
-from kvd.storage.format.document import entry_key
+from kvd.storage.format.document import document_key
 from kvd.storage.format.event import Event
 from kvd.storage.format.frame import Position
 from kvd.storage.format.node import ROOT_PREFIX, Node, decode_node
-from kvd.storage.format.records import Entry
+from kvd.storage.format.records import Document
 from kvd.storage.index.batch import Batch
 from kvd.storage.index.environment import Index
 from kvd.storage.index.errors import BROKEN, IndexRefused
@@ -142,20 +142,20 @@ class State(View):
         """Return whether a directory has a child, hidden by its name or not."""
         return self.flushed().has_children(dir_id)
 
-    def entry(self, what: str, name: str) -> Entry | None:
-        """Return the entry of a name, or None."""
-        entry = self.unflushed.entered.get(entry_key(what, name))
-        if entry is not None:
-            return None if entry.document is None else entry
-        return self._index_view().entry(what, name)
+    def document(self, what: str, name: str) -> Document | None:
+        """Return the document of a name, or None."""
+        document = self.unflushed.changed_documents.get(document_key(what, name))
+        if document is not None:
+            return None if document.content is None else document
+        return self._index_view().document(what, name)
 
-    def entries(self, what: str = "") -> list[Entry]:
-        """Return all entries of one sort, or of all, by their names."""
-        return self.flushed().entries(what)
+    def documents(self, what: str = "") -> list[Document]:
+        """Return all documents of one sort, or of all, by their names."""
+        return self.flushed().documents(what)
 
-    def each_entry(self, what: str = "") -> Iterator[Entry]:
-        """Yield all entries of one sort, or of all, as `View.each_entry`."""
-        return self.flushed().each_entry(what)
+    def each_document(self, what: str = "") -> Iterator[Document]:
+        """Yield all documents of one sort, or of all, as `View.each_document`."""
+        return self.flushed().each_document(what)
 
     def history_bytes_max(self) -> int:
         """Return how long the rows of the history may be together, 0 where that is not limited."""
@@ -252,7 +252,7 @@ class State(View):
         self.directories.update(pending.directories)
         if len(self.directories) > CACHED_PATHS_MAX:
             forget_directories(self.directories)
-        late.entered.update(pending.entered)
+        late.changed_documents.update(pending.changed_documents)
         if pending.new_bytes_max is not None:
             late.new_bytes_max = self._history_bytes_max = pending.new_bytes_max
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from kvd.storage.format.applied import Applied
-from kvd.storage.format.document import encode_entry
+from kvd.storage.format.document import encode_document
 from kvd.storage.format.event import Event
 from kvd.storage.format.node import Node, seal_node
-from kvd.storage.format.records import Entry
+from kvd.storage.format.records import Document
 from kvd.storage.index.flush import Flush
 from kvd.storage.index.history import LateEvent
 from kvd.storage.index.index_view import Late
@@ -41,7 +41,7 @@ class Unflushed:
         paths: The paths of those that expire, and of those whose keys do not hold the whole name.
         events: The events, in order; they may begin with one that the history does not hold.
         dropped: The ids of removed directories.
-        entered: The changed documents, by the keys of their rows.
+        changed_documents: The changed documents, by the keys of their rows.
         stale: The keys of rows of `ttl` to be deleted, because they refer to no node.
         new_bytes_max: The new limit of the history's length, or None.
     """
@@ -52,7 +52,7 @@ class Unflushed:
         self.paths: dict[bytes, bytes] = {}
         self.events: list[LateEvent] = []
         self.dropped: list[int] = []
-        self.entered: dict[bytes, Entry] = {}
+        self.changed_documents: dict[bytes, Document] = {}
         self.stale: set[bytes] = set()
         self.new_bytes_max: int | None = None
         self._rows: tuple[Applied, Late] | None = None
@@ -67,11 +67,11 @@ class Unflushed:
                 path = self.paths.get(key, b"/" + key[9:])
                 name = path.rpartition(b"/")[2]
                 late_nodes[key] = None if node is None else seal_node(key, name, node)[1]
-            entries = {
-                key: None if entry.document is None else encode_entry(key, entry)
-                for key, entry in self.entered.items()
+            documents = {
+                key: None if document.content is None else encode_document(key, document)
+                for key, document in self.changed_documents.items()
             }
-            self._rows = applied, {b"nodes": late_nodes, b"entries": entries}
+            self._rows = applied, {b"nodes": late_nodes, b"entries": documents}
         return self._rows[1]
 
     def first_index(self, last: int) -> int:
@@ -98,7 +98,7 @@ class Unflushed:
             flush.drop(self.dropped)
         for row_key in self.stale:
             flush.delete_expiration(row_key)
-        if self.entered:
-            flush.enter(self.entered.values())
+        if self.changed_documents:
+            flush.write_documents(self.changed_documents.values())
         if self.new_bytes_max is not None:
             flush.set_history_bytes_max(self.new_bytes_max)

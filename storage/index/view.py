@@ -27,7 +27,7 @@ from kvd.storage.format.node import (
     has_ended,
     parent_prefix,
 )
-from kvd.storage.format.records import Entry
+from kvd.storage.format.records import Document
 
 CACHED_PATH_BYTES_MAX = 256
 """Directories are cached for paths up to this length: a path of 64 KB has 32,000 ancestors, whose
@@ -56,12 +56,12 @@ class Nodes(ABC):
         """Return whether a directory has a child, hidden by its name or not."""
 
     @abstractmethod
-    def entry(self, what: str, name: str) -> Entry | None:
-        """Return the entry of a name, or None."""
+    def document(self, what: str, name: str) -> Document | None:
+        """Return the document of a name, or None."""
 
     @abstractmethod
-    def entries(self, what: str = "") -> list[Entry]:
-        """Return all entries of one sort, or of all, by their names."""
+    def documents(self, what: str = "") -> list[Document]:
+        """Return all documents of one sort, or of all, by their names."""
 
     def find(self, path: bytes) -> Node | None:
         """Return the node at a cleaned path, or None."""
@@ -153,8 +153,8 @@ class View(Nodes):
         """Return the names of some children, in order: from `first` on, up to `limit`."""
 
     @abstractmethod
-    def each_entry(self, what: str = "") -> Iterator[Entry]:
-        """Yield all entries of one sort, or of all, in no order that means anything."""
+    def each_document(self, what: str = "") -> Iterator[Document]:
+        """Yield all documents of one sort, or of all, in no order that means anything."""
 
     def at(self, now_ns: int) -> View:
         """Return the same state without what has ended by a time; it ends with this view."""
@@ -191,17 +191,17 @@ class ViewAt(View):
         """Return whether a directory has a child, hidden by its name or not."""
         return next(self.children(dir_id), None) is not None
 
-    def entry(self, what: str, name: str) -> Entry | None:
-        """Return the entry of a name, or None."""
-        return self._view.entry(what, name)
+    def document(self, what: str, name: str) -> Document | None:
+        """Return the document of a name, or None."""
+        return self._view.document(what, name)
 
-    def entries(self, what: str = "") -> list[Entry]:
-        """Return all entries of one sort, or of all, by their names."""
-        return self._view.entries(what)
+    def documents(self, what: str = "") -> list[Document]:
+        """Return all documents of one sort, or of all, by their names."""
+        return self._view.documents(what)
 
-    def each_entry(self, what: str = "") -> Iterator[Entry]:
-        """Yield all entries of one sort, or of all, as `View.each_entry`."""
-        return self._view.each_entry(what)
+    def each_document(self, what: str = "") -> Iterator[Document]:
+        """Yield all documents of one sort, or of all, as `View.each_document`."""
+        return self._view.each_document(what)
 
 
 def forget_directories(directories: dict[bytes, bytes]) -> None:

@@ -9,7 +9,7 @@ sha256 over CBOR items, in this order:
         of them, last name first
     [index, kind, key, value | nil, dir, created, expiration ns, refresh, time ns, node before]
         each event of the history, in order; the node before as above without path, or nil
-    [kind, what, name, document, secret | nil]
+    [kind, what, name, content, secret | nil]
         each document (users, roles, members), by what and name
 
 It leaves out internals (ids of directories, nodes below removed ones) and what belongs to a process
@@ -82,8 +82,8 @@ def digest(view: IndexView | State) -> str:
         kind, index, *rest = change
         before = None if prev is None else _fields(prev)
         hashed.update(cbor2.dumps([index, kind, *rest, time_ns, before]))
-    for entry in view.entries():
-        hashed.update(cbor2.dumps([*entry]))
+    for document in view.documents():
+        hashed.update(cbor2.dumps([*document]))
     return hashed.hexdigest()
 
 

@@ -18,7 +18,7 @@ from kvd.storage.format import frame
 from kvd.storage.format.records import (
     Change,
     ClockOffset,
-    Entry,
+    Document,
     Kind,
     Payload,
     Record,
@@ -102,13 +102,13 @@ def _content(record: Record, clock_offset_ns: int) -> Json:
         }
     if isinstance(record, Term):
         return {"kind": "term", "new_term": record.term}
-    if isinstance(record, Entry):
+    if isinstance(record, Document):
         return {
             "kind": _KINDS[record.kind],
             "what": record.what,
             "name": record.name,
-            **({} if record.document is None else _text("document", record.document)),
-            "removed": record.document is None,
+            **({} if record.content is None else _text("document", record.content)),
+            "removed": record.content is None,
             **({} if record.secret is None else {"secret": "REDACTED"}),
         }
     if isinstance(record, ClockOffset):

@@ -27,22 +27,22 @@ from tests.support.waiting import until
 
 
 @on_a_loop
-async def test_nobody_is_told_of_an_entry_before_it_is_durable_and_visible(tmp_path, monkeypatch):
+async def test_nobody_is_told_of_a_document_before_it_is_durable_and_visible(tmp_path, monkeypatch):
     async with started(tmp_path / "data") as engine:
         seen = []
-        engine.committer.observe_documents(lambda: seen.append(engine.document("al")))
+        engine.committer.observe_documents(lambda: seen.append(engine.content("al")))
         index, pos = engine.store.applied.index, engine.store.applied.pos
         gate = Gate(monkeypatch)
         futures = engine.administer(put("al", b"1"), refuse, put("al", b"2"))
         await gate.reached()
         await turns()
         assert not any(future.done() for future in futures)
-        assert (engine.document("al"), seen) == (None, [])
+        assert (engine.content("al"), seen) == (None, [])
         gate.open()
         outcomes = await asyncio.gather(*futures)
         # Each has seen what the one before it decided.
         assert [told(outcome) for outcome in outcomes] == [(200, b""), (409, "no"), (200, b"1")]
-        assert (engine.document("al"), seen) == (b"2", [b"2"])
+        assert (engine.content("al"), seen) == (b"2", [b"2"])
         assert (engine.store.applied.index, engine.store.applied.pos) == (index, pos + 2)
         held = digest(engine.store)
     store = open_store(tmp_path / "data", rebuild_index=True)
@@ -62,18 +62,18 @@ async def test_what_is_refused_changes_nothing_and_asks_nothing_of_the_disk(tmp_
 
 
 @on_a_loop
-async def test_entries_and_keys_share_a_batch(tmp_path):
+async def test_documents_and_keys_share_a_batch(tmp_path):
     async with started(tmp_path / "data") as engine:
         commits = engine.commits
         futures = [*engine.submit(Set(b"/a", b"1")), *engine.administer(put("al"))]
         await asyncio.gather(*futures, *engine.submit(Set(b"/a", b"2")))
         assert engine.commits == commits + 1
-        assert (engine.value(b"/a"), engine.document("al")) == (b"2", b"{}")
+        assert (engine.value(b"/a"), engine.content("al")) == (b"2", b"{}")
 
 
 @pytest.mark.parametrize("segment_bytes_max", [SEGMENT, 8 << 20], ids=["64 KiB", "8 MiB"])
 @on_a_loop
-async def test_entries_never_outgrow_a_frame(tmp_path, segment_bytes_max):
+async def test_documents_never_outgrow_a_frame(tmp_path, segment_bytes_max):
     async with started(tmp_path / "data", segment_bytes_max=segment_bytes_max) as engine:
         size = segment_bytes_max // 9
         futures = engine.administer(*(put(f"{i}", b"d" * size) for i in range(20)))
@@ -82,13 +82,13 @@ async def test_entries_never_outgrow_a_frame(tmp_path, segment_bytes_max):
         outcomes = await asyncio.wait_for(asyncio.gather(*futures), PATIENCE_S)
         assert told(outcomes.pop()) == (413, "too large for the log")
         assert not any(isinstance(outcome, RouteError | ApiError) for outcome in outcomes)
-        assert len(engine.store.view.entries("user")) == 20
-        assert engine.document("large") is None
+        assert len(engine.store.view.documents("user")) == 20
+        assert engine.content("large") is None
         assert engine.failures == []
 
 
 @on_a_loop
-async def test_entries_wait_for_what_expires_and_fit_behind_it(tmp_path):
+async def test_documents_wait_for_what_expires_and_fit_behind_it(tmp_path):
     async with started(tmp_path / "data") as engine:
         key = b"/" + b"k" * 470
         await engine.run(*(Set(key + b"%d" % i, b"", ttl_s=1) for i in range(120)))
@@ -100,7 +100,7 @@ async def test_entries_wait_for_what_expires_and_fit_behind_it(tmp_path):
 
 
 @on_a_loop
-async def test_a_full_log_refuses_entries_but_takes_their_removal(tmp_path, monkeypatch):
+async def test_a_full_log_refuses_documents_but_takes_their_removal(tmp_path, monkeypatch):
     async with started(tmp_path / "data") as engine:
         await asyncio.gather(*engine.administer(put("al"), put("bo")))
         before = engine.store.applied
@@ -111,7 +111,7 @@ async def test_a_full_log_refuses_entries_but_takes_their_removal(tmp_path, monk
             assert told(await future) == no_room  # its batch was aborted
             (future,) = engine.administer(put("al", b"other"))
             assert told(await future) == no_room
-            assert engine.document("al") == b"{}"
+            assert engine.content("al") == b"{}"
             assert engine.store.applied == before
         monkeypatch.setattr(type(engine.store), "is_low_on_space", lambda _: True)
         engine.committer.tick()
@@ -119,11 +119,11 @@ async def test_a_full_log_refuses_entries_but_takes_their_removal(tmp_path, monk
         refused, removed = await asyncio.gather(*futures)
         assert told(refused)[0] == 500
         assert told(removed) == (200, b"")
-        assert (engine.document("al"), engine.document("bo")) == (b"{}", None)
+        assert (engine.content("al"), engine.content("bo")) == (b"{}", None)
 
 
 @on_a_loop
-async def test_entries_that_the_index_refuses_wait_in_memory(tmp_path, monkeypatch, caplog):
+async def test_documents_that_the_index_refuses_wait_in_memory(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("kvd.core.flusher._RETRY_S", 0.005)
     path = tmp_path / "data"
     async with started(path, store_class=Counting) as engine:
@@ -138,11 +138,11 @@ async def test_entries_that_the_index_refuses_wait_in_memory(tmp_path, monkeypat
             assert {told(outcome) for outcome in outcomes} == {(200, b"")}
             engine.committer.tick()
             assert engine.committer.flusher.waits
-            assert engine.document("1") == b"d" * 500
-            names = [entry.name for entry in engine.store.view.entries("user")]
+            assert engine.content("1") == b"d" * 500
+            names = [document.name for document in engine.store.view.documents("user")]
             assert names == sorted([*(str(i) for i in range(50)), "old"])
         await until(lambda: not engine.committer.flusher.waits)
-        assert len(engine.store.view.entries("user")) == 51
+        assert len(engine.store.view.documents("user")) == 51
         held = digest(engine.store)
     assert len(caplog.records) == 2
     store = open_store(path, rebuild_index=True)
@@ -151,7 +151,7 @@ async def test_entries_that_the_index_refuses_wait_in_memory(tmp_path, monkeypat
 
 
 @on_a_loop
-async def test_draining_waits_for_entries_and_after_a_stop_they_are_refused(tmp_path):
+async def test_draining_waits_for_documents_and_after_a_stop_they_are_refused(tmp_path):
     async with started(tmp_path / "data") as engine:
         (future,) = engine.administer(put("al"))
         await asyncio.wait_for(engine.committer.drain(), PATIENCE_S)

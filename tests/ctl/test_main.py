@@ -7,11 +7,11 @@ import pytest
 
 from kvd.storage import failpoints
 from kvd.storage.format import frame
-from kvd.storage.format.records import Entry, Kind
+from kvd.storage.format.records import Document, Kind
 from kvd.storage.tools.digest import digest as digest_of
 from kvd.v2.commands import Create, Delete, Set
 from tests.support.ctl import flip, kvdctl, told_digest
-from tests.support.stores import NOW_NS, SECOND_NS, enter, open_store, write
+from tests.support.stores import NOW_NS, SECOND_NS, log_documents, open_store, write
 
 
 def test_the_digest_changes_with_whatever_a_client_can_see(tmp_path, capsys):
@@ -28,9 +28,9 @@ def test_the_digest_changes_with_whatever_a_client_can_see(tmp_path, capsys):
     ):
         write(store, command)
         seen.add(digest_of(store.view))
-    user = Entry(Kind.AUTH, "user", "al", b"{}", b"hash")
-    for entry in (user, user._replace(secret=b"other"), user._replace(document=None)):
-        enter(store, entry)
+    user = Document(Kind.AUTH, "user", "al", b"{}", b"hash")
+    for document in (user, user._replace(secret=b"other"), user._replace(content=None)):
+        log_documents(store, document)
         seen.add(digest_of(store.view))
     assert len(seen) == 8  # without the user it is the store that it was
     held = digest_of(store.view)
@@ -92,8 +92,8 @@ def test_dump_tells_every_record_and_where_it_stands(tmp_path, capsys):
 
 def test_dump_tells_no_secrets(tmp_path, capsys):
     store = open_store(tmp_path / "data")
-    user = Entry(Kind.AUTH, "user", "al", b'{"roles":[]}', b"$2a$10$hash")
-    enter(store, user, user._replace(document=None, secret=None))
+    user = Document(Kind.AUTH, "user", "al", b'{"roles":[]}', b"$2a$10$hash")
+    log_documents(store, user, user._replace(content=None, secret=None))
     store.close()
     status, out, _ = kvdctl(capsys, "dump", tmp_path / "data")
     assert status == 0

@@ -67,8 +67,8 @@ def test_what_format_1_held(tmp_path):
     assert view.find(b"/bytes/\xff\xfe\x00") == Node(b"\x00\xff", 4, 4)
     assert view.find(b"/long/" + LONG * 2) == Node(b"long name", 5, 5)
     assert view.find(b"/leased") == Node(b"for an hour", 6, 6, NOW_NS + 3600 * SECOND_NS)
-    assert view.entry("user", "root") == (17, "user", "root", b'{"user":"root"}', b"$2b$")
-    assert view.entry("member", "me") == (18, "member", "me", b"{}", None)
+    assert view.document("user", "root") == (17, "user", "root", b'{"user":"root"}', b"$2b$")
+    assert view.document("member", "me") == (18, "member", "me", b"{}", None)
     applied = store.applied
     assert (applied.index, applied.term, applied.history_limit) == (104, 2, 50)
     assert [event.change.index for event in view.events(0)] == list(range(55, 105))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from kvd.storage.format.records import Entry
+from kvd.storage.format.records import Document
 from kvd.v2.documents import auth_commands
 from kvd.v2.documents.decision import Reply
 
@@ -11,20 +11,20 @@ class People:
     """The state that `kvd.v2.documents.auth` reads and that a decided command changes."""
 
     def __init__(self) -> None:
-        self.rows: dict[tuple[str, str], Entry] = {}
+        self.rows: dict[tuple[str, str], Document] = {}
 
-    def entry(self, what: str, name: str) -> Entry | None:
+    def document(self, what: str, name: str) -> Document | None:
         return self.rows.get((what, name))
 
-    def each_entry(self, what: str) -> Iterator[Entry]:
-        return (entry for entry in self.rows.values() if entry.what == what)
+    def each_document(self, what: str) -> Iterator[Document]:
+        return (document for document in self.rows.values() if document.what == what)
 
     def do(self, command: auth_commands.Command) -> Reply:
         """Decide a command and do what is decided; return the reply."""
-        entries, reply = auth_commands.decide(self, command)
-        for entry in entries:
-            if entry.document is None:
-                del self.rows[entry.what, entry.name]
+        documents, reply = auth_commands.decide(self, command)
+        for document in documents:
+            if document.content is None:
+                del self.rows[document.what, document.name]
             else:
-                self.rows[entry.what, entry.name] = entry
+                self.rows[document.what, document.name] = document
         return reply

@@ -14,7 +14,7 @@ from kvd.core.stats import StoreStats
 from kvd.core.watch.hub import Hub
 from kvd.core.worker_thread import SyncThread
 from kvd.storage import disk
-from kvd.storage.format.records import Entry, Kind
+from kvd.storage.format.records import Document, Kind
 from kvd.storage.store import Store
 from kvd.v2.commands import Delete, Watch
 from kvd.v2.documents.decision import Decision, Reply
@@ -127,9 +127,9 @@ class Engine:
         queue(item, future.set_result)
         return future
 
-    def document(self, name):
-        entry = self.store.view.entry("user", name)
-        return None if entry is None else entry.document
+    def content(self, name):
+        document = self.store.view.document("user", name)
+        return None if document is None else document.content
 
     async def run(self, *commands):
         """Return what becomes of commands that are queued at once."""
@@ -240,16 +240,16 @@ def refuse_room():
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def user(name, document=b"{}"):
-    return Entry(Kind.AUTH, "user", name, document, b"hash")
+def user(name, content=b"{}"):
+    return Document(Kind.AUTH, "user", name, content, b"hash")
 
 
-def put(name, document=b"{}"):
+def put(name, content=b"{}"):
     """A decision to log a user, which replies with what was there."""
 
     def decide(state):
-        before = state.entry("user", name)
-        return Decision([user(name, document)], Reply(200, before.document if before else b""))
+        before = state.document("user", name)
+        return Decision([user(name, content)], Reply(200, before.content if before else b""))
 
     return decide
 

@@ -13,11 +13,11 @@ from kvd.storage.tools.digest import digest as digest_of
 from tests.support.stores import (
     NOW_NS,
     SECOND_NS,
-    enter,
     live,
+    log_documents,
     open_store,
     random_command,
-    random_entry,
+    random_document,
     sweep,
     write,
 )
@@ -81,7 +81,7 @@ def history_of_digests(path, *, count, snapshot_every):
         if dice.random() < 0.1:
             sweep(store, now_ns)
         if dice.random() < 0.2:
-            enter(store, random_entry(dice), now_ns=now_ns)
+            log_documents(store, random_document(dice), now_ns=now_ns)
         at[store.applied.index] = digest_of(store.view)
         if store.applied.index - last >= snapshot_every:
             last = store.applied.index

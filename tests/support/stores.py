@@ -6,7 +6,7 @@ from random import Random
 
 from kvd.storage.format.event import Event
 from kvd.storage.format.frame import Position
-from kvd.storage.format.records import Entry, Kind, encode_record
+from kvd.storage.format.records import Document, Kind, encode_record
 from kvd.storage.index.pending import Pending
 from kvd.storage.index.view import View
 from kvd.storage.store import Store
@@ -60,12 +60,12 @@ def run(
     return outcomes, records
 
 
-def enter(store: Store, *entries: Entry, now_ns: int = NOW_NS) -> None:
-    """Log entries as one batch."""
+def log_documents(store: Store, *documents: Document, now_ns: int = NOW_NS) -> None:
+    """Log documents as one batch."""
     txn = store.begin()
-    for entry in entries:
-        txn.apply(entry, now_ns)
-    commit(store, txn, [encode_record(entry) for entry in entries], now_ns)
+    for document in documents:
+        txn.apply(document, now_ns)
+    commit(store, txn, [encode_record(document) for document in documents], now_ns)
 
 
 def sweep(store: Store, now_ns: int) -> list[Event]:
@@ -132,7 +132,7 @@ def dump(store: Store) -> dict[str, object]:
         "nodes": tree(view),
         "ttl": due,
         "events": history(view),
-        "entries": view.entries(),
+        "entries": view.documents(),
         "applied": store.applied._replace(position=Position(0, 0, 0, 0)),
     }
 
@@ -171,12 +171,12 @@ def random_command(dice: Random) -> Command:
     return dice.choice(kinds)
 
 
-def random_entry(dice: Random) -> Entry:
+def random_document(dice: Random) -> Document:
     secret = dice.choice((None, b"", b"hash"))
-    document = dice.choice((None, b"{}", b"[1]", b"d" * 300))
+    content = dice.choice((None, b"{}", b"[1]", b"d" * 300))
     name = dice.choice(("al", "bo", "", "n" * 600, "\N{SNOWMAN}"))
     what = dice.choice(("user", "role", "users"))
-    return Entry(dice.choice((Kind.AUTH, Kind.MEMBER)), what, name, document, secret)
+    return Document(dice.choice((Kind.AUTH, Kind.MEMBER)), what, name, content, secret)
 
 
 def live(store: Store, dice: Random, batches: int) -> None:
@@ -188,6 +188,8 @@ def live(store: Store, dice: Random, batches: int) -> None:
         if dice.random() < 0.1:
             sweep(store, now_ns)
         if dice.random() < 0.2:
-            enter(store, *(random_entry(dice) for _ in range(dice.randint(1, 3))), now_ns=now_ns)
+            log_documents(
+                store, *(random_document(dice) for _ in range(dice.randint(1, 3))), now_ns=now_ns
+            )
         if dice.random() < 0.1:
             reclaim_all(store)

@@ -8,7 +8,7 @@ from typing import Any
 
 from kvd.core.batch.limits import BatchLimits
 from kvd.core.batch.round import Round
-from kvd.storage.format.records import Entry, encode_record
+from kvd.storage.format.records import Document, encode_record
 from kvd.v2.documents.decision import Decide, Replied
 from kvd.v2.errors import RouteError
 
@@ -27,30 +27,30 @@ def decide_documents(
     while queue and size < limits.bytes_max // 2:
         decide, done = queue.popleft()
         try:
-            entries, reply = decide(round_.pending)
-            encoded = _encode(entries, size, limits)
+            documents, reply = decide(round_.pending)
+            encoded = _encode(documents, size, limits)
         except RouteError as refusal:
             replies.append((done, refusal))
             continue
         replies.append((done, reply))
         records += encoded
         size += sum(map(len, encoded))
-        for entry in entries:
-            round_.pending.apply(entry, round_.time_ns)
+        for document in documents:
+            round_.pending.apply(document, round_.time_ns)
     return records
 
 
-def _encode(entries: list[Entry], size: int, limits: BatchLimits) -> list[bytes]:
-    """Return entries as records, which follow `size` bytes of others.
+def _encode(documents: list[Document], size: int, limits: BatchLimits) -> list[bytes]:
+    """Return documents as records, which follow `size` bytes of others.
 
     Raises:
         RouteError: they are too large for the log, or there is no room.
     """
-    encoded = [encode_record(entry) for entry in entries]
+    encoded = [encode_record(document) for document in documents]
     added = sum(map(len, encoded))
     if added > limits.bytes_max // 2:
         raise RouteError(413, "too large for the log")
-    if any(entry.document is not None for entry in entries):
+    if any(document.content is not None for document in documents):
         no_room = limits.space.check(size + added)
         if no_room is not None:
             raise RouteError(500, no_room.cause.decode())

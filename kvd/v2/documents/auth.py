@@ -1,8 +1,10 @@
 """Users, roles and permissions of etcd's v2 auth.
 
-    entry  "user"      the user with the names of its roles; its secret is the hash of the password
-           "role"      the role
-           "setting"   "auth" -> true | false: whether authentication is on
+Documents:
+
+    "user"      the user with the names of its roles; its secret is the hash of the password
+    "role"      the role
+    "setting"   "auth" -> true | false: whether authentication is on
 
 The user root has the role root always, and that role is built in. Users and roles are not checked
 against each other: a role that does not exist allows nothing.
@@ -18,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator
 from heapq import merge
 
-from kvd.storage.format.records import Entry
+from kvd.storage.format.records import Document
 from kvd.v2 import go_json
 from kvd.v2.documents.auth_json import (
     Names,
@@ -36,7 +38,7 @@ ROOT, GUEST = "root", "guest"
 """The names of users and roles that mean something."""
 
 USER, ROLE, SETTING = "user", "role", "setting"
-"""What entries are about."""
+"""What documents are about."""
 
 ENABLED = "auth"
 EVERYTHING = Permissions(("/*",), ("/*",))
@@ -51,22 +53,22 @@ _NAME_BYTES = 64
 
 def is_enabled(state: Documents) -> bool:
     """Return whether authentication is on."""
-    entry = state.entry(SETTING, ENABLED)
-    return entry is not None and entry.document == b"true"
+    document = state.document(SETTING, ENABLED)
+    return document is not None and document.content == b"true"
 
 
 def find_user(state: Documents, name: str) -> User | None:
     """Return a user, or None."""
-    entry = state.entry(USER, name)
-    return None if entry is None else _user(entry)
+    document = state.document(USER, name)
+    return None if document is None else _user(document)
 
 
 def find_role(state: Documents, name: str) -> Role | None:
     """Return a role, or None."""
     if name == ROOT:
         return _ROOT_ROLE
-    entry = state.entry(ROLE, name)
-    return None if entry is None else _role(entry)
+    document = state.document(ROLE, name)
+    return None if document is None else _role(document)
 
 
 def users_json(state: AllDocuments, keep: Callable[[int], None]) -> Iterator[bytes]:
@@ -116,14 +118,14 @@ def role_json(state: Documents, _: Callable[[int], None], *, name: str) -> Itera
 def _runs(
     state: AllDocuments, what: str, keep: Callable[[int], None]
 ) -> Generator[bytes, None, list[list[str]]]:
-    """Return the names of all entries of one sort, in sorted lists; nothing is yielded, often.
+    """Return the names of all documents of one sort, in sorted lists; nothing is yielded, often.
 
     Neither to read nor to sort a hundred thousand of them is done in one turn of the loop.
     """
     runs: list[list[str]] = [[]]
-    for number, entry in enumerate(state.each_entry(what), 1):
-        keep(len(entry.name) + _NAME_BYTES)
-        runs[-1].append(entry.name)
+    for number, document in enumerate(state.each_document(what), 1):
+        keep(len(document.name) + _NAME_BYTES)
+        runs[-1].append(document.name)
         if number % _RUN == 0:
             runs[-1].sort()
             runs.append([])
@@ -158,15 +160,15 @@ def _user_json(name: str, roles: Iterable[Role | None]) -> Iterator[bytes]:
     yield b"]}" if start == b"," else b"}"
 
 
-def _user(entry: Entry) -> User:
-    assert entry.document is not None
-    user = stored_user(entry.name, entry.document, entry.secret)
+def _user(document: Document) -> User:
+    assert document.content is not None
+    user = stored_user(document.name, document.content, document.secret)
     return user._replace(roles=with_root(user.name, user.roles))
 
 
-def _role(entry: Entry) -> Role:
-    assert entry.document is not None
-    return stored_role(entry.document)
+def _role(document: Document) -> Role:
+    assert document.content is not None
+    return stored_role(document.content)
 
 
 def with_root(name: str, roles: Names | None) -> Names | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, assert_never
 
-from kvd.storage.format.records import Entry, Kind
+from kvd.storage.format.records import Document, Kind
 from kvd.v2 import go_json
 from kvd.v2.documents.auth import (
     ENABLED,
@@ -124,22 +124,22 @@ def _change_user(state: Documents, command: PutUser) -> Decision:
 
 
 def _put(user: User, status: int) -> Decision:
-    document = go_json.encode(user_fields(user))
-    entry = Entry(Kind.AUTH, USER, user.name, document, user.secret)
-    return Decision([entry], Reply(status, document + b"\n"))
+    content = go_json.encode(user_fields(user))
+    document = Document(Kind.AUTH, USER, user.name, content, user.secret)
+    return Decision([document], Reply(status, content + b"\n"))
 
 
 def _delete_user(state: Documents, name: str) -> Decision:
     if name == ROOT and is_enabled(state):
         raise refusal(403, "Cannot delete root user while auth is enabled.")
-    if state.entry(USER, name) is None:
+    if state.document(USER, name) is None:
         raise refusal(404, f"User {name} does not exist")
-    return Decision([Entry(Kind.AUTH, USER, name, None)], Reply())
+    return Decision([Document(Kind.AUTH, USER, name, None)], Reply())
 
 
 def _make_role(state: Documents, role: Role) -> Decision:
     _check_not_root(role.name)
-    if state.entry(ROLE, role.name) is not None:
+    if state.document(ROLE, role.name) is not None:
         raise refusal(409, f"Role {role.name} already exists.")
     return _put_role(role, 201)
 
@@ -174,16 +174,16 @@ def _revoked(old: Names | None, asked: Names | None, _verb: str) -> Names:
 
 
 def _put_role(role: Role, status: int) -> Decision:
-    document = go_json.encode(role_fields(role))
-    entry = Entry(Kind.AUTH, ROLE, role.name, document)
-    return Decision([entry], Reply(status, document + b"\n"))
+    content = go_json.encode(role_fields(role))
+    document = Document(Kind.AUTH, ROLE, role.name, content)
+    return Decision([document], Reply(status, content + b"\n"))
 
 
 def _delete_role(state: Documents, name: str) -> Decision:
     _check_not_root(name)
-    if state.entry(ROLE, name) is None:
+    if state.document(ROLE, name) is None:
         raise refusal(404, f"Role {name} doesn't exist.")
-    return Decision([Entry(Kind.AUTH, ROLE, name, None)], Reply())
+    return Decision([Document(Kind.AUTH, ROLE, name, None)], Reply())
 
 
 def _check_not_root(name: str) -> None:
@@ -196,14 +196,14 @@ def _enable(state: Documents) -> Decision:
         raise refusal(409, "already enabled")
     if find_user(state, ROOT) is None:
         raise refusal(409, "No root user available, please create one")
-    entries = []
+    documents = []
     if find_role(state, GUEST) is None:
         # A guest may do everything, as before, until an administrator changes the role.
-        entries += _put_role(Role(GUEST, EVERYTHING), 201).entries
-    return Decision([*entries, Entry(Kind.AUTH, SETTING, ENABLED, b"true")], Reply())
+        documents += _put_role(Role(GUEST, EVERYTHING), 201).documents
+    return Decision([*documents, Document(Kind.AUTH, SETTING, ENABLED, b"true")], Reply())
 
 
 def _disable(state: Documents) -> Decision:
     if not is_enabled(state):
         raise refusal(409, "already disabled")
-    return Decision([Entry(Kind.AUTH, SETTING, ENABLED, b"false")], Reply())
+    return Decision([Document(Kind.AUTH, SETTING, ENABLED, b"false")], Reply())

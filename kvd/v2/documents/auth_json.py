@@ -103,14 +103,14 @@ def _check_size(body: bytes) -> None:
         raise RouteError(413, f"Request body with more than {ELEMENTS_MAX} elements.")
 
 
-def stored_user(name: str, document: bytes, secret: bytes | None) -> User:
+def stored_user(name: str, content: bytes, secret: bytes | None) -> User:
     """Return the user of a stored document."""
-    return User(name, _user(go_json.decode(document)).roles, secret or b"")
+    return User(name, _user(go_json.decode(content)).roles, secret or b"")
 
 
-def stored_role(document: bytes) -> Role:
+def stored_role(content: bytes) -> Role:
     """Return the role of a stored document."""
-    return _role(go_json.decode(document))
+    return _role(go_json.decode(content))
 
 
 def user_fields(user: User) -> Fields:

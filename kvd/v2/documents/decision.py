@@ -1,7 +1,7 @@
 """Decisions about documents (users, roles, members), as plain values.
 
 A command is decided on the pending state by a pure function, as one of the key space is by
-`kvd.v2.rules`; what it decides is a list of entries for the log, and the reply that is sent once
+`kvd.v2.rules`; what it decides is a list of documents for the log, and the reply that is sent once
 they are durable.
 """
 
@@ -10,22 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
-from kvd.storage.format.records import Entry
+from kvd.storage.format.records import Document
 from kvd.v2.errors import RouteError
 
 
 class Documents(Protocol):
     """The state that a rule may read: a view of the store, or the tests' dict."""
 
-    def entry(self, what: str, name: str) -> Entry | None:
-        """Return the entry of a name, or None."""
+    def document(self, what: str, name: str) -> Document | None:
+        """Return the document of a name, or None."""
 
 
 class AllDocuments(Documents, Protocol):
     """The state that a list is made of."""
 
-    def each_entry(self, what: str) -> Iterator[Entry]:
-        """Yield all entries of one sort, in any order."""
+    def each_document(self, what: str) -> Iterator[Document]:
+        """Yield all documents of one sort, in any order."""
 
 
 class Reply(NamedTuple):
@@ -36,9 +36,9 @@ class Reply(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """Outcome of a command: entries for the log, and the reply once they are durable."""
+    """Outcome of a command: documents for the log, and the reply once they are durable."""
 
-    entries: list[Entry]
+    documents: list[Document]
     reply: Reply
 
 

@@ -1,6 +1,6 @@
 """The one member: what `/v2/members`, `/v2/machines` and `/v2/stats` say of it, and may change.
 
-    entry  "member"   by the id in hexadecimal: {"peerURLs"}, once they were changed
+    document  "member"   by the id in hexadecimal: {"peerURLs"}, once they were changed
 
 A cluster of one that took a second member would, in etcd, lose its quorum until that member is
 there. There are no others here, so another one is refused instead, and so is removing the only one.
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from hashlib import sha1
 from typing import NamedTuple
 
-from kvd.storage.format.records import Entry, Kind
+from kvd.storage.format.records import Document, Kind
 from kvd.v2 import go_json
 from kvd.v2.documents.decision import Decision, Documents, Reply
 from kvd.v2.documents.peer_urls import read_urls
@@ -40,10 +40,10 @@ class Member(NamedTuple):
 
     def as_told(self, state: Documents) -> Member:
         """Return the member with the peer URLs that a client has set, if any."""
-        entry = state.entry(_MEMBER, self.shown_id)
-        if entry is None or entry.document is None:
+        document = state.document(_MEMBER, self.shown_id)
+        if document is None or document.content is None:
             return self
-        return self._replace(peer_urls=tuple(_peer_urls(entry.document)))
+        return self._replace(peer_urls=tuple(_peer_urls(document.content)))
 
     def body(self) -> bytes:
         """Return the member as JSON."""
@@ -110,8 +110,8 @@ def decide(state: Documents, command: PutMember, member: Member) -> Decision:
     """
     if command.member_id != member.member_id:
         raise RouteError(404, f"No such member: {command.member_id:x}")
-    document = go_json.encode({"peerURLs": command.peer_urls})
-    return Decision([Entry(Kind.MEMBER, _MEMBER, member.shown_id, document)], Reply(204))
+    content = go_json.encode({"peerURLs": command.peer_urls})
+    return Decision([Document(Kind.MEMBER, _MEMBER, member.shown_id, content)], Reply(204))
 
 
 def refuse_another(member: Member, peer_urls: Sequence[str]) -> RouteError:
@@ -128,9 +128,9 @@ def refuse_removal(member: Member, member_id: int) -> RouteError:
     return RouteError(500, "Internal Server Error")
 
 
-def _peer_urls(document: bytes) -> list[str]:
+def _peer_urls(content: bytes) -> list[str]:
     """Return the field of a document, in whose type Go finds fault in its own words."""
-    value = go_json.decode(document)
+    value = go_json.decode(content)
     urls: list[str] = []
     if value is None:
         return urls

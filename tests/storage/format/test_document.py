@@ -1,48 +1,53 @@
-"""storage/format/document.py: an entry comes back as it was, and a damaged one not at all."""
+"""storage/format/document.py: a document comes back as it was, and a damaged one not at all."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvd.storage.format.document import decode_entry, encode_entry, entry_key, entry_prefix
+from kvd.storage.format.document import (
+    decode_document,
+    document_key,
+    document_prefix,
+    encode_document,
+)
 from kvd.storage.format.node import CorruptIndex
-from kvd.storage.format.records import Entry, Kind
+from kvd.storage.format.records import Document, Kind
 
-entries = st.builds(
-    Entry,
+documents = st.builds(
+    Document,
     kind=st.sampled_from([Kind.AUTH, Kind.MEMBER]),
     what=st.sampled_from(["user", "role", "member"]),
     name=st.text(),
-    document=st.binary(),
+    content=st.binary(),
     secret=st.none() | st.binary(),
 )
 
 
 @settings(deadline=None)
-@given(entries)
-def test_an_entry_comes_back_as_it_was(entry):
-    key = entry_key(entry.what, entry.name)
-    assert decode_entry(key, encode_entry(key, entry)) == entry
+@given(documents)
+def test_a_document_comes_back_as_it_was(document):
+    key = document_key(document.what, document.name)
+    assert decode_document(key, encode_document(key, document)) == document
 
 
 @given(st.text(), st.text())
 def test_each_name_has_a_key_of_its_own_and_none_is_too_long(one, other):
-    key = entry_key("user", one)
-    assert key.startswith(entry_prefix("user"))
+    key = document_key("user", one)
+    assert key.startswith(document_prefix("user"))
     assert len(key) <= 511
-    assert (key == entry_key("user", other)) == (one == other)
+    assert (key == document_key("user", other)) == (one == other)
 
 
 def test_every_flipped_bit_is_refused():
-    key = entry_key("user", "al")
-    row = encode_entry(key, Entry(Kind.AUTH, "user", "al", b"{}", b"hash"))
+    key = document_key("user", "al")
+    row = encode_document(key, Document(Kind.AUTH, "user", "al", b"{}", b"hash"))
     for bit in range(8 * len(row)):
         flipped = bytearray(row)
         flipped[bit // 8] ^= 1 << bit % 8
         with pytest.raises(CorruptIndex):
-            decode_entry(key, bytes(flipped))
+            decode_document(key, bytes(flipped))
     for length in range(len(row)):
         with pytest.raises(CorruptIndex):
-            decode_entry(key, row[:length])
+            decode_document(key, row[:length])
     with pytest.raises(CorruptIndex):
-        decode_entry(entry_key("user", "bo"), row)
+        decode_document(document_key("user", "bo"), row)

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from kvd.storage.format.records import (
     CHAIN_START,
     CHANGES,
-    ENTRIES,
+    DOCUMENTS,
     SHA256_RECORD_BYTES,
     VERSION,
     VERSION_SHA256,
     Change,
     ClockOffset,
-    Entry,
+    Document,
     Kind,
     LoggedSetting,
     Payload,
@@ -30,7 +30,7 @@ from kvd.storage.format.records import (
     next_chain,
 )
 
-KNOWN = {*CHANGES, *ENTRIES, Kind.TERM, Kind.SETTING, Kind.CLOCK}
+KNOWN = {*CHANGES, *DOCUMENTS, Kind.TERM, Kind.SETTING, Kind.CLOCK}
 
 uint64s = st.integers(0, 2**64 - 1)
 changes = st.builds(
@@ -44,17 +44,17 @@ changes = st.builds(
     expiration_ns=uint64s,
     refresh=st.booleans(),
 )
-entries = st.builds(
-    Entry,
-    kind=st.sampled_from(sorted(ENTRIES)),
+documents = st.builds(
+    Document,
+    kind=st.sampled_from(sorted(DOCUMENTS)),
     what=st.text(),
     name=st.text(),
-    document=st.none() | st.binary(),
+    content=st.none() | st.binary(),
     secret=st.none() | st.binary(),
 )
 records = (
     changes
-    | entries
+    | documents
     | st.builds(Term, uint64s)
     | st.builds(LoggedSetting, name=st.text(), value=st.integers())
     | st.builds(ClockOffset, st.integers(-(2**63), 2**63 - 1))
@@ -73,7 +73,7 @@ payloads = st.builds(
 )
 
 CHANGE = Change(Kind.SET, 7, b"/a\xff", b"\x00v", False, 7, 1_700_000_000_000_000_001, True)
-ENTRY = Entry(Kind.AUTH, "user", "al", b"{}", b"hash")
+DOCUMENT = Document(Kind.AUTH, "user", "al", b"{}", b"hash")
 FIELDS = Payload(3, 9, b"12345678", 12, 7, 1_700_000_000_000_000_000, 2**64 - 1, [])
 
 
@@ -113,8 +113,8 @@ def test_a_change_in_the_shortest_form_of_older_versions_is_read(change):
     assert decode_record(cbor2.loads(cbor2.dumps(fields))) == change
 
 
-def test_an_entry_has_the_documented_fields_in_their_order():
-    assert cbor2.loads(encode_record(ENTRY)) == [17, "user", "al", b"{}", b"hash", None]
+def test_a_document_has_the_documented_fields_in_their_order():
+    assert cbor2.loads(encode_record(DOCUMENT)) == [17, "user", "al", b"{}", b"hash", None]
 
 
 def test_no_expiration_is_written_as_nil():
@@ -122,14 +122,14 @@ def test_no_expiration_is_written_as_nil():
 
 
 def test_a_record_that_has_grown_at_its_end_is_read():
-    for record in (CHANGE, ENTRY):
+    for record in (CHANGE, DOCUMENT):
         later = [*cbor2.loads(encode_record(record)), "a later version's field"]
         assert decode_record(later) == record
 
 
 @pytest.mark.parametrize("kind", [kind for kind in range(-1, 300) if kind not in KNOWN])
 def test_an_unknown_kind_is_refused(kind):
-    for record in (CHANGE, ENTRY, Term(1), LoggedSetting("history_limit", 1)):
+    for record in (CHANGE, DOCUMENT, Term(1), LoggedSetting("history_limit", 1)):
         item = cbor2.loads(encode_record(record))
         with pytest.raises(UnknownRecord):
             decode_record([kind, *item[1:]])
@@ -144,8 +144,8 @@ def test_a_field_of_another_type_is_refused(place):
 
 
 @pytest.mark.parametrize("place", range(6))
-def test_a_field_of_an_entry_of_another_type_is_refused(place):
-    item = cbor2.loads(encode_record(ENTRY))
+def test_a_field_of_a_document_of_another_type_is_refused(place):
+    item = cbor2.loads(encode_record(DOCUMENT))
     item[place] = 1.5
     with pytest.raises(UnknownRecord):
         decode_record(item)

@@ -6,14 +6,23 @@ import pytest
 
 from kvd.storage.format.applied import HISTORY_BYTES_MAX
 from kvd.storage.format.node import CorruptIndex, encode_key
-from kvd.storage.format.records import Entry, Kind
+from kvd.storage.format.records import Document, Kind
 from kvd.storage.format.sums import APPLIED_KEY
 from kvd.storage.index.integrity import completeness
 from kvd.storage.index.integrity.completeness import prove_all
 from kvd.storage.tools.restore import restore
 from kvd.storage.tools.source import reading
 from kvd.v2.commands import Delete, Set
-from tests.support.stores import NOW_NS, digest, enter, live, open_store, reclaim_all, sweep, write
+from tests.support.stores import (
+    NOW_NS,
+    digest,
+    live,
+    log_documents,
+    open_store,
+    reclaim_all,
+    sweep,
+    write,
+)
 
 HOLDS = ("nodes", "ttl", "events", "garbage", "entries")
 
@@ -32,7 +41,9 @@ def path(tmp_path):
     store.start_term(NOW_NS, 40)
     write(store, *(Set(b"/d/%d" % i, b"v" * 50, ttl_s=50) for i in range(200)))
     write(store, *(Set(b"/e/%d" % i, b"v") for i in range(20)), Delete(b"/e", recursive=True))
-    enter(store, Entry(Kind.AUTH, "user", "al", b"{}"), Entry(Kind.AUTH, "role", "jobs", b"{}"))
+    log_documents(
+        store, Document(Kind.AUTH, "user", "al", b"{}"), Document(Kind.AUTH, "role", "jobs", b"{}")
+    )
     store.close()
     return path
 

@@ -4,7 +4,7 @@ import lmdb
 import pytest
 
 from kvd.storage.format.node import seal_node
-from kvd.storage.format.records import Entry, Kind, LoggedSetting
+from kvd.storage.format.records import Document, Kind, LoggedSetting
 from kvd.storage.index import state as state_module
 from kvd.storage.index.index_view import IndexView
 from kvd.storage.index.state import BEHIND_FACTOR, FLUSH_RECORDS, State
@@ -43,7 +43,7 @@ def flushes(monkeypatch):
         lambda txn: txn.has_children(txn.find(b"/empty").dir_id),
         lambda txn: txn.has_living_children(txn.find(b"/empty").dir_id, NOW_NS, 10),
         lambda txn: txn.due(NOW_NS, 10),
-        lambda txn: txn.entries(),
+        lambda txn: txn.documents(),
         lambda txn: txn.apply(LoggedSetting("history_limit", 50), NOW_NS),
     ],
     ids=["has_children", "has_living_children", "due", "entries", "a setting"],
@@ -56,7 +56,7 @@ def test_a_flush_amid_a_batch_writes_nothing_of_that_batch(tree, flushes, scan):
     apply(txn, *set_(b"/d/a", b"pending", 5))
     apply(txn, *delete(b"/d/" + LONG * 2))
     apply(txn, *set_(b"/new/x", b"pending"))
-    txn.apply(Entry(Kind.AUTH, "user", "al", b"{}", None), NOW_NS)
+    txn.apply(Document(Kind.AUTH, "user", "al", b"{}", None), NOW_NS)
     scan(txn)
     assert flushes
     apply(txn, *set_(b"/new/y", b"pending"))
@@ -84,7 +84,7 @@ def test_only_scans_have_the_index_written_to(tree, flushes):
         lambda view: [view.find(p) for p in (b"/d/a", b"/d/b", b"/e", b"/" + LONG * 2, b"/none")],
         lambda view: view.obstacle(b"/none/x"),
         lambda view: view.first_ended(b"/d/b", NOW_NS),
-        lambda view: view.entry("user", "al"),
+        lambda view: view.document("user", "al"),
     ]
     txn = tree.begin()
     for single in singles:
@@ -101,7 +101,7 @@ def test_only_scans_have_the_index_written_to(tree, flushes):
         lambda view: list(view.children(dir_id)),
         lambda view: view.names(dir_id, b"", 10),
         lambda view: view.has_children(dir_id),
-        lambda view: view.entries(),
+        lambda view: view.documents(),
     ):
         for view in (tree.state, tree.state.at(NOW_NS)):
             tree.do(set_(b"/d/c"))
@@ -124,7 +124,7 @@ def test_what_is_kept_of_written_nodes_is_bounded_by_their_number(tree, monkeypa
             assert len(state.nodes) <= 20
             assert tree.state.late_rows() == {}
             late = state.unflushed
-            assert not any((late.dirty, late.paths, late.events, late.entered))
+            assert not any((late.dirty, late.paths, late.events, late.changed_documents))
             most = max(most, len(state.nodes))
     assert most > 10
     assert len(names(tree.state, b"/d")) == 200

@@ -9,7 +9,7 @@ import lmdb
 import pytest
 
 from kvd.storage.format.node import CorruptIndex, encode_key
-from kvd.storage.format.records import Entry, Kind
+from kvd.storage.format.records import Document, Kind
 from kvd.storage.format.tables import TABLES
 from kvd.storage.index.integrity.completeness import _ROWS_AT_START
 from kvd.storage.index.integrity.pages import prove_pages
@@ -17,7 +17,7 @@ from kvd.storage.tools.bulk_load import bulk_load
 from kvd.v2.commands import Delete, Set
 from tests.support.damaged import REBUILT, RIGHT, TRY_AGAIN
 from tests.support.server import ROOT, Server
-from tests.support.stores import NOW_NS, enter, open_store, reclaim_all, sweep, write
+from tests.support.stores import NOW_NS, log_documents, open_store, reclaim_all, sweep, write
 
 PAGE = 4096
 HEAD_BYTES = 16
@@ -34,7 +34,7 @@ def path(tmp_path):
         write(store, *(Set(b"/%d/%d" % (d, i), b"v" * i, ttl_s=i % 3 or None) for i in range(120)))
     write(store, *(Set(b"/large/%d" % i, b"v" * 5000 * i) for i in range(4)))
     write(store, Delete(b"/1", recursive=True))
-    enter(store, *(Entry(Kind.AUTH, "user", f"u{i}", b"{}" * 40) for i in range(80)))
+    log_documents(store, *(Document(Kind.AUTH, "user", f"u{i}", b"{}" * 40) for i in range(80)))
     sweep(store, NOW_NS + 10_000_000_000)
     reclaim_all(store)
     write(store, *(Set(b"/2/%d" % i, b"w", ttl_s=999) for i in range(0, 120, 3)))

@@ -5,7 +5,7 @@ import pytest
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.frame import Position
 from kvd.storage.format.node import ROOT, CorruptIndex, Node, Obstacle
-from kvd.storage.format.records import Entry, Kind, LoggedSetting, Term
+from kvd.storage.format.records import Document, Kind, LoggedSetting, Term
 from tests.support.tree import LONG, NOW_NS, apply, delete, mkdir, names, set_, update_dir
 
 
@@ -213,50 +213,52 @@ def test_a_directory_known_from_a_dropped_batch_is_not_remembered(tree):
     assert tree.state.find(b"/a/y") is None
 
 
-def test_an_entry_is_what_was_logged_last(tree):
-    first, second = (Entry(Kind.AUTH, "user", "al", text, b"hash") for text in (b"1", b"2"))
-    for entry in (first, second):
+def test_a_document_is_what_was_logged_last(tree):
+    first, second = (Document(Kind.AUTH, "user", "al", text, b"hash") for text in (b"1", b"2"))
+    for document in (first, second):
         txn = tree.begin()
-        assert txn.apply(entry, NOW_NS) is None
-        assert txn.entry("user", "al") == entry
+        assert txn.apply(document, NOW_NS) is None
+        assert txn.document("user", "al") == document
         tree.commit(txn)
-        assert tree.state.entry("user", "al") == entry
-        assert tree.state.entry("role", "al") is None
+        assert tree.state.document("user", "al") == document
+        assert tree.state.document("role", "al") is None
     txn = tree.begin()
     for _ in range(2):  # the second removes what is not there
-        txn.apply(second._replace(document=None, secret=None), NOW_NS)
+        txn.apply(second._replace(content=None, secret=None), NOW_NS)
     tree.commit(txn)
-    assert tree.state.entry("user", "al") is None
-    assert tree.state.entries() == []
+    assert tree.state.document("user", "al") is None
+    assert tree.state.documents() == []
 
 
-def test_entries_are_listed_by_their_names(tree):
+def test_documents_are_listed_by_their_names(tree):
     names = ["", "b", "a", "a\0", "\N{SNOWMAN}", "n" * 1000, "n" * 999]
     txn = tree.begin()
     for what in ("user", "role", "us"):
         for name in names:
-            txn.apply(Entry(Kind.MEMBER, what, name, name.encode(), None), NOW_NS)
+            txn.apply(Document(Kind.MEMBER, what, name, name.encode(), None), NOW_NS)
     tree.commit(txn)
     for what in ("user", "role", "us"):
-        found = tree.state.entries(what)
-        assert [(entry.what, entry.name) for entry in found] == [(what, n) for n in sorted(names)]
-        assert [entry.document for entry in found] == [n.encode() for n in sorted(names)]
-    assert len(tree.state.entries()) == 3 * len(names)
-    assert tree.state.entries("nothing") == []
+        found = tree.state.documents(what)
+        assert [(document.what, document.name) for document in found] == [
+            (what, n) for n in sorted(names)
+        ]
+        assert [document.content for document in found] == [n.encode() for n in sorted(names)]
+    assert len(tree.state.documents()) == 3 * len(names)
+    assert tree.state.documents("nothing") == []
 
 
-def test_entries_of_a_dropped_batch_are_not_there(tree):
+def test_documents_of_a_dropped_batch_are_not_there(tree):
     txn = tree.begin()
-    txn.apply(Entry(Kind.AUTH, "user", "al", b"{}", None), NOW_NS)
+    txn.apply(Document(Kind.AUTH, "user", "al", b"{}", None), NOW_NS)
     txn.end()
-    assert tree.state.entry("user", "al") is None
+    assert tree.state.document("user", "al") is None
 
 
 def test_positions_count_records_of_all_kinds_and_indexes_only_changes(tree):
     txn = tree.begin()
     txn.apply(Term(5), NOW_NS)
     txn.apply(LoggedSetting("history_limit", 9), NOW_NS)
-    txn.apply(Entry(Kind.AUTH, "user", "al", b"{}", b"hash"), NOW_NS)
+    txn.apply(Document(Kind.AUTH, "user", "al", b"{}", b"hash"), NOW_NS)
     apply(txn, *set_(b"/a"))
     tree.commit(txn)
     assert (tree.applied.pos, tree.applied.index, tree.applied.term) == (4, 2, 5)

@@ -139,16 +139,16 @@ def test_of_very_many_few_are_read_and_sorted_at_once(monkeypatch, render, count
     read = kept = 0
 
     class Counted(People):
-        def each_entry(self, what):
+        def each_document(self, what):
             nonlocal read
-            for entry in super().each_entry(what):
+            for document in super().each_document(what):
                 read += 1
-                yield entry
+                yield document
 
-        def entry(self, what, name):
+        def document(self, what, name):
             nonlocal read
             read += 1
-            return super().entry(what, name)
+            return super().document(what, name)
 
     def keep(size):
         nonlocal kept
@@ -181,7 +181,7 @@ def test_no_hash_is_ever_shown():
     ):
         assert b"SECRET" not in body
         assert b"password" not in body
-    assert not any(b"SECRET" in entry.document for entry in people.each_entry("user"))
+    assert not any(b"SECRET" in document.content for document in people.each_document("user"))
 
 
 def test_users_are_asked_for_from_the_switch_on():

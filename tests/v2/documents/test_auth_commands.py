@@ -147,7 +147,7 @@ def test_a_password_stays_where_no_other_one_is_given():
     assert auth.find_user(people, "al").secret == b"1"
     people.do(user(secret=b"2", revoke=("r",)))
     assert auth.find_user(people, "al").secret == b"2"
-    assert {entry.kind for entry in people.rows.values()} == {Kind.AUTH}
+    assert {document.kind for document in people.rows.values()} == {Kind.AUTH}
 
 
 names = st.lists(st.sampled_from("abc"), unique=True, max_size=3).map(tuple)
