@@ -59,6 +59,36 @@ def test_the_bug_is_caught(name, bug, tmp_path):
     raise AssertionError(report.detail or report)
 
 
+_ADDED_NAMES = """
+import os, sys
+import kvd.server
+from tests.crash.lab.mutant import MUTANTS
+
+def names():
+    modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == "kvd"]
+    types = [v for module in modules for v in vars(module).values() if isinstance(v, type)]
+    places = [*modules, *(t for t in types if t.__module__.startswith("kvd"))]
+    return {f"{place.__name__}.{name}" for place in places for name in vars(place)}
+
+for mutant, put_in in MUTANTS.items():
+    if os.fork() == 0:
+        before = names()
+        put_in()
+        for name in names() - before:
+            print(mutant, "adds", name, flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+def test_a_bug_replaces_only_what_there_is():
+    # What has moved elsewhere is replaced in vain: the server is whole, and nothing is caught.
+    done = subprocess.run(
+        [sys.executable, "-c", _ADDED_NAMES], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not done.stdout
+
+
 @pytest.mark.durability_full
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("name", EXPERIMENTS)

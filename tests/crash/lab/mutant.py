@@ -19,7 +19,7 @@ from pathlib import Path
 from kvd.__main__ import main
 from kvd.core.clock import Clock
 from kvd.core.committer import Committer
-from kvd.storage import disk, recovery, replay, store
+from kvd.storage import disk, recovery, replay
 from kvd.storage.evidence import Evidence
 from kvd.storage.format import document, event, expiration, frame, node, sums
 from kvd.storage.format import records as change
@@ -29,7 +29,7 @@ from kvd.storage.format.frame import Position
 from kvd.storage.index import environment, reuse
 from kvd.storage.index.environment import Index
 from kvd.storage.index.flush import Flush
-from kvd.storage.index.integrity import completeness
+from kvd.storage.index.integrity import completeness, proof
 from kvd.storage.index.pending import Pending
 from kvd.storage.index.state import State
 from kvd.storage.journal import Journal
@@ -226,7 +226,7 @@ def no_completeness() -> None:
 
     environment.prove_pages = lambda path: None
     environment.prove_start = lambda env, tables: False
-    store.Scan = Blind
+    proof.Scan = Blind
 
 
 def split_transaction() -> None:
