@@ -24,7 +24,7 @@ from kvd.http.connection import Connection
 from kvd.http.parsing.request_parser import Request
 from kvd.http.server import HttpServer
 from kvd.json_text import cut, escape
-from kvd.limits.memory_budget import MemoryBudget, Payload
+from kvd.limits.memory_budget import MemoryBudget, Piece
 
 # A listing shrinks to a ninth; higher levels take three times as long for a tenth less
 # (measured).
@@ -81,26 +81,26 @@ class _Compressing(Connection):
         """Send a whole response, compressed if it is long enough."""
         if self._compresses(status, len(body)) and not head_only:
             if len(body) > _SLICE_BYTES:
-                self.respond_in_pieces(status, headers, [Payload(body, self.gzip.memory)])
+                self.respond_in_pieces(status, headers, [Piece(body, self.gzip.memory)])
                 return
             headers += _ENCODING
             body = self._compressed(body)
         super().respond(status, headers, body, head_only=head_only)
 
-    def respond_in_pieces(self, status: int, headers: bytes, payloads: Sequence[Payload]) -> None:
+    def respond_in_pieces(self, status: int, headers: bytes, pieces: Sequence[Piece]) -> None:
         """Send a whole response of many pieces, compressed if it is long enough."""
         memory = self.gzip.memory
-        size = sum(len(payload.data) for payload in payloads)
-        uncounted = sum(len(payload.data) for payload in payloads if not payload.is_held)
+        size = sum(len(piece.data) for piece in pieces)
+        uncounted = sum(len(piece.data) for piece in pieces if not piece.is_held)
         if self._compresses(status, size) and memory.has_room(size + uncounted):
             # Counted before it is made: it is hardly ever longer than the original.
             memory.take(size)
-            for payload in payloads:
-                payload.hold()
-            in_turns = self._in_turns(status, headers + _ENCODING, payloads, size)
+            for piece in pieces:
+                piece.hold()
+            in_turns = self._in_turns(status, headers + _ENCODING, pieces, size)
             self.gzip.start(self, in_turns)
         else:
-            super().respond_in_pieces(status, headers, payloads)
+            super().respond_in_pieces(status, headers, pieces)
 
     def _compresses(self, status: int, size: int) -> bool:
         return self.accepts_gzip and size >= self.gzip.bytes_min and status in _COMPRESSED
@@ -113,36 +113,36 @@ class _Compressing(Connection):
         return body
 
     async def _in_turns(
-        self, status: int, headers: bytes, payloads: Sequence[Payload], reserved: int
+        self, status: int, headers: bytes, pieces: Sequence[Piece], reserved: int
     ) -> None:
-        """Compress payloads and send the response; they and `reserved` bytes are held."""
+        """Compress the pieces and send the response; they and `reserved` bytes are held."""
         gzip = self.gzip
         engine = zlib.compressobj(_LEVEL, zlib.DEFLATED, _GZIP_FORMAT)
-        left, made = list(payloads), list[Payload]()
+        left, made = list(pieces), list[Piece]()
 
-        def keep(piece: bytes) -> int:
+        def keep(data: bytes) -> int:
             """Count a piece instead of reserved bytes; return how many of these are left."""
-            if piece:
-                made.append(Payload(piece, gzip.memory))
-                gzip.memory.give_back(min(len(piece), reserved))
+            if data:
+                made.append(Piece(data, gzip.memory))
+                gzip.memory.give_back(min(len(data), reserved))
                 made[-1].hold()
-            return max(reserved - len(piece), 0)
+            return max(reserved - len(data), 0)
 
         try:
             while left:
-                for piece in _pieces(left[0]):
+                for data in _slices(left[0]):
                     async with gzip.slices:
                         await asyncio.sleep(0)
                         if self.gone:
                             return
-                        reserved = keep(engine.compress(piece))
+                        reserved = keep(engine.compress(data))
                 left.pop(0).drop()
             reserved = keep(engine.flush())
             super().respond_in_pieces(status, headers, made)
         finally:
             gzip.memory.give_back(reserved)
-            for payload in (*left, *made):
-                payload.drop()
+            for piece in (*left, *made):
+                piece.drop()
 
 
 class GzipConnection(_Compressing):
@@ -163,11 +163,11 @@ class LoggedGzipConnection(_Compressing, LoggedConnection):
         self.accepts_gzip = False
 
 
-def _pieces(payload: Payload) -> Iterator[bytes]:
-    """Yield the bytes of a payload as they are sent, in slices."""
-    data, start = payload.data, 0
+def _slices(piece: Piece) -> Iterator[bytes]:
+    """Yield the bytes of a piece as they are sent, in slices."""
+    data, start = piece.data, 0
     while start < len(data):
-        if payload.escapes:
+        if piece.escapes:
             end = cut(data, start + _ESCAPED_BYTES)
             yield escape(data[start:end])
         else:

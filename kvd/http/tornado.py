@@ -15,7 +15,7 @@ from tornado import httputil
 
 from kvd.http.connection import Connection
 from kvd.http.sending.response_writer import LARGE_BYTES
-from kvd.limits.memory_budget import Payload
+from kvd.limits.memory_budget import Piece
 
 _LAST_CHUNK = b"0\r\n\r\n"
 
@@ -82,7 +82,7 @@ class TornadoConnection(httputil.HTTPConnection):
 
     def _send(self, data: bytes) -> None:
         if len(data) > LARGE_BYTES:
-            self.connection.send_large([Payload(data, self.connection.memory)], None)
+            self.connection.send_large([Piece(data, self.connection.memory)], None)
         else:
             self.connection.send(data)
 

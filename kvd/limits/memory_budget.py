@@ -199,8 +199,8 @@ class MemoryBudget:
                     return
 
 
-class Payload:
-    """Bytes that may be sent to several clients: counted once, until the last has read them.
+class Piece:
+    """Bytes of one or several responses: counted once, until the last client has read them.
 
     Attributes:
         data: the bytes.
@@ -242,20 +242,20 @@ class Values:
 
     def __init__(self, memory: MemoryBudget) -> None:
         self._memory = memory
-        self._sent: WeakValueDictionary[int, Payload] = WeakValueDictionary()
+        self._sent: WeakValueDictionary[int, Piece] = WeakValueDictionary()
 
-    def make(self, value: bytes) -> Payload:
+    def make(self, value: bytes) -> Piece:
         """Return a value, of which the index is not known yet, as it is sent."""
-        return Payload(value, self._memory, escapes=not is_plain(value))
+        return Piece(value, self._memory, escapes=not is_plain(value))
 
-    def name(self, index: int, payload: Payload) -> None:
+    def name(self, index: int, piece: Piece) -> None:
         """Note the index of a value."""
-        self._sent[index] = payload
+        self._sent[index] = piece
 
-    def payloads(self, parts: Parts) -> list[Payload]:
+    def pieces(self, parts: Parts) -> list[Piece]:
         """Return the parts of a body as they are sent."""
         return [
-            Payload(part, self._memory) if isinstance(part, bytes) else self._of(part)
+            Piece(part, self._memory) if isinstance(part, bytes) else self._of(part)
             for part in parts
         ]
 
@@ -265,11 +265,11 @@ class Values:
         return sum(len(value.raw) for value in values if not self._is_counted(value))
 
     def _is_counted(self, value: LargeValue) -> bool:
-        payload = self._sent.get(value.changed)
-        return payload is not None and payload.is_held
+        piece = self._sent.get(value.changed)
+        return piece is not None and piece.is_held
 
-    def _of(self, value: LargeValue) -> Payload:
-        payload = self._sent.get(value.changed)
-        if payload is None:
-            payload = self._sent[value.changed] = self.make(value.raw)
-        return payload
+    def _of(self, value: LargeValue) -> Piece:
+        piece = self._sent.get(value.changed)
+        if piece is None:
+            piece = self._sent[value.changed] = self.make(value.raw)
+        return piece

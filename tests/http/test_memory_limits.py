@@ -10,7 +10,7 @@ import pytest
 
 from kvd.http.receiving import WAIT_S, Receiving
 from kvd.http.sending.outbox import Outbox
-from kvd.limits.memory_budget import MemoryBudget, Payload
+from kvd.limits.memory_budget import MemoryBudget, Piece
 from tests.monitoring.test_metrics import scrape
 from tests.support.memory import (
     MIB,
@@ -279,26 +279,26 @@ def test_what_waits_behind_a_request_is_not_read(fresh_server):
 
 def test_what_is_counted_is_let_go_again():
     memory = MemoryBudget(100)
-    shared = Payload(b"x" * 60, memory)
+    shared = Piece(b"x" * 60, memory)
     first, second = Outbox(), Outbox()
     first.add(shared)
     second.add(shared)
     assert memory.answers == 60
     assert b"".join(first.slices()) == b"x" * 60
     assert memory.answers == 60
-    second.add(Payload(b"y" * 50, memory))
+    second.add(Piece(b"y" * 50, memory))
     assert not memory.has_room(1)
     assert second.unsent_bytes == 110
     second.clear()
     assert (memory.answers, second.unsent_bytes, bool(second)) == (0, 0, False)
 
 
-def test_large_payloads_are_sent_in_slices():
+def test_large_pieces_are_sent_in_slices():
     memory = MemoryBudget(MIB)
     outbox = Outbox()
     data = bytes(range(256)) * 4000
-    outbox.add(Payload(data, memory))
-    outbox.add(Payload(b"end", memory))
+    outbox.add(Piece(data, memory))
+    outbox.add(Piece(b"end", memory))
     sent = b""
     while outbox:
         visit = [bytes(piece) for piece in outbox.slices()]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from kvd.http.receiving import Receiving
 from kvd.http.sending.outbox import Outbox
 from kvd.http.sending.scheduler import SendScheduler
-from kvd.limits.memory_budget import MemoryBudget, Payload
+from kvd.limits.memory_budget import MemoryBudget, Piece
 from tests.support.memory import MIB
 
 
@@ -58,7 +58,7 @@ def readers(
     made = []
     for _ in range(count):
         outbox = Outbox()
-        outbox.add(Payload(b"x" * size, memory))
+        outbox.add(Piece(b"x" * size, memory))
         made.append(Reader(memory, outbox))
         sending.begins(made[-1])
     return made

@@ -151,7 +151,7 @@ class Transactions:
         if not more and isinstance(body, bytes) and len(body) <= LARGE_BYTES:
             connection.respond(_OK, lines, body)
         else:
-            connection.respond_in_pieces(_OK, lines, self._values.payloads(parts))
+            connection.respond_in_pieces(_OK, lines, self._values.pieces(parts))
 
     def _refuse(self, connection: Connection, blind: Sequence[bool], refusal: ApiError) -> None:
         name, number = refusal.place or ("", 0)

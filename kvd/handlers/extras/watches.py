@@ -32,7 +32,7 @@ from kvd.http.connection import LARGE_BYTES, Connection
 from kvd.http.stage import STREAMING
 from kvd.json_text import LargeValue, escape
 from kvd.limits.due_calls import DueCalls
-from kvd.limits.memory_budget import Payload
+from kvd.limits.memory_budget import Piece
 from kvd.storage.format.event import Event
 from kvd.storage.format.node import Node
 from kvd.storage.format.records import REMOVALS
@@ -44,7 +44,7 @@ from kvd.v2.response import ACTIONS, error_body, removed_object
 _QUIET_S = 15.0
 # While a watch reads history it is not quiet; it is looked at again after so long.
 _BEHIND_S = 0.05
-Part = bytes | LargeValue | Payload
+Part = bytes | LargeValue | Piece
 
 _EVENTS = b"Content-Type: text/event-stream\r\nCache-Control: no-store\r\n"
 
@@ -64,7 +64,7 @@ class ExtraWatches:
         self.due = DueCalls(asyncio.get_running_loop())
         """Ends, and what else is said of itself: of many watches a few in each turn of the loop."""
         self._state = parts.store.state
-        self._told: tuple[Event, WatchExtras, list[Payload]] | None = None
+        self._told: tuple[Event, WatchExtras, list[Piece]] | None = None
 
     def watch(
         self, connection: Connection, watch: Watch, extras: WatchExtras, rights: object
@@ -91,26 +91,26 @@ class ExtraWatches:
         elif connection.stage is STREAMING or connection.gone:
             connection.on_close = answer.leave
 
-    def payloads(self, event: Event, extras: WatchExtras) -> list[Payload]:
+    def pieces(self, event: Event, extras: WatchExtras) -> list[Piece]:
         """Return an event as it is sent, cached for the next watcher of the same shape."""
         if self._told is not None:
-            told, shaped, payloads = self._told
+            told, shaped, pieces = self._told
             if told is event and (shaped.shape, shaped.as_events) == (
                 extras.shape,
                 extras.as_events,
             ):
-                return payloads
+                return pieces
         parts = self._parts(event, extras)
         if extras.as_events:
             change = event.change
             head = b"id: %d\nevent: %b\ndata: " % (change.index, ACTIONS[change.kind])
             parts = [head, *parts, b"\n"]
-        payloads = [
-            part if isinstance(part, Payload) else self.values.payloads([part])[0]
+        pieces = [
+            part if isinstance(part, Piece) else self.values.pieces([part])[0]
             for part in _merged(parts)
         ]
-        self._told = event, extras, payloads
-        return payloads
+        self._told = event, extras, pieces
+        return pieces
 
     def forget(self) -> None:
         """Discard the cached event, which may be large."""
@@ -185,11 +185,11 @@ class _Answer(WatchAnswer):
     def tell_large(self, event: Event) -> None:
         if not self.may_be_told():
             return
-        payloads = self._watches.payloads(event, self._extras)
+        pieces = self._watches.pieces(event, self._extras)
         is_last = not self._watch.stream
         self._quiet_since = self._said_since = self._loop.time()
         # Of a value in shapes of their own each of them is sent another copy.
-        size = sum(len(payload.data) for payload in payloads if not payload.is_held)
+        size = sum(len(piece.data) for piece in pieces if not piece.is_held)
         if size > LARGE_BYTES and not self._watches.memory.fits(size):
             self._watches.on_no_room()
             self.leave()
@@ -197,11 +197,11 @@ class _Answer(WatchAnswer):
             return
         if is_last:
             self.leave()
-        if len(payloads) == 1 and not payloads[0].escapes:
-            frame = self._watches.answers.frame(payloads[0].data, self.form)
+        if len(pieces) == 1 and not pieces[0].escapes:
+            frame = self._watches.answers.frame(pieces[0].data, self.form)
             self.connection.send_event(frame, last=is_last)
         else:
-            self.connection.send_large_event(payloads, last=is_last)
+            self.connection.send_large_event(pieces, last=is_last)
 
     def lose(self, refusal: ApiError) -> None:
         """Say that the history does not go back so far, and end."""

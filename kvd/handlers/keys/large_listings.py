@@ -28,7 +28,7 @@ from kvd.handlers.keys.listing import Listing, Slices, advance, render
 from kvd.handlers.keys.listing_cache import ListingCache
 from kvd.http.connection import Connection
 from kvd.limits.bounded import Bounded
-from kvd.limits.memory_budget import ROOM_WAIT_S, MemoryBudget, NoRoom, Payload, Values
+from kvd.limits.memory_budget import ROOM_WAIT_S, MemoryBudget, NoRoom, Piece, Values
 from kvd.logs import SLOW_QUIET_S, RateLimit
 from kvd.storage.index.view import View
 from kvd.storage.store import Store
@@ -94,7 +94,7 @@ class _Job:
         self.get = get
         self.begin = begin
         self.asking: list[_Asking] = []
-        self.payloads: list[Payload] = []
+        self.pieces: list[Piece] = []
         self.size = 0
 
     @property
@@ -102,18 +102,18 @@ class _Job:
         """Whether any of its clients is still connected."""
         return any(not one.connection.gone for one in self.asking)
 
-    def add(self, payloads: list[Payload]) -> None:
+    def add(self, pieces: list[Piece]) -> None:
         """Add a slice."""
-        for payload in payloads:
-            payload.hold()
-            self.size += len(payload.data)
-        self.payloads += payloads
+        for piece in pieces:
+            piece.hold()
+            self.size += len(piece.data)
+        self.pieces += pieces
 
     def drop(self) -> None:
         """Drop all slices."""
-        payloads, self.payloads, self.size = self.payloads, [], 0
-        for payload in payloads:
-            payload.drop()
+        pieces, self.pieces, self.size = self.pieces, [], 0
+        for piece in pieces:
+            piece.drop()
 
 
 class LargeListings:
@@ -253,7 +253,7 @@ class LargeListings:
         # The transaction has ended: a slow client holds up nothing but its own response.
         if listing.parts is not None and self._store.applied is applied and not is_overdue:
             # Nothing was changed while it was rendered.
-            body = b"".join(payload.data for payload in job.payloads)
+            body = b"".join(piece.data for piece in job.pieces)
             self._kept.keep(job.get.key, body, listing.parts, recursive=job.get.recursive)
         self._answer(job, self._head(applied.index) + listing.lines)
 
@@ -279,7 +279,7 @@ class LargeListings:
         async with self._slices:
             await asyncio.sleep(0)
             parts, listing = advance(slices, until=monotonic() + _SLICE_S)
-        job.add(self._values.payloads(parts))
+        job.add(self._values.pieces(parts))
         if job.size > self._memory.answer_bytes_max:
             raise too_large(self._memory.answer_bytes_max)
         return listing
@@ -308,10 +308,10 @@ class LargeListings:
             self._stats.count(get, succeeded=True)
             self._note_duration(get, monotonic() - since)
             if method == "HEAD":
-                body = b"".join(payload.data for payload in job.payloads)
+                body = b"".join(piece.data for piece in job.pieces)
                 connection.respond(_OK, head, body, head_only=True)
             else:
-                connection.respond_in_pieces(_OK, head, job.payloads)
+                connection.respond_in_pieces(_OK, head, job.pieces)
 
     def _answer_heads(self, job: _Job, head: bytes) -> None:
         """Answer HEAD requests, without a length: a body as long as this has none."""

@@ -17,7 +17,7 @@ from kvd.handlers.keys.listing_cache import ListingCache
 from kvd.handlers.keys.parts import KeyParts
 from kvd.http.connection import LARGE_BYTES, Connection
 from kvd.json_text import Parts
-from kvd.limits.memory_budget import Payload
+from kvd.limits.memory_budget import Piece
 from kvd.storage.format.node import Node
 from kvd.v2 import rules
 from kvd.v2.commands import Get
@@ -48,9 +48,7 @@ class Reads:
         self._memory = parts.memory
         self._values = parts.values
         self._responder = parts.responder
-        self._kept_payloads: WeakValueDictionary[tuple[bytes, bool], Payload] = (
-            WeakValueDictionary()
-        )
+        self._kept_pieces: WeakValueDictionary[tuple[bytes, bool], Piece] = WeakValueDictionary()
         self.large = LargeListings(
             store=parts.store,
             stats=parts.stats,
@@ -134,7 +132,7 @@ class Reads:
         elif method == "HEAD":
             connection.respond_head(_OK, head)
         else:
-            connection.respond_in_pieces(_OK, head, self._values.payloads(parts))
+            connection.respond_in_pieces(_OK, head, self._values.pieces(parts))
 
     def now(self) -> tuple[int, bool]:
         """Return the time, and whether something that has ended by now is still there."""
@@ -201,7 +199,7 @@ class Reads:
             connection.respond_head(_OK, head)
             return
         place = get.key, get.recursive
-        payload = self._kept_payloads.get(place)
-        if payload is None or payload.data is not body:
-            payload = self._kept_payloads[place] = Payload(body, self._memory)
-        connection.respond_in_pieces(_OK, head, [payload])
+        piece = self._kept_pieces.get(place)
+        if piece is None or piece.data is not body:
+            piece = self._kept_pieces[place] = Piece(body, self._memory)
+        connection.respond_in_pieces(_OK, head, [piece])

@@ -18,7 +18,7 @@ from kvd.core.watch.watchers import Watcher
 from kvd.handlers.keys.parts import KeyParts
 from kvd.http.connection import LARGE_BYTES, Connection
 from kvd.http.sending.socket_batch import SOCKETS_MAX, SocketPair
-from kvd.limits.memory_budget import NoRoom, Payload
+from kvd.limits.memory_budget import NoRoom, Piece
 from kvd.storage.format.event import Event
 from kvd.v2.response import event_parts
 
@@ -57,8 +57,8 @@ class WatchAnswer:
     def tell_large(self, event: Event) -> None:
         """Send an event whose values are large."""
         if self.may_be_told():
-            payloads = self._answers.large_frame(event)
-            self.connection.send_large_event(payloads, last=bool(self.form & _LAST))
+            pieces = self._answers.large_frame(event)
+            self.connection.send_large_event(pieces, last=bool(self.form & _LAST))
 
     def may_be_told(self) -> bool:
         """Return whether it can be sent an event; a client that leaves too much unread is cut."""
@@ -111,8 +111,8 @@ class WatchAnswers:
         self._on_cut = on_cut
         self._start = parts.responder.start
         self._told: bytes | Event = b""
-        self._frames: dict[int, Payload] = {}
-        self._parts: list[Payload] = []
+        self._frames: dict[int, Piece] = {}
+        self._parts: list[Piece] = []
         self._batch: SocketPair | None = None
         self._has_batch = True
 
@@ -189,23 +189,23 @@ class WatchAnswers:
                 )
         return self._batch
 
-    def frame(self, body: bytes, form: int) -> Payload:
+    def frame(self, body: bytes, form: int) -> Piece:
         """Return the frame of an event: a chunk, perhaps the last of its answer, or as it is."""
         if body is not self._told:
             self._forget(body)
-        payload = self._frames.get(form)
-        if payload is None:
+        piece = self._frames.get(form)
+        if piece is None:
             end = b"\r\n0\r\n\r\n" if form & _LAST else b"\r\n"
             data = b"%x\r\n%b%b" % (len(body), body, end) if form & _CHUNKED else body
-            payload = self._frames[form] = Payload(data, self._memory)
-        return payload
+            piece = self._frames[form] = Piece(data, self._memory)
+        return piece
 
-    def large_frame(self, event: Event) -> list[Payload]:
+    def large_frame(self, event: Event) -> list[Piece]:
         """Return an event whose values are large in parts, not framed."""
         if event is not self._told:
             self._forget(event)
             parts = event_parts(event, self._store.applied.clock_offset_ns)
-            self._parts = self._values.payloads(parts)
+            self._parts = self._values.pieces(parts)
         return self._parts
 
     def cut(self, connection: Connection) -> bool:

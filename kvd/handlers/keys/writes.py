@@ -14,7 +14,7 @@ from kvd.handlers.keys.parts import KeyParts
 from kvd.handlers.keys.responder import KEY_TOO_DEEP, VALUE_TOO_LARGE
 from kvd.http.connection import Connection
 from kvd.json_text import LARGE_VALUE_BYTES
-from kvd.limits.memory_budget import Payload
+from kvd.limits.memory_budget import Piece
 from kvd.storage.format.event import Event
 from kvd.storage.format.records import REMOVALS
 from kvd.v2.commands import Command
@@ -103,16 +103,16 @@ class Writes:
         return True
 
     def _submit_with_room(self, command: Command, value: bytes, done: Done) -> None:
-        payload = self._values.make(value)
+        piece = self._values.make(value)
         # Held from now on, so that others do not take the room meanwhile.
-        payload.hold()
-        self._committer.submit(command, partial(self._answer_large, payload, done))
+        piece.hold()
+        self._committer.submit(command, partial(self._answer_large, piece, done))
 
-    def _answer_large(self, payload: Payload, done: Done, outcome: Outcome) -> None:
+    def _answer_large(self, piece: Piece, done: Done, outcome: Outcome) -> None:
         if not isinstance(outcome, ApiError):
-            self._values.name(outcome.change.index, payload)
+            self._values.name(outcome.change.index, piece)
         done(outcome)
-        payload.drop()
+        piece.drop()
 
     def without_value(self, connection: Connection) -> Done:
         """Return what answers a command, and omits the values of a success."""
@@ -136,8 +136,8 @@ class Writes:
         if body is None:
             status = _CREATED if made else _OK
             parts = event_parts(outcome, self._state.applied.clock_offset_ns)
-            payloads = self._values.payloads(parts)
-            connection.respond_in_pieces(status, self._responder.head(change.index), payloads)
+            pieces = self._values.pieces(parts)
+            connection.respond_in_pieces(status, self._responder.head(change.index), pieces)
         else:
             connection.respond(_CREATED if made else _OK, self._responder.head(change.index), body)
 
@@ -156,7 +156,7 @@ class Writes:
         no_value = (no_value or change.refresh) and not removal
         body = action_body(change.kind) if no_value else event_body(shown)
         if body is None:
-            payloads = self._values.payloads(event_parts(shown))
-            connection.respond_in_pieces(status, self._responder.head(change.index), payloads)
+            pieces = self._values.pieces(event_parts(shown))
+            connection.respond_in_pieces(status, self._responder.head(change.index), pieces)
         else:
             connection.respond(status, self._responder.head(change.index), body)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from kvd.json_text import cut, escape
-from kvd.limits.memory_budget import Payload
+from kvd.limits.memory_budget import Piece
 
 _SLICE_BYTES = 32 << 10
 # Escaping makes it up to six times as long.
@@ -21,56 +21,56 @@ _VISIT_BYTES = 256 << 10
 
 
 class Outbox:
-    """Payloads in the order of sending; each is held until it is sent."""
+    """Pieces in the order of sending; each is held until it is sent."""
 
-    __slots__ = ("_offset", "_payloads", "sent_bytes", "unsent_bytes")
+    __slots__ = ("_offset", "_pieces", "sent_bytes", "unsent_bytes")
 
     def __init__(self) -> None:
-        self._payloads: deque[tuple[Payload, bool]] = deque()
+        self._pieces: deque[tuple[Piece, bool]] = deque()
         self._offset = 0
         self.unsent_bytes = 0
         self.sent_bytes = 0
         """Total of sent bytes."""
 
     def __bool__(self) -> bool:
-        return bool(self._payloads)
+        return bool(self._pieces)
 
-    def add(self, payload: Payload, *, chunked: bool = False) -> None:
-        """Append a payload; with `chunked`, each slice of it is an HTTP chunk."""
-        if payload.data:
-            payload.hold()
-            self._payloads.append((payload, chunked))
-            self.unsent_bytes += len(payload.data)
+    def add(self, piece: Piece, *, chunked: bool = False) -> None:
+        """Append a piece; with `chunked`, each slice of it is an HTTP chunk."""
+        if piece.data:
+            piece.hold()
+            self._pieces.append((piece, chunked))
+            self.unsent_bytes += len(piece.data)
 
     def slices(self) -> Iterator[memoryview | bytes]:
         """Yield slices of one visit; what was yielded counts as sent."""
         sent = 0
-        while self._payloads and sent < _VISIT_BYTES:
-            piece = self._next()
-            sent += len(piece)
-            self.sent_bytes += len(piece)
-            yield piece
+        while self._pieces and sent < _VISIT_BYTES:
+            taken = self._next()
+            sent += len(taken)
+            self.sent_bytes += len(taken)
+            yield taken
 
     def _next(self) -> memoryview | bytes:
-        payload, chunked = self._payloads[0]
-        data, start = payload.data, self._offset
-        piece: memoryview | bytes
-        if payload.escapes:
+        piece, chunked = self._pieces[0]
+        data, start = piece.data, self._offset
+        taken: memoryview | bytes
+        if piece.escapes:
             end = cut(data, start + _ESCAPED_SLICE_BYTES)
-            piece = escape(data[start:end])
+            taken = escape(data[start:end])
         else:
             end = min(start + _SLICE_BYTES, len(data))
-            piece = memoryview(data)[start:end]
+            taken = memoryview(data)[start:end]
         self.unsent_bytes -= end - start
         self._offset = end
         if end == len(data):
             self._offset = 0
-            self._payloads.popleft()
-            payload.drop()
-        return b"%x\r\n%b\r\n" % (len(piece), bytes(piece)) if chunked else piece
+            self._pieces.popleft()
+            piece.drop()
+        return b"%x\r\n%b\r\n" % (len(taken), bytes(taken)) if chunked else taken
 
     def clear(self) -> None:
-        """Drop all payloads."""
-        while self._payloads:
-            self._payloads.popleft()[0].drop()
+        """Drop all pieces."""
+        while self._pieces:
+            self._pieces.popleft()[0].drop()
         self._offset = self.unsent_bytes = 0

@@ -19,7 +19,7 @@ from kvd.http.peer import Peer, unacknowledged_bytes
 from kvd.http.sending.outbox import Outbox
 from kvd.http.server import HttpServer
 from kvd.http.stage import CLOSING, DISTURBED, READING, STREAMING, Stage
-from kvd.limits.memory_budget import Payload
+from kvd.limits.memory_budget import Piece
 from kvd.limits.turns import UNIT_BYTES_LOG2
 
 LARGE_BYTES = 64 << 10
@@ -175,7 +175,7 @@ class ResponseWriter:
             head += b"Content-Length: %d\r\n" % len(body)
         if len(body) > LARGE_BYTES and not head_only:
             self.send(head + b"\r\n")
-            self.send_large([Payload(body, self._server.memory)], self.done)
+            self.send_large([Piece(body, self._server.memory)], self.done)
             return
         self.send(head + b"\r\n" if head_only else head + b"\r\n" + body)
         self.done()
@@ -185,15 +185,15 @@ class ResponseWriter:
         self._begin(status, headers)
         self.done()
 
-    def respond_in_pieces(self, status: int, headers: bytes, payloads: Sequence[Payload]) -> None:
+    def respond_in_pieces(self, status: int, headers: bytes, pieces: Sequence[Piece]) -> None:
         """Send a whole response of many pieces, no faster than the client reads it.
 
         The length of values that are escaped as they are sent is not known: they come in chunks.
         """
         chunked = False
-        length = sum(len(payload.data) for payload in payloads)
+        length = sum(len(piece.data) for piece in pieces)
         self._server.turns.left -= length >> UNIT_BYTES_LOG2
-        if not any(payload.escapes for payload in payloads):
+        if not any(piece.escapes for piece in pieces):
             headers += b"Content-Length: %d\r\n" % length
         elif self.http10:
             self.keep_alive = False
@@ -201,7 +201,7 @@ class ResponseWriter:
             headers += b"Transfer-Encoding: chunked\r\n"
             chunked = True
         self._begin(status, headers)
-        self.send_large(payloads, self.done, chunked=chunked, last=True)
+        self.send_large(pieces, self.done, chunked=chunked, last=True)
 
     def _begin(self, status: int, headers: bytes) -> None:
         start = self._server.start(status, http10=self.http10)
@@ -232,30 +232,30 @@ class ResponseWriter:
             self.file = transport.get_extra_info("socket").fileno()
             self.pending = transport.get_write_buffer_size
 
-    def send_event(self, payload: Payload, *, last: bool) -> None:
+    def send_event(self, piece: Piece, *, last: bool) -> None:
         """Send a framed piece of a stream, which others may be sent too; or also its end."""
         then = self.done if last else None
-        if len(payload.data) > LARGE_BYTES:
-            self.send_large([payload], then)
+        if len(piece.data) > LARGE_BYTES:
+            self.send_large([piece], then)
             return
-        self.send(payload.data)
+        self.send(piece.data)
         if last:
             self.done()
 
-    def send_large_event(self, payloads: Sequence[Payload], *, last: bool) -> None:
+    def send_large_event(self, pieces: Sequence[Piece], *, last: bool) -> None:
         """Send an event whose values are large, as `send_event` does.
 
         It is one chunk, unless its length is not known: what is escaped comes in many.
         """
         then = self.done if last else None
-        escapes = any(payload.escapes for payload in payloads)
+        escapes = any(piece.escapes for piece in pieces)
         if self.http10 or escapes:
-            self.send_large(payloads, then, chunked=not self.http10, last=last)
+            self.send_large(pieces, then, chunked=not self.http10, last=last)
             return
         memory = self._server.memory
-        start = Payload(b"%x\r\n" % sum(len(payload.data) for payload in payloads), memory)
-        end = Payload(b"\r\n" + (_LAST_CHUNK if last else b""), memory)
-        self.send_large([start, *payloads, end], then)
+        start = Piece(b"%x\r\n" % sum(len(piece.data) for piece in pieces), memory)
+        end = Piece(b"\r\n" + (_LAST_CHUNK if last else b""), memory)
+        self.send_large([start, *pieces, end], then)
 
     def end_stream(self) -> None:
         """End a stream without a further piece."""
@@ -272,19 +272,19 @@ class ResponseWriter:
     def send(self, data: bytes) -> None:
         """Send bytes of a response, behind what waits to be sent."""
         if self._outbox:
-            self._outbox.add(Payload(data, self._server.memory))
+            self._outbox.add(Piece(data, self._server.memory))
         elif self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
     def send_large(
         self,
-        payloads: Iterable[Payload],
+        pieces: Iterable[Piece],
         then: Callable[[], object] | None,
         *,
         chunked: bool = False,
         last: bool = False,
     ) -> None:
-        """Send payloads in slices, as the client reads them; when all are sent call `then`.
+        """Send pieces in slices, as the client reads them; when all are sent call `then`.
 
         With `chunked` each slice is framed as a chunk, with `last` the last chunk follows them.
         """
@@ -296,10 +296,10 @@ class ResponseWriter:
             outbox = self._outbox = Outbox()
         if not outbox:
             self._server.sending.begins(self)
-        for payload in payloads:
-            outbox.add(payload, chunked=chunked)
+        for piece in pieces:
+            outbox.add(piece, chunked=chunked)
         if chunked and last:
-            outbox.add(Payload(_LAST_CHUNK, self._server.memory))
+            outbox.add(Piece(_LAST_CHUNK, self._server.memory))
         self._after_outbox = then
         self.writable = False
         if self.flows:
@@ -318,8 +318,8 @@ class ResponseWriter:
         if not outbox or transport is None or transport.is_closing():
             return 0
         before = outbox.sent_bytes
-        for piece in outbox.slices():
-            transport.write(piece)
+        for data in outbox.slices():
+            transport.write(data)
             if not self.flows or transport.is_closing():
                 break
         sent = outbox.sent_bytes - before

@@ -102,10 +102,10 @@ def test_a_response_is_escaped_as_it_is_sent():
     first, second = Outbox(), Outbox()
     kept = []
     for outbox in (first, second):
-        payloads = values.payloads([b"[", LargeValue(7, raw), b"]"])
-        kept += payloads
-        for payload in payloads:
-            outbox.add(payload)
+        pieces = values.pieces([b"[", LargeValue(7, raw), b"]"])
+        kept += pieces
+        for piece in pieces:
+            outbox.add(piece)
     assert memory.answers == 2 * 2 + len(raw), "the value counts once, the rest twice"
     sent = b""
     while first:

@@ -27,8 +27,8 @@ class Client:
     def __init__(self):
         self.body = None
 
-    def respond_in_pieces(self, status, head, payloads):
-        self.body = b"".join(payload.data for payload in payloads)
+    def respond_in_pieces(self, status, head, pieces):
+        self.body = b"".join(piece.data for piece in pieces)
 
     def abort(self):
         pass

@@ -8,7 +8,7 @@ from kvd.http.peer import Peer
 from kvd.http.sending.response_writer import LARGE_BYTES, ResponseWriter
 from kvd.http.server import Delegate, HttpServer, Limits
 from kvd.http.stage import BUSY, CLOSED, STREAMING
-from kvd.limits.memory_budget import MemoryBudget, Payload
+from kvd.limits.memory_budget import MemoryBudget, Piece
 from tests.http.test_dribble import Nowhere
 
 
@@ -122,7 +122,7 @@ def test_a_large_response_is_sent_in_turns_and_is_not_writable_before(writer, wi
 
 def test_what_is_behind_a_large_piece_keeps_its_place(writer, wire, loop, server):
     large = b"x" * (LARGE_BYTES + 1)
-    writer.send_large([Payload(large, server.memory)], None)
+    writer.send_large([Piece(large, server.memory)], None)
     writer.send(b"behind")
     turns(loop)
     assert wire.sent == large + b"behind"
@@ -138,7 +138,7 @@ def test_a_client_that_does_not_read_is_sent_no_more_until_it_does(writer, wire,
     writer._transport = full = Full()
     resumed = []
     body = b"x" * (1 << 20)
-    writer.respond_in_pieces(200, b"", [Payload(body, server.memory)])
+    writer.respond_in_pieces(200, b"", [Piece(body, server.memory)])
     turns(loop)
     first = len(body_of(full))
     assert first < len(body)
@@ -159,7 +159,7 @@ def test_a_stream_ends_by_a_chunk_or_with_the_connection(writer, wire, server, h
     assert writer.stage is STREAMING
     assert (b"Transfer-Encoding: chunked" in wire.sent) == (not http10)
     assert writer.keep_alive == (not http10)
-    writer.send_event(Payload(b"5\r\nevent\r\n", server.memory), last=False)
+    writer.send_event(Piece(b"5\r\nevent\r\n", server.memory), last=False)
     assert writer.responses == 0
     writer.end_stream()
     assert body_of(wire) == b"5\r\nevent\r\n" + (b"" if http10 else b"0\r\n\r\n")
@@ -176,7 +176,7 @@ def test_a_stream_to_a_client_that_sends_no_more_is_aborted(writer, loop):
 def test_nothing_is_sent_to_a_closed_connection(writer, wire, server):
     writer.stage, writer._transport = CLOSED, None
     writer.begin_stream(200, b"")
-    writer.send_large([Payload(b"x" * LARGE_BYTES, server.memory)], writer.done)
+    writer.send_large([Piece(b"x" * LARGE_BYTES, server.memory)], writer.done)
     writer.respond(200, b"", b"late")
     assert wire.sent == b""
     assert writer.stage is CLOSED
@@ -184,7 +184,7 @@ def test_nothing_is_sent_to_a_closed_connection(writer, wire, server):
 
 
 def test_memory_of_large_pieces_is_given_back_when_they_are_sent_or_dropped(writer, loop, server):
-    piece = Payload(b"x" * (1 << 20), server.memory)
+    piece = Piece(b"x" * (1 << 20), server.memory)
     writer.send_large([piece], None)
     assert server.memory.answers == 1 << 20
     turns(loop)

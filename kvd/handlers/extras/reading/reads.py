@@ -28,7 +28,7 @@ from kvd.handlers.keys.reads import Reads
 from kvd.handlers.rights import Rights
 from kvd.http.connection import LARGE_BYTES, Connection
 from kvd.json_text import escape
-from kvd.limits.memory_budget import Payload
+from kvd.limits.memory_budget import Piece
 from kvd.storage.format.node import Node
 from kvd.storage.index.view import View
 from kvd.v2 import rules
@@ -57,7 +57,7 @@ class ExtraReads:
         self.reads = reads
         """Answers the reads without extras."""
         self.scans = Scans(parts)
-        self.sent: WeakValueDictionary[int, Payload] = WeakValueDictionary()
+        self.sent: WeakValueDictionary[int, Piece] = WeakValueDictionary()
         """Large values that are being sent as they are, by the index of their last change."""
         self._value_bytes_max = value_bytes_max
 
@@ -227,31 +227,31 @@ class _Read:
             lines = raw_lines(node, now_ns) + type_lines(text=all(is_text(value)))
             self._send_raw(lines, value)
         elif has_room or node.modified_index in reads.sent or reads.memory.has_room(len(value)):
-            payload = reads.sent.get(node.modified_index)
-            if payload is None:
-                payload = reads.sent[node.modified_index] = Payload(value, reads.memory)
+            piece = reads.sent.get(node.modified_index)
+            if piece is None:
+                piece = reads.sent[node.modified_index] = Piece(value, reads.memory)
             # Held from now on, so that it counts.
-            payload.hold()
+            piece.hold()
             lines = raw_lines(node, now_ns)
-            reads.responder.start(self._connection, self._answer_large_raw(payload, lines))
+            reads.responder.start(self._connection, self._answer_large_raw(piece, lines))
         else:
             again = partial(self.begin, has_room=True)
             room = reads.responder.with_room(self._connection, len(value), again, self._method)
             reads.responder.start(self._connection, room)
 
-    async def _answer_large_raw(self, payload: Payload, lines: bytes) -> None:
+    async def _answer_large_raw(self, piece: Piece, lines: bytes) -> None:
         try:
             text = True
-            for piece_is_text in is_text(payload.data):
+            for piece_is_text in is_text(piece.data):
                 text = text and piece_is_text
                 async with self._reads.slices:
                     await asyncio.sleep(0)
             if not self._connection.gone:
-                self._send_raw(lines + type_lines(text=text), payload)
+                self._send_raw(lines + type_lines(text=text), piece)
         finally:
-            payload.drop()
+            piece.drop()
 
-    def _send_raw(self, lines: bytes, value: bytes | Payload) -> None:
+    def _send_raw(self, lines: bytes, value: bytes | Piece) -> None:
         self._reads.stats.count(self._get, succeeded=True)
         head, connection = self._raw_head(lines), self._connection
         data = value if isinstance(value, bytes) else value.data
