@@ -28,12 +28,25 @@ from kvd.client.errors import (
     Timeout,
     TransportError,
     Unauthorized,
+    WatchTimeout,
 )
-from kvd.client.model import Compare, Event, Node, Op, Snapshot, Tree, exists, missing, unchanged
+from kvd.client.model import (
+    Action,
+    Compare,
+    Event,
+    Node,
+    Op,
+    Snapshot,
+    Tree,
+    exists,
+    missing,
+    unchanged,
+)
 from kvd.client.recipes.claim import LockLost, LockTimeout
 from kvd.client.streams import Follow, Watch
 
 __all__ = [
+    "Action",
     "ApiError",
     "AsyncClient",
     "AsyncFollow",
@@ -66,6 +79,7 @@ __all__ = [
     "Tree",
     "Unauthorized",
     "Watch",
+    "WatchTimeout",
     "exists",
     "missing",
     "unchanged",

@@ -25,8 +25,11 @@ T = TypeVar("T")
 class _Stream:
     """The base of `AsyncWatch` and `AsyncFollow`."""
 
-    def __init__(self, driver: AsyncDriver, state: Watching | Following) -> None:
+    def __init__(
+        self, driver: AsyncDriver, state: Watching | Following, timeout: float | None = None
+    ) -> None:
         self._driver = driver
+        self._timeout = timeout
         self._state = state
         self._task: asyncio.Task[Any] | None = None
         self._is_awaited = False
@@ -50,7 +53,7 @@ class _Stream:
         if self._is_awaited:
             raise RuntimeError("another task already waits for the next event")
         if self._task is None:
-            self._task = asyncio.ensure_future(self._driver.run(self._state.next()))
+            self._task = asyncio.ensure_future(self._driver.run(self._state.next(self._timeout)))
         task = self._task
         self._is_awaited = True
         try:
@@ -183,8 +186,21 @@ class AsyncClient:
             )
         )
 
-    async def set_bytes(self, key: str, value: bytes, *, ttl: int | None = None) -> Event:
-        return await self._driver.run(self._operations.set_bytes(key, value, ttl=ttl))
+    async def set_bytes(
+        self,
+        key: str,
+        value: bytes,
+        *,
+        ttl: int | None = None,
+        if_index: int | None = None,
+        if_value: bytes | None = None,
+        if_exists: bool | None = None,
+    ) -> Event:
+        return await self._driver.run(
+            self._operations.set_bytes(
+                key, value, ttl=ttl, if_index=if_index, if_value=if_value, if_exists=if_exists
+            )
+        )
 
     async def create(self, key: str, value: str, *, ttl: int | None = None) -> Event:
         form = {"value": value, "ttl": ttl, "prevExist": False}
@@ -229,11 +245,19 @@ class AsyncClient:
     ) -> Event | None:
         return await self._driver.run(self._operations.update(key, change, tries=tries))
 
-    def watch(self, key: str, *, since: int | None = None, recursive: bool = True) -> AsyncWatch:
-        return AsyncWatch(self._driver, Watching(self._operations, key, since, recursive=recursive))
+    def watch(
+        self,
+        key: str,
+        *,
+        since: int | None = None,
+        recursive: bool = True,
+        timeout: float | None = None,
+    ) -> AsyncWatch:
+        watching = Watching(self._operations, key, since, recursive=recursive)
+        return AsyncWatch(self._driver, watching, timeout)
 
-    def follow(self, key: str) -> AsyncFollow:
-        return AsyncFollow(self._driver, Following(self._operations, key))
+    def follow(self, key: str, *, timeout: float | None = None) -> AsyncFollow:
+        return AsyncFollow(self._driver, Following(self._operations, key), timeout)
 
     async def txn(self, ops: Sequence[Op], *, when: Sequence[Compare] = ()) -> list[Event]:
         return await self._driver.run(self._operations.txn(ops, when=when))

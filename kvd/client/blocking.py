@@ -51,8 +51,8 @@ class Client:
         """Make a client; it connects when it is used.
 
         Args:
-            url: `http://HOST:PORT`, `https://HOST:PORT`, `unix:///PATH`, or several of these: the
-                next one is asked where one does not answer.
+            url: `http://HOST:PORT`, `https://HOST:PORT`, `unix:///PATH`, `unixs:///PATH` (with TLS,
+                for the name `localhost`), or several: the next is asked where one does not answer.
             username: of a user of the store.
             password: of that user.
             tls: how servers are checked; the system's authorities where it is not given.
@@ -174,13 +174,27 @@ class Client:
             )
         )
 
-    def set_bytes(self, key: str, value: bytes, *, ttl: int | None = None) -> Event:
-        """Set a key to bytes that need be no text (kvd only).
+    def set_bytes(
+        self,
+        key: str,
+        value: bytes,
+        *,
+        ttl: int | None = None,
+        if_index: int | None = None,
+        if_value: bytes | None = None,
+        if_exists: bool | None = None,
+    ) -> Event:
+        """Set a key to bytes that need be no text (kvd only); the conditions are those of `set`.
 
         Raises:
+            CompareFailed, KeyExists, KeyNotFound, NotAFile: as for `set`.
             NotSupported: the server is no kvd.
         """
-        return self._run(self._operations.set_bytes(key, value, ttl=ttl))
+        return self._run(
+            self._operations.set_bytes(
+                key, value, ttl=ttl, if_index=if_index, if_value=if_value, if_exists=if_exists
+            )
+        )
 
     def create(self, key: str, value: str, *, ttl: int | None = None) -> Event:
         """Set a key that is not there.
@@ -265,25 +279,48 @@ class Client:
         """
         return self._run(self._operations.update(key, change, tries=tries))
 
-    def watch(self, key: str, *, since: int | None = None, recursive: bool = True) -> Watch:
+    def watch(
+        self,
+        key: str,
+        *,
+        since: int | None = None,
+        recursive: bool = True,
+        timeout: float | None = None,
+    ) -> Watch:
         """Return the events of a key, and of all below it.
 
-        Each event with an index of at least `since` is told once, in order, over lost connections
-        and restarts. Without `since` it begins when the watch is first asked. Refreshes are not
-        told, nor are hidden keys below a directory.
+        Each event with an index of at least `since` comes once, in order, over lost connections
+        and restarts. Not shown are refreshes, hidden keys (`_name`) below a watched directory, and
+        what happens above the key, but for the removal of a directory above it: that is the event
+        of this directory, and `event.removes(key)` is true. Each open watch holds a connection.
+
+        Args:
+            key: its name; it need not be there.
+            since: the first index; without it, the watch begins when the first event is requested.
+            recursive: with all keys below it.
+            timeout: seconds that each event is waited for; without it, as long as it takes.
 
         Raises, while it is iterated:
+            WatchTimeout: no event came in time. Iterate again: none was lost.
             HistoryLost: the server no longer has all of these events.
             ClusterChanged: another store answers.
         """
-        return Watch(self._driver, Watching(self._operations, key, since, recursive=recursive))
+        watching = Watching(self._operations, key, since, recursive=recursive)
+        return Watch(self._driver, watching, timeout)
 
-    def follow(self, key: str) -> Follow:
+    def follow(self, key: str, *, timeout: float | None = None) -> Follow:
         """Return a snapshot of all below a key, then the events behind it.
 
         Where events are lost a new snapshot comes instead of an error: it never misses a state.
+
+        Args:
+            key: its name; it need not be there.
+            timeout: seconds that each event is waited for; without it, as long as it takes.
+
+        Raises, while it is iterated:
+            WatchTimeout: nothing came in time. Iterate again: nothing was lost.
         """
-        return Follow(self._driver, Following(self._operations, key))
+        return Follow(self._driver, Following(self._operations, key), timeout)
 
     def txn(self, ops: Sequence[Op], *, when: Sequence[Compare] = ()) -> list[Event]:
         """Apply operations together if all conditions hold, or none of them (kvd only).

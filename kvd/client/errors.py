@@ -6,6 +6,7 @@
         Timeout             the same, for want of time
       OutcomeUnknown        a write was sent and no answer came: it may have happened, now or later
       ClusterChanged        another store answers under the same address
+      WatchTimeout          a watch has no event yet; it has lost none and goes on
       NotSupported          an extra of kvd, asked of a server that does not have it
 
 Codes and messages are etcd's (its v2 `errors.go`).
@@ -50,6 +51,10 @@ class ClusterChanged(KvdError):
         super().__init__(f"the store is another one: {new}, was {old}")
         self.old = old
         self.new = new
+
+
+class WatchTimeout(KvdError):
+    """No event came in the seconds of `timeout`; the next call goes on where this one ended."""
 
 
 class NotSupported(KvdError):

@@ -72,7 +72,7 @@ class Exchanges:
         timeout = self.timeout if timeout is None else timeout
         return (yield from self._first(call, receive, timeout, is_fresh=False))
 
-    def open(self, call: Call) -> Operation[Stream]:
+    def open(self, call: Call, timeout: float | None = None) -> Operation[Stream]:
         """Return an answer whose head has come, on a connection of its own.
 
         Raises:
@@ -87,7 +87,8 @@ class Exchanges:
                 answer.feed((yield Receive(connection, _left(deadline))))
             return Stream(connection, answer)
 
-        return (yield from self._first(call, receive, self.timeout, is_fresh=True))
+        timeout = self.timeout if timeout is None else timeout
+        return (yield from self._first(call, receive, timeout, is_fresh=True))
 
     def _first(
         self,
@@ -101,6 +102,7 @@ class Exchanges:
         deadline = monotonic() + timeout
         pause = PAUSE_S
         asked = 0
+        failure: Exception | None = None
         while True:
             endpoint = self.endpoints[self._current % len(self.endpoints)]
             # An endpoint that is silent leaves time for the others.
@@ -123,7 +125,9 @@ class Exchanges:
                         f"{call.method} {call.path} was sent to {endpoint.authority}, "
                         f"and no answer came: {error or type(error).__name__}"
                     ) from error
-                failure = error
+                # What the end of the time has cut off says less than what came before it.
+                if failure is None or not isinstance(error, TimeoutError):
+                    failure = error
             except BaseException:
                 _close(connection)
                 raise

@@ -72,9 +72,14 @@ class AsyncDriver:
                 return None
 
     async def _connect(self, endpoint: Endpoint) -> _Connection:
-        if endpoint.path:
-            return _Connection(*await asyncio.open_unix_connection(endpoint.path))
         context = tls_context(self._tls) if endpoint.tls else None
+        if endpoint.path:
+            name = endpoint.tls_name if endpoint.tls else None
+            return _Connection(
+                *await asyncio.open_unix_connection(
+                    endpoint.path, ssl=context, server_hostname=name
+                )
+            )
         reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=context)
         sock = writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -103,10 +103,10 @@ class Operations:
         full = quote(self.names.full(key).encode("utf-8", "surrogateescape"), safe="/~")
         return ("/v2/raw" if raw else "/v2/keys") + full
 
-    def extras(self) -> Operation[frozenset[str]]:
+    def extras(self, timeout: float | None = None) -> Operation[frozenset[str]]:
         """Return the names of kvd's extras that the server has: none of etcd's."""
         if self._extras is None:
-            reply = yield from self.exchanges.request(Call("GET", "/v2/extras", {}))
+            reply = yield from self.exchanges.request(Call("GET", "/v2/extras", {}), timeout)
             if reply.status not in (200, 404):  # it may be another answer next time
                 raise refusal(reply.status, reply.body, is_write=False)
             told = _json(reply) if reply.status == 200 else {}
@@ -149,10 +149,12 @@ class Operations:
             self.names.own(told.get("key", "/")), reply.index, self.names.below(told, reply.index)
         )
 
-    def all_below(self, key: str) -> Operation[tuple[dict[str, Node], int, str]]:
+    def all_below(
+        self, key: str, timeout: float | None = None
+    ) -> Operation[tuple[dict[str, Node], int, str]]:
         """Return all that is below a directory, or a file alone; the index, and the store's id."""
         query = {"recursive": "true"}
-        reply = yield from self.exchanges.request(Call("GET", self.path(key), query))
+        reply = yield from self.exchanges.request(Call("GET", self.path(key), query), timeout)
         cluster_id = reply.headers.get("x-etcd-cluster-id", "")
         if reply.status == 404:
             return {}, reply.index, cluster_id
@@ -218,12 +220,26 @@ class Operations:
         }
         return self.write("PUT", key, form)
 
-    def set_bytes(self, key: str, value: bytes, *, ttl: int | None) -> Operation[Event]:
+    def set_bytes(
+        self,
+        key: str,
+        value: bytes,
+        *,
+        ttl: int | None,
+        if_index: int | None,
+        if_value: bytes | None,
+        if_exists: bool | None,
+    ) -> Operation[Event]:
         yield from self.require("raw")
         reply = yield from self.call(
             "PUT",
             self.path(key, raw=True),
-            query={"ttl": ttl},
+            query={
+                "ttl": ttl,
+                "prevIndex": if_index,
+                "prevValue": None if if_value is None else _text(if_value),
+                "prevExist": if_exists,
+            },
             body=value,
             content_type="application/octet-stream",
         )
@@ -316,6 +332,11 @@ def _texts(given: Given) -> dict[str, str]:
         for name, what in given.items()
         if what is not None
     }
+
+
+def _text(value: bytes) -> str:
+    """Return bytes as text of which `urlencode` makes the same bytes again."""
+    return value.decode("utf-8", "surrogateescape")
 
 
 def _json(reply: Reply) -> dict[str, Any]:

@@ -77,19 +77,18 @@ class Driver:
     def _connect(self, endpoint: Endpoint, timeout: float) -> _Connection:
         if endpoint.path:
             sock = socket.socket(socket.AF_UNIX)
-            try:
+        else:
+            sock = socket.create_connection((endpoint.host, endpoint.port), timeout)
+        try:
+            if endpoint.path:
                 sock.settimeout(timeout)
                 sock.connect(endpoint.path)
-            except BaseException:
-                sock.close()
-                raise
-            return _Connection(sock)
-        sock = socket.create_connection((endpoint.host, endpoint.port), timeout)
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            else:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if endpoint.tls:
-                sock = tls_context(self._tls).wrap_socket(sock, server_hostname=endpoint.host)
+                name = endpoint.tls_name
+                sock = tls_context(self._tls).wrap_socket(sock, server_hostname=name)
         except BaseException:
             sock.close()
             raise

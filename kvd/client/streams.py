@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 class _Stream:
     """The base of `Watch` and `Follow`."""
 
-    def __init__(self, driver: Driver, state: Watching | Following) -> None:
+    def __init__(
+        self, driver: Driver, state: Watching | Following, timeout: float | None = None
+    ) -> None:
         self._driver = driver
+        self._timeout = timeout
         self._closing = threading.Event()
         self._state = state
 
@@ -42,7 +45,7 @@ class _Stream:
         if self._closing.is_set():
             raise StopIteration
         try:
-            return self._driver.run(self._state.next(), self._pause)
+            return self._driver.run(self._state.next(self._timeout), self._pause)
         except (TransportError, OSError, ValueError):
             if self._closing.is_set():
                 raise StopIteration from None

@@ -8,6 +8,8 @@ from history.
 from __future__ import annotations
 
 import json
+from math import inf
+from time import monotonic
 from typing import Any
 
 from kvd.client.errors import (
@@ -15,7 +17,9 @@ from kvd.client.errors import (
     HistoryLost,
     KvdError,
     ServerRefused,
+    Timeout,
     TransportError,
+    WatchTimeout,
     refusal,
 )
 from kvd.client.exchanges import PAUSE_MAX_S, PAUSE_S
@@ -26,6 +30,30 @@ from kvd.client.wire import Call, Operation, Sleep, Stream
 PROGRESS_S = 5
 """How often kvd tells a quiet stream how far it has come, in seconds."""
 _SILENCE_S = 3 * PROGRESS_S
+_LEAST_S = 0.001
+
+
+class _Limit:
+    """The time of one call, of so many seconds; of all time without them."""
+
+    def __init__(self, timeout: float | None) -> None:
+        self._timeout = timeout
+        self._ends = None if timeout is None else monotonic() + timeout
+
+    def of(self, seconds: float) -> float:
+        """Return these seconds, or those that are left where they are fewer."""
+        left = inf if self._ends is None else self._ends - monotonic()
+        return max(min(seconds, left), _LEAST_S)
+
+    def check(self) -> None:
+        """Raise WatchTimeout once the time is over."""
+        if self._ends is not None and monotonic() >= self._ends:
+            raise WatchTimeout(f"no event in {self._timeout:g} s")
+
+    def pause(self, seconds: float) -> Operation[None]:
+        """Wait before a server is asked again."""
+        self.check()
+        yield Sleep(self.of(seconds))
 
 
 class Watching:
@@ -53,37 +81,46 @@ class Watching:
         self._key = key
         self._recursive = recursive
         self._is_streaming = False
+        self._silent_s = 0.0
         self._cluster_id = cluster_id
 
-    def next(self) -> Operation[Event]:
+    def next(self, timeout: float | None = None) -> Operation[Event]:
         """Return the next event.
 
         Raises:
+            WatchTimeout: none came in so many seconds; the next call goes on from here.
             HistoryLost: the server no longer has all events since then.
             ClusterChanged: another store answers.
             ApiError: the watch was refused.
         """
+        return self.until(_Limit(timeout))
+
+    def until(self, limit: _Limit) -> Operation[Event]:
+        """Return the next event, as `next` does."""
         pause = PAUSE_S
         while True:
             try:
                 if self.stream is None:
-                    self.stream = yield from self._open()
-                event = yield from self._event(self.stream)
+                    self.stream = yield from self._open(limit)
+                event = yield from self._event(self.stream, limit)
                 if event is not None:
                     return event
                 pause = PAUSE_S
+            except WatchTimeout:
+                raise
             except (TransportError, ServerRefused):
                 self.let_go()
                 if self.is_closed:
                     raise
-                yield Sleep(pause)
+                yield from limit.pause(pause)
                 pause = min(2 * pause, PAUSE_MAX_S)
             except BaseException:
                 self.let_go()
                 raise
 
-    def _open(self) -> Operation[Stream]:
-        extras = yield from self._ops.extras()
+    def _open(self, limit: _Limit) -> Operation[Stream]:
+        timeout = self._ops.exchanges.timeout
+        extras = yield from self._ops.extras(limit.of(timeout))
         self._is_streaming = "progress" in extras
         query = {"wait": "true"}
         if self._recursive:
@@ -93,7 +130,8 @@ class Watching:
         if self.index is not None:
             query["waitIndex"] = str(self.index + 1)
         call = Call("GET", self._ops.path(self._key), query)
-        stream = yield from self._ops.exchanges.open(call)
+        stream = yield from self._ops.exchanges.open(call, limit.of(timeout))
+        self._silent_s = 0.0
         try:
             yield from self._check(stream)
         except BaseException:
@@ -122,11 +160,33 @@ class Watching:
             error.wanted = self.index + 1
         return error
 
-    def _event(self, stream: Stream) -> Operation[Event | None]:
+    def _line(self, stream: Stream, limit: _Limit) -> Operation[bytes | None]:
+        """Return the next line of an answer, None at its end.
+
+        Raises:
+            WatchTimeout: none came in time.
+            TransportError: the connection was lost, or a stream without progress has to be.
+        """
+        while True:
+            began = monotonic()
+            seconds = limit.of(_SILENCE_S - self._silent_s if self._is_streaming else inf)
+            try:
+                line = yield from stream.line(None if seconds == inf else seconds)
+            except Timeout:
+                # The seconds in which the program is busy elsewhere are not counted.
+                self._silent_s += monotonic() - began
+                limit.check()
+                if self._is_streaming:
+                    raise
+            else:
+                self._silent_s = 0.0
+                return line
+
+    def _event(self, stream: Stream, limit: _Limit) -> Operation[Event | None]:
         """Return the next event of an answer; None where something else, or its end, has come."""
         if self.is_closed:
             raise TransportError("the watch is closed")
-        line = yield from stream.line(_SILENCE_S if self._is_streaming else None)
+        line = yield from self._line(stream, limit)
         index = self.index or 0
         if line is None:
             self.let_go()
@@ -169,24 +229,31 @@ class Following:
         self._key = key
         self._has_told = False
 
-    def next(self) -> Operation[Snapshot | Event]:
-        """Return a snapshot first, then what has changed since; a snapshot again after a gap."""
-        if self.watching is None:
-            return (yield from self._snapshot())
-        try:
-            return (yield from self.watching.next())
-        except (HistoryLost, ClusterChanged):
-            return (yield from self._snapshot())
+    def next(self, timeout: float | None = None) -> Operation[Snapshot | Event]:
+        """Return a snapshot first, then what has changed since; a snapshot again after a gap.
 
-    def _snapshot(self) -> Operation[Snapshot]:
+        Raises:
+            WatchTimeout: nothing came in so many seconds; the next call goes on from here.
+        """
+        limit = _Limit(timeout)
+        if self.watching is not None:
+            try:
+                return (yield from self.watching.until(limit))
+            except (HistoryLost, ClusterChanged):
+                self.watching = None
+        return (yield from self._snapshot(limit))
+
+    def _snapshot(self, limit: _Limit) -> Operation[Snapshot]:
         pause = PAUSE_S
         while True:
             try:
-                nodes, index, cluster_id = yield from self._ops.all_below(self._key)
+                nodes, index, cluster_id = yield from self._ops.all_below(
+                    self._key, limit.of(self._ops.exchanges.timeout)
+                )
             except (TransportError, ServerRefused):
                 if self.is_closed:
                     raise
-                yield Sleep(pause)
+                yield from limit.pause(pause)
                 pause = min(2 * pause, PAUSE_MAX_S)
                 continue
             self.watching = Watching(

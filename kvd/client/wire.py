@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlencode, urlsplit
 
 import httptools
 
-from kvd.client.errors import TransportError
+from kvd.client.errors import Timeout, TransportError
 
 _HEAD_BYTES_MAX = 64 << 10
 
@@ -47,18 +47,26 @@ class Endpoint:
 
     @classmethod
     def parse(cls, url: str) -> Endpoint:
-        """Read `http://HOST[:PORT]`, `https://HOST[:PORT]` or `unix:///PATH`.
+        """Read `http://HOST[:PORT]`, `https://HOST[:PORT]`, `unix:///PATH` or `unixs:///PATH`.
 
         Raises:
             ValueError: it is neither.
         """
         parts = urlsplit(url)
-        if parts.scheme == "unix" and parts.path and not parts.netloc:
-            return cls("", 0, unquote(parts.path), tls=False)
+        if parts.scheme in ("unix", "unixs") and parts.path and not parts.netloc:
+            return cls("", 0, unquote(parts.path), tls=parts.scheme == "unixs")
         is_bare = parts.path in ("", "/") and not (parts.query or parts.fragment or parts.username)
         if parts.scheme not in ("http", "https") or not parts.hostname or not is_bare:
-            raise ValueError(f"expected http://HOST:PORT, https://HOST:PORT or unix:///PATH: {url}")
+            raise ValueError(
+                "expected http://HOST:PORT, https://HOST:PORT, unix:///PATH or unixs:///PATH: "
+                + url
+            )
         return cls(parts.hostname, parts.port or 2379, "", tls=parts.scheme == "https")
+
+    @property
+    def tls_name(self) -> str:
+        """The name that the server's certificate must be for."""
+        return self.host or "localhost"
 
     @property
     def authority(self) -> str:
@@ -123,7 +131,8 @@ class Call:
 
     def render(self, authority: str, authorization: str) -> bytes:
         """Return its bytes."""
-        target = f"{self.path}?{urlencode(self.query)}" if self.query else self.path
+        query = urlencode(self.query, errors="surrogateescape")
+        target = f"{self.path}?{query}" if query else self.path
         lines = [f"{self.method} {target} HTTP/1.1", f"Host: {authority}", "Accept: */*"]
         if authorization:
             lines.append(f"Authorization: {authorization}")
@@ -234,7 +243,8 @@ class Stream:
         """Return the next line that is not empty; None once the answer has ended.
 
         Raises:
-            TransportError: the connection was lost, or was silent for so many seconds.
+            Timeout: it was silent for so many seconds; it may be asked for again.
+            TransportError: the connection was lost.
         """
         answer = self.answer
         while True:
@@ -247,6 +257,8 @@ class Stream:
                 return rest or None
             try:
                 data = yield Receive(self.connection, timeout)
+            except TimeoutError as error:
+                raise Timeout(f"the connection was silent for {timeout} s") from error
             except OSError as error:
                 raise TransportError(f"the connection was lost: {error}") from error
             answer.feed(data)

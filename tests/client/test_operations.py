@@ -18,6 +18,7 @@ from kvd.client import (
     NotSupported,
     Op,
     RootReadOnly,
+    TransportError,
     Unauthorized,
     exists,
     missing,
@@ -183,6 +184,20 @@ def test_the_history_of_a_key_and_bytes_that_are_no_text(kvd):
     assert [event.action for event in kvd.history("/k", limit=1)] == ["delete"]
 
 
+def test_bytes_are_set_under_conditions(kvd):
+    made = kvd.set_bytes("/k", b"\xff&=", if_exists=False)
+    with pytest.raises(KeyExists):
+        kvd.set_bytes("/k", b"2", if_exists=False)
+    with pytest.raises(CompareFailed):
+        kvd.set_bytes("/k", b"2", if_value=b"\xfe&=")
+    with pytest.raises(CompareFailed):
+        kvd.set_bytes("/k", b"2", if_index=made.index - 1)
+    with pytest.raises(BadRequest):
+        kvd.set_bytes("/k", b"2", if_value=b"")
+    assert kvd.set_bytes("/k", b"2", if_value=b"\xff&=").action == "compareAndSwap"
+    assert kvd.get_bytes("/k") == b"2"
+
+
 def test_a_server_without_extras_is_asked_for_none(connect, make_server):
     server = make_server("--extras=false").start()
     kvd = connect(server.url)
@@ -216,17 +231,22 @@ def test_users_are_named(connect, make_server):
 
 def test_the_same_over_a_unix_socket_and_tls(connect, make_server, tmp_path):
     authority = Authority(tmp_path)
-    pair = authority.sign("server", "127.0.0.1")
-    path = tmp_path / "kvd.sock"
+    pair = authority.sign("server", "127.0.0.1", "localhost")
+    path, tls_path = tmp_path / "kvd.sock", tmp_path / "tls.sock"
     server: Server = make_server(
         *("--advertise-client-urls", "https://127.0.0.1:2379"),
         *("--cert-file", str(pair.cert), "--key-file", str(pair.key)),
-        listen=f"unix://{path},https://127.0.0.1:0",
+        listen=f"unix://{path},https://127.0.0.1:0,unixs://{tls_path}",
     )
     server.start()
     assert connect(f"unix://{path}").set("/a", "1").index
     tls_url = next(url for url in server.urls if url.startswith("https"))
-    assert connect(tls_url, tls=client_context(authority.cert)).get("/a").value == "1"
+    tls = client_context(authority.cert)
+    for url in (tls_url, f"unixs://{tls_path}"):
+        assert connect(url, tls=tls).get("/a").value == "1"
+        # The system's authorities know nothing of this one.
+        with pytest.raises(TransportError, match="CERTIFICATE_VERIFY_FAILED"):
+            connect(url, timeout=0.1).get("/a")
 
 
 @pytest.mark.parametrize(

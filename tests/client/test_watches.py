@@ -4,11 +4,24 @@ import asyncio
 import contextlib
 import itertools
 import threading
+import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
-from kvd.client import AsyncClient, Client, ClusterChanged, HistoryLost, KvdError, Snapshot
+from kvd.client import (
+    AsyncClient,
+    Client,
+    ClusterChanged,
+    Event,
+    HistoryLost,
+    KvdError,
+    Snapshot,
+    WatchTimeout,
+)
+from kvd.client.watches import Watching
+from kvd.client.wire import Connect, Operation, Receive, Send, Step
 from tests.support.server import PATIENCE_S, free_port
 
 
@@ -166,6 +179,92 @@ def test_close_ends_who_looks_for_a_server():
         watch.close()
         waiter.join(PATIENCE_S)
         assert not waiter.is_alive()
+
+
+def test_a_watch_waits_for_an_event_as_long_as_it_may_and_loses_none(connect, lasting):
+    kvd = connect(lasting.url)
+    with kvd.watch("/slow", since=1, timeout=0.05) as watch:
+        for number in range(3):
+            with pytest.raises(WatchTimeout, match=r"no event in 0\.05 s"):
+                next(watch)
+            kvd.set("/slow", str(number))
+            assert patiently(watch).node.value == str(number)
+        lasting.kill()
+        with pytest.raises(WatchTimeout):
+            next(watch)
+        lasting.start()
+        kvd.set("/slow", "after")
+        assert patiently(watch).node.value == "after"
+
+
+def patiently(watch) -> Event:
+    """Its next event; how long the machine takes for it is not what is tested."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return next(watch)
+        except WatchTimeout:
+            assert time.monotonic() < deadline
+
+
+def test_a_mirror_waits_as_long_as_it_may(connect, make_server):
+    server = make_server(listen=f"http://127.0.0.1:{free_port()}")
+    with connect(f"{server.listen}").follow("/m", timeout=0.05) as follow:
+        with pytest.raises(WatchTimeout):
+            next(follow)
+        server.start()
+        assert patiently(follow).nodes == {}
+        with pytest.raises(WatchTimeout):
+            next(follow)
+
+
+class Quiet:
+    """Takes the steps of a watch of a server that sends no event; time is what it is told."""
+
+    def __init__(self, extras: bytes) -> None:
+        self.now = 0.0
+        self.watches = 0
+        self._extras = b'{"extras":[%s]}' % extras
+        self._pending = b""
+
+    def run(self, operation: Operation[Event]) -> None:
+        step = operation.send(None)
+        while True:
+            if isinstance(step, Receive) and not self._pending:
+                self.now += step.timeout
+                step = operation.throw(TimeoutError())
+            else:
+                step = operation.send(self._take(step))
+
+    def _take(self, step: Step) -> object:
+        if isinstance(step, Connect):
+            return SimpleNamespace(is_stale=lambda: False, close=lambda: None)
+        if isinstance(step, Send):
+            size = b"Content-Length: %d\r\n\r\n%s" % (len(self._extras), self._extras)
+            is_watch = b"wait=true" in step.data
+            self.watches += is_watch
+            rest = b"X-Etcd-Index: 1\r\nTransfer-Encoding: chunked\r\n\r\n" if is_watch else size
+            self._pending = b"HTTP/1.1 200 OK\r\n" + rest
+        if isinstance(step, Receive):
+            received, self._pending = self._pending, b""
+            return received
+        return None
+
+
+@pytest.mark.parametrize(("extras", "opened"), [(b'"progress"', 4), (b"", 1)])
+def test_a_stream_that_is_silent_is_opened_again_also_if_each_call_waits_for_less(
+    monkeypatch, extras, opened
+):
+    """A long poll has no progress: it may be silent."""
+    quiet = Quiet(extras)
+    monkeypatch.setattr("kvd.client.watches.monotonic", lambda: quiet.now)
+    with Client("http://nowhere", connections=0) as client:
+        watching = Watching(client._operations, "/k", None, recursive=True)
+        for _ in range(10):
+            with pytest.raises(WatchTimeout):
+                quiet.run(watching.next(5))
+    assert quiet.now == 50
+    assert quiet.watches == opened
 
 
 def test_a_refused_watch_is_an_error(connect, make_server):
