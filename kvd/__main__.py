@@ -27,8 +27,9 @@ from kvd.net.listeners import AddressUnavailable
 from kvd.net.self_signed import TlsUnusable
 from kvd.net.systemd import BadHandover, Handed, Notifier, take_sockets
 from kvd.server import KvdServer
-from kvd.storage import failpoints
 from kvd.storage.errors import DirectoryLost, StorageError
+from kvd.storage.failpoints import Faults
+from kvd.storage.failpoints import parse as parse_fault
 from kvd.storage.tools.repair import explained
 
 log = logging.getLogger("kvd")
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 -- one per 
         config = parse(sys.argv[1:] if argv is None else argv, os.environ, _read_file)
         if isinstance(config, Printout):
             return _print(config.text)
-        _prepare(config)
+        faults = _prepare(config)
     except ConfigError as error:
         logs.say(f"kvd: {error}")
         return EXIT_USAGE
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 -- one per 
     try:
         handed = take_sockets(os.environ)
         with asyncio.Runner(loop_factory=process.new_loop()) as runner:
-            runner.run(_run(config, notifier, handed))
+            runner.run(_run(config, faults, notifier, handed))
     except (AddressUnavailable, BadHandover) as error:
         log.critical("%s", error)
         return EXIT_UNAVAILABLE
@@ -90,15 +91,15 @@ def _print(text: str) -> int:
     return 0
 
 
-def _prepare(config: Config) -> None:
-    """Set up what belongs to the process.
+def _prepare(config: Config) -> Faults:
+    """Set up what belongs to the process; return the faults that are to be made.
 
     Raises:
         ConfigError: a fault cannot be made, or the log cannot be written.
     """
     os.umask(0o077)
     try:
-        failpoints.arm(map(failpoints.parse, config.failpoints))
+        faults = Faults(map(parse_fault, config.failpoints))
     except ValueError as error:
         raise ConfigError(f"--failpoint: {error}") from None
     try:
@@ -111,20 +112,28 @@ def _prepare(config: Config) -> None:
         log.warning("failpoints are armed: %s", ", ".join(config.failpoints))
     sys.setswitchinterval(_SWITCH_S)
     process.bound_freed_memory()
+    return faults
 
 
 def _read_file(path: str) -> bytes:
     return Path(path).read_bytes()
 
 
-async def _run(config: Config, notifier: Notifier, handed: Sequence[Handed]) -> None:
+async def _run(
+    config: Config, faults: Faults, notifier: Notifier, handed: Sequence[Handed]
+) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in _SIGNALS:
         loop.add_signal_handler(number, stop.set)
     process.tell_of_meaningless_signals(loop)
     server = KvdServer(
-        config, handed, CrashFile().watch, on_fatal=_end_failed, open_files=raise_limit()
+        config,
+        handed,
+        CrashFile().watch,
+        on_fatal=_end_failed,
+        open_files=raise_limit(),
+        faults=faults,
     )
     loop.add_signal_handler(signal.SIGHUP, _reload, server, notifier)
     notifier.starting(loop, f"recovering {config.data_dir}")

@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Self
@@ -23,7 +24,10 @@ from typing import Self
 from kvd import process
 from kvd.config.load import Config, ConfigError, parse
 from kvd.config.sources import BY_NAME
+from kvd.core.clock import Clock
 from kvd.server import KvdServer
+from kvd.storage.failpoints import DEADLY, Faults
+from kvd.storage.failpoints import parse as parse_fault
 
 log = logging.getLogger(__name__)
 logging.getLogger("kvd").addHandler(logging.NullHandler())
@@ -50,6 +54,8 @@ class Server:
         *,
         listen: str = "http://127.0.0.1:0",
         memory: bool = False,
+        faults: Faults | None = None,
+        clock: Callable[[int, int], Clock] = Clock,
         **flags: str | int | bool,
     ) -> None:
         """Prepare a server; nothing is opened before it is started.
@@ -58,6 +64,8 @@ class Server:
             data_dir: its directory, which is made if it is missing.
             listen: the addresses to serve, separated by commas; port 0 takes a free one.
             memory: keep all data in a directory on tmpfs that is removed at the end.
+            faults: those that are to be made in this server alone (`kvd.storage.failpoints`).
+            clock: makes its clock, of the last time in the log and the clock's offset.
             flags: kvd's flags, with underscores: `event_history_limit=100_000`.
 
         Raises:
@@ -75,7 +83,9 @@ class Server:
         flags.setdefault("max_connections", _CONNECTIONS_MAX)
         self._flags = {"listen_client_urls": listen, **flags}
         self._directory = None if data_dir is None else Path(data_dir)
-        self._config(self._directory or _SHARED_MEMORY)
+        self._new_clock = clock
+        config = self._config(self._directory or _SHARED_MEMORY)
+        self._faults = faults or _faults_of(config)
         self._pid = os.getpid()
         self._server: KvdServer | None = None
         self._thread: threading.Thread | None = None
@@ -247,7 +257,8 @@ class Server:
         if self._directory is None:
             self._removed = Path(tempfile.mkdtemp(prefix="kvd-", dir=_memory_directory()))
             log.warning("%s: in memory: nothing is kept", self._removed)
-        server = KvdServer(self._config(self.data_dir))
+        config = self._config(self.data_dir)
+        server = KvdServer(config, faults=self._faults, clock=self._new_clock)
         try:
             await server.start()
         except BaseException:
@@ -272,6 +283,18 @@ class Server:
         if self._removed is not None:
             shutil.rmtree(self._removed, ignore_errors=True)
             self._removed = None
+
+
+def _faults_of(config: Config) -> Faults:
+    """Return the faults of the flag `failpoint`.
+
+    Raises:
+        ValueError: one cannot be made, or would kill the program.
+    """
+    faults = [*map(parse_fault, config.failpoints)]
+    if deadly := [fault.name for fault in faults if fault.action in DEADLY]:
+        raise ValueError(f"--failpoint: {deadly[0]}: that would kill the program around the server")
+    return Faults(faults)
 
 
 def _memory_directory() -> Path | None:

@@ -29,6 +29,7 @@ from kvd.net.systemd import Handed
 from kvd.net.tls import Tls
 from kvd.process import FreedMemory
 from kvd.storage.errors import DirectoryLost
+from kvd.storage.failpoints import Faults
 from kvd.storage.index.errors import BROKEN
 from kvd.storage.store import Store
 from kvd.wiring import ServerParts
@@ -59,6 +60,7 @@ class KvdServer:
             connections are closed and nothing more is written.
         open_files: how many files the process may open; by default, its present limit.
         clock: makes the clock, of the last time in the log and the clock's offset.
+        faults: those that are to be made in this server's store.
     """
 
     def __init__(
@@ -70,15 +72,15 @@ class KvdServer:
         on_fatal: OnFatal = _go_on,
         open_files: int | None = None,
         clock: Callable[[int, int], Clock] = Clock,
+        faults: Faults | None = None,
     ) -> None:
         self.failed: BaseException | None = None
         """What has ended the service, if anything has."""
         self._config = config
         self._on_fatal = on_fatal
         self._open_files = open_files
-        self._new_clock = clock
-        self._watch_crashes = watch_crashes
-        self._handed = handed
+        self._new_clock, self._faults = clock, faults
+        self._watch_crashes, self._handed = watch_crashes, handed
         self.urls: list[str] = []
         """URLs that are served, with the ports that the system chose; empty before."""
         self._store: Store
@@ -187,7 +189,7 @@ class KvdServer:
 
     def _open(self) -> None:
         config = self._config
-        store = self._store = wiring.open_store(config, self._watch_crashes)
+        store = self._store = wiring.open_store(config, self._watch_crashes, self._faults)
         self._is_open = True
         self._clock = self._new_clock(store.applied.time_ns, store.applied.clock_offset_ns)
         try:

@@ -47,6 +47,7 @@ from kvd.monitoring.routes import DEBUGGING, MONITORING, raft_status
 from kvd.monitoring.service import Monitoring
 from kvd.net.fd_limit import Files
 from kvd.net.listeners import own_hosts
+from kvd.storage.failpoints import Faults
 from kvd.storage.format.frame import Position
 from kvd.storage.format.identity import NewIds
 from kvd.storage.store import Store
@@ -312,7 +313,9 @@ def measured(
     )
 
 
-def open_store(config: Config, watch_crashes: Callable[[Path], None] | None) -> Store:
+def open_store(
+    config: Config, watch_crashes: Callable[[Path], None] | None, faults: Faults | None
+) -> Store:
     """Open or create the store, as the settings say."""
     return Store.open(
         config.data_dir,
@@ -324,6 +327,7 @@ def open_store(config: Config, watch_crashes: Callable[[Path], None] | None) -> 
         must_exist=config.must_exist,
         wal_dir=config.wal_dir,
         watch_crashes=watch_crashes,
+        faults=faults,
     )
 
 

@@ -1,7 +1,8 @@
 """Named places where a fault can be made on purpose: a door for experiments with crashes.
 
-Nothing is armed unless `arm` is called, and then a place costs the look at an empty dict; each
-is passed once a batch or less often. What can be armed, as text:
+Each store has its own `Faults`, so that one of several in a process fails alone. Nothing is armed
+unless `arm` is called, and then a place costs the look at an empty dict; each is passed once a
+batch or less often. What can be armed, as text:
 
     NAME=ACTION[:ARG][@NTH]
 
@@ -21,6 +22,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 from kvd.storage import disk
@@ -61,6 +63,8 @@ NAMES = {
 """Every place, with what is true there."""
 
 _WRITES = frozenset({"walBeforeWrite", "segmentBeforeHeader"})
+DEADLY = frozenset({"crash", "tear"})
+"""The actions that kill the process."""
 _ACTIONS = ("crash", "error", "delay", "tear", "short")
 
 
@@ -75,10 +79,6 @@ class Fault(NamedTuple):
     action: str
     argument: float
     nth: int
-
-
-armed: dict[str, list[Fault]] = {}
-"""The faults that are armed, by their places; changed by `arm` only."""
 
 
 def parse(text: str) -> Fault:
@@ -103,36 +103,66 @@ def parse(text: str) -> Fault:
     return Fault(name, action, _argument(text, action, argument, given=bool(colon)), int(nth or 0))
 
 
-def arm(faults: Iterable[Fault]) -> None:
-    """Make these faults happen, and no others; with none, this is off."""
-    armed.clear()
-    _passed.clear()
-    for fault in faults:
-        armed.setdefault(fault.name, []).append(fault)
+class Faults:
+    """The faults of one store; they may be armed from any thread, at any time.
 
-
-def reach(name: str) -> None:
-    """Be at a place: nothing happens unless a fault is armed there.
-
-    Raises:
-        OSError: by an armed `error`.
+    Attributes:
+        armed: The faults that are armed, by their places: one dict for ever, changed by `arm` only.
+        free_bytes_max: What the store finds free on its disks, at most; None for what there is.
     """
-    if armed:
-        _happen(name, None)
+
+    def __init__(self, faults: Iterable[Fault] = ()) -> None:
+        self.armed: dict[str, list[Fault]] = {}
+        self.free_bytes_max: int | None = None
+        self._passed: dict[str, int] = {}
+        self._counting = threading.Lock()
+        self.arm(faults)
+
+    def arm(self, faults: Iterable[Fault]) -> None:
+        """Make these faults happen, and no others; with none, this is off."""
+        self.armed.clear()
+        self._passed.clear()
+        for fault in faults:
+            self.armed.setdefault(fault.name, []).append(fault)
+
+    def reach(self, name: str) -> None:
+        """Be at a place: nothing happens unless a fault is armed there.
+
+        Raises:
+            OSError: by an armed `error`.
+        """
+        if self.armed:
+            self._happen(name, None)
+
+    def reach_write(self, name: str, fd: int, data: bytes, offset: int) -> None:
+        """Be at a place where `data` is about to be written at `offset`.
+
+        Raises:
+            OSError: by an armed `error`; `PartialWrite` by an armed `short`.
+        """
+        if self.armed:
+            self._happen(name, lambda length: disk.write_at(fd, data[:length], offset))
+
+    def free_bytes(self, path: Path) -> int:
+        """Return how many bytes the file system of a path has free for the store.
+
+        Raises:
+            OSError: it cannot say.
+        """
+        free = disk.free_bytes(path)
+        return free if self.free_bytes_max is None else min(free, self.free_bytes_max)
+
+    def _happen(self, name: str, write: Callable[[int], None] | None) -> None:
+        assert name in NAMES
+        with self._counting:
+            passed = self._passed[name] = self._passed.get(name, 0) + 1
+        for fault in self.armed.get(name, ()):
+            if fault.nth in (0, passed):
+                _do(fault, write)
 
 
-def reach_write(name: str, fd: int, data: bytes, offset: int) -> None:
-    """Be at a place where `data` is about to be written at `offset`.
-
-    Raises:
-        OSError: by an armed `error`; `PartialWrite` by an armed `short`.
-    """
-    if armed:
-        _happen(name, lambda length: disk.write_at(fd, data[:length], offset))
-
-
-_passed: dict[str, int] = {}
-_counting = threading.Lock()
+NO_FAULTS = Faults()
+"""Of what is opened outside of a store, by tools; nothing is ever armed here."""
 
 
 def _argument(text: str, action: str, argument: str, *, given: bool) -> float:
@@ -155,15 +185,6 @@ def _argument(text: str, action: str, argument: str, *, given: bool) -> float:
         unit = "seconds" if action == "delay" else "bytes"
         raise ValueError(f"{text!r}: expected a number of {unit} after {action}:")
     return value
-
-
-def _happen(name: str, write: Callable[[int], None] | None) -> None:
-    assert name in NAMES
-    with _counting:
-        passed = _passed[name] = _passed.get(name, 0) + 1
-    for fault in armed.get(name, ()):
-        if fault.nth in (0, passed):
-            _do(fault, write)
 
 
 def _do(fault: Fault, write: Callable[[int], None] | None) -> None:

@@ -23,10 +23,11 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
-from kvd.storage import disk, failpoints
+from kvd.storage import disk
 from kvd.storage.directory.data_directory import DataDirectory
 from kvd.storage.errors import CorruptLog, CorruptSnapshot
 from kvd.storage.evidence import Evidence, gather, left_behind, objection, require_log
+from kvd.storage.failpoints import Faults
 from kvd.storage.format.frame import START, Position
 from kvd.storage.index.environment import Index
 from kvd.storage.index.errors import BROKEN
@@ -50,7 +51,7 @@ class Recovery(NamedTuple):
 
 
 def recover(
-    directory: DataDirectory, wal: Wal, *, rebuild_index: bool
+    directory: DataDirectory, wal: Wal, faults: Faults, *, rebuild: bool
 ) -> tuple[Index, Recovery, Position]:
     """Return the index with all that was acknowledged, and from where on the log was read.
 
@@ -61,14 +62,14 @@ def recover(
         IndexRefused: there is no room for the index.
     """
     try:
-        return _recover(directory, wal, rebuild_index=rebuild_index)
+        return _recover(directory, wal, faults, rebuild=rebuild)
     except BROKEN as damage:
         log.warning("the index is damaged and is rebuilt: %s", damage)
-        return _recover(directory, wal, rebuild_index=True)
+        return _recover(directory, wal, faults, rebuild=True)
 
 
 def _recover(
-    directory: DataDirectory, wal: Wal, *, rebuild_index: bool
+    directory: DataDirectory, wal: Wal, faults: Faults, *, rebuild: bool
 ) -> tuple[Index, Recovery, Position]:
     evidence = gather(
         directory.index,
@@ -77,23 +78,23 @@ def _recover(
         log_begun=directory.log_begun,
     )
     require_log(directory.wal, wal.segments, evidence)
-    reused = None if rebuild_index else _reuse(directory, wal, evidence)
+    reused = None if rebuild else _reuse(directory, wal, evidence, faults)
     if reused is not None:
         (index, source), records = reused, 0
         read_from = index.applied().position
     else:
-        index, source, records, read_from = _build(directory, wal, evidence)
+        index, source, records, read_from = _build(directory, wal, evidence, faults)
     try:
         _check_end(wal, stopped_cleanly=evidence.mark == CLEAN_STOP)
-        failpoints.reach("startAfterScan")
+        faults.reach("startAfterScan")
         if reused is None:
             index = index.replace(directory.index)
         index.mark_running()
-        failpoints.reach("startAfterMark")
+        faults.reach("startAfterMark")
         if reused is not None:
             # The second pass: nothing is applied before every byte has been looked at.
             records = replay(index, wal.scan(read_from))
-        failpoints.reach("startAfterReplay")
+        faults.reach("startAfterReplay")
         wal.begin()
     except BaseException:
         index.env.close()
@@ -112,7 +113,9 @@ def _note_log(directory: DataDirectory, wal: Wal) -> None:
                 raise
 
 
-def _reuse(directory: DataDirectory, wal: Wal, evidence: Evidence) -> tuple[Index, str] | None:
+def _reuse(
+    directory: DataDirectory, wal: Wal, evidence: Evidence, faults: Faults
+) -> tuple[Index, str] | None:
     """Return the index in the directory and why it can be reused; None if it cannot.
 
     The log behind it has been looked at then, to its end.
@@ -121,7 +124,7 @@ def _reuse(directory: DataDirectory, wal: Wal, evidence: Evidence) -> tuple[Inde
         CorruptLog: the log is damaged, or ends before what is known to have been acknowledged.
     """
     own_uuid = directory.identity.store_uuid
-    reused = Index.reuse(directory.index, own_uuid)
+    reused = Index.reuse(directory.index, own_uuid, faults)
     if reused is None:
         return None
     index, _ = reused
@@ -145,7 +148,7 @@ def _reuse(directory: DataDirectory, wal: Wal, evidence: Evidence) -> tuple[Inde
 
 
 def _build(
-    directory: DataDirectory, wal: Wal, evidence: Evidence
+    directory: DataDirectory, wal: Wal, evidence: Evidence, faults: Faults
 ) -> tuple[Index, str, int, Position]:
     """Build a draft of the index from a snapshot and the whole log behind it.
 
@@ -158,6 +161,7 @@ def _build(
         evidence: what is known of the log and the index. Where something vouches for the index that
             stands there, it may still be of use; else it goes first, because there may be no room
             for two.
+        faults: those that are to be made in the index.
 
     Returns:
         The draft, what it was begun with, how many records were applied, and from where on.
@@ -167,7 +171,7 @@ def _build(
         discard(directory.index, own_uuid)
     while True:
         newest, base = _newest_snapshot(directory, wal)
-        draft = Index.create(directory.path / _DRAFT, own_uuid)
+        draft = Index.create(directory.path / _DRAFT, own_uuid, faults)
         try:
             load(draft, newest)
             frames = wal.scan(base, must_reach=evidence.reach, witness=evidence.witness)

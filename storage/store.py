@@ -23,9 +23,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kvd.storage import disk, failpoints
+from kvd.storage import disk
 from kvd.storage.directory.data_directory import DataDirectory, require_local
 from kvd.storage.errors import LogFull, StorageError
+from kvd.storage.failpoints import Faults
 from kvd.storage.format.applied import HISTORY_BYTES_MAX, HISTORY_LIMIT, Applied
 from kvd.storage.format.frame import Position
 from kvd.storage.format.identity import NewIds
@@ -62,10 +63,11 @@ class Store:
         read_from: Position,
         segment_bytes_max: int,
         snapshots_kept: int,
+        faults: Faults,
     ) -> None:
         self.directory = directory
         self.identity = directory.identity
-        self.recovery = recovery
+        self.recovery, self.faults = recovery, faults
         self.read_from = read_from
         """The position from which recovery read the log; what is kept before it was not read."""
         self.wal = wal
@@ -77,7 +79,7 @@ class Store:
         self.index = index
         self._segment_bytes_max = segment_bytes_max
         self.snapshots = Snapshots(
-            index.env, directory.snap, directory.identity, kept=snapshots_kept
+            index.env, directory.snap, directory.identity, kept=snapshots_kept, faults=faults
         )
         self.proof = Proof(index, self.state)
 
@@ -94,6 +96,7 @@ class Store:
         wal_dir: Path | None = None,
         allow_network_fs: bool = False,
         watch_crashes: Callable[[Path], None] | None = None,
+        faults: Faults | None = None,
     ) -> Store:
         """Open or create the store in a directory, with all that was acknowledged.
 
@@ -109,6 +112,7 @@ class Store:
             allow_network_fs: use the directory even on a network file system.
             watch_crashes: gets the index's directory before anything in it is opened, and again
                 when another has taken its place.
+            faults: those that are to be made in this store.
 
         Raises:
             StorageError: the directory cannot be used, or something in it is damaged; nothing was
@@ -120,7 +124,8 @@ class Store:
             path, new_ids=new_ids, must_exist=must_exist, wal_dir=wal_dir
         )
         try:
-            failpoints.reach("startAfterLock")
+            faults = faults or Faults()
+            faults.reach("startAfterLock")
             if watch_crashes is not None:
                 watch_crashes(directory.index)
             wal = Wal.open(
@@ -129,8 +134,9 @@ class Store:
                 store_uuid=directory.identity.store_uuid,
                 segment_bytes_max=segment_bytes_max,
                 on_first=directory.begin_log,
+                faults=faults,
             )
-            index, recovery, read_from = recover(directory, wal, rebuild_index=rebuild_index)
+            index, recovery, read_from = recover(directory, wal, faults, rebuild=rebuild_index)
             if watch_crashes is not None:
                 watch_crashes(directory.index)
             return cls(
@@ -141,6 +147,7 @@ class Store:
                 read_from=read_from,
                 segment_bytes_max=segment_bytes_max,
                 snapshots_kept=snapshots_kept,
+                faults=faults,
             )
         except IndexRefused as error:
             directory.close()
@@ -155,8 +162,7 @@ class Store:
 
     def snapshot_scrubber(self) -> SnapshotScrubber:
         """Return the snapshots, to be read now."""
-        places = self.directory.snap, self.directory.wal
-        return SnapshotScrubber(*places, self.identity.store_uuid)
+        return SnapshotScrubber(self.directory.snap, self.directory.wal, self.identity.store_uuid)
 
     @property
     def applied(self) -> Applied:
@@ -204,7 +210,6 @@ class Store:
             CorruptIndex, lmdb.Error: damage, one of `BROKEN`.
         """
         self.state.flush(free=free)
-        _after_flush()
 
     def write_flush(self) -> Position:
         """Write to the index what it lacks. A call for the sync thread.
@@ -213,7 +218,6 @@ class Store:
             IndexRefused, CorruptIndex, lmdb.Error: as for `flush`.
         """
         self.state.write_flush()
-        _after_flush()
         return self.wal.position
 
     def start_term(
@@ -230,7 +234,7 @@ class Store:
             StorageError: the index cannot take it; it is logged, so the next start applies it.
             OSError: as for `Journal.append`.
         """
-        failpoints.reach("startBeforeTerm")
+        self.faults.reach("startBeforeTerm")
         pending = self.begin()
         records: list[Record] = [Term(pending.base.term + 1)]
         if history_limit != pending.base.history_limit:
@@ -284,7 +288,7 @@ class Store:
     def is_low_on_space(self, *, reserve: int = 0) -> bool:
         """Return whether a file system has less than `low_water_bytes` and `reserve` left."""
         try:
-            free = min(map(disk.free_bytes, (self.directory.path, self.directory.wal)))
+            free = min(map(self.faults.free_bytes, (self.directory.path, self.directory.wal)))
         except OSError:
             return False  # unknown; the log will meet it
         return free < self.low_water_bytes + reserve
@@ -313,7 +317,7 @@ class Store:
         Raises:
             DirectoryLost: the directory is not where it was; what is there now is left alone.
         """
-        failpoints.reach("stopBeforeLog")
+        self.faults.reach("stopBeforeLog")
         self.wal.close()
         clean = False
         try:
@@ -347,10 +351,6 @@ class Store:
             log.warning("the index could not take everything, the next start does: %s", error)
             return False
         return True
-
-
-def _after_flush() -> None:
-    failpoints.reach("indexAfterCommit")
 
 
 def _refused_at_start(path: Path, error: Exception) -> StorageError:

@@ -17,9 +17,10 @@ from tempfile import TemporaryDirectory
 
 import lmdb
 
-from kvd.storage import disk, failpoints
+from kvd.storage import disk
 from kvd.storage.directory.locks import require_at
 from kvd.storage.errors import DirectoryUnusable
+from kvd.storage.failpoints import NO_FAULTS, Faults
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.node import CorruptIndex
 from kvd.storage.format.sums import Sums
@@ -35,10 +36,6 @@ from kvd.storage.index.reuse import (
     LOCK_TABLE,
     RUNNING,
     STORE,
-    crash_of,
-    matches,
-    read_marker,
-    write_marker,
 )
 
 log = logging.getLogger(__name__)
@@ -59,8 +56,10 @@ _MEMORY = Path("/dev/shm")  # noqa: S108 -- a directory of our own is made in it
 class Index:
     """An open LMDB environment with its tables."""
 
-    def __init__(self, env: lmdb.Environment, directory: Path, *, new: bool = False) -> None:
-        self.env = env
+    def __init__(
+        self, env: lmdb.Environment, directory: Path, faults: Faults, *, new: bool = False
+    ) -> None:
+        self.env, self.faults = env, faults
         self.directory = directory
         # An index of an older version may lack a table: it is rebuilt, not changed here.
         self.tables: Tables = {name: env.open_db(name, create=new) for name in TABLES}
@@ -73,7 +72,9 @@ class Index:
         self._stat = (directory / DATA).stat()
 
     @classmethod
-    def reuse(cls, directory: Path, store_uuid: bytes | None = None) -> tuple[Index, str] | None:
+    def reuse(
+        cls, directory: Path, store_uuid: bytes | None = None, faults: Faults = NO_FAULTS
+    ) -> tuple[Index, str] | None:
         """Open the index in a directory, if nothing of it can have been lost.
 
         Its history, users, roles and members are proved complete then; `is_proved` says whether its
@@ -82,6 +83,7 @@ class Index:
         Args:
             directory: where it is.
             store_uuid: the store that its markers must name, if they name one.
+            faults: those that are to be made in it.
 
         Returns:
             The index and which marker matches; None if it must be rebuilt.
@@ -89,13 +91,13 @@ class Index:
         mark = reuse.reusable(directory, store_uuid)
         if mark is None:
             return None
-        crash = crash_of(directory)
+        crash = reuse.crash_of(directory)
         if crash:
             log.warning("a kvd that used the index was ended by it; it will be rebuilt: %s", crash)
             return None
         try:
             prove_pages(directory / DATA)
-            index = cls(_open(directory), directory)
+            index = cls(_open(directory), directory, faults)
         except (CorruptIndex, lmdb.Error, OSError) as error:
             log.warning("the index cannot be opened and will be rebuilt: %s", error)
             return None
@@ -108,12 +110,14 @@ class Index:
         return index, mark
 
     @classmethod
-    def create(cls, directory: Path, store_uuid: bytes | None = None) -> Index:
+    def create(
+        cls, directory: Path, store_uuid: bytes | None = None, faults: Faults = NO_FAULTS
+    ) -> Index:
         """Delete the index in a directory, and start an empty one, of a store or of none."""
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(mode=0o700)
         disk.write_in_place(directory)
-        index = cls(_open(directory), directory, new=True)
+        index = cls(_open(directory), directory, faults, new=True)
         if store_uuid is not None:
             with index.env.begin(write=True) as txn:
                 txn.put(STORE_KEY, store_uuid)
@@ -128,7 +132,7 @@ class Index:
         shutil.rmtree(directory, ignore_errors=True)
         disk.rename_durably(self.directory, directory)
         _release_memory()
-        return Index(_open(directory), directory)
+        return Index(_open(directory), directory, self.faults)
 
     def applied(self) -> Applied:
         """Return how far the log has been applied on it.
@@ -156,8 +160,8 @@ class Index:
         (self.directory / CLEAN).unlink(missing_ok=True)
         running = self.directory / RUNNING
         found = reuse.fingerprint(self.directory)
-        stands = matches(read_marker(running), found)
-        written = found is not None and write_marker(running, found | self._frame())
+        stands = reuse.matches(reuse.read_marker(running), found)
+        written = found is not None and reuse.write_marker(running, found | self._frame())
         if not (written or stands):
             running.unlink(missing_ok=True)
         disk.sync_directory(self.directory)
@@ -227,7 +231,7 @@ class Index:
                 nothing may be served from it any more, and it must not be reused.
         """
         try:
-            failpoints.reach("indexBeforeSync")
+            self.faults.reach("indexBeforeSync")
             self.env.sync(True)
         except (lmdb.Error, OSError) as error:
             self.distrust()
@@ -242,15 +246,15 @@ class Index:
     def close(self, *, clean: bool) -> None:
         """Close it; with `clean`, sync all of it and write the marker of a clean stop."""
         if clean:
-            failpoints.reach("stopBeforeIndex")
+            self.faults.reach("stopBeforeIndex")
             self._reach_last_page()
             self.sync()
         frame = self._frame() if clean else {}
         self.env.close()
         if clean and (found := reuse.fingerprint(self.directory, with_size=True)):
-            failpoints.reach("stopBeforeMark")
-            write_marker(self.directory / CLEAN, found | frame)
-            failpoints.reach("stopAfterMark")
+            self.faults.reach("stopBeforeMark")
+            reuse.write_marker(self.directory / CLEAN, found | frame)
+            self.faults.reach("stopAfterMark")
 
     def _reach_last_page(self) -> None:
         """Have the file reach the last page that LMDB counts: a shorter one is damaged (`_open`).
@@ -343,14 +347,14 @@ def _release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def reach_commit() -> None:
+def reach_commit(faults: Faults) -> None:
     """Be at the failpoint before a commit; its errors are those that LMDB would raise.
 
     Raises:
         lmdb.Error: ENOSPC stands for a full map, EBADMSG for damage, any other for itself.
     """
     try:
-        failpoints.reach("indexBeforeCommit")
+        faults.reach("indexBeforeCommit")
     except OSError as error:
         kinds = {errno.ENOSPC: lmdb.MapFullError, errno.EBADMSG: lmdb.CorruptedError}
         raise kinds.get(error.errno or 0, lmdb.Error)(str(error)) from error

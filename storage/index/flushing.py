@@ -50,6 +50,7 @@ class IndexWriter:
         self.sums = index.sums()
         self.scanned = _NO_SCAN
         self._env = index.env
+        self._faults = index.faults
         self._tables = index.tables
         self._history: History | None = None
         self._bulk: Transaction | None = None
@@ -79,12 +80,14 @@ class IndexWriter:
             has_garbage = flush.free(free) if free else state.has_garbage
             flush.finish(applied)
             if bulk is None:
-                reach_commit()
+                reach_commit(self._faults)
                 txn.commit()
         except BaseException:
             if bulk is None:
                 txn.abort()
             raise
+        if bulk is None:
+            self._faults.reach("indexAfterCommit")
         return Written(flush, applied, history, has_garbage)
 
     def _write(self, flush: Flush, state: Committed) -> tuple[Applied, History | None]:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import lmdb
 
-from kvd.storage import failpoints
 from kvd.storage.errors import CorruptSnapshot
+from kvd.storage.failpoints import Faults
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.identity import Identity
 from kvd.storage.format.node import CorruptIndex
@@ -28,8 +28,11 @@ from kvd.storage.snapshot import directory as snapshot
 class Checkpoint:
     """The snapshots of one store, taken one at a time on a thread of their own."""
 
-    def __init__(self, env: lmdb.Environment, directory: Path, identity: Identity) -> None:
+    def __init__(
+        self, env: lmdb.Environment, directory: Path, identity: Identity, faults: Faults
+    ) -> None:
         self._env = env
+        self._faults = faults
         self._directory = directory
         self._identity = identity
         self._worker: subprocess.Popen[str] | None = None
@@ -55,11 +58,11 @@ class Checkpoint:
             except lmdb.Error as error:
                 # Usually a full disk; LMDB's errors are no `OSError`.
                 raise OSError(f"{scratch.name}: {error}") from error
-            failpoints.reach("snapshotBeforeWrite")
+            self._faults.reach("snapshotBeforeWrite")
             self._convert(scratch, target, header)
-            failpoints.reach("snapshotBeforeRename")
+            self._faults.reach("snapshotBeforeRename")
             snapshot.install(target, self._directory, header)
-            failpoints.reach("snapshotAfterRename")
+            self._faults.reach("snapshotAfterRename")
         finally:
             scratch.unlink(missing_ok=True)
             target.unlink(missing_ok=True)
@@ -74,7 +77,7 @@ class Checkpoint:
     def _copy(self, scratch: Path) -> None:
         fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            failpoints.reach("snapshotBeforeCopy")
+            self._faults.reach("snapshotBeforeCopy")
             self._env.copyfd(fd, compact=True)
         finally:
             os.close(fd)

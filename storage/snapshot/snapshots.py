@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import lmdb
 
+from kvd.storage.failpoints import Faults
 from kvd.storage.format.frame import Position
 from kvd.storage.format.identity import Identity
 from kvd.storage.snapshot import directory
@@ -35,12 +36,14 @@ class Snapshots:
         size: The length of the newest one, as far as that is known.
     """
 
-    def __init__(self, env: lmdb.Environment, path: Path, identity: Identity, *, kept: int) -> None:
+    def __init__(
+        self, env: lmdb.Environment, path: Path, identity: Identity, *, kept: int, faults: Faults
+    ) -> None:
         self.size = 0
         self._path = path
         self._identity = identity
         self._kept = max(kept, SNAPSHOTS_KEPT_MIN)
-        self._checkpoint = Checkpoint(env, path, identity)
+        self._checkpoint = Checkpoint(env, path, identity, faults)
 
     def take(self) -> int:
         """Write a snapshot of what the index holds, verify it, and delete the oldest.

@@ -15,8 +15,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from kvd.storage import disk, failpoints
+from kvd.storage import disk
 from kvd.storage.directory.locks import require_at
+from kvd.storage.failpoints import Faults
 from kvd.storage.format import frame
 from kvd.storage.format.frame import PAGE_SIZE, SEAL_SIZE, START, Position, SegmentHeader, seal
 from kvd.storage.wal.quarantine import cut_off
@@ -49,7 +50,8 @@ class SegmentWriter:
         slow_syncs: How many of them took longer than a second.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, faults: Faults) -> None:
+        self._faults, self._armed = faults, faults.armed
         self.is_writable = False
         # No file before the first append, and while the last segment is sealed and there is no
         # room for the next one.
@@ -96,9 +98,9 @@ class SegmentWriter:
         """Go on with the newest segment of a log that was scanned, without its torn tail."""
         self._open(disk.open_to_write(path), path, salt)
         if torn is not None:
-            failpoints.reach("tailBeforeCut")
+            self._faults.reach("tailBeforeCut")
             cut_off(self._fd, torn, quarantine)
-            failpoints.reach("tailAfterCut")
+            self._faults.reach("tailAfterCut")
 
     def reserve(self, size: int, capacity: int) -> None:
         """Have such a segment, which has a size, take as many bytes as a new one."""
@@ -127,7 +129,7 @@ class SegmentWriter:
         segment, offset, seq, chain = self.tail
         data, crc = seal(payload, seq + 1, first_index, count, chain, self._salt)
         end = offset + len(data)
-        if end > self._ready_end or failpoints.armed:
+        if end > self._ready_end or self._armed:
             return None
         # As `_put` does, without what is rare.
         try:
@@ -236,8 +238,8 @@ class SegmentWriter:
         if end < self._dirty_end:
             data += bytes(self._dirty_end - end)
         try:
-            if failpoints.armed:
-                failpoints.reach_write("walBeforeWrite", self._fd, data[:length], offset)
+            if self._armed:
+                self._faults.reach_write("walBeforeWrite", self._fd, data[:length], offset)
             disk.write_at(self._fd, data, offset)
         except OSError as error:
             self._refused(error, end, offset + frame.essential_size(len(payload)))
@@ -246,9 +248,9 @@ class SegmentWriter:
 
     def _sync(self) -> None:
         began = time.monotonic()
-        failpoints.reach("walBeforeSync")
+        self._faults.reach("walBeforeSync")
         disk.sync_data(self._fd)
-        failpoints.reach("walAfterSync")
+        self._faults.reach("walAfterSync")
         self._synced(time.monotonic() - began)
         self._dirty_end = 0
 

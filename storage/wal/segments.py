@@ -23,8 +23,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from kvd.storage import disk, failpoints
+from kvd.storage import disk
 from kvd.storage.errors import CorruptLog
+from kvd.storage.failpoints import Faults
 from kvd.storage.format import frame
 from kvd.storage.format.frame import (
     PAGE_SIZE,
@@ -312,6 +313,7 @@ def purge(
     segments: list[Segment],
     below_seq: int,
     require_place: Callable[[], None],
+    faults: Faults,
 ) -> int:
     """Delete the oldest segments, from the list too, whose frames have lower sequence numbers.
 
@@ -320,10 +322,10 @@ def purge(
     """
     deleted = 0
     while len(segments) > 1 and segments[1].first_seq <= below_seq:
-        failpoints.reach("purgeBeforeUnlink")
+        faults.reach("purgeBeforeUnlink")
         require_place()
         disk.remove(segments[0].path)
-        failpoints.reach("purgeAfterUnlink")
+        faults.reach("purgeAfterUnlink")
         disk.sync_directory(directory)
         del segments[0]
         deleted += 1

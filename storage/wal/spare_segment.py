@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kvd.storage import disk, failpoints
+from kvd.storage import disk
 from kvd.storage.errors import LogFull
+from kvd.storage.failpoints import Faults
 from kvd.storage.format.names import SPARE_NAME
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,8 @@ class Spare:
         fd: the open file once they are reserved, else None.
     """
 
-    def __init__(self, directory: Path, size: int) -> None:
+    def __init__(self, directory: Path, size: int, faults: Faults) -> None:
+        self._faults = faults
         self._path = directory / SPARE_NAME
         self.size = self.reserved = size
         self.fd: int | None = None
@@ -119,7 +121,7 @@ class Spare:
             return self.fd
         self.close()
         with refusals_as_log_full(self._path):
-            failpoints.reach("segmentBeforeReserve")
+            self._faults.reach("segmentBeforeReserve")
             disk.remove_if_there(self._path)
             fd = disk.create(self._path)
             disk.write_in_place(self._path)
@@ -129,7 +131,7 @@ class Spare:
                 os.close(fd)
                 disk.remove_if_there(self._path)
                 raise
-        failpoints.reach("segmentAfterReserve")
+        self._faults.reach("segmentAfterReserve")
         self.fd, self.reserved = fd, size
         return fd
 
@@ -150,15 +152,15 @@ class Spare:
         """
         fd = self.reserve() if self.fd is None else self.fd
         with refusals_as_log_full(self._path):
-            failpoints.reach_write("segmentBeforeHeader", fd, page, 0)
+            self._faults.reach_write("segmentBeforeHeader", fd, page, 0)
             disk.write_at(fd, page, 0)
         disk.sync_file(fd)
         with refusals_as_log_full(self._path):
-            failpoints.reach("segmentBeforeRename")
+            self._faults.reach("segmentBeforeRename")
             disk.rename(self._path, path)
         self.fd = None
         try:
-            failpoints.reach("segmentAfterRename")
+            self._faults.reach("segmentAfterRename")
             disk.sync_directory(path.parent)
         except BaseException:
             os.close(fd)

@@ -23,9 +23,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from kvd.storage import failpoints
 from kvd.storage.directory.locks import require_at
 from kvd.storage.errors import LogFull
+from kvd.storage.failpoints import NO_FAULTS, Faults
 from kvd.storage.format import frame
 from kvd.storage.format.frame import PAGE_SIZE, SEAL_SIZE, START, WAL_MAGIC, Position
 from kvd.storage.format.names import segment_name
@@ -67,19 +67,19 @@ class Wal:
         store_uuid: bytes,
         segment_bytes_max: int,
         on_first: Callable[[], object] | None,
+        faults: Faults,
     ) -> None:
-        self._directory = directory
-        self._directory_status = directory.stat()
+        self._directory, self._directory_status = directory, directory.stat()
         self._quarantine = quarantine
         self._segments = segments
         self._store_uuid = store_uuid
         room = (segment_bytes_max - PAGE_SIZE - SEAL_SIZE) & ~7
         self.max_payload = min(room - frame.essential_size(0), frame.MAX_PAYLOAD)
         self._scan: Scan | None = None
-        self.writer = SegmentWriter()
+        self._faults, self.writer = faults, SegmentWriter(faults)
         # To be called before the first frame of all is written.
         self._on_first = None if segments else on_first
-        self._spare = Spare(directory, segment_bytes_max)
+        self._spare = Spare(directory, segment_bytes_max, faults)
         self.refusal: LogFull | None = None
         self._prepare_not_before = 0.0
 
@@ -92,6 +92,7 @@ class Wal:
         store_uuid: bytes,
         segment_bytes_max: int = SEGMENT_BYTES_DEFAULT,
         on_first: Callable[[], object] | None = None,
+        faults: Faults = NO_FAULTS,
     ) -> "Wal":
         """Look at the files of a log and check their names and headers. Writes nothing.
 
@@ -102,6 +103,7 @@ class Wal:
             segment_bytes_max: the size of new segments.
             on_first: called once the name of the first segment of all is durable, and before the
                 first frame is written. What it raises is raised by `append`.
+            faults: those that are to be made in the log.
 
         Raises:
             CorruptLog: a segment is missing, damaged or of another store.
@@ -116,6 +118,7 @@ class Wal:
             store_uuid=store_uuid,
             segment_bytes_max=segment_bytes_max,
             on_first=on_first,
+            faults=faults,
         )
 
     @property
@@ -270,7 +273,7 @@ class Wal:
 
     def purge(self, below_seq: int) -> int:
         """Delete the oldest segments whose frames are all older; return how many (`purge`)."""
-        return purge(self._directory, self._segments, below_seq, self._require_place)
+        return purge(self._directory, self._segments, below_seq, self._require_place, self._faults)
 
     def close(self) -> None:
         """Leave the files as they are, without a trace of refused writes.
@@ -300,18 +303,15 @@ class Wal:
             if frame.frame_size(len(payload)) > writer.room:
                 self._cut(first_index, PAGE_SIZE + needed)
             if self._on_first is not None:
-                self._announce(self._on_first)
+                # It is made known that the log has begun, before anything in it is acknowledged.
+                with refusals_as_log_full(self._segments[-1].path):
+                    self._on_first()
+                self._on_first = None
             writer.append(payload, first_index, count, flags)
         except OSError:
             writer.give_up()
             raise
         writer.begin_appending()
-
-    def _announce(self, on_first: Callable[[], object]) -> None:
-        """Have it made known that the log has begun, before anything in it can be acknowledged."""
-        with refusals_as_log_full(self._segments[-1].path):
-            on_first()
-        self._on_first = None
 
     def _cut(self, first_index: int, needed: int) -> None:
         """Seal the current segment, if there is one, and start the next of `needed` bytes or more.
@@ -328,11 +328,11 @@ class Wal:
         self.refusal = None
         if self.writer.has_segment:
             self.writer.append(b"", first_index, 0, frame.SEAL)
-            failpoints.reach("segmentAfterSeal")
+            self._faults.reach("segmentAfterSeal")
             self.writer.trim()
-            failpoints.reach("segmentAfterTrim")
+            self._faults.reach("segmentAfterTrim")
         self._start_segment(first_index)
-        failpoints.reach("segmentAfterInstall")
+        self._faults.reach("segmentAfterInstall")
 
     def _require_place(self) -> None:
         """Raise DirectoryLost unless the directory is this log's: before its names are changed."""

@@ -25,7 +25,7 @@ class Commit:
         self.errors = []
         monkeypatch.setattr("kvd.storage.index.flushing.reach_commit", self._reach)
 
-    def _reach(self):
+    def _reach(self, _faults):
         self.threads.add(threading.current_thread().name)
         self.entered.set()
         assert self.open.wait(PATIENCE_S)

@@ -221,14 +221,11 @@ def test_a_sync_of_the_index_that_fails_ends_the_process(tmp_path, monkeypatch):
     monkeypatch.setattr("kvd.core.housekeeping._INDEX_BYTES", 10_000)
 
     async def scenario():
-        failpoints.arm([failpoints.parse("indexBeforeSync=error:EIO@1")])
         async with kept(tmp_path / "data", None) as house:
+            house.store.faults.arm([failpoints.parse("indexBeforeSync=error:EIO@1")])
             house.commit(100)
             await until(lambda: house.fatal)
         assert house.fatal[0].errno == errno.EIO
 
-    try:
-        asyncio.run(scenario())
-    finally:
-        failpoints.arm([])
+    asyncio.run(scenario())
     assert not (tmp_path / "data" / "index" / "RUNNING").exists()

@@ -9,19 +9,14 @@ import time
 import pytest
 
 from kvd.storage import disk, failpoints
+from kvd.storage.failpoints import Faults
 from tests.support.server import ROOT, run_kvd
 
 USAGE = 64
 
 
-@pytest.fixture(autouse=True)
-def disarmed():
-    yield
-    failpoints.arm([])
-
-
-def arm(*texts):
-    failpoints.arm(map(failpoints.parse, texts))
+def armed(*texts):
+    return Faults(map(failpoints.parse, texts))
 
 
 @pytest.mark.parametrize(
@@ -67,8 +62,9 @@ def test_what_cannot_be_followed_is_refused_in_one_line(text, reason):
 
 
 def test_nothing_happens_where_nothing_is_armed():
+    faults = Faults()
     for name in failpoints.NAMES:
-        failpoints.reach(name)
+        faults.reach(name)
 
 
 def test_every_place_is_somewhere_in_the_code_and_nowhere_else():
@@ -83,41 +79,41 @@ def test_every_place_is_somewhere_in_the_code_and_nowhere_else():
 
 
 def test_an_error_comes_the_nth_time_only():
-    arm("walBeforeSync=error:EDQUOT@2")
-    failpoints.reach("walBeforeSync")
-    failpoints.reach("walAfterSync")
+    faults = armed("walBeforeSync=error:EDQUOT@2")
+    faults.reach("walBeforeSync")
+    faults.reach("walAfterSync")
     with pytest.raises(OSError, match=os.strerror(errno.EDQUOT)) as refused:
-        failpoints.reach("walBeforeSync")
+        faults.reach("walBeforeSync")
     assert refused.value.errno == errno.EDQUOT
-    failpoints.reach("walBeforeSync")
+    faults.reach("walBeforeSync")
 
 
 def test_without_a_number_it_comes_every_time():
-    arm("walBeforeSync=error")
+    faults = armed("walBeforeSync=error")
     for _ in range(3):
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-            failpoints.reach("walBeforeSync")
+            faults.reach("walBeforeSync")
 
 
 def test_a_place_can_be_armed_more_than_once():
-    arm("walBeforeSync=error:EIO@1", "walBeforeSync=error:EFBIG@2")
+    faults = armed("walBeforeSync=error:EIO@1", "walBeforeSync=error:EFBIG@2")
     for code in (errno.EIO, errno.EFBIG):
         with pytest.raises(OSError, match=os.strerror(code)):
-            failpoints.reach("walBeforeSync")
+            faults.reach("walBeforeSync")
 
 
 def test_a_delay_takes_time():
-    arm("walBeforeSync=delay:0.05")
+    faults = armed("walBeforeSync=delay:0.05")
     began = time.monotonic()
-    failpoints.reach("walBeforeSync")
+    faults.reach("walBeforeSync")
     assert time.monotonic() - began >= 0.05
 
 
 def test_a_short_write_says_how_much_was_written(tmp_path):
-    arm("walBeforeWrite=short:3")
+    faults = armed("walBeforeWrite=short:3")
     fd = disk.create(tmp_path / "file")
     with pytest.raises(disk.PartialWrite, match=os.strerror(errno.ENOSPC)) as refused:
-        failpoints.reach_write("walBeforeWrite", fd, b"abcdef", 2)
+        faults.reach_write("walBeforeWrite", fd, b"abcdef", 2)
     os.close(fd)
     assert refused.value.written == 3
     assert (tmp_path / "file").read_bytes() == b"\0\0abc"
@@ -126,9 +122,9 @@ def test_a_short_write_says_how_much_was_written(tmp_path):
 def test_a_torn_write_is_the_end_of_the_process(tmp_path):
     program = (
         "from kvd.storage import disk, failpoints; from pathlib import Path; "
-        "failpoints.arm([failpoints.parse('walBeforeWrite=tear:4')]); "
+        "faults = failpoints.Faults([failpoints.parse('walBeforeWrite=tear:4')]); "
         f"fd = disk.create(Path({str(tmp_path / 'file')!r})); "
-        "failpoints.reach_write('walBeforeWrite', fd, b'abcdef', 0); disk.write_at(fd, b'x', 0)"
+        "faults.reach_write('walBeforeWrite', fd, b'abcdef', 0); disk.write_at(fd, b'x', 0)"
     )
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False)
     assert ended.returncode == -9

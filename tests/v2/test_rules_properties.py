@@ -168,7 +168,7 @@ def refusing(monkeypatch):
     """Returns how to make the index of twins refuse what it is to take."""
 
     def may_refuse(twins):
-        def reach_commit():
+        def reach_commit(_faults):
             if twins.refuses:
                 raise lmdb.MapFullError("no room")
 
@@ -263,7 +263,7 @@ class AnyLife(RuleBasedStateMachine):
         self.patch.setattr("kvd.storage.index.history.NAMED_BYTES_MIN", named_bytes_min)
         self.scans = True
 
-    def reach_commit(self):
+    def reach_commit(self, _faults):
         if self.twins.refuses:
             raise lmdb.MapFullError("no room")
 

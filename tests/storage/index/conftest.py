@@ -10,7 +10,7 @@ from tests.support.tree import Tree
 def tree(request, tmp_path, monkeypatch):
     tree = Tree(tmp_path / "index", request.param)
 
-    def reach_commit():
+    def reach_commit(_faults):
         if tree.refuses:
             raise lmdb.MapFullError("no room")
 

@@ -261,5 +261,5 @@ def test_expirations_of_nothing_are_met_once_while_the_index_refuses(tmp_path, m
     tree.index.env.close()
 
 
-def refuse():
+def refuse(_faults):
     raise lmdb.MapFullError("no room")
