@@ -18,8 +18,10 @@ from kvd.client import Client, OutcomeUnknown
 from kvd.net.listeners import AddressUnavailable
 from kvd.storage import failpoints
 from kvd.storage.errors import StorageError
+from kvd.storage.failpoints import Faults
 from tests.support.server import PATIENCE_S, free_port
 from tests.support.server import Client as HttpClient
+from tests.support.waiting import wait_until
 
 SMALL = {"wal_segment_bytes": 1 << 20}
 
@@ -111,6 +113,8 @@ def test_what_is_wrong_is_said_by_name(tmp_path):
         kvd.Server(tmp_path, event_history_limit="many")
     with pytest.raises(TypeError):
         kvd.Server()
+    with pytest.raises(ValueError, match="walBeforeSync: that would kill the program"):
+        kvd.Server(tmp_path, enable_failpoints=True, failpoint="walBeforeSync=crash")
     with kvd.Server(tmp_path, **SMALL) as server:
         with pytest.raises(RuntimeError, match="already"):
             server.start()
@@ -129,16 +133,18 @@ def test_what_is_wrong_is_said_by_name(tmp_path):
 
 def test_a_failing_disk_ends_the_guest_and_not_its_host(tmp_path):
     port = free_port()
-    server = kvd.Server(tmp_path, listen_metrics_urls=f"http://127.0.0.1:{port}", **SMALL).start()
-    with Client(server.url) as client:
+    faults = Faults()
+    metrics = f"http://127.0.0.1:{port}"
+    server = kvd.Server(tmp_path, listen_metrics_urls=metrics, faults=faults, **SMALL).start()
+    with Client(server.url) as client, kvd.Server(memory=True, **SMALL) as other:
         client.set("/a", "1")
-        failpoints.arm([failpoints.parse("walBeforeSync=error")])
-        try:
-            with pytest.raises(OutcomeUnknown):
-                client.set("/a", "2")
-        finally:
-            failpoints.arm([])
+        faults.arm([failpoints.parse("walBeforeSync=error")])
+        with pytest.raises(OutcomeUnknown):
+            client.set("/a", "2")
+        with Client(other.url) as neighbour:
+            neighbour.set("/a", "2")
     assert isinstance(server.failed, OSError)
+    faults.arm([])
     with contextlib.closing(HttpClient(port)) as monitor:
         assert monitor.request("GET", "/health").json["health"] == "false"
     with pytest.raises(OSError, match="Input/output"):
@@ -147,6 +153,39 @@ def test_a_failing_disk_ends_the_guest_and_not_its_host(tmp_path):
         server.stop()
     with kvd.Server(tmp_path, **SMALL) as again, Client(again.url) as client:
         assert client.get("/a").value in ("1", "2")
+
+
+class HeldSnapshot(Faults):
+    """Holds a snapshot that has copied the index and not written anything yet."""
+
+    def __init__(self):
+        super().__init__()
+        self.entered, self.released = threading.Event(), threading.Event()
+
+    def reach(self, name):
+        if name == "snapshotBeforeWrite":
+            self.entered.set()
+            assert self.released.wait(PATIENCE_S)
+        super().reach(name)
+
+
+def test_a_guest_that_fails_gives_up_the_snapshot_that_it_takes(tmp_path):
+    faults = HeldSnapshot()
+    server = kvd.Server(tmp_path, snapshot_count=1, faults=faults, **SMALL).start()
+    with Client(server.url) as client:
+        client.set("/a", "1")
+        assert faults.entered.wait(PATIENCE_S)
+        faults.arm([failpoints.parse("walBeforeSync=error")])
+        with pytest.raises(OutcomeUnknown):
+            client.set("/a", "2")
+    scratch = tmp_path / "snap" / "scratch.tmp"
+    assert scratch.exists()
+    faults.released.set()
+    wait_until(lambda: not scratch.exists())  # whatever has become of it
+    assert list((tmp_path / "snap").glob("*.snap*")) == []
+    with pytest.raises(OSError, match="Input/output"):
+        server.stop()
+    assert list((tmp_path / "snap").iterdir()) == []
 
 
 def test_after_a_crash_everything_acknowledged_is_there(tmp_path):
