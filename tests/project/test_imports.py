@@ -22,7 +22,7 @@ ROWS = (
     ("kvd.monitoring",),
     ("kvd.handlers", "kvd.net"),
     ("kvd.core", "kvd.http"),
-    ("kvd.limits",),
+    ("kvd.limits", "kvd.migrate"),
     ("kvd.v2", "kvd.config", "kvd.logs"),
     ("kvd.failures", "kvd.log_output", "kvd.crash_file", "kvd.process"),
     ("kvd", "kvd.json_text", "kvd.lines"),
@@ -58,7 +58,7 @@ OF_KVD = {
     "kvd.http": {"kvd", "kvd.json_text", "kvd.limits", "kvd.logs"},
     "kvd.limits": {"kvd.json_text"},
 }
-USERS_OF_TOOLS = {"kvd.__main__", "kvd.ctl"}
+USERS_OF_TOOLS = {"kvd.__main__", "kvd.ctl", "kvd.migrate"}
 READERS_OF_CONFIG = {"kvd.__main__", "kvd.embedded", "kvd.server", "kvd.wiring", "kvd.net"}
 
 # These know rules, words and bytes: what they return depends on what they are given alone.

@@ -1,0 +1,45 @@
+"""Import into a new data directory, which appears whole and compared with its source, or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kvd.migrate.content import Content, digest
+from kvd.migrate.errors import Damaged
+from kvd.storage.tools.transplant import Past, each_node, stored, transplant
+
+
+def write(content: Content, target: Path) -> str:
+    """Make a store of some content; durable, read back and equal on return.
+
+    Returns:
+        The digest of both sides.
+
+    Raises:
+        DirectoryUnusable: the target is not empty.
+        Damaged: what was stored is not what was read. There is no new store then.
+        OSError: the disk failed or is full. There is no new store then.
+    """
+    expected = content.digest()
+
+    def check(draft: Path) -> None:
+        with stored(draft, draft / "scratch.tmp") as view:
+            events = view.events(view.applied.oldest_event)
+            found = digest(each_node(view), events, view.documents())
+            reached = view.applied.index
+        _remove(draft / "scratch.tmp")
+        if (found, reached) != (expected, content.index):
+            raise Damaged(
+                f"{target}: was read back with index {reached} and digest {found}, expected "
+                f"{content.index} and {expected}; nothing was kept"
+            )
+
+    past = Past(content.index, content.events, content.raft_index, content.term, content.ids)
+    transplant(target, content.nodes.items(), content.documents, past, check)
+    return expected
+
+
+def _remove(scratch: Path) -> None:
+    for path in scratch.iterdir():
+        path.unlink()
+    scratch.rmdir()
