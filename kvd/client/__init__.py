@@ -5,45 +5,53 @@ watches.py      watches and `follow`, likewise
 wire.py         HTTP without sockets: requests, answers, kept connections, several endpoints
 blocking.py     Client: takes the steps with sockets
 asynchronous.py AsyncClient: takes them on an event loop
+
+Each name is imported when it is used: a program without an event loop loads no asyncio.
 """
 
-from kvd.client.asynchronous import AsyncClient, AsyncFollow, AsyncWatch
-from kvd.client.blocking import Client
-from kvd.client.errors import (
-    ApiError,
-    BadRequest,
-    ClusterChanged,
-    CompareFailed,
-    DirectoryNotEmpty,
-    HistoryLost,
-    KeyExists,
-    KeyNotFound,
-    KvdError,
-    NotADirectory,
-    NotAFile,
-    NotSupported,
-    OutcomeUnknown,
-    RootReadOnly,
-    ServerRefused,
-    Timeout,
-    TransportError,
-    Unauthorized,
-    WatchTimeout,
-)
-from kvd.client.model import (
-    Action,
-    Compare,
-    Event,
-    Node,
-    Op,
-    Snapshot,
-    Tree,
-    exists,
-    missing,
-    unchanged,
-)
-from kvd.client.recipes.claim import LockLost, LockTimeout
-from kvd.client.streams import Follow, Watch
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvd.client.asynchronous import AsyncClient, AsyncFollow, AsyncWatch
+    from kvd.client.blocking import Client
+    from kvd.client.errors import (
+        ApiError,
+        BadRequest,
+        ClusterChanged,
+        CompareFailed,
+        DirectoryNotEmpty,
+        HistoryLost,
+        KeyExists,
+        KeyNotFound,
+        KvdError,
+        NotADirectory,
+        NotAFile,
+        NotSupported,
+        OutcomeUnknown,
+        RootReadOnly,
+        ServerRefused,
+        Timeout,
+        TransportError,
+        Unauthorized,
+        WatchTimeout,
+    )
+    from kvd.client.model import (
+        Action,
+        Compare,
+        Event,
+        Node,
+        Op,
+        Snapshot,
+        Tree,
+        exists,
+        missing,
+        unchanged,
+    )
+    from kvd.client.recipes.claim import LockLost, LockTimeout
+    from kvd.client.streams import Follow, Watch
 
 __all__ = [
     "Action",
@@ -84,3 +92,50 @@ __all__ = [
     "missing",
     "unchanged",
 ]
+
+_HOMES = {
+    "asynchronous": ("AsyncClient", "AsyncFollow", "AsyncWatch"),
+    "blocking": ("Client",),
+    "errors": (
+        "ApiError",
+        "BadRequest",
+        "ClusterChanged",
+        "CompareFailed",
+        "DirectoryNotEmpty",
+        "HistoryLost",
+        "KeyExists",
+        "KeyNotFound",
+        "KvdError",
+        "NotADirectory",
+        "NotAFile",
+        "NotSupported",
+        "OutcomeUnknown",
+        "RootReadOnly",
+        "ServerRefused",
+        "Timeout",
+        "TransportError",
+        "Unauthorized",
+        "WatchTimeout",
+    ),
+    "model": (
+        "Action",
+        "Compare",
+        "Event",
+        "Node",
+        "Op",
+        "Snapshot",
+        "Tree",
+        "exists",
+        "missing",
+        "unchanged",
+    ),
+    "recipes.claim": ("LockLost", "LockTimeout"),
+    "streams": ("Follow", "Watch"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"kvd.client.{_HOME_OF[name]}"), name)

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 _HISTORY = re.compile(r"\[(\d+)/(\d+)\]")
@@ -29,7 +31,13 @@ class KvdError(Exception):
 
 
 class TransportError(KvdError):
-    """No server answered, and nothing has been changed: it was a read, or no byte was sent."""
+    """No server answered, and nothing has been changed: it was a read, or no byte was sent.
+
+    Attributes:
+        failures: where no endpoint answered a request, the last error of each, by its address.
+    """
+
+    failures: Mapping[str, Exception] = MappingProxyType({})
 
 
 class Timeout(TransportError):

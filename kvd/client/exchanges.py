@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from kvd.client.errors import OutcomeUnknown, Timeout, TransportError
 from kvd.client.wire import (
@@ -36,6 +36,9 @@ class Exchanges:
 
     Attributes:
         endpoints: all of them; the one that answered last is asked first.
+        timeout: seconds that a request takes at most, with all endpoints.
+        connect_timeout: seconds that one connection takes at most, where that is less.
+        rounds: how often all endpoints are tried; None for until the timeout.
     """
 
     def __init__(
@@ -43,6 +46,8 @@ class Exchanges:
     ) -> None:
         self.endpoints = tuple(endpoints)
         self.timeout = timeout
+        self.connect_timeout = float("inf")
+        self.rounds: int | None = None
         self._authorization = authorization
         self._current = 0
         self._idle: dict[Endpoint, deque[Any]] = {one: deque(maxlen=kept) for one in endpoints}
@@ -102,7 +107,7 @@ class Exchanges:
         deadline = monotonic() + timeout
         pause = PAUSE_S
         asked = 0
-        failure: Exception | None = None
+        failures: dict[str, Exception] = {}
         while True:
             endpoint = self.endpoints[self._current % len(self.endpoints)]
             # An endpoint that is silent leaves time for the others.
@@ -113,7 +118,8 @@ class Exchanges:
             is_sent = False
             try:
                 if connection is None:
-                    connection = yield Connect(endpoint, max(share, _LEAST_S))
+                    limit = min(share, self.connect_timeout)
+                    connection = yield Connect(endpoint, max(limit, _LEAST_S))
                 is_sent = True
                 data = call.render(endpoint.authority, self._authorization)
                 yield Send(connection, data, _left(ends))
@@ -122,24 +128,21 @@ class Exchanges:
                 _close(connection)
                 if is_sent and call.is_write:
                     raise OutcomeUnknown(
-                        f"{call.method} {call.path} was sent to {endpoint.authority}, "
+                        f"{call.method} {call.path} was sent to {endpoint.address}, "
                         f"and no answer came: {error or type(error).__name__}"
                     ) from error
                 # What the end of the time has cut off says less than what came before it.
-                if failure is None or not isinstance(error, TimeoutError):
-                    failure = error
+                if endpoint.address not in failures or not isinstance(error, TimeoutError):
+                    failures[endpoint.address] = error
             except BaseException:
                 _close(connection)
                 raise
             asked += 1
             self._current += 1
             left = deadline - monotonic()
-            if left <= 0:
-                kind = Timeout if isinstance(failure, TimeoutError) else TransportError
-                where = ", ".join(one.authority if one.host else one.path for one in self.endpoints)
-                raise kind(
-                    f"no answer from {where} in {timeout:g} s: {failure or type(failure).__name__}"
-                ) from failure
+            is_last = self.rounds is not None and asked >= self.rounds * len(self.endpoints)
+            if left <= 0 or is_last:
+                _give_up(failures, timeout if left <= 0 else None)
             if asked % len(self.endpoints) == 0:
                 yield Sleep(min(pause, left))
                 pause = min(2 * pause, PAUSE_MAX_S)
@@ -172,6 +175,17 @@ class Exchanges:
         for idle in self._idle.values():
             while idle:
                 idle.pop().close()
+
+
+def _give_up(failures: Mapping[str, Exception], timeout: float | None) -> NoReturn:
+    """Raise the error of a request that no endpoint answered."""
+    told = [one for one in failures.values() if not isinstance(one, TimeoutError)]
+    *_, last = told or failures.values()
+    how_long = "" if timeout is None else f" in {timeout:g} s"
+    kind = Timeout if isinstance(last, TimeoutError) else TransportError
+    lost = kind(f"no answer from {', '.join(failures)}{how_long}: {last or type(last).__name__}")
+    lost.failures = failures
+    raise lost from last
 
 
 def _left(deadline: float) -> float:

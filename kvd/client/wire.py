@@ -69,6 +69,11 @@ class Endpoint:
         return self.host or "localhost"
 
     @property
+    def address(self) -> str:
+        """The host and port, or the path of a socket in the file system."""
+        return self.authority if self.host else self.path
+
+    @property
     def authority(self) -> str:
         """The value of the header `Host`."""
         if not self.host:
