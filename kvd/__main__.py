@@ -18,7 +18,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvd import logs, process
+from kvd import descriptors, logs, process
 from kvd.config.load import EXIT_USAGE, Config, ConfigError, Printout, parse
 from kvd.crash_file import CrashFile
 from kvd.failures import EXIT_IO, EXIT_TRY_AGAIN, EXIT_UNAVAILABLE
@@ -43,7 +43,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 -- one per status
     """Run the command; return its exit status."""
-    process.open_standard_descriptors()
+    descriptors.open_standard_descriptors()
     process.prepare_signals()
     try:
         config = parse(sys.argv[1:] if argv is None else argv, os.environ, _read_file)
@@ -83,9 +83,9 @@ def _print(text: str) -> int:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough
-        process.discard_output()
+        descriptors.discard_output()
     except OSError as error:
-        process.discard_output()
+        descriptors.discard_output()
         logs.say(f"kvd: standard output: {error.strerror}")
         return EXIT_IO
     return 0

@@ -1,4 +1,4 @@
-"""The process and its surroundings: standard descriptors, and signals that mean nothing to kvd.
+"""The process and its surroundings: freed memory, and signals that mean nothing to kvd.
 
 SIGTERM, SIGINT            stop; a second one ends the process at once
 SIGHUP                     certificates are read again, where there are any
@@ -14,15 +14,12 @@ import asyncio
 import ctypes
 import gc
 import logging
-import os
 import signal
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 
 log = logging.getLogger(__name__)
 
-_STANDARD = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 _NAMES = ("SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO", "SIGPWR", "SIGSTKFLT")
 _MEANINGLESS = (
     *(getattr(signal, name) for name in _NAMES if hasattr(signal, name)),
@@ -99,25 +96,6 @@ class FreedMemory:
             self._give_back()
 
 
-def open_standard_descriptors() -> None:
-    """Open /dev/null as what is closed of the descriptors 0 to 2, before any file becomes one.
-
-    A server whose event loop is descriptor 2 would end in an abort, and a log whose data file is
-    would be written into the data.
-    """
-    for number, (name, mode) in enumerate(_STANDARD):
-        try:
-            os.fstat(number)
-        except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
-            if opened != number:
-                os.dup2(opened, number)
-                os.close(opened)
-            os.set_inheritable(number, True)
-            stream = os.fdopen(number, mode, encoding="utf-8", closefd=False)
-            setattr(sys, name, stream)
-
-
 def prepare_signals() -> None:
     """Ignore the signals that would end the process and mean nothing to it; let the others in."""
     # `stty tostop` is not to stop the server. Before the loop runs, and when it has ended, there is
@@ -134,13 +112,6 @@ def tell_of_meaningless_signals(loop: asyncio.AbstractEventLoop) -> None:
     """Log the first of each of these signals."""
     for number in _MEANINGLESS:
         loop.add_signal_handler(number, _tell, loop, number)
-
-
-def discard_output() -> None:
-    """Let what is still to be written to standard output go nowhere: it is closed, or full."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.close(null)
 
 
 def _tell(loop: asyncio.AbstractEventLoop, number: int) -> None:

@@ -24,7 +24,7 @@ ROWS = (
     ("kvd.core", "kvd.http"),
     ("kvd.limits", "kvd.migrate"),
     ("kvd.v2", "kvd.config", "kvd.logs"),
-    ("kvd.failures", "kvd.log_output", "kvd.crash_file", "kvd.process"),
+    ("kvd.failures", "kvd.log_output", "kvd.crash_file", "kvd.process", "kvd.descriptors"),
     ("kvd", "kvd.json_text", "kvd.lines"),
     ("kvd.client",),
 )
@@ -52,6 +52,7 @@ OF_STORAGE = {
     "kvd.json_text": (),
     "kvd.lines": (),
     "kvd.process": (),
+    "kvd.descriptors": (),
 }
 # All that these may know of kvd beside their own folder: they know no key and no etcd.
 OF_KVD = {

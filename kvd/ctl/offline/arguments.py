@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from kvd import __version__
+from kvd.descriptors import discard_output
 from kvd.lines import printable
-from kvd.process import discard_output
 from kvd.storage.errors import EX_USAGE
 
 Verb = Callable[[argparse.Namespace], int]
