@@ -10,7 +10,7 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from kvd.client.errors import (
     ApiError,
@@ -90,7 +90,7 @@ class Operations:
         is_write = method != "GET" and path != "/v2/mget"
         if form is not None:
             pairs = _texts(form)
-            body = "&".join(f"{k}={quote(v, safe='')}" for k, v in pairs.items()).encode()
+            body = urlencode(pairs, quote_via=quote, safe="", errors="surrogateescape").encode()
             content_type = FORM
         made = Call(method, path, _texts(query or {}), body, content_type, is_write)
         reply = yield from self.exchanges.request(made, timeout)

@@ -1,10 +1,143 @@
-"""The command `kvdctl`."""
+"""`kvdctl`: the verbs of etcdctl, verbs of its own, and verbs that work on the files of a store.
+
+A verb is imported when it is named (`table.py`). This is the edge of the process: every error
+becomes one line and an exit status here (`failures.py`).
+"""
+
+from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from kvd.ctl.offline.verbs import main
+import click
 
-__all__ = ["main"]
+from kvd import __version__
+from kvd.ctl.command import HELP_NAMES, Call, Root, settings
+from kvd.ctl.failures import BUG, INTERRUPTED, USAGE, Failure
+from kvd.ctl.table import SECTIONS, VERBS
+from kvd.descriptors import discard_output, open_standard_descriptors
+from kvd.lines import printable
+
+if TYPE_CHECKING:
+    from kvd.ctl.table import Entry
+
+NAME = "kvdctl"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; return its exit status."""
+    open_standard_descriptors()
+    call = Call()
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = ROOT.main(args, NAME, standalone_mode=False, obj=call) or 0
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of the output has closed it
+        discard_output()
+        return 0
+    except Failure as failure:
+        return _end(failure.text, failure.status)
+    except click.UsageError as error:
+        return _end(_wrong(error), USAGE)
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except Exception as error:
+        if call.settings.is_on("debug"):
+            raise
+        reason = printable(f"{type(error).__name__}: {error}")
+        return _end(f"{NAME}: a bug: {reason} (--debug shows where)", BUG)
+    finally:
+        call.close()
+    return int(status)
+
+
+def _end(text: str, status: int) -> int:
+    """Print an error behind the output so far; return the status."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # it may be what has failed
+        discard_output()
+    sys.stderr.write(text + "\n")
+    return status
+
+
+def _wrong(error: click.UsageError) -> str:
+    where = error.ctx.command_path if error.ctx is not None else NAME
+    is_unknown = isinstance(error, click.NoSuchOption)  # without guesses at what was meant
+    message = error.message if is_unknown else error.format_message()
+    return f"{NAME}: {printable(message.removesuffix('.'))}; see `{where} --help`"
+
+
+class _Offline(click.Command):
+    """A verb that works on files: it reads its arguments itself."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.args = list(args)
+        return []
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if self.name == "help" and ctx.args and _is_verb_alone(ctx.args[0]):
+            return ROOT.main([ctx.args[0], "--help"], NAME, standalone_mode=False)
+        from kvd.ctl.offline import verbs  # noqa: PLC0415 -- it imports all of the storage
+
+        assert self.name is not None
+        return verbs.main([self.name, *ctx.args])
+
+
+def _is_verb_alone(name: str) -> bool:
+    """Return whether a name is that of a verb and not that of a page of the manual."""
+    from kvd.ctl import manual  # noqa: PLC0415 -- for `help` alone
+
+    return name in VERBS and name not in manual.topics()
+
+
+def _find(name: str) -> click.Command | None:
+    entry: Entry | None = VERBS.get(name)
+    if entry is None:
+        return None
+    if not entry.place:
+        return _Offline(name, help=entry.text, add_help_option=False)
+    module, _, attribute = entry.place.partition(":")
+    found: click.Command = getattr(import_module(f"kvd.ctl.{module}"), attribute)
+    return found
+
+
+@click.pass_context
+def _without_verb(context: click.Context) -> None:
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def _version() -> click.Option:
+    def show(context: click.Context, _: click.Parameter, value: object) -> None:
+        if value:
+            click.echo(f"{NAME} {__version__}")
+            context.exit()
+
+    return click.Option(
+        ["--version", "-v"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=show,
+        help="print the version",
+    )
+
+
+ROOT = Root(
+    NAME,
+    find=_find,
+    sections=SECTIONS,
+    params=[*settings(), _version()],
+    callback=_without_verb,
+    invoke_without_command=True,
+    no_args_is_help=False,
+    context_settings=HELP_NAMES,
+    help="Reads and changes the keys of a kvd or an etcd, and looks after the data directories "
+    "of kvd. `kvdctl help` lists the pages of the manual.",
+)
 
 if __name__ == "__main__":
     sys.exit(main())

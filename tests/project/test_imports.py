@@ -86,7 +86,8 @@ KEPT_IN = {
     "bcrypt": ("kvd.handlers.passwords",),
     "httptools": ("kvd.client.wire", "kvd.http"),
     "yaml": ("kvd.config",),
-    "ssl": ("kvd.client", "kvd.net"),
+    "click": ("kvd.ctl",),
+    "ssl": ("kvd.client", "kvd.ctl.session", "kvd.net"),
     "cryptography": ("kvd.net.self_signed",),
 }
 

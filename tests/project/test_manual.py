@@ -37,6 +37,7 @@ def run_examples(found: list[tuple[str, str]], server: Server, directory: Path) 
     commands = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     # curl shows its progress where its output is a pipe, as here; readers have a terminal.
     (directory / ".curlrc").write_text("silent\n")
+    at = {"KVDCTL_ENDPOINTS": server.url, "XDG_CONFIG_HOME": str(directory)}
     for command, output in found:
         ended = subprocess.run(
             ["bash", "-c", command.replace("127.0.0.1:2379", f"127.0.0.1:{server.port}")],
@@ -46,7 +47,7 @@ def run_examples(found: list[tuple[str, str]], server: Server, directory: Path) 
             timeout=PATIENCE_S,
             check=False,
             cwd=directory,
-            env={**os.environ, "PATH": commands, "CURL_HOME": str(directory)},
+            env={**os.environ, "PATH": commands, **at, "CURL_HOME": str(directory)},
         )
         printed = ended.stdout.replace("\r", "").replace(f":{server.port}", ":2379")
         assert masked(printed) == masked(output), command

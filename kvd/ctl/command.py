@@ -1,0 +1,259 @@
+"""Commands as click has them, with Go's way of writing flags and the settings of every verb."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kvd.client.errors import KvdError
+from kvd.ctl.failures import UNKNOWN_VERB, Failure, explained, failure
+from kvd.ctl.settings import Settings
+from kvd.lines import printable
+
+if TYPE_CHECKING:
+    from kvd.ctl.session import Session
+
+Explain = Callable[[KvdError, Settings], Failure]
+
+HELP_NAMES: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
+_TRUE = ("1", "t", "T", "true", "TRUE", "True")
+_FALSE = ("0", "f", "F", "false", "FALSE", "False")
+_FLAG = re.compile(r"--?(?P<name>[A-Za-z][\w-]*)(?:=(?P<value>.*))?", re.DOTALL)
+
+
+class Call:
+    """One call of kvdctl: its settings, and its connection once a verb needs it."""
+
+    def __init__(self) -> None:
+        self.given: dict[str, Any] = {}
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings."""
+        return Settings(self.given)
+
+    @cached_property
+    def session(self) -> Session:
+        """The connection to the server."""
+        from kvd.ctl.session import Session  # noqa: PLC0415 -- offline verbs need none
+
+        return Session(self.settings)
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        if "session" in self.__dict__:
+            self.session.close()
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the output is JSON.
+
+        Raises:
+            Failure: the format is unknown.
+        """
+        output = self.settings.output
+        if output not in ("simple", "extended", "json"):
+            raise failure(f"--output: expected simple, extended or json, got {output!r}")
+        return output == "json"
+
+
+pass_call = click.make_pass_decorator(Call)
+
+# Name, flags, metavar (none: it has no value), help.
+_SETTINGS: tuple[tuple[str, tuple[str, ...], str, str], ...] = (
+    (
+        "endpoints",
+        ("--endpoints", "--endpoint", "--peers", "-C"),
+        "A,B",
+        "URLs of the server, tried in order",
+    ),
+    ("ca_file", ("--ca-file",), "FILE", "certificates that server certificates are checked with"),
+    ("cert_file", ("--cert-file",), "FILE", "client certificate"),
+    ("key_file", ("--key-file",), "FILE", "key of the client certificate"),
+    ("username", ("--username", "-u"), "NAME[:PASSWORD]", "user of the store"),
+    ("password_file", ("--password-file",), "FILE", "file with the password of the user"),
+    ("timeout", ("--timeout",), "DURATION", "limit of one connection (2s)"),
+    ("total_timeout", ("--total-timeout",), "DURATION", "limit of a request (5s)"),
+    ("output", ("--output", "-o"), "FORMAT", "simple, extended or json"),
+    ("debug", ("--debug",), "", "print each request as a curl command"),
+    ("no_sync", ("--no-sync",), "", "accepted, as etcdctl's: members are never requested"),
+    ("color", ("--color",), "WHEN", "auto, always or never"),
+    ("profile", ("--profile",), "NAME", "profile of the configuration file"),
+)
+
+
+def _note(context: click.Context, option: click.Parameter, value: object) -> None:
+    if value and option.name is not None:
+        context.ensure_object(Call).given[option.name] = value
+
+
+def settings(*, hidden: bool = False, without: Sequence[str] = ()) -> list[click.Option]:
+    """Return the options that every verb has, except some flags that a verb has for itself."""
+    found = []
+    for name, flags, metavar, text in _SETTINGS:
+        own = [flag for flag in flags if flag not in without]
+        if own:
+            found.append(
+                click.Option(
+                    [*own, name],
+                    metavar=metavar or None,
+                    is_flag=not metavar,
+                    default=None,
+                    help=text,
+                    hidden=hidden,
+                    expose_value=False,
+                    callback=_note,
+                )
+            )
+    return found
+
+
+class Verb(click.Command):
+    """A verb: the settings may also be behind it, and flags may be written as Go's.
+
+    Args:
+        explain: returns the failure for an error of the client; by default kvdctl's own words.
+        takes_text: whether an argument may look like a flag, as a value does; short flags of the
+            settings are then left to it.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        explain: Explain | None = None,
+        takes_text: bool = False,
+        **attributes: Any,
+    ) -> None:
+        attributes["context_settings"] = HELP_NAMES | {"ignore_unknown_options": takes_text}
+        super().__init__(*args, **attributes)
+        self._explain = explain
+        self._takes_text = takes_text
+
+    @cached_property
+    def _common(self) -> list[click.Option]:
+        taken = [name for parameter in self.params for name in parameter.opts]
+        if self._takes_text:
+            taken += ["-C", "-u", "-o"]
+        return settings(hidden=True, without=taken)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return its own parameters, then the hidden ones of every verb."""
+        return [*super().get_params(ctx), *self._common]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the flags behind the verb."""
+        return super().parse_args(ctx, as_click(args, self.get_params(ctx)))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb.
+
+        Raises:
+            Failure: the client has raised an error.
+        """
+        try:
+            return super().invoke(ctx)
+        except KvdError as error:
+            if self._explain is None:
+                raise explained(error) from error
+            raise self._explain(error, ctx.ensure_object(Call).settings) from error
+
+
+def as_click(args: Sequence[str], parameters: Sequence[click.Parameter]) -> list[str]:
+    """Return arguments with Go's ways of writing flags as click reads them.
+
+    `-ttl 5` is `--ttl 5`, and `--sort=true` is `--sort`.
+    """
+    options: dict[str, click.Option] = {
+        name.lstrip("-"): one
+        for one in parameters
+        if isinstance(one, click.Option)
+        for name in one.opts
+    }
+    found: list[str] = []
+    rest = list(args)
+    while rest:
+        arg = rest.pop(0)
+        if arg == "--":
+            return [*found, arg, *rest]
+        match = _FLAG.fullmatch(arg)
+        option = options.get(match["name"]) if match else None
+        if match is None or option is None:
+            found.append(arg)
+            continue
+        dashes = "-" if len(match["name"]) == 1 else "--"
+        value = match["value"]
+        if option.is_flag and value in _TRUE:
+            found.append(dashes + match["name"])
+        elif option.is_flag and value in _FALSE:
+            continue
+        elif len(dashes) == 1 and value is not None:
+            found += [dashes + match["name"], value]
+        else:
+            found.append(dashes + arg.lstrip("-"))
+            if not option.is_flag and value is None and rest:
+                found.append(rest.pop(0))
+    return found
+
+
+class Root(click.Group):
+    """The command itself: its verbs are imported when they are named."""
+
+    def __init__(
+        self,
+        *args: Any,
+        find: Callable[[str], click.Command | None],
+        sections: Sequence[tuple[str, Mapping[str, Any]]],
+        **attributes: Any,
+    ) -> None:
+        super().__init__(*args, **attributes)
+        self._find = find
+        self._sections = sections
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all verbs."""
+        return [name for _, verbs in self._sections for name in verbs]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a verb."""
+        return self._find(cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the verb that the arguments name.
+
+        Raises:
+            Failure: there is none of that name.
+        """
+        if self._find(args[0]) is None:
+            raise Failure(f"No help topic for '{printable(args[0])}'", UNKNOWN_VERB)
+        return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the flags before the verb."""
+        return super().parse_args(ctx, _before_verb(args, self.params))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the verbs, without importing any."""
+        for title, verbs in self._sections:
+            with formatter.section(title):
+                formatter.write_dl([(name, entry.text) for name, entry in verbs.items()])
+
+
+def _before_verb(args: list[str], parameters: Sequence[click.Parameter]) -> list[str]:
+    """Return arguments with the flags before the verb as click reads them."""
+    valued = {
+        name.lstrip("-")
+        for one in parameters
+        if isinstance(one, click.Option) and not one.is_flag
+        for name in one.opts
+    }
+    end = 0
+    while end < len(args) and args[end].startswith("-") and args[end] != "--":
+        name, is_joined, _ = args[end].lstrip("-").partition("=")
+        end += 1 if is_joined or name not in valued else 2
+    return [*as_click(args[:end], parameters), *args[end:]]

@@ -1,0 +1,1 @@
+"""The verbs of etcdctl: same arguments, output and exit status."""

@@ -1,0 +1,1 @@
+"""Verbs of a server that etcdctl does not have."""
