@@ -4,6 +4,7 @@ Invariants:
 
 - One append is one frame, one write and one fdatasync. Frame N+1 is never written before frame N
   is durable.
+- Behind the last frame there are zeros only, written or reserved.
 - After a refused write (`LogFull`) the log is as it was before. After any other error of a write or
   a sync nothing is known, so every later append is refused.
 """
@@ -34,6 +35,13 @@ _SLOW_SYNC_S = 1.0
 _SLOW_SYNC_QUIET_S = 30.0
 BEGUN_BYTES_MAX = 256 * 1024
 """A longer payload is not for `begin_append`: copying it would hold up the loop."""
+# Behind a short frame so many zeros are written along, where the file was only reserved so far. On
+# ext4 the first sync of a reserved block also commits the journal, which takes as long as the sync
+# itself: 190 us instead of 125 for frames of 2.5 KB, 240 instead of 135 for 10 KB (measured).
+_BLANK_BYTES = 256 << 10
+_BLANK = bytes(_BLANK_BYTES)
+# A frame that is longer needs new blocks of its own nearly each time.
+_BLANKED_FRAME_BYTES_MAX = 64 << 10
 
 
 class SegmentWriter:
@@ -66,6 +74,8 @@ class SegmentWriter:
         self._dirty_end = 0
         # `begin_append` may write up to here: 0 before the first append, and after an error.
         self._ready_end = 0
+        # Up to here the file has been written, and not only reserved.
+        self._blank_end = 0
         # Where the log ends once the frame that was written last is durable.
         self.tail = self._begun = self.position = START
         self.log_bytes = 0
@@ -112,6 +122,7 @@ class SegmentWriter:
     def _open(self, fd: int, path: Path, salt: int) -> None:
         self._fd, self._path, self._salt = fd, path, salt
         self._name, self._place = str(path), os.fstat(fd)[1:3]
+        self._blank_end = 0
 
     def begin_append(self, payload: bytes, first_index: int, count: int) -> int | None:
         """Write one short frame as `append` does, but leave the sync to the caller.
@@ -131,6 +142,8 @@ class SegmentWriter:
         end = offset + len(data)
         if end > self._ready_end or self._armed:
             return None
+        if end > self._blank_end:
+            data = self._with_blank(data, end)
         # As `_put` does, without what is rare.
         try:
             if os.pwrite(self._fd, data, offset) < len(data):
@@ -144,6 +157,14 @@ class SegmentWriter:
                 raise
         self._begun = _new(Position, (segment, end, seq + 1, crc))
         return self._fd
+
+    def _with_blank(self, data: bytes, end: int) -> bytes:
+        """Return a frame with zeros behind it, for the frames that will follow."""
+        self._blank_end = end
+        if len(data) > _BLANKED_FRAME_BYTES_MAX:
+            return data
+        self._blank_end = min(end + _BLANK_BYTES, self._capacity)
+        return data + _BLANK[: self._blank_end - end]
 
     def end_append(self, took_s: float, code: int = 0) -> Position:
         """Take note that the data of the file has been synced since `begin_append`.
@@ -287,6 +308,8 @@ class SegmentWriter:
         if error.errno not in disk.REFUSALS:
             return
         self._dirty_end, self._ready_end = max(self._dirty_end, end), 0
+        # Room is short: it is for frames.
+        self._blank_end = self._capacity
         written = error.written if isinstance(error, disk.PartialWrite) else 0
         if self.tail.offset + written >= intact_from:
             # Only padding is missing, or zeros over what an earlier write left: a restart would
