@@ -33,12 +33,14 @@ from kvd.handlers.extras.routes import ExtraRoutes
 from kvd.handlers.info import ROUTES, HandlerContext, Route, make_application
 from kvd.handlers.keys.key_space import KeyLimits, KeySpace
 from kvd.handlers.keys.listing_cache import ListingCache
+from kvd.handlers.keys.parts import AnswerParts, answer_parts
 from kvd.handlers.long_documents import LongDocuments
 from kvd.handlers.passwords import Credentials
 from kvd.handlers.router import Router
 from kvd.http.access_log import LoggedConnection
 from kvd.http.compression import GzipConnection, LoggedGzipConnection
 from kvd.http.connection import Connection
+from kvd.http.sending.status_lines import StatusLines
 from kvd.http.server import HttpServer, Limits
 from kvd.limits.memory_budget import MemoryBudget
 from kvd.limits.turns import Turns
@@ -117,10 +119,12 @@ class _Core(NamedTuple):
 def build(context: Context) -> ServerParts:
     """Make the parts; the first batch, if one is due, comes with the next turn of the loop."""
     config, loop, store, fail = context.config, context.loop, context.store, context.fail
-    core = _core(context)
-    index_check = IndexCheck(store, loop, fail)
+    status_lines = StatusLines()
     memory = MemoryBudget(config.max_buffered_bytes, config.max_response_bytes)
-    keys = _key_space(context, core, memory)
+    answers = answer_parts(store, memory, fail, stream_bytes_max=config.max_stream_bytes)
+    core = _core(context, status_lines, answers)
+    index_check = IndexCheck(store, loop, fail)
+    keys = _key_space(context, core, answers)
     credentials = Credentials(loop)
     authorizer = Authorizer(
         store=store,
@@ -131,7 +135,8 @@ def build(context: Context) -> ServerParts:
     )
     core.committer.observe_documents(authorizer.refresh)
     router = _router(context, core, keys, authorizer)
-    http = HttpServer(router, _limits(config, context.files), loop, memory, core.turns)
+    limits = _limits(config, context.files)
+    http = HttpServer(router, limits, loop, memory, turns=core.turns, status_lines=status_lines)
     return ServerParts(
         core.sync,
         core.log_writer,
@@ -148,7 +153,7 @@ def build(context: Context) -> ServerParts:
     )
 
 
-def _core(context: Context) -> _Core:
+def _core(context: Context, status_lines: StatusLines, answers: AnswerParts) -> _Core:
     config, loop, store, fail = context.config, context.loop, context.store, context.fail
     sync = SyncThread[Position](loop, "kvd-sync", store.wal.prepare_next)
     stats = StoreStats()
@@ -156,7 +161,7 @@ def _core(context: Context) -> _Core:
         store, sync, loop, thread_only=config.wal_sync == "thread", reads=stats.gets
     )
     turns = Turns(loop)
-    hub = Hub(store, loop)
+    hub = Hub(store, loop, answers.watches.tell_all)
     listings = ListingCache()
     housekeeping = Housekeeping(
         store=store, sync=sync, loop=loop, on_fatal=fail, snapshot_count=config.snapshot_count
@@ -172,13 +177,14 @@ def _core(context: Context) -> _Core:
         loop=loop,
         on_fatal=fail,
         on_flush=housekeeping.after_flush,
+        tell=answers.telling(status_lines, store.state, stats).tell,
         slow_s=config.slow_request_s,
         turns=turns,
     )
     return _Core(sync, log_writer, hub, stats, listings, housekeeping, committer, turns)
 
 
-def _key_space(context: Context, core: _Core, memory: MemoryBudget) -> KeySpace:
+def _key_space(context: Context, core: _Core, answers: AnswerParts) -> KeySpace:
     config, files = context.config, context.files
     return KeySpace(
         store=context.store,
@@ -187,7 +193,7 @@ def _key_space(context: Context, core: _Core, memory: MemoryBudget) -> KeySpace:
         stats=core.stats,
         clock=context.clock,
         listings=core.listings,
-        memory=memory,
+        answers=answers,
         limits=KeyLimits(
             body_bytes_max=config.max_body_bytes,
             value_bytes_max=config.max_value_bytes,
@@ -195,7 +201,6 @@ def _key_space(context: Context, core: _Core, memory: MemoryBudget) -> KeySpace:
             watchers_max=config.max_watchers or files.watchers_max,
             max_wait_s=config.max_wait_s,
             watchers_per_key_max=config.max_watchers_per_key,
-            stream_bytes_max=config.max_stream_bytes,
         ),
         slow_s=config.slow_request_s,
         has_extras=config.extras,

@@ -90,6 +90,7 @@ class Committer:
         loop: asyncio.AbstractEventLoop,
         on_fatal: Callable[[BaseException], None],
         on_flush: Callable[[], None],
+        tell: Tell | None = None,
         slow_s: float = 1.0,
         turns: Turns | None = None,
     ) -> None:
@@ -109,9 +110,7 @@ class Committer:
         self._document_observers: list[Callable[[], None]] = []
         self._slow_s = slow_s
         self.responses = Responses(stats)
-        self.tell: Tell = self.responses.tell
-        """Responds to the commands of a committed batch, with its events and the seconds it took;
-        returns how many of them succeeded."""
+        self._tell = tell or self.responses.tell
         self._space = DiskSpace(store)
         self._composer = composer = Composer(store, clock=clock, space=self._space, hub=hub)
         self._compose, self._steps = composer.compose, composer.steps
@@ -313,7 +312,7 @@ class Committer:
             self._hub.publish([(event, removed.get(event[0][1], [])) for event, _ in events])
         took = (self._raw_ns() - round_.queued) / 1e9
         # Whatever was not asked for has expired.
-        told = self.tell(round_.answers, events, took)
+        told = self._tell(round_.answers, events, took)
         if told != len(events):
             self._stats.expirations += len(events) - told
         if round_.replies:

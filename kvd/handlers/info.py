@@ -12,7 +12,7 @@ import tornado.web
 
 from kvd.handlers.authorizer import Authorizer
 from kvd.handlers.long_documents import LongDocuments
-from kvd.http.server import SERVER_HEADER
+from kvd.http.sending.status_lines import SERVER_HEADER
 from kvd.v2.documents.decision import Decide, Replied
 from kvd.v2.documents.members import Member
 from kvd.v2.errors import RouteError

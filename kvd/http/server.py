@@ -13,24 +13,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from tornado import httputil
 
-from kvd import __version__
 from kvd.http.parsing.header_cache import HeaderCache
 from kvd.http.parsing.headers import Block
 from kvd.http.parsing.request_parser import SHORT_LINE_BYTES
 from kvd.http.receiving import Receiving
 from kvd.http.sending.scheduler import SendScheduler
+from kvd.http.sending.status_lines import StatusLines
 from kvd.limits.crowd import Crowd, Member
 from kvd.limits.memory_budget import MemoryBudget
 from kvd.limits.turns import Turns
 from kvd.logs import SLOW_QUIET_S, RateLimit
-
-SERVER_HEADER = f"kvd/{__version__}"
 
 # Time that a stop waits for requests that clients are about to send on open connections, and for
 # incomplete ones.
@@ -150,8 +147,7 @@ class HttpServer:
         accepted: number of connections so far.
         idle_closed: number of connections closed by the idle timeout.
         rejected: numbers of requests and connections that HTTP itself has refused, by reason.
-        starts: status lines with Server and Date, by status, for HTTP/1.1 and HTTP/1.0; other
-            objects each second.
+        start: `StatusLines.start`.
         idle_deadline: deadline of a connection that is idle from now on.
     """
 
@@ -161,7 +157,9 @@ class HttpServer:
         limits: Limits,
         loop: asyncio.AbstractEventLoop,
         memory: MemoryBudget,
+        *,
         turns: Turns | None = None,
+        status_lines: StatusLines | None = None,
     ) -> None:
         self.delegate = delegate
         self.limits = limits
@@ -189,20 +187,10 @@ class HttpServer:
         self.sending = SendScheduler(loop, memory, limits.write_timeout_s, give_up)
         self.turns = turns or Turns(loop)
         self.buffer = self.turns.buffer
-        self.starts: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
+        self.status_lines = status_lines or StatusLines()
+        self.start = self.status_lines.start
         self.idle_deadline = self.now + limits.idle_timeout_s
         delegate.attach(self)
-
-    def start(self, status: int, *, http10: bool) -> bytes:
-        """Return the beginning of a response: status line, Server and Date."""
-        starts = self.starts[http10]
-        start = starts.get(status)
-        if start is None:
-            start = starts[status] = (
-                f"HTTP/1.{0 if http10 else 1} {status} {HTTPStatus(status).phrase}\r\n"
-                f"Server: {SERVER_HEADER}\r\nDate: {formatdate(usegmt=True)}\r\n"
-            ).encode()
-        return start
 
     def tick(self) -> None:
         """Advance the Date, and expire connections; called every second."""
@@ -210,7 +198,7 @@ class HttpServer:
         before, self._ticked = self._ticked, self.loop.time()
         self.now = self._ticked
         self.idle_deadline = self.now + self.limits.idle_timeout_s
-        self.starts = ({}, {})
+        self.status_lines.tick()
         late = {c for c in self.connections if c.deadline < before}
         for connection in late.union(c for c in self.reserve if c.deadline < self.now):
             connection.expire()

@@ -87,7 +87,9 @@ class Running:
         self.loop = loop
         self.served = Served(loop)
         self.turns = Turns(loop)
-        self.server = HttpServer(self.served, Limits(), loop, MemoryBudget(1 << 28), self.turns)
+        self.server = HttpServer(
+            self.served, Limits(), loop, MemoryBudget(1 << 28), turns=self.turns
+        )
         self.connect = connect(self) if connect else lambda: Connection(self.server)
         self.socket = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.listening = loop.run_until_complete(

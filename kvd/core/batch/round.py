@@ -25,7 +25,8 @@ was queued."""
 Answers = list[tuple[Done, Command, Outcome]]
 """The outcomes of the commands of a batch."""
 Tell = Callable[[Answers, list[LateEvent], float], int]
-"""Counts the outcomes of a batch and responds with them; see `Committer.tell`."""
+"""Responds to the commands of a committed batch, with its events and the seconds that it took;
+returns how many succeeded."""
 
 REMOVING = (Delete, CompareAndDelete)
 # A refused transaction is counted as this, unless one of its operations was refused.

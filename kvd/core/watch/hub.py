@@ -44,6 +44,10 @@ _REFERENCE_BYTES = 8
 _EVENT_BYTES = 400
 
 
+TellAll = Callable[[Sequence[Watcher], bytes], None]
+"""Delivers the body of an event to many watchers."""
+
+
 class _Telling:
     """A pending delivery of an event; with neither body nor event, of a resumed replay.
 
@@ -68,12 +72,13 @@ class Hub:
     """All watches of a store.
 
     Attributes:
-        tell_all: Delivers an event to many watchers.
         requests: Number of watches requested since the start.
         backlog_bytes: Size of the pending deliveries.
     """
 
-    def __init__(self, store: Store, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, store: Store, loop: asyncio.AbstractEventLoop, tell_all: TellAll | None = None
+    ) -> None:
         self._store = store
         self._loop = loop
         self._registered = Watchers()
@@ -84,7 +89,7 @@ class Hub:
         self._telling = False
         self._recent = RecentEvents()
         self._replays = Replays(store, loop, self._recent, self._register)
-        self.tell_all: Callable[[Sequence[Watcher], bytes], None] = _tell_each
+        self._tell_all = tell_all or _tell_each
         self.requests = 0
 
     @property
@@ -261,7 +266,7 @@ class Hub:
     def _tell_batch(self, telling: _Telling, batch: list[Watcher]) -> None:
         try:
             if telling.body is not None:
-                self.tell_all(batch, telling.body)
+                self._tell_all(batch, telling.body)
             elif telling.event is not None:
                 for watcher in batch:
                     if watcher.filter is None or watcher.filter.passes(telling.event):

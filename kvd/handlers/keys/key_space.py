@@ -19,26 +19,20 @@ from kvd.core.watch.watchers import Watcher
 from kvd.handlers.extras.reading.reads import ExtraReads
 from kvd.handlers.extras.watches import ExtraWatches
 from kvd.handlers.keys.listing_cache import ListingCache
-from kvd.handlers.keys.outcomes import Telling
-from kvd.handlers.keys.parts import KeyParts
+from kvd.handlers.keys.parts import AnswerParts, KeyParts
 from kvd.handlers.keys.reads import Reads
 from kvd.handlers.keys.responder import (
-    STREAM_NOT_READ,
     TOO_MANY_WATCHERS,
     TOO_MANY_WATCHERS_OF_KEY,
     TOO_MUCH,
-    Responder,
 )
 from kvd.handlers.keys.short_way import ShortWay
-from kvd.handlers.keys.value_cache import ValueCache
-from kvd.handlers.keys.watch import WatchAnswers
 from kvd.handlers.keys.writes import Writes
 from kvd.handlers.rights import Rights
 from kvd.http.compression import Gzip
 from kvd.http.connection import Connection, ServeWhole
 from kvd.http.server import HttpServer
 from kvd.http.stage import STREAMING
-from kvd.limits.memory_budget import MemoryBudget, Values
 from kvd.storage.format.node import Node
 from kvd.storage.index.errors import BROKEN
 from kvd.storage.store import Store
@@ -70,8 +64,6 @@ class KeyLimits(NamedTuple):
     depth_max: int
     watchers_max: int | None
     watchers_per_key_max: int | None
-    stream_bytes_max: int
-    """A stream with so many unread bytes at its next event is closed."""
     max_wait_s: float | None
     """A watch ends after so long without an event."""
 
@@ -88,7 +80,7 @@ class KeySpace:
         stats: StoreStats,
         clock: Clock,
         listings: ListingCache,
-        memory: MemoryBudget,
+        answers: AnswerParts,
         limits: KeyLimits,
         slow_s: float = 1.0,
         has_extras: bool = False,
@@ -96,24 +88,21 @@ class KeySpace:
         self.limits = limits
         self._hub = hub
         self._parsed = asyncio.Semaphore(_PARSED_MAX)
-        responder = self.responder = Responder(store, memory, committer.fail)
+        self._answers = answers
+        self.responder, self.watches = answers.responder, answers.watches
         parts = self._parts = KeyParts(
             store=store,
             committer=committer,
             stats=stats,
             clock=clock,
-            memory=memory,
-            values=Values(memory),
+            memory=answers.memory,
+            values=answers.values,
             slices=asyncio.Lock(),
-            responder=responder,
+            responder=answers.responder,
         )
         value_bytes_max = limits.value_bytes_max
         self.reads = Reads(parts, listings, slow_s)
         self.writes = Writes(parts, depth_max=limits.depth_max, value_bytes_max=value_bytes_max)
-        self.watches = WatchAnswers(
-            parts, limits.stream_bytes_max, on_cut=partial(responder.count, STREAM_NOT_READ)
-        )
-        hub.tell_all = self.watches.tell_all
         self._extra_watches = ExtraWatches(parts, hub, self.watches)
         self.extras = ExtraReads(parts, self.reads, value_bytes_max) if has_extras else None
         """Answers reads with extras, if these are on."""
@@ -123,19 +112,11 @@ class KeySpace:
         return Gzip(bytes_min, self._parts.memory, self._parts.slices, self.responder.start)
 
     def short_way(self, server: HttpServer) -> ServeWhole:
-        """Return what serves the plain requests of a server, and answers their batches."""
-        parts, texts = self._parts, ValueCache()
-        parts.committer.tell = Telling(
-            server,
-            state=parts.store.state,
-            stats=parts.stats,
-            texts=texts,
-            fixed_headers=self.responder.fixed,
-        ).tell
+        """Return what serves the plain requests of a server."""
         return ShortWay(
             server,
-            parts,
-            texts,
+            self._parts,
+            self._answers.texts,
             depth_max=self.limits.depth_max,
             # The value that it holds is shorter.
             query_bytes_max=self.limits.value_bytes_max,

@@ -16,10 +16,10 @@ from itertools import repeat
 from typing import TYPE_CHECKING
 
 from kvd.core.batch.round import tell_one
-from kvd.handlers.keys.short_way import END
+from kvd.handlers.keys.responder import END
 from kvd.handlers.keys.value_cache import TEXT_BYTES_MAX
 from kvd.http.connection import Connection
-from kvd.http.server import HttpServer
+from kvd.http.sending.status_lines import StatusLines
 from kvd.json_text import PLAIN, escape
 from kvd.storage.format.node import Node
 from kvd.storage.format.records import REMOVALS, Kind
@@ -75,14 +75,14 @@ class Telling:
 
     def __init__(
         self,
-        server: HttpServer,
+        status_lines: StatusLines,
         *,
         state: State,
         stats: StoreStats,
         texts: ValueCache,
         fixed_headers: bytes,
     ) -> None:
-        self._server = server
+        self._status_lines = status_lines
         self._state = state
         self._stats = stats
         self._texts = texts
@@ -91,17 +91,17 @@ class Telling:
 
     def _telling(self) -> Tell:  # noqa: C901, PLR0915 -- it is `tell`
         """Return `tell`: a function whose variables are bound once costs less than a method."""
-        server, state, stats, texts = self._server, self._state, self._stats, self._texts
+        lines, state, stats, texts = self._status_lines, self._state, self._stats, self._texts
         kept, forget_text = texts.kept, texts.kept.pop
         durations = stats.durations
         sets = durations[Set]
-        starts: object = None
+        made: object = None
         ok = created = b""
 
         def tell(answers: Answers, events: list[LateEvent], took: float) -> int:  # noqa: C901, PLR0912, PLR0915 -- see the module
-            nonlocal starts, ok, created
-            if starts is not server.starts:
-                starts = server.starts
+            nonlocal made, ok, created
+            if made is not lines.made:
+                made = lines.made
                 ok, created = self._start(_OK), self._start(_CREATED)
             applied = state.applied
             offset_ns = applied.clock_offset_ns
@@ -171,7 +171,7 @@ class Telling:
 
     def _start(self, status: int) -> bytes:
         """Return what answers to writes begin with: up to the etcd index."""
-        start = self._server.start(status, http10=False)
+        start = self._status_lines.start(status, http10=False)
         return b"%b%bX-Etcd-Index: " % (start, self._fixed_headers)
 
 

@@ -26,6 +26,9 @@ from kvd.v2.response import error_body
 
 log = logging.getLogger(__name__)
 
+END = b"\r\nX-Raft-Index: %d\r\nX-Raft-Term: %d\r\nContent-Length: "
+"""What is between the etcd index and the length of an answer."""
+
 # How long responses that come later may take when the server stops.
 _END_S = 0.3
 

@@ -18,6 +18,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
+from kvd.handlers.keys.responder import END
 from kvd.http.connection import ANSWERING, LARGE_BYTES, Connection, ServeWhole
 from kvd.http.parsing.request_parser import SHORT_LINE_BYTES, is_deep
 from kvd.http.server import HttpServer
@@ -55,8 +56,6 @@ None declines all of that kind; such a line is not kept."""
 _DECLINE: _Target = (_OTHER, b"", None)
 _NO_BLOCK = (-1, False)
 
-END = b"\r\nX-Raft-Index: %d\r\nX-Raft-Term: %d\r\nContent-Length: "
-"""What is between the etcd index and the length of an answer."""
 _READ_ANSWER = b'%b%d\r\n\r\n{"action":"get","node":%b}\n'
 _READ_BYTES = len(b'{"action":"get","node":}\n')
 
@@ -119,15 +118,16 @@ class ShortWay:
     def _serving(self) -> ServeWhole:
         """Return `serve`: a function whose variables are bound once costs less than a method."""
         server, state, committer, gets = self._server, self._state, self._committer, self._gets
+        lines = server.status_lines
         timer = committer.expiry_timer
         find_block, find_line = server.header_cache.short.get, self._lines.get
         find_text, raw_ns, submit = self._texts.kept.get, self._raw_ns, committer.submit
         look_at, read = self._look_at, self._read
         # What answers to reads begin with; it changes with the second, and with each commit.
-        start, starts, applied = b"", server.starts, state.applied
+        start, made, applied = b"", lines.made, state.applied
 
         def serve(connection: Connection, request: bytes) -> bytes | None:
-            nonlocal start, starts, applied
+            nonlocal start, made, applied
             head, end, body = request.partition(b"\r\n\r\n")
             line, _, fields = head.partition(b"\r\n")
             length, is_form = find_block(fields, _NO_BLOCK)
@@ -138,8 +138,8 @@ class ShortWay:
                 text = find_text(key)
                 if text is None or raw_ns() >= timer.overdue_at:
                     return read(connection, key)
-                if applied is not state.applied or starts is not server.starts or not start:
-                    starts, applied = server.starts, state.applied
+                if applied is not state.applied or made is not lines.made or not start:
+                    made, applied = lines.made, state.applied
                     start = self._start()
                 gets[0] += 1
                 return _READ_ANSWER % (start, len(text) + _READ_BYTES, text)

@@ -15,11 +15,12 @@ from http import HTTPStatus
 from typing import cast
 
 from kvd.core.watch.watchers import Watcher
-from kvd.handlers.keys.parts import KeyParts
+from kvd.handlers.keys.responder import STREAM_NOT_READ, Responder
 from kvd.http.connection import LARGE_BYTES, Connection
 from kvd.http.sending.socket_batch import SOCKETS_MAX, SocketPair
-from kvd.limits.memory_budget import NoRoom, Piece
+from kvd.limits.memory_budget import MemoryBudget, NoRoom, Piece, Values
 from kvd.storage.format.event import Event
+from kvd.storage.store import Store
 from kvd.v2.response import event_parts
 
 log = logging.getLogger(__name__)
@@ -94,22 +95,24 @@ class WatchAnswers:
     """
 
     def __init__(
-        self, parts: KeyParts, stream_bytes_max: int, *, on_cut: Callable[[], None]
+        self,
+        store: Store,
+        memory: MemoryBudget,
+        values: Values,
+        responder: Responder,
+        *,
+        stream_bytes_max: int,
     ) -> None:
         """Answer watches of one store.
 
-        Args:
-            parts: of the key space.
-            stream_bytes_max: a stream that leaves so much unread when its next event comes is cut.
-            on_cut: called for each that is.
+        A stream that leaves `stream_bytes_max` unread when its next event comes is cut.
         """
-        self.head = parts.responder.head
-        self._store = parts.store
-        self._memory = parts.memory
-        self._values = parts.values
+        self.head = responder.head
+        self._store = store
+        self._memory = memory
+        self._values = values
         self._stream_bytes_max = stream_bytes_max
-        self._on_cut = on_cut
-        self._start = parts.responder.start
+        self._responder = responder
         self._told: bytes | Event = b""
         self._frames: dict[int, Piece] = {}
         self._parts: list[Piece] = []
@@ -212,7 +215,7 @@ class WatchAnswers:
         """Cut a stream whose client leaves too much unread; return whether it was."""
         if connection.unsent_bytes <= self._stream_bytes_max:
             return False
-        self._on_cut()
+        self._responder.count(STREAM_NOT_READ)
         connection.abort()
         return True
 
@@ -222,7 +225,7 @@ class WatchAnswers:
         size = self._values.missing_bytes(event_parts(event))
         if self._memory.fits(size):
             return True
-        self._start(connection, self._resume(connection, size, resume))
+        self._responder.start(connection, self._resume(connection, size, resume))
         return False
 
     async def _resume(

@@ -31,17 +31,15 @@ class Watching(Delegate):
         self.cut = 0
         memory = MemoryBudget(64 * MIB)
         responder: Any = SimpleNamespace(
-            head=lambda index: b"X-Etcd-Index: %d\r\n" % index, start=None
+            head=lambda index: b"X-Etcd-Index: %d\r\n" % index, count=self._count
         )
-        parts: Any = SimpleNamespace(
-            store=None, memory=memory, values=Values(memory), responder=responder
-        )
-        self.answers = WatchAnswers(parts, MIB, on_cut=self._count)
+        store: Any = None
+        self.answers = WatchAnswers(store, memory, Values(memory), responder, stream_bytes_max=MIB)
         self.watchers: list[Watcher] = []
         loop = asyncio.get_running_loop()
         self.server = HttpServer(self, Limits(), loop, memory)
 
-    def _count(self):
+    def _count(self, _reason):
         self.cut += 1
 
     def serve_whole(self, _connection, _request):
