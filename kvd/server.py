@@ -77,8 +77,7 @@ class KvdServer:
         self.failed: BaseException | None = None
         """What has ended the service, if anything has."""
         self._config = config
-        self._on_fatal = on_fatal
-        self._open_files = open_files
+        self._on_fatal, self._open_files = on_fatal, open_files
         self._new_clock, self._faults = clock, faults
         self._watch_crashes, self._handed = watch_crashes, handed
         self.urls: list[str] = []
@@ -189,7 +188,8 @@ class KvdServer:
 
     def _open(self) -> None:
         config = self._config
-        store = self._store = wiring.open_store(config, self._watch_crashes, self._faults)
+        on_sync = self._monitoring.syncs.note
+        store = self._store = wiring.open_store(config, self._watch_crashes, self._faults, on_sync)
         self._is_open = True
         self._clock = self._new_clock(store.applied.time_ns, store.applied.clock_offset_ns)
         try:

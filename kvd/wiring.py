@@ -52,7 +52,7 @@ from kvd.net.listeners import own_hosts
 from kvd.storage.failpoints import Faults
 from kvd.storage.format.frame import Position
 from kvd.storage.format.identity import NewIds
-from kvd.storage.store import Store
+from kvd.storage.store import Options, Store
 from kvd.v2.documents.members import Member, ids_of
 
 Fail = Callable[[BaseException], None]
@@ -319,11 +319,13 @@ def measured(
 
 
 def open_store(
-    config: Config, watch_crashes: Callable[[Path], None] | None, faults: Faults | None
+    config: Config,
+    watch_crashes: Callable[[Path], None] | None,
+    faults: Faults | None,
+    on_sync: Callable[[float], object],
 ) -> Store:
     """Open or create the store, as the settings say."""
-    return Store.open(
-        config.data_dir,
+    options = Options(
         segment_bytes_max=config.wal_segment_bytes,
         snapshots_kept=config.snapshots_kept or sys.maxsize,
         rebuild_index=config.rebuild_index,
@@ -332,8 +334,10 @@ def open_store(
         must_exist=config.must_exist,
         wal_dir=config.wal_dir,
         watch_crashes=watch_crashes,
-        faults=faults,
+        on_sync=on_sync,
+        faults=faults or Faults(),
     )
+    return Store.open(config.data_dir, options)
 
 
 def new_ids(config: Config) -> NewIds | None:

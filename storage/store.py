@@ -21,6 +21,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvd.storage import disk
@@ -43,11 +44,43 @@ from kvd.storage.recovery import Recovery, recover
 from kvd.storage.snapshot.scrub import SnapshotScrubber
 from kvd.storage.snapshot.snapshots import SNAPSHOTS_KEPT_MIN, LastSnapshot, Snapshots
 from kvd.storage.wal.scrub import LogScrubber
+from kvd.storage.wal.segment_writer import SegmentWriter
 from kvd.storage.wal.wal import Wal
 
 log = logging.getLogger(__name__)
 
 SEGMENT_BYTES_MAX = 64 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Options of an open store, and of its opening.
+
+    Attributes:
+        segment_bytes_max: Size of a segment of the log.
+        snapshots_kept: How many, and the log since the oldest of them; at least two, should one be
+            damaged.
+        rebuild_index: Build the index again, even if it can be trusted.
+        new_ids: What a store that is created is called; random ids without.
+        must_exist: Create none.
+        wal_dir: Where the log is to be, if not in the directory itself.
+        allow_network_fs: Use the directory even on a network file system.
+        watch_crashes: Gets the index's directory before anything in it is opened, and again when
+            another has taken its place.
+        on_sync: Called with the seconds that each sync of a frame took.
+        faults: Those that are to be made in this store.
+    """
+
+    segment_bytes_max: int = SEGMENT_BYTES_MAX
+    snapshots_kept: int = SNAPSHOTS_KEPT_MIN
+    rebuild_index: bool = False
+    new_ids: NewIds | None = None
+    must_exist: bool = False
+    wal_dir: Path | None = None
+    allow_network_fs: bool = False
+    watch_crashes: Callable[[Path], None] | None = None
+    on_sync: Callable[[float], object] | None = None
+    faults: Faults = field(default_factory=Faults)
 
 
 class Store:
@@ -57,19 +90,14 @@ class Store:
         self,
         directory: DataDirectory,
         wal: Wal,
-        index: Index,
-        *,
-        recovery: Recovery,
-        read_from: Position,
-        segment_bytes_max: int,
-        snapshots_kept: int,
-        faults: Faults,
+        recovered: tuple[Index, Recovery, Position],
+        options: Options,
     ) -> None:
+        index, self.recovery, self.read_from = recovered
+        """Recovery has read the log from the last one on; what is kept before that was not read."""
         self.directory = directory
         self.identity = directory.identity
-        self.recovery, self.faults = recovery, faults
-        self.read_from = read_from
-        """The position from which recovery read the log; what is kept before it was not read."""
+        self.faults = options.faults
         self.wal = wal
         self.journal = Journal(wal, writer=self.identity.member_id)
         self.state = State(index)
@@ -77,78 +105,46 @@ class Store:
         self.unlogged_start: tuple[Record, ...] = ()
         """Records of this start that the log had no room for: part of the next batch."""
         self.index = index
-        self._segment_bytes_max = segment_bytes_max
+        self._segment_bytes_max = options.segment_bytes_max
         self.snapshots = Snapshots(
-            index.env, directory.snap, directory.identity, kept=snapshots_kept, faults=faults
+            index.env,
+            directory.snap,
+            directory.identity,
+            kept=options.snapshots_kept,
+            faults=options.faults,
         )
         self.proof = Proof(index, self.state)
 
     @classmethod
-    def open(
-        cls,
-        path: Path,
-        *,
-        segment_bytes_max: int = SEGMENT_BYTES_MAX,
-        snapshots_kept: int = SNAPSHOTS_KEPT_MIN,
-        rebuild_index: bool = False,
-        new_ids: NewIds | None = None,
-        must_exist: bool = False,
-        wal_dir: Path | None = None,
-        allow_network_fs: bool = False,
-        watch_crashes: Callable[[Path], None] | None = None,
-        faults: Faults | None = None,
-    ) -> Store:
+    def open(cls, path: Path, options: Options | None = None) -> Store:
         """Open or create the store in a directory, with all that was acknowledged.
-
-        Args:
-            path: the directory.
-            segment_bytes_max: size of a segment of the log.
-            snapshots_kept: how many, and the log since the oldest of them; at least two, should one
-                be damaged.
-            rebuild_index: build the index anew, even if it can be trusted.
-            new_ids: what a store that is created is called; random ids without.
-            must_exist: create none.
-            wal_dir: where the log is to be, if not in the directory itself.
-            allow_network_fs: use the directory even on a network file system.
-            watch_crashes: gets the index's directory before anything in it is opened, and again
-                when another has taken its place.
-            faults: those that are to be made in this store.
 
         Raises:
             StorageError: the directory cannot be used, or something in it is damaged; nothing was
                 changed but, at most, the index, which can be built again.
         """
-        if not allow_network_fs:
+        options = options or Options()
+        wal_dir, faults = options.wal_dir, options.faults
+        watch = options.watch_crashes or _ignore
+        if not options.allow_network_fs:
             require_local(path, path / "wal", *([wal_dir] if wal_dir else []))
         directory = DataDirectory.open(
-            path, new_ids=new_ids, must_exist=must_exist, wal_dir=wal_dir
+            path, new_ids=options.new_ids, must_exist=options.must_exist, wal_dir=wal_dir
         )
         try:
-            faults = faults or Faults()
             faults.reach("startAfterLock")
-            if watch_crashes is not None:
-                watch_crashes(directory.index)
+            watch(directory.index)
             wal = Wal.open(
                 directory.wal,
                 directory.quarantine,
                 store_uuid=directory.identity.store_uuid,
-                segment_bytes_max=segment_bytes_max,
+                segment_bytes_max=options.segment_bytes_max,
                 on_first=directory.begin_log,
-                faults=faults,
+                writer=SegmentWriter(faults, options.on_sync),
             )
-            index, recovery, read_from = recover(directory, wal, faults, rebuild=rebuild_index)
-            if watch_crashes is not None:
-                watch_crashes(directory.index)
-            return cls(
-                directory,
-                wal,
-                index,
-                recovery=recovery,
-                read_from=read_from,
-                segment_bytes_max=segment_bytes_max,
-                snapshots_kept=snapshots_kept,
-                faults=faults,
-            )
+            recovered = recover(directory, wal, faults, rebuild=options.rebuild_index)
+            watch(directory.index)
+            return cls(directory, wal, recovered, options)
         except IndexRefused as error:
             directory.close()
             raise _refused_at_start(path, error) from error
@@ -351,6 +347,10 @@ class Store:
             log.warning("the index could not take everything, the next start does: %s", error)
             return False
         return True
+
+
+def _ignore(index: Path) -> None:
+    """No-op callback."""
 
 
 def _refused_at_start(path: Path, error: Exception) -> StorageError:

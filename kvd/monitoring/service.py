@@ -77,7 +77,6 @@ class Monitoring:
 
     def add(self, parts: Parts) -> None:
         """The store is recovered, and is to be served by these parts."""
-        parts.store.wal.writer.on_sync = self.syncs.note
         self.metrics.add(parts)
         self.health.set_serving(parts.committer, parts.housekeeping)
 

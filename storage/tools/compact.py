@@ -13,7 +13,7 @@ from pathlib import Path
 from kvd.storage import disk
 from kvd.storage.directory.data_directory import DataDirectory
 from kvd.storage.format.names import SPARE_NAME
-from kvd.storage.store import Store
+from kvd.storage.store import Options, Store
 from kvd.storage.tools.source import format_of
 from kvd.storage.wal.segments import Scan, list_segments
 
@@ -49,12 +49,10 @@ def compact(path: Path) -> None:
 
 def _open(path: Path, *, rebuild_index: bool = False) -> Store:
     # The server was allowed to use this file system, or there would be no store.
-    return Store.open(
-        path,
-        segment_bytes_max=_SEGMENT_BYTES,
-        rebuild_index=rebuild_index,
-        allow_network_fs=True,
+    options = Options(
+        segment_bytes_max=_SEGMENT_BYTES, rebuild_index=rebuild_index, allow_network_fs=True
     )
+    return Store.open(path, options)
 
 
 def _log_a_term(store: Store) -> None:

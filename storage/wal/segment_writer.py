@@ -18,7 +18,7 @@ from pathlib import Path
 
 from kvd.storage import disk
 from kvd.storage.directory.locks import require_at
-from kvd.storage.failpoints import Faults
+from kvd.storage.failpoints import NO_FAULTS, Faults
 from kvd.storage.format import frame
 from kvd.storage.format.frame import PAGE_SIZE, SEAL_SIZE, START, Position, SegmentHeader, seal
 from kvd.storage.wal.quarantine import cut_off
@@ -50,16 +50,24 @@ class SegmentWriter:
     Everything belongs to one thread at a time. `position` and `log_bytes` may be read by any other.
 
     Attributes:
+        faults: Those that are to be made in the log.
         is_writable: Whether appends are taken: not before `Wal.begin`, nor after an error.
         tail: The end of the last frame, seals and heartbeats included.
         position: The end of the last frame but those: from there a later scan can go on.
         log_bytes: How many bytes of frames have been appended since the start; it only grows.
-        on_sync: Called with the seconds that each sync of a frame took.
         slow_syncs: How many of them took longer than a second.
     """
 
-    def __init__(self, faults: Faults) -> None:
-        self._faults, self._armed = faults, faults.armed
+    def __init__(
+        self, faults: Faults = NO_FAULTS, on_sync: Callable[[float], object] | None = None
+    ) -> None:
+        """Make a writer without a segment yet.
+
+        Args:
+            faults: those that are to be made in the log.
+            on_sync: called with the seconds that each sync of a frame took.
+        """
+        self.faults, self._armed = faults, faults.armed
         self.is_writable = False
         # No file before the first append, and while the last segment is sealed and there is no
         # room for the next one.
@@ -80,7 +88,7 @@ class SegmentWriter:
         self.tail = self._begun = self.position = START
         self.log_bytes = 0
         self._slow_since = float("-inf")
-        self.on_sync: Callable[[float], object] = _ignore
+        self._on_sync = on_sync or _ignore
         self.slow_syncs = 0
 
     @property
@@ -108,9 +116,9 @@ class SegmentWriter:
         """Go on with the newest segment of a log that was scanned, without its torn tail."""
         self._open(disk.open_to_write(path), path, salt)
         if torn is not None:
-            self._faults.reach("tailBeforeCut")
+            self.faults.reach("tailBeforeCut")
             cut_off(self._fd, torn, quarantine)
-            self._faults.reach("tailAfterCut")
+            self.faults.reach("tailAfterCut")
 
     def reserve(self, size: int, capacity: int) -> None:
         """Have such a segment, which has a size, take as many bytes as a new one."""
@@ -260,7 +268,7 @@ class SegmentWriter:
             data += bytes(self._dirty_end - end)
         try:
             if self._armed:
-                self._faults.reach_write("walBeforeWrite", self._fd, data[:length], offset)
+                self.faults.reach_write("walBeforeWrite", self._fd, data[:length], offset)
             disk.write_at(self._fd, data, offset)
         except OSError as error:
             self._refused(error, end, offset + frame.essential_size(len(payload)))
@@ -269,9 +277,9 @@ class SegmentWriter:
 
     def _sync(self) -> None:
         began = time.monotonic()
-        self._faults.reach("walBeforeSync")
+        self.faults.reach("walBeforeSync")
         disk.sync_data(self._fd)
-        self._faults.reach("walAfterSync")
+        self.faults.reach("walAfterSync")
         self._synced(time.monotonic() - began)
         self._dirty_end = 0
 
@@ -293,7 +301,7 @@ class SegmentWriter:
         tail = self._begun
         self.log_bytes += tail[1] - self.tail[1]
         self.tail = tail
-        self.on_sync(took_s)
+        self._on_sync(took_s)
         if took_s > _SLOW_SYNC_S:
             self.slow_syncs += 1
             now = time.monotonic()

@@ -25,7 +25,6 @@ from pathlib import Path
 
 from kvd.storage.directory.locks import require_at
 from kvd.storage.errors import LogFull
-from kvd.storage.failpoints import NO_FAULTS, Faults
 from kvd.storage.format import frame
 from kvd.storage.format.frame import PAGE_SIZE, SEAL_SIZE, START, WAL_MAGIC, Position
 from kvd.storage.format.names import segment_name
@@ -67,7 +66,7 @@ class Wal:
         store_uuid: bytes,
         segment_bytes_max: int,
         on_first: Callable[[], object] | None,
-        faults: Faults,
+        writer: SegmentWriter,
     ) -> None:
         self._directory, self._directory_status = directory, directory.stat()
         self._quarantine = quarantine
@@ -76,10 +75,10 @@ class Wal:
         room = (segment_bytes_max - PAGE_SIZE - SEAL_SIZE) & ~7
         self.max_payload = min(room - frame.essential_size(0), frame.MAX_PAYLOAD)
         self._scan: Scan | None = None
-        self._faults, self.writer = faults, SegmentWriter(faults)
+        self.writer, self._faults = writer, writer.faults
         # To be called before the first frame of all is written.
         self._on_first = None if segments else on_first
-        self._spare = Spare(directory, segment_bytes_max, faults)
+        self._spare = Spare(directory, segment_bytes_max, writer.faults)
         self.refusal: LogFull | None = None
         self._prepare_not_before = 0.0
 
@@ -92,7 +91,7 @@ class Wal:
         store_uuid: bytes,
         segment_bytes_max: int = SEGMENT_BYTES_DEFAULT,
         on_first: Callable[[], object] | None = None,
-        faults: Faults = NO_FAULTS,
+        writer: SegmentWriter | None = None,
     ) -> "Wal":
         """Look at the files of a log and check their names and headers. Writes nothing.
 
@@ -103,7 +102,8 @@ class Wal:
             segment_bytes_max: the size of new segments.
             on_first: called once the name of the first segment of all is durable, and before the
                 first frame is written. What it raises is raised by `append`.
-            faults: those that are to be made in the log.
+            writer: what appends to the newest segment; one that tells nothing and meets no faults
+                without.
 
         Raises:
             CorruptLog: a segment is missing, damaged or of another store.
@@ -118,7 +118,7 @@ class Wal:
             store_uuid=store_uuid,
             segment_bytes_max=segment_bytes_max,
             on_first=on_first,
-            faults=faults,
+            writer=writer or SegmentWriter(),
         )
 
     @property

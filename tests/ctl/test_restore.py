@@ -6,7 +6,7 @@ import pytest
 
 from kvd.storage.errors import CorruptLog
 from kvd.storage.snapshot import directory as snapshots
-from kvd.storage.store import Store
+from kvd.storage.store import Options, Store
 from kvd.storage.tools.dump import rfc3339
 from kvd.v2.commands import Delete, Set
 from tests.support.ctl import check_restores, contents, kvdctl, told_digest
@@ -72,7 +72,7 @@ def test_a_restored_store_is_another_one_that_goes_on_where_the_old_one_was(made
     assert new.applied.index == old.applied.index + 1
     new.close()
     old.close()
-    again = Store.open(target, rebuild_index=True)
+    again = Store.open(target, Options(rebuild_index=True))
     assert again.view.find(b"/more").value == b"1"
     again.close()
     assert kvdctl(capsys, "verify", target)[0] == 0

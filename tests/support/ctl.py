@@ -8,7 +8,7 @@ from random import Random
 from kvd.ctl import main
 from kvd.storage.errors import StorageError
 from kvd.storage.snapshot import directory as snapshots
-from kvd.storage.store import Store
+from kvd.storage.store import Options, Store
 from kvd.storage.tools.digest import digest as digest_of
 from tests.support.stores import (
     NOW_NS,
@@ -118,7 +118,7 @@ def start_outcome(path, caplog):
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         try:
-            Store.open(path, segment_bytes_max=SMALL_SEGMENT).close()
+            Store.open(path, Options(segment_bytes_max=SMALL_SEGMENT)).close()
         except StorageError:
             return False, len(caplog.records)
     return True, len(caplog.records)

@@ -9,7 +9,7 @@ from kvd.storage.format.frame import Position
 from kvd.storage.format.records import Document, Kind, encode_record
 from kvd.storage.index.pending import Pending
 from kvd.storage.index.view import View
-from kvd.storage.store import Store
+from kvd.storage.store import Options, Store
 from kvd.v2.commands import (
     Command,
     CompareAndDelete,
@@ -32,7 +32,7 @@ LONG = b"l" * 470
 
 
 def open_store(path: Path, **options: object) -> Store:
-    return Store.open(path, **{"segment_bytes_max": SEGMENT} | options)
+    return Store.open(path, Options(**{"segment_bytes_max": SEGMENT} | options))
 
 
 def write(store: Store, *commands: Command, now_ns: int = NOW_NS) -> list[Event | ApiError]:

@@ -10,7 +10,7 @@ from kvd.storage.format.node import ROOT_ID, CorruptIndex
 from kvd.storage.format.records import Kind
 from kvd.storage.index.environment import Index
 from kvd.storage.index.view import View
-from kvd.storage.store import Store
+from kvd.storage.store import Options, Store
 from kvd.storage.tools.restore import state
 from kvd.storage.tools.source import reading
 from kvd.storage.tools.verify import Verdict, verify
@@ -42,7 +42,8 @@ class Found(NamedTuple):
 def recover(directory: Path, *, rebuild_index: bool = False) -> Found:
     """Recover a data directory in this process, as a starting server does."""
     try:
-        store = Store.open(directory, segment_bytes_max=SEGMENT_BYTES, rebuild_index=rebuild_index)
+        options = Options(segment_bytes_max=SEGMENT_BYTES, rebuild_index=rebuild_index)
+        store = Store.open(directory, options)
     except (StorageError, CorruptIndex, OSError) as error:
         return Found(0, (), {}, f"{type(error).__name__}: {error}")
     except Exception as error:

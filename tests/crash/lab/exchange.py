@@ -18,7 +18,7 @@ from zlib import crc32
 from kvd.storage.errors import StorageError
 from kvd.storage.format.applied import HISTORY_LIMIT_DEFAULT
 from kvd.storage.index import reuse
-from kvd.storage.store import Store
+from kvd.storage.store import Options, Store
 from kvd.storage.tools.repair import explained, repair
 from kvd.v2.commands import Set
 from tests.crash.lab.damage import bug, sample
@@ -107,7 +107,7 @@ def _lives(trial: Trial) -> tuple[Life, list[Life], Life]:
 
 
 def _live(directory: Path, numbers: range, *, snapshots: int) -> None:
-    store = Store.open(directory, segment_bytes_max=SEGMENT_BYTES)
+    store = Store.open(directory, Options(segment_bytes_max=SEGMENT_BYTES))
     store.start_term(NOW_NS, HISTORY_LIMIT_DEFAULT)
     for number in numbers:
         write(store, Set(b"/k/%d" % (number % 50), b"%d." % number + b"v" * (number * 37 % 3000)))
@@ -316,7 +316,7 @@ def _try(data: Path) -> tuple[StorageError | None, list[str]]:
     logging.disable(logging.NOTSET)
     logger.addHandler(logged)
     try:
-        store = Store.open(data, segment_bytes_max=SEGMENT_BYTES)
+        store = Store.open(data, Options(segment_bytes_max=SEGMENT_BYTES))
         store.last_snapshot()  # as housekeeping does
         store.close()
     except StorageError as error:

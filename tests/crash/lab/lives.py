@@ -15,7 +15,7 @@ from typing import Any
 
 import lmdb
 
-from kvd.storage.store import Store
+from kvd.storage.store import Options, Store
 from tests.crash.lab.damage import bug
 from tests.crash.lab.disks import SEGMENT_BYTES, digest_of
 from tests.crash.lab.experiment import Experiment, Trial, Violation
@@ -84,7 +84,8 @@ def replay_ways(trial: Trial) -> None:
                 shutil.copytree(data, copy)
                 change(copy, trial.dice)
                 for turn in ("", ", a second time"):
-                    Store.open(copy, segment_bytes_max=SEGMENT_BYTES, rebuild_index=True).close()
+                    options = Options(segment_bytes_max=SEGMENT_BYTES, rebuild_index=True)
+                    Store.open(copy, options).close()
                     found = digest_of(copy)
                     trial.check(found == expected, f"{way}{turn}: {found}, expected {expected}")
                 trial.count("replays", 2)

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from kvd.storage.errors import DirectoryUnusable, StorageError
-from kvd.storage.store import Store
+from kvd.storage.store import Options, Store
 from kvd.storage.tools.backup import backup
 from kvd.storage.tools.bulk_load import bulk_load
 from kvd.storage.tools.restore import restore
@@ -24,8 +24,8 @@ def test_a_store_begins_on_a_disk_of_its_own(tmp_path, name, mode):
     strays = [put_stray(directory, name) for directory in (data, data / "snap", log)]
     for directory in (data, log):
         directory.chmod(mode)
-    Store.open(data, wal_dir=log).close()
-    Store.open(data, wal_dir=log).close()
+    Store.open(data, Options(wal_dir=log)).close()
+    Store.open(data, Options(wal_dir=log)).close()
     assert all(path.exists() for path in strays)
     assert (data / "wal").resolve() == log
     assert [path.stat().st_mode & 0o777 for path in (data, log)] == [0o700, 0o700]
@@ -39,7 +39,7 @@ def test_the_log_of_a_store_may_be_mounted_where_it_is_looked_for(tmp_path, name
 
 def test_what_others_left_unfinished_beside_the_log_stays(tmp_path):
     put_stray(tmp_path / "log", "download.tmp")
-    Store.open(tmp_path / "data", wal_dir=tmp_path / "log").close()
+    Store.open(tmp_path / "data", Options(wal_dir=tmp_path / "log")).close()
     Store.open(tmp_path / "data").close()
     assert (tmp_path / "log" / "download.tmp").exists()
 
@@ -88,13 +88,13 @@ def foreign_log(tmp_path):
 
 
 def log_of_another(tmp_path):
-    Store.open(tmp_path / "other", wal_dir=tmp_path / "log").close()
+    Store.open(tmp_path / "other", Options(wal_dir=tmp_path / "log")).close()
     put_stray(tmp_path / "log", "0-1.wal")
     return {"wal_dir": tmp_path / "log"}
 
 
 def log_in_use(tmp_path):
-    Store.open(tmp_path / "other", wal_dir=tmp_path / "log")
+    Store.open(tmp_path / "other", Options(wal_dir=tmp_path / "log"))
     return {"wal_dir": tmp_path / "log"}
 
 
@@ -130,7 +130,7 @@ def test_a_refused_start_leaves_nothing_behind(tmp_path, obstacle, deep):
     data = tmp_path / "data" / "below" if deep and options else tmp_path / "data"
     before = everything(tmp_path)
     with pytest.raises(StorageError):
-        Store.open(data, **options)
+        Store.open(data, Options(**options))
     assert everything(tmp_path) == before
 
 
@@ -142,7 +142,7 @@ def test_a_disk_that_refuses_at_the_end_leaves_nothing_behind(tmp_path, monkeypa
     before = everything(tmp_path)
     monkeypatch.setattr("kvd.storage.disk.write_file_durably", refuse)
     with pytest.raises(DirectoryUnusable, match="No space left"):
-        Store.open(tmp_path / "a" / "data", wal_dir=tmp_path / "log")
+        Store.open(tmp_path / "a" / "data", Options(wal_dir=tmp_path / "log"))
     assert everything(tmp_path) == before
 
 
@@ -179,7 +179,7 @@ def test_a_directory_that_others_use_is_refused_before_anything(tmp_path, mode, 
     before = everything(tmp_path)
     data = used if place == "data" else tmp_path / "data"
     with pytest.raises(DirectoryUnusable, match=r"is open to others \(mode \d+\)") as refused:
-        Store.open(data, wal_dir=used if place == "log" else None)
+        Store.open(data, Options(wal_dir=used if place == "log" else None))
     assert refused.value.exit_status == 73
     assert everything(tmp_path) == before
 

@@ -13,7 +13,7 @@ import pytest
 from kvd.storage import disk
 from kvd.storage.directory.data_directory import DataDirectory
 from kvd.storage.errors import EX_CONFIG, DirectoryLocked, DirectoryUnusable
-from kvd.storage.store import Store
+from kvd.storage.store import Options, Store
 
 ROOMS = ("wal", "snap", "index", "quarantine")
 
@@ -140,10 +140,10 @@ def test_a_network_file_system_is_refused_unless_it_is_asked_for(tmp_path, monke
         disk, "network_file_system", lambda path: "NFS" if path.resolve() == remote else None
     )
     with pytest.raises(DirectoryUnusable, match=r"\(NFS\), .* --allow-network-fs$") as refused:
-        Store.open(tmp_path / "data", wal_dir=log)
+        Store.open(tmp_path / "data", Options(wal_dir=log))
     assert refused.value.exit_status == EX_CONFIG
     assert list(remote.iterdir()) == []
-    Store.open(tmp_path / "data", wal_dir=log, allow_network_fs=True).close()
+    Store.open(tmp_path / "data", Options(wal_dir=log, allow_network_fs=True)).close()
     # The log is found there though nobody names it.
     with pytest.raises(DirectoryUnusable, match="NFS"):
         Store.open(tmp_path / "data")

@@ -10,7 +10,7 @@ import pytest
 
 from kvd.storage.directory.data_directory import DataDirectory
 from kvd.storage.errors import DirectoryLocked
-from kvd.storage.store import Store
+from kvd.storage.store import Options, Store
 from kvd.storage.tools.source import reading
 from kvd.v2.commands import Set
 from tests.support.server import run_kvd
@@ -35,7 +35,7 @@ def linked(data, copy):
 @pytest.mark.parametrize("make", [copies, another_link, linked])
 def test_the_log_is_locked_for_every_copy_of_the_directory(tmp_path, make):
     data, copy = tmp_path / "data", tmp_path / "copy"
-    store = Store.open(data, wal_dir=tmp_path / "log")
+    store = Store.open(data, Options(wal_dir=tmp_path / "log"))
     make(data, copy)
     with pytest.raises(DirectoryLocked) as refused:
         Store.open(copy)
