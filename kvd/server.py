@@ -134,7 +134,8 @@ class KvdServer:
             context = self._context(loop, files, listening)
             parts = self._parts = wiring.build(context)
             recovery_s = time.monotonic() - started
-            self._monitoring.add(wiring.measured(context, parts, self._monitoring, recovery_s))
+            measured = wiring.measured(context, parts, self._monitoring, recovery_s)
+            self._monitoring.add(measured, with_samples=self._config.ui != "off")
             await parts.committer.settle()
         except BROKEN as damage:
             self._fail(damage)

@@ -37,6 +37,7 @@ from kvd.handlers.keys.parts import AnswerParts, answer_parts
 from kvd.handlers.long_documents import LongDocuments
 from kvd.handlers.passwords import Credentials
 from kvd.handlers.router import Router
+from kvd.handlers.ui import files, session
 from kvd.http.access_log import LoggedConnection
 from kvd.http.compression import GzipConnection, LoggedGzipConnection
 from kvd.http.connection import Connection
@@ -44,6 +45,7 @@ from kvd.http.sending.status_lines import StatusLines
 from kvd.http.server import HttpServer, Limits
 from kvd.limits.memory_budget import MemoryBudget
 from kvd.limits.turns import Turns
+from kvd.monitoring import ui_status
 from kvd.monitoring.prometheus import Parts
 from kvd.monitoring.routes import DEBUGGING, MONITORING, raft_status
 from kvd.monitoring.service import Monitoring
@@ -265,6 +267,7 @@ def _application(
         ),
         raft_status=partial(raft_status, store),
         discovery=discovered,
+        ui_read_only=config.ui == "read-only",
         **context.settings,
     )
 
@@ -275,6 +278,8 @@ def _routes(config: Config) -> list[Route]:
         routes += endpoints.ROUTES
     if config.discovery:
         routes += discovery.ROUTES
+    if config.ui != "off":
+        routes += [*session.ROUTES, *ui_status.ROUTES, *files.ROUTES]
     return routes
 
 

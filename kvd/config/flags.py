@@ -212,6 +212,14 @@ FLAGS = (
         EXTRAS,
     ),
     Flag(
+        "ui",
+        "on",
+        "WAY",
+        "serve the page /ui: on, read-only (the page changes nothing; the API still does) or off; "
+        "it needs --extras",
+        EXTRAS,
+    ),
+    Flag(
         "gzip-min-bytes",
         "0",
         "N",

@@ -83,6 +83,7 @@ class Config:
         cors: The origins that may read answers in a browser; empty sends no CORS headers.
         host_whitelist: The hosts that requests may name, `*` for any; None without the setting.
         extras: Whether the extras on etcd's API are served (kvd/v2/extras/parameters.py).
+        ui: `on`, `read-only` or `off`: how the page `/ui` is served; off without the extras.
         gzip_min_bytes: How long an answer is that is compressed; None compresses none.
         discovery: Whether tokens are made for members of etcd clusters
         (kvd/handlers/extras/discovery.py). discovery_ttl_s: How long such a token lives.
@@ -130,6 +131,7 @@ class Config:
     cors: tuple[str, ...]
     host_whitelist: tuple[str, ...] | None
     extras: bool
+    ui: str
     gzip_min_bytes: int | None
     discovery: bool
     discovery_ttl_s: int
@@ -242,6 +244,7 @@ def _config(settings: Settings) -> Config:
         if settings["host-whitelist"].is_default
         else tuple(comma_list(settings, "host-whitelist", "a host")),
         extras=boolean(settings, "extras"),
+        ui=_ui(settings),
         gzip_min_bytes=integer(settings, "gzip-min-bytes", lowest=0) or None,
         discovery=_discovery(settings),
         discovery_ttl_s=integer(settings, "discovery-ttl"),
@@ -305,6 +308,11 @@ def _name(settings: Settings) -> str:
     if not name or not name.isprintable():
         raise refusal(settings, "name", "a printable name")
     return name
+
+
+def _ui(settings: Settings) -> str:
+    way = word(settings, "ui", "on", "read-only", "off")
+    return way if boolean(settings, "extras") else "off"
 
 
 def _discovery(settings: Settings) -> bool:

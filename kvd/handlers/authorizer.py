@@ -170,17 +170,35 @@ class Authorizer:
         """
         if not self.enabled:
             return "anybody"
-        found = self._recognize(caller)
-        try:
-            if isinstance(found, Basic):
-                user = await self._check(found, caller, connection)
-            else:
-                user = found
-        except Busy:
-            raise RouteError(503, _BUSY) from None
+        user = await self._known(caller, connection)
         if user is None or auth.ROOT not in (user.roles or ()):
             raise RouteError(401, "Insufficient credentials")
         return f"user {user.name!r}"
+
+    async def identify(self, caller: Caller, connection: Connection) -> User | None:
+        """Return the user that a caller is; None for a guest, and while authentication is off.
+
+        Raises:
+            RouteError: 401, the name or the password is wrong; 503, too many are being checked.
+        """
+        user = await self._known(caller, connection) if self.enabled else None
+        if self.enabled and user is None and caller.authorization:
+            raise RouteError(401, "wrong user or password")
+        return user
+
+    async def _known(self, caller: Caller, connection: Connection) -> User | None:
+        """Return the user that a caller is, None if it is none.
+
+        Raises:
+            RouteError: 503, too many passwords are being checked.
+        """
+        found = self._recognize(caller)
+        if not isinstance(found, Basic):
+            return found
+        try:
+            return await self._check(found, caller, connection)
+        except Busy:
+            raise RouteError(503, _BUSY) from None
 
     def admit(self, head: KeyHead, then: Admitted) -> None:
         """Decide by its head whether a request is admitted; call `then`, now or later.

@@ -77,5 +77,7 @@ class DiskMeter:
         # A scrape that is cancelled takes no other along.
         self._last = await asyncio.shield(running)
 
-    def _forget(self, _finished: asyncio.Future[DiskUsage]) -> None:
+    def _forget(self, finished: asyncio.Future[DiskUsage]) -> None:
         self._running = None
+        if not finished.cancelled():
+            finished.exception()  # it is raised where it is awaited, if that still is

@@ -19,6 +19,7 @@ from kvd.monitoring.health import Health
 from kvd.monitoring.metrics import Metrics
 from kvd.monitoring.prometheus import Parts
 from kvd.monitoring.routes import MONITORING, MonitoringRouter
+from kvd.monitoring.samples import Samples
 from kvd.net.acceptor import Acceptor
 from kvd.net.listeners import Listener
 from kvd.net.tls import Tls
@@ -42,6 +43,7 @@ class Monitoring:
         syncs: How long the syncs of the log took.
         stall_s: By how much the loop was late when it was last asked to be punctual, which it is
             every second.
+        samples: The last figures, for the page `/ui`; None until they are taken.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -49,6 +51,7 @@ class Monitoring:
         self.metrics = Metrics(self.health)
         self.syncs = Noted()
         self.stall_s = 0.0
+        self.samples: Samples | None = None
         self._loop = loop
         self._acceptors: dict[Listener, Acceptor] = {}
         application = make_application(MONITORING, **self.settings)
@@ -61,7 +64,11 @@ class Monitoring:
     @property
     def settings(self) -> Mapping[str, object]:
         """Settings of the routes in kvd/monitoring/routes.py."""
-        return {"health": self.health, "metrics": self.metrics}
+        return {
+            "health": self.health,
+            "metrics": self.metrics,
+            "samples": lambda: self.samples,
+        }
 
     async def listen(self, listeners: Iterable[Listener], tls: Tls | None) -> None:
         """Serve those of the listeners that can be served now: with TLS, or without.
@@ -75,14 +82,18 @@ class Monitoring:
                 await acceptor.start("serving metrics")
                 self._acceptors[listener] = acceptor
 
-    def add(self, parts: Parts) -> None:
+    def add(self, parts: Parts, *, with_samples: bool) -> None:
         """The store is recovered, and is to be served by these parts."""
         self.metrics.add(parts)
         self.health.set_serving(parts.committer, parts.housekeeping)
+        if with_samples:
+            self.samples = Samples(parts)
 
     def stop(self) -> None:
         """Close all connections and listeners."""
         self._ticker.cancel()
+        if self.samples is not None:
+            self.samples.stop()
         for acceptor in self._acceptors.values():
             acceptor.close()
         for connection in list(self._http.connections):
@@ -94,3 +105,5 @@ class Monitoring:
         # Before anything that could fail: there is a next tick in any case.
         self._ticker = self._loop.call_at(now + _TICK_S, self._tick, now + _TICK_S)
         self._http.tick()
+        if self.samples is not None:
+            self.samples.tick()

@@ -31,6 +31,7 @@ def test_defaults():
         rebuild_index=False,
         allow_network_fs=False,
         extras=True,
+        ui="on",
         gzip_min_bytes=None,
         discovery=False,
         discovery_ttl_s=604_800,

@@ -1,0 +1,147 @@
+// Requests to kvd. Every address is relative to the page, which a proxy may show anywhere.
+
+import { encodePath } from "./format.js";
+import { state, mayRead, update } from "./state.js";
+
+export class ApiError extends Error {
+  constructor(status, body) {
+    super(body?.cause ? `${body.message}: ${body.cause}` : body?.message || `status ${status}`);
+    this.status = status;
+    this.code = body?.errorCode ?? 0;
+    this.index = body?.index ?? 0;
+  }
+}
+
+/** The server did not answer. */
+export class Offline extends Error {}
+
+const STORED = "kvd.authorization";
+let authorization = sessionStorage.getItem(STORED) || "";
+
+export const isLoggedIn = () => authorization !== "";
+
+/** Log in; `stays` keeps it until the tab is closed, otherwise it ends with the page. */
+export function setLogin(user, password, stays) {
+  const text = new TextEncoder().encode(`${user}:${password}`);
+  authorization = `Basic ${btoa(String.fromCharCode(...text))}`;
+  if (stays) sessionStorage.setItem(STORED, authorization);
+}
+
+export function forgetLogin() {
+  authorization = "";
+  sessionStorage.clear();
+}
+
+const address = place => new URL(place, new URL(".", location.href)).href;
+
+/** Send a request; the answer, whatever its status. Certificates of the browser are sent, and no
+ *  password but that of the page's own login: kvd never asks a browser for one. */
+export async function send(method, place, { form = null, body = null, headers = {}, signal = null } = {}) {
+  const sent = { Accept: "application/json", ...headers };
+  if (authorization) sent.Authorization = authorization;
+  try {
+    const answer = await fetch(address(place), {
+      method, headers: sent, signal, cache: "no-store", credentials: "same-origin",
+      body: form ? new URLSearchParams(form) : body,
+    });
+    if (answer.status >= 502 && answer.status <= 504 && !answer.headers.has("X-Etcd-Index")) {
+      throw new Offline(`status ${answer.status}`); // of a proxy before kvd
+    }
+    reach(true);
+    const index = Number(answer.headers.get("X-Etcd-Index"));
+    if (index > state.index) {
+      state.index = index;
+      update();
+    }
+    return answer;
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    if (!signal?.aborted) reach(false);
+    throw error instanceof Offline ? error : new Offline(error.message);
+  }
+}
+
+async function json(method, place, options) {
+  const answer = await send(method, place, options);
+  let data = null;
+  try {
+    data = await answer.json();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    if (answer.ok) throw new Offline("the answer was cut");
+  }
+  if (!answer.ok) throw new ApiError(answer.status, data);
+  const next = answer.headers.get("X-Kvd-Next");
+  return { ...data, next: next == null ? null : decodeURIComponent(next), at: Number(answer.headers.get("X-Etcd-Index")) };
+}
+
+/** The place of a key. What is asked of a directory ends in a slash: a role that may read
+ *  `/app/*` may not read `/app`. */
+export function keyPlace(path, { isDir = false, query = {}, base = "keys" } = {}) {
+  const slash = path !== "/" && (isDir || (!mayRead(path) && mayRead(`${path}/`))) ? "/" : "";
+  const given = Object.entries(query).filter(([, value]) => value != null && value !== "" && value !== false);
+  const text = new URLSearchParams(given).toString();
+  return `../v2/${base}${encodePath(path)}${slash}${text ? `?${text}` : ""}`;
+}
+
+export const read = (path, query, options = {}) =>
+  json("GET", keyPlace(path, { query, isDir: options.isDir }), options);
+export const write = (path, form, options = {}) => json("PUT", keyPlace(path), { form, ...options });
+export const remove = (path, query = {}) => json("DELETE", keyPlace(path, { query }));
+export const session = () => json("GET", "session.json");
+export const status = since => json("GET", `status.json?since=${since}`);
+
+export const writeBytes = (path, bytes, query) =>
+  json("PUT", keyPlace(path, { base: "raw", query }), { body: bytes, headers: { "Content-Type": "application/octet-stream" } });
+
+/** Several keys at once, as they are at one index; of a key that is none its error. */
+export async function multiGet(keys) {
+  const body = JSON.stringify({ keys });
+  return (await json("POST", "../v2/mget", { body, headers: { "Content-Type": "application/json" } })).nodes;
+}
+
+/** The bytes of a value. */
+export async function raw(path) {
+  const answer = await send("GET", keyPlace(path, { base: "raw" }), { headers: { Accept: "*/*" } });
+  if (!answer.ok) throw new ApiError(answer.status, await answer.json().catch(() => null));
+  return { bytes: new Uint8Array(await answer.arrayBuffer()), index: Number(answer.headers.get("X-Kvd-Modified-Index")) };
+}
+
+// Whether the server answers. While it does not, it is tried again, ever more seldom.
+
+const listeners = [];
+let retry = 0;
+let wait_s = 1;
+
+export const onReach = listener => listeners.push(listener);
+
+function reach(isOnline) {
+  if (isOnline === state.isOnline) return;
+  state.isOnline = isOnline;
+  if (isOnline) {
+    wait_s = 1;
+    clearTimeout(retry);
+    for (const listener of listeners) listener();
+  } else {
+    state.downSince = Date.now();
+    tryLater();
+  }
+  update();
+}
+
+function tryLater() {
+  state.retryAt = Date.now() + wait_s * 1000;
+  clearTimeout(retry);
+  retry = setTimeout(tryNow, wait_s * 1000);
+  wait_s = Math.min(15, wait_s * 2);
+}
+
+export async function tryNow() {
+  clearTimeout(retry);
+  try {
+    state.session = await session();
+  } catch (error) {
+    if (error instanceof Offline) tryLater();
+  }
+  update();
+}

@@ -1,0 +1,369 @@
+// The page: its frame, its routes and its keyboard. The screens are modules of their own, the rarer ones read when needed.
+
+import { html, nothing, render } from "../vendor/lit-html.js";
+import * as api from "./api.js";
+import * as detailView from "./detail.js";
+import { detail } from "./detail.js";
+import { number, plural, short } from "./format.js";
+import { icon } from "./icons.js";
+import { button, copy, iconButton } from "./parts.js";
+import { go, linkTo, route } from "./routes.js";
+import { applyTheme, indexText, mayList, onDraw, refusal, remember, remembered, state, toast, update } from "./state.js";
+import * as feed from "./feed.js";
+import * as tree from "./tree.js";
+import * as treeView from "./treeview.js";
+
+const WIDTH_MIN = 220;
+const PATIENCE_MS = 120;
+
+// What is not needed for the first look.
+const parts = { editor: null, dialogs: null, finder: null, history: null, live: null, status: null, transfer: null };
+const LOADERS = {
+  editor: () => import("./editor.js"), dialogs: () => import("./dialogs.js"), finder: () => import("./finder.js"),
+  history: () => import("./history.js"), live: () => import("./live.js"), status: () => import("./status.js"), transfer: () => import("./transfer.js"),
+};
+
+/** A module, fetched when it is first asked for; the page is drawn again when it has come. */
+function part(name) {
+  if (!parts[name]) {
+    LOADERS[name]().then(module => {
+      parts[name] = module;
+      update();
+    }, () => toast("A part of the page could not be fetched; kvd does not answer.", { kind: "bad" }));
+  }
+  return parts[name];
+}
+
+async function withPart(name, action) {
+  try {
+    parts[name] ??= await LOADERS[name]();
+  } catch {
+    toast("A part of the page could not be fetched; kvd does not answer.", { kind: "bad" });
+    return undefined;
+  }
+  return action(parts[name]);
+}
+
+const inDialogs = action => withPart("dialogs", action);
+const allowed = why => {
+  if (why) toast(why);
+  return !why;
+};
+
+const screens = {
+  edit: () => allowed(refusal(detail.path)) && withPart("editor", editor => editor.edit()),
+  remove: () => allowed(refusal(detail.path, { all: detail.status === "dir" })) && inDialogs(dialogs => dialogs.remove(screens)),
+  ttl: () => inDialogs(dialogs => dialogs.ttl()),
+  copyAs: () => inDialogs(dialogs => dialogs.copyAs()),
+  create: () => {
+    const dir = here();
+    return allowed(refusal(dir === "/" ? "/new" : `${dir}/new`)) && inDialogs(dialogs => dialogs.create(dir));
+  },
+  createHere: () => inDialogs(dialogs => dialogs.create("/", detail.path)),
+  login: () => inDialogs(dialogs => dialogs.login(begin)),
+  logout,
+  exportAll: () => withPart("transfer", transfer => transfer.exportAll(detail.path)),
+  importAll: () => withPart("transfer", transfer => transfer.importAll(detail.path, () => detailView.show(detail.path, { again: true }))),
+  history: shown => part("history")?.historyView(shown) ?? html`<p class="note">Loading …</p>`,
+  showHistory: () => detailView.selectTab("history"),
+  draft: path => parts.editor?.draftOf(path),
+  dropDraft: () => {
+    parts.editor.dropDraft(detail.path);
+    update();
+  },
+  wrap: detailView.toggleWrap,
+};
+
+/** The directory in which something new is made: the one that is shown, or that of the key. */
+function here() {
+  if (detail.status === "dir") return detail.path;
+  return detail.path ? tree.parentPath(detail.path) : "/";
+}
+
+async function logout() {
+  api.forgetLogin();
+  remember("recent", []);
+  parts.editor?.dropDrafts();
+  detail.editor = null;
+  state.readOnly = false;
+  try {
+    state.session = await api.session();
+  } catch { /* the banner tells */ }
+  begin();
+}
+
+// Routes.
+
+let isFocusedOnTree = false;
+
+async function onRoute() {
+  const before = state.route;
+  state.route = route();
+  document.title = { keys: `${state.route.path} · kvd`, live: "Live · kvd", status: "Status · kvd" }[state.route.page];
+  if (detail.editor && (state.route.page !== "keys" || state.route.path !== detail.editor.draft.path)) leaveEditor();
+  if (state.route.page !== "status" && before.page === "status") parts.status?.stop();
+  if (state.route.page === "status") withPart("status", status => status.start());
+  if (state.route.page === "live") part("live");
+  if (state.route.page === "keys" && state.session) await showKeys(state.route.path);
+  update();
+}
+
+/** What was typed stays as a draft of its key. */
+function leaveEditor() {
+  const { editor } = detail;
+  detail.editor = null;
+  if (editor.isChanged) toast(`Your change of ${editor.draft.path} is kept in this tab.`, { label: "Go back", action: () => go("keys", editor.draft.path) });
+}
+
+async function showKeys(path) {
+  const reading = detailView.show(path);
+  const revealing = tree.reveal(path);
+  if (path !== "/") withPart("finder", finder => finder.visited(path));
+  await revealing;
+  if (state.route.path === path && path !== "/") requestAnimationFrame(() => treeView.show(path));
+  await reading;
+}
+
+let pending = 0;
+
+/** The row under the cursor is shown; while one moves on, only the last. */
+function onSelect(child, { isLight }) {
+  clearTimeout(pending);
+  isFocusedOnTree = isLight;
+  if (isLight && matchMedia("(max-width: 760px)").matches) return;
+  if (isLight) pending = setTimeout(() => go("keys", child.path, { isLight: true }), PATIENCE_MS);
+  else {
+    go("keys", child.path);
+    state.isDetailShown = true;
+    update();
+  }
+}
+
+detailView.onBack(() => {
+  state.isDetailShown = false;
+  update();
+  requestAnimationFrame(() => treeView.focus());
+});
+
+// The frame.
+
+function frame() {
+  const { page } = state.route;
+  return html`
+    <a class="skip-link" href="#main" @click=${event => {
+      event.preventDefault();
+      document.querySelector("main").focus();
+    }}>To the content</a>
+    <header class="bar">
+      <a class="brand" href="#k/"><img src="icon.svg" alt="" width="22" height="22"><b>kvd</b><span class="host">${location.host}</span></a>
+      <nav class="nav" aria-label="Pages">${[["keys", "Keys", "#k/"], ["live", "Live", "#live/"], ["status", "Status", "#status"]].map(([name, label, href]) =>
+        html`<a href=${name === "keys" && detail.path ? linkTo(detail.path) : href} aria-current=${page === name ? "page" : nothing}>${label}</a>`)}</nav>
+      <button type="button" class="find" @click=${openFinder} aria-keyshortcuts="/ Control+K">${icon("search")}<span>Find a path or a word</span><kbd>/</kbd></button>
+      <div class="bar-right">
+        <span class="index" title=${dotTitle()}><i class="dot ${dotKind()}"></i><span class="number">${indexText()}</span><span class="away">${dotTitle()}</span></span>
+        <button type="button" class="button bare user" title="User and settings" @click=${() => inDialogs(dialogs => dialogs.menu(screens))}>${icon("user")}<span class=${state.session?.user ? "user-name" : "away"}>${state.session?.user ?? "User and settings"}</span></button>
+        ${iconButton("help", "Keyboard (?)", () => inDialogs(dialogs => dialogs.help()))}
+      </div>
+    </header>
+    ${bands()}
+    <main class="page page-${page} ${state.isDetailShown ? "shows-detail" : ""}" tabindex="-1" id="main">
+      <h1 class="away">kvd: ${{ keys: "keys", live: "live changes", status: "status" }[page]}</h1>
+      <div class="keys" ?hidden=${page !== "keys"}>
+        <div class="side" id="side">
+          <div class="side-bar">${iconButton("plus", "New key (n)", screens.create)}
+            ${iconButton(state.showsHidden ? "eye" : "hidden", "Hidden keys (.)", toggleHidden, { isPressed: state.showsHidden })}
+            ${iconButton("reload", "Read again (r)", reload)}
+            <a class="button quiet root-link" href="#k/" aria-current=${state.route.path === "/" ? "true" : nothing} @click=${() => (state.isDetailShown = true)}>Root</a></div>
+          <div class="tree" id="tree" role="tree" aria-label="Keys" tabindex="0"></div>
+          <div class="tree-note">${treeView.emptiness(screens.create)}</div>
+          <div class="side-foot">${sideFoot()}</div>
+        </div>
+        <div class="splitter" role="separator" tabindex="0" aria-orientation="vertical" aria-label="Width of the tree" aria-valuemin=${WIDTH_MIN} aria-valuemax="800" aria-valuenow=${state.treeWidth}
+          @pointerdown=${startSplit} @keydown=${onSplitKey}></div>
+        <div class="right" aria-busy=${String(detail.status === "loading")}>${page === "keys" ? detailView.view(screens) : nothing}</div>
+      </div>
+      ${page === "live" ? part("live")?.liveView() ?? nothing : nothing}
+      ${page === "status" ? part("status")?.statusView() ?? nothing : nothing}
+    </main>
+    <p class="away" id="said" role="status" aria-live="polite"></p>`;
+}
+
+const dotKind = () => (!state.isOnline ? "off" : state.isBusy || !feed.isLive() ? "warn" : "");
+function dotTitle() {
+  if (!state.isOnline) return "kvd does not answer";
+  if (state.isBusy) return "busy: read again every five seconds";
+  return feed.isLive() ? "live; the index of the store" : "not live; the index of the store";
+}
+
+function sideFoot() {
+  const root = tree.rootOf();
+  if (root.state !== "ready") return nothing;
+  return html`${number(root.count)} at the root${root.hidden && !state.showsHidden ? html` · ${number(root.hidden)} hidden` : nothing}`;
+}
+
+function bands() {
+  const { session } = state;
+  const space = state.problems.find(([name]) => name === "space");
+  return html`
+    ${state.isOnline ? nothing : html`<div class="band bad wide" role="alert">${icon("warn")}<span><b>kvd does not answer</b> for ${short((Date.now() - state.downSince) / 1000)}.
+      What you see stays; it is tried again in ${short(Math.max(0, (state.retryAt - Date.now()) / 1000))}.</span>${button(null, "Try now", api.tryNow)}</div>`}
+    ${space ? html`<div class="band bad wide" role="alert">${icon("warn")}<span><b>No room for writes</b>: ${space[1]}. Reading and deleting go on.</span></div>` : nothing}
+    ${state.isBusy ? html`<div class="band warn wide" role="status">${icon("warn")}<span>More changes come than can be shown: the page reads again every five seconds.</span></div>` : nothing}
+    ${session?.readOnly || state.readOnly ? html`<div class="band wide">${icon("eye")}<span>Read-only: this page changes nothing.</span></div>` : nothing}
+    ${session && session.auth && !session.user && !session.read.length ? html`<div class="band wide">${icon("user")}<span>This server has users, and a guest may read nothing.</span>${button(null, "Log in", screens.login)}</div>` : nothing}`;
+}
+
+setInterval(() => {
+  if (!state.isOnline || detail.ends) update();
+}, 1000);
+
+function startSplit(event) {
+  const { target, pointerId } = event;
+  target.setPointerCapture(pointerId);
+  const move = moved => setWidth(moved.clientX);
+  target.addEventListener("pointermove", move);
+  target.addEventListener("pointerup", () => {
+    target.removeEventListener("pointermove", move);
+    remember("treeWidth", state.treeWidth);
+  }, { once: true });
+}
+
+function onSplitKey(event) {
+  const step = { ArrowLeft: -16, ArrowRight: 16 }[event.key];
+  if (!step) return;
+  event.preventDefault();
+  setWidth(state.treeWidth + step);
+  remember("treeWidth", state.treeWidth);
+}
+
+function setWidth(width) {
+  state.treeWidth = Math.round(Math.max(WIDTH_MIN, Math.min(800, innerWidth - 320, width)));
+  document.documentElement.style.setProperty("--side", `${state.treeWidth}px`);
+  update();
+}
+
+async function reload() {
+  await Promise.all([tree.reloadAll(), detail.path != null && !detail.editor ? detailView.show(detail.path, { again: true }) : null]);
+}
+
+async function toggleHidden() {
+  state.showsHidden = !state.showsHidden;
+  remember("showsHidden", state.showsHidden);
+  feed.restart();
+  await tree.reloadAll();
+}
+
+const openFinder = () => withPart("finder", finder => finder.openFinder());
+
+// The keyboard.
+
+const KEYS = {
+  "/": openFinder, "?": () => inDialogs(dialogs => dialogs.help()),
+  e: () => detail.status === "key" && screens.edit(),
+  n: screens.create,
+  Delete: () => (detail.status === "key" || (detail.status === "dir" && detail.path !== "/")) && screens.remove(),
+  1: () => detailView.selectTab("value"), 2: () => detailView.selectTab("history"),
+  y: () => copy(detail.path, "the path"), r: reload, ".": toggleHidden, w: screens.wrap,
+};
+let isAfterG = false;
+
+addEventListener("keydown", event => {
+  if ((event.ctrlKey || event.metaKey) && event.key === "s" && detail.editor) {
+    event.preventDefault();
+    detail.editor.save();
+    return;
+  }
+  if ((event.ctrlKey || event.metaKey) && event.key === "k") {
+    event.preventDefault();
+    if (!document.querySelector("dialog[open]")) openFinder();
+    return;
+  }
+  const { target } = event;
+  const isTyping = target.matches?.("input, textarea, select") || target.isContentEditable;
+  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+  if (event.key === "Escape" && detail.editor) return void detail.editor.leave();
+  if (isTyping) return;
+  if (isAfterG) {
+    isAfterG = false;
+    const page = { k: "keys", l: "live", s: "status" }[event.key];
+    if (page) {
+      event.preventDefault();
+      return void go(page, page === "live" ? "/" : detail.path ?? "/");
+    }
+  }
+  if (event.key === "g") isAfterG = true;
+  else if (event.key === " " && state.route.page === "live" && !target.matches?.("button, a")) parts.live?.togglePause();
+  else if (state.route.page === "keys" && !detail.editor && event.key in KEYS) KEYS[event.key]();
+  else if (event.key === "/" || event.key === "?") KEYS[event.key]();
+  else if (state.route.page === "keys" && !detail.editor && isMove(event.key) && (target === document.body || target.id === "main")) treeView.focus();
+  else return;
+  event.preventDefault();
+});
+
+const isMove = key => ["j", "k", "h", "l", "ArrowDown", "ArrowUp", "ArrowLeft", "ArrowRight"].includes(key);
+
+// The beginning.
+
+feed.on("event", tree.apply);
+feed.on("gap", () => tree.reloadAll());
+feed.on("stale", () => tree.reloadAll());
+api.onReach(() => {
+  tree.reloadAll();
+  if (detail.path != null && !detail.editor) detailView.show(detail.path, { again: true });
+});
+
+let isMounted = false;
+
+onDraw(() => {
+  const app = document.getElementById("app");
+  if (!isMounted) app.replaceChildren(); // lit-html leaves what is in its container
+  render(frame(), app);
+  if (!isMounted) {
+    treeView.mount(document.getElementById("tree"), onSelect);
+    isMounted = true;
+  }
+});
+
+/** Begin, or begin again as another user. */
+function begin() {
+  tree.reset();
+  detail.path = null;
+  feed.restart();
+  onRoute();
+}
+
+async function start() {
+  applyTheme();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", applyTheme);
+  state.wraps = remembered("wraps", false);
+  state.showsHidden = remembered("showsHidden", false);
+  state.route = route();
+  state.isDetailShown = state.route.path !== "/";
+  setWidth(remembered("treeWidth", 380));
+  addEventListener("hashchange", onRoute);
+  try {
+    state.session = await api.session();
+  } catch (error) {
+    if (error.status === 401) {
+      api.forgetLogin();
+      state.session = await api.session();
+    }
+  }
+  if (state.session) begin();
+  else api.onReach(() => detail.path ?? begin());
+  update();
+  watchSpace();
+}
+
+/** A full disk is told by the checks; every half minute, while one looks. */
+async function watchSpace() {
+  try {
+    const told = await api.status(9e9);
+    state.problems = Object.entries(told.checks).filter(([, problem]) => problem);
+    update();
+  } catch { /* the banner tells, or it is not this user's */ }
+  setTimeout(watchSpace, 30_000);
+}
+
+export const forTests = { treeView, tree, state, mayList, plural, isFocusedOnTree: () => isFocusedOnTree };
+start();

@@ -1,0 +1,267 @@
+// Export and import. An export reads in pages, an import writes key by key: each only if it is as the dry run saw it.
+
+import { html, nothing } from "../vendor/lit-html.js";
+import * as api from "./api.js";
+import { bytes, join, nameOf, number, plural, sizeOf } from "./format.js";
+import { valueOf } from "./detail.js";
+import { icon } from "./icons.js";
+import { button, dialog, difference, download } from "./parts.js";
+import { refusal, say } from "./state.js";
+import { yamlModule } from "./syntax.js";
+
+const PAGE = 500;
+const ASKED_AT_ONCE = 100;
+const SHOWN = 200;
+const DIFFERENCES = 20;
+
+// Export.
+
+export function exportAll(path) {
+  const form = { format: "json", read: 0, isBusy: false, problem: "", isStopped: false };
+  const shown = dialog("Export", (redraw, close) => html`<form @submit=${event => act(event)}>
+    <div class="dialog-body"><h2>Export ${path === "/" ? "everything" : nameOf(path)}</h2><p class="mono wrap">${path}</p>
+      ${[["json", "JSON", "nested: directories are objects"], ["yaml", "YAML", "nested, for reading and for changes by hand"],
+        ["v2", "etcd v2 JSON", "as the API shows it, with the times that keys have left"]].map(([name, label, what]) => html`<p class="choice"><label class="tick">
+          <input type="radio" name="format" .checked=${form.format === name} @change=${() => (form.format = name)}>${label}</label> <small>${what}</small></p>`)}
+      <p class="note">Hidden keys are in it. Values that are no text are in base64.</p>
+      ${form.isBusy ? html`<p role="status">${plural(form.read, "key")} read …</p>` : nothing}
+      ${form.problem ? html`<p class="bad" role="alert">${form.problem}</p>` : nothing}</div>
+    <div class="dialog-foot">${button(null, "Cancel", close)}<button class="button primary" ?disabled=${form.isBusy}>Download</button></div></form>`,
+  { onClose: () => (form.isStopped = true) });
+  async function act(event) {
+    event.preventDefault();
+    form.isBusy = true;
+    shown.redraw();
+    try {
+      const top = await walk(path, form, shown.redraw);
+      const name = `${nameOf(path) || "kvd"}.${form.format === "yaml" ? "yaml" : "json"}`;
+      download([await packed(top, form.format)], name, "text/plain");
+      say(`${plural(form.read, "key")} exported.`);
+      shown.close();
+    } catch (error) {
+      form.problem = error === STOPPED ? "" : error.message;
+      form.isBusy = false;
+      if (shown.element.open) shown.redraw();
+    }
+  }
+}
+
+const STOPPED = new Error("stopped");
+
+async function walk(path, form, redraw) {
+  const children = [];
+  let after = null;
+  do {
+    if (form.isStopped) throw STOPPED;
+    const { node, next } = await api.read(path, { limit: PAGE, after, base64: true, hidden: true }, { isDir: true });
+    for (const child of node.nodes ?? []) {
+      if (child.dir) children.push({ ...child, children: await walk(child.key, form, redraw) });
+      else children.push({ ...child, found: valueOf(child) });
+      form.read += child.dir ? 0 : 1;
+    }
+    after = next;
+    redraw();
+  } while (after != null);
+  return children;
+}
+
+async function packed(children, format) {
+  if (format === "v2") return JSON.stringify({ action: "get", node: { dir: true, nodes: children.map(asV2) } }, null, 1);
+  const nested = nest(children);
+  if (format === "json") return `${JSON.stringify(nested, null, 2)}\n`;
+  const { dump } = await yamlModule();
+  return dump(nested, { lineWidth: -1 });
+}
+
+const base64 = data => btoa(Array.from(data, byte => String.fromCharCode(byte)).join(""));
+
+function nest(children) {
+  // Without a prototype a key named __proto__ is one as any other.
+  const object = Object.create(null);
+  for (const child of children) {
+    object[nameOf(child.key)] = child.children ? nest(child.children) : child.found.isBinary ? { $base64: base64(child.found.data) } : child.found.text;
+  }
+  return object;
+}
+
+function asV2({ key, dir, ttl, children, found, modifiedIndex, createdIndex }) {
+  const head = { key, ...(ttl ? { ttl } : {}), modifiedIndex, createdIndex };
+  if (dir) return { ...head, dir: true, nodes: children.map(asV2) };
+  return found.isBinary ? { ...head, value: base64(found.data), encoding: "base64" } : { ...head, value: found.text };
+}
+
+// Import.
+
+export function importAll(path, then) {
+  const form = { text: "", problem: "", plan: null, isBusy: false, done: 0, left: [], isDone: false };
+  const shown = dialog("Import", (redraw, close) => html`
+    <div class="dialog-body"><h2>Import into ${path}</h2>
+      ${form.isDone ? result() : form.plan ? planView() : html`
+        <p>JSON or YAML, nested or with paths as names, or etcd's v2 JSON. Nothing is written before you have seen what changes.</p>
+        <label class="field"><span>A file</span><input type="file" accept=".json,.yaml,.yml,.txt" @change=${async event => {
+          form.text = await event.target.files[0].text();
+          redraw();
+        }}></label>
+        <label class="field"><span>Or its text</span><textarea class="mono" rows="9" spellcheck="false" autofocus .value=${form.text} @input=${event => {
+          form.text = event.target.value;
+          form.problem = "";
+          redraw();
+        }}></textarea></label>`}
+      ${form.problem ? html`<p class="bad" role="alert">${form.problem}</p>` : nothing}
+      ${form.isBusy ? html`<p role="status">${form.plan ? `${number(form.done)} of ${number(writes().length)} written …` : "Comparing …"}</p>` : nothing}</div>
+    <div class="dialog-foot">${button(null, form.isDone ? "Close" : "Cancel", close)}
+      ${form.isDone ? nothing : form.plan
+        ? html`<button type="button" class="button primary" ?disabled=${form.isBusy || !writes().length} @click=${act}>Write ${plural(writes().length, "key")}</button>`
+        : html`<button type="button" class="button primary" ?disabled=${form.isBusy || !form.text.trim()} @click=${compareAll}>Compare</button>`}</div>`,
+  { kind: "wide", onClose: () => (form.isStopped = true) });
+
+  const writes = () => form.plan.filter(each => each.kind === "new" || each.kind === "changed");
+
+  async function compareAll() {
+    form.isBusy = true;
+    shown.redraw();
+    try {
+      form.plan = await planOf(await parse(form.text), path);
+      form.rest = await restOf(path, form.plan);
+      if (!form.plan.length) throw new Error("There are no keys in it.");
+    } catch (error) {
+      form.plan = null;
+      form.problem = error.message;
+    }
+    form.isBusy = false;
+    shown.redraw();
+  }
+
+  function planView() {
+    const of = kind => form.plan.filter(each => each.kind === kind);
+    const list = (kind, title) => (of(kind).length ? html`<details ?open=${kind === "changed"}><summary><b>${number(of(kind).length)}</b> ${title}</summary>
+      ${of(kind).slice(0, SHOWN).map((each, at) => html`<p class="mono wrap">${each.path}${each.why ? html` <small class="bad">${each.why}</small>` : nothing}</p>
+        ${kind === "changed" && at < DIFFERENCES && !each.isBinary ? difference(each.before, each.text, each.path) : nothing}`)}
+      ${of(kind).length > SHOWN ? html`<p class="note">and ${number(of(kind).length - SHOWN)} more</p>` : nothing}</details>` : nothing);
+    return html`${list("new", "new")}${list("changed", "changed")}${list("same", "the same")}${list("refused", "that cannot be written")}
+      ${form.rest ? html`<p class="note">${plural(form.rest, "key")} below ${path} ${form.rest === 1 ? "is" : "are"} not in the file, and ${form.rest === 1 ? "stays" : "stay"}.</p>` : nothing}`;
+  }
+
+  function result() {
+    return html`<div class="band ok">${icon("check")}<span>${plural(form.done, "key")} written.</span></div>
+      ${form.left.length ? html`<div class="band warn">${icon("warn")}<span>${plural(form.left.length, "key")} left as they are:</span></div>
+        ${form.left.slice(0, SHOWN).map(each => html`<p class="mono wrap">${each.path} <small>${each.why}</small></p>`)}` : nothing}`;
+  }
+
+  async function act() {
+    form.isBusy = true;
+    shown.redraw();
+    for (const each of writes()) {
+      if (form.isStopped) return;
+      const query = each.index ? { prevIndex: each.index } : { prevExist: "false" };
+      if (each.ttl) query.ttl = each.ttl;
+      try {
+        await api.writeBytes(each.path, each.data, query);
+        form.done += 1;
+        if (form.done % 20 === 0) shown.redraw();
+      } catch (error) {
+        const changed = [100, 101, 105].includes(error.code);
+        form.left.push({ path: each.path, why: changed ? "has changed meanwhile" : error.message });
+        // A full disk, or none at all: the rest would fail as this did.
+        if (!changed && !(error instanceof api.ApiError && error.status < 500)) {
+          form.problem = `Stopped at ${each.path}: ${error.message}`;
+          break;
+        }
+      }
+    }
+    form.isBusy = false;
+    form.isDone = true;
+    say(`${plural(form.done, "key")} written.`);
+    shown.redraw();
+    then();
+  }
+}
+
+/** A document of JSON or YAML; numbers and words of it stay as they are written. */
+async function parse(text) {
+  try {
+    return JSON.parse(text, (_, value, context) => (typeof value === "number" && context?.source ? context.source : value));
+  } catch (error) {
+    if (/^\s*[{[]/.test(text) && !/^\s*\{[^"]*:/.test(text)) throw new Error(`This is no JSON: ${error.message}`, { cause: error });
+  }
+  const { load, FAILSAFE_SCHEMA } = await yamlModule();
+  try {
+    return load(text, { schema: FAILSAFE_SCHEMA });
+  } catch (error) {
+    throw new Error(`This is no YAML: ${error.reason ?? error.message}`, { cause: error });
+  }
+}
+
+/** The keys of a document: {path, text, data, ttl}. */
+function keysOf(document, top) {
+  if (document === null || typeof document !== "object" || Array.isArray(document)) throw new Error("The document is no object: it has no names of keys.");
+  const node = document.node ?? document;
+  if (document.action && Array.isArray(node.nodes)) return node.nodes.flatMap(child => v2Keys(child, node.key ?? "", top));
+  return nestedKeys(document, top);
+}
+
+function nestedKeys(object, at) {
+  return Object.entries(object).flatMap(([name, value]) => {
+    const path = name.split("/").filter(Boolean).reduce(join, at);
+    if (value !== null && typeof value === "object" && !Array.isArray(value)) {
+      if (typeof value.$base64 === "string" && Object.keys(value).length === 1) return [ofBytes(path, unpack(value.$base64))];
+      return nestedKeys(value, path);
+    }
+    return [ofText(path, value === null ? "" : typeof value === "object" ? JSON.stringify(value) : String(value))];
+  });
+}
+
+function v2Keys(node, below, top) {
+  if (node.dir) return (node.nodes ?? []).flatMap(child => v2Keys(child, below, top));
+  // Keys of an export of a directory are below another directory as they were below that one.
+  const base = below && below !== "/" && node.key.startsWith(`${below}/`) ? node.key.slice(below.length) : commonless(node.key, top);
+  const path = base.split("/").filter(Boolean).reduce(join, top);
+  const found = node.encoding === "base64" ? ofBytes(path, unpack(node.value)) : ofText(path, node.value ?? "");
+  return [{ ...found, ttl: node.ttl ?? 0 }];
+}
+
+const commonless = (key, top) => (top !== "/" && key.startsWith(`${top}/`) ? key.slice(top.length) : key);
+const unpack = text => Uint8Array.from(atob(text), unit => unit.charCodeAt(0));
+const ofText = (path, text) => ({ path, text, data: new TextEncoder().encode(text), ttl: 0, isBinary: false });
+const ofBytes = (path, data) => ({ path, text: null, data, ttl: 0, isBinary: true });
+
+/** Compare keys with what is stored. */
+async function planOf(document, top) {
+  const keys = keysOf(document, top);
+  const plan = [];
+  for (let at = 0; at < keys.length; at += ASKED_AT_ONCE) {
+    const some = keys.slice(at, at + ASKED_AT_ONCE);
+    const nodes = await api.multiGet(some.map(each => each.path));
+    for (const [place, each] of some.entries()) plan.push(planned(each, await exact(each.path, nodes[place])));
+  }
+  return plan;
+}
+
+/** A node with its value in base64: what may be bytes is read once more, as they are. */
+async function exact(path, node) {
+  if (node.value === undefined) return node;
+  if (node.value.includes("\ufffd")) return (await api.read(path, { base64: true })).node;
+  return { ...node, value: base64(new TextEncoder().encode(node.value)) };
+}
+
+function planned(each, node) {
+  const why = refusal(each.path);
+  if (why) return { ...each, kind: "refused", why };
+  if (node.errorCode === 100) return { ...each, kind: "new", index: 0 };
+  if (node.errorCode) return { ...each, kind: "refused", why: node.message };
+  if (node.dir) return { ...each, kind: "refused", why: "is a directory here" };
+  const found = valueOf(node);
+  const isSame = found.data.length === each.data.length && found.data.every((byte, at) => byte === each.data[at]);
+  return { ...each, kind: isSame ? "same" : "changed", index: node.modifiedIndex, before: found.text ?? "", isBinary: each.isBinary || found.isBinary };
+}
+
+/** How many keys below a directory a document does not have. */
+async function restOf(path, plan) {
+  try {
+    const { keys } = await api.read(path, { count: true, recursive: true, hidden: true }, { isDir: true });
+    return Math.max(0, keys - plan.filter(each => each.kind === "changed" || each.kind === "same").length);
+  } catch {
+    return 0;
+  }
+}
+export { bytes, sizeOf };

@@ -1,0 +1,191 @@
+"""The page `/ui` as it is served: files and their headers, the session, the status, the flag."""
+
+import hashlib
+import json
+import re
+
+import pytest
+
+import kvd
+from kvd.handlers.ui.files import HEADERS
+from kvd.monitoring.samples import FIELDS
+from tests.support.guarded import AL, ROOT, ask_for_users, basic
+from tests.support.server import ROOT as REPOSITORY
+
+UI = REPOSITORY / "kvd" / "ui"
+
+
+def lower(headers: dict[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
+@pytest.mark.parametrize("path", ["/ui", "/ui/", "/ui/none", "/ui/session.json", "/ui/status.json"])
+def test_each_answer_confines_the_page(client, path):
+    answer = client.request("GET", path)
+    assert lower(HEADERS).items() <= answer.headers.items()
+    assert "www-authenticate" not in answer.headers
+
+
+def test_the_page_has_a_relative_place(client):
+    answer = client.request("GET", "/ui")
+    assert (answer.status, answer.headers["location"]) == (308, "ui/")
+    assert client.request("HEAD", "/ui").status == 308
+    assert client.request("GET", "/ui/").headers["content-type"] == "text/html; charset=utf-8"
+
+
+def test_each_file_is_served_and_not_sent_twice(client):
+    files = [path for path in UI.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    for file in files:
+        target = f"/ui/{file.relative_to(UI)}"
+        answer = client.request("GET", target)
+        assert (answer.status, answer.body) == (200, file.read_bytes()), target
+        assert answer.headers["cache-control"] == "no-cache"
+        again = client.request("GET", target, headers={"If-None-Match": answer.headers["etag"]})
+        assert (again.status, again.body) == (304, b"")
+        assert client.request("HEAD", target).body == b""
+
+
+@pytest.mark.parametrize(
+    "path", ["/ui/../handlers/info.py", "/ui/%2e%2e/__init__.py", "/ui/js", "/ui/js/", "/ui//etc/x"]
+)
+def test_what_is_no_file_of_the_page_is_not_found(client, path):
+    answer = client.request("GET", path)
+    if answer.status == 301:  # a path that is not clean leads out of the page
+        answer = client.request("GET", answer.headers["location"])
+    assert answer.status == 404
+
+
+def test_the_page_asks_for_nothing_of_other_sites():
+    for file in [*UI.glob("*"), *UI.glob("js/*")]:
+        if file.is_file():
+            text = file.read_text().replace("http://www.w3.org/2000/svg", "")
+            assert re.findall(r"https?://", text) == [], file.name
+            assert "innerHTML" not in text, file.name
+    assert not re.search(
+        r"style=|onclick=|<script>", (UI / "index.html").read_text().replace("--", "")
+    )
+
+
+def test_what_is_of_others_is_what_the_list_says():
+    listed = json.loads((UI / "vendor" / "vendor.json").read_text())
+    names = {"vendor.json"}
+    for entry in listed:
+        names |= {entry["as"], f"{entry['name']}.LICENSE.txt"}
+        data = (UI / "vendor" / entry["as"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == entry["sha256"]
+    assert {path.name for path in (UI / "vendor").iterdir()} == names
+
+
+def test_only_reads_are_answered(client):
+    for path in ("/ui", "/ui/", "/ui/session.json"):
+        assert client.request("POST", path, b"x").status == 405
+
+
+def test_the_session_without_users(client):
+    answer = client.request("GET", "/ui/session.json")
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["cache-control"] == "no-store"
+    told = answer.json
+    assert len(told.pop("cluster")) > 8
+    assert told == {
+        "version": kvd.__version__,
+        "name": "default",
+        "auth": False,
+        "user": None,
+        "roles": [],
+        "root": True,
+        "cut": False,
+        "read": ["/*"],
+        "write": ["/*"],
+        "readOnly": False,
+    }
+
+
+def test_the_session_tells_each_his_rights(fresh_server):
+    client = fresh_server.client()
+    ask_for_users(client)
+
+    def session(headers: dict[str, str]) -> tuple[object, ...]:
+        told = client.request("GET", "/ui/session.json", headers=headers).json
+        return told["user"], told["roles"], told["root"], told["read"], told["write"]
+
+    assert session({}) == (None, ["guest"], False, [], [])
+    assert session(AL) == ("al", ["al"], False, ["/al/*"], ["/al/*"])
+    assert session(ROOT) == ("root", ["root"], True, ["/*"], ["/*"])
+    for name, password in (("al", "wrong"), ("none", "x")):
+        answer = client.request("GET", "/ui/session.json", headers=basic(name, password))
+        assert (answer.status, answer.json) == (401, {"message": "wrong user or password"})
+        assert "www-authenticate" not in answer.headers
+
+
+def test_a_role_of_many_patterns_is_not_listed_to_the_end(fresh_server):
+    client = fresh_server.client()
+    read = [f"/many/{number}" for number in range(1500)]
+    ask_for_users(client)
+    assert (
+        client.request(
+            "PUT",
+            "/v2/auth/roles/al",
+            json.dumps({"role": "al", "grant": {"kv": {"read": read, "write": []}}}),
+            ROOT,
+        ).status
+        == 200
+    )
+    told = client.request("GET", "/ui/session.json", headers=AL).json
+    assert (len(told["read"]), told["cut"]) == (1000, True)
+
+
+def test_the_status_has_samples_and_the_moment(fresh_server):
+    client = fresh_server.client()
+    for number in range(20):
+        client.put("/a", number)
+    told = client.request("GET", "/ui/status.json").json
+    assert told["fields"] == list(FIELDS)
+    assert len(told["latest"]) == len(FIELDS)
+    latest = dict(zip(told["fields"], told["latest"], strict=True))
+    assert latest["index"] == told["index"] == 21
+    assert latest["writes"] > 0
+    assert 0 < latest["fsync50"] <= latest["fsync99"]
+    assert latest["log"] > 0
+    assert latest["free"] > 0
+    assert set(told["checks"]) == {"startup", "log", "space", "index", "damage", "shutdown"}
+    assert told["store"]["sets"] == [20, 0]
+    assert told["dataDir"] == str(fresh_server.data_dir.resolve())
+    assert told["historyLimit"] == 1000
+    assert client.request("GET", f"/ui/status.json?since={told['now']}").json["samples"] == []
+
+
+@pytest.mark.parametrize("since", ["x", "nan", "inf"])
+def test_a_bad_time_is_refused(client, since):
+    assert client.request("GET", f"/ui/status.json?since={since}").status == 400
+
+
+def test_the_place_of_the_data_is_for_root(fresh_server):
+    client = fresh_server.client()
+    ask_for_users(client)
+    for headers, is_told in (({}, False), (AL, False), (ROOT, True)):
+        told = client.request("GET", "/ui/status.json", headers=headers).json
+        assert ("dataDir" in told) is is_told
+    assert client.request("GET", "/ui/status.json", headers=basic("al", "x")).status == 401
+
+
+@pytest.mark.parametrize("flags", [["--ui=off"], ["--extras=false"]])
+def test_where_the_page_is_off_there_is_none(make_server, flags):
+    client = make_server(*flags).start().client()
+    for path in ("/ui", "/ui/", "/ui/session.json", "/ui/status.json", "/ui/app.css"):
+        answer = client.request("GET", path)
+        assert (answer.status, answer.body) == (404, b"404 page not found\n")
+        assert "content-security-policy" not in answer.headers
+
+
+def test_a_read_only_page_says_so_and_the_api_writes(make_server):
+    client = make_server("--ui=read-only").start().client()
+    assert client.request("GET", "/ui/session.json").json["readOnly"] is True
+    assert client.put("/a", 1).status == 201
+
+
+def test_files_of_the_page_have_a_type():
+    """A file without one would not be served, and not be missed."""
+    suffixes = {path.suffix for path in UI.rglob("*") if path.is_file()}
+    assert suffixes == {".html", ".css", ".js", ".mjs", ".svg", ".json", ".txt"}
