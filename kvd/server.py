@@ -289,8 +289,7 @@ class KvdServer:
             if waited_s > _LEAVE_S and not any(c.unsent_bytes for c in connections):
                 break
             await asyncio.sleep(0.01)
-        for connection in list(connections):
-            connection.abort()
+        self._running.http.abort()
 
     # Failure
 
@@ -334,8 +333,7 @@ class KvdServer:
         self._parts.committer.stop()
         self._parts.index_check.stop()
         self._parts.http.stop()
-        for connection in list(self._parts.http.connections):
-            connection.abort()
+        self._parts.http.abort()
 
     async def _give_up_start(self) -> None:
         """Let go of everything after a start that has failed."""
@@ -347,8 +345,10 @@ class KvdServer:
     async def abandon(self) -> None:
         """End as `kill -9` does: nothing is answered, flushed or marked as clean."""
         self._halt()
-        # Connections end in the next turn of the loop.
-        await asyncio.sleep(0)
+        for acceptor in self._acceptors:
+            await acceptor.settle()
+        self._running.http.abort()
+        await asyncio.sleep(0)  # connections end in the next turn of the loop
         self._release()
         self._store.abandon()
         self._monitoring.stop()

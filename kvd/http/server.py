@@ -239,6 +239,11 @@ class HttpServer:
         for connection in self.connections:
             connection.answer_no_more()
 
+    def abort(self) -> None:
+        """Reset every connection."""
+        for connection in list(self.connections):
+            connection.abort()
+
     async def finish(self) -> None:
         """Wait for pending requests, and those that clients may be about to send; then close.
 

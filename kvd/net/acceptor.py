@@ -124,6 +124,11 @@ class Acceptor:
             self._listener.socket.close()
         self._listener.remove_path()
 
+    async def settle(self) -> None:
+        """Wait until what has been accepted in the last turns of the loop is a connection."""
+        if self._begun:
+            await asyncio.wait(self._begun)
+
     async def finish(self) -> None:
         """Stop listening, but accept the connections that are pending.
 
@@ -132,8 +137,7 @@ class Acceptor:
         """
         last = self._listener.socket.dup() if self._listener.is_own else None
         self.close()
-        if self._begun:  # accepted in the last turns, but no connections yet
-            await asyncio.wait(self._begun)
+        await self.settle()
         if last is None:
             return
         accepted: list[socket.socket] = []

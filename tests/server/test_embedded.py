@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 
 import kvd
+from kvd import process
 from kvd.client import Client, OutcomeUnknown
+from kvd.config.load import parse
 from kvd.net.listeners import AddressUnavailable
+from kvd.server import KvdServer
 from kvd.storage import failpoints
 from kvd.storage.errors import StorageError
 from kvd.storage.failpoints import Faults
@@ -153,6 +156,26 @@ def test_a_failing_disk_ends_the_guest_and_not_its_host(tmp_path):
         server.stop()
     with kvd.Server(tmp_path, **SMALL) as again, Client(again.url) as client:
         assert client.get("/a").value in ("1", "2")
+
+
+@pytest.mark.parametrize("turns", range(5))
+def test_a_crash_resets_what_has_just_been_accepted(tmp_path, turns):
+    config = parse([f"--data-dir={tmp_path}", "--listen-client-urls=http://127.0.0.1:0"])
+
+    async def host():
+        server = KvdServer(config)
+        await server.start()
+        address = ("127.0.0.1", int(server.urls[0].rpartition(":")[2]))
+        with contextlib.closing(socket.create_connection(address)) as client:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await server.abandon()
+            client.settimeout(PATIENCE_S)
+            with contextlib.suppress(ConnectionError):
+                assert client.recv(1) == b""
+
+    with asyncio.Runner(loop_factory=process.new_loop()) as runner:
+        runner.run(host())
 
 
 class HeldSnapshot(Faults):
