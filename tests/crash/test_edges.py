@@ -15,11 +15,10 @@ from kvd.storage.format import frame
 from kvd.storage.format.frame import PAGE_SIZE, SegmentHeader
 from kvd.storage.format.names import segment_name
 from kvd.storage.wal.wal import Wal
-from tests.crash.lab.killing import FLAGS, settle, start
-from tests.crash.lab.ledger import Ledger
+from kvd.testing.crash import Clients, Ledger
+from tests.crash.lab.killing import FLAGS, start
 from tests.crash.lab.powerloss import fast_directory
 from tests.crash.lab.process import Kvd
-from tests.crash.lab.workload import Clients
 from tests.support.server import run_kvd
 
 # Any bytes as a segment
@@ -186,12 +185,12 @@ def test_signals_at_1_khz_interrupt_writes_and_lose_none(tmp_path):
     clients, ledger = Clients(8, 1), Ledger()
     with Kvd(tmp_path / "data", *FLAGS, mutant="interrupted") as kvd:
         start(kvd)
-        clients.start(kvd.port, 60)
+        clients.start(kvd.url, 60)
         ops = clients.join()
         assert all(0 < op.status < 500 for op in ops)
         kvd.kill()
         start(kvd)
-        settle(ledger, ops, kvd.port)
+        ledger.check(ops, kvd.url)
         assert kvd.terminate() == 0
 
 

@@ -7,7 +7,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +15,7 @@ import pytest
 from tests.crash.lab import EXPERIMENTS, lives
 from tests.crash.lab.__main__ import Report, main, run
 from tests.crash.lab.experiment import Experiment, Stopped, Violation
-from tests.crash.lab.ledger import Fact, File, Ledger
 from tests.crash.lab.page import page
-from tests.crash.lab.workload import Op
 from tests.support.server import ROOT
 
 MUTANTS = [(name, bug) for name, experiment in EXPERIMENTS.items() for bug in experiment.mutants]
@@ -95,72 +93,6 @@ def test_a_bug_replaces_only_what_there_is():
 def test_the_promise_holds_at_full_size(name, tmp_path):
     report = try_out(EXPERIMENTS[name], tmp_path, EXPERIMENTS[name].rounds)
     assert report.verdict == "held", report.detail or report
-
-
-def write(key: str, index: int, value: str, *, start: float, end: float, prev: int = 0) -> Op:
-    node = {"key": key, "value": value, "createdIndex": index, "modifiedIndex": index}
-    event = {"action": "set", "node": node}
-    if prev:
-        event["prevNode"] = {"key": key, "value": "1", "createdIndex": 2, "modifiedIndex": prev}
-    return Op("PUT", key, {"value": value}, start, end, 200, index, event)
-
-
-def read(key: str, index: int, node: dict[str, object], *, start: float) -> Op:
-    return Op("GET", key, {}, start, start + 1, 200, index, {"action": "get", "node": node})
-
-
-FIRST = Fact(2, "set", "/k/a", "1", False, 2, None, 0)
-SECOND = Fact(3, "set", "/k/a", "2", False, 3, "1", 2)
-TOLD = {"key": "/k/a", "value": "1", "createdIndex": 2, "modifiedIndex": 2}
-
-
-def settle(ops: list[Op], facts: list[Fact]) -> None:
-    last = facts[-1]
-    files = {"/k/a": File(str(last.value), last.created, last.index)}
-    Ledger().settle(ops, facts, files)
-
-
-def test_a_history_in_one_order_is_accepted():
-    ops = [
-        write("/k/a", 2, "1", start=0, end=1),
-        write("/k/a", 3, "2", start=2, end=5, prev=2),
-        read("/k/a", 2, TOLD, start=2),
-        Op("PUT", "/k/a", {"value": "never answered"}, 3),
-    ]
-    settle(ops, [FIRST, SECOND])
-
-
-def lost() -> None:
-    settle([write("/k/a", 3, "3", start=0, end=1, prev=2)], [FIRST, SECOND])
-
-
-def invented() -> None:
-    settle([write("/k/a", 2, "1", start=0, end=1)], [FIRST, SECOND])
-
-
-def gap() -> None:
-    settle([], [FIRST, SECOND._replace(index=4)])
-
-
-def stale_read() -> None:
-    ops = [write("/k/a", 2, "1", start=0, end=1), write("/k/a", 3, "2", start=2, end=3, prev=2)]
-    settle([*ops, read("/k/a", 2, TOLD, start=4)], [FIRST, SECOND])
-
-
-def wrong_read() -> None:
-    ops = [write("/k/a", 2, "1", start=0, end=1), write("/k/a", 3, "2", start=2, end=3, prev=2)]
-    settle([*ops, read("/k/a", 3, TOLD, start=2)], [FIRST, SECOND])
-
-
-def later_first() -> None:
-    ops = [write("/k/a", 2, "1", start=5, end=6), write("/k/a", 3, "2", start=0, end=1, prev=2)]
-    settle(ops, [FIRST, SECOND])
-
-
-@pytest.mark.parametrize("wrong", [lost, invented, gap, stale_read, wrong_read, later_first])
-def test_a_history_that_cannot_be_is_refused(wrong: Callable[[], None]):
-    with pytest.raises(Violation):
-        wrong()
 
 
 def test_the_command_writes_its_results(tmp_path, capsys):

@@ -5,8 +5,6 @@
     nursery.py      forks it from a process that is ready, and traces its threads one by one
     calls.py        every system call of a life: written down, then made to fail
     mutant.py       the bugs, each of which an experiment must catch
-    workload.py     clients that write all they can, and remember what they were told
-    ledger.py       what is true: the order of events against what every client was told
     disks.py        looking into a data directory without a server
     killing.py      kill-random, kill-failpoint, history
     readback.py     read-back
@@ -26,8 +24,10 @@
     page.py         the report
     __main__.py     the command, `scripts/crashlab`
 
-A violation is found by comparing with what clients were told, never by asking the server whether it
-is well. Every experiment names the bug it must catch; `--mutant` runs it with that bug put in.
+The clients, and the ledger that their responses are checked against, are those that anyone can use:
+kvd/testing/crash. A violation is found by comparing with what clients were told, never by asking
+the server whether it is well. Every experiment names the bug it must catch; `--mutant` runs it with
+that bug put in.
 """
 
 from tests.crash.lab import (

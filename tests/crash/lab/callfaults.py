@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from kvd.testing.crash import Request
 from tests.crash.lab.calls import (
     CHANGES,
     LIFE_FLAGS,
@@ -26,7 +27,6 @@ from tests.crash.lab.calls import (
 from tests.crash.lab.experiment import ALL, Experiment, Trial, Violation, need_strace
 from tests.crash.lab.killing import check_directory
 from tests.crash.lab.process import Kvd
-from tests.crash.lab.workload import Op
 
 _KILL = "signal=KILL"
 _KILLED = -signal.SIGKILL
@@ -38,32 +38,32 @@ _END_S = 2.0
 _WAYS_TO_START = ((), ("--rebuild-index",))
 
 
-def whole_life(ops: list[Op]) -> Callable[[Kvd], None]:
+def whole_life(ops: list[Request]) -> Callable[[Kvd], None]:
     """Return what a life is: writing, and a clean stop."""
 
     def live(kvd: Kvd) -> None:
-        write_through(kvd.port, kvd.data_dir, ops)
+        write_through(kvd.url, kvd.data_dir, ops)
         kvd.terminate()
 
     return live
 
 
-def short_life(ops: list[Op]) -> Callable[[Kvd], None]:
+def short_life(ops: list[Request]) -> Callable[[Kvd], None]:
     """Return what the life after a crash is: three writes, and a clean stop."""
 
     def live(kvd: Kvd) -> None:
-        write_through(kvd.port, kvd.data_dir, ops, writes=3)
+        write_through(kvd.url, kvd.data_dir, ops, writes=3)
         kvd.terminate()
 
     return live
 
 
-def crash_with_a_torn_tail(data: Path, mutant: str | None, ops: list[Op]) -> Kvd:
+def crash_with_a_torn_tail(data: Path, mutant: str | None, ops: list[Request]) -> Kvd:
     """Leave a directory in which a write was under way; return its server, which has ended."""
     kvd = Kvd(data, *LIFE_FLAGS, mutant=mutant)
     with kvd:
         kvd.start("--enable-failpoints", "--failpoint", "walBeforeWrite=tear:100@20")
-        write_through(kvd.port, data, ops, writes=30)
+        write_through(kvd.url, data, ops, writes=30)
     return kvd
 
 
@@ -113,7 +113,7 @@ def _kill_at(
     recoveries: dict[tuple[str, ...], list[Point]],
     dice: random.Random,
 ) -> None:
-    ops: list[Op] = []
+    ops: list[Request] = []
     if case.flags is None:
         with Kvd(data, *LIFE_FLAGS, mutant=trial.mutant) as kvd:
             killed = _live(kvd, case.point, (), whole_life(ops))
@@ -213,7 +213,7 @@ def _is_frame(point: Point) -> bool:
 
 
 def _fail_at(trial: Trial, data: Path, life: Life, trouble: Trouble) -> None:
-    ops: list[Op] = []
+    ops: list[Request] = []
     refusal, point, lasting = trouble
     trace = data.with_suffix(".strace")
     straces = injection(
@@ -222,7 +222,7 @@ def _fail_at(trial: Trial, data: Path, life: Life, trouble: Trouble) -> None:
     with Kvd(data, *LIFE_FLAGS, mutant=trial.mutant) as kvd:
         listened = start_to_fail(kvd, straces=straces)
         if listened:
-            write_through(kvd.port, data, ops)
+            write_through(kvd.url, data, ops)
         status = _end(kvd, is_due=refusal.must_end and _is_frame(point))
         said = kvd.stderr
     was_met = "(INJECTED)" in trace.read_text(errors="replace")

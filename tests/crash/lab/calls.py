@@ -7,8 +7,6 @@ the same way each time; a point that is not met is counted.
 """
 
 import contextlib
-import http.client
-import json
 import os
 import re
 import time
@@ -18,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from kvd.testing.crash import DISCONNECTED, Connection, Request
 from tests.crash.lab.experiment import Trial
 from tests.crash.lab.process import Kvd, NotListening
-from tests.crash.lab.workload import Connection, Op
 
 LIFE_FLAGS = (
     *("--wal-segment-bytes", "65536", "--snapshot-count", "14"),
@@ -67,11 +65,11 @@ class Life(NamedTuple):
     paths: list[str]
 
 
-def write_through(port: int, data: Path, book: list[Op], *, writes: int = _WRITES) -> None:
+def write_through(url: str, data: Path, book: list[Request], *, writes: int = _WRITES) -> None:
     """Let one client write through cuts, snapshots and purges, until it is done or the end."""
-    connection = Connection(port, timeout_s=1.0)
+    connection = Connection(url, timeout_s=1.0)
     waits = True
-    with contextlib.suppress(OSError, http.client.HTTPException, json.JSONDecodeError):
+    with contextlib.suppress(*DISCONNECTED):
         for number in range(writes):
             op = _choose(number)
             book.append(op)
@@ -82,18 +80,18 @@ def write_through(port: int, data: Path, book: list[Op], *, writes: int = _WRITE
     connection.close()
 
 
-def _choose(number: int) -> Op:
+def _choose(number: int) -> Request:
     key, value, now = f"/k/{number % 7}", f"0.{number}." + "x" * (number % 5 * 1500), time.monotonic
     match number % 6:
         case 0:
-            return Op("POST", "/q/0", {"value": value}, now())
+            return Request("POST", "/q/0", {"value": value}, now())
         case 1:
-            return Op("PUT", key, {"value": value, "ttl": "5000"}, now())
+            return Request("PUT", key, {"value": value, "ttl": "5000"}, now())
         case 2 if number % 12 == 2:
-            return Op("DELETE", "/q/0", {"recursive": "true"}, now())
+            return Request("DELETE", "/q/0", {"recursive": "true"}, now())
         case 3:
-            return Op("DELETE", f"/k/{(number - 1) % 7}", {}, now())
-    return Op("PUT", key, {"value": value}, now())
+            return Request("DELETE", f"/k/{(number - 1) % 7}", {}, now())
+    return Request("PUT", key, {"value": value}, now())
 
 
 def _wait_for_snapshots(connection: Connection, data: Path, number: int) -> bool:

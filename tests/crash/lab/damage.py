@@ -20,13 +20,13 @@ from kvd.storage.snapshot import directory as snapshot
 from kvd.storage.tools import source, verify
 from kvd.storage.wal import segments
 from kvd.storage.wal.wal import Wal
+from kvd.testing.crash import Connection
 from tests.crash.lab.disks import SEGMENT_BYTES, Found, recover, verified
 from tests.crash.lab.experiment import ALL, Experiment, Trial, Violation
 from tests.crash.lab.killing import SMALL_FLAGS, start
 from tests.crash.lab.mutant import MUTANTS
 from tests.crash.lab.powerloss import fast_directory
 from tests.crash.lab.process import Kvd
-from tests.crash.lab.workload import Connection
 
 _VERIFY_EACH = 8
 _CHANGED_BY_BUGS = (
@@ -60,7 +60,7 @@ def make_store(
     """Have a server write a small store, one write a frame; return what is in it."""
     with Kvd(directory, *SMALL_FLAGS, *flags, mutant=mutant) as kvd:
         start(kvd)
-        connection = Connection(kvd.port)
+        connection = Connection(kvd.url)
         for number in range(writes):
             value = f"{number}." + "v" * (number * 37 % value_bytes)
             if number % 5 == 4:

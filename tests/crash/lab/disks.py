@@ -14,8 +14,8 @@ from kvd.storage.store import Options, Store
 from kvd.storage.tools.restore import state
 from kvd.storage.tools.source import reading
 from kvd.storage.tools.verify import Verdict, verify
+from kvd.testing.crash import Fact, File
 from tests.crash.lab.experiment import Violation
-from tests.crash.lab.ledger import Fact, File
 
 SEGMENT_BYTES = 65536
 

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kvd.testing.crash import Violation
+
+__all__ = ["ALL", "Experiment", "Skipped", "Stopped", "Trial", "Violation", "need_strace"]
+
 ALL = 1 << 30
 """As many rounds as there are cases."""
-
-
-class Violation(Exception):
-    """A promise was seen broken; the text says which and where."""
 
 
 class Stopped(BaseException):

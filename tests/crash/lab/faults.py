@@ -9,13 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+from kvd.testing.crash import Clients, Connection, Ledger, Request
 from tests.crash.lab.experiment import Experiment, Trial, Violation, need_strace
 from tests.crash.lab.full_disk import full_disk
-from tests.crash.lab.killing import FLAGS, SMALL_FLAGS, check_directory, script, settle, start
-from tests.crash.lab.ledger import Ledger
+from tests.crash.lab.killing import FLAGS, SMALL_FLAGS, check_directory, script, start
 from tests.crash.lab.mutant import CLOCK_FILE, SLOW_SYNC
 from tests.crash.lab.process import ROOT, Kvd, NotListening
-from tests.crash.lab.workload import Clients, Connection, Op
 
 _EXIT_IO = 74
 
@@ -31,7 +30,7 @@ def fsync_eio(trial: Trial) -> None:
             *("-o", "/dev/null", "-e", "trace=fdatasync"),
             *("-e", f"inject=fdatasync:error=EIO:when={when}"),
         )
-        ops: list[Op] = []
+        ops: list[Request] = []
         with Kvd(data, *SMALL_FLAGS, "--snapshot-count", "1000000", mutant=trial.mutant) as kvd:
             try:
                 kvd.start(straces={"*": strace})
@@ -41,7 +40,7 @@ def fsync_eio(trial: Trial) -> None:
                 # Longer than a script, so that the Nth sync is met.
                 while kvd.running() and len(ops) < trial.rounds + 500:
                     before = len(ops)
-                    script(kvd.port, ops)
+                    script(kvd.url, ops)
                     if len(ops) < before + 120:
                         break
             try:
@@ -71,13 +70,13 @@ def slow_disk(trial: Trial) -> None:
         clients = Clients(16, f"{trial.seed} {delay}")
         with Kvd(data, *FLAGS, mutant=trial.mutant or "none") as kvd:
             kvd.start(env={SLOW_SYNC: str(delay)})
-            clients.start(kvd.port)
-            latencies = _read_for(kvd.port, max(1.0, 2 * delay + 0.5))
+            clients.start(kvd.url)
+            latencies = _read_for(kvd.url, max(1.0, 2 * delay + 0.5))
             # What is asked for meanwhile may still be waiting for the disk.
             kvd.kill()
             ops = clients.join()
             start(kvd)
-            settle(Ledger(), ops, kvd.port)
+            Ledger().check(ops, kvd.url)
         # A short run has few samples, of a machine that may be busy with other things.
         share = 99 if trial.rounds > 2 else 50
         latency = sorted(latencies)[len(latencies) * share // 100]
@@ -97,8 +96,8 @@ def slow_disk(trial: Trial) -> None:
     trial.series["GET p99, ms / ms of a sync"] = reads
 
 
-def _read_for(port: int, seconds: float) -> list[float]:
-    connection = Connection(port)
+def _read_for(url: str, seconds: float) -> list[float]:
+    connection = Connection(url)
     times = []
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -121,20 +120,20 @@ def clock(trial: Trial) -> None:
         env = {CLOCK_FILE: str(setting)}
         with Kvd(data, *FLAGS, mutant=trial.mutant or "none") as kvd:
             kvd.start(env=env)
-            with Connection(kvd.port) as connection:
+            with Connection(kvd.url) as connection:
                 _step_while_running(trial, connection, kvd.port, setting, step)
             kvd.kill()
             # A clock that is behind the log must not lengthen a lease either.
             setting.write_text(str(-hour))
             kvd.start(env=env)
-            with Connection(kvd.port) as connection:
+            with Connection(kvd.url) as connection:
                 found = connection.get("/long")
             trial.check(found.status == 200, f"set back {hour} s: {found.body}")
             trial.check(found.body["node"]["ttl"] <= 600, f"set back: {found.body['node']}")
             kvd.kill()
             setting.write_text(str(hour))
             kvd.start(env=env)
-            with Connection(kvd.port) as connection:
+            with Connection(kvd.url) as connection:
                 found = connection.get("/long")
             trial.check(found.status == 404, "down for an hour, and a lease of 600 s goes on")
         trial.figures["rounds"] = done
@@ -215,7 +214,7 @@ def recovery_time(trial: Trial) -> None:
             kvd.kill()
             start(kvd, "--rebuild-index", fresh=True)
             rebuilt.append((size, round(kvd.ready_s, 3)))
-            with Connection(kvd.port) as connection:
+            with Connection(kvd.url) as connection:
                 trial.check(connection.get("/").index == size + 1, "records are missing")
         trial.figures[f"{size} records: reused, s"] = reused[-1][1]
         trial.figures[f"{size} records: rebuilt, s"] = rebuilt[-1][1]

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kvd.testing.crash import Clients, Connection, Ledger, Request
 from tests.crash.lab.experiment import Skipped, Trial
-from tests.crash.lab.killing import settle, start
-from tests.crash.lab.ledger import Ledger
+from tests.crash.lab.killing import start
 from tests.crash.lab.process import Kvd, NotListening
-from tests.crash.lab.workload import Clients, Connection, Op
 
 _TMPFS_MB = 48
 
@@ -59,18 +58,18 @@ def full_disk(trial: Trial) -> None:
         with Kvd(place / "data", *flags, mutant=trial.mutant) as kvd:
             start(kvd)
             for _ in range(3):
-                clients.start(kvd.port, 90)
-                settle(ledger, clients.join(), kvd.port)
+                clients.start(kvd.url, 90)
+                ledger.check(clients.join(), kvd.url)
             for done in range(1, trial.rounds + 1):
-                settle(ledger, _read_behind_writes(kvd.port, before), kvd.port)
-                clients.start(kvd.port, 90)
+                ledger.check(_read_behind_writes(kvd.url, before), kvd.url)
+                clients.start(kvd.url, 90)
                 time.sleep(trial.dice.uniform(0.0, 0.1))
                 _fill(ballast)
                 _wait_until_refused(kvd, clients)
                 trial.check(kvd.running(), f"the full disk ended the server: {kvd.stderr[-300:]}")
                 ops = _read_while_full(trial, kvd)
                 _wait_until_quiet(clients)
-                ops += _read_behind_writes(kvd.port, while_full)
+                ops += _read_behind_writes(kvd.url, while_full)
                 if done % 2 == 0:
                     kvd.kill()
                     try:
@@ -85,7 +84,7 @@ def full_disk(trial: Trial) -> None:
                     start(kvd)
                 ops += clients.join()
                 _count_refused(trial, ops)
-                settle(ledger, ops, kvd.port)
+                ledger.check(ops, kvd.url)
                 _compare_reads(trial, sorted(before), sorted(while_full))
                 trial.figures["fillings"] = done
                 trial.figures["acknowledged writes"] = ledger.acked
@@ -106,21 +105,21 @@ def _wait_until_refused(kvd: Kvd, clients: Clients) -> None:
     """Wait until writes are refused, or none is answered for half a second, or all are done."""
     answered, since = 0, time.monotonic()
     while kvd.running() and time.monotonic() < since + 0.5:
-        if any(op.status >= 500 for op in clients.ops[-100:]):
+        if any(op.status >= 500 for op in clients.requests[-100:]):
             return
-        now = sum(op.status > 0 for op in clients.ops)
+        now = sum(op.status > 0 for op in clients.requests)
         if now != answered:
             answered, since = now, time.monotonic()
         time.sleep(0.02)
 
 
-def _read_behind_writes(port: int, times: list[float]) -> list[Op]:
+def _read_behind_writes(url: str, times: list[float]) -> list[Request]:
     """Send a write and time a read behind it, again and again until a write is not answered."""
-    ops: list[Op] = []
-    with Connection(port, timeout_s=1) as writer, Connection(port) as reader:
+    ops: list[Request] = []
+    with Connection(url, timeout_s=1) as writer, Connection(url) as reader:
         for number in range(_READS):
             now = time.monotonic()
-            write = Op("PUT", f"/k/{number % 8}", {"value": f"beside a read {now}"}, now)
+            write = Request("PUT", f"/k/{number % 8}", {"value": f"beside a read {now}"}, now)
             ops.append(write)
             writer.send(write)
             # So it comes while the write is dealt with, not before.
@@ -138,7 +137,7 @@ def _wait_until_quiet(clients: Clients) -> None:
     """Wait until nobody is answered any more: all are done, or wait for space."""
     answered, end = -1, time.monotonic() + 5
     while time.monotonic() < end:
-        now = sum(op.status > 0 for op in clients.ops)
+        now = sum(op.status > 0 for op in clients.requests)
         if now == answered:
             return
         answered = now
@@ -158,17 +157,17 @@ def _compare_reads(trial: Trial, before: list[float], while_full: list[float]) -
         )
 
 
-def _count_refused(trial: Trial, ops: list[Op]) -> None:
+def _count_refused(trial: Trial, ops: list[Request]) -> None:
     refused = [op for op in ops if op.status >= 500]
     trial.count("refused for want of space", len(refused))
     for op in refused:
         trial.check(op.body.get("errorCode") == 300, f"a full disk is told as {op.body}")
 
 
-def _read_while_full(trial: Trial, kvd: Kvd) -> list[Op]:
-    ops: list[Op] = []
+def _read_while_full(trial: Trial, kvd: Kvd) -> list[Request]:
+    ops: list[Request] = []
     times = []
-    with Connection(kvd.port) as connection:
+    with Connection(kvd.url) as connection:
         for number in range(50):
             op = connection.get(f"/k/{number % 8}")
             trial.check(op.status in (200, 404), f"a read on the full disk: {op.status}")
@@ -179,8 +178,8 @@ def _read_while_full(trial: Trial, kvd: Kvd) -> list[Op]:
     if not keys:
         return ops
     # It may have to wait for space in the index, durable already.
-    connection = Connection(kvd.port, timeout_s=2)
-    op = Op("DELETE", keys[-1], {}, time.monotonic())
+    connection = Connection(kvd.url, timeout_s=2)
+    op = Request("DELETE", keys[-1], {}, time.monotonic())
     ops.append(op)
     try:
         connection.request(op)
@@ -192,8 +191,8 @@ def _read_while_full(trial: Trial, kvd: Kvd) -> list[Op]:
     return ops
 
 
-def _resume(trial: Trial, kvd: Kvd, ops: list[Op]) -> None:
-    connection = Connection(kvd.port)
+def _resume(trial: Trial, kvd: Kvd, ops: list[Request]) -> None:
+    connection = Connection(kvd.url)
     began = time.monotonic()
     number = 0
     while time.monotonic() < began + 10:

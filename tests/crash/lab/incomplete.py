@@ -10,6 +10,7 @@ from typing import Any
 
 from kvd.storage.format.tables import TABLES
 from kvd.storage.index.integrity.lmdb_file import look_up
+from kvd.testing.crash import DISCONNECTED
 from tests.crash.lab.experiment import Experiment, Trial, Violation
 from tests.crash.lab.indexflip import Target
 from tests.crash.lab.mutant import PROVE_LATE
@@ -266,7 +267,7 @@ class Life:
                     self._look(witness, turn)
             except NotListening:
                 self._ended("before it listened")
-            except (OSError, http.client.HTTPException, json.JSONDecodeError):
+            except DISCONNECTED:
                 self._ended("while it was asked")
             else:
                 return

@@ -1,15 +1,12 @@
 """Bits of the index's file, turned under a server's feet; what it then tells its clients."""
 
-import http.client
-import json
 from pathlib import Path
 
+from kvd.testing.crash import DISCONNECTED, Connection, File
 from tests.crash.lab.damage import make_store
 from tests.crash.lab.disks import Found
 from tests.crash.lab.experiment import Experiment, Trial
-from tests.crash.lab.ledger import File
 from tests.crash.lab.process import Kvd, NotListening
-from tests.crash.lab.workload import Connection
 
 _PAGE = 4096
 _WRITES = 30
@@ -95,7 +92,7 @@ def _look(trial: Trial, target: Target, bit: int, *, live: bool) -> None:
         trial.count("starts that built the index anew")
     try:
         missing = _read_all(trial, target, bit)
-    except (OSError, http.client.HTTPException, json.JSONDecodeError):
+    except DISCONNECTED:
         status = kvd.wait(20)
         trial.count("ended by a signal" if status < 0 else f"ended with {status}")
         trial.check(status != _EXIT_BUG, f"bit {bit}: a bug: {kvd.stderr[-600:]}")
@@ -108,7 +105,7 @@ def _look(trial: Trial, target: Target, bit: int, *, live: bool) -> None:
 
 def _read_all(trial: Trial, target: Target, bit: int) -> int:
     missing = 0
-    with Connection(target.kvd.port, timeout_s=5) as connection:
+    with Connection(target.kvd.url, timeout_s=5) as connection:
         for key, file in target.whole.files.items():
             op = connection.get(key)
             node = op.body.get("node", {})

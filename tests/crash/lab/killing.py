@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 from kvd.storage import failpoints
+from kvd.testing.crash import DISCONNECTED, Clients, Connection, Fact, Ledger, Request
+from kvd.testing.crash.facts import fact_of
 from tests.crash.lab.disks import recover
 from tests.crash.lab.experiment import ALL, Experiment, Trial, Violation
-from tests.crash.lab.ledger import Fact, Ledger, fact_of, files_of
 from tests.crash.lab.process import Kvd, NotListening
-from tests.crash.lab.workload import Clients, Connection, Op
 
 FLAGS = (
     *("--wal-segment-bytes", "262144", "--snapshot-count", "400"),
@@ -33,32 +33,6 @@ def start(kvd: Kvd, *flags: str, fresh: bool = False) -> None:
         raise Violation(f"the server does not start again: {str(error)[-400:]}") from None
 
 
-def events_between(port: int, first: int, last: int) -> list[Fact]:
-    """Return the events from one index to another, as a stream watch tells them."""
-    if first > last:
-        return []
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    try:
-        connection.request(
-            "GET", f"/v2/keys/?wait=true&recursive=true&stream=true&waitIndex={first}"
-        )
-        response = connection.getresponse()
-        return [fact_of(json.loads(response.readline())) for _ in range(first, last + 1)]
-    finally:
-        connection.close()
-
-
-def settle(ledger: Ledger, ops: list[Op], port: int) -> None:
-    """Ask a restarted server for everything, and hold it against what clients were told."""
-    try:
-        with Connection(port) as connection:
-            seen = connection.get("/", recursive="true", quorum="true")
-        facts = events_between(port, ledger.state.index + 1, seen.index)
-    except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
-        raise Violation(f"the server started again, but does not answer: {error!r}") from None
-    ledger.settle(ops, facts, files_of(seen.body["node"]))
-
-
 def kill_random(trial: Trial) -> None:
     """SIGKILL at a random time under 16 writers; sometimes while it recovers, too."""
     ledger = Ledger()
@@ -66,7 +40,7 @@ def kill_random(trial: Trial) -> None:
     with Kvd(trial.directory / "data", *FLAGS, mutant=trial.mutant) as kvd:
         start(kvd)
         for kills in range(1, trial.rounds + 1):
-            clients.start(kvd.port)
+            clients.start(kvd.url)
             time.sleep(trial.dice.uniform(0.005, 0.3))
             kvd.kill()
             ops = clients.join()
@@ -76,7 +50,7 @@ def kill_random(trial: Trial) -> None:
                 kvd.kill()
                 trial.count("kills while recovering")
             start(kvd, *(["--rebuild-index"] if kills % 20 == 0 else []))
-            settle(ledger, ops, kvd.port)
+            ledger.check(ops, kvd.url)
             trial.figures["kills"] = kills
             trial.figures["acknowledged writes"] = ledger.acked
             trial.figures["in doubt"] = ledger.in_doubt
@@ -85,25 +59,24 @@ def kill_random(trial: Trial) -> None:
             trial.progress(kills)
 
 
-def script(port: int, book: list[Op]) -> None:
+def script(url: str, book: list[Request]) -> None:
     """A fixed run of one client through cuts and snapshots, which is not waited for."""
-    connection = Connection(port)
-    with contextlib.suppress(OSError, http.client.HTTPException, json.JSONDecodeError):
+    connection = Connection(url, book)
+    with contextlib.suppress(*DISCONNECTED):
         for number in range(120):
             key, value = f"/k/{number % 7}", f"0.{number}." + "x" * (number % 5 * 900)
             now = time.monotonic()
             match number % 6:
                 case 0:
-                    op = Op("POST", "/q/0", {"value": value}, now)
+                    op = Request("POST", "/q/0", {"value": value}, now)
                 case 1:
-                    op = Op("PUT", key, {"value": value, "ttl": "5000"}, now)
+                    op = Request("PUT", key, {"value": value, "ttl": "5000"}, now)
                 case 2 if number % 12 == 2:
-                    op = Op("DELETE", "/q/0", {"recursive": "true"}, now)
+                    op = Request("DELETE", "/q/0", {"recursive": "true"}, now)
                 case 3:
-                    op = Op("DELETE", f"/k/{(number - 1) % 7}", {}, now)
+                    op = Request("DELETE", f"/k/{(number - 1) % 7}", {}, now)
                 case _:
-                    op = Op("PUT", key, {"value": value}, now)
-            book.append(op)
+                    op = Request("PUT", key, {"value": value}, now)
             connection.request(op)
     connection.close()
 
@@ -133,7 +106,7 @@ def kill_failpoint(trial: Trial) -> None:
     for done, fault in enumerate(faults, 1):
         data = trial.directory / "data"
         shutil.rmtree(data, ignore_errors=True)
-        ops: list[Op] = []
+        ops: list[Request] = []
         places = [fault, f"{trial.dice.choice(at_start)}=crash"]
         if fault.startswith("tail"):
             places.insert(0, _AT_A_TORN_TAIL)  # there must be one
@@ -144,7 +117,7 @@ def kill_failpoint(trial: Trial) -> None:
                 except NotListening:
                     pass
                 else:
-                    script(kvd.port, ops)
+                    script(kvd.url, ops)
                     _give_time_for_snapshots(kvd, place, ops)
                 if kvd.wait_or_terminate() == -9:
                     reached.add(place.partition("=")[0])
@@ -157,17 +130,17 @@ def kill_failpoint(trial: Trial) -> None:
     trial.check(not every_place or not never, f"places that were never reached: {never}")
 
 
-def _give_time_for_snapshots(kvd: Kvd, place: str, ops: list[Op]) -> None:
+def _give_time_for_snapshots(kvd: Kvd, place: str, ops: list[Request]) -> None:
     """Go on until the place is reached, where it may be: snapshots are made beside the writes."""
     if not place.startswith(("snapshot", "purge")) or place.endswith("@20"):
         return
     end = time.monotonic() + _SNAPSHOTS_S
     while kvd.running() and time.monotonic() < end:
         time.sleep(0.2)
-        script(kvd.port, ops)
+        script(kvd.url, ops)
 
 
-def _check_copy(data: Path, ops: list[Op], where: str) -> None:
+def _check_copy(data: Path, ops: list[Request], where: str) -> None:
     """Check a copy, so that the next life finds what this one has left."""
     copy = data.with_name("copy")
     shutil.copytree(data, copy)
@@ -178,7 +151,7 @@ def _check_copy(data: Path, ops: list[Op], where: str) -> None:
     shutil.rmtree(copy)
 
 
-def check_directory(data: Path, ops: list[Op]) -> None:
+def check_directory(data: Path, ops: list[Request]) -> None:
     """Recover a directory twice in this process and hold it against what a client was told."""
     if not data.exists():
         if ops:
@@ -213,7 +186,7 @@ class Watcher:
         first = self.seen[-1].index + 1 if self.seen else 2
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         target = f"/v2/keys/?wait=true&recursive=true&stream=true&waitIndex={first}"
-        with contextlib.suppress(OSError, http.client.HTTPException, json.JSONDecodeError):
+        with contextlib.suppress(*DISCONNECTED):
             connection.request("GET", target)
             response = connection.getresponse()
             while line := response.readline():
@@ -233,7 +206,7 @@ def history(trial: Trial) -> None:
             start(kvd)
             for life in range(3):
                 watcher.start(kvd.port)
-                clients.start(kvd.port, 500 // 3 + 1)
+                clients.start(kvd.url, 500 // 3 + 1)
                 if life < 2:
                     time.sleep(trial.dice.uniform(0.3, 0.9))
                     kvd.kill()
@@ -242,7 +215,7 @@ def history(trial: Trial) -> None:
                 if life < 2:
                     watcher.join()
                     start(kvd)
-                settle(ledger, ops, kvd.port)
+                ledger.check(ops, kvd.url)
             kvd.terminate()
             watcher.join()
         _check_watch(trial, ledger, watcher)

@@ -4,11 +4,10 @@ import resource
 import time
 from pathlib import Path
 
+from kvd.testing.crash import Connection, Ledger, Request
 from tests.crash.lab.experiment import Experiment, Trial
-from tests.crash.lab.killing import settle, start
-from tests.crash.lab.ledger import Ledger
+from tests.crash.lab.killing import start
 from tests.crash.lab.process import Kvd
-from tests.crash.lab.workload import Connection, Op
 
 _FLAGS = (
     *("--wal-segment-bytes", str(8 << 20), "--snapshot-count", "1000000"),
@@ -28,13 +27,13 @@ def short_write(trial: Trial) -> None:
     with Kvd(trial.directory / "data", *_FLAGS, mutant=trial.mutant) as kvd:
         start(kvd)
         for number in range(0, _WRITES_BEFORE, 40):
-            with Connection(kvd.port) as connection:
+            with Connection(kvd.url) as connection:
                 ops = [connection.put(_KEY, f"{number + n}.{_VALUE_BEFORE}") for n in range(40)]
-            settle(ledger, ops, kvd.port)
+            ledger.check(ops, kvd.url)
         assert 4096 * _index_pages(kvd.data_dir) < _log_end(kvd.data_dir)
         for first in range(0, trial.rounds, _KILL_EACH):
             ops = []
-            with Connection(kvd.port) as connection:
+            with Connection(kvd.url) as connection:
                 for position in range(first, min(first + _KILL_EACH, trial.rounds)):
                     if position > first:
                         _write_with_room(trial, kvd, connection, position, ops)
@@ -43,13 +42,13 @@ def short_write(trial: Trial) -> None:
                     trial.progress(position + 1)
             kvd.kill()
             start(kvd, *(["--rebuild-index"] if first % 40 else []))
-            settle(ledger, ops, kvd.port)
+            ledger.check(ops, kvd.url)
             trial.count("kills behind a short write")
             trial.figures["lost"] = 0
 
 
 def _write_with_room(
-    trial: Trial, kvd: Kvd, connection: Connection, position: int, ops: list[Op]
+    trial: Trial, kvd: Kvd, connection: Connection, position: int, ops: list[Request]
 ) -> None:
     """Lift the limit and write; whoever was asking the disk meanwhile may be answered first."""
     _limit(kvd, resource.RLIM_INFINITY)
@@ -62,7 +61,7 @@ def _write_with_room(
     trial.check(op.acked, f"before position {position}, with room again: {op.body}")
 
 
-def _write_up_to(trial: Trial, kvd: Kvd, connection: Connection, position: int) -> Op:
+def _write_up_to(trial: Trial, kvd: Kvd, connection: Connection, position: int) -> Request:
     """Write a frame of which only `position` bytes are taken; it must be refused."""
     _limit(kvd, _log_end(kvd.data_dir) + position)
     op = connection.put(_KEY, f"{position}.{_VALUE}")

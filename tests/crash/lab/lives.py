@@ -16,14 +16,14 @@ from typing import Any
 import lmdb
 
 from kvd.storage.store import Options, Store
+from kvd.testing.crash import Clients, Connection
+from kvd.testing.crash.facts import events_between, fact_of
 from tests.crash.lab.damage import bug
 from tests.crash.lab.disks import SEGMENT_BYTES, digest_of
 from tests.crash.lab.experiment import Experiment, Trial, Violation
-from tests.crash.lab.killing import SMALL_FLAGS, events_between, start
-from tests.crash.lab.ledger import fact_of
+from tests.crash.lab.killing import SMALL_FLAGS, start
 from tests.crash.lab.mutant import CLOCK_FILE
 from tests.crash.lab.process import Kvd
-from tests.crash.lab.workload import Clients, Connection
 
 _SILENCE_S = 8.0
 _DEPTH = 64  # requests on their way on one connection
@@ -72,7 +72,7 @@ def replay_ways(trial: Trial) -> None:
         with Kvd(data, *SMALL_FLAGS, mutant=trial.mutant) as kvd:
             start(kvd)
             for _ in range(3):
-                clients.start(kvd.port, 30)
+                clients.start(kvd.url, 30)
                 clients.join()
                 _wait_for_a_snapshot(kvd.data_dir)
             kvd.terminate()
@@ -142,16 +142,16 @@ def expiry(trial: Trial) -> None:
         trial.check(exchange(kvd.port, requests) == number, "a write was refused")
         events = _watch_them_expire(trial, kvd, number)
         _check_expiry(trial, events)
-        with Connection(kvd.port) as connection:
+        with Connection(kvd.url) as connection:
             before = connection.get("/", recursive="true")
         kvd.kill()
         setting.write_text(str(-int(time.time())))
         kvd.start("--rebuild-index", env={CLOCK_FILE: str(setting)})
-        with Connection(kvd.port) as connection:
+        with Connection(kvd.url) as connection:
             after = connection.get("/", recursive="true")
         same = (before.index, before.body) == (after.index, after.body)
         trial.check(same, f"replayed in 1970 it is index {after.index}, it was {before.index}")
-        again = events_between(kvd.port, 2, before.index)
+        again = events_between(kvd.url, 2, before.index)
         trial.check(again == [fact_of(event) for event in events], "in 1970 other events are told")
 
 
@@ -174,7 +174,7 @@ def _watch_them_expire(trial: Trial, kvd: Kvd, number: int) -> list[Any]:
     watcher.start()
     times = []
     seen, since = 0, time.monotonic()
-    with Connection(kvd.port) as connection:
+    with Connection(kvd.url) as connection:
         while watcher.is_alive() and time.monotonic() < since + _SILENCE_S + number / 4000:
             if len(told) > seen:
                 seen, since = len(told), time.monotonic()
@@ -259,7 +259,7 @@ def churn(trial: Trial) -> None:
             weights.append(Weight(kvd))
             trial.progress(part * trial.rounds // parts)
         _check_weights(trial, weights, segment)
-        with Connection(kvd.port) as connection:
+        with Connection(kvd.url) as connection:
             before = connection.get("/c", recursive="true", sorted="true").index
         trial.figures["last index"] = before
         kvd.kill()

@@ -18,11 +18,10 @@ from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 
+from kvd.testing.crash import Clients, Ledger, Request
 from tests.crash.lab.experiment import Experiment, Skipped, Trial, Violation
-from tests.crash.lab.killing import FLAGS, settle, start
-from tests.crash.lab.ledger import Ledger
+from tests.crash.lab.killing import FLAGS, start
 from tests.crash.lab.process import Kvd
-from tests.crash.lab.workload import Clients, Op
 
 _SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 _NO_LOG_FLUSH = 2
@@ -122,7 +121,7 @@ def power_cut(trial: Trial) -> None:
                     # An index that was synced once and not again is the one that looks good.
                     kvd.terminate()
                     start(kvd)
-                clients.start(kvd.port)
+                clients.start(kvd.url)
                 time.sleep(trial.dice.uniform(0.02, 0.6))
                 _write_back_a_part(data / "index" / "data.mdb", trial.dice)
                 cut_at = disk.cut_power()
@@ -133,7 +132,7 @@ def power_cut(trial: Trial) -> None:
                 disk.mount(options)
                 start(kvd)
                 # Clients are asked before anything else: what they were told must be there.
-                settle(ledger, ops, kvd.port)
+                ledger.check(ops, kvd.url)
                 trial.count("torn tails cut off", kvd.stderr.count("cut off"))
                 rebuilt = re.search(r"from (log|snapshot)", kvd.stderr) is not None
                 trusted = not rebuilt or "rebuilt:" in kvd.stderr
@@ -148,9 +147,9 @@ def power_cut(trial: Trial) -> None:
                 trial.progress(cuts)
 
 
-def unanswered(op: Op) -> Op:
+def unanswered(op: Request) -> Request:
     """Return a request as one whose answer never came."""
-    return Op(op.method, op.key, op.params, op.start)
+    return Request(op.method, op.key, op.params, op.start)
 
 
 def _write_back_a_part(path: Path, dice: random.Random) -> None:

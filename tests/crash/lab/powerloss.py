@@ -28,14 +28,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
+from kvd.testing.crash import Clients, Connection, Fact
+from kvd.testing.crash.facts import State, events_between
 from tests.crash.lab.disks import recover
 from tests.crash.lab.experiment import Experiment, Trial, Violation, need_strace
-from tests.crash.lab.killing import SMALL_FLAGS, events_between
-from tests.crash.lab.ledger import Fact, State
+from tests.crash.lab.killing import SMALL_FLAGS
 from tests.crash.lab.lossy_disk import Disk, keeps, told_by
 from tests.crash.lab.process import Kvd, NotListening
 from tests.crash.lab.strace import CALLS, read_trace
-from tests.crash.lab.workload import Clients, Connection
 
 _WAYS = 14  # to lose a part, beside losing all and nothing
 
@@ -168,15 +168,15 @@ def record(directory: Path, seed: int, mutant: str | None, requests: int) -> Tru
                 kvd.start(straces={"MainThread": strace})
             except NotListening as error:
                 raise Violation(f"the server does not start again: {error}") from None
-            clients.start(kvd.port, requests // 3 // 8 + 1)
+            clients.start(kvd.url, requests // 3 // 8 + 1)
             clients.join()
             if life < 2:
                 kvd.kill()
                 continue
-            connection = Connection(kvd.port)
+            connection = Connection(kvd.url)
             last = connection.get("/", quorum="true").index
             connection.close()
-            facts = events_between(kvd.port, 2, last)
+            facts = events_between(kvd.url, 2, last)
             kvd.terminate()
     return Truth(str(trace), str(data), facts)
 

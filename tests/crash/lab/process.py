@@ -43,6 +43,11 @@ class Kvd:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def url(self) -> str:
+        """Its address, for a `Connection`."""
+        return f"http://127.0.0.1:{self.port}"
+
     def start(
         self,
         *flags: str,

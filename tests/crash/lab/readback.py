@@ -5,18 +5,16 @@ client asks for both, and knows to the last node what they must say, as its dire
 """
 
 import contextlib
-import http.client
-import json
 import random
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from kvd.testing.crash import DISCONNECTED, Connection, Request
 from tests.crash.lab.experiment import Experiment, Trial, Violation
 from tests.crash.lab.killing import FLAGS, start
 from tests.crash.lab.process import Kvd
-from tests.crash.lab.workload import Connection, Op
 
 _CLIENTS = 6
 
@@ -32,13 +30,13 @@ class Client:
         self.writes = self.reads = 0
         self._dice = random.Random(f"{seed} {number}")
         self._tree: Tree = {}
-        self._doubt: Op | None = None
+        self._doubt: Request | None = None
 
-    def live(self, port: int) -> None:
+    def live(self, url: str) -> None:
         """Write and read until the server has gone."""
         with (
-            contextlib.suppress(OSError, http.client.HTTPException, json.JSONDecodeError),
-            Connection(port) as connection,
+            contextlib.suppress(*DISCONNECTED),
+            Connection(url) as connection,
         ):
             self.find_again(connection)
             while True:
@@ -83,7 +81,7 @@ class Client:
             self.writes += 1
         self._doubt = None
 
-    def _choose(self) -> Op:
+    def _choose(self) -> Request:
         dice, home = self._dice, self.home
         directory = f"{home}/d{dice.randrange(3)}"
         file = f"{directory}/f{dice.randrange(4)}"
@@ -91,26 +89,26 @@ class Client:
         now = time.monotonic()
         match dice.randrange(10):
             case 0:
-                return Op("POST", f"{home}/q", {"value": value}, now)
+                return Request("POST", f"{home}/q", {"value": value}, now)
             case 1 | 2:
-                return Op("DELETE", file, {}, now)
+                return Request("DELETE", file, {}, now)
             case 3 | 4:
-                return Op("DELETE", directory, {"dir": "true"}, now)
+                return Request("DELETE", directory, {"dir": "true"}, now)
             case 5:
                 tree = dice.choice((directory, f"{home}/q"))
-                return Op("DELETE", tree, {"recursive": "true"}, now)
+                return Request("DELETE", tree, {"recursive": "true"}, now)
             case 6:
-                return Op("PUT", file, {"value": value, "ttl": "9000"}, now)
-        return Op("PUT", file, {"value": value}, now)
+                return Request("PUT", file, {"value": value, "ttl": "9000"}, now)
+        return Request("PUT", file, {"value": value}, now)
 
-    def _status(self, op: Op) -> tuple[int, ...]:
+    def _status(self, op: Request) -> tuple[int, ...]:
         if op.method != "DELETE":
             return 200, 201
         if op.key not in self._tree:
             return (404,)
         return (403,) if "dir" in op.params and any(self._below(self._tree, op.key)) else (200,)
 
-    def _perform(self, tree: Tree, op: Op, key: str, index: int) -> None:
+    def _perform(self, tree: Tree, op: Request, key: str, index: int) -> None:
         if op.method == "DELETE":
             for gone in [key, *self._below(tree, key)]:
                 tree.pop(gone, None)
@@ -131,7 +129,7 @@ class Client:
         self._compare(connection.get(key), key)
         self.reads += 1
 
-    def _compare(self, op: Op, key: str) -> None:
+    def _compare(self, op: Request, key: str) -> None:
         expected = self._tree.get(key)
         seen = _node(op.body["node"]) if op.acked else None
         if seen != expected:
@@ -179,7 +177,7 @@ def read_back(trial: Trial) -> None:
     ):
         start(kvd)
         for kills in range(1, trial.rounds + 1):
-            lives = [pool.submit(client.live, kvd.port) for client in clients]
+            lives = [pool.submit(client.live, kvd.url) for client in clients]
             wanted = _writes(clients) + trial.dice.randrange(200)
             while _writes(clients) < wanted and not all(life.done() for life in lives):
                 time.sleep(0.002)
@@ -192,7 +190,7 @@ def read_back(trial: Trial) -> None:
             trial.figures["reads"] = sum(client.reads for client in clients)
             trial.figures["read wrongly"] = 0
             trial.progress(kills)
-        with Connection(kvd.port) as connection:
+        with Connection(kvd.url) as connection:
             for client in clients:
                 client.find_again(connection)
 

@@ -19,13 +19,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kvd.testing.crash import Clients, Ledger
 from tests.crash.lab.experiment import Experiment, Skipped, Trial, Violation
-from tests.crash.lab.killing import FLAGS, SMALL_FLAGS, check_directory, settle, start
-from tests.crash.lab.ledger import Ledger
+from tests.crash.lab.killing import FLAGS, SMALL_FLAGS, check_directory, start
 from tests.crash.lab.powercut import LoopDisk, loop_disk
 from tests.crash.lab.powerloss import fast_directory
 from tests.crash.lab.process import Kvd, NotListening
-from tests.crash.lab.workload import Clients
 
 _EXIT_IO = 74
 _END_S = 60.0
@@ -106,7 +105,7 @@ def _meet_a_failing_sync(trial: Trial, place: Path, disk: LoopDisk, done: int) -
     clients = Clients(4, f"{trial.seed} {done}")
     with Kvd(disk.place / "data", *_FLAGS, mutant=trial.mutant) as kvd:
         start(kvd)
-        clients.start(kvd.port)
+        clients.start(kvd.url)
         try:
             status = kvd.wait(_END_S)
         except subprocess.TimeoutExpired:
@@ -121,7 +120,7 @@ def _meet_a_failing_sync(trial: Trial, place: Path, disk: LoopDisk, done: int) -
             trial.check("Traceback" not in str(error), f"a bug: {error}")
             trial.count("restarts refused by the file system")
         else:
-            settle(ledger, ops, kvd.port)
+            ledger.check(ops, kvd.url)
             ops = []
             trial.count("restarts that served")
         served = ledger.state.index
@@ -130,7 +129,7 @@ def _meet_a_failing_sync(trial: Trial, place: Path, disk: LoopDisk, done: int) -
         disk.unmount()
         disk.mount("defaults")
         start(kvd)
-        settle(ledger, ops, kvd.port)
+        ledger.check(ops, kvd.url)
         trial.check(
             ledger.state.index >= served,
             f"index {served} was served, after a power cut it is {ledger.state.index}",
@@ -156,12 +155,12 @@ def _take_images(trial: Trial, disk: LoopDisk, first: int, number: int) -> None:
     told = []
     with Kvd(disk.place / "data", *FLAGS, mutant=trial.mutant) as kvd:
         start(kvd)
-        clients.start(kvd.port)
+        clients.start(kvd.url)
         for done in range(first + 1, first + number + 1):
             time.sleep(trial.dice.uniform(0.005, 0.05))
             kvd.signal(signal.SIGSTOP)
             time.sleep(0.02)  # what is on its way to the disk arrives
-            told = [copy.copy(op) for op in clients.ops]
+            told = [copy.copy(op) for op in clients.requests]
             image = disk.image.with_name("image")
             shutil.copyfile(disk.image, image)
             kvd.signal(signal.SIGCONT)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from kvd.testing.crash import DISCONNECTED
 from tests.crash.lab.experiment import Experiment, Trial, Violation
 from tests.crash.lab.killing import FLAGS, start
 from tests.crash.lab.process import Kvd, NotListening
@@ -17,7 +18,6 @@ from tests.crash.lab.process import Kvd, NotListening
 ACCOUNTS = 50
 UNITS = 100
 WRITERS = 8
-ENDED = (OSError, http.client.HTTPException, json.JSONDecodeError)
 """What a client meets when the server ends."""
 JSON = {"Content-Type": "application/json"}
 # Each fault of which some part of a frame can be left behind, or all of it without an answer.
@@ -106,7 +106,7 @@ class Bank:
         self._trial.figures["transfers that had happened"] = len(found)
 
     def _until_end(self, run: Callable[[Client], None], port: int) -> None:
-        with contextlib.suppress(*ENDED), Client(port) as client:
+        with contextlib.suppress(*DISCONNECTED), Client(port) as client:
             run(client)
 
     def _check_sum(self, nodes: list[dict[str, Any]], when: str) -> None:
@@ -153,7 +153,7 @@ class Bank:
     def _mirror(self, port: int) -> None:
         """Follow all events from a listing on; the sum is right behind each transfer."""
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        with contextlib.suppress(*ENDED), contextlib.closing(connection):
+        with contextlib.suppress(*DISCONNECTED), contextlib.closing(connection):
             connection.request("GET", "/v2/keys/accounts")
             response = connection.getresponse()
             index = int(response.headers["X-Etcd-Index"])
