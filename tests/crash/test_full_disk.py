@@ -105,6 +105,7 @@ def test_a_full_disk_refuses_writes_and_nothing_else_until_there_is_room(
 ):
     server = make_server("--wal-segment-bytes", str(1 << 20), data_dir=small_disk / "data").start()
     full_disk_round(server, Ballast(small_disk), kill=kill)
+    server.wait_for_log("disk space is available again")  # it may come behind the responses
     begun = server.stderr.count("writes are refused until there is room")
     assert begun == 1 + kill
     assert server.stderr.count("disk space is available again") == 1
