@@ -15,7 +15,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvd.client.asynchronous import AsyncClient, AsyncFollow, AsyncWatch
+    from kvd.client.async_streams import AsyncFollow, AsyncWatch
+    from kvd.client.asynchronous import AsyncClient
     from kvd.client.blocking import Client
     from kvd.client.errors import (
         ApiError,
@@ -50,7 +51,9 @@ if TYPE_CHECKING:
         missing,
         unchanged,
     )
-    from kvd.client.recipes.claim import LockLost, LockTimeout
+    from kvd.client.recipes.claim import LockTimeout
+    from kvd.client.recipes.items import QueueEmpty
+    from kvd.client.recipes.lease import LockLost
     from kvd.client.streams import Follow, Watch
 
 __all__ = [
@@ -79,6 +82,7 @@ __all__ = [
     "NotSupported",
     "Op",
     "OutcomeUnknown",
+    "QueueEmpty",
     "RootReadOnly",
     "ServerRefused",
     "Snapshot",
@@ -94,7 +98,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "asynchronous": ("AsyncClient", "AsyncFollow", "AsyncWatch"),
+    "async_streams": ("AsyncFollow", "AsyncWatch"),
+    "asynchronous": ("AsyncClient",),
     "blocking": ("Client",),
     "errors": (
         "ApiError",
@@ -129,7 +134,9 @@ _HOMES = {
         "missing",
         "unchanged",
     ),
-    "recipes.claim": ("LockLost", "LockTimeout"),
+    "recipes.claim": ("LockTimeout",),
+    "recipes.items": ("QueueEmpty",),
+    "recipes.lease": ("LockLost",),
     "streams": ("Follow", "Watch"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -2,105 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
+from kvd.client.async_streams import AsyncFollow, AsyncWatch
 from kvd.client.blocking import PAGE, Client
-from kvd.client.errors import TransportError
 from kvd.client.loop import AsyncDriver
 from kvd.client.operations import Operations
-from kvd.client.recipes.asynchronous import AsyncBarrier, AsyncCounter, AsyncLock
+from kvd.client.recipes.asynchronous import (
+    AsyncBarrier,
+    AsyncCounter,
+    AsyncElection,
+    AsyncLock,
+)
+from kvd.client.recipes.asynchronous_queue import AsyncQueue
 from kvd.client.watches import Following, Watching
 
 if TYPE_CHECKING:
     import ssl
 
-    from kvd.client.model import Compare, Event, Node, Op, Snapshot, Tree
+    from kvd.client.model import Compare, Event, Node, Op, Tree
 
 T = TypeVar("T")
-
-
-class _Stream:
-    """The base of `AsyncWatch` and `AsyncFollow`."""
-
-    def __init__(
-        self, driver: AsyncDriver, state: Watching | Following, timeout: float | None = None
-    ) -> None:
-        self._driver = driver
-        self._timeout = timeout
-        self._state = state
-        self._task: asyncio.Task[Any] | None = None
-        self._is_awaited = False
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End it, and whatever waits for its next event."""
-        self._state.is_closed = True
-        self._state.let_go()
-        if self._task is not None:
-            self._task.cancel()
-
-    async def _next(self) -> Any:
-        if self._state.is_closed:
-            raise StopAsyncIteration
-        if self._is_awaited:
-            raise RuntimeError("another task already waits for the next event")
-        if self._task is None:
-            self._task = asyncio.ensure_future(self._driver.run(self._state.next(self._timeout)))
-        task = self._task
-        self._is_awaited = True
-        try:
-            # A caller that is cancelled leaves the task to the next call: no event is lost.
-            await asyncio.wait([task])
-        finally:
-            self._is_awaited = False
-        self._task = None
-        if task.cancelled():
-            raise StopAsyncIteration
-        try:
-            return task.result()
-        except (TransportError, OSError):
-            if self._state.is_closed:
-                raise StopAsyncIteration from None
-            raise
-
-
-class AsyncWatch(_Stream):
-    """The events of a key, one after the other; ends when it is closed."""
-
-    _state: Watching
-
-    def __aiter__(self) -> AsyncIterator[Event]:
-        return self
-
-    async def __anext__(self) -> Event:
-        event: Event = await self._next()
-        return event
-
-    @property
-    def index(self) -> int | None:
-        """The last index that is complete: save it, and continue with `since=index + 1`."""
-        return self._state.index
-
-
-class AsyncFollow(_Stream):
-    """A snapshot of a subtree and the events behind it; ends when it is closed."""
-
-    _state: Following
-
-    def __aiter__(self) -> AsyncIterator[Snapshot | Event]:
-        return self
-
-    async def __anext__(self) -> Snapshot | Event:
-        told: Snapshot | Event = await self._next()
-        return told
 
 
 class AsyncClient:
@@ -164,8 +88,8 @@ class AsyncClient:
     async def iter_ls(self, key: str = "/", *, page: int = PAGE) -> AsyncIterator[Node]:
         after: str | None = None
         while True:
-            nodes, after = await self._driver.run(self._operations.page(key, after, page))
-            for node in nodes:
+            tree, after = await self._driver.run(self._operations.page(key, after, page))
+            for node in tree:
                 yield node
             if after is None:
                 return
@@ -271,6 +195,14 @@ class AsyncClient:
         self, name: str, *, ttl: int = 10, on_lost: Callable[[], object] | None = None
     ) -> AsyncLock:
         return AsyncLock(self._driver, self._operations, name, ttl, on_lost)
+
+    def election(
+        self, name: str, *, ttl: int = 10, on_lost: Callable[[], object] | None = None
+    ) -> AsyncElection:
+        return AsyncElection(self._driver, self._operations, name, ttl, on_lost)
+
+    def queue(self, name: str, *, ttl: int = 10) -> AsyncQueue:
+        return AsyncQueue(self._driver, self._operations, name, ttl)
 
     def counter(self, key: str) -> AsyncCounter:
         return AsyncCounter(self._driver, self._operations, key)

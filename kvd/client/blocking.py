@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from kvd.client.operations import Operations
-from kvd.client.recipes.blocking import Barrier, Counter, Lock
+from kvd.client.recipes.blocking import Barrier, Counter, Election, Lock
+from kvd.client.recipes.blocking_queue import Queue
 from kvd.client.sockets import Driver
 from kvd.client.streams import Follow, Watch
 from kvd.client.watches import Following, Watching
@@ -139,8 +140,8 @@ class Client:
         """
         after: str | None = None
         while True:
-            nodes, after = self._run(self._operations.page(key, after, page))
-            yield from nodes
+            tree, after = self._run(self._operations.page(key, after, page))
+            yield from tree
             if after is None:
                 return
 
@@ -355,6 +356,28 @@ class Client:
             on_lost: called, from another thread, if the lock is lost while it is held.
         """
         return Lock(self._driver, self._operations, name, ttl, on_lost)
+
+    def election(
+        self, name: str, *, ttl: int = 10, on_lost: Callable[[], object] | None = None
+    ) -> Election:
+        """Return a choice of one leader among programs.
+
+        Args:
+            name: a directory; its in-order keys are the leader and the other candidates.
+            ttl: seconds after which a leader that has died is replaced, 3 or more.
+            on_lost: called, from another thread, if this program leads and no longer may.
+        """
+        return Election(self._driver, self._operations, name, ttl, on_lost)
+
+    def queue(self, name: str, *, ttl: int = 10) -> Queue:
+        """Return a queue of texts among programs; each is handled at least once.
+
+        Args:
+            name: a directory; its in-order keys are the items.
+            ttl: seconds after which the item of a taker that has died is handed out again, 3 or
+                more.
+        """
+        return Queue(self._driver, self._operations, name, ttl)
 
     def counter(self, key: str) -> Counter:
         """Return a number in a key, that many programs add to."""

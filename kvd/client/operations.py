@@ -13,7 +13,6 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from kvd.client.errors import (
-    ApiError,
     CompareFailed,
     KeyExists,
     KeyNotFound,
@@ -138,16 +137,17 @@ class Operations:
             return False
         return True
 
-    def ls(self, key: str, *, recursive: bool, page: Given | None = None) -> Operation[Tree]:
-        query = {"recursive": recursive or None, **(page or {})}
+    def ls(self, key: str, *, recursive: bool) -> Operation[Tree]:
+        query = {"recursive": recursive or None}
         reply = yield from self.call("GET", self.path(key), query=query)
+        return self._tree(reply)
+
+    def _tree(self, reply: Reply) -> Tree:
         told = _json(reply)["node"]
+        key = self.names.own(told.get("key", "/"))
         if not told.get("dir"):
-            cause = self.names.own(told.get("key", ""))
-            raise _not_a_directory(cause, reply.index)
-        return Tree(
-            self.names.own(told.get("key", "/")), reply.index, self.names.below(told, reply.index)
-        )
+            raise NotADirectory(104, "Not a directory", key, reply.index, 400)
+        return Tree(key, reply.index, self.names.below(told, reply.index))
 
     def all_below(
         self, key: str, timeout: float | None = None
@@ -166,20 +166,15 @@ class Operations:
         node = self.names.node(told, reply.index)
         return {node.key: node}, reply.index, cluster_id
 
-    def page(
-        self, key: str, after: str | None, size: int
-    ) -> Operation[tuple[list[Node], str | None]]:
+    def page(self, key: str, after: str | None, size: int) -> Operation[tuple[Tree, str | None]]:
         """Return some children, and the name after which the next page begins."""
         if "limit" not in (yield from self.extras()):
-            return list((yield from self.ls(key, recursive=False))), None
+            return (yield from self.ls(key, recursive=False)), None
         query = {"limit": size, "after": after}
         reply = yield from self.call("GET", self.path(key), query=query)
-        told = _json(reply)["node"]
-        if not told.get("dir"):
-            raise _not_a_directory(self.names.own(told.get("key", "")), reply.index)
-        nodes = list(self.names.below(told, reply.index).values())
-        has_more = "x-kvd-next" in reply.headers
-        return nodes, nodes[-1].key.rpartition("/")[2] if has_more and nodes else None
+        tree = self._tree(reply)
+        has_more = "x-kvd-next" in reply.headers and tree.nodes
+        return tree, list(tree.nodes)[-1].rpartition("/")[2] if has_more else None
 
     def get_bytes(self, key: str) -> Operation[bytes]:
         yield from self.require("raw")
@@ -345,8 +340,3 @@ def _json(reply: Reply) -> dict[str, Any]:
     except ValueError:
         raise KvdError(f"the response is no JSON: {reply.body[:200]!r}") from None
     return told
-
-
-def _not_a_directory(key: str, index: int) -> ApiError:
-
-    return NotADirectory(104, "Not a directory", key, index, 400)

@@ -1,4 +1,4 @@
-"""`Watch` and `Follow`: the open streams of a `Client`, to iterate over."""
+"""`Watch`, `Follow` and `Observation`: the open streams of a `Client`, to iterate over."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Self
 
 from kvd.client.errors import TransportError
+from kvd.client.recipes.leaders import Observing
 from kvd.client.sockets import Driver
 from kvd.client.watches import Following, Watching
 
@@ -15,10 +16,13 @@ if TYPE_CHECKING:
 
 
 class _Stream:
-    """The base of `Watch` and `Follow`."""
+    """The base of all of them."""
 
     def __init__(
-        self, driver: Driver, state: Watching | Following, timeout: float | None = None
+        self,
+        driver: Driver,
+        state: Watching | Following | Observing,
+        timeout: float | None = None,
     ) -> None:
         self._driver = driver
         self._timeout = timeout
@@ -88,3 +92,16 @@ class Follow(_Stream):
     def __next__(self) -> Snapshot | Event:
         told: Snapshot | Event = self._next()
         return told
+
+
+class Observation(_Stream):
+    """The value of an election's leader, at first and at each change; ends when it is closed."""
+
+    _state: Observing
+
+    def __iter__(self) -> Iterator[str | None]:
+        return self
+
+    def __next__(self) -> str | None:
+        leader: str | None = self._next()
+        return leader

@@ -1,12 +1,10 @@
 """kvd/client/operations.py, through both clients and a real server."""
 
-import inspect
 from datetime import UTC, datetime
 
 import pytest
 
 from kvd.client import (
-    AsyncClient,
     BadRequest,
     Client,
     CompareFailed,
@@ -255,22 +253,3 @@ def test_the_same_over_a_unix_socket_and_tls(connect, make_server, tmp_path):
 def test_what_is_no_url_is_refused(url):
     with pytest.raises(ValueError, match="expected http://HOST:PORT"):
         Client(url)
-
-
-def test_both_clients_have_the_same_methods():
-    def public(of):
-        return {
-            name: inspect.signature(method)
-            for name, method in inspect.getmembers(of, inspect.isfunction)
-            if not name.startswith("_") or name == "__init__"
-        }
-
-    blocking, asynchronous = public(Client), public(AsyncClient)
-    assert blocking.keys() == asynchronous.keys()
-    for name, signature in blocking.items():
-        assert signature.parameters == asynchronous[name].parameters, name
-        told = str(signature.return_annotation)
-        for word in ("Iterator", "Watch", "Follow", "Lock", "Counter", "Barrier"):
-            told = told.replace(word, f"Async{word}")
-        assert str(asynchronous[name].return_annotation) == told
-        assert getattr(AsyncClient, name).__doc__ == getattr(Client, name).__doc__

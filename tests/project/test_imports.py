@@ -25,7 +25,7 @@ ROWS = (
     ("kvd.limits", "kvd.migrate"),
     ("kvd.v2", "kvd.config", "kvd.logs"),
     ("kvd.failures", "kvd.log_output", "kvd.crash_file", "kvd.process", "kvd.descriptors"),
-    ("kvd", "kvd.json_text", "kvd.lines"),
+    ("kvd", "kvd.json_text", "kvd.lines", "kvd.recipes"),
     ("kvd.client",),
 )
 STORAGE_ROWS = (

@@ -1,6 +1,9 @@
-"""Locks and counters over keys: `client.lock(NAME)`, `client.counter(KEY)`, `client.barrier(KEY)`.
+"""Locks, elections, queues, counters and barriers over keys; `kvd.recipes` has their names.
 
-claim.py         a lock's entry in its queue, without sockets or threads
-blocking.py      Lock, Counter, Barrier of a `Client`; a thread refreshes the lock
-asynchronous.py  the same of an `AsyncClient`; a task refreshes the lock
+lease.py                a key with an owner and a TTL, without sockets or threads
+claim.py                a lock's entry in its queue, likewise; leaders.py the leader among entries
+items.py                items of a queue, likewise
+keeper.py               refreshes a lease in a thread, asynchronous_keeper.py in a task
+blocking.py             Lock, Election, Counter, Barrier of a `Client`; blocking_queue.py Queue
+asynchronous.py         the same of an `AsyncClient`; asynchronous_queue.py AsyncQueue
 """

@@ -1,14 +1,17 @@
-"""`AsyncLock`, `AsyncCounter` and `AsyncBarrier` of an `AsyncClient`; see blocking.py."""
+"""Recipes of an `AsyncClient`; see blocking.py."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
-from kvd.client.errors import ClusterChanged, HistoryLost, KeyNotFound, KvdError
-from kvd.client.recipes.claim import Claim, Held, LockLost, LockTimeout
+from kvd.client.async_streams import AsyncObservation
+from kvd.client.errors import ClusterChanged, HistoryLost, KeyNotFound
+from kvd.client.recipes.asynchronous_keeper import AsyncKeeper
+from kvd.client.recipes.claim import Claim, LockTimeout
+from kvd.client.recipes.leaders import Observing
+from kvd.client.recipes.lease import Held, LockLost
 from kvd.client.watches import Watching
 
 if TYPE_CHECKING:
@@ -33,59 +36,59 @@ class AsyncLock:
         name: str,
         ttl: int,
         on_lost: Callable[[], object] | None = None,
+        *,
+        shown: str | None = None,
     ) -> None:
         self._driver = driver
         self._ops = ops
         self._name = name
         self._ttl = ttl
         self._on_lost = on_lost
-        self._claim = Claim(ops, name, ttl)
-        self._keeper: asyncio.Task[None] | None = None
-        self._body: asyncio.Task[object] | None = None
-        self._is_held = False
-        self._lost = asyncio.Event()
+        self._shown = shown
+        self._claim = Claim(ops, name, ttl, shown)
+        self._keeper: AsyncKeeper | None = None
 
     async def __aenter__(self) -> Held[asyncio.Event]:
         held = await self.acquire()
-        self._body = asyncio.current_task()
+        assert self._keeper is not None
+        self._keeper.body = asyncio.current_task()
         return held
 
-    async def __aexit__(self, kind: object, *_: object) -> None:
-        body, self._body = self._body, None
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        keeper, key = self._keeper, self._claim.lease.key
+        is_lost = keeper is not None and keeper.take_back(kind)
         await self.release()
-        was_cancelled = kind is asyncio.CancelledError and self._lost.is_set()
-        # If the caller has cancelled the task too, that cancellation goes on.
-        if was_cancelled and body is not None and body.uncancel() == 0:
-            raise LockLost(f"{self._claim.key} was lost") from None
+        if is_lost:
+            raise LockLost(f"{key} was lost") from None
 
     async def acquire(self, timeout: float | None = None) -> Held[asyncio.Event]:
         """Wait for the lock; see `Lock.acquire`."""
         if self._keeper is not None:
             raise RuntimeError("this lock is held already; make another one for each holder")
-        self._claim = Claim(self._ops, self._name, self._ttl)
-        self._lost = asyncio.Event()
+        self._claim = Claim(self._ops, self._name, self._ttl, self._shown)
         try:
             async with asyncio.timeout(timeout):
-                await self._enter()
+                keeper = await self._enter()
         except TimeoutError:
             await self.release()
             raise LockTimeout(f"{self._name} was not free in time") from None
         except BaseException:
             await self.release()
             raise
-        self._is_held = True
-        return Held(self._claim, self._lost)
+        keeper.is_held = True
+        return Held(self._claim.lease, self._claim.fence, keeper.lost)
 
-    async def _enter(self) -> None:
+    async def _enter(self) -> AsyncKeeper:
         await self._driver.run(self._claim.enter())
-        self._keeper = asyncio.create_task(self._keep())
+        keeper = self._keeper = AsyncKeeper(self._driver, self._claim.lease, self._on_lost)
         waiting = asyncio.ensure_future(self._wait())
-        lost = asyncio.ensure_future(self._lost.wait())
+        lost = asyncio.ensure_future(keeper.lost.wait())
         try:
             await asyncio.wait((waiting, lost), return_when=asyncio.FIRST_COMPLETED)
             if not waiting.done():
-                raise LockLost(f"{self._claim.key} was lost while waiting")
+                raise LockLost(f"{self._claim.lease.key} was lost while waiting")
             waiting.result()
+            return keeper
         finally:
             for task in (waiting, lost):
                 task.cancel()
@@ -97,31 +100,14 @@ class AsyncLock:
             key, index = before
             await wait_until_gone(self._driver, self._ops, key, index)
 
-    async def _keep(self) -> None:
-        wait_s = self._claim.refresh_s
-        while True:
-            await asyncio.sleep(wait_s)
-            try:
-                wait_s = await self._driver.run(self._claim.refresh())
-            except KvdError:
-                break
-        self._lost.set()
-        if self._is_held:
-            if self._on_lost is not None:
-                self._on_lost()
-            if self._body is not None:
-                self._body.cancel()
-
     async def release(self) -> None:
         """Give the lock up; of one that was lost nothing is changed."""
         keeper, self._keeper = self._keeper, None
-        self._is_held = False
         if keeper is not None:
-            keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await keeper
-        if self._claim.key and not self._lost.is_set():
-            await self._driver.run(self._claim.leave())
+            keeper.is_held = False
+            await keeper.stop()
+            if not keeper.lost.is_set():
+                await self._driver.run(self._claim.lease.leave())
 
 
 async def wait_until_gone(driver: AsyncDriver, ops: Operations, key: str, index: int) -> None:
@@ -134,6 +120,32 @@ async def wait_until_gone(driver: AsyncDriver, ops: Operations, key: str, index:
         return  # look again
     finally:
         watching.let_go()
+
+
+class AsyncElection:
+    """`Election` for programs with an event loop."""
+
+    def __init__(
+        self,
+        driver: AsyncDriver,
+        ops: Operations,
+        name: str,
+        ttl: int,
+        on_lost: Callable[[], object] | None = None,
+    ) -> None:
+        self._driver = driver
+        self._ops = ops
+        self._name = name
+        self._ttl = ttl
+        self._on_lost = on_lost
+
+    def campaign(self, value: str) -> AsyncLock:
+        """Return a lock: `async with` waits until this program leads. See `Election.campaign`."""
+        return AsyncLock(self._driver, self._ops, self._name, self._ttl, self._on_lost, shown=value)
+
+    def observe(self, *, timeout: float | None = None) -> AsyncObservation:
+        """Return the value of the leader at each change. See `Election.observe`."""
+        return AsyncObservation(self._driver, Observing(self._ops, self._name), timeout)
 
 
 class AsyncCounter:

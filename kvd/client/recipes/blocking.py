@@ -5,17 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from time import monotonic, sleep
-from typing import Self, TypeVar
+from typing import Self
 
-from kvd.client.errors import ClusterChanged, HistoryLost, KeyNotFound, KvdError
+from kvd.client.errors import ClusterChanged, HistoryLost, KeyNotFound, WatchTimeout
 from kvd.client.operations import Operations
-from kvd.client.recipes.claim import Claim, Held, LockLost, LockTimeout
+from kvd.client.recipes.claim import Claim, LockTimeout
+from kvd.client.recipes.keeper import Keeper
+from kvd.client.recipes.leaders import Observing
+from kvd.client.recipes.lease import Held, LockLost
 from kvd.client.sockets import Driver
-from kvd.client.streams import Watch
+from kvd.client.streams import Observation, Watch
 from kvd.client.watches import Watching
-from kvd.client.wire import Operation
-
-T = TypeVar("T")
 
 
 class Lock:
@@ -35,17 +35,20 @@ class Lock:
         name: str,
         ttl: int,
         on_lost: Callable[[], object] | None = None,
+        *,
+        shown: str | None = None,
     ) -> None:
+        self._shown = shown
         self._driver = driver
         self._ops = ops
         self._name = name
         self._ttl = ttl
         self._on_lost = on_lost
-        self._keeper: _Keeper | None = None
+        self._keeper: Keeper | None = None
         self._new_claim()
 
     def _new_claim(self) -> None:
-        self._claim = Claim(self._ops, self._name, self._ttl)
+        self._claim = Claim(self._ops, self._name, self._ttl, self._shown)
 
     def __enter__(self) -> Held[threading.Event]:
         return self.acquire()
@@ -69,7 +72,7 @@ class Lock:
         deadline = None if timeout is None else monotonic() + timeout
         self._new_claim()
         self._driver.run(self._claim.enter(timeout), sleep)
-        keeper = self._keeper = _Keeper(self._driver, self._claim, self._on_lost)
+        keeper = self._keeper = Keeper(self._driver, self._claim.lease, self._on_lost)
         try:
             while (before := keeper.run(self._claim.before())) is not None:
                 self._wait_for(*before, keeper, deadline)
@@ -77,17 +80,13 @@ class Lock:
             self.release()
             raise
         keeper.is_held = True
-        return Held(self._claim, keeper.lost)
+        return Held(self._claim.lease, self._claim.fence, keeper.lost)
 
-    def _wait_for(self, key: str, index: int, keeper: _Keeper, deadline: float | None) -> None:
+    def _wait_for(self, key: str, index: int, keeper: Keeper, deadline: float | None) -> None:
         """Wait until an entry is gone."""
+        left = None if deadline is None else max(deadline - monotonic(), 0)
         watching = Watching(self._ops, key, index + 1, recursive=False)
-        with Watch(self._driver, watching) as watch:
-            timer = None
-            if deadline is not None:
-                timer = threading.Timer(max(deadline - monotonic(), 0), watch.close)
-                timer.daemon = True
-                timer.start()
+        with Watch(self._driver, watching, left) as watch:
             try:
                 keeper.interrupts(watch)
                 for event in watch:
@@ -95,13 +94,11 @@ class Lock:
                         return
             except (ClusterChanged, HistoryLost):
                 return  # the next listing tells
+            except WatchTimeout:
+                raise LockTimeout(f"{self._name} was not free in time") from None
             finally:
                 keeper.interrupts(None)
-                if timer is not None:
-                    timer.cancel()
-        if keeper.lost.is_set():
-            raise LockLost(f"{self._claim.key} was lost while waiting")
-        raise LockTimeout(f"{self._name} was not free in time")
+        raise LockLost(f"{self._claim.lease.key} was lost while waiting")
 
     def release(self) -> None:
         """Give the lock up; of one that was lost nothing is changed."""
@@ -109,59 +106,50 @@ class Lock:
         if keeper is not None:
             keeper.stop()
             if not keeper.lost.is_set():
-                self._driver.run(self._claim.leave(), sleep)
+                self._driver.run(self._claim.lease.leave(), sleep)
 
 
-class _Keeper:
-    """Refreshes an entry from a thread of its own, until it is lost or given up."""
+class Election:
+    """A choice of one leader among programs, with a value that all can see.
 
-    def __init__(self, driver: Driver, claim: Claim, on_lost: Callable[[], object] | None) -> None:
-        self.lost = threading.Event()
-        self.is_held = False
+    Each candidate has an entry as that of a lock; the leader is the one that has waited longest.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        ops: Operations,
+        name: str,
+        ttl: int,
+        on_lost: Callable[[], object] | None = None,
+    ) -> None:
         self._driver = driver
-        self._claim = claim
+        self._ops = ops
+        self._name = name
+        self._ttl = ttl
         self._on_lost = on_lost
-        self._stopped = threading.Event()
-        self._watch: Watch | None = None
-        self._thread = threading.Thread(target=self._keep, name="kvd-lock", daemon=True)
-        self._thread.start()
 
-    def run(self, operation: Operation[T]) -> T:
-        """Return the result of an operation that ends early once the lock is lost."""
-        if self.lost.is_set():
-            operation.close()
-            raise LockLost(f"{self._claim.key} was lost while waiting")
-        return self._driver.run(operation, sleep)
+    def campaign(self, value: str) -> Lock:
+        """Return a lock: `with` waits until this program leads, and steps down at the end.
 
-    def interrupts(self, watch: Watch | None) -> None:
-        """Let a watch end when the lock is lost."""
-        self._watch = watch
-        if watch is not None and self.lost.is_set():
-            watch.close()
+        Args:
+            value: what `observe` yields meanwhile, such as an address.
+        """
+        return Lock(self._driver, self._ops, self._name, self._ttl, self._on_lost, shown=value)
 
-    def _keep(self) -> None:
-        wait_s = self._claim.refresh_s
-        while not self._stopped.wait(wait_s):
-            try:
-                wait_s = self._driver.run(self._claim.refresh(), self._stopped.wait)
-            except KvdError:
-                self._lose()
-                return
+    def observe(self, *, timeout: float | None = None) -> Observation:
+        """Return the value of the leader, and that of the next one at each change.
 
-    def _lose(self) -> None:
-        if self._stopped.is_set():
-            return
-        self.lost.set()
-        watch = self._watch
-        if watch is not None:
-            watch.close()
-        if self.is_held and self._on_lost is not None:
-            self._on_lost()
+        It is None while there is no leader. A leader that was too slow may not know yet that it is
+        none any more: `fence` tells one from the other.
 
-    def stop(self) -> None:
-        self._stopped.set()
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        Args:
+            timeout: seconds that each change is waited for; without it, as long as it takes.
+
+        Raises, while it is iterated:
+            WatchTimeout: there was no change in time. Iterate again: none was lost.
+        """
+        return Observation(self._driver, Observing(self._ops, self._name), timeout)
 
 
 class Counter:

@@ -1,0 +1,57 @@
+"""`AsyncQueue` of an `AsyncClient`; see blocking_queue.py."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from kvd.client.recipes.asynchronous_keeper import AsyncKeeper
+from kvd.client.recipes.items import Item, Taking, new_item
+from kvd.client.recipes.lease import LockLost
+
+if TYPE_CHECKING:
+    from kvd.client.loop import AsyncDriver
+    from kvd.client.operations import Operations
+
+
+class AsyncQueue:
+    """`Queue` for programs with an event loop."""
+
+    def __init__(self, driver: AsyncDriver, ops: Operations, name: str, ttl: int) -> None:
+        self._driver = driver
+        self._ops = ops
+        self._name = name
+        self._ttl = ttl
+
+    async def put(self, value: str, *, id: str | None = None) -> str:  # noqa: A002 -- what it is called
+        """Put an item at the end; return its id. See `Queue.put`."""
+        told, text = new_item(value, id)
+        form = {"value": text}
+        await self._driver.run(self._ops.write("POST", self._name, form))
+        return told
+
+    @asynccontextmanager
+    async def take(self, timeout: float | None = None) -> AsyncIterator[Item[asyncio.Event]]:
+        """Wait for an item in an `async with`, at whose end it is removed. See `Queue.take`.
+
+        If the claim is lost, the body is cancelled and LockLost raised.
+        """
+        taking = Taking(self._ops, self._name, self._ttl)
+        node = await self._driver.run(taking.take(timeout))
+        keeper = AsyncKeeper(self._driver, taking.lease, None)
+        keeper.body = asyncio.current_task()
+        try:
+            yield Item(node, taking.lease, keeper.lost)
+        except BaseException as error:
+            is_lost = keeper.take_back(error)
+            await keeper.stop()
+            if is_lost:
+                raise LockLost(f"{node.key} was lost, and is handed out again") from None
+            raise
+        keeper.take_back(None)
+        await keeper.stop()
+        if keeper.lost.is_set():
+            raise LockLost(f"{node.key} was lost, and is handed out again")
+        await self._driver.run(taking.finish())
