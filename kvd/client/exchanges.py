@@ -141,6 +141,9 @@ class Exchanges:
             self._current += 1
             left = deadline - monotonic()
             is_last = self.rounds is not None and asked >= self.rounds * len(self.endpoints)
+            is_last |= len(failures) == len(self.endpoints) and all(
+                _is_final(one) for one in failures.values()
+            )
             if left <= 0 or is_last:
                 _give_up(failures, timeout if left <= 0 else None)
             if asked % len(self.endpoints) == 0:
@@ -186,6 +189,12 @@ def _give_up(failures: Mapping[str, Exception], timeout: float | None) -> NoRetu
     lost = kind(f"no answer from {', '.join(failures)}{how_long}: {last or type(last).__name__}")
     lost.failures = failures
     raise lost from last
+
+
+def _is_final(error: Exception) -> bool:
+    """Return whether another try would fail in the same way: a certificate is not trusted."""
+    # This is ssl.SSLCertVerificationError, whose module is loaded for programs with TLS alone.
+    return isinstance(error, OSError) and isinstance(error, ValueError)
 
 
 def _left(deadline: float) -> float:
