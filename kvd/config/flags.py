@@ -136,7 +136,7 @@ FLAGS = (
         "wal-sync",
         "auto",
         "WAY",
-        "how to sync the log: auto uses Linux AIO where available, thread always uses a thread of "
+        "how to sync the log: auto uses io_uring or Linux AIO, thread always uses a thread of "
         "kvd, whose calls a tracer sees",
         STORAGE,
     ),

@@ -1,4 +1,4 @@
-"""Appends batches to the log; fdatasync by Linux AIO where available, else on the sync thread.
+"""Appends batches to the log; fdatasync by the kernel where it can, else on the sync thread.
 
 While syncs are short the loop waits for them, each time for `WAIT_S` at most: a turn of the loop
 and a wake-up cost more than a sync of 100 us takes, and what is on its way to the sockets meanwhile
@@ -6,7 +6,7 @@ makes the next batch larger. A sync that takes longer is told by the kernel in a
 that no read ever waits for a slow disk; and the more of them there are, the less often is waited.
 
 While clients read, too, the loop waits for each sync, but for `BRIEFLY_S` only: otherwise batches
-take many times as long (storage/aio.py).
+take many times as long where Linux AIO is what there is (storage/aio.py).
 
 Either way one batch is under way at a time. The thread also does all that is rare: it begins
 segments, writes long frames, and makes the faults of failpoints.
@@ -15,6 +15,7 @@ segments, writes long frames, and makes the faults of failpoints.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,6 +29,7 @@ from kvd.storage.format.frame import Position
 from kvd.storage.format.records import next_chain
 from kvd.storage.index.pending import Pending
 from kvd.storage.store import Store
+from kvd.storage.wal.ring_sync import RingSync, data_sync
 from kvd.storage.wal.segment_writer import BEGUN_BYTES_MAX
 
 log = logging.getLogger(__name__)
@@ -68,12 +70,12 @@ class LogWriter:
         self._began = 0.0
         self._counts = reads
         self._counts_before = [*reads]
-        self._kernel: DataSync | None = None
+        self._kernel: DataSync | RingSync | None = None
         if not thread_only:
             try:
-                self._kernel = DataSync()
+                self._kernel = data_sync()
             except OSError as error:
-                log.debug("Linux AIO is not available, the log is synced on a thread: %s", error)
+                log.debug("the kernel's syncs are not available, a thread makes them: %s", error)
 
     def append(self, batch: Pending, done: Done) -> None:
         """Append a batch that is encoded.
@@ -113,7 +115,7 @@ class LogWriter:
                 self._forget(kernel)
             self._end(code, began, done)
 
-    def _wait(self, kernel: DataSync) -> int | None:
+    def _wait(self, kernel: DataSync | RingSync) -> int | None:
         """Wait for a sync as far as that is worth it; see `DataSync.outcome`."""
         if self._counts != self._counts_before:
             self._counts_before = [*self._counts]
@@ -146,7 +148,7 @@ class LogWriter:
         if code is not None:
             self._end(code, self._began, self._done)
 
-    def _forget(self, kernel: DataSync) -> None:
+    def _forget(self, kernel: DataSync | RingSync) -> None:
         """Clear the eventfd of a sync that was waited for; after several, watch it no longer."""
         kernel.clear()
         self._watched -= 1
@@ -155,6 +157,9 @@ class LogWriter:
 
     def _end(self, code: int, began: float, done: Done) -> None:
         """Tell that the kernel has synced a batch, or failed to."""
+        if code == errno.ECANCELED:  # it has not even tried: it had no worker for that
+            self._sync.run(self._segment.sync_begun, done)
+            return
         outcome: Position | BaseException
         try:
             outcome = self._segment.end_append(monotonic() - began, code)

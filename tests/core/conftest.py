@@ -10,5 +10,5 @@ from tests.support.held_sync import HeldSync
 def held(monkeypatch):
     """The disk of the appender that the test makes."""
     disk_sync = HeldSync()
-    monkeypatch.setattr(log_writer, "DataSync", lambda: disk_sync)
+    monkeypatch.setattr(log_writer, "data_sync", lambda: disk_sync)
     return disk_sync

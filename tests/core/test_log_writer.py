@@ -8,12 +8,12 @@ import pytest
 
 from bench.cost.in_process import Inside
 from bench.load.wire import render
-from kvd.storage.aio import DataSync
+from kvd.core import log_writer
 from kvd.storage.errors import LogFull
 from kvd.storage.format.frame import Position
 from tests.support.committing import on_a_loop
 from tests.support.held_sync import BOTH_WAYS, Log, a_log, can_be_read, values
-from tests.support.kernel_sync import needs_the_kernel
+from tests.support.kernel_sync import BY_EITHER, needs_the_kernel
 from tests.support.server import PATIENCE_S
 from tests.support.stores import SEGMENT, open_store
 
@@ -180,13 +180,35 @@ async def test_the_next_segment_is_prepared_ahead_of_time(tmp_path):
         assert log.store.wal.position.segment == 1
 
 
-@needs_the_kernel
+@BY_EITHER
 @on_a_loop
-async def test_a_sync_that_the_kernel_does_not_take_is_made_by_the_thread(tmp_path, monkeypatch):
+async def test_a_sync_that_the_kernel_does_not_take_is_made_by_the_thread(
+    tmp_path, monkeypatch, kind
+):
+    monkeypatch.setattr(log_writer, "data_sync", kind)
     async with a_log(tmp_path / "data", thread_only=False) as log:
         await log.append(b"first")
         with monkeypatch.context() as patch:
-            patch.setattr(DataSync, "submit", failing(errno.EAGAIN))
+            patch.setattr(kind, "submit", failing(errno.EAGAIN))
+            assert isinstance(await log.append(b"second"), Position)
+        assert isinstance(await log.append(b"third"), Position)
+    assert values(tmp_path / "data") == [b"first", b"second", b"third"]
+
+
+@BY_EITHER
+@pytest.mark.parametrize("found", ["wait", "outcome"])
+@on_a_loop
+async def test_a_sync_for_which_the_kernel_has_no_worker_is_made_by_the_thread(
+    tmp_path, monkeypatch, found, kind
+):
+    monkeypatch.setattr(log_writer, "data_sync", kind)
+    async with a_log(tmp_path / "data", thread_only=False) as log:
+        await log.append(b"first")
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, "submit", lambda *_: None)
+            patch.setattr(kind, "wait", lambda *_, **__: None)
+            patch.setattr(kind, found, lambda sync, **_: sync.clear() or errno.ECANCELED)
+            os.eventfd_write(log.appender._kernel.fileno, 1)
             assert isinstance(await log.append(b"second"), Position)
         assert isinstance(await log.append(b"third"), Position)
     assert values(tmp_path / "data") == [b"first", b"second", b"third"]
@@ -240,16 +262,19 @@ def failing(code):
     return fail
 
 
-@needs_the_kernel
+@BY_EITHER
 @pytest.mark.parametrize("found", ["wait", "outcome"])
 @on_a_loop
-async def test_a_sync_that_the_kernel_failed_is_told_as_a_failure(tmp_path, monkeypatch, found):
+async def test_a_sync_that_the_kernel_failed_is_told_as_a_failure(
+    tmp_path, monkeypatch, found, kind
+):
+    monkeypatch.setattr(log_writer, "data_sync", kind)
     log = Log(open_store(tmp_path / "data"), thread_only=False)
     await log.append(b"first")
     held = log.store.wal.position
     with monkeypatch.context() as patch:
-        patch.setattr(DataSync, "wait", lambda *_, **__: None)
-        patch.setattr(DataSync, found, lambda *_, **__: errno.EIO)
+        patch.setattr(kind, "wait", lambda *_, **__: None)
+        patch.setattr(kind, found, lambda *_, **__: errno.EIO)
         assert (await log.append(b"lost")).errno == errno.EIO
     assert log.store.wal.position == held
     assert isinstance(await log.append(b"more"), OSError)

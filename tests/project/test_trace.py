@@ -11,7 +11,7 @@ import pytest
 
 from bench.cost.in_process import in_memory
 from bench.cost.trace import GOLDEN, GOLDEN_REQUESTS, TARGET
-from tests.support.kernel_sync import needs_the_kernel
+from tests.support.kernel_sync import needs_rings
 from tests.support.server import ROOT
 
 ADVICE = """the calls of `{request}` have changed.
@@ -25,7 +25,7 @@ and commit tests/project/traces with the change, so that its diff shows what a r
 
 pytestmark = [
     pytest.mark.skipif(in_memory() is None, reason="on a slow disk a write makes other calls"),
-    needs_the_kernel,  # without it a thread syncs the log
+    needs_rings,  # without them others sync the log
 ]
 
 
