@@ -119,6 +119,7 @@ class Verb(click.Command):
         explain: returns the failure for an error of the client; by default kvdctl's own words.
         takes_text: whether an argument may look like a flag, as a value does; short flags of the
             settings are then left to it.
+        is_ordered: whether its flags are before its arguments, and `--` stays among these.
     """
 
     def __init__(
@@ -126,9 +127,13 @@ class Verb(click.Command):
         *args: Any,
         explain: Explain | None = None,
         takes_text: bool = False,
+        is_ordered: bool = False,
         **attributes: Any,
     ) -> None:
-        attributes["context_settings"] = HELP_NAMES | {"ignore_unknown_options": takes_text}
+        attributes["context_settings"] = HELP_NAMES | {
+            "ignore_unknown_options": takes_text,
+            "allow_interspersed_args": not is_ordered,
+        }
         super().__init__(*args, **attributes)
         self._explain = explain
         self._takes_text = takes_text
@@ -146,7 +151,8 @@ class Verb(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the flags behind the verb."""
-        return super().parse_args(ctx, as_click(args, self.get_params(ctx)))
+        rewrite = as_click if ctx.allow_interspersed_args else _leading
+        return super().parse_args(ctx, rewrite(args, self.get_params(ctx)))
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb.
@@ -199,7 +205,34 @@ def as_click(args: Sequence[str], parameters: Sequence[click.Parameter]) -> list
     return found
 
 
-class Root(click.Group):
+class Group(click.Group):
+    """A verb with verbs of its own; without one it prints its help."""
+
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        attributes.setdefault("context_settings", HELP_NAMES)
+        attributes |= {"invoke_without_command": True, "no_args_is_help": False}
+        super().__init__(*args, callback=_without_verb, **attributes)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the verb that the arguments name.
+
+        Raises:
+            Failure: there is none of that name.
+        """
+        if self.get_command(ctx, args[0]) is None:
+            raise Failure(f"No help topic for '{printable(args[0])}'", UNKNOWN_VERB)
+        return super().resolve_command(ctx, args)
+
+
+@click.pass_context
+def _without_verb(context: click.Context) -> None:
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+class Root(Group):
     """The command itself: its verbs are imported when they are named."""
 
     def __init__(
@@ -221,21 +254,9 @@ class Root(click.Group):
         """Return a verb."""
         return self._find(cmd_name)
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the verb that the arguments name.
-
-        Raises:
-            Failure: there is none of that name.
-        """
-        if self._find(args[0]) is None:
-            raise Failure(f"No help topic for '{printable(args[0])}'", UNKNOWN_VERB)
-        return super().resolve_command(ctx, args)
-
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the flags before the verb."""
-        return super().parse_args(ctx, _before_verb(args, self.params))
+        return super().parse_args(ctx, _leading(args, self.params))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the verbs, without importing any."""
@@ -244,8 +265,8 @@ class Root(click.Group):
                 formatter.write_dl([(name, entry.text) for name, entry in verbs.items()])
 
 
-def _before_verb(args: list[str], parameters: Sequence[click.Parameter]) -> list[str]:
-    """Return arguments with the flags before the verb as click reads them."""
+def _leading(args: Sequence[str], parameters: Sequence[click.Parameter]) -> list[str]:
+    """Return arguments with the flags before the first of these as click reads them."""
     valued = {
         name.lstrip("-")
         for one in parameters

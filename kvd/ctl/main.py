@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvd import __version__
-from kvd.ctl.command import HELP_NAMES, Call, Root, settings
+from kvd.ctl.command import Call, Root, settings
 from kvd.ctl.failures import BUG, INTERRUPTED, USAGE, Failure
 from kvd.ctl.table import SECTIONS, VERBS
 from kvd.descriptors import discard_output, open_standard_descriptors
@@ -104,12 +104,6 @@ def _find(name: str) -> click.Command | None:
     return found
 
 
-@click.pass_context
-def _without_verb(context: click.Context) -> None:
-    if context.invoked_subcommand is None:
-        click.echo(context.get_help())
-
-
 def _version() -> click.Option:
     def show(context: click.Context, _: click.Parameter, value: object) -> None:
         if value:
@@ -131,10 +125,6 @@ ROOT = Root(
     find=_find,
     sections=SECTIONS,
     params=[*settings(), _version()],
-    callback=_without_verb,
-    invoke_without_command=True,
-    no_args_is_help=False,
-    context_settings=HELP_NAMES,
     help="Reads and changes the keys of a kvd or an etcd, and looks after the data directories "
     "of kvd. `kvdctl help` lists the pages of the manual.",
 )

@@ -21,6 +21,22 @@ class Entry(NamedTuple):
 
 OF_KEYS = {
     "get": Entry("etcdctl.values:get", "print the value of a key"),
+    "set": Entry("etcdctl.values:set", "set a key"),
+    "mk": Entry("etcdctl.values:mk", "create a key that is not there"),
+    "update": Entry("etcdctl.values:update", "change the value of a key that is there"),
+    "rm": Entry("etcdctl.directories:rm", "remove a key"),
+    "ls": Entry("etcdctl.directories:ls", "list a directory"),
+    "mkdir": Entry("etcdctl.directories:mkdir", "create a directory"),
+    "setdir": Entry("etcdctl.directories:setdir", "make a directory, also of a file"),
+    "updatedir": Entry("etcdctl.directories:updatedir", "change the TTL of a directory"),
+    "rmdir": Entry("etcdctl.directories:rmdir", "remove an empty directory, or a key"),
+    "watch": Entry("etcdctl.watching:watch", "print the next event of a key"),
+    "exec-watch": Entry("etcdctl.watching:exec_watch", "run a command at each event of a key"),
+    "cluster-health": Entry("etcdctl.cluster:cluster_health", "check the health of the members"),
+    "member": Entry("etcdctl.cluster:member", "show and change the members"),
+    "user": Entry("etcdctl.users:user", "show and change users"),
+    "role": Entry("etcdctl.users:role", "show and change roles"),
+    "auth": Entry("etcdctl.users:auth", "enable and disable users"),
 }
 OF_FILES = {
     name: Entry("", text)

@@ -8,10 +8,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from kvd.config.etcd_flags import IGNORED, REFUSED_FLAGS
 from kvd.config.flags import FLAGS
+from kvd.ctl.main import ROOT as ROOT_COMMAND
 from kvd.ctl.table import VERBS
 from kvd.storage import recovery
 from tests.project.test_imports import MODULES
@@ -135,6 +137,35 @@ def test_each_default_is_that_of_the_flag():
 
 def test_each_verb_of_kvdctl_has_one_entry():
     assert entries(r"kvdctl (\w[\w-]*)") == once(VERBS)
+
+
+def flags_of(command: click.Command) -> set[str]:
+    """The names of the flags of a verb, each by its longest."""
+    options = [one for one in command.params if isinstance(one, click.Option) and not one.hidden]
+    return {max(one.opts, key=len) for one in options}
+
+
+def shown_flags(usage: str) -> list[str]:
+    return re.findall(r"(?<![\w-])--?[a-z][a-z-]*", usage)
+
+
+@pytest.mark.parametrize("name", [name for name, entry in VERBS.items() if entry.place])
+def test_each_flag_of_a_verb_is_in_its_heading_once(name):
+    command = ROOT_COMMAND.get_command(click.Context(ROOT_COMMAND), name)
+    page = "\n".join(one.read_text() for one in PAGES)
+    if isinstance(command, click.Group):
+        verbs = command.commands
+        rows = {verb: re.findall(rf"^\| `{name} {verb}\b([^`]*)`", page, re.M) for verb in verbs}
+    else:
+        verbs = {name: command}
+        rows = {name: re.findall(rf"^## `kvdctl {name}(?![\w-])([^`]*)`", page, re.M)}
+    for verb, found in rows.items():
+        assert len(found) == 1, verb
+        assert sorted(shown_flags(found[0].partition(" -- ")[0])) == sorted(flags_of(verbs[verb]))
+
+
+def test_each_setting_of_kvdctl_has_one_entry():
+    assert entries(r"kvdctl (--[\w-]+)") == once(flags_of(ROOT_COMMAND) - {"--version"})
 
 
 # Lines of the log.
