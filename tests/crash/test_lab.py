@@ -57,8 +57,8 @@ def test_the_bug_is_caught(name, bug, tmp_path):
     raise AssertionError(report.detail or report)
 
 
-_ADDED_NAMES = """
-import os, sys
+_CHANGES = """
+import inspect, os, sys
 import kvd.server
 from tests.crash.lab.mutant import MUTANTS
 
@@ -66,23 +66,36 @@ def names():
     modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == "kvd"]
     types = [v for module in modules for v in vars(module).values() if isinstance(v, type)]
     places = [*modules, *(t for t in types if t.__module__.startswith("kvd"))]
-    return {f"{place.__name__}.{name}" for place in places for name in vars(place)}
+    return {f"{p.__name__}.{name}": what for p in places for name, what in vars(p).items()}
+
+def takes(new, old):
+    given = [p for p in inspect.signature(old).parameters.values() if p.default is p.empty]
+    by_name = {p.name: 0 for p in given if p.kind is p.KEYWORD_ONLY}
+    inspect.signature(new).bind(*[0 for p in given if p.kind is p.POSITIONAL_OR_KEYWORD], **by_name)
 
 for mutant, put_in in MUTANTS.items():
     if os.fork() == 0:
         before = names()
         put_in()
-        for name in names() - before:
-            print(mutant, "adds", name, flush=True)
+        for name, what in names().items():
+            old = before.get(name)
+            if name not in before:
+                print(mutant, "adds", name, flush=True)
+            elif inspect.isfunction(what) and inspect.isfunction(old) and what is not old:
+                try:
+                    takes(what, old)
+                except TypeError as error:
+                    print(mutant, "in", name, "takes other arguments:", error, flush=True)
         os._exit(0)
     os.wait()
 """
 
 
 def test_a_bug_replaces_only_what_there_is():
-    # What has moved elsewhere is replaced in vain: the server is whole, and nothing is caught.
+    # What has moved elsewhere is replaced in vain: the server is whole, and nothing is caught. What
+    # takes other arguments is a bug of another kind, which anything catches.
     done = subprocess.run(
-        [sys.executable, "-c", _ADDED_NAMES], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", _CHANGES], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert not done.stdout
 

@@ -9,10 +9,9 @@ from struct import unpack_from
 from typing import Any
 
 from kvd.storage.format.tables import TABLES
-from kvd.storage.index.integrity.lmdb_file import look_up
 from kvd.testing.crash import DISCONNECTED
 from tests.crash.lab.experiment import Experiment, Trial, Violation
-from tests.crash.lab.indexflip import Target
+from tests.crash.lab.indexflip import Target, leaves
 from tests.crash.lab.mutant import PROVE_LATE
 from tests.crash.lab.process import PATIENCE_S, Kvd, NotListening
 
@@ -20,7 +19,6 @@ _PAGE = 4096
 _HEAD_BYTES = 16
 # Two bytes a row: of these, one hides from one row to 64, or shows what is none.
 _COUNT_AT, _COUNT_BITS = 12, range(1, 8)
-_IS_LEAF = 0x02
 # One in so many damages hides rows of keys for certain: who does not count them serves less.
 _HIDES_EACH = 3
 _TRY_AGAIN = 75
@@ -154,30 +152,10 @@ def _fill(witness: Witness) -> None:
     )
 
 
-def _leaves(file: Path, table: bytes) -> list[int]:
-    """Return the pages of an index that hold the rows of a table now."""
-    record = look_up(file, None, table)
-    assert record is not None
-    (root,) = unpack_from("<Q", record, 40)
-    data, found, waiting = file.read_bytes(), [], [root]
-    while waiting:
-        page = waiting.pop()
-        if page * _PAGE >= len(data):  # there is no row, so no page
-            continue
-        flags, lower = unpack_from("<HH", data, page * _PAGE + 10)
-        if flags & _IS_LEAF:
-            found.append(page)
-            continue
-        for at in unpack_from(f"<{(lower - _HEAD_BYTES) // 2}H", data, page * _PAGE + _HEAD_BYTES):
-            low, high, top = unpack_from("<HHH", data, page * _PAGE + at)
-            waiting.append(low | high << 16 | top << 32)
-    return found
-
-
 def _hiding_bits(file: Path) -> list[int]:
     """Return the bits by which a leaf of `nodes` has fewer rows, but some."""
     data, found = file.read_bytes(), []
-    for page in _leaves(file, b"nodes"):
+    for page in leaves(file, b"nodes"):
         (lower,) = unpack_from("<H", data, page * _PAGE + _COUNT_AT)
         for bit in _COUNT_BITS:
             if lower & 1 << bit and lower - (1 << bit) > _HEAD_BYTES:
@@ -210,7 +188,7 @@ class Base:
                 self.history = witness.history(self.indexes)
             kvd.kill()
         self.target.restore()
-        self.leaves = [page for table in TABLES for page in _leaves(self.target.file, table)]
+        self.leaves = [page for table in TABLES for page in leaves(self.target.file, table)]
         self.hiding = _hiding_bits(self.target.file)
         trial.check(self.access == [401, False, (200, {"enabled": True})], f"{self.access}")
         trial.check(None not in self.keys.values(), "a key is missing from a whole store")

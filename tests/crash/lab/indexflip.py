@@ -1,7 +1,10 @@
 """Bits of the index's file, turned under a server's feet; what it then tells its clients."""
 
 from pathlib import Path
+from random import Random
+from struct import unpack_from
 
+from kvd.storage.index.integrity.lmdb_file import look_up
 from kvd.testing.crash import DISCONNECTED, Connection, File
 from tests.crash.lab.damage import make_store
 from tests.crash.lab.disks import Found
@@ -9,10 +12,34 @@ from tests.crash.lab.experiment import Experiment, Trial
 from tests.crash.lab.process import Kvd, NotListening
 
 _PAGE = 4096
+_HEAD_BYTES = 16
+_IS_LEAF, _UPPER_AT = 0x02, 14
 _WRITES = 30
 # So many of a hundred bits are turned before the server starts, the others while it runs.
 _COLD = 10
+# One in so many is turned in a row that is read then: most pages are free ones.
+_IN_ROW_EACH = 3
 _EXIT_BUG = 70
+
+
+def leaves(file: Path, table: bytes) -> list[int]:
+    """Return the pages of an index that hold the rows of a table now."""
+    record = look_up(file, None, table)
+    assert record is not None
+    (root,) = unpack_from("<Q", record, 40)
+    data, found, waiting = file.read_bytes(), [], [root]
+    while waiting:
+        page = waiting.pop()
+        if page * _PAGE >= len(data):  # there is no row, so no page
+            continue
+        flags, lower = unpack_from("<HH", data, page * _PAGE + 10)
+        if flags & _IS_LEAF:
+            found.append(page)
+            continue
+        for at in unpack_from(f"<{(lower - _HEAD_BYTES) // 2}H", data, page * _PAGE + _HEAD_BYTES):
+            low, high, top = unpack_from("<HHH", data, page * _PAGE + at)
+            waiting.append(low | high << 16 | top << 32)
+    return found
 
 
 class Target:
@@ -33,6 +60,15 @@ class Target:
             for page in range(len(good) // _PAGE)
             if any(good[page * _PAGE : (page + 1) * _PAGE])
         ]
+        self._rows = [page * _PAGE for page in leaves(self.file, b"nodes")]
+
+    def bit(self, dice: Random, *, in_row: bool) -> int:
+        """Draw a bit of the file; with `in_row`, of what a row of `nodes` holds now."""
+        if not in_row:
+            return 8 * _PAGE * dice.choice(self.pages) + dice.randrange(8 * _PAGE)
+        page = dice.choice(self._rows)
+        (upper,) = unpack_from("<H", self._kept[self.file], page + _UPPER_AT)
+        return 8 * page + dice.randrange(8 * upper, 8 * _PAGE)
 
     def restore(self) -> None:
         """End the server and put everything back, each file in its inode."""
@@ -60,12 +96,13 @@ def index_flip(trial: Trial) -> None:
     Rows have checksums, the pages by which LMDB finds them have none: a key may be missed there.
     """
     directory = trial.directory / "data"
-    whole = make_store(directory, _WRITES, None, clean=True, value_bytes=4000)
+    whole = make_store(directory, _WRITES, trial.mutant, clean=True, value_bytes=4000)
     target = Target(directory, whole, trial.mutant)
     with target.kvd as kvd:
         for done in range(1, trial.rounds + 1):
-            bit = 8 * _PAGE * trial.dice.choice(target.pages) + trial.dice.randrange(8 * _PAGE)
-            live = trial.dice.randrange(100) >= _COLD
+            in_row = done % _IN_ROW_EACH == 0
+            bit = target.bit(trial.dice, in_row=in_row)
+            live = in_row or trial.dice.randrange(100) >= _COLD
             if not live or not kvd.running():
                 target.restore()
                 if not live:
@@ -123,6 +160,6 @@ EXPERIMENTS = (
         "a turned bit of the index's file is never served: a value is the right one or not found, "
         "or the server ends or builds the index anew",
         ("no-index-crc",),
-        *(10_000, 60, "bits", index_flip),
+        *(10_000, 30, "bits", index_flip),
     ),
 )
