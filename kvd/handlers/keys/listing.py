@@ -98,11 +98,7 @@ class Directory:
         return self._text
 
 
-# One loop over all levels, whose directories above are on a stack (`above`): there is no recursion,
-# whatever the depth, and a call for each child would cost a tenth of the time (measured). The inner
-# `for` goes through the children of one level; it breaks to descend, and its `else` is the end of a
-# level, from which the loop ascends.
-def render(  # noqa: C901, PLR0912, PLR0915 -- see above
+def render(
     view: View,
     key: bytes,
     node: Node,
@@ -120,79 +116,117 @@ def render(  # noqa: C901, PLR0912, PLR0915 -- see above
     does: there may be many. Of slices that were yielded nothing is kept, unless the whole may be:
     paths are long where levels are many.
     """
-    root = Directory(escape(key), node, now_ns, offset_ns)
-    texts = [_BODY_START, root.start]
-    prefix = root.prefix
-    level: _Level | None = _Level(node, view, prefix, root)
-    above: list[_Level] = []
-    rendered = size = 0
-    lasting = not node.expiration_ns
-    while level:
-        weight, shown = level.weight, level.shown
+    times = now_ns, offset_ns, ended_ns
+    return _Rendering(view, key, node, times, recursive=recursive).slices()
+
+
+class _Rendering:
+    """A listing that is being rendered: the level that it is in, and those above.
+
+    There is one loop over all levels, so no recursion, whatever the depth.
+    """
+
+    def __init__(
+        self, view: View, key: bytes, node: Node, times: tuple[int, int, int], *, recursive: bool
+    ) -> None:
+        self._view = view
+        self._now_ns, self._offset_ns, self._ended_ns = times
+        self._recursive = recursive
+        self._root = Directory(escape(key), node, self._now_ns, self._offset_ns)
+        self._texts = [_BODY_START, self._root.start]
+        self._prefix = self._root.prefix
+        self._level: _Level | None = _Level(node, view, self._prefix, self._root)
+        self._above: list[_Level] = []
+        # What the slice counts, and the bytes of those before it.
+        self._rendered = self._size = 0
+        self._lasting = not node.expiration_ns
+
+    def slices(self) -> Slices:
+        """As `render`."""
+        while self._level is not None:
+            large = self._show_children(self._level)
+            if large:
+                self._rendered = 0
+                yield [_taken(self._texts), *large]
+            elif self._rendered >= NODES_PER_SLICE:
+                yield [self._taken_slice()]
+        self._texts.append(_BODY_END)
+        return Listing([_taken(self._texts)], self._root if self._lasting else None)
+
+    def _taken_slice(self) -> bytes:
+        self._rendered = 0
+        piece = _taken(self._texts)
+        self._size += len(piece)
+        self._lasting = self._lasting and self._size <= KEPT_BODY_BYTES_MAX
+        return piece
+
+    def _show_children(self, level: _Level) -> Parts:
+        """Render children: up to the end of the slice or of the level, or to one to descend to.
+
+        Returns:
+            What is left of the last one, where its value is large.
+        """
+        prefix, shown, texts, weight = self._prefix, level.shown, self._texts, level.weight
+        ended_ns = self._ended_ns
         for name, child in level.children:
-            rendered += weight
-            if rendered >= NODES_PER_SLICE:
-                rendered = 0
-                piece = _taken(texts)
-                size += len(piece)
-                lasting = lasting and size <= KEPT_BODY_BYTES_MAX
-                yield [piece]
-            if name[:1] == b"_":
-                continue
-            value, created, modified, expiration_ns, dir_id = child
-            if (
+            self._rendered += weight
+            value, created, modified, expiration_ns, _ = child
+            if name[:1] == b"_" or 0 < expiration_ns <= ended_ns:
+                pass
+            elif (
                 value is not None
                 and not expiration_ns
                 and not (raw := name + value)[_SHORT_BYTES_MAX:_SHORT_END]
                 and is_plain(raw)
             ):
-                # Most children are of this kind, and take half as long this way.
+                # Most are of this kind, and take half as long this way (measured).
                 text = FILE % (prefix + name, value, modified, created)
                 texts += (level.lead, text)
                 level.lead = b","
-                if lasting:
+                if self._lasting:
                     shown.append((name, text))
-                continue
-            if 0 < expiration_ns <= ended_ns:
-                continue
-            lasting = lasting and not expiration_ns
-            path = prefix + escape(name)
-            texts.append(level.lead)
-            level.lead = b","
-            if dir_id and recursive:
-                below = Directory(path, child, now_ns, offset_ns)
-                texts.append(below.start)
-                if lasting:
-                    shown.append((name, below))
-                above.append(level)
-                lasting = lasting and len(above) < KEPT_LEVELS_MAX
-                prefix = path + b"/"
-                rendered += _DESCENT
-                level = _Level(child, view, prefix, below if lasting else None)
-                break
-            start, *rest = node_parts(path, child, now_ns, offset_ns)
-            assert isinstance(start, bytes)
-            texts.append(start)
-            rendered += len(start) // _BYTES_PER_NODE
-            if rest:
-                lasting = False
-                rendered = 0
-                yield [_taken(texts), *rest]
-            elif lasting:
-                shown.append((name, start))
-        else:
-            texts.append(directory_end(level.node, has_nodes=level.lead == b","))
-            level = above.pop() if above else None
-            prefix = prefix[: level.prefix_bytes] if level else b""
-            rendered += 1
-            if rendered >= NODES_PER_SLICE:
-                rendered = 0
-                piece = _taken(texts)
-                size += len(piece)
-                lasting = lasting and size <= KEPT_BODY_BYTES_MAX
-                yield [piece]
-    texts.append(_BODY_END)
-    return Listing([_taken(texts)], root if lasting else None)
+            elif (large := self._show(level, name, child)) or self._level is not level:
+                return large
+            if self._rendered >= NODES_PER_SLICE:
+                return []
+        self._ascend(level)
+        return []
+
+    def _show(self, level: _Level, name: bytes, child: Node) -> Parts:
+        """Render a child of any kind, as `_show_children`; descend to it if its are shown, too."""
+        self._lasting = self._lasting and not child.expiration_ns
+        path = self._prefix + escape(name)
+        self._texts.append(level.lead)
+        level.lead = b","
+        if child.dir_id and self._recursive:
+            self._descend(level, name, path, child)
+            return []
+        start, *rest = node_parts(path, child, self._now_ns, self._offset_ns)
+        assert isinstance(start, bytes)
+        self._texts.append(start)
+        self._rendered += len(start) // _BYTES_PER_NODE
+        if rest:
+            self._lasting = False
+        elif self._lasting:
+            level.shown.append((name, start))
+        return rest
+
+    def _descend(self, level: _Level, name: bytes, path: bytes, child: Node) -> None:
+        below = Directory(path, child, self._now_ns, self._offset_ns)
+        self._texts.append(below.start)
+        if self._lasting:
+            level.shown.append((name, below))
+        self._above.append(level)
+        self._lasting = self._lasting and len(self._above) < KEPT_LEVELS_MAX
+        self._prefix = path + b"/"
+        self._rendered += _DESCENT
+        self._level = _Level(child, self._view, self._prefix, below if self._lasting else None)
+
+    def _ascend(self, level: _Level) -> None:
+        self._texts.append(directory_end(level.node, has_nodes=level.lead == b","))
+        self._level = above = self._above.pop() if self._above else None
+        self._prefix = self._prefix[: above.prefix_bytes] if above else b""
+        self._rendered += 1
 
 
 def advance(slices: Slices, *, until: float) -> tuple[Parts, Listing | None]:

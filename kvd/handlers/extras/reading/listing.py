@@ -56,8 +56,6 @@ class _Level:
         self.lead = _FIRST
 
 
-# One loop over all levels, as in `kvd.handlers.keys.listing`: the inner `for` breaks to descend,
-# and its `else` is the end of a level, from which the loop ascends.
 def render(
     view: Nodes,
     key: bytes,
@@ -74,52 +72,102 @@ def render(
     What has ended by `now_ns` is left out, here and not by the view, so that there are pauses among
     many of these.
     """
-    shape, hidden, limit = extras.shape, extras.hidden, extras.limit
-    deepest = extras.levels(recursive=recursive)
-    path = escape(key)
-    prefix = path if path == b"/" else path + b"/"
-    level: _Level | None = _Level(prefix, node, chosen_children(view, node.dir_id, extras))
-    above: list[_Level] = []
-    texts = [_START, directory_start(path, node, now_ns, offset_ns)]
-    left = NODES_PER_SLICE
-    lines = last = b""
-    shown = 0
-    while level is not None:
+    times = now_ns, offset_ns
+    return _Rendering(view, key, node, extras, times, recursive=recursive).slices()
+
+
+class _Rendering:
+    """A listing that is being rendered: the level that it is in, and those above.
+
+    There is one loop over all levels, as in `kvd.handlers.keys.listing`.
+    """
+
+    def __init__(
+        self,
+        view: Nodes,
+        key: bytes,
+        node: Node,
+        extras: ReadExtras,
+        times: tuple[int, int],
+        *,
+        recursive: bool,
+    ) -> None:
+        self._view, self._extras = view, extras
+        self._now_ns, self._offset_ns = times
+        self._deepest = extras.levels(recursive=recursive)
+        path = escape(key)
+        self._prefix = path if path == b"/" else path + b"/"
+        children = chosen_children(view, node.dir_id, extras)
+        self._level: _Level | None = _Level(self._prefix, node, children)
+        self._above: list[_Level] = []
+        self._texts = [_START, directory_start(path, node, *times)]
+        # How much more the slice takes.
+        self._left = NODES_PER_SLICE
+        self._lines = self._last = b""
+        self._shown = 0
+
+    def slices(self) -> Slices:
+        """As `render`."""
+        while self._level is not None:
+            large = self._show_children(self._level)
+            if large is not None:
+                yield [taken(self._texts)]
+                yield from node_slices(*large, self._extras.shape, self._now_ns, self._offset_ns)
+            elif self._left <= 0:
+                self._left = NODES_PER_SLICE
+                yield [taken(self._texts)]
+        self._texts.append(_END)
+        return Listing([taken(self._texts)], None, self._lines)
+
+    def _show_children(self, level: _Level) -> tuple[bytes, Node] | None:
+        """Render children: up to the end of the slice or of the level, or to one to descend to.
+
+        Returns:
+            Path and node of the last one, if its value is large: it is not rendered.
+        """
+        limit, now_ns = self._extras.limit, self._now_ns
         for name, child in level.children:
-            left -= level.weight
-            if left <= 0:
-                left = NODES_PER_SLICE
-                yield [taken(texts)]
+            self._left -= level.weight
             if 0 < child.expiration_ns <= now_ns:
-                continue
-            if shown == limit:
+                pass
+            elif self._shown == limit:
                 # Only a listing of one level has a limit.
-                lines = next_line(last)
-                level.children = iter(())
+                self._lines = next_line(self._last)
                 break
-            shown, last = shown + 1, name
-            texts.append(level.lead)
-            level.lead = b","
-            path = prefix + escape(name)
-            if child.dir_id and (deepest is None or len(above) + 1 < deepest):
-                texts.append(directory_start(path, child, now_ns, offset_ns))
-                above.append(level)
-                prefix = path + b"/"
-                level = _Level(prefix, child, shown_children(view, child.dir_id, hidden=hidden))
-                break
-            text = node_text(path, child, shape, now_ns, offset_ns)
-            if text is not None:
-                texts.append(text)
-                left -= len(text) // _BYTES_PER_NODE
-            else:
-                yield [taken(texts)]
-                yield from node_slices(path, child, shape, now_ns, offset_ns)
-        else:
-            texts.append(directory_end(level.node, has_nodes=level.lead == b","))
-            level = above.pop() if above else None
-            prefix = prefix[: level.prefix_bytes] if level else b""
-    texts.append(_END)
-    return Listing([taken(texts)], None, lines)
+            elif (large := self._show(level, name, child)) or self._level is not level:
+                return large
+            if self._left <= 0:
+                return None
+        self._ascend(level)
+        return None
+
+    def _show(self, level: _Level, name: bytes, child: Node) -> tuple[bytes, Node] | None:
+        """Render a child, as `_show_children`; descend to it if its children are shown, too."""
+        self._shown, self._last = self._shown + 1, name
+        self._texts.append(level.lead)
+        level.lead = b","
+        path = self._prefix + escape(name)
+        if child.dir_id and (self._deepest is None or len(self._above) + 1 < self._deepest):
+            self._descend(level, path, child)
+            return None
+        text = node_text(path, child, self._extras.shape, self._now_ns, self._offset_ns)
+        if text is None:
+            return path, child
+        self._texts.append(text)
+        self._left -= len(text) // _BYTES_PER_NODE
+        return None
+
+    def _descend(self, level: _Level, path: bytes, child: Node) -> None:
+        self._texts.append(directory_start(path, child, self._now_ns, self._offset_ns))
+        self._above.append(level)
+        self._prefix = path + b"/"
+        children = shown_children(self._view, child.dir_id, hidden=self._extras.hidden)
+        self._level = _Level(self._prefix, child, children)
+
+    def _ascend(self, level: _Level) -> None:
+        self._texts.append(directory_end(level.node, has_nodes=level.lead == b","))
+        self._level = above = self._above.pop() if self._above else None
+        self._prefix = self._prefix[: above.prefix_bytes] if above else b""
 
 
 def chosen_children(view: Nodes, dir_id: int, extras: ReadExtras) -> Iterator[tuple[bytes, Node]]:
