@@ -9,7 +9,7 @@
    damaged is set aside.
 5. Refuse a torn tail behind a clean stop.
 6. Put the draft in the place of the index, and mark the index as in use.
-7. Perform on an index of step 3 what step 3 has read.
+7. Apply to an index of step 3 what step 3 has read.
 8. Begin the log: cut a torn tail, which goes to `quarantine/`.
 9. Have FORMAT say that there is a log.
 

@@ -113,7 +113,7 @@ def _without_collector() -> Iterator[None]:
 
 @_without_collector()
 def replay(index: Index, frames: Iterable[Frame], until: Until = to_the_end) -> int:
-    """Perform frames that go on where the index ends; return how many records that were.
+    """Apply frames that go on where the index ends; return how many records that were.
 
     A payload that `until` shortens is applied as if it had been logged so: its position and its
     chain are those of the shorter one.
@@ -122,43 +122,49 @@ def replay(index: Index, frames: Iterable[Frame], until: Until = to_the_end) -> 
         CorruptLog: a frame belongs to another history, or holds what this version does not know.
     """
     state = State(index)
+    state.begin_bulk()
+    try:
+        records = _apply(index, state, frames, until)
+        state.end_bulk()
+    finally:
+        state.end()
+    return records
+
+
+def _apply(index: Index, state: State, frames: Iterable[Frame], until: Until) -> int:
+    """Apply frames in one bulk or several, so that no transaction grows without a bound."""
     applied = state.applied
     place = _Place(applied.seq, applied.chain, applied.time_ns, applied.position)
     records = since_commit = in_flush = 0
     records_max = _records_max(index)
-    state.begin_bulk()
-    try:
-        pending = Pending(state)
-        for frame in frames:
-            payload, encoded = decode(frame, place.seq, place.chain), frame.payload
-            count = until(payload)
-            ends_here = count < len(payload.records)
-            if ends_here:
-                payload, encoded = _shortened(payload, count)
-            if LoggedSetting in map(type, payload.records):
-                # What was before is trimmed by the limits under which it was made.
-                pending, in_flush = _flush(state, pending, place, in_flush), 0
-            for record in payload.records:
-                pending.apply(record, payload.time_ns)
-            if count or not ends_here:
-                pending.end_batch()
-                chain = next_chain(place.chain, encoded)
-                place = _Place(payload.seq, chain, payload.time_ns, frame.end)
-            records += count
-            since_commit += count
-            in_flush += len(encoded)
-            if ends_here:
-                break
-            if len(pending.nodes) > _FLUSH_NODES or in_flush > _FLUSH_BYTES:
-                pending, in_flush = _flush(state, pending, place, in_flush), 0
-                if since_commit > records_max:
-                    state.end_bulk()
-                    state.begin_bulk()
-                    records_max, since_commit = _records_max(index), 0
-        _flush(state, pending, place, in_flush)
-        state.end_bulk()
-    finally:
-        state.end()
+    pending = Pending(state)
+    for frame in frames:
+        payload, encoded = decode(frame, place.seq, place.chain), frame.payload
+        count = until(payload)
+        ends_here = count < len(payload.records)
+        if ends_here:
+            payload, encoded = _shortened(payload, count)
+        if LoggedSetting in map(type, payload.records):
+            # What was before is trimmed by the limits under which it was made.
+            pending, in_flush = _flush(state, pending, place, in_flush), 0
+        for record in payload.records:
+            pending.apply(record, payload.time_ns)
+        if count or not ends_here:
+            pending.end_batch()
+            chain = next_chain(place.chain, encoded)
+            place = _Place(payload.seq, chain, payload.time_ns, frame.end)
+        records += count
+        since_commit += count
+        in_flush += len(encoded)
+        if ends_here:
+            break
+        if len(pending.nodes) > _FLUSH_NODES or in_flush > _FLUSH_BYTES:
+            pending, in_flush = _flush(state, pending, place, in_flush), 0
+            if since_commit > records_max:
+                state.end_bulk()
+                state.begin_bulk()
+                records_max, since_commit = _records_max(index), 0
+    _flush(state, pending, place, in_flush)
     return records
 
 

@@ -293,25 +293,10 @@ def encode_payload(  # noqa: PLR0917 -- the fields, in their order
     if with_sha256 and sum(map(len, records)) >= SHA256_RECORD_BYTES * (len(records) or 1):
         version = VERSION_SHA256
     head = _pack_payload(
-        _TEN if clock_offset_ns else _NINE,
-        version,
-        _U64,
-        term,
-        _U64,
-        seq,
-        _EIGHT_BYTES,
-        prev_chain,
-        _U64,
-        pos,
-        _U64,
-        first_index,
-        _U64,
-        time_ns,
-        _U64,
-        writer,
-        _ARRAY,
-        len(records),
-    )
+        _TEN if clock_offset_ns else _NINE, version,
+        _U64, term, _U64, seq, _EIGHT_BYTES, prev_chain, _U64, pos,
+        _U64, first_index, _U64, time_ns, _U64, writer, _ARRAY, len(records),
+    )  # fmt: skip
     if not clock_offset_ns:
         return b"".join((head, *records))
     return b"".join((head, *records, cbor2.dumps(clock_offset_ns)))

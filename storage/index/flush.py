@@ -72,12 +72,9 @@ class Flush:
         dirty: Iterable[bytes],
         paths: Mapping[bytes, bytes],
     ) -> None:
-        """Write the rows of nodes, and of their expirations.
+        """Write the rows of those nodes that are dirty, and of their expirations.
 
-        Args:
-            nodes: by their keys; None for a removed one.
-            dirty: the keys of those to be written.
-            paths: the paths of those that expire, and of those with long names.
+        A removed node is None. `paths` has those of nodes that expire or have long names.
         """
         table = self._tables[b"nodes"]
         keys = sorted(dirty)
