@@ -17,7 +17,7 @@ _IS_LEAF, _UPPER_AT = 0x02, 14
 _WRITES = 30
 # So many of a hundred bits are turned before the server starts, the others while it runs.
 _COLD = 10
-# One in so many is turned in a row that is read then: most pages are free ones.
+# One in so many is turned in a row that is read next: most pages are free ones.
 _IN_ROW_EACH = 3
 _EXIT_BUG = 70
 
@@ -103,7 +103,8 @@ def index_flip(trial: Trial) -> None:
             in_row = done % _IN_ROW_EACH == 0
             bit = target.bit(trial.dice, in_row=in_row)
             live = in_row or trial.dice.randrange(100) >= _COLD
-            if not live or not kvd.running():
+            # What has been read once is in memory: such a row must be read first by this server.
+            if in_row or not live or not kvd.running():
                 target.restore()
                 if not live:
                     target.flip(bit)

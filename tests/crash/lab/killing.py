@@ -34,14 +34,19 @@ def start(kvd: Kvd, *flags: str, fresh: bool = False) -> None:
 
 
 def kill_random(trial: Trial) -> None:
-    """SIGKILL at a random time under 16 writers; sometimes while it recovers, too."""
+    """SIGKILL under 16 writers, at a random time or behind a response; also in recovery."""
     ledger = Ledger()
     clients = Clients(16, trial.seed)
     with Kvd(trial.directory / "data", *FLAGS, mutant=trial.mutant) as kvd:
         start(kvd)
         for kills in range(1, trial.rounds + 1):
             clients.start(kvd.url)
-            time.sleep(trial.dice.uniform(0.005, 0.3))
+            if kills % 2:
+                # What has just been acknowledged is what a mistake costs first.
+                with contextlib.suppress(TimeoutError):  # it has ended on its own
+                    clients.wait(acked=trial.dice.randrange(1, 200))
+            else:
+                time.sleep(trial.dice.uniform(0.005, 0.3))
             kvd.kill()
             ops = clients.join()
             while trial.dice.random() < 0.1:
