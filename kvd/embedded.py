@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Self
@@ -73,13 +73,7 @@ class Server:
             ValueError: a value cannot be used; the message is the command line's.
             RuntimeError: the system is not Linux.
         """
-        if sys.platform != "linux":
-            raise RuntimeError("kvd needs Linux (eventfd)")
-        if (data_dir is None) != memory:
-            raise TypeError("a server needs either a data_dir or memory=True")
-        for name in flags:
-            if name.replace("_", "-") not in BY_NAME:
-                raise TypeError(f"kvd has no flag {name!r}")
+        _check_arguments(data_dir, flags, memory=memory)
         flags.setdefault("max_connections", _CONNECTIONS_MAX)
         self._flags = {"listen_client_urls": listen, **flags}
         self._directory = None if data_dir is None else Path(data_dir)
@@ -283,6 +277,16 @@ class Server:
         if self._removed is not None:
             shutil.rmtree(self._removed, ignore_errors=True)
             self._removed = None
+
+
+def _check_arguments(data_dir: Path | str | None, flags: Iterable[str], *, memory: bool) -> None:
+    if sys.platform != "linux":
+        raise RuntimeError("kvd needs Linux (eventfd)")
+    if (data_dir is None) != memory:
+        raise TypeError("a server needs either a data_dir or memory=True")
+    for name in flags:
+        if name.replace("_", "-") not in BY_NAME:
+            raise TypeError(f"kvd has no flag {name!r}")
 
 
 def _faults_of(config: Config) -> Faults:

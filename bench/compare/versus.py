@@ -159,18 +159,7 @@ def argument_parser(full: Scale) -> argparse.ArgumentParser:
         default=[],
         help=f"only these rows, or all whose name begins so, or a group of rows: {names}",
     )
-    parser.add_argument("--rounds", type=int, help=f"turns for each row (default: {full.rounds})")
-    parser.add_argument("--seconds", type=int, help=f"of each load (default: {full.seconds})")
-    parser.add_argument("--value-bytes", type=int, help=f"(default: {full.value_bytes})")
-    parser.add_argument("--seed", type=int, help=f"of the first round (default: {full.seed})")
-    parser.add_argument("--generator", choices=GENERATORS, help="(default: auto)")
-    parser.add_argument("--million", type=int, metavar="KEYS", help="(default: 1000000)")
-    parser.add_argument("--watchers", type=int, help=f"(default: {full.watchers})")
-    parser.add_argument(
-        "--sizes", type=int, nargs="+", metavar="KEYS", help="of stores (default: 1e4, 1e6, 1e7)"
-    )
-    parser.add_argument("--snapshot-count", type=int, help=f"(default: {full.snapshot_count})")
-    parser.add_argument("--snapshot-s", type=int, help=f"of writing (default: {full.snapshot_s})")
+    _add_sizes(parser, full)
     parser.add_argument(
         "--dir",
         type=Path,
@@ -184,6 +173,22 @@ def argument_parser(full: Scale) -> argparse.ArgumentParser:
         help="directory for table.md, rounds.json and plots.svg (default: build/versus-etcd)",
     )
     return parser
+
+
+def _add_sizes(parser: argparse.ArgumentParser, full: Scale) -> None:
+    """Add the arguments of how much is measured."""
+    parser.add_argument("--rounds", type=int, help=f"turns for each row (default: {full.rounds})")
+    parser.add_argument("--seconds", type=int, help=f"of each load (default: {full.seconds})")
+    parser.add_argument("--value-bytes", type=int, help=f"(default: {full.value_bytes})")
+    parser.add_argument("--seed", type=int, help=f"of the first round (default: {full.seed})")
+    parser.add_argument("--generator", choices=GENERATORS, help="(default: auto)")
+    parser.add_argument("--million", type=int, metavar="KEYS", help="(default: 1000000)")
+    parser.add_argument("--watchers", type=int, help=f"(default: {full.watchers})")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", metavar="KEYS", help="of stores (default: 1e4, 1e6, 1e7)"
+    )
+    parser.add_argument("--snapshot-count", type=int, help=f"(default: {full.snapshot_count})")
+    parser.add_argument("--snapshot-s", type=int, help=f"of writing (default: {full.snapshot_s})")
 
 
 def main() -> int:

@@ -105,8 +105,7 @@ class Exchanges:
     ) -> Operation[T]:
         """Ask one endpoint after the other, until one answers or time is over."""
         deadline = monotonic() + timeout
-        pause = PAUSE_S
-        asked = 0
+        pause, asked = PAUSE_S, 0
         failures: dict[str, Exception] = {}
         while True:
             endpoint = self.endpoints[self._current % len(self.endpoints)]
@@ -115,28 +114,15 @@ class Exchanges:
             share /= len(self.endpoints) - asked % len(self.endpoints)
             ends = deadline if call.is_write else monotonic() + share
             connection = None if is_fresh else self._take(endpoint)
-            is_sent = False
             try:
                 if connection is None:
                     limit = min(share, self.connect_timeout)
                     connection = yield Connect(endpoint, max(limit, _LEAST_S))
-                is_sent = True
-                data = call.render(endpoint.authority, self._authorization)
-                yield Send(connection, data, _left(ends))
-                return (yield from receive(endpoint, connection, ends))
+                return (yield from self._exchange(call, receive, endpoint, connection, ends))
             except (OSError, TransportError) as error:
-                _close(connection)
-                if is_sent and call.is_write:
-                    raise OutcomeUnknown(
-                        f"{call.method} {call.path} was sent to {endpoint.address}, "
-                        f"and no answer came: {error or type(error).__name__}"
-                    ) from error
                 # What the end of the time has cut off says less than what came before it.
                 if endpoint.address not in failures or not isinstance(error, TimeoutError):
                     failures[endpoint.address] = error
-            except BaseException:
-                _close(connection)
-                raise
             asked += 1
             self._current += 1
             left = deadline - monotonic()
@@ -149,6 +135,36 @@ class Exchanges:
             if asked % len(self.endpoints) == 0:
                 yield Sleep(min(pause, left))
                 pause = min(2 * pause, PAUSE_MAX_S)
+
+    def _exchange(
+        self,
+        call: Call,
+        receive: Callable[[Endpoint, Connection, float], Operation[T]],
+        endpoint: Endpoint,
+        connection: Connection,
+        ends: float,
+    ) -> Operation[T]:
+        """Send a request on a connection and receive its response.
+
+        Raises:
+            OutcomeUnknown: there is no response to a write.
+            OSError, TransportError: there is none to a read, which may be sent again.
+        """
+        try:
+            data = call.render(endpoint.authority, self._authorization)
+            yield Send(connection, data, _left(ends))
+            return (yield from receive(endpoint, connection, ends))
+        except (OSError, TransportError) as error:
+            _close(connection)
+            if call.is_write:
+                raise OutcomeUnknown(
+                    f"{call.method} {call.path} was sent to {endpoint.address}, "
+                    f"and no answer came: {error or type(error).__name__}"
+                ) from error
+            raise
+        except BaseException:
+            _close(connection)
+            raise
 
     def _take(self, endpoint: Endpoint) -> Any:
         """Return a kept connection that is still open, or None."""
