@@ -38,8 +38,6 @@ log = logging.getLogger(__name__)
 
 OnFatal = Callable[[BaseException, int], object]
 
-_FLUSH_S = 0.5
-_LEAVE_S = 0.1
 _TICK_S = 1.0
 # A crash sooner than that after a step of the clock, and its keys are off by the step.
 _CLOCK_S = 0.25
@@ -267,7 +265,7 @@ class KvdServer:
         await parts.http.finish()
         parts.committer.look_at_clock()  # the next start goes by what it finds
         await self._answer_all()
-        await self._flush()
+        await parts.http.flush()
         self._release()
         self._store.close()
         self._monitoring.stop()
@@ -280,16 +278,6 @@ class KvdServer:
         await parts.committer.drain()
         parts.hub.end_all()
         await parts.keys.responder.finish()
-
-    async def _flush(self) -> None:
-        """Send the last responses, as far as clients read them, and close the connections."""
-        connections = self._running.http.connections
-        began = time.monotonic()
-        while connections and (waited_s := time.monotonic() - began) < _FLUSH_S:
-            if waited_s > _LEAVE_S and not any(c.unsent_bytes for c in connections):
-                break
-            await asyncio.sleep(0.01)
-        self._running.http.abort()
 
     # Failure
 

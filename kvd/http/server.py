@@ -33,6 +33,9 @@ from kvd.logs import SLOW_QUIET_S, RateLimit
 # incomplete ones.
 _STOP_IDLE_S = 0.2
 _STOP_BEGUN_S = 3.0
+# Time that a stop gives clients to read the last responses, and to leave after that.
+_FLUSH_S = 0.5
+_LEAVE_S = 0.1
 
 # Size of the reserve beyond the limit of connections: monitoring gets a response in any case.
 _RESERVE_MAX = 16
@@ -258,3 +261,12 @@ class HttpServer:
             await asyncio.sleep(0.01)
         for connection in list(self.connections):
             connection.stop()
+
+    async def flush(self) -> None:
+        """Send the last responses, as far as clients read them, and close the connections."""
+        began = self.loop.time()
+        while self.connections and (waited_s := self.loop.time() - began) < _FLUSH_S:
+            if waited_s > _LEAVE_S and not any(c.unsent_bytes for c in self.connections):
+                break
+            await asyncio.sleep(0.01)
+        self.abort()
