@@ -63,6 +63,7 @@ class Watching:
         index: the last index of which all is known: what the next watch begins behind.
         stream: the open answer, while there is one.
         is_closed: whether the program has closed it.
+        cluster_id: the id of the store, empty before it has answered.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Watching:
         self._recursive = recursive
         self._is_streaming = False
         self._silent_s = 0.0
-        self._cluster_id = cluster_id
+        self.cluster_id = cluster_id
 
     def next(self, timeout: float | None = None) -> Operation[Event]:
         """Return the next event.
@@ -148,9 +149,9 @@ class Watching:
                 body += line
             raise self._lost(refusal(answer.status, body, is_write=False))
         cluster_id = answer.headers.get("x-etcd-cluster-id", "")
-        if self._cluster_id and cluster_id != self._cluster_id:
-            raise ClusterChanged(self._cluster_id, cluster_id)
-        self._cluster_id = cluster_id
+        if self.cluster_id and cluster_id != self.cluster_id:
+            raise ClusterChanged(self.cluster_id, cluster_id)
+        self.cluster_id = cluster_id
         if self.index is None:
             # What comes later than this is told, on this connection or on the next one.
             self.index = answer.index()

@@ -11,6 +11,7 @@ from kvd.client.errors import (
     ClusterChanged,
     HistoryLost,
     KvdError,
+    NotSupported,
     TransportError,
 )
 from kvd.lines import printable
@@ -54,6 +55,8 @@ def explained(error: KvdError) -> Failure:
             return failure(f"{gone} are gone, the history begins at {error.first}", LOST)
         case ClusterChanged():
             return failure(str(error), LOST)
+        case NotSupported():
+            return failure(str(error))
         case ApiError():
             return failure(f"{error} [{error.index}]", REFUSED)
         case TransportError():

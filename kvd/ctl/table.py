@@ -38,6 +38,14 @@ OF_KEYS = {
     "role": Entry("etcdctl.users:role", "show and change roles"),
     "auth": Entry("etcdctl.users:auth", "enable and disable users"),
 }
+OF_KVDCTL = {
+    "tree": Entry("verbs.tree:command", "show all below a key as a tree"),
+    "tail": Entry("verbs.tail:command", "print every event, over restarts of the server"),
+    "history": Entry("verbs.history:history", "print the events of a key, newest first"),
+    "txn": Entry("verbs.history:txn", "apply several changes together, or none"),
+    "lock": Entry("verbs.lock:command", "run a command while a lock is held"),
+    "top": Entry("verbs.top:command", "show what a server does, once a second"),
+}
 OF_FILES = {
     name: Entry("", text)
     for name, text in {
@@ -53,5 +61,9 @@ OF_FILES = {
         "verify": "check everything, and say whether a server would start",
     }.items()
 }
-VERBS = OF_KEYS | OF_FILES
-SECTIONS = (("Verbs of a server", OF_KEYS), ("Verbs of a data directory", OF_FILES))
+VERBS = OF_KEYS | OF_KVDCTL | OF_FILES
+SECTIONS = (
+    ("Verbs of a server", OF_KEYS),
+    ("Verbs of a server that etcdctl does not have", OF_KVDCTL),
+    ("Verbs of a data directory", OF_FILES),
+)

@@ -13,8 +13,9 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kvd.client.errors import ApiError, KvdError, TransportError
+from kvd.client.errors import ApiError, KvdError, NotSupported, TransportError
 from kvd.ctl.failures import REFUSED, UNREACHABLE, USAGE, Failure
+from kvd.ctl.failures import explained as of_kvdctl
 from kvd.json_text import escape
 
 if TYPE_CHECKING:
@@ -127,6 +128,8 @@ def explained(error: KvdError, settings: Settings) -> Failure:
     """Return an error of the client in etcdctl's words."""
     if isinstance(error, TransportError) and error.failures:
         return Failure(_unreachable(error), REFUSED if settings.is_on("no_sync") else UNREACHABLE)
+    if isinstance(error, NotSupported):
+        return of_kvdctl(error)
     if isinstance(error, ApiError) and error.code:
         return wrong(f"{error.code}: {error.message} ({error.cause}) [{error.index}]", REFUSED)
     return wrong(str(error), REFUSED)

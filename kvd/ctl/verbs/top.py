@@ -1,0 +1,115 @@
+"""`top`: what a server does, once a second, from its metrics."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Mapping
+
+import click
+
+from kvd.ctl.command import Call, Verb, pass_call
+from kvd.ctl.etcdctl.output import write
+from kvd.ctl.failures import failure
+
+Metrics = Mapping[tuple[str, str], float]
+"""Values by name and labels."""
+
+_LINE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
+_READS = ("GET", "HEAD")
+
+
+@click.command(cls=Verb, help="Show what a kvd does, once a second, until Ctrl-C.")
+@click.option("--count", "-n", type=click.IntRange(1), metavar="N", help="so many times")
+@click.option(
+    "--interval", type=click.FloatRange(0.1), default=1.0, metavar="S", help="seconds between (1)"
+)
+@pass_call
+def command(call: Call, *, count: int | None, interval: float) -> None:
+    """Show what a kvd does, once a second."""
+    is_terminal = sys.stdout.isatty()
+    before, at = _read(call), time.monotonic()
+    try:
+        while count is None or count > 0:
+            time.sleep(interval)
+            now, new_at = _read(call), time.monotonic()
+            text = "\n".join(_rows(before, now, new_at - at)) + "\n"
+            write(f"\x1b[H\x1b[J{text}" if is_terminal else f"{text}\n")
+            before, at = now, new_at
+            count = None if count is None else count - 1
+    except KeyboardInterrupt:
+        return
+
+
+def _read(call: Call) -> Metrics:
+    text = call.session.call("GET", "/metrics").body.decode("utf-8", "replace")
+    found = {(name, labels): float(value) for name, labels, value in _LINE.findall(text)}
+    if not any(name == "kvd_build_info" for name, _ in found):
+        raise failure("top needs kvd: this server has no metrics of kvd")
+    return found
+
+
+def _rows(before: Metrics, now: Metrics, seconds: float) -> list[str]:
+    def total(metrics: Metrics, name: str, methods: tuple[str, ...] = ()) -> float:
+        labels = [f'method="{method}"' for method in methods]
+        return sum(
+            value
+            for (found, label), value in metrics.items()
+            if found == name and (not labels or label in labels)
+        )
+
+    def rate(methods: tuple[str, ...]) -> str:
+        name = "etcd_http_received_total"
+        grown = total(now, name, methods) - total(before, name, methods)
+        return f"{max(grown, 0) / seconds:,.0f}/s"
+
+    def gauge(name: str) -> str:
+        return f"{total(now, name):,.0f}"
+
+    syncs = _grown(before, now, "kvd_wal_sync_duration_seconds_bucket")
+    records = total(now, "kvd_batch_records_sum") - total(before, "kvd_batch_records_sum")
+    batches = total(now, "kvd_batch_records_count") - total(before, "kvd_batch_records_count")
+    sizes = sum(total(now, f"kvd_{part}_bytes") for part in ("log", "snapshot", "index"))
+    rows = (
+        ("reads", rate(_READS)),
+        ("writes", rate(("PUT", "POST", "DELETE"))),
+        ("sync p50", _quantile(syncs, 0.5)),
+        ("sync p99", _quantile(syncs, 0.99)),
+        ("batch", f"{records / batches:.1f} records" if batches > 0 else "-"),
+        ("watchers", gauge("kvd_watchers")),
+        ("connections", gauge("kvd_connections")),
+        ("index", gauge("kvd_etcd_index")),
+        ("first event", gauge("kvd_history_oldest_index")),
+        ("on disk", _size(sizes)),
+        ("disk left", _size(total(now, "kvd_disk_free_bytes"))),
+    )
+    return [f"{name:<12}{value:>16}" for name, value in rows]
+
+
+def _grown(before: Metrics, now: Metrics, name: str) -> list[tuple[float, float]]:
+    """Return upper bounds and how often they were met meanwhile, cumulated as in the metrics."""
+    found = []
+    for (other, labels), value in now.items():
+        if other == name:
+            bound = re.search(r'le="([^"]+)"', labels)
+            assert bound is not None
+            found.append((float(bound[1]), max(value - before.get((other, labels), 0.0), 0.0)))
+    return sorted(found)
+
+
+def _quantile(buckets: list[tuple[float, float]], part: float) -> str:
+    """Return the bound below which a part of all values is; the buckets double from one to next."""
+    if not buckets or buckets[-1][1] == 0:
+        return "-"
+    wanted = part * buckets[-1][1]
+    bound = next(bound for bound, count in buckets if count >= wanted)
+    return f"< {bound * 1000:,.3g} ms" if bound != float("inf") else f"> {buckets[-2][0]:g} s"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} TiB"

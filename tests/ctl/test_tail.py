@@ -1,0 +1,179 @@
+"""kvdctl tail: every event once, in order, over crashes of the server and kills of itself."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import kvd
+from tests.support.server import PATIENCE_S, ROOT, free_port
+
+CRASHES = 12
+KILLS = 3
+
+
+class Tail:
+    """A tail whose output is a file, started again after it was killed."""
+
+    def __init__(self, directory, *argv):
+        self.output = directory / "lines"
+        self.errors = directory / "errors"
+        self._argv = argv
+        self._environment = {**os.environ, "XDG_CONFIG_HOME": str(directory)}
+        self._process = None
+
+    def start(self):
+        with self.output.open("ab") as output, self.errors.open("ab") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "kvd.ctl.main", *self._argv],
+                cwd=ROOT,
+                env=self._environment,
+                stdout=output,
+                stderr=errors,
+            )
+        return self
+
+    def kill(self):
+        self._process.kill()
+        self._process.wait(PATIENCE_S)
+
+    def stop(self):
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(PATIENCE_S)
+
+    def indexes(self):
+        return [int(line.split()[0]) for line in self.output.read_text().splitlines()]
+
+    def wait_for(self, index):
+        deadline = time.monotonic() + PATIENCE_S
+        while f"\n{index} " not in f"\n{self.output.read_text()}":
+            assert self._process.poll() is None, self.errors.read_text()
+            assert time.monotonic() < deadline, f"no line of {index}"
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def tail(tmp_path):
+    made = []
+
+    def make(*argv):
+        made.append(Tail(tmp_path, *argv))
+        return made[-1].start()
+
+    yield make
+    for one in made:
+        one.stop()
+
+
+def test_every_index_is_there_once_over_crashes_of_the_server_and_kills_of_tail(tmp_path, tail):
+    dice = random.Random(5)
+    listen = f"http://127.0.0.1:{free_port()}"
+    server = kvd.Server(tmp_path / "data", listen=listen).start()
+    tailed = None
+    try:
+        for number in range(CRASHES):
+            with kvd.Client(listen) as client:
+                last = [client.set("/t/k", str(n)).index for n in range(dice.randint(1, 9))][-1]
+            if tailed is None:
+                state = tmp_path / "state"
+                tailed = tail("-C", listen, "tail", "/t", "--since", "1", "--state", str(state))
+            if number % (CRASHES // KILLS) == 1:
+                tailed.kill()
+                tailed.start()
+            server.crash()
+            server.start()
+        tailed.wait_for(last)
+    finally:
+        server.stop()
+    with_tail = tailed.indexes()
+    assert with_tail == list(range(2, last + 1))
+    assert json.loads(state.read_text())["index"] == last
+
+
+def test_the_loss_of_the_server_and_its_return_are_told_once_each(tmp_path, tail):
+    listen = f"http://127.0.0.1:{free_port()}"
+    server = kvd.Server(tmp_path / "data", listen=listen).start()
+    try:
+        with kvd.Client(listen) as client:
+            index = client.set("/a", "1").index
+        tailed = tail("-C", listen, "tail", "/", "--since", "1")
+        tailed.wait_for(index)
+        server.crash()
+        server.start()
+        with kvd.Client(listen) as client:
+            tailed.wait_for(client.set("/a", "2").index)
+        assert tailed.stop() == 0
+    finally:
+        server.stop()
+    assert tailed.errors.read_text() == f"lost the server at {index}\nback at {index}\n"
+
+
+def test_what_was_printed_and_not_kept_is_not_printed_again(fresh_server, tmp_path, tail):
+    client = fresh_server.client()
+    at = ("-C", fresh_server.url, "tail", "/t", "--since", "1", "--state", str(tmp_path / "state"))
+    first = client.put("/t/1", "1").index
+    tailed = tail(*at)
+    tailed.wait_for(first)
+    tailed.stop()
+    second = client.put("/t/2", "two\nlines").index
+    # As if it had been killed between the line and the state.
+    with tailed.output.open("a") as output:
+        output.write(f"{second} 12:00:00.000 set /t/2 = two\\nlines\n")
+    third = client.put("/t/3", "3").index
+    tailed.start()
+    tailed.wait_for(third)
+    assert tailed.indexes() == [first, second, third]
+
+
+def test_lost_events_end_it_or_are_followed_by_the_whole_state(make_server, tmp_path, tail, kvdctl):
+    server = make_server("--event-history-limit", "3").start()
+    client = server.client()
+    for number in range(10):
+        last = client.put(f"/t/{number % 2}", number).index
+    at = ("-C", server.url, "tail", "/t", "--since", "2")
+    first = last - 2
+    words = f"events 2..{first - 1} are gone, the history begins at {first}"
+    assert kvdctl(*at) == (8, "", f"kvdctl: {words}\n")
+    tailed = tail(*at, "--resync")
+    tailed.wait_for(last)
+    after = client.put("/t/0", "new").index
+    tailed.wait_for(after)
+    lines = tailed.output.read_text().splitlines()
+    assert [line.split(" ", 2)[2] for line in lines] == [
+        "state /t/0 = 8",
+        "state /t/1 = 9",
+        "set /t/0 = new",
+    ]
+
+
+def test_json_lines_have_all_of_an_event(fresh_server, tmp_path, tail):
+    client = fresh_server.client()
+    client.put("/t/1", "a")
+    client.put("/t/1", 'b"\n', ttl=3000)
+    client.delete("/t/1")
+    last = client.put("/t/d", dir="true").index
+    tailed = tail("-C", fresh_server.url, "tail", "/t", "--since", "3", "-o", "json")
+    deadline = time.monotonic() + PATIENCE_S
+    while tailed.output.read_text().count("\n") < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    told = [json.loads(line) for line in tailed.output.read_text().splitlines()]
+    ttl = told[0].pop("ttl")
+    assert 2990 < ttl <= 3000
+    assert told == [
+        {"index": 3, "action": "set", "key": "/t/1", "value": 'b"\n', "prevValue": "a"},
+        {"index": 4, "action": "delete", "key": "/t/1", "prevValue": 'b"\n'},
+        {"index": last, "action": "set", "key": "/t/d", "dir": True},
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "7", "[]", '{"index": "x"}'])
+def test_a_state_that_is_none_is_refused(ctl, tmp_path, text):
+    (tmp_path / "state").write_text(text)
+    words = f"kvdctl: {tmp_path}/state: it is no file of tail --state\n"
+    assert ctl("tail", "/t", "--state", tmp_path / "state") == (1, "", words)
