@@ -3,8 +3,10 @@
 operations.py   what a client can do, as generators that yield steps
 watches.py      watches and `follow`, likewise
 wire.py         HTTP without sockets: requests, answers, kept connections, several endpoints
-blocking.py     Client: takes the steps with sockets
+blocking.py     Client: takes the steps with sockets; keys.py its operations on single keys
 asynchronous.py AsyncClient: takes them on an event loop
+streams/        open watches, followed subtrees, observed elections
+recipes/        locks, elections, queues, counters, barriers
 
 Each name is imported when it is used: a program without an event loop loads no asyncio.
 """
@@ -15,7 +17,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvd.client.async_streams import AsyncFollow, AsyncWatch
     from kvd.client.asynchronous import AsyncClient
     from kvd.client.blocking import Client
     from kvd.client.errors import (
@@ -54,7 +55,8 @@ if TYPE_CHECKING:
     from kvd.client.recipes.claim import LockTimeout
     from kvd.client.recipes.items import QueueEmpty
     from kvd.client.recipes.lease import LockLost
-    from kvd.client.streams import Follow, Watch
+    from kvd.client.streams.asynchronous import AsyncFollow, AsyncWatch
+    from kvd.client.streams.blocking import Follow, Watch
 
 __all__ = [
     "Action",
@@ -98,7 +100,6 @@ __all__ = [
 ]
 
 _HOMES = {
-    "async_streams": ("AsyncFollow", "AsyncWatch"),
     "asynchronous": ("AsyncClient",),
     "blocking": ("Client",),
     "errors": (
@@ -137,7 +138,8 @@ _HOMES = {
     "recipes.claim": ("LockTimeout",),
     "recipes.items": ("QueueEmpty",),
     "recipes.lease": ("LockLost",),
-    "streams": ("Follow", "Watch"),
+    "streams.asynchronous": ("AsyncFollow", "AsyncWatch"),
+    "streams.blocking": ("Follow", "Watch"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -6,8 +6,8 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from kvd.client.async_streams import AsyncFollow, AsyncWatch
-from kvd.client.blocking import PAGE, Client
+from kvd.client.blocking import Client
+from kvd.client.keys import PAGE
 from kvd.client.loop import AsyncDriver
 from kvd.client.operations import Operations
 from kvd.client.recipes.asynchronous import (
@@ -17,6 +17,7 @@ from kvd.client.recipes.asynchronous import (
     AsyncLock,
 )
 from kvd.client.recipes.asynchronous_queue import AsyncQueue
+from kvd.client.streams.asynchronous import AsyncFollow, AsyncWatch
 from kvd.client.watches import Following, Watching
 
 if TYPE_CHECKING:
@@ -33,10 +34,14 @@ class AsyncClient:
     It belongs to one loop.
 
     Example:
+        >>> import asyncio
         >>> from kvd import AsyncClient
-        >>> async def port() -> str | None:
+        >>> async def main() -> str | None:
         ...     async with AsyncClient("http://127.0.0.1:2379") as client:
-        ...         return (await client.get("/app/port")).value
+        ...         await client.set("/app/async", "1")
+        ...         return (await client.get("/app/async")).value
+        >>> asyncio.run(main())
+        '1'
     """
 
     def __init__(

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Self, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Self
 
+from kvd.client.keys import Keys
 from kvd.client.operations import Operations
 from kvd.client.recipes.blocking import Barrier, Counter, Election, Lock
 from kvd.client.recipes.blocking_queue import Queue
 from kvd.client.sockets import Driver
-from kvd.client.streams import Follow, Watch
+from kvd.client.streams.blocking import Follow, Watch
 from kvd.client.watches import Following, Watching
-from kvd.client.wire import Operation
 
 if TYPE_CHECKING:
     import ssl
 
-    from kvd.client.model import Compare, Event, Node, Op, Tree
-
-T = TypeVar("T")
-PAGE = 1000
-"""Children of a page of `iter_ls`."""
+    from kvd.client.model import Compare, Event, Op
 
 
-class Client:
+class Client(Keys):
     """A client of kvd, or of an etcd with the v2 API. Its methods may be called from all threads.
 
     Keys have one slash in front, which is added where it is missing. Values are text; what is none
@@ -33,9 +29,10 @@ class Client:
 
     Example:
         >>> from kvd import Client
-        >>> with Client("http://127.0.0.1:2379") as client:  # doctest: +SKIP
-        ...     client.set("/app/port", "8080").index
-        ...     client.get("/app/port").value
+        >>> with Client("http://127.0.0.1:2379") as client:
+        ...     index = client.set("/app/name", "web").index
+        ...     print(client.get("/app/name").value)
+        web
     """
 
     def __init__(
@@ -81,204 +78,13 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connections that are kept; watches are closed on their own."""
+        """Close the connections that are kept; watches are closed on their own.
+
+        Example:
+            >>> other = Client("http://127.0.0.1:2379")
+            >>> other.close()
+        """
         self._operations.exchanges.close()
-
-    def _run(self, operation: Operation[T]) -> T:
-        from time import sleep  # noqa: PLC0415 -- a test's clock may stand in its place
-
-        return self._driver.run(operation, sleep)
-
-    def get(self, key: str, *, quorum: bool = False) -> Node:
-        """Return a key, file or directory.
-
-        Args:
-            key: its name.
-            quorum: let a cluster agree on it; a single server's answer is the same.
-
-        Raises:
-            KeyNotFound: there is none.
-        """
-        return self._run(self._operations.get(key, quorum=quorum))
-
-    def get_or(self, key: str, default: T) -> str | T:
-        """Return the value of a key, or something else where there is no such file."""
-        found: str | T = self._run(self._operations.get_or(key, default))
-        return found
-
-    def get_bytes(self, key: str) -> bytes:
-        """Return the value of a key as it is (kvd only).
-
-        Raises:
-            KeyNotFound, NotAFile: there is no such file.
-            NotSupported: the server is no kvd.
-        """
-        return self._run(self._operations.get_bytes(key))
-
-    def exists(self, key: str) -> bool:
-        """Return whether there is such a key."""
-        return self._run(self._operations.exists(key))
-
-    def ls(self, key: str = "/", *, recursive: bool = False) -> Tree:
-        """Return the children of a directory, or all that is below it, at one index.
-
-        Hidden keys (`_name`) are not shown.
-
-        Raises:
-            KeyNotFound, NotADirectory: there is no such directory.
-        """
-        return self._run(self._operations.ls(key, recursive=recursive))
-
-    def iter_ls(self, key: str = "/", *, page: int = PAGE) -> Iterator[Node]:
-        """Yield the children of a directory, read page by page, each page at an index of its own.
-
-        From etcd, which has no pages, they come in one listing.
-
-        Args:
-            key: the directory.
-            page: children of a page, 1 to 10,000.
-        """
-        after: str | None = None
-        while True:
-            tree, after = self._run(self._operations.page(key, after, page))
-            yield from tree
-            if after is None:
-                return
-
-    def set(
-        self,
-        key: str,
-        value: str,
-        *,
-        ttl: int | None = None,
-        if_index: int | None = None,
-        if_value: str | None = None,
-        if_exists: bool | None = None,
-    ) -> Event:
-        """Set a key, with the directories above it.
-
-        Args:
-            key: its name.
-            value: its text.
-            ttl: seconds after which it expires; None for never.
-            if_index: only if it was changed at this index last.
-            if_value: only if it has this value (not the empty one).
-            if_exists: only if it is there, or is not.
-
-        Raises:
-            CompareFailed, KeyExists, KeyNotFound: the condition does not hold.
-            NotAFile: it is a directory.
-        """
-        return self._run(
-            self._operations.set(
-                key, value, ttl=ttl, if_index=if_index, if_value=if_value, if_exists=if_exists
-            )
-        )
-
-    def set_bytes(
-        self,
-        key: str,
-        value: bytes,
-        *,
-        ttl: int | None = None,
-        if_index: int | None = None,
-        if_value: bytes | None = None,
-        if_exists: bool | None = None,
-    ) -> Event:
-        """Set a key to bytes that need be no text (kvd only); the conditions are those of `set`.
-
-        Raises:
-            CompareFailed, KeyExists, KeyNotFound, NotAFile: as for `set`.
-            NotSupported: the server is no kvd.
-        """
-        return self._run(
-            self._operations.set_bytes(
-                key, value, ttl=ttl, if_index=if_index, if_value=if_value, if_exists=if_exists
-            )
-        )
-
-    def create(self, key: str, value: str, *, ttl: int | None = None) -> Event:
-        """Set a key that is not there.
-
-        Raises:
-            KeyExists: it is.
-        """
-        form = {"value": value, "ttl": ttl, "prevExist": False}
-        return self._run(self._operations.write("PUT", key, form))
-
-    def append(self, key: str, value: str, *, ttl: int | None = None) -> Event:
-        """Make a key below a directory, named so that it comes behind all made like this before."""
-        return self._run(self._operations.write("POST", key, {"value": value, "ttl": ttl}))
-
-    def mkdir(self, key: str, *, ttl: int | None = None, exist_ok: bool = False) -> Event | None:
-        """Make a directory.
-
-        Returns:
-            The event; None where it was there, with `exist_ok`.
-
-        Raises:
-            KeyExists, NotAFile: there is such a key.
-        """
-        return self._run(self._operations.mkdir(key, ttl=ttl, exist_ok=exist_ok))
-
-    def refresh(self, key: str, ttl: int, *, if_value: str | None = None) -> Event:
-        """Let a key live for so many seconds from now; watchers are not told.
-
-        Raises:
-            KeyNotFound, CompareFailed: it is gone, or has another value.
-        """
-        form = {"ttl": ttl, "refresh": True, "prevExist": True, "prevValue": if_value}
-        return self._run(self._operations.write("PUT", key, form))
-
-    def delete(
-        self,
-        key: str,
-        *,
-        recursive: bool = False,
-        dir: bool = False,  # noqa: A002 -- etcd's name
-        if_index: int | None = None,
-        if_value: str | None = None,
-        missing_ok: bool = False,
-    ) -> Event | None:
-        """Remove a key.
-
-        Args:
-            key: its name.
-            recursive: a directory too, with all below it.
-            dir: an empty directory too.
-            if_index: only if it was changed at this index last.
-            if_value: only if it has this value.
-            missing_ok: return None where it is not there.
-
-        Raises:
-            KeyNotFound, NotAFile, DirectoryNotEmpty, CompareFailed: it was not removed.
-        """
-        return self._run(
-            self._operations.delete(
-                key,
-                recursive=recursive,
-                dir=dir,
-                if_index=if_index,
-                if_value=if_value,
-                missing_ok=missing_ok,
-            )
-        )
-
-    def update(
-        self, key: str, change: Callable[[str | None], str | None], *, tries: int = 50
-    ) -> Event | None:
-        """Change a value depending on what it is, also while other clients change it.
-
-        Args:
-            key: its name.
-            change: gets the value, None where there is no such key; returns the new one, or None
-                to leave all as it is. It may be called several times.
-            tries: how often, before it is given up.
-
-        Raises:
-            CompareFailed, KeyExists, KeyNotFound: others were faster each time.
-        """
-        return self._run(self._operations.update(key, change, tries=tries))
 
     def watch(
         self,
@@ -305,6 +111,13 @@ class Client:
             WatchTimeout: no event came in time. Iterate again: none was lost.
             HistoryLost: the server no longer has all of these events.
             ClusterChanged: another store answers.
+
+        Example:
+            >>> index = client.set("/watched/key", "1").index
+            >>> with client.watch("/watched", since=index, timeout=10) as watch:
+            ...     event = next(watch)
+            >>> event.node.value, watch.index == index
+            ('1', True)
         """
         watching = Watching(self._operations, key, since, recursive=recursive)
         return Watch(self._driver, watching, timeout)
@@ -320,6 +133,16 @@ class Client:
 
         Raises, while it is iterated:
             WatchTimeout: nothing came in time. Iterate again: nothing was lost.
+
+        Example:
+            >>> from kvd.client import Snapshot
+            >>> event = client.set("/mirrored/key", "1")
+            >>> with client.follow("/mirrored", timeout=10) as follow:
+            ...     for news in follow:
+            ...         if isinstance(news, Snapshot):
+            ...             print(list(news.nodes))
+            ...             break
+            ['/mirrored/key']
         """
         return Follow(self._driver, Following(self._operations, key), timeout)
 
@@ -329,6 +152,12 @@ class Client:
         Raises:
             ApiError: a condition does not hold, or an operation is refused.
             NotSupported: the server is no kvd.
+
+        Example:
+            >>> from kvd.client import Op, missing
+            >>> ops = [Op.set("/app/leader", "me"), Op.set("/app/since", "today")]
+            >>> [event.action for event in client.txn(ops, when=[missing("/app/leader")])]
+            ['set', 'set']
         """
         return self._run(self._operations.txn(ops, when=when))
 
@@ -342,6 +171,12 @@ class Client:
 
         Raises:
             NotSupported: the server is no kvd.
+
+        Example:
+            >>> for value in ("1", "2"):
+            ...     event = client.set("/changing", value)
+            >>> [event.node.value for event in client.history("/changing")]
+            ['2', '1']
         """
         return self._run(self._operations.history(key, limit=limit, before=before))
 
@@ -354,6 +189,10 @@ class Client:
             name: a directory; its in-order keys are the holder and the programs that wait.
             ttl: seconds after which the lock of a program that has died is free, 3 or more.
             on_lost: called, from another thread, if the lock is lost while it is held.
+
+        Example:
+            >>> with client.lock("/locks/backup", ttl=10) as held:
+            ...     held.check()
         """
         return Lock(self._driver, self._operations, name, ttl, on_lost)
 
@@ -366,6 +205,10 @@ class Client:
             name: a directory; its in-order keys are the leader and the other candidates.
             ttl: seconds after which a leader that has died is replaced, 3 or more.
             on_lost: called, from another thread, if this program leads and no longer may.
+
+        Example:
+            >>> with client.election("/leaders/api").campaign("http://10.0.0.5:8080") as held:
+            ...     held.check()
         """
         return Election(self._driver, self._operations, name, ttl, on_lost)
 
@@ -376,13 +219,25 @@ class Client:
             name: a directory; its in-order keys are the items.
             ttl: seconds after which the item of a taker that has died is handed out again, 3 or
                 more.
+
+        Example:
+            >>> item_id = client.queue("/jobs/mail").put("to: me")
         """
         return Queue(self._driver, self._operations, name, ttl)
 
     def counter(self, key: str) -> Counter:
-        """Return a number in a key, that many programs add to."""
+        """Return a number in a key, that many programs add to.
+
+        Example:
+            >>> client.counter("/tickets").add()
+            1
+        """
         return Counter(self._driver, self._operations, key)
 
     def barrier(self, key: str) -> Barrier:
-        """Return a key that programs wait for to be gone."""
+        """Return a key that programs wait for to be gone.
+
+        Example:
+            >>> client.barrier("/maintenance").wait()
+        """
         return Barrier(self._driver, self._operations, key)

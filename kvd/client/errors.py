@@ -27,7 +27,16 @@ _OPEN_OUTCOMES = ("outcome unknown", "timed out", "timeout")
 
 
 class KvdError(Exception):
-    """Whatever the client raises."""
+    """Whatever the client raises.
+
+    Example:
+        >>> from kvd.client import KvdError
+        >>> try:
+        ...     value = client.get("/none").value
+        ... except KvdError as error:
+        ...     print(error)
+        100: Key not found (/none)
+    """
 
 
 class TransportError(KvdError):
@@ -35,17 +44,47 @@ class TransportError(KvdError):
 
     Attributes:
         failures: where no endpoint answered a request, the last error of each, by its address.
+
+    Example:
+        >>> from kvd.client import Client, TransportError
+        >>> with Client("http://127.0.0.1:1", timeout=0.05) as nowhere:
+        ...     try:
+        ...         value = nowhere.get("/a").value
+        ...     except TransportError as error:
+        ...         print(str(error).partition(":1 in")[0])
+        no answer from 127.0.0.1
     """
 
     failures: Mapping[str, Exception] = MappingProxyType({})
 
 
 class Timeout(TransportError):
-    """No server answered in time, and nothing has been changed."""
+    """No server answered in time, and nothing has been changed.
+
+    Example:
+        >>> from kvd.client import Timeout
+        >>> try:
+        ...     value = client.get_or("/app/port", "8080")
+        ... except Timeout:
+        ...     value = "8080"
+    """
 
 
 class OutcomeUnknown(KvdError):
-    """A write was sent and no answer came: it may have happened, may happen later, or never."""
+    """A write was sent and no answer came: it may have happened, may happen later, or never.
+
+    Example:
+        >>> from kvd.client import CompareFailed, OutcomeUnknown
+        >>> node = client.set("/state", "open").node
+        >>> for attempt in range(3):  # with a condition it can be repeated
+        ...     try:
+        ...         event = client.set("/state", "done", if_index=node.modified_index)
+        ...         break
+        ...     except OutcomeUnknown:
+        ...         continue
+        ...     except CompareFailed:  # one of them has happened, or another program was faster
+        ...         break
+    """
 
 
 class ClusterChanged(KvdError):
@@ -53,6 +92,12 @@ class ClusterChanged(KvdError):
 
     Attributes:
         old, new: the ids of the stores (`X-Etcd-Cluster-Id`).
+
+    Example:
+        >>> from kvd.client import ClusterChanged
+        >>> error = ClusterChanged("7e27652122e8b2ae", "cdf818194e3a8c32")
+        >>> error.old, error.new
+        ('7e27652122e8b2ae', 'cdf818194e3a8c32')
     """
 
     def __init__(self, old: str, new: str) -> None:
@@ -62,11 +107,29 @@ class ClusterChanged(KvdError):
 
 
 class WatchTimeout(KvdError):
-    """No event came in the seconds of `timeout`; the next call goes on where this one ended."""
+    """No event came in the seconds of `timeout`; the next call goes on where this one ended.
+
+    Example:
+        >>> from kvd.client import WatchTimeout
+        >>> with client.watch("/quiet", timeout=0.01) as watch:
+        ...     try:
+        ...         event = next(watch)
+        ...     except WatchTimeout as error:
+        ...         print(error)
+        no event in 0.01 s
+    """
 
 
 class NotSupported(KvdError):
-    """The server does not have this extra of kvd: it is etcd, or runs with `--extras=false`."""
+    """The server does not have this extra of kvd: it is etcd, or runs with `--extras=false`.
+
+    Example:
+        >>> from kvd.client import NotSupported, Op
+        >>> try:
+        ...     events = client.txn([Op.set("/both/a", "1"), Op.set("/both/b", "1")])
+        ... except NotSupported:  # one after the other, then
+        ...     event = client.set("/both/a", "1"), client.set("/both/b", "1")
+    """
 
 
 class ApiError(KvdError):
@@ -78,6 +141,14 @@ class ApiError(KvdError):
         cause: what it was about, mostly a key.
         index: the store's index when it refused.
         status: the HTTP status.
+
+    Example:
+        >>> from kvd.client import ApiError
+        >>> try:
+        ...     event = client.set("/a/b", "1", ttl=-5)
+        ... except ApiError as error:
+        ...     print(error.code, error.status)
+        202 400
     """
 
     def __init__(self, code: int, message: str, cause: str, index: int, status: int) -> None:
@@ -94,45 +165,138 @@ class ApiError(KvdError):
 
 
 class KeyNotFound(ApiError, KeyError):
-    """There is no such key (100)."""
+    """There is no such key (100).
+
+    Example:
+        >>> from kvd.client import KeyNotFound
+        >>> try:
+        ...     gone = client.delete("/none")
+        ... except KeyNotFound as error:
+        ...     print(error.code, error.cause)
+        100 /none
+    """
 
     __str__ = ApiError.__str__
 
 
 class CompareFailed(ApiError):
-    """The key is not as the condition says (101)."""
+    """The key is not as the condition says (101).
+
+    Example:
+        >>> from kvd.client import CompareFailed
+        >>> event = client.set("/cas", "1")
+        >>> try:
+        ...     event = client.set("/cas", "3", if_value="2")
+        ... except CompareFailed as error:
+        ...     print(error.cause)
+        [2 != 1]
+    """
 
 
 class NotAFile(ApiError):
-    """The key is a directory (102)."""
+    """The key is a directory (102).
+
+    Example:
+        >>> from kvd.client import NotAFile
+        >>> event = client.mkdir("/a-directory")
+        >>> try:
+        ...     event = client.set("/a-directory", "1")
+        ... except NotAFile as error:
+        ...     print(error.code)
+        102
+    """
 
 
 class NotADirectory(ApiError):
-    """The key, or one above it, is a file (104)."""
+    """The key, or one above it, is a file (104).
+
+    Example:
+        >>> from kvd.client import NotADirectory
+        >>> event = client.set("/a-file", "1")
+        >>> try:
+        ...     tree = client.ls("/a-file")
+        ... except NotADirectory as error:
+        ...     print(error.code)
+        104
+    """
 
 
 class KeyExists(ApiError):
-    """The key is there already (105)."""
+    """The key is there already (105).
+
+    Example:
+        >>> from kvd.client import KeyExists
+        >>> event = client.set("/taken", "1")
+        >>> try:
+        ...     event = client.create("/taken", "2")
+        ... except KeyExists as error:
+        ...     print(error.code)
+        105
+    """
 
 
 class RootReadOnly(ApiError):
-    """The root cannot be changed (107)."""
+    """The root cannot be changed (107).
+
+    Example:
+        >>> from kvd.client import RootReadOnly
+        >>> try:
+        ...     gone = client.delete("/", recursive=True)
+        ... except RootReadOnly as error:
+        ...     print(error.code)
+        107
+    """
 
 
 class DirectoryNotEmpty(ApiError):
-    """The directory has children (108)."""
+    """The directory has children (108).
+
+    Example:
+        >>> from kvd.client import DirectoryNotEmpty
+        >>> event = client.set("/full/key", "1")
+        >>> try:
+        ...     gone = client.delete("/full", dir=True)
+        ... except DirectoryNotEmpty as error:
+        ...     print(error.code)
+        108
+    """
 
 
 class Unauthorized(ApiError):
-    """The user may not do this, or the password is wrong (110)."""
+    """The user may not do this, or the password is wrong (110).
+
+    Example:
+        >>> from kvd.client import Unauthorized
+        >>> try:
+        ...     value = client.get_or("/secret", None)
+        ... except Unauthorized:
+        ...     value = None
+    """
 
 
 class BadRequest(ApiError):
-    """A parameter makes no sense (200 to 299)."""
+    """A parameter makes no sense (200 to 299).
+
+    Example:
+        >>> from kvd.client import BadRequest
+        >>> try:
+        ...     event = client.set("/a", "1", if_value="")
+        ... except BadRequest as error:
+        ...     print(error.code)
+        201
+    """
 
 
 class ServerRefused(ApiError):
-    """The server cannot do it now, and has not: no room on its disk, too much to do (300, 503)."""
+    """The server cannot do it now, and has not: no room on its disk, too much to do (300, 503).
+
+    Example:
+        >>> from kvd.client import ServerRefused
+        >>> try:
+        ...     event = client.set("/report", "done")
+        ... except ServerRefused as error:
+        ...     print("later:", error.cause)
+    """
 
 
 class HistoryLost(ApiError):
@@ -141,6 +305,12 @@ class HistoryLost(ApiError):
     Attributes:
         wanted: the index asked for.
         first: the first one that it still has; 0 where it did not say.
+
+    Example:
+        >>> from kvd.client import HistoryLost
+        >>> error = HistoryLost(401, "The event in requested index is outdated", "[8/3]", 10, 400)
+        >>> error.first, error.wanted
+        (8, 3)
     """
 
     def __init__(self, code: int, message: str, cause: str, index: int, status: int) -> None:

@@ -26,6 +26,11 @@ class Node:
         ttl: the seconds that are left, rounded up; None where it does not expire.
         expiration: when it expires, in UTC.
         index: the index of the store when this was true.
+
+    Example:
+        >>> node = client.set("/nodes/one", "1", ttl=60).node
+        >>> node.value, node.dir, node.ttl, node.created_index == node.modified_index
+        ('1', False, 60, True)
     """
 
     key: str
@@ -47,6 +52,11 @@ class Event:
         node: the key after it; of a removal, without value.
         prev_node: the key before it, where there was one.
         index: the index of the change.
+
+    Example:
+        >>> event = client.set("/events/one", "1")
+        >>> event.action, event.prev_node, event.index == event.node.modified_index
+        ('set', None, True)
     """
 
     action: Action
@@ -55,7 +65,14 @@ class Event:
     index: int
 
     def removes(self, key: str) -> bool:
-        """Return whether the change took a key away, itself or with a directory above it."""
+        """Return whether the change took a key away, itself or with a directory above it.
+
+        Example:
+            >>> event = client.set("/events/dir/key", "1")
+            >>> gone = client.delete("/events/dir", recursive=True)
+            >>> gone is not None and gone.removes("/events/dir/key")
+            True
+        """
         if self.action not in ("delete", "compareAndDelete", "expire"):
             return False
         key, gone = posixpath.normpath("/" + key.lstrip("/")), self.node.key.rstrip("/")
@@ -70,6 +87,12 @@ class Tree:
         key: the directory.
         index: the index at which all of it was read.
         nodes: by their keys, in the server's order.
+
+    Example:
+        >>> event = client.set("/tree/leaf", "green")
+        >>> tree = client.ls("/tree")
+        >>> len(tree), "/tree/leaf" in tree, tree["/tree/leaf"].value
+        (1, True, 'green')
     """
 
     key: str
@@ -97,6 +120,15 @@ class Snapshot:
         nodes: files and directories, by their keys.
         index: the index at which it was read; the events that follow begin behind it.
         after_gap: whether events may lie between what was told before and this.
+
+    Example:
+        >>> from kvd.client import Snapshot
+        >>> with client.follow("/empty", timeout=10) as follow:
+        ...     for news in follow:
+        ...         if isinstance(news, Snapshot):
+        ...             print(news.nodes, news.after_gap)
+        ...             break
+        {} False
     """
 
     nodes: Mapping[str, Node]
@@ -112,6 +144,11 @@ class Compare:
         key: the key that it is about.
         is_there: whether there has to be such a key. The others need it to be there.
         value, modified_index, created_index: what it has to have; None for anything.
+
+    Example:
+        >>> from kvd.client import Compare, Op
+        >>> event = client.set("/compared", "1")
+        >>> events = client.txn([Op.set("/compared", "2")], when=[Compare("/compared", value="1")])
     """
 
     key: str
@@ -136,17 +173,35 @@ class Compare:
 
 
 def exists(key: str) -> Compare:
-    """Return the condition that there is such a key."""
+    """Return the condition that there is such a key.
+
+    Example:
+        >>> from kvd.client import exists
+        >>> exists("/a").is_there
+        True
+    """
     return Compare(key)
 
 
 def missing(key: str) -> Compare:
-    """Return the condition that there is no such key."""
+    """Return the condition that there is no such key.
+
+    Example:
+        >>> from kvd.client import missing
+        >>> missing("/a").is_there
+        False
+    """
     return Compare(key, is_there=False)
 
 
 def unchanged(node: Node) -> Compare:
-    """Return the condition that a key is as it was read."""
+    """Return the condition that a key is as it was read.
+
+    Example:
+        >>> from kvd.client import Op, unchanged
+        >>> node = client.set("/watched/by/txn", "1").node
+        >>> events = client.txn([Op.set("/copy", "1")], when=[unchanged(node)])
+    """
     return Compare(node.key, modified_index=node.modified_index)
 
 
@@ -159,6 +214,12 @@ class Op:
             `compareAndDelete`.
         key: the key that it changes.
         fields: further fields, named as `POST /v2/txn` names them.
+
+    Example:
+        >>> from kvd.client import Op
+        >>> events = client.txn([Op.create("/ops/a", "1"), Op.append("/ops/list", "x")])
+        >>> Op("compareAndSwap", "/ops/a", {"value": "2", "prevValue": "1"}).action
+        'compareAndSwap'
     """
 
     action: str

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from kvd.client.errors import (
+    ApiError,
     CompareFailed,
     KeyExists,
     KeyNotFound,
@@ -94,8 +95,15 @@ class Operations:
         made = Call(method, path, _texts(query or {}), body, content_type, is_write)
         reply = yield from self.exchanges.request(made, timeout)
         if not 200 <= reply.status < 300:
-            raise refusal(reply.status, reply.body, is_write=is_write)
+            raise self._own(refusal(reply.status, reply.body, is_write=is_write))
         return reply
+
+    def _own(self, error: KvdError) -> KvdError:
+        """Return an error whose cause, if that is a key, is one of the program's."""
+        if isinstance(error, ApiError) and error.cause.startswith("/"):
+            cause = self.names.own(error.cause)
+            return type(error)(error.code, error.message, cause, error.index, error.status)
+        return error
 
     def path(self, key: str, *, raw: bool = False) -> str:
         """Return the path of a key."""

@@ -9,7 +9,6 @@
 | `client.barrier(KEY)` | `Barrier` | `AsyncBarrier` |
 """
 
-from kvd.client.async_streams import AsyncObservation
 from kvd.client.recipes.asynchronous import AsyncBarrier, AsyncCounter, AsyncElection, AsyncLock
 from kvd.client.recipes.asynchronous_queue import AsyncQueue
 from kvd.client.recipes.blocking import Barrier, Counter, Election, Lock
@@ -17,7 +16,8 @@ from kvd.client.recipes.blocking_queue import Queue
 from kvd.client.recipes.claim import LockTimeout
 from kvd.client.recipes.items import Item, QueueEmpty
 from kvd.client.recipes.lease import Held, LockLost
-from kvd.client.streams import Observation
+from kvd.client.streams.asynchronous import AsyncObservation
+from kvd.client.streams.blocking import Observation
 
 __all__ = [
     "AsyncBarrier",

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
-from kvd.client.async_streams import AsyncObservation
 from kvd.client.errors import ClusterChanged, HistoryLost, KeyNotFound
 from kvd.client.recipes.asynchronous_keeper import AsyncKeeper
 from kvd.client.recipes.claim import Claim, LockTimeout
 from kvd.client.recipes.leaders import Observing
 from kvd.client.recipes.lease import Held, LockLost
+from kvd.client.streams.asynchronous import AsyncObservation
 from kvd.client.watches import Watching
 
 if TYPE_CHECKING:
@@ -23,10 +23,14 @@ class AsyncLock:
     """A fair lock among programs. If it is lost in an `async with`, the body is cancelled.
 
     Example:
+        >>> import asyncio
         >>> from kvd import AsyncClient
-        >>> async def backup(client: AsyncClient) -> int:
-        ...     async with client.lock("/locks/backup") as held:
-        ...         return held.fence
+        >>> async def main() -> bool:
+        ...     async with AsyncClient("http://127.0.0.1:2379") as client:
+        ...         async with client.lock("/locks/backup") as held:
+        ...             return held.fence > 0
+        >>> asyncio.run(main())
+        True
     """
 
     def __init__(
@@ -123,7 +127,18 @@ async def wait_until_gone(driver: AsyncDriver, ops: Operations, key: str, index:
 
 
 class AsyncElection:
-    """`Election` for programs with an event loop."""
+    """`Election` for programs with an event loop.
+
+    Example:
+        >>> import asyncio
+        >>> from kvd import AsyncClient
+        >>> async def main() -> bool:
+        ...     async with AsyncClient("http://127.0.0.1:2379") as client:
+        ...         async with client.election("/leaders/db").campaign("10.0.0.5") as held:
+        ...             return held.lost.is_set()
+        >>> asyncio.run(main())
+        False
+    """
 
     def __init__(
         self,
@@ -149,7 +164,17 @@ class AsyncElection:
 
 
 class AsyncCounter:
-    """A number in a key, that many programs add to."""
+    """A number in a key, that many programs add to.
+
+    Example:
+        >>> import asyncio
+        >>> from kvd import AsyncClient
+        >>> async def main() -> int:
+        ...     async with AsyncClient("http://127.0.0.1:2379") as client:
+        ...         return await client.counter("/hits/async").add()
+        >>> asyncio.run(main())
+        1
+    """
 
     def __init__(self, driver: AsyncDriver, ops: Operations, key: str) -> None:
         self._driver = driver
@@ -167,7 +192,19 @@ class AsyncCounter:
 
 
 class AsyncBarrier:
-    """A key that programs wait for to be gone."""
+    """A key that programs wait for to be gone.
+
+    Example:
+        >>> import asyncio
+        >>> from kvd import AsyncClient
+        >>> async def main() -> None:
+        ...     async with AsyncClient("http://127.0.0.1:2379") as client:
+        ...         barrier = client.barrier("/upgrade/async")
+        ...         async with barrier:  # other programs wait
+        ...             pass
+        ...         await barrier.wait()
+        >>> asyncio.run(main())
+    """
 
     def __init__(self, driver: AsyncDriver, ops: Operations, key: str) -> None:
         self._driver = driver

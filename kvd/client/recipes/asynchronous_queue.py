@@ -17,7 +17,20 @@ if TYPE_CHECKING:
 
 
 class AsyncQueue:
-    """`Queue` for programs with an event loop."""
+    """`Queue` for programs with an event loop.
+
+    Example:
+        >>> import asyncio
+        >>> from kvd import AsyncClient
+        >>> async def main() -> str:
+        ...     async with AsyncClient("http://127.0.0.1:2379") as client:
+        ...         queue = client.queue("/jobs/async")
+        ...         await queue.put("7.png")
+        ...         async with queue.take() as item:
+        ...             return item.value
+        >>> asyncio.run(main())
+        '7.png'
+    """
 
     def __init__(self, driver: AsyncDriver, ops: Operations, name: str, ttl: int) -> None:
         self._driver = driver

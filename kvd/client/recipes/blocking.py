@@ -14,7 +14,7 @@ from kvd.client.recipes.keeper import Keeper
 from kvd.client.recipes.leaders import Observing
 from kvd.client.recipes.lease import Held, LockLost
 from kvd.client.sockets import Driver
-from kvd.client.streams import Observation, Watch
+from kvd.client.streams.blocking import Observation, Watch
 from kvd.client.watches import Watching
 
 
@@ -23,9 +23,10 @@ class Lock:
 
     Example:
         >>> from kvd import Client
-        >>> with Client() as client, client.lock("/locks/backup") as held:  # doctest: +SKIP
-        ...     write_somewhere(fence=held.fence)
+        >>> with Client("http://127.0.0.1:2379") as client, client.lock("/locks/disk") as held:
         ...     held.check()
+        ...     print(held.fence > 0)
+        True
     """
 
     def __init__(
@@ -113,6 +114,12 @@ class Election:
     """A choice of one leader among programs, with a value that all can see.
 
     Each candidate has an entry as that of a lock; the leader is the one that has waited longest.
+
+    Example:
+        >>> election = client.election("/leaders/db")
+        >>> with election.campaign("10.0.0.5"), election.observe() as leaders:
+        ...     print(next(leaders))
+        10.0.0.5
     """
 
     def __init__(
@@ -153,7 +160,13 @@ class Election:
 
 
 class Counter:
-    """A number in a key, that many programs add to."""
+    """A number in a key, that many programs add to.
+
+    Example:
+        >>> counter = client.counter("/hits")
+        >>> counter.add(2), counter.add(), counter.value
+        (2, 3, 3)
+    """
 
     def __init__(self, driver: Driver, ops: Operations, key: str) -> None:
         self._driver = driver
@@ -176,7 +189,14 @@ class Counter:
 
 
 class Barrier:
-    """A key that programs wait for to be gone."""
+    """A key that programs wait for to be gone.
+
+    Example:
+        >>> barrier = client.barrier("/upgrade")
+        >>> with barrier:  # other programs wait
+        ...     pass
+        >>> barrier.wait()
+    """
 
     def __init__(self, driver: Driver, ops: Operations, key: str) -> None:
         self._driver = driver

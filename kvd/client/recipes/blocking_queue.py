@@ -15,7 +15,15 @@ from kvd.client.sockets import Driver
 
 
 class Queue:
-    """A queue of texts among programs: in order, and each handled at least once."""
+    """A queue of texts among programs: in order, and each handled at least once.
+
+    Example:
+        >>> queue = client.queue("/jobs/resize", ttl=30)
+        >>> item_id = queue.put("7.png")
+        >>> with queue.take(timeout=10) as item:
+        ...     print(item.value, item.id == item_id)
+        7.png True
+    """
 
     def __init__(self, driver: Driver, ops: Operations, name: str, ttl: int) -> None:
         self._driver = driver

@@ -21,7 +21,17 @@ from kvd.client.wire import Operation, Sleep
 
 
 class LockTimeout(KvdError):
-    """The lock was not free in time."""
+    """The lock was not free in time.
+
+    Example:
+        >>> from kvd.client import LockTimeout
+        >>> with client.lock("/locks/busy"):
+        ...     try:
+        ...         held = client.lock("/locks/busy").acquire(timeout=0.01)
+        ...     except LockTimeout:
+        ...         print("another program has it")
+        another program has it
+    """
 
 
 class Claim:

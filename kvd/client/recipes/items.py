@@ -44,7 +44,17 @@ _PAGE = 100
 
 
 class QueueEmpty(KvdError):
-    """No item of the queue could be taken in time."""
+    """No item of the queue could be taken in time.
+
+    Example:
+        >>> from kvd.client import QueueEmpty
+        >>> try:
+        ...     with client.queue("/jobs/none").take(timeout=0) as item:
+        ...         pass
+        ... except QueueEmpty:
+        ...     print("nothing to do")
+        nothing to do
+    """
 
 
 def new_item(value: str, id: str | None) -> tuple[str, str]:  # noqa: A002 -- as `Queue.put`
@@ -61,6 +71,14 @@ class Item(Generic[E]):
         id: as it was put; the same each time that the item is handed out.
         value: its text.
         lost: set once another taker may get it.
+
+    Example:
+        >>> queue = client.queue("/jobs/print")
+        >>> item_id = queue.put("invoice", id="order-7")
+        >>> with queue.take(timeout=10) as item:
+        ...     item.check()
+        ...     print(item.id, item.value)
+        order-7 invoice
     """
 
     def __init__(self, node: Node, lease: Lease, lost: E) -> None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from kvd.client.errors import KvdError
 from kvd.client.recipes.lease import Lease, LockLost
 from kvd.client.sockets import Driver
-from kvd.client.streams import Watch
+from kvd.client.streams.blocking import Watch
 from kvd.client.wire import Operation
 
 T = TypeVar("T")

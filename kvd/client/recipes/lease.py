@@ -34,6 +34,14 @@ class LockLost(KvdError):
     """The lock is no longer held, or may not be: its entry is gone, or could not be refreshed.
 
     The claim on an item of a queue is lost likewise.
+
+    Example:
+        >>> from kvd.client import LockLost
+        >>> with client.lock("/locks/report") as held:
+        ...     try:
+        ...         held.check()  # before each step that needs the lock
+        ...     except LockLost:
+        ...         print("another program may have it now")
     """
 
 
@@ -130,6 +138,13 @@ class Held(Generic[E]):
         fence: a number that grows from holder to holder. Give it to whatever the lock protects, so
             that a holder that was too slow is refused there.
         lost: set once the lock is no longer held, or may not be.
+
+    Example:
+        >>> with client.lock("/locks/disk") as first:
+        ...     pass
+        >>> with client.lock("/locks/disk") as second:
+        ...     print(first.fence < second.fence, second.lost.is_set())
+        True False
     """
 
     def __init__(self, lease: Lease, fence: int, lost: E) -> None:

@@ -61,9 +61,13 @@ class Watch(_Stream):
 
     Example:
         >>> from kvd import Client
-        >>> with Client() as client, client.watch("/app") as watch:  # doctest: +SKIP
-        ...     for event in watch:
-        ...         print(event.index, event.action, event.node.key)
+        >>> with Client("http://127.0.0.1:2379") as client:
+        ...     since = client.set("/seen", "1").index
+        ...     with client.watch("/seen", since=since) as watch:
+        ...         for event in watch:
+        ...             print(event.action, event.node.key)
+        ...             break
+        set /seen
     """
 
     _state: Watching
@@ -82,7 +86,13 @@ class Watch(_Stream):
 
 
 class Follow(_Stream):
-    """A snapshot of a subtree and the events behind it; ends when it is closed."""
+    """A snapshot of a subtree and the events behind it; ends when it is closed.
+
+    Example:
+        >>> with client.follow("/services", timeout=10) as follow:
+        ...     print(type(next(follow)).__name__)
+        Snapshot
+    """
 
     _state: Following
 
@@ -95,7 +105,13 @@ class Follow(_Stream):
 
 
 class Observation(_Stream):
-    """The value of an election's leader, at first and at each change; ends when it is closed."""
+    """The value of an election's leader, at first and at each change; ends when it is closed.
+
+    Example:
+        >>> with client.election("/leaders/none").observe() as leaders:
+        ...     print(next(leaders))
+        None
+    """
 
     _state: Observing
 

@@ -69,7 +69,19 @@ class _Stream:
 
 
 class AsyncWatch(_Stream):
-    """The events of a key, one after the other; ends when it is closed."""
+    """The events of a key, one after the other; ends when it is closed.
+
+    Example:
+        >>> import asyncio
+        >>> from kvd import AsyncClient
+        >>> async def main() -> str | None:
+        ...     async with AsyncClient("http://127.0.0.1:2379") as client:
+        ...         since = (await client.set("/watched/async", "1")).index
+        ...         async with client.watch("/watched/async", since=since) as watch:
+        ...             return (await anext(watch)).node.value
+        >>> asyncio.run(main())
+        '1'
+    """
 
     _state: Watching
 
@@ -87,7 +99,20 @@ class AsyncWatch(_Stream):
 
 
 class AsyncFollow(_Stream):
-    """A snapshot of a subtree and the events behind it; ends when it is closed."""
+    """A snapshot of a subtree and the events behind it; ends when it is closed.
+
+    Example:
+        >>> import asyncio
+        >>> from kvd import AsyncClient
+        >>> async def main() -> str:
+        ...     async with AsyncClient("http://127.0.0.1:2379") as client:
+        ...         async with client.follow("/services") as follow:
+        ...             async for news in follow:
+        ...                 return type(news).__name__
+        ...     return ""
+        >>> asyncio.run(main())
+        'Snapshot'
+    """
 
     _state: Following
 
@@ -100,7 +125,18 @@ class AsyncFollow(_Stream):
 
 
 class AsyncObservation(_Stream):
-    """The value of an election's leader, at first and at each change; ends when it is closed."""
+    """The value of an election's leader, at first and at each change; ends when it is closed.
+
+    Example:
+        >>> import asyncio
+        >>> from kvd import AsyncClient
+        >>> async def main() -> str:
+        ...     async with AsyncClient("http://127.0.0.1:2379") as client:
+        ...         async with client.election("/leaders/none").observe() as leaders:
+        ...             return await anext(leaders) or "no leader"
+        >>> asyncio.run(main())
+        'no leader'
+    """
 
     _state: Observing
 
