@@ -5,10 +5,8 @@ import * as api from "./api.js";
 import * as detailView from "./detail.js";
 import { detail } from "./detail.js";
 import { number, plural, short } from "./format.js";
-import { icon } from "./icons.js";
-import { button, copy, iconButton } from "./parts.js";
-import { go, linkTo, route } from "./routes.js";
-import { applyTheme, indexText, mayList, onDraw, refusal, remember, remembered, state, toast, update } from "./state.js";
+import { button, copy, icon, iconButton } from "./parts.js";
+import { applyTheme, go, indexText, linkTo, mayList, onDraw, refusal, remember, remembered, route, state, toast, update } from "./state.js";
 import * as feed from "./feed.js";
 import * as tree from "./tree.js";
 import * as treeView from "./treeview.js";
@@ -155,7 +153,7 @@ function frame() {
       document.querySelector("main").focus();
     }}>To the content</a>
     <header class="bar">
-      <a class="brand" href="#k/"><img src="icon.svg" alt="" width="22" height="22"><b>kvd</b><span class="host">${location.host}</span></a>
+      <a class="brand" href="#k/"><svg class="mark" width="22" height="22" viewBox="0 0 32 32" aria-hidden="true"><rect width="32" height="32" rx="7"></rect><path d="M11 7v18M21 8.5l-8.5 7.5 8.5 7.5"></path></svg><b>kvd</b><span class="host">${location.host}</span></a>
       <nav class="nav" aria-label="Pages">${[["keys", "Keys", "#k/"], ["live", "Live", "#live/"], ["status", "Status", "#status"]].map(([name, label, href]) =>
         html`<a href=${name === "keys" && detail.path ? linkTo(detail.path) : href} aria-current=${page === name ? "page" : nothing}>${label}</a>`)}</nav>
       <button type="button" class="find" @click=${openFinder} aria-keyshortcuts="/ Control+K">${icon("search")}<span>Find a path or a word</span><kbd>/</kbd></button>
@@ -283,14 +281,6 @@ addEventListener("keydown", event => {
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   if (event.key === "Escape" && detail.editor) return void detail.editor.leave();
   if (isTyping) return;
-  if (isAfterG) {
-    isAfterG = false;
-    const page = { k: "keys", l: "live", s: "status" }[event.key];
-    if (page) {
-      event.preventDefault();
-      return void go(page, page === "live" ? "/" : detail.path ?? "/");
-    }
-  }
   if (event.key === "g") isAfterG = true;
   else if (event.key === " " && state.route.page === "live" && !target.matches?.("button, a")) parts.live?.togglePause();
   else if (state.route.page === "keys" && !detail.editor && event.key in KEYS) KEYS[event.key]();
@@ -299,6 +289,16 @@ addEventListener("keydown", event => {
   else return;
   event.preventDefault();
 });
+
+// What follows a "g" is not for the tree, which has an "l" of its own.
+addEventListener("keydown", event => {
+  const page = isAfterG && { k: "keys", l: "live", s: "status" }[event.key];
+  isAfterG = false;
+  if (!page || event.ctrlKey || event.metaKey || event.target.matches?.("input, textarea")) return;
+  event.preventDefault();
+  event.stopImmediatePropagation();
+  go(page, page === "live" ? "/" : detail.path ?? "/");
+}, { capture: true });
 
 const isMove = key => ["j", "k", "h", "l", "ArrowDown", "ArrowUp", "ArrowLeft", "ArrowRight"].includes(key);
 
@@ -352,7 +352,7 @@ async function start() {
   if (state.session) begin();
   else api.onReach(() => detail.path ?? begin());
   update();
-  watchSpace();
+  setTimeout(watchSpace, 5000);
 }
 
 /** A full disk is told by the checks; every half minute, while one looks. */

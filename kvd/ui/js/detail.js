@@ -3,11 +3,9 @@
 import { html, nothing } from "../vendor/lit-html.js";
 import * as api from "./api.js";
 import { bytes, duration, isBelow, isHidden, join, nameOf, number, partsOf, plural, short } from "./format.js";
-import { icon, ring } from "./icons.js";
-import { button, code, copy, download, iconButton } from "./parts.js";
-import { mayList, mayRead, refusal, remember, state, toast, update } from "./state.js";
+import { button, code, copy, download, icon, iconButton, ring } from "./parts.js";
+import { go, linkTo, mayList, mayRead, refusal, remember, state, toast, update } from "./state.js";
 import { formatted, kindOf } from "./syntax.js";
-import { linkTo, go } from "./routes.js";
 import * as feed from "./feed.js";
 
 export const SHOWN_BYTES = 1 << 20;
@@ -121,7 +119,7 @@ function head(path) {
   return html`<div class="path-line">
     <a class="button bare back" href="#k/" aria-label="Back to the tree" title="Back to the tree"
       @click=${event => { event.preventDefault(); screensBack(); }}>${icon("left")}</a>
-    <h2 class="path" id="path-title">
+    <h2 class="path" id="path-title" aria-label=${path}>
       <a href=${linkTo("/")} aria-label="Root">/</a>${parts.map((part, at) => html`${at ? html`<i>/</i>` : nothing}${
         at === parts.length - 1
           ? html`<b>${part}</b>`

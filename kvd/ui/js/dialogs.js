@@ -5,10 +5,8 @@ import * as api from "./api.js";
 import { bytes, join, nameOf, number, parentOf, sizeOf } from "./format.js";
 import { detail, left_s, leftText, show } from "./detail.js";
 import { hasDrafts, dropDrafts } from "./editor.js";
-import { icon } from "./icons.js";
-import { button, copy, dialog } from "./parts.js";
-import { go } from "./routes.js";
-import { applyTheme, refusal, remember, remembered, say, state, toast, update } from "./state.js";
+import { button, copy, dialog, icon } from "./parts.js";
+import { applyTheme, go, refusal, remember, remembered, state, toast, update } from "./state.js";
 
 const KEY_BYTES_MAX = 60_000;
 
@@ -51,7 +49,6 @@ export function create(dir, path = "") {
     try {
       const { node } = await api.write(target, sent);
       shown.close();
-      say(`Created at index ${node.modifiedIndex}.`);
       toast(`Created ${nameOf(target)} at index ${number(node.modifiedIndex)}.`, { seconds: 4 });
       if (detail.path === target) await show(target);
       go("keys", target);
@@ -88,7 +85,6 @@ function removeKey() {
       const kept = value.isCut ? (await api.raw(path)).bytes : value.data;
       await api.remove(path, { prevIndex: node.modifiedIndex });
       shown.close();
-      say("Deleted.");
       toast(`Deleted ${nameOf(path)}.`, { seconds: 12, label: "Undo", action: () => undo(path, kept, left) });
       go("keys", parentOf(path));
     } catch (error) {
@@ -101,7 +97,6 @@ function removeKey() {
 async function undo(path, kept, left) {
   try {
     await api.writeBytes(path, kept, { prevExist: "false", ...(left ? { ttl: left } : {}) });
-    say("It is back.");
     toast(`${nameOf(path)} is back.`, { seconds: 4 });
     go("keys", path);
   } catch (error) {
@@ -135,7 +130,6 @@ function removeDir(screens) {
     try {
       await api.remove(path, { recursive: true, dir: true });
       shown.close();
-      say("Deleted.");
       toast(`Deleted ${name} and everything below it.`);
       go("keys", parentOf(path));
     } catch (error) {

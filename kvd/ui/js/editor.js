@@ -5,9 +5,8 @@ import * as api from "./api.js";
 import { counts, diff, linesOf } from "./diff.js";
 import { detail, leftText, left_s, show } from "./detail.js";
 import { nameOf, number, plural } from "./format.js";
-import { icon } from "./icons.js";
-import { button, dialog } from "./parts.js";
-import { say, toast, update } from "./state.js";
+import { button, dialog, icon } from "./parts.js";
+import { toast, update } from "./state.js";
 import { COLOURED_MAX, coloured, jsonError, kindOf, yamlError } from "./syntax.js";
 
 const CHECK_MS = 150;
@@ -129,7 +128,6 @@ export class Editor {
       if (keeps && detail.ends) form.ttl = left_s();
       const { node } = await api.write(path, form);
       this.close();
-      say(`Saved at index ${node.modifiedIndex}.`);
       toast(`Saved at index ${number(node.modifiedIndex)}.`, { seconds: 4 });
       await show(path, { again: true });
     } catch (error) {

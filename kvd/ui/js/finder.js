@@ -3,10 +3,8 @@
 import { html, nothing } from "../vendor/lit-html.js";
 import * as api from "./api.js";
 import { join, nameOf, number, parentOf } from "./format.js";
-import { icon } from "./icons.js";
-import { dialog, button } from "./parts.js";
-import { go } from "./routes.js";
-import { readableRoots, remember, remembered, say, state } from "./state.js";
+import { button, dialog, icon } from "./parts.js";
+import { go, readableRoots, remember, remembered, say, state } from "./state.js";
 
 const WAIT_MS = 150;
 const LIMIT = 50;

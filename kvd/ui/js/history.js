@@ -4,8 +4,9 @@ import { html, nothing } from "../vendor/lit-html.js";
 import * as api from "./api.js";
 import { ago, day, number } from "./format.js";
 import { comparable, detail, left_s, show, valueOf } from "./detail.js";
-import { action, button, dialog, difference } from "./parts.js";
-import { refusal, say, toast, update } from "./state.js";
+import { action, button, dialog } from "./parts.js";
+import { difference } from "./difference.js";
+import { refusal, toast, update } from "./state.js";
 
 const PAGE = 50;
 // Longer values are cut here; a restoration reads the whole of what is restored.
@@ -136,7 +137,6 @@ async function restore(event, restored) {
       if (exists && detail.ends) query.ttl = left_s();
       const answer = await api.writeBytes(path, bytes, query);
       shown.close();
-      say(`Restored at index ${answer.node.modifiedIndex}.`);
       toast(`Restored; it is index ${number(answer.node.modifiedIndex)} now.`, { seconds: 4 });
       await show(path, { again: true });
       if (detail.history) detail.history.isStale = true;

@@ -2,10 +2,8 @@
 
 import { html, nothing, render } from "../vendor/lit-html.js";
 import { clock, isBelow, number, plural } from "./format.js";
-import { icon } from "./icons.js";
-import { action, button } from "./parts.js";
-import { go, linkTo } from "./routes.js";
-import { mayList, onDraw, say, state, update } from "./state.js";
+import { action, button, icon } from "./parts.js";
+import { go, linkTo, mayList, onDraw, say, state, update } from "./state.js";
 import * as feed from "./feed.js";
 
 const KEPT = 2000;

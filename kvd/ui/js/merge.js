@@ -5,8 +5,8 @@ import * as api from "./api.js";
 import { linesOf, merge } from "./diff.js";
 import { comparable, detail, valueOf, SHOWN_BYTES } from "./detail.js";
 import { number } from "./format.js";
-import { icon } from "./icons.js";
-import { button, difference } from "./parts.js";
+import { button, icon } from "./parts.js";
+import { difference } from "./difference.js";
 import { update } from "./state.js";
 
 const CHOICES = [["mine", "Yours"], ["theirs", "Theirs"], ["both", "Both"], ["neither", "Neither"]];

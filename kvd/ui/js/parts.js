@@ -1,17 +1,14 @@
 // Parts that several screens show: a text with numbers, a difference, a dialog, a button.
 
 import { html, nothing, render } from "../vendor/lit-html.js";
-import { linesOf, diff, rows, counts } from "./diff.js";
-import { icon } from "./icons.js";
 import { COLOURED_MAX, coloured } from "./syntax.js";
-import { number } from "./format.js";
 import { toast } from "./state.js";
 
 const NUMBERED_MAX = 20_000;
 
 /** A text with the numbers of its lines, and colours where it is short enough. */
 export function code(text, kind, { wraps = false, label = "Value" } = {}) {
-  const lines = linesOf(text);
+  const lines = text.split("\n");
   if (lines.length > NUMBERED_MAX) {
     return html`<div class="code plain" tabindex="0" role="region" aria-label=${label}><pre>${text}</pre></div>`;
   }
@@ -33,26 +30,6 @@ const WORDS = { compareAndSwap: "CAS", compareAndDelete: "CAD" };
 
 /** The tag of an action. */
 export const action = name => html`<span class="tag a-${name}" title=${name}>${WORDS[name] ?? name}</span>`;
-
-/** The difference of two texts. */
-export function difference(before, after, label) {
-  const steps = diff(linesOf(before), linesOf(after));
-  const { added, removed } = counts(steps);
-  if (!added && !removed) return html`<p class="note">No difference.</p>`;
-  return html`<div class="diff" tabindex="0" role="region" aria-label="${label}: ${added} lines added, ${removed} removed">
-    ${rows(steps).map(differenceRow)}</div>`;
-}
-
-const SIGNS = { "+": "add", "-": "del" };
-const SPOKEN = { "+": "added", "-": "removed" };
-
-function differenceRow(row) {
-  if (row.sign === "…") return html`<div class="skip">${number(row.count)} unchanged lines</div>`;
-  const [from, to] = row.mark ?? [0, 0];
-  return html`<div class="d ${SIGNS[row.sign] ?? ""}"><span class="no">${row.before ?? ""}</span><span class="no">${row.after ?? ""}</span
-    ><span class="sign" aria-label=${SPOKEN[row.sign] ?? nothing} role=${SPOKEN[row.sign] ? "img" : nothing}>${row.sign === "=" ? "" : row.sign}</span
-    ><span class="text">${row.line.slice(0, from)}${to > from ? html`<mark>${row.line.slice(from, to)}</mark>` : nothing}${row.line.slice(Math.max(from, to))}</span></div>`;
-}
 
 /** Show a dialog until `close` is called or Esc is pressed. `draw(redraw, close)` returns what is in it. */
 export function dialog(label, draw, { kind = "", onClose = () => {} } = {}) {
@@ -104,3 +81,43 @@ export function download(parts, name, type = "application/octet-stream") {
   link.remove();
   setTimeout(() => URL.revokeObjectURL(url), 60_000);
 }
+
+// The icons: paths of 24 by 24, drawn as lines.
+
+const PATHS = {
+  right: "M9 6l6 6-6 6",
+  left: "M15 6l-6 6 6 6",
+  folder: "M3.5 6.5a1.5 1.5 0 0 1 1.5-1.5h4l2 2.5h8a1.5 1.5 0 0 1 1.5 1.5v8.5a1.5 1.5 0 0 1-1.5 1.5h-14a1.5 1.5 0 0 1-1.5-1.5z",
+  file: "M7 3.5h6.5l4 4V19a1.5 1.5 0 0 1-1.5 1.5H7A1.5 1.5 0 0 1 5.5 19V5A1.5 1.5 0 0 1 7 3.5zM13 3.5V8h4.5",
+  plus: "M12 5v14M5 12h14",
+  eye: "M2.5 12s3.5-6.5 9.5-6.5 9.5 6.5 9.5 6.5-3.5 6.5-9.5 6.5S2.5 12 2.5 12zM12 9.2a2.8 2.8 0 1 0 0 5.600 2.8 2.8 0 0 0 0-5.600",
+  hidden: "M4 4l16 16M10 5.7c.6-.1 1.300-.2 2-.2 6 0 9.5 6.5 9.5 6.5a17 17 0 0 1-3 3.8M6.5 7.5A16 16 0 0 0 2.5 12s3.5 6.5 9.5 6.5c1.5 0 2.8-.4 4-1M9.8 10a2.8 2.8 0 0 0 4 4",
+  reload: "M19.5 12a7.5 7.5 0 1 1-2.2-5.300L20 9.300M20 4.5v4.8h-4.8",
+  copy: "M9 9h10v11H9zM6 15H5V4h10v2",
+  pencil: "M4 20l1-4.5L16 4.5l3.5 3.5L8.5 19z M14 6.5l3.5 3.5",
+  trash: "M4.5 7h15M9.5 7V4.5h5V7M6.5 7l.8 12.5h9.400L17.5 7M10 11v5M14 11v5",
+  search: "M10.5 4a6.5 6.5 0 1 0 0 13 6.5 6.5 0 0 0 0-13M15.5 15.5L20.5 20.5",
+  user: "M12 4.5a3.5 3.5 0 1 0 0 7 3.5 3.5 0 0 0 0-7M5 20c.6-3.8 3.400-6 7-6s6.400 2.2 7 6",
+  help: "M12 3a9 9 0 1 0 0 18 9 9 0 0 0 0-18M9.5 9.5a2.5 2.5 0 1 1 3.7 2.2c-.8.5-1.2 1-1.2 1.8M12 16.8v.2",
+  wrap: "M4 6h16M4 12h13a3 3 0 0 1 0 6h-4M15.5 15.5L13 18l2.5 2.5M4 18h5",
+  live: "M12 10.5a1.5 1.5 0 1 0 0 3 1.5 1.5 0 0 0 0-3M8.5 8.5a5 5 0 0 0 0 7M15.5 8.5a5 5 0 0 1 0 7M5.5 5.5a9 9 0 0 0 0 13M18.5 5.5a9 9 0 0 1 0 13",
+  down: "M12 4v11M7 11l5 5 5-5M5 20h14",
+  up: "M12 16V5M7 9l5-5 5 5M5 20h14",
+  check: "M5 12.5l4.5 4.5L19 7.5",
+  warn: "M12 4L2.8 19.5h18.400zM12 10v4.5M12 16.8v.2",
+  pause: "M9 5.5v13M15 5.5v13",
+  play: "M8 5.5v13l10-6.5z",
+  clock: "M12 4a8 8 0 1 0 0 16 8 8 0 0 0 0-16M12 8v4.5l3 2",
+  close: "M6 6l12 12M18 6L6 18",
+};
+
+/** An icon; what it means is said by the text or the label of what holds it. */
+export const icon = (name, size = 16) => html`<svg class="icon" width=${size} height=${size} viewBox="0 0 24 24"
+  fill="none" stroke="currentColor" stroke-width="1.8" stroke-linecap="round" stroke-linejoin="round"
+  aria-hidden="true"><path d=${PATHS[name]}></path></svg>`;
+
+/** A ring that shows which share of a time is left. */
+export const ring = share => html`<svg class="ring" width="14" height="14" viewBox="0 0 14 14" aria-hidden="true">
+  <circle cx="7" cy="7" r="5.2" fill="none" stroke="currentColor" stroke-opacity=".3" stroke-width="1.8"></circle>
+  <circle cx="7" cy="7" r="5.2" fill="none" stroke="currentColor" stroke-width="1.8" pathLength="100"
+    stroke-dasharray="${Math.round(share * 100)} 100" transform="rotate(-90 7 7)"></circle></svg>`;

@@ -1,6 +1,6 @@
 // What the whole page shares: the session, the route, preferences, and when to draw again.
 
-import { number } from "./format.js";
+import { decodePath, encodePath, number } from "./format.js";
 
 export const state = {
   session: null,
@@ -124,3 +124,25 @@ export function say(text) {
 }
 
 export const indexText = () => (state.index ? number(state.index) : "–");
+
+// Routes: `#k/PATH`, `#live/PATH`, `#status`. All that can be linked to is in the address.
+
+export function route() {
+  const text = location.hash.slice(1);
+  const [page, ...rest] = text.split("/");
+  if (page === "live") return { page, path: decodePath(rest.join("/")) };
+  if (page === "status") return { page, path: "/" };
+  return { page: "keys", path: decodePath(rest.join("/")) };
+}
+
+export const linkTo = (path, page = "keys") => `#${page === "keys" ? "k" : page}${encodePath(path)}`;
+
+/** Go to a page. `isLight`: without a further step in the history of the browser. */
+export function go(page, path = "/", { isLight = false } = {}) {
+  const hash = page === "status" ? "#status" : linkTo(path, page);
+  if (location.hash === hash) return;
+  if (isLight) {
+    history.replaceState(null, "", hash);
+    dispatchEvent(new HashChangeEvent("hashchange"));
+  } else location.hash = hash;
+}

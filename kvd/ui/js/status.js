@@ -3,8 +3,7 @@
 import { html, nothing } from "../vendor/lit-html.js";
 import * as api from "./api.js";
 import { bytes, clock, duration, number } from "./format.js";
-import { icon } from "./icons.js";
-import { button } from "./parts.js";
+import { button, icon } from "./parts.js";
 import { plot } from "./plot.js";
 import { remember, remembered, state, update } from "./state.js";
 

@@ -4,8 +4,8 @@ import { html, nothing } from "../vendor/lit-html.js";
 import * as api from "./api.js";
 import { bytes, join, nameOf, number, plural, sizeOf } from "./format.js";
 import { valueOf } from "./detail.js";
-import { icon } from "./icons.js";
-import { button, dialog, difference, download } from "./parts.js";
+import { button, dialog, download, icon } from "./parts.js";
+import { difference } from "./difference.js";
 import { refusal, say } from "./state.js";
 import { yamlModule } from "./syntax.js";
 

@@ -1,8 +1,8 @@
 // The tree on the screen: only the rows in sight exist, at most about eighty.
 
 import { html, nothing, render } from "../vendor/lit-html.js";
+import { icon, ring } from "./parts.js";
 import { bytes, number, short } from "./format.js";
-import { icon, ring } from "./icons.js";
 import { mayList, onDraw, state, update } from "./state.js";
 import * as tree from "./tree.js";
 
