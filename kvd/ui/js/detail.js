@@ -89,10 +89,21 @@ feed.on("event", event => {
   const { key } = event.node;
   if (key === path || (event.node.dir && isBelow(path, key))) {
     if (detail.editor) detail.editor.noteOther(event);
+    else if (GONE.has(event.action)) vanish();
     else readAgain();
     if (detail.history && key === path) detail.history.isStale = true;
   } else if (status === "dir" && isBelow(key, path)) countLater(COUNT_AGAIN_MS);
 });
+const GONE = new Set(["delete", "expire", "compareAndDelete"]);
+
+/** What is shown has gone: that is known without asking. */
+function vanish() {
+  clearTimeout(later.timer);
+  detail.run += 1;
+  Object.assign(detail, { status: "missing", node: null, value: null, ends: 0, error: null });
+  update();
+}
+
 feed.on("stale", () => readAgain());
 feed.on("gap", () => readAgain());
 
