@@ -4,6 +4,7 @@ import ast
 import contextlib
 import re
 import ssl
+from collections.abc import Iterator
 from typing import Any
 
 import etcd
@@ -15,7 +16,7 @@ from kvd.client import __all__ as names
 from tests.client.test_exchanges import OK, Scripted, answers, hangs_up
 from tests.support.certs import Authority
 from tests.support.documents import MANUAL
-from tests.support.server import free_port
+from tests.support.server import Server, free_port
 
 _, _, SECTION = (MANUAL / "python.md").read_text().partition("\n## From python-etcd\n")
 ROWS = [
@@ -141,20 +142,28 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name, (old, _) in CASES.items() if old])
-def test_an_error_has_the_name_that_the_table_says(make_server, name):
-    server = make_server("--event-history-limit=5").start()
-    user: dict[str, str] = {}
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with a short history, and users with passwords."""
+    server = Server(tmp_path_factory.mktemp("guarded"), "--event-history-limit=5").start()
     with kvd.Client(server.url) as other:
         other.set("/d/x", "1")
         for number in range(10):
             other.set("/a", str(number))
-        if name == "EtcdInsufficientPermissions":
-            connection = server.client()
-            root = '{"user":"root","password":"pw"}'
-            assert connection.request("PUT", "/v2/auth/users/root", root).status == 201
-            assert connection.request("PUT", "/v2/auth/enable").status == 200
-            user = {"username": "root", "password": "wrong"}
+    connection = server.client()
+    root = '{"user":"root","password":"pw"}'
+    assert connection.request("PUT", "/v2/auth/users/root", root).status == 201
+    assert connection.request("PUT", "/v2/auth/enable").status == 200
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize("name", [name for name, (old, _) in CASES.items() if old])
+def test_an_error_has_the_name_that_the_table_says(guarded, name):
+    server = guarded
+    user = {"username": "root", "password": "wrong"}
+    if name != "EtcdInsufficientPermissions":
+        user = {}  # guests may do anything, as in etcd
     old, new = CASES[name]
     with pytest.raises(getattr(etcd, name)):
         run(old, client=etcd.Client(port=server.port, **user))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -153,6 +154,18 @@ def exercise(server: Server) -> None:
     server.kill()
     server.start()
     assert server.client().get("/a").json["node"]["value"] == "1"
+
+
+def test_the_installed_client_keeps_its_promises_under_kills(built, clean_python, tmp_path):
+    python = clean_python(the(built, "*.whl"))
+    # These import nothing but kvd; beside them is no kvd but the installed one.
+    trials = tmp_path / "tests" / "client" / "trials"
+    shutil.copytree(ROOT / "tests" / "client" / "trials", trials)
+    for package in (trials.parent, trials.parent.parent):
+        (package / "__init__.py").touch()
+    for name in ("watch", "follow", "lock", "counter", "queue"):
+        printed = run(python, "-m", "tests.client.trials", name, "--small", cwd=tmp_path)
+        assert f"{name}: " in printed
 
 
 def test_the_sdist_runs_its_own_tests(built, tmp_path):
