@@ -42,3 +42,19 @@ class Paint:
     def __call__(self, colour: str, text: str) -> str:
         """Return a text in a colour."""
         return f"\x1b[{COLOURS[colour]}m{text}\x1b[0m" if self.is_on else text
+
+
+def is_there() -> bool:
+    """Return whether there is a user at a terminal to ask."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def choose(question: str) -> str | None:
+    """Ask for one letter; None without a terminal, `q` at its end."""
+    if not is_there():
+        return None
+    sys.stdout.flush()
+    sys.stderr.write(question)
+    sys.stderr.flush()
+    answer = sys.stdin.readline()
+    return answer.strip().lower()[:1] or ("q" if not answer else "")
