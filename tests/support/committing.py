@@ -15,7 +15,7 @@ from kvd.core.watch.hub import Hub
 from kvd.core.worker_thread import SyncThread
 from kvd.storage import disk
 from kvd.storage.format.records import Document, Kind
-from kvd.storage.store import Store
+from kvd.storage.store import Options, Store
 from kvd.v2.commands import Delete, Watch
 from kvd.v2.documents.decision import Decision, Reply
 from kvd.v2.errors import ApiError, RouteError
@@ -152,7 +152,7 @@ class Engine:
 @asynccontextmanager
 async def started(path, *, store_class=Store, segment_bytes_max=SEGMENT, term=True):
     """An engine over a directory, stopped at the end."""
-    store = store_class.open(path, segment_bytes_max=segment_bytes_max)
+    store = store_class.open(path, Options(segment_bytes_max=segment_bytes_max))
     if term:
         store.start_term(NOW_NS, 1000)
     engine = Engine(store, SetClock())
