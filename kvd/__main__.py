@@ -15,7 +15,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from kvd import descriptors, logs, process
@@ -41,8 +42,14 @@ _STOP_S = 10.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 -- one per status
-    """Run the command; return its exit status."""
+def main(  # noqa: PLR0911 -- one per status
+    argv: Sequence[str] | None = None, make_server: Callable[..., KvdServer] = KvdServer
+) -> int:
+    """Run the command; return its exit status.
+
+    `make_server` is called on the loop, with the arguments of `KvdServer`: for tests that do more
+    to a server than its clients can.
+    """
     descriptors.open_standard_descriptors()
     process.prepare_signals()
     try:
@@ -57,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 -- one per 
     try:
         handed = take_sockets(os.environ)
         with asyncio.Runner(loop_factory=process.new_loop()) as runner:
-            runner.run(_run(config, faults, notifier, handed))
+            runner.run(_run(config, partial(make_server, faults=faults), notifier, handed))
     except (AddressUnavailable, BadHandover) as error:
         log.critical("%s", error)
         return EXIT_UNAVAILABLE
@@ -120,20 +127,18 @@ def _read_file(path: str) -> bytes:
 
 
 async def _run(
-    config: Config, faults: Faults, notifier: Notifier, handed: Sequence[Handed]
+    config: Config,
+    make_server: Callable[..., KvdServer],
+    notifier: Notifier,
+    handed: Sequence[Handed],
 ) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in _SIGNALS:
         loop.add_signal_handler(number, stop.set)
     process.tell_of_meaningless_signals(loop)
-    server = KvdServer(
-        config,
-        handed,
-        CrashFile().watch,
-        on_fatal=_end_failed,
-        open_files=raise_limit(),
-        faults=faults,
+    server = make_server(
+        config, handed, CrashFile().watch, on_fatal=_end_failed, open_files=raise_limit()
     )
     loop.add_signal_handler(signal.SIGHUP, _reload, server, notifier)
     notifier.starting(loop, f"recovering {config.data_dir}")

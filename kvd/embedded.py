@@ -16,10 +16,10 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from kvd import process
 from kvd.config.load import Config, ConfigError, parse
@@ -28,6 +28,8 @@ from kvd.core.clock import Clock
 from kvd.server import KvdServer
 from kvd.storage.failpoints import DEADLY, Faults
 from kvd.storage.failpoints import parse as parse_fault
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 logging.getLogger("kvd").addHandler(logging.NullHandler())
@@ -203,6 +205,20 @@ class Server:
     def crash(self) -> None:
         """End it as `kill -9` would: no answer, nothing synced, all connections reset."""
         self._stop(is_crash=True)
+
+    def call(self, act: Callable[[KvdServer], Coroutine[Any, Any, T]]) -> T:
+        """Run a coroutine on the loop of the server, from another thread; return its result.
+
+        For tests that do more to a server than its clients can: what `KvdServer` has is no API.
+
+        Raises:
+            RuntimeError: it does not run in a thread.
+        """
+        self._require_parent()
+        server, loop = self._server, self._loop
+        if server is None or loop is None:
+            raise RuntimeError("the server does not run in a thread")
+        return asyncio.run_coroutine_threadsafe(act(server), loop).result()
 
     def _stop(self, *, is_crash: bool, timeout: float | None = None) -> None:
         self._require_parent()

@@ -91,7 +91,7 @@ class KvdServer:
         self._host_handler: Any = None
 
     @property
-    def _running(self) -> ServerParts:
+    def running(self) -> ServerParts:
         """The parts; a bug of the caller before there are any."""
         assert self._parts is not None
         return self._parts
@@ -203,8 +203,8 @@ class KvdServer:
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the background tasks."""
-        self._running.index_check.start()
-        look_at_clock = self._running.committer.look_at_clock
+        self.running.index_check.start()
+        look_at_clock = self.running.committer.look_at_clock
         self._tickers = [
             Ticker(loop, _TICK_S, self._ticked(), self._fail),
             Ticker(loop, _CLOCK_S, {"clock": look_at_clock}, self._fail),
@@ -226,7 +226,7 @@ class KvdServer:
 
     def _ticked(self) -> dict[str, Callable[[], object]]:
         """Return the tasks of each second, by name."""
-        parts = self._running
+        parts = self.running
         return {
             "connections": parts.http.tick,
             "key space": parts.keys.tick,
@@ -256,7 +256,7 @@ class KvdServer:
         if self.failed is not None:
             await self.abandon()
             return
-        parts = self._running
+        parts = self.running
         self._monitoring.health.set_stopping()
         parts.http.stop()
         for acceptor in self._acceptors:
@@ -273,7 +273,7 @@ class KvdServer:
 
     async def _answer_all(self) -> None:
         """Answer pending requests, and end every watch."""
-        parts = self._running
+        parts = self.running
         await parts.authorizer.settle()
         await parts.committer.drain()
         parts.hub.end_all()
@@ -335,7 +335,7 @@ class KvdServer:
         self._halt()
         for acceptor in self._acceptors:
             await acceptor.settle()
-        self._running.http.abort()
+        self.running.http.abort()
         await asyncio.sleep(0)  # connections end in the next turn of the loop
         self._release()
         self._store.abandon()
@@ -346,4 +346,4 @@ class KvdServer:
         for ticker in self._tickers:
             ticker.stop()
         asyncio.get_running_loop().set_exception_handler(self._host_handler)
-        self._running.release()
+        self.running.release()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 
 log = logging.getLogger(__name__)
@@ -30,13 +31,23 @@ _TOLD_NS = 1_000_000_000
 class Clock:
     """The store's time in nanoseconds, never below `floor_ns` (the last time that was logged).
 
-    `offset_ns` is the logged one: the machine's clock less the store's time.
+    `offset_ns` is the logged one: the machine's clock less the store's time. `raw_ns` and `wall_ns`
+    read the clocks of a machine that is not this one: those of a test.
     """
 
-    def __init__(self, floor_ns: int = 0, offset_ns: int = 0) -> None:
-        self.raw_ns = partial(time.clock_gettime_ns, getattr(time, "CLOCK_BOOTTIME", 1))
+    def __init__(
+        self,
+        floor_ns: int = 0,
+        offset_ns: int = 0,
+        *,
+        raw_ns: Callable[[], int] | None = None,
+        wall_ns: Callable[[], int] | None = None,
+    ) -> None:
+        boot_ns = partial(time.clock_gettime_ns, getattr(time, "CLOCK_BOOTTIME", 1))
+        self.raw_ns = raw_ns or boot_ns
         """The time since the machine was booted: what is cheapest to ask for, and to compare."""
-        now_ns = time.time_ns() - offset_ns
+        self._wall_ns = wall_ns or time.time_ns
+        now_ns = self._wall_ns() - offset_ns
         if floor_ns - now_ns > _TOLD_NS:
             log.warning(
                 "the system's clock is %.1f s behind the log: time goes on from the log's",
@@ -63,7 +74,7 @@ class Clock:
             offset_ns: the one that is logged.
         """
         before_ns = self.raw_ns()
-        wall_ns = time.time_ns()
+        wall_ns = self._wall_ns()
         if self.raw_ns() - before_ns > _READING_NS_MAX:
             return None
         found_ns = wall_ns - self.at(before_ns)
