@@ -18,6 +18,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -88,6 +89,7 @@ class Server:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._end: asyncio.Event | None = None
         self._is_crash = False
+        self._stop_error: BaseException | None = None
         self._removed: Path | None = None
 
     def _config(self, directory: Path) -> Config:
@@ -161,7 +163,11 @@ class Server:
         if self._server is not None:
             raise RuntimeError("the server runs already")
         ready: Future[None] = Future()
-        self._thread = threading.Thread(target=self._serve, args=[ready], name="kvd", daemon=True)
+        # Context variables, such as those of loggers, are the caller's.
+        run = copy_context().run
+        self._thread = threading.Thread(
+            target=run, args=[self._serve, ready], name="kvd", daemon=True
+        )
         self._thread.start()
         try:
             ready.result()
@@ -192,13 +198,16 @@ class Server:
             return
         ready.set_result(None)
         await self._end.wait()
-        await self._finish()
+        try:
+            await self._finish()
+        except BaseException as error:  # noqa: BLE001 -- raised where it was stopped
+            self._stop_error = error
 
     def stop(self) -> None:
         """Stop it cleanly; a server that does not run is left alone.
 
         Raises:
-            BaseException: what has ended the service before.
+            BaseException: what has ended the service before, or kept it from a clean stop.
         """
         self._stop(is_crash=False)
 
@@ -230,8 +239,9 @@ class Server:
         thread.join(timeout)
         atexit.unregister(self._stop_at_exit)
         self._thread = self._loop = self._end = None
-        if server.failed is not None and not is_crash:
-            raise server.failed
+        error, self._stop_error = server.failed or self._stop_error, None
+        if error is not None and not is_crash:
+            raise error
 
     def _stop_at_exit(self) -> None:
         if os.getpid() == self._pid:
@@ -265,7 +275,7 @@ class Server:
 
     async def _begin(self) -> None:
         if self._directory is None:
-            self._removed = Path(tempfile.mkdtemp(prefix="kvd-", dir=_memory_directory()))
+            self._removed = Path(tempfile.mkdtemp(prefix="kvd-", dir=memory_directory()))
             log.warning("%s: in memory: nothing is kept", self._removed)
         config = self._config(self.data_dir)
         server = KvdServer(config, faults=self._faults, clock=self._new_clock)
@@ -317,7 +327,7 @@ def _faults_of(config: Config) -> Faults:
     return Faults(faults)
 
 
-def _memory_directory() -> Path | None:
+def memory_directory() -> Path | None:
     """Return where tmpfs is, or None for the system's directory for temporary files."""
     usable = _SHARED_MEMORY.is_dir() and os.access(_SHARED_MEMORY, os.W_OK | os.X_OK)
     return _SHARED_MEMORY if usable else None

@@ -80,9 +80,9 @@ class KvdServer:
         self._watch_crashes, self._handed = watch_crashes, handed
         self.urls: list[str] = []
         """URLs that are served, with the ports that the system chose; empty before."""
-        self._store: Store
+        self.store: Store
         self._is_open = False
-        self._clock: Clock
+        self.clock: Clock
         self._parts: ServerParts | None = None
         self._monitoring: Monitoring
         self._acceptors: list[Acceptor] = []
@@ -169,10 +169,10 @@ class KvdServer:
             for listener in metrics:
                 listener.close()
             raise
-        recovery = self._store.recovery
+        recovery = self.store.recovery
         log.info(
             "recovered index %d from %s in %s, %d log records replayed, in %.2f s",
-            self._store.applied.index,
+            self.store.applied.index,
             recovery.source,
             config.data_dir,
             recovery.records,
@@ -188,12 +188,12 @@ class KvdServer:
     def _open(self) -> None:
         config = self._config
         on_sync = self._monitoring.syncs.note
-        store = self._store = wiring.open_store(config, self._watch_crashes, self._faults, on_sync)
+        store = self.store = wiring.open_store(config, self._watch_crashes, self._faults, on_sync)
         self._is_open = True
-        self._clock = self._new_clock(store.applied.time_ns, store.applied.clock_offset_ns)
+        self.clock = self._new_clock(store.applied.time_ns, store.applied.clock_offset_ns)
         try:
             store.start_term(
-                self._clock.now_ns(), config.event_history_limit, config.event_history_bytes
+                self.clock.now_ns(), config.event_history_limit, config.event_history_bytes
             )
         except BROKEN as damage:
             self._fail(damage)
@@ -216,8 +216,8 @@ class KvdServer:
         return wiring.Context(
             config=self._config,
             loop=loop,
-            store=self._store,
-            clock=self._clock,
+            store=self.store,
+            clock=self.clock,
             files=files,
             listening=listening,
             settings=self._monitoring.settings,
@@ -234,7 +234,7 @@ class KvdServer:
             "housekeeping": parts.housekeeping.tick,
             "figures": self._monitoring.syncs.fold,
             # Connections that came in a crowd leave as much behind as writes do.
-            "freed memory": FreedMemory(lambda: self._store.applied.pos + parts.http.accepted).tick,
+            "freed memory": FreedMemory(lambda: self.store.applied.pos + parts.http.accepted).tick,
         }
 
     # Reload
@@ -267,9 +267,9 @@ class KvdServer:
         await self._answer_all()
         await parts.http.flush()
         self._release()
-        self._store.close()
+        self.store.close()
         self._monitoring.stop()
-        log.info("stopped at index %d", self._store.applied.index)
+        log.info("stopped at index %d", self.store.applied.index)
 
     async def _answer_all(self) -> None:
         """Answer pending requests, and end every watch."""
@@ -303,7 +303,7 @@ class KvdServer:
         status = failures.report(error)
         if not isinstance(error, DirectoryLost):  # the path may lead to another one now
             with suppress(OSError):
-                self._store.index.distrust()
+                self.store.index.distrust()
         self._on_fatal(error, status)
         # As a guest of another program the process goes on, and no answer may leave any more.
         self._halt()
@@ -313,7 +313,7 @@ class KvdServer:
         if self._parts is None:
             return
         self._monitoring.health.set_stopping()
-        self._store.snapshots.stop()  # one of a damaged index would be taken for a good one
+        self.store.snapshots.stop()  # one of a damaged index would be taken for a good one
         for acceptor in self._acceptors:
             acceptor.close()
         for ticker in self._tickers:
@@ -328,7 +328,7 @@ class KvdServer:
         if self._parts is not None:
             await self.abandon()
         elif self._is_open:
-            self._store.abandon()
+            self.store.abandon()
 
     async def abandon(self) -> None:
         """End as `kill -9` does: nothing is answered, flushed or marked as clean."""
@@ -338,7 +338,7 @@ class KvdServer:
         self.running.http.abort()
         await asyncio.sleep(0)  # connections end in the next turn of the loop
         self._release()
-        self._store.abandon()
+        self.store.abandon()
         self._monitoring.stop()
 
     def _release(self) -> None:

@@ -87,7 +87,7 @@ KEPT_IN = {
     "httptools": ("kvd.client.wire", "kvd.http"),
     "yaml": ("kvd.config",),
     "click": ("kvd.ctl",),
-    "ssl": ("kvd.client", "kvd.ctl.session", "kvd.net"),
+    "ssl": ("kvd.client", "kvd.ctl.session", "kvd.net", "kvd.testing"),
     "cryptography": ("kvd.net.self_signed",),
 }
 

@@ -211,6 +211,15 @@ def test_a_guest_that_fails_gives_up_the_snapshot_that_it_takes(tmp_path):
     assert list((tmp_path / "snap").iterdir()) == []
 
 
+def test_what_keeps_it_from_a_clean_stop_is_raised_there(tmp_path):
+    server = kvd.Server(tmp_path / "data", **SMALL).start()
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="data"):
+        server.stop()
+    with kvd.Server(tmp_path / "elsewhere", **SMALL) as again, Client(again.url) as client:
+        client.set("/a", "1")
+
+
 def test_after_a_crash_everything_acknowledged_is_there(tmp_path):
     server = kvd.Server(tmp_path, **SMALL).start()
     with Client(server.url) as client, client.watch("/none") as watch:
