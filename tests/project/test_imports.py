@@ -85,7 +85,7 @@ KEPT_IN = {
     "prometheus_client": ("kvd.monitoring",),
     "bcrypt": ("kvd.handlers.passwords",),
     "httptools": ("kvd.client.wire", "kvd.http"),
-    "yaml": ("kvd.config",),
+    "yaml": ("kvd.config", "kvd.migrate"),
     "click": ("kvd.ctl",),
     "ssl": ("kvd.client", "kvd.ctl.session", "kvd.net", "kvd.testing"),
     "cryptography": ("kvd.net.self_signed",),
