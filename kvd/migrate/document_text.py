@@ -12,7 +12,7 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Other(NamedTuple):
-    """What is no text in a document, and is refused where a text is expected."""
+    """A value that is no text, which is refused where a text is expected."""
 
     name: str
     text: str

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from kvd.migrate.content import Content, digest
 from kvd.migrate.errors import Damaged
+from kvd.storage.format.node import Node
 from kvd.storage.tools.transplant import Past, each_node, stored, transplant
 
+Item = tuple[bytes, Node]
+Shown = Callable[[Iterable[Item], int], Iterable[Item]]
+"""Passes items on, of so many, and shows how far that is."""
 
-def write(content: Content, target: Path) -> str:
+
+def write(
+    content: Content,
+    target: Path,
+    shown: Shown = lambda items, _: items,
+    check_source: Callable[[], None] = lambda: None,
+) -> str:
     """Make a store of some content; durable, read back and equal on return.
+
+    Args:
+        content: all of it.
+        target: the new data directory.
+        shown: shows the progress.
+        check_source: called before the store gets its name: it raises if the source has changed.
 
     Returns:
         The digest of both sides.
@@ -33,9 +50,11 @@ def write(content: Content, target: Path) -> str:
                 f"{target}: was read back with index {reached} and digest {found}, expected "
                 f"{content.index} and {expected}; nothing was kept"
             )
+        check_source()
 
     past = Past(content.index, content.events, content.raft_index, content.term, content.ids)
-    transplant(target, content.nodes.items(), content.documents, past, check)
+    items = shown(content.nodes.items(), len(content.nodes))
+    transplant(target, items, content.documents, past, check)
     return expected
 
 
