@@ -47,6 +47,10 @@ OF_KVDCTL = {
     "lock": Entry("verbs.lock:command", "run a command while a lock is held"),
     "top": Entry("verbs.top:command", "show what a server does, once a second"),
 }
+MOVING = {
+    "import": Entry("moving.import_verb:import_store", "import from etcd, or from a document"),
+    "export": Entry("moving.export_verb:export", "export to a document, or to etcd v3"),
+}
 OF_FILES = {
     name: Entry("", text)
     for name, text in {
@@ -62,9 +66,10 @@ OF_FILES = {
         "verify": "check everything, and say whether a server would start",
     }.items()
 }
-VERBS = OF_KEYS | OF_KVDCTL | OF_FILES
+VERBS = OF_KEYS | OF_KVDCTL | MOVING | OF_FILES
 SECTIONS = (
     ("Verbs of a server", OF_KEYS),
     ("Verbs of a server that etcdctl does not have", OF_KVDCTL),
+    ("Moving a store", MOVING),
     ("Verbs of a data directory", OF_FILES),
 )

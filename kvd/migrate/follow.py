@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from kvd.client.errors import HistoryLost
 from kvd.migrate.errors import Refused
-from kvd.migrate.live import Source, node_of
+from kvd.migrate.etcd.nodes import node_of
+from kvd.migrate.live import Source
 from kvd.migrate.server import Change, Nodes, Target, differences, require_equal
 from kvd.migrate.tail import Tail, Told
 

@@ -14,7 +14,7 @@ from time import monotonic
 
 from kvd.migrate import document, times
 from kvd.migrate.content import Content
-from kvd.migrate.errors import Damaged, Refused
+from kvd.migrate.errors import Conflict, Damaged, Refused
 from kvd.migrate.etcd import directory
 from kvd.migrate.follow import Follower
 from kvd.migrate.live import Caller, Source
@@ -22,6 +22,7 @@ from kvd.migrate.new_store import Shown, write
 from kvd.migrate.server import Target, differences, require_equal
 from kvd.migrate.tail import Tail, history
 from kvd.storage import disk
+from kvd.storage.directory.claim import is_stray
 from kvd.storage.errors import EX_USAGE
 from kvd.storage.format.node import Node
 from kvd.storage.format.records import Kind
@@ -84,6 +85,8 @@ class Import:
             StorageError: source or target cannot be used, or are not equal at the end.
             KvdError: a server has refused something, or does not answer.
         """
+        if not is_url(target):
+            require_empty(Path(target))
         if is_url(source):
             self._from_server(source, target)
             return
@@ -116,7 +119,8 @@ class Import:
             f"raft index {content.raft_index}"
         )
         base = f"snapshot {found.snapshot.name}, then" if found.snapshot else "no snapshot,"
-        v3 = f"; {found.of_v3:,} v3 requests are not imported" if found.of_v3 else ""
+        left_out = _count(found.of_v3, "request")
+        v3 = f"; {left_out} of the v3 API left out" if found.of_v3 else ""
         self._say(f"{base} {found.entries:,} log entries{v3}")
         for note in _told(found):
             self._say(f"note: {note}")
@@ -287,6 +291,18 @@ def _told(found: directory.Found) -> list[str]:
 
 def _count(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def require_empty(target: Path) -> None:
+    """Check a new data directory before what may take long is read.
+
+    Raises:
+        Conflict: it is there and holds something.
+    """
+    if target.is_dir() and any(not is_stray(entry.name) for entry in target.iterdir()):
+        raise Conflict(f"{target}: is not empty; name a directory that is new or empty")
+    if target.exists() and not target.is_dir():
+        raise Conflict(f"{target}: is no directory")
 
 
 def is_url(text: str) -> bool:

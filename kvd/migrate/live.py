@@ -6,28 +6,34 @@ etcd never lists (they are named, or kvd lists them), and refreshes, of which no
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import Any, Protocol
+from time import sleep
+from typing import Any
 
 from kvd.client.errors import ApiError, KeyNotFound
+from kvd.client.operations import Given, Operations
+from kvd.client.sockets import Driver
 from kvd.client.wire import Reply
 from kvd.migrate import times
 from kvd.migrate.content import Content
 from kvd.migrate.errors import Refused
+from kvd.migrate.etcd.nodes import node_of
 from kvd.storage import disk
 from kvd.storage.format.identity import NewIds
 from kvd.storage.format.node import Node
 
-Given = Mapping[str, str | int | bool | None]
 _SKEW_NS_MAX = times.NS + times.NS // 2  # the header `Date` has whole seconds
 
 
-class Caller(Protocol):
-    """A connection to a server."""
+class Caller:
+    """A connection to a server: the client's operations, taken by a driver with sockets."""
+
+    def __init__(self, operations: Operations, driver: Driver) -> None:
+        self._operations = operations
+        self._driver = driver
 
     def call(
         self,
@@ -35,15 +41,23 @@ class Caller(Protocol):
         path: str,
         *,
         query: Given | None = None,
-        form: Given | None = None,
         body: bytes = b"",
         content_type: str = "",
         timeout: float | None = None,
     ) -> Reply:
-        """Return the answer to a request; raises errors of `kvd.client`."""
+        """Return the answer to a request, in so many seconds.
+
+        Raises:
+            KvdError: it was refused, or no answer came.
+        """
+        operation = self._operations.call(
+            method, path, query=query, body=body, content_type=content_type, timeout=timeout
+        )
+        return self._driver.run(operation, sleep)
 
     def path(self, key: str) -> str:
         """Return the path of a key."""
+        return self._operations.path(key)
 
 
 @dataclass
@@ -95,9 +109,10 @@ class Source:
 
     def version(self) -> str:
         """Return what the server says that it is."""
+        if self.extras:
+            return "kvd"
         told = _json(self.caller.call("GET", "/version"))
-        name = "kvd" if self.extras else "etcd"
-        return f"{name} {told.get('etcdserver', '')}".strip()
+        return f"etcd {told.get('etcdserver', '')}".strip()
 
     def notes(self) -> list[str]:
         """Return what cannot be read, and what is wrong with the clocks."""
@@ -132,21 +147,6 @@ def extras(caller: Caller) -> frozenset[str]:
             raise
         return frozenset()
     return frozenset(told.get("extras", ()))
-
-
-def node_of(told: Mapping[str, Any]) -> Node:
-    """Return a node of an answer."""
-    is_dir = bool(told.get("dir"))
-    text = told.get("value", "")
-    is_encoded = told.get("encoding") == "base64"
-    ends = told.get("expiration")
-    return Node(
-        None if is_dir else base64.b64decode(text) if is_encoded else text.encode(),
-        int(told.get("createdIndex", 0)),
-        int(told.get("modifiedIndex", 0)),
-        max(times.parse(ends), 1) if ends else 0,
-        int(is_dir),
-    )
 
 
 def _add(nodes: dict[bytes, Node], top: Mapping[str, Any]) -> None:

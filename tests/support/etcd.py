@@ -15,6 +15,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -26,6 +27,11 @@ from tests.support.server import PATIENCE_S, ROOT, Client
 
 RECORDED = ROOT / "tests" / "migrate" / "recorded.tar.xz"
 """Data directories of etcd 3.4.23, each with what it answered last."""
+
+
+TTLS = ("", 0, 1, 3600, 100_000)
+FAR = ("", 0, 1, 3_000_000_000, 4_000_000_000)
+"""What is recorded lives for a hundred years, or has ended."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -105,7 +111,9 @@ class Etcd:
             process.wait(PATIENCE_S)
 
 
-def write_at_random(client: Client, random: Random, count: int) -> int:
+def write_at_random(
+    client: Client, random: Random, count: int, ttls: Sequence[int | str] = TTLS
+) -> int:
     """Send random requests of every kind; return how many were refused."""
     names = ["a", "b", "c d", "_h", "\u00fc/\u4e2d", "deep/er/still", "%41", "q?x"]
     refused = 0
@@ -116,7 +124,7 @@ def write_at_random(client: Client, random: Random, count: int) -> int:
         if random.random() < 0.8:
             form["value"] = random.choice(["", "x", f"value {number}", "\u00e9" * 9])
         if random.random() < 0.2:
-            form["ttl"] = random.choice(["", 0, 1, 3600, 100_000])
+            form["ttl"] = random.choice(ttls)
         if random.random() < 0.1:
             form["dir"] = "true"
         for name, values in (
@@ -179,7 +187,7 @@ def record(scratch: Path) -> None:
     """Record a directory with a snapshot and some restarts, users and requests of v3."""
     etcd = Etcd(scratch / "single", "--snapshot-count=60", "--max-snapshots=1").start()
     random = Random(17)
-    write_at_random(etcd.client, random, 70)
+    write_at_random(etcd.client, random, 70, FAR)
     for name in ("root", "al"):
         body = json.dumps({"user": name, "password": "secret" + name, "roles": ["readers", "root"]})
         etcd.client.request("PUT", f"/v2/auth/users/{name}", body)
@@ -188,7 +196,7 @@ def record(scratch: Path) -> None:
     etcd.stop(signal.SIGKILL)
     etcd.start()
     etcd.client.request("POST", "/v3/kv/put", json.dumps({"key": "YQ==", "value": "YQ=="}))
-    write_at_random(etcd.client, random, 40)
+    write_at_random(etcd.client, random, 40, FAR)
     # What ends within a second has ended.
     time.sleep(3)
     told = state(etcd.client)

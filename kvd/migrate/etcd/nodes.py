@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Mapping
 from typing import Any
 
 from kvd.migrate import times
@@ -47,7 +49,7 @@ def event(told: dict[str, Any], time_ns: int) -> Event:
     """Return an event of a snapshot's history."""
     node, before = told["node"], told.get("prevNode")
     kind = _KINDS[told["action"]]
-    after = _node(node)
+    after = node_of(node)
     change = Change(
         kind,
         int(node["modifiedIndex"]),
@@ -60,14 +62,16 @@ def event(told: dict[str, Any], time_ns: int) -> Event:
     )
     if change.kind in REMOVALS:
         change = change._replace(value=None, expiration_ns=0)
-    return Event(change, None if before is None else _node(before), time_ns)
+    return Event(change, None if before is None else node_of(before), time_ns)
 
 
-def _node(told: dict[str, Any]) -> Node:
+def node_of(told: Mapping[str, Any]) -> Node:
+    """Return a node as clients are shown it; kvd may show its value as base64."""
     is_dir = bool(told.get("dir"))
-    text, ends = told.get("value"), told.get("expiration")
+    text, ends = told.get("value") or "", told.get("expiration")
+    is_encoded = told.get("encoding") == "base64"
     return Node(
-        None if is_dir else (text or "").encode(),
+        None if is_dir else base64.b64decode(text) if is_encoded else text.encode(),
         int(told.get("createdIndex", 0)),
         int(told.get("modifiedIndex", 0)),
         0 if ends is None else max(times.parse(ends), 1),

@@ -1,0 +1,1 @@
+"""Verbs that move a store from etcd, to it, or to a document."""

@@ -1,0 +1,79 @@
+"""Connections, progress and errors of the verbs that move a store."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import click
+
+from kvd.ctl.command import Call
+from kvd.ctl.failures import failure
+from kvd.ctl.session import Session
+from kvd.ctl.settings import Settings
+from kvd.lines import printable
+from kvd.migrate.live import Caller
+from kvd.storage.errors import EX_IOERR, StorageError
+
+T = TypeVar("T")
+
+
+@contextmanager
+def connections(call: Call) -> Iterator[Callable[[str | None], Caller]]:
+    """Yield what connects to a URL, or to the server of the settings; closed at the end.
+
+    Errors of the storage become failures of the verb. What is written meanwhile is private.
+    """
+    sessions: list[Session] = []
+
+    def connect(url: str | None) -> Caller:
+        settings = call.settings
+        if url is not None:
+            settings = Settings(call.given | {"endpoints": url})
+        sessions.append(Session(settings))
+        return Caller(sessions[-1].operations, sessions[-1].driver)
+
+    mask = os.umask(0o077)
+    try:
+        yield connect
+    except StorageError as error:
+        raise failure(str(error), error.exit_status) from error
+    except OSError as error:
+        raise failure(str(error), EX_IOERR) from error
+    finally:
+        os.umask(mask)
+        for session in sessions:
+            session.close()
+
+
+def say(line: str) -> None:
+    """Print a line."""
+    sys.stdout.write(printable(line) + "\n")
+    sys.stdout.flush()
+
+
+def shown(items: Iterable[T], length: int) -> Iterable[T]:
+    """Pass items on, with a bar on a terminal."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    with click.progressbar(items, length, file=sys.stderr) as bar:
+        yield from bar
+
+
+class Line:
+    """A line on a terminal that is replaced by the next one."""
+
+    def __init__(self) -> None:
+        self._told = ""
+
+    def __call__(self, text: str) -> None:
+        """Show a text; an empty one ends the line."""
+        if text == self._told or not sys.stderr.isatty():
+            return
+        sys.stderr.write("\r\x1b[K" + printable(text))
+        sys.stderr.flush()
+        self._told = text

@@ -1,0 +1,72 @@
+"""`kvdctl export`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from kvd.ctl.command import Call, Verb, pass_call
+from kvd.ctl.moving.common import connections, say, shown
+from kvd.ctl.moving.import_verb import PATH
+from kvd.migrate import exporting
+from kvd.migrate.document import FORMATS
+from kvd.migrate.etcd3 import Options
+
+
+@click.command(
+    "export",
+    cls=Verb,
+    help="Export the keys below KEY as a document, or to etcd v3, read back and compared.",
+)
+@click.argument("key", default="/")
+@click.option("-o", "--out", type=PATH, metavar="FILE", help="the document (standard output)")
+@click.option("--format", "form", type=click.Choice(FORMATS), help="of the document (yaml)")
+@click.option("--hidden", multiple=True, metavar="KEY", help="a hidden key, which etcd never lists")
+@click.option("--etcd3", metavar="URL", help="an etcd v3 instead of a document")
+@click.option("--prefix", default="", metavar="P", help="into etcd v3: what all keys begin with")
+@click.option("--ttl", type=click.Choice(("lease", "drop")), default="lease", help="of keys in v3")
+@click.option(
+    "--dirs", type=click.Choice(("none", "marker")), default="none", help="empty ones in v3"
+)
+@click.option(
+    "--on-conflict",
+    type=click.Choice(("fail", "skip", "overwrite")),
+    default="fail",
+    help="with keys that v3 has",
+)
+@click.option("--dry-run", is_flag=True, help="print what would go to v3, write nothing")
+@pass_call
+def export(
+    call: Call,
+    /,
+    key: str,
+    *,
+    out: Path | None,
+    form: str | None,
+    hidden: tuple[str, ...],
+    etcd3: str | None,
+    dry_run: bool,
+    **flags: str,
+) -> None:
+    """Export keys."""
+    with connections(call) as connect:
+        content = exporting.read(connect(None), key, hidden)
+        if etcd3 is not None:
+            gateway = None if dry_run else connect(etcd3)
+            exporting.to_etcd3(content, gateway, Options(**flags), say, shown)
+            return
+        text = exporting.as_document(content, key, form or exporting.form_of(out))
+        if out is None:
+            for piece in text:
+                sys.stdout.write(piece)
+            return
+        draft = out.with_name(out.name + ".tmp")
+        with draft.open("w", encoding="utf-8") as file:
+            for piece in text:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(out)
