@@ -39,7 +39,7 @@ _FORBIDDEN = 404
 
 @dataclass(frozen=True)
 class Options:
-    """How to export.
+    """The choices of an export.
 
     Attributes:
         prefix: What stands before all keys.
@@ -65,7 +65,7 @@ class Item:
 
 @dataclass
 class Plan:
-    """What goes to v3, and what has no place there."""
+    """The keys that go to v3, and numbers of what is left out."""
 
     items: list[Item] = field(default_factory=list)
     empty_directories: int = 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from time import monotonic
 
 from kvd.migrate.content import Content
-from kvd.migrate.document import Document, Key, pruned, render, text_of
+from kvd.migrate.documents.document import Document, Key, pruned, render, text_of
 from kvd.migrate.errors import Conflict, Refused
 from kvd.migrate.etcd3 import Gateway, Item, Options, plan
 from kvd.migrate.live import Caller, Source
@@ -34,7 +34,7 @@ def read(caller: Caller, key: str, hidden: Sequence[str]) -> Content:
 
 
 def form_of(out: Path | None) -> str:
-    """Return the format that the name of a file asks for."""
+    """Return the format that the name of a file implies."""
     return "yaml" if out is None else _FORMS.get(out.suffix, "yaml")
 
 

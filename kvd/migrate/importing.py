@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
-from kvd.migrate import document, times
+from kvd.migrate import times
 from kvd.migrate.content import Content
+from kvd.migrate.documents import document
 from kvd.migrate.errors import Conflict, Damaged, Refused
 from kvd.migrate.etcd import directory
 from kvd.migrate.follow import Follower

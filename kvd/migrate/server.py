@@ -33,7 +33,7 @@ Nodes = Mapping[bytes, Node]
 
 
 class Change(NamedTuple):
-    """What makes a node of the target that of the source: None for a removal."""
+    """A write that makes a node of the target that of the source: None for a removal."""
 
     path: bytes
     node: Node | None

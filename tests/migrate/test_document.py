@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvd.migrate.document import FORMATS, Document, Key, read, render
+from kvd.migrate.documents.document import FORMATS, Document, Key, read, render
 from kvd.migrate.errors import Damaged
 
 EXAMPLE = """\

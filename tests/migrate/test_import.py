@@ -13,7 +13,7 @@ from random import Random
 
 import pytest
 
-from kvd.migrate.document import FORMATS
+from kvd.migrate.documents.document import FORMATS
 from tests.support.ctl import kvdctl
 from tests.support.etcd import state, write_at_random
 from tests.support.server import PATIENCE_S

@@ -21,8 +21,9 @@ def test_each_example_prints_what_the_page_says(recorded, start_etcd, make_serve
     etcd.client.put("/service/demo/leader", "pg1", ttl=3600)
     recorded.rename(tmp_path / "default.etcd")
     server = make_server().start()
+    there = f"127.0.0.1:{etcd.port}"
     found = [
-        (command.replace("127.0.0.1:4001", f"127.0.0.1:{etcd.port}"), output)
+        (command.replace("127.0.0.1:4001", there), output.replace("127.0.0.1:4001", there))
         for command, output in examples(PAGE)
     ]
     run_examples(found, server, tmp_path)

@@ -12,7 +12,7 @@ from kvd.ctl.command import Call, Verb, pass_call
 from kvd.ctl.moving.common import connections, say, shown
 from kvd.ctl.moving.import_verb import PATH
 from kvd.migrate import exporting
-from kvd.migrate.document import FORMATS
+from kvd.migrate.documents.document import FORMATS
 from kvd.migrate.etcd3 import Options
 
 

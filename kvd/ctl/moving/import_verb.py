@@ -12,7 +12,7 @@ import click
 
 from kvd.ctl.command import Call, Verb, pass_call
 from kvd.ctl.moving.common import Line, connections, say, shown
-from kvd.migrate.document import FORMATS
+from kvd.migrate.documents.document import FORMATS
 from kvd.migrate.importing import Import, Options
 
 PATH = click.Path(path_type=Path)

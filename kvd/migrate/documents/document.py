@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, NoReturn
 import yaml
 
 from kvd.migrate import times
-from kvd.migrate.document_text import Malformed, Other, Pairs, parse
+from kvd.migrate.documents.text import Malformed, Other, Pairs, parse
 from kvd.migrate.errors import Damaged, Refused
 from kvd.storage.errors import EX_USAGE
 

@@ -1,0 +1,1 @@
+"""Documents: keys as text, for people and for diffs."""
