@@ -146,7 +146,7 @@ def flags_of(command: click.Command) -> set[str]:
 
 
 def shown_flags(usage: str) -> list[str]:
-    return re.findall(r"(?<![\w-])--?[a-z][a-z-]*", usage)
+    return re.findall(r"(?<![\w-])--?[a-z][a-z0-9-]*", usage)
 
 
 @pytest.mark.parametrize("name", [name for name, entry in VERBS.items() if entry.place])
