@@ -105,6 +105,13 @@ def test_the_wheel_holds_the_manual(built):
     assert held == pages > set()
 
 
+def test_the_wheel_holds_the_page(built):
+    with zipfile.ZipFile(the(built, "*.whl")) as archive:
+        held = {name for name in archive.namelist() if name.startswith("kvd/ui/")}
+    files = {str(path.relative_to(ROOT)) for path in ROOT.glob("kvd/ui/**/*") if path.is_file()}
+    assert held == files > set()
+
+
 def test_the_installed_kvdctl_prints_the_manual(built, clean_python):
     kvdctl = clean_python(the(built, "*.whl")).parent / "kvdctl"
     assert run(kvdctl, "help", "operations") == (ROOT / "kvd/manual/operations.md").read_text()

@@ -93,11 +93,15 @@ async function logout() {
 // Routes.
 
 let isFocusedOnTree = false;
+let wantsRoot = false;
 
 async function onRoute() {
   const before = state.route;
   state.route = route();
   document.title = { keys: `${state.route.path} · kvd`, live: "Live · kvd", status: "Status · kvd" }[state.route.page];
+  // Narrow screens have room for one: what was chosen, not the tree.
+  if (state.route.page === "keys" && state.route.path !== before.path) state.isDetailShown = state.route.path !== "/" || wantsRoot;
+  wantsRoot = false;
   if (detail.editor && (state.route.page !== "keys" || state.route.path !== detail.editor.draft.path)) leaveEditor();
   if (state.route.page !== "status" && before.page === "status") parts.status?.stop();
   if (state.route.page === "status") withPart("status", status => status.start());
@@ -171,7 +175,11 @@ function frame() {
           <div class="side-bar">${iconButton("plus", "New key (n)", screens.create)}
             ${iconButton(state.showsHidden ? "eye" : "hidden", "Hidden keys (.)", toggleHidden, { isPressed: state.showsHidden })}
             ${iconButton("reload", "Read again (r)", reload)}
-            <a class="button quiet root-link" href="#k/" aria-current=${state.route.path === "/" ? "true" : nothing} @click=${() => (state.isDetailShown = true)}>Root</a></div>
+            <a class="button quiet root-link" href="#k/" aria-current=${state.route.path === "/" ? "true" : nothing} @click=${() => {
+              wantsRoot = state.route.path !== "/";
+              state.isDetailShown = true;
+              update();
+            }}>Root</a></div>
           <div class="tree" id="tree" role="tree" aria-label="Keys" tabindex="0"></div>
           <div class="tree-note">${treeView.emptiness(screens.create)}</div>
           <div class="side-foot">${sideFoot()}</div>

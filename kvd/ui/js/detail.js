@@ -131,7 +131,7 @@ function head(path) {
     <a class="button bare back" href="#k/" aria-label="Back to the tree" title="Back to the tree"
       @click=${event => { event.preventDefault(); screensBack(); }}>${icon("left")}</a>
     <h2 class="path" id="path-title" aria-label=${path}>
-      <a href=${linkTo("/")} aria-label="Root">/</a>${parts.map((part, at) => html`${at ? html`<i>/</i>` : nothing}${
+      <a href=${linkTo("/")} aria-label="Root">/</a>${parts.map((part, at) => html`${at ? html`<i>/</i><wbr>` : nothing}${
         at === parts.length - 1
           ? html`<b>${part}</b>`
           : html`<a href=${linkTo(`/${parts.slice(0, at + 1).join("/")}`)}>${part}</a>`}`)}

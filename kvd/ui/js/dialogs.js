@@ -63,7 +63,7 @@ export function create(dir, path = "") {
 const clean = path => `/${path.split("/").filter(Boolean).join("/")}`;
 
 function hint(path) {
-  const parent = parentOf(clean(path));
+  const parent = path.endsWith("/") ? clean(path) : parentOf(clean(path));
   if (nameOf(path).startsWith("_")) return "A name that begins with “_” is hidden from listings.";
   return parent === "/" ? "Slashes make directories." : html`In <code>${parent}</code>, which is made if it is not there.`;
 }

@@ -89,8 +89,9 @@ function onKey(event, history) {
   requestAnimationFrame(() => document.querySelector('.version-row[aria-pressed="true"]')?.focus());
 }
 
-const end = history => html`<p class="end">The server keeps its last ${number(history.limit)} events, all keys together:
-  from index ${number(history.first)} on. Older changes are gone. <code>--event-history-limit</code> keeps more.</p>`;
+const end = history => html`<p class="end">The server keeps its last ${number(history.limit)} events, all keys together${
+  history.first > 1 ? html`: from index ${number(history.first)} on. Older changes are gone.` : ". Nothing is lost so far."}
+  <code>--event-history-limit</code> keeps more.</p>`;
 
 function version(event) {
   const index = event.node.modifiedIndex;
