@@ -19,7 +19,11 @@ TRIALS: dict[str, Callable[[bool, int], Figures]] = {
         kvd(_HISTORY, "--extras=false"), kills=2 if small else 50, pause_s=0.5, seed=seed
     ),
     "etcd": lambda small, seed: streams.watch(
-        etcd(shutil.which("etcd") or "etcd"), kills=2 if small else 20, pause_s=0.5, seed=seed
+        etcd(shutil.which("etcd") or "etcd"),
+        kills=2 if small else 20,
+        pause_s=0.5,
+        seed=seed,
+        is_etcd=True,
     ),
     "slow_reader": lambda small, seed: streams.slow_reader(
         kills=2 if small else 50, pause_s=1, seed=seed
