@@ -190,6 +190,9 @@ class Client(Keys):
             ttl: seconds after which the lock of a program that has died is free, 3 or more.
             on_lost: called, from another thread, if the lock is lost while it is held.
 
+        Raises:
+            ValueError: the TTL is too short.
+
         Example:
             >>> with client.lock("/locks/backup", ttl=10) as held:
             ...     held.check()
@@ -206,6 +209,9 @@ class Client(Keys):
             ttl: seconds after which a leader that has died is replaced, 3 or more.
             on_lost: called, from another thread, if this program leads and no longer may.
 
+        Raises:
+            ValueError: the TTL is too short.
+
         Example:
             >>> with client.election("/leaders/api").campaign("http://10.0.0.5:8080") as held:
             ...     held.check()
@@ -219,6 +225,9 @@ class Client(Keys):
             name: a directory; its in-order keys are the items.
             ttl: seconds after which the item of a taker that has died is handed out again, 3 or
                 more.
+
+        Raises:
+            ValueError: the TTL is too short.
 
         Example:
             >>> item_id = client.queue("/jobs/mail").put("to: me")

@@ -184,9 +184,11 @@ def test_an_entry_of_which_nothing_was_heard_is_found_again(server, kvd, name):
         assert entries(kvd, name) == 0
 
 
-def test_a_short_ttl_is_refused(kvd):
-    with pytest.raises(ValueError, match="3 s or more"):
-        kvd.lock("/l", ttl=2)
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+@pytest.mark.parametrize("recipe", ["lock", "election", "queue"])
+def test_a_short_ttl_is_refused(client, recipe):
+    with pytest.raises(ValueError, match="3 s or more, got 2"):
+        getattr(client("http://nowhere"), recipe)("/l", ttl=2)
 
 
 def test_the_body_is_cancelled_when_its_lock_is_lost(server, name):

@@ -10,7 +10,7 @@ from kvd.client.errors import ClusterChanged, HistoryLost, KeyNotFound
 from kvd.client.recipes.asynchronous_keeper import AsyncKeeper
 from kvd.client.recipes.claim import Claim, LockTimeout
 from kvd.client.recipes.leaders import Observing
-from kvd.client.recipes.lease import Held, LockLost
+from kvd.client.recipes.lease import Held, LockLost, require_ttl
 from kvd.client.streams.asynchronous import AsyncObservation
 from kvd.client.watches import Watching
 
@@ -148,6 +148,7 @@ class AsyncElection:
         ttl: int,
         on_lost: Callable[[], object] | None = None,
     ) -> None:
+        require_ttl(ttl)
         self._driver = driver
         self._ops = ops
         self._name = name

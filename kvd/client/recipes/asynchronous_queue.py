@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kvd.client.recipes.asynchronous_keeper import AsyncKeeper
 from kvd.client.recipes.items import Item, Taking, new_item
-from kvd.client.recipes.lease import LockLost
+from kvd.client.recipes.lease import LockLost, require_ttl
 
 if TYPE_CHECKING:
     from kvd.client.loop import AsyncDriver
@@ -33,6 +33,7 @@ class AsyncQueue:
     """
 
     def __init__(self, driver: AsyncDriver, ops: Operations, name: str, ttl: int) -> None:
+        require_ttl(ttl)
         self._driver = driver
         self._ops = ops
         self._name = name

@@ -12,7 +12,7 @@ from kvd.client.operations import Operations
 from kvd.client.recipes.claim import Claim, LockTimeout
 from kvd.client.recipes.keeper import Keeper
 from kvd.client.recipes.leaders import Observing
-from kvd.client.recipes.lease import Held, LockLost
+from kvd.client.recipes.lease import Held, LockLost, require_ttl
 from kvd.client.sockets import Driver
 from kvd.client.streams.blocking import Observation, Watch
 from kvd.client.watches import Watching
@@ -130,6 +130,7 @@ class Election:
         ttl: int,
         on_lost: Callable[[], object] | None = None,
     ) -> None:
+        require_ttl(ttl)
         self._driver = driver
         self._ops = ops
         self._name = name

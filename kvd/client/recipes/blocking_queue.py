@@ -10,7 +10,7 @@ from time import sleep
 from kvd.client.operations import Operations
 from kvd.client.recipes.items import Item, Taking, new_item
 from kvd.client.recipes.keeper import Keeper
-from kvd.client.recipes.lease import LockLost
+from kvd.client.recipes.lease import LockLost, require_ttl
 from kvd.client.sockets import Driver
 
 
@@ -26,6 +26,7 @@ class Queue:
     """
 
     def __init__(self, driver: Driver, ops: Operations, name: str, ttl: int) -> None:
+        require_ttl(ttl)
         self._driver = driver
         self._ops = ops
         self._name = name

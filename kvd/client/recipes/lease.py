@@ -50,6 +50,12 @@ def boot_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+def require_ttl(ttl: int) -> None:
+    """Raise ValueError where a TTL is too short to be refreshed in time."""
+    if ttl < TTL_MIN_S:
+        raise ValueError(f"expected a TTL of {TTL_MIN_S} s or more, got {ttl}")
+
+
 class Lease:
     """One key and its owner's knowledge of it.
 
@@ -66,8 +72,7 @@ class Lease:
         Raises:
             ValueError: the TTL is too short to be refreshed in time.
         """
-        if ttl < TTL_MIN_S:
-            raise ValueError(f"a lock needs a TTL of {TTL_MIN_S} s or more, got {ttl}")
+        require_ttl(ttl)
         self.key = ""
         self.ttl = ttl
         self.deadline = 0.0
