@@ -129,20 +129,21 @@ class _Rendering:
     def __init__(
         self, view: View, key: bytes, node: Node, times: tuple[int, int, int], *, recursive: bool
     ) -> None:
-        self._view = view
+        self._view, self._node = view, node
         self._now_ns, self._offset_ns, self._ended_ns = times
         self._recursive = recursive
         self._root = Directory(escape(key), node, self._now_ns, self._offset_ns)
         self._texts = [_BODY_START, self._root.start]
         self._prefix = self._root.prefix
-        self._level: _Level | None = _Level(node, view, self._prefix, self._root)
+        self._level: _Level | None = None
         self._above: list[_Level] = []
         # What the slice counts, and the bytes of those before it.
         self._rendered = self._size = 0
         self._lasting = not node.expiration_ns
 
     def slices(self) -> Slices:
-        """As `render`."""
+        """As `render`: nothing is read before the first slice is taken."""
+        self._level = _Level(self._node, self._view, self._prefix, self._root)
         while self._level is not None:
             large = self._show_children(self._level)
             if large:
