@@ -42,6 +42,8 @@ OF_KVDCTL = {
     "tree": Entry("verbs.tree:command", "show all below a key as a tree"),
     "tail": Entry("verbs.tail:command", "print every event, over restarts of the server"),
     "history": Entry("verbs.history:history", "print the events of a key, newest first"),
+    "diff": Entry("verbs.diff:diff", "show what differs between a document and the server"),
+    "apply": Entry("verbs.diff:apply", "make the keys of the server those of a document"),
     "edit": Entry("verbs.edit:command", "change a value in an editor"),
     "txn": Entry("verbs.history:txn", "apply several changes together, or none"),
     "lock": Entry("verbs.lock:command", "run a command while a lock is held"),
