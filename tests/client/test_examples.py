@@ -12,6 +12,7 @@ import pytest
 
 import kvd
 from kvd import recipes
+from tests.support.documents import MANUAL
 from tests.support.server import ROOT
 
 HERE = "http://127.0.0.1:2379"
@@ -81,8 +82,23 @@ def test_each_example_shows_what_comes_of_it(url, name):
     assert ended.failed == 0, "".join(printed)
 
 
+def blocks() -> Iterator[str]:
+    """The code of the manual's sections on the client that is no command."""
+    page, _, _ = (MANUAL / "python.md").read_text().partition("\n## From python-etcd\n")
+    for block in page.split("\n\n"):
+        if block.startswith("    ") and not block.startswith("    $ "):
+            yield block
+
+
 def test_the_examples_pass_strict_types(tmp_path):
-    lines = ["from kvd import Client", ""]
+    # What the manual's code leaves to its reader.
+    lines = ["from typing import Any", "", "from kvd import Client", ""]
+    lines += [
+        "saved_index: int = 0",
+        *(f"{it}: Any" for it in ("data", "store", "serve", "resize")),
+    ]
+    for number, block in enumerate(blocks()):
+        lines += [f"def block_{number}(client: Client) -> None:", block]
     for number, (name, examples) in enumerate(EXAMPLES.items()):
         lines += [f"def example_{number}(client: Client) -> None:  # {name}"]
         lines += [f"    {line}" for one in examples for line in one.source.splitlines()]

@@ -1,12 +1,15 @@
 """kvd/client/recipes: items of a queue are handed out in order, and each at least once."""
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from kvd.client import AsyncClient, Client
+from kvd.client.sockets import Driver
+from kvd.client.wire import Send, Step
 from kvd.recipes import LockLost, Queue, QueueEmpty
 from tests.support.server import PATIENCE_S, Server, running
 
@@ -194,3 +197,46 @@ def test_tasks_take_too(kvd, url, name):
 
     assert sorted(asyncio.run(run())) == ["0", "1", "2"]
     assert left(kvd, name) == []
+
+
+class Meddling(Driver):
+    """Does something before the first claim is sent."""
+
+    def __init__(self, meddle: Callable[[], None]) -> None:
+        super().__init__(None)
+        self._meddle: Callable[[], None] | None = meddle
+
+    def _take(self, step: Step, sleep: Callable[[float], object]) -> object:
+        if isinstance(step, Send) and b"/_claims/" in step.data and self._meddle is not None:
+            meddle, self._meddle = self._meddle, None
+            meddle()
+        return super()._take(step, sleep)
+
+
+def test_what_was_handled_since_the_listing_is_not_handed_out(kvd, name):
+    kvd.queue(name).put("1")
+
+    def handle() -> None:
+        with kvd.queue(name).take() as item:
+            assert item.value == "1"
+
+    assert is_empty(Queue(Meddling(handle), kvd._operations, name, 10))
+    assert left(kvd, name) == []
+
+
+def test_an_item_that_another_taker_has_is_not_removed(server, name):
+    """Also where the loss was not noticed yet; without transactions it is removed."""
+    with Client(server.url) as kvd, contextlib.ExitStack() as stack:
+        queue = kvd.queue(name)
+        queue.put("1")
+
+        def take() -> None:
+            with queue.take():
+                kvd.delete(f"{name}/_claims", recursive=True)
+                stack.enter_context(queue.take(timeout=PATIENCE_S))
+
+        with pytest.raises(LockLost, match="handed out again"):
+            take()
+        assert len(left(kvd, name)) == 2
+    with Client(server.url) as kvd:
+        assert left(kvd, name) == []

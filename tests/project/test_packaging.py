@@ -95,7 +95,7 @@ def test_the_wheel_holds_one_package_and_nothing_else(built):
         "kvd",
         f"kvd-{kvd.__version__}.dist-info",
     }
-    assert "kvd/storage/store.py" in names
+    assert {"kvd/storage/store.py", "kvd/py.typed"} <= set(names)
 
 
 def test_the_wheel_holds_the_manual(built):
