@@ -91,6 +91,8 @@ class Import:
         if is_url(source):
             self._from_server(source, target)
             return
+        if self._options.follow:
+            raise Refused(f"--follow: {source} is no URL", exit_status=EX_USAGE)
         path = Path(source)
         if source != "-" and path.is_dir():
             content = self._from_directory(path, target)
@@ -103,6 +105,11 @@ class Import:
 
     def _from_directory(self, path: Path, target: str) -> Content:
         options = self._options
+        if (path / "FORMAT").exists():
+            raise Refused(
+                f"{path}: is a data directory of kvd; `kvdctl backup` and `kvdctl restore` copy it",
+                exit_status=EX_USAGE,
+            )
         if not directory.is_etcd(path):
             raise Refused(f"{path}: is no data directory of etcd", exit_status=EX_USAGE)
         found = directory.read(
@@ -138,7 +145,7 @@ class Import:
             if not path.exists():
                 raise Refused(f"{source}: no such data directory or document", exit_status=EX_USAGE)
             try:
-                text = path.read_text(encoding="utf-8")
+                text = path.read_text(encoding="utf-8-sig")
             except UnicodeDecodeError as error:
                 raise Damaged(f"{source}: is no UTF-8 at offset {error.start}") from None
         form = self._options.form or {".jsonl": "jsonl", ".json": None}.get(Path(name).suffix)
@@ -169,7 +176,7 @@ class Import:
         parts = [str(content.counts())]
         if not is_url(target):
             parts.append(f"index {content.index}")
-        if content.events:
+        if content.events and not is_url(target):
             parts.append(f"events from {content.events[0].change.index}")
         by_kind = [document.what for document in content.documents if document.kind == Kind.AUTH]
         if by_kind:
@@ -308,7 +315,7 @@ def require_empty(target: Path) -> None:
 
 def is_url(text: str) -> bool:
     """Return whether a source or target is a server."""
-    return text.partition("://")[0] in ("http", "https", "unix")
+    return text.partition("://")[0] in ("http", "https", "unix", "unixs")
 
 
 def content_of(read: document.Document) -> Content:

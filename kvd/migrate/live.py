@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from time import sleep
 from typing import Any
 
-from kvd.client.errors import ApiError, KeyNotFound
+from kvd.client.errors import ApiError
 from kvd.client.operations import Given, Operations
 from kvd.client.sockets import Driver
 from kvd.client.wire import Reply
@@ -84,10 +84,10 @@ class Source:
         """
         reply = self._get(key)
         found = Content(nodes={}, index=reply.index)
-        _add(found.nodes, _json(reply)["node"])
+        _add(found.nodes, _top(reply))
         if "hidden" not in self.extras:
             for name in self.hidden:
-                _add(found.nodes, _json(self._get(name))["node"])
+                _add(found.nodes, _top(self._get(name)))
         found.nodes = dict(sorted(found.nodes.items()))
         return found
 
@@ -169,11 +169,19 @@ def _add(nodes: dict[bytes, Node], top: Mapping[str, Any]) -> None:
 def _json(reply: Reply) -> dict[str, Any]:
     try:
         told = json.loads(reply.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         told = None
     if not isinstance(told, dict):
         raise Refused(f"the server answers no JSON: {reply.body[:80]!r}")
     return told
+
+
+def _top(reply: Reply) -> Mapping[str, Any]:
+    """Return the node that was read."""
+    node = _json(reply).get("node")
+    if not isinstance(node, dict):
+        raise Refused(f"the server is no store of the v2 API: {reply.body[:80]!r}")
+    return node
 
 
 def _skew_ns(reply: Reply) -> int:
@@ -183,12 +191,3 @@ def _skew_ns(reply: Reply) -> int:
         return 0
     # Half a second: the header is rounded down.
     return int(date.timestamp()) * times.NS + times.NS // 2 - disk.wall_clock_ns()
-
-
-def is_there(caller: Caller, key: str) -> bool:
-    """Return whether a server has a key."""
-    try:
-        caller.call("GET", caller.path(key))
-    except KeyNotFound:
-        return False
-    return True

@@ -44,15 +44,13 @@ class Target:
 
     def __init__(self, caller: Caller, hidden: Iterable[str] = ()) -> None:
         self._caller = caller
-        self._source = Source(caller, tuple(hidden))
+        self._hidden = tuple(hidden)
+        self._source = Source(caller)
 
     def read(self) -> Nodes:
         """Return all keys of it; of etcd without hidden ones that were not named."""
-        try:
-            return self._source.read().nodes
-        except KeyNotFound:
-            self._source.hidden = [key for key in self._source.hidden if self._has(key)]
-            return self._source.read().nodes
+        self._source.hidden = [key for key in self._hidden if self._has(key)]
+        return self._source.read().nodes
 
     def _has(self, key: str) -> bool:
         try:
@@ -150,19 +148,20 @@ class Target:
             return
         form = f"ttl={_ttl_s(node)}&" if node.expiration_ns else ""
         if node.dir_id:
-            self._put_directory(path, form, has_ttl=bool(node.expiration_ns))
+            self._put_directory(path, form, overwrite=overwrite)
             return
         form += "value=" + quote_from_bytes(node.value or b"", safe="")
         if not overwrite:
             form += "&prevExist=false"
         self._send(path, form)
 
-    def _put_directory(self, path: str, form: str, *, has_ttl: bool) -> None:
+    def _put_directory(self, path: str, form: str, *, overwrite: bool) -> None:
         try:
             self._send(path, form + "dir=true&prevExist=false")
         except KeyExists:
-            if has_ttl:
-                self._send(path, form + "dir=true&prevExist=true")
+            # Without a TTL it loses the one that it has.
+            if form or overwrite:
+                self._send(path, (form or "ttl=&") + "dir=true&prevExist=true")
 
     def _send(self, path: str, form: str) -> None:
         self._caller.call("PUT", path, body=form.encode("ascii"), content_type=_FORM)

@@ -7,6 +7,7 @@ and refreshes are not among them (live.py).
 from __future__ import annotations
 
 import json
+from time import monotonic, sleep
 from typing import Any
 
 from kvd.client.errors import HistoryLost, TransportError
@@ -48,10 +49,13 @@ class Tail:
         }
         if "hidden" in self._source.extras:
             query |= {"hidden": True, "base64": True}
+        begun = monotonic()
         try:
             reply = caller.call("GET", caller.path("/"), query=query, timeout=timeout)
             told: Told = json.loads(reply.body)
         except (TransportError, ValueError):  # etcd ends a long poll with an empty response
+            # A server that is gone refuses at once.
+            sleep(max(begun + timeout - monotonic(), 0))
             self.lag = 0
             return None
         self.index = int(told["node"]["modifiedIndex"])

@@ -158,7 +158,7 @@ def _refuse_to_make(path: Path, *, must_exist: bool) -> None:
     if (path / "member").is_dir():
         raise DirectoryUnusable(
             f"{path}: is a data directory of etcd, which kvd cannot read; name another one by "
-            "--data-dir, and copy the keys through a running etcd",
+            "--data-dir, and bring its keys there by `kvdctl import`",
             exit_status=EX_CONFIG,
         )
 

@@ -1,23 +1,36 @@
 """`kvdctl import` and `kvdctl export`: what arrives is what was there, or nothing arrives."""
 
 import base64
+import contextlib
 import json
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
+from kvd.client.operations import Operations
+from kvd.client.sockets import Driver
 from kvd.migrate.documents.document import FORMATS
+from kvd.migrate.live import Caller
+from kvd.migrate.server import Target, differences, require_equal
+from kvd.storage import disk
+from kvd.storage.format.node import Node
 from tests.support.ctl import kvdctl
 from tests.support.etcd import state, write_at_random
-from tests.support.server import PATIENCE_S
+from tests.support.server import PATIENCE_S, Client
 
+OPTIONS = {
+    "username": None, "password": None, "timeout": PATIENCE_S, "namespace": "", "connections": 1,
+}  # fmt: skip
 DIGEST = re.compile(r"digest ([0-9a-f]{64}), equal")
 
 
@@ -97,9 +110,19 @@ def test_damage_is_refused_with_file_and_offset_and_leaves_nothing(recorded, cap
 
 @pytest.mark.parametrize(
     ("source", "status", "reason"),
-    [("none", 64, "no such data directory"), (".", 64, "no data directory of etcd")],
+    [
+        ("none", 64, "no such data directory"),
+        (".", 64, "no data directory of etcd"),
+        ("kvd", 64, "is a data directory of kvd"),
+        ("empty", 65, "empty: line 1: the document: expected a mapping"),
+        ("bytes", 65, "bytes: is no UTF-8 at offset 2"),
+    ],
 )
 def test_what_is_no_source_is_refused(capsys, tmp_path, source, status, reason):
+    (tmp_path / "kvd").mkdir()
+    (tmp_path / "kvd" / "FORMAT").touch()
+    (tmp_path / "empty").touch()
+    (tmp_path / "bytes").write_bytes(b"a:\xff")
     assert refused(capsys, "import", tmp_path / source, tmp_path / "new")[0] == status
     assert reason in refused(capsys, "import", tmp_path / source, tmp_path / "new")[1]
 
@@ -228,6 +251,40 @@ def test_following_ends_with_an_equal_server(make_server, tmp_path, by):
     assert there.get("/app/b").json["node"]["value"] == "2"
 
 
+@pytest.fixture
+def stack() -> Iterator[contextlib.ExitStack]:
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+def test_what_differs_is_put_right_whatever_it_is(make_server, stack, tmp_path):
+    """TTLs given and taken, keys that became directories, and what is gone."""
+    server = make_server(data_dir=tmp_path / "one").start()
+    plain = make_server("--extras=false", data_dir=tmp_path / "other").start()
+    ends = disk.wall_clock_ns() + 10**12
+    first = {
+        b"/d": Node(None, 1, 1, ends, 1), b"/d/k": Node(b"1", 1, 1), b"/f": Node(b"", 1, 1),
+        b"/e": Node(None, 1, 1, 0, 1), b"/t": Node(b"t", 1, 1, ends),
+        b"/r": Node(b"\xff", 1, 1),
+    }  # fmt: skip
+    second = {
+        b"/d": Node(None, 1, 1, 0, 1), b"/d/k": Node(None, 1, 1, 0, 1), b"/f": Node(b"x", 1, 1),
+        b"/e": Node(b"file", 1, 1), b"/t": Node(b"t", 1, 1), b"/n/_h": Node(b"", 1, 1, ends),
+        b"/n": Node(None, 1, 1, 0, 1),
+    }  # fmt: skip
+    for one, hidden in ((server, ()), (plain, ("/n/_h",))):
+        operations = Operations(one.url, **OPTIONS)
+        stack.callback(operations.exchanges.close)
+        target = Target(Caller(operations, Driver(None)), hidden)
+        if one is plain:
+            del first[b"/r"]  # without extras it shows another value
+        for wanted in (first, second, first):
+            changes = differences(wanted, target.read())
+            target.write(changes, overwrite=True, done=lambda _: None)
+            assert differences(wanted, target.read()) == []
+            assert require_equal(wanted, target.read(), others=False)
+
+
 def wait_for(is_so) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not is_so():
@@ -280,3 +337,62 @@ def test_offline_and_live_give_one_digest(capsys, start_etcd, make_server, tmp_p
     server = make_server(data_dir=tmp_path / "offline").start()
     assert state(server.client()) == expected
     shutil.rmtree(etcd.directory)
+
+
+@pytest.mark.clients
+@pytest.mark.timeout(900)
+def test_100_000_keys_offline_live_and_to_v3(capsys, start_etcd, make_server, tmp_path):
+    etcd = start_etcd(tmp_path / "etcd", "--snapshot-count=90000")
+
+    def write(first: int) -> None:
+        with contextlib.closing(Client(etcd.port)) as client:
+            for number in range(first, 100_000, 4):
+                directory = "_hidden" if number % 50 == 0 else number % 97
+                ttl = {"ttl": 36_000 + number} if number % 10 == 0 else {}
+                client.put(f"/app/{directory}/key-{number}", f"value {number}" * 3, **ttl)
+
+    threads = [threading.Thread(target=write, args=(first,)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    hidden = ("--hidden", "/app/_hidden")
+    live = DIGEST.search(done(capsys, "import", *hidden, etcd.url, tmp_path / "live"))
+    to_v3 = ("-C", etcd.url, "export", "/app", *hidden, "--etcd3", etcd.url, "--prefix", "/v3")
+    assert "put 100,000 keys" in done(capsys, *to_v3)
+    server = make_server(data_dir=tmp_path / "server").start()
+    assert DIGEST.search(done(capsys, "import", *hidden, etcd.url, server.url))
+    etcd.stop()
+    out = done(capsys, "import", etcd.directory, tmp_path / "offline")
+    assert "100,099 nodes (100,000 keys, 99 directories, 10,000 with TTL, 2,001 hidden)" in out
+    offline = DIGEST.search(out)
+    assert live
+    assert offline
+    assert live[1] == offline[1]
+
+
+@pytest.mark.clients
+def test_an_etcd_is_followed_while_it_is_written_to(start_etcd, make_server, tmp_path):
+    etcd = start_etcd(tmp_path / "etcd")
+    server = make_server(data_dir=tmp_path / "server").start()
+    client, there = etcd.client, server.client()
+    write_at_random(client, Random(1), 200)
+    client.put("/sign", "0")
+    verb = [sys.executable, "-m", "kvd.ctl.main", "import", "--follow", etcd.url, server.url]
+    with subprocess.Popen(verb, stdout=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: there.get("/sign").status == 200)
+        for number in range(1, 4):
+            write_at_random(client, Random(number), 200)
+            client.put("/sign", number)
+            wait_for(lambda n=number: there.get("/sign").json["node"]["value"] == str(n))
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, out
+    assert DIGEST.search(out)
+    trees = [c.request("GET", "/v2/keys/?recursive=true&sorted=true").json for c in (client, there)]
+    assert values(trees[0]["node"]) == values(trees[1]["node"])
+
+
+def values(node: dict[str, Any]) -> list[Any]:
+    below = [values(child) for child in node.get("nodes", ())]
+    return [node.get("key", "/"), node.get("value"), "ttl" in node, below]

@@ -19,6 +19,8 @@ from kvd.migrate.live import Caller
 from kvd.storage.errors import EX_IOERR, StorageError
 
 T = TypeVar("T")
+_READ = "5m"
+"""How long one request may take: a read of all keys takes longer than the usual limit."""
 
 
 @contextmanager
@@ -30,10 +32,10 @@ def connections(call: Call) -> Iterator[Callable[[str | None], Caller]]:
     sessions: list[Session] = []
 
     def connect(url: str | None) -> Caller:
-        settings = call.settings
-        if url is not None:
-            settings = Settings(call.given | {"endpoints": url})
-        sessions.append(Session(settings))
+        given = call.given if url is None else call.given | {"endpoints": url}
+        if call.settings.explicit("total_timeout") is None:
+            given = given | {"total_timeout": _READ}
+        sessions.append(Session(Settings(given)))
         return Caller(sessions[-1].operations, sessions[-1].driver)
 
     mask = os.umask(0o077)

@@ -60,7 +60,7 @@ def read(path: Path) -> Snapshot:
     """
     try:
         index, term, store = _parse(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Damaged.at(path, 0, str(error)) from None
     return Snapshot(path, index, term, store)
 

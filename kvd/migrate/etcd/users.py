@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from kvd.migrate.errors import Damaged
 from kvd.migrate.etcd.store import Store
 from kvd.storage.format.records import Document, Kind
 from kvd.v2 import go_json
@@ -17,7 +18,18 @@ from kvd.v2.documents.auth_json import role_fields, stored_role, stored_user, us
 
 
 def documents(store: Store) -> list[Document]:
-    """Return users, roles, and whether they are asked for."""
+    """Return users, roles, and whether they are asked for.
+
+    Raises:
+        Damaged: one is in no form that etcd writes.
+    """
+    try:
+        return _documents(store)
+    except (AttributeError, KeyError, TypeError, ValueError, go_json.Malformed) as error:
+        raise Damaged(f"the users of the etcd are in no known form: {error!r}") from None
+
+
+def _documents(store: Store) -> list[Document]:
     found = []
     for name, told in _files(store, b"/2/users"):
         secret = json.loads(told)["password"].encode()
