@@ -95,7 +95,7 @@ def test_the_examples_pass_strict_types(tmp_path):
     lines = ["from typing import Any", "", "from kvd import Client", ""]
     lines += [
         "saved_index: int = 0",
-        *(f"{it}: Any" for it in ("data", "store", "serve", "resize")),
+        *(f"{it}: Any" for it in ("data", "store", "serve", "resize", "held")),
     ]
     for number, block in enumerate(blocks()):
         lines += [f"def block_{number}(client: Client) -> None:", block]

@@ -89,6 +89,23 @@ def test_a_lock_that_is_not_free_in_time_leaves_no_entry(kvd, name):
     other.release()
 
 
+def test_changes_of_the_entry_before_prolong_no_timeout(kvd, server, name):
+    ended = threading.Event()
+    with kvd.lock(name) as held:
+
+        def change() -> None:
+            with Client(server.url) as other:
+                while not ended.is_set():
+                    other.set(held.key, "changed")
+
+        changer = threading.Thread(target=change, daemon=True)
+        changer.start()
+        with pytest.raises(LockTimeout):
+            kvd.lock(name).acquire(timeout=0.2)
+        ended.set()
+        changer.join(PATIENCE_S)
+
+
 def test_who_has_lost_the_lock_is_told(kvd, name):
     told = threading.Event()
     with kvd.lock(name, ttl=3, on_lost=told.set) as held:

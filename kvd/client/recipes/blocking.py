@@ -84,17 +84,16 @@ class Lock:
         return Held(self._claim.lease, self._claim.fence, keeper.lost)
 
     def _wait_for(self, key: str, index: int, keeper: Keeper, deadline: float | None) -> None:
-        """Wait until an entry is gone."""
+        """Wait until something happens to an entry, such as its end: the next listing shows it."""
         left = None if deadline is None else max(deadline - monotonic(), 0)
         watching = Watching(self._ops, key, index + 1, recursive=False)
         with Watch(self._driver, watching, left) as watch:
             try:
                 keeper.interrupts(watch)
-                for event in watch:
-                    if event.removes(key):
-                        return
+                for _ in watch:
+                    return
             except (ClusterChanged, HistoryLost):
-                return  # the next listing tells
+                return
             except WatchTimeout:
                 raise LockTimeout(f"{self._name} was not free in time") from None
             finally:
