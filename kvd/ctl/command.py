@@ -15,6 +15,8 @@ from kvd.ctl.settings import Settings
 from kvd.lines import printable
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from kvd.ctl.session import Session
 
 Explain = Callable[[KvdError, Settings], Failure]
@@ -110,6 +112,13 @@ def settings(*, hidden: bool = False, without: Sequence[str] = ()) -> list[click
                 )
             )
     return found
+
+
+def keys(context: click.Context, parameter: click.Parameter, text: str) -> list[CompletionItem]:
+    """Return the keys of the server that begin with a text, for a shell that completes it."""
+    from kvd.ctl import completion  # noqa: PLC0415 -- only where a shell completes
+
+    return completion.keys(context, parameter, text)
 
 
 class Verb(click.Command):

@@ -30,8 +30,13 @@ def credentials(settings: Settings) -> tuple[str | None, str | None]:
         return name, password
     if (file := settings.explicit("password_file")) is not None:
         return name, _from_file(file)
-    passwordof_profile = of_profile(settings.profile, name)
-    return name, passwordof_profile or ask(f"-u {name}", "Password: ")
+    is_quiet = settings.given.get("never_ask")  # a command may ask, too
+    if is_quiet and "password-command" in settings.profile:
+        raise failure(f"-u {name} needs a password")
+    found = of_profile(settings.profile, name)
+    if is_quiet and found is None:
+        raise failure(f"-u {name} needs a password")
+    return name, found or ask(f"-u {name}", "Password: ")
 
 
 def of_profile(profile: Mapping[str, Any], name: str) -> str | None:

@@ -6,6 +6,8 @@ becomes one line and an exit status here (`failures.py`).
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -24,13 +26,17 @@ if TYPE_CHECKING:
     from kvd.ctl.table import Entry
 
 NAME = "kvdctl"
+_COMPLETE = "_KVDCTL_COMPLETE"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return its exit status."""
     open_standard_descriptors()
-    call = Call()
     args = list(sys.argv[1:] if argv is None else argv)
+    return _complete(args, Call()) if _COMPLETE in os.environ else _run(args, Call())
+
+
+def _run(args: list[str], call: Call) -> int:
     try:
         status = ROOT.main(args, NAME, standalone_mode=False, obj=call) or 0
         sys.stdout.flush()
@@ -51,6 +57,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         call.close()
     return int(status)
+
+
+def _complete(args: list[str], call: Call) -> int:
+    """Answer a shell that completes a command line; silent whatever happens."""
+    from kvd.ctl import completion  # noqa: PLC0415 -- only where a shell completes
+
+    completion.prepare()
+    try:
+        with contextlib.redirect_stderr(None):
+            ROOT.main(args, NAME, standalone_mode=False, obj=call)
+    except (Exception, SystemExit):  # noqa: BLE001 -- an error would be in the command line
+        return 0
+    finally:
+        call.close()
+    return 0
 
 
 def _end(text: str, status: int) -> int:

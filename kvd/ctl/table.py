@@ -47,6 +47,7 @@ OF_KVDCTL = {
     "edit": Entry("verbs.edit:command", "change a value in an editor"),
     "txn": Entry("verbs.history:txn", "apply several changes together, or none"),
     "lock": Entry("verbs.lock:command", "run a command while a lock is held"),
+    "completion": Entry("verbs.shells:completion", "print the completion script of a shell"),
     "top": Entry("verbs.top:command", "show what a server does, once a second"),
 }
 MOVING = {

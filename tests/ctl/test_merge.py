@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvd.ctl.merge import has_marks, merge
+from kvd.ctl.verbs.merge import has_marks, merge
 
 TEXT = st.lists(st.sampled_from(["a\n", "b\n", "c\n", "d\n", "\n"]), max_size=8).map("".join)
 

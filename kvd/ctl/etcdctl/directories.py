@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvd.ctl.command import Call, Verb, pass_call
+from kvd.ctl.command import Call, Verb, keys, pass_call
 from kvd.ctl.etcdctl.output import Told, explained, print_answer, read, write
 from kvd.ctl.etcdctl.values import TTL, key_of
 from kvd.ctl.terminal import shown
@@ -16,7 +16,7 @@ from kvd.ctl.terminal import shown
 if TYPE_CHECKING:
     from kvd.client.operations import Given
 
-_KEY = click.argument("args", nargs=-1, metavar="KEY")
+_KEY = click.argument("args", nargs=-1, metavar="KEY", shell_complete=keys)
 
 
 def _make(call: Call, args: tuple[str, ...], ttl: int, query: Given) -> None:
@@ -96,7 +96,7 @@ def rmdir(call: Call, args: tuple[str, ...]) -> None:
 
 
 @click.command(cls=Verb, explain=explained, help="List a directory.")
-@click.argument("args", nargs=-1, metavar="[KEY]")
+@click.argument("args", nargs=-1, metavar="[KEY]", shell_complete=keys)
 @click.option("--sort", is_flag=True, help="in the order of the names")
 @click.option("--recursive", "-r", is_flag=True, help="all below it too")
 @click.option("-p", "slashes", is_flag=True, help="directories with / at the end")

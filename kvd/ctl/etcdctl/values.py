@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvd.ctl.command import Call, Verb, pass_call
+from kvd.ctl.command import Call, Verb, keys, pass_call
 from kvd.ctl.etcdctl.output import explained, print_answer, read, wrong
 from kvd.ctl.failures import USAGE, Failure, failure
 
@@ -35,7 +35,7 @@ def _of_value(text: str) -> Callable[[Callable[..., Any]], Verb]:
     """Make a verb that takes a key and a value."""
 
     def make(function: Callable[..., Any]) -> Verb:
-        argument = click.argument("args", nargs=-1, metavar="KEY [VALUE]")
+        argument = click.argument("args", nargs=-1, metavar="KEY [VALUE]", shell_complete=keys)
         return click.command(
             cls=Verb,
             explain=explained,
@@ -57,7 +57,7 @@ def _value_of(args: tuple[str, ...]) -> str:
 
 
 @click.command(cls=Verb, explain=explained, help="Print the value of a key.")
-@click.argument("args", nargs=-1, metavar="KEY")
+@click.argument("args", nargs=-1, metavar="KEY", shell_complete=keys)
 @click.option("--sort", is_flag=True, help="accepted, as etcdctl's")
 @click.option("--quorum", "-q", is_flag=True, help="let a cluster agree on the answer")
 @click.option("--raw", is_flag=True, help="exactly the bytes, without a newline (kvd only)")

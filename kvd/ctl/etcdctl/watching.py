@@ -15,7 +15,7 @@ import click
 from kvd.client.errors import ClusterChanged, KvdError, ServerRefused, TransportError, refusal
 from kvd.client.wire import Call as Request
 from kvd.client.wire import Operation, Stream
-from kvd.ctl.command import Call, Verb, pass_call
+from kvd.ctl.command import Call, Verb, keys, pass_call
 from kvd.ctl.etcdctl.output import Told, explained, print_answer, write, wrong
 from kvd.ctl.etcdctl.values import key_of
 from kvd.ctl.failures import USAGE, Failure, failure
@@ -30,7 +30,7 @@ _AFTER = click.option(
 
 
 @click.command(cls=Verb, explain=explained, help="Print the next event of a key.")
-@click.argument("args", nargs=-1, metavar="KEY")
+@click.argument("args", nargs=-1, metavar="KEY", shell_complete=keys)
 @click.option("--forever", "-f", is_flag=True, help="go on until Ctrl-C")
 @_AFTER
 @_RECURSIVE
@@ -61,7 +61,9 @@ def watch(
     help="Run a command at each event of a key, with ETCD_WATCH_ACTION, ETCD_WATCH_KEY, "
     "ETCD_WATCH_VALUE and ETCD_WATCH_MODIFIED_INDEX in its environment.",
 )
-@click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="KEY -- COMMAND...")
+@click.argument(
+    "args", nargs=-1, type=click.UNPROCESSED, metavar="KEY -- COMMAND...", shell_complete=keys
+)
 @_AFTER
 @_RECURSIVE
 @pass_call

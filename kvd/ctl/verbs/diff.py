@@ -27,7 +27,7 @@ from kvd.client.errors import (
 )
 from kvd.client.operations import JSON
 from kvd.ctl import terminal
-from kvd.ctl.command import Call, Verb, pass_call
+from kvd.ctl.command import Call, Verb, keys, pass_call
 from kvd.ctl.etcdctl.output import read, write
 from kvd.ctl.failures import CONFLICT, DIFFERENT, failure
 from kvd.ctl.terminal import Paint
@@ -55,7 +55,7 @@ def _show(call: Call, changes: list[Change]) -> None:
 
 @click.command(cls=Verb, help="Show what differs between a document and the server.")
 @click.argument("file")
-@click.argument("key", required=False)
+@click.argument("key", required=False, shell_complete=keys)
 @pass_call
 def diff(call: Call, *, file: str, key: str | None) -> int:
     """Show what differs between a document and the server."""
@@ -66,7 +66,7 @@ def diff(call: Call, *, file: str, key: str | None) -> int:
 
 @click.command(cls=Verb, help="Make the keys of the server those of a document.")
 @click.argument("file")
-@click.argument("key", required=False)
+@click.argument("key", required=False, shell_complete=keys)
 @click.option("--dry-run", is_flag=True, help="show what would change, and write nothing")
 @click.option("--prune", is_flag=True, help="also remove the keys that the document lacks")
 @click.option("--yes", is_flag=True, help="remove them without a question")

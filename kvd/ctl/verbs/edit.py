@@ -24,17 +24,17 @@ import click
 from kvd.client.errors import CompareFailed, KeyExists, KeyNotFound, KvdError, NotAFile
 from kvd.client.model import Node
 from kvd.ctl import terminal
-from kvd.ctl.command import Call, Verb, pass_call
+from kvd.ctl.command import Call, Verb, keys, pass_call
 from kvd.ctl.etcdctl.output import write
 from kvd.ctl.failures import CONFLICT, REFUSED, USAGE, Failure, explained, failure
-from kvd.ctl.merge import has_marks, merge
+from kvd.ctl.verbs.merge import has_marks, merge
 from kvd.lines import printable
 
 _NO_TEXT = "its value is no text: use get --raw and set --raw"
 
 
 @click.command(cls=Verb, help="Change a value in an editor.")
-@click.argument("key")
+@click.argument("key", shell_complete=keys)
 @click.option("--create", is_flag=True, help="a new key, if it is not there")
 @click.option("--editor", metavar="E", help="instead of $VISUAL, $EDITOR or vi")
 @pass_call

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from kvd.client.operations import JSON
-from kvd.ctl.command import Call, Verb, pass_call
+from kvd.ctl.command import Call, Verb, keys, pass_call
 from kvd.ctl.etcdctl.output import Told, read, write
 from kvd.ctl.failures import failure
 from kvd.lines import printable
@@ -34,7 +34,7 @@ def described(index: int, time: str, action: str, key: str, value: str | None) -
 
 
 @click.command(cls=Verb, help="Print the events of a key, newest first (kvd only).")
-@click.argument("key")
+@click.argument("key", shell_complete=keys)
 @click.option(
     "--limit", type=click.IntRange(1), default=100, metavar="N", help="at most so many (100)"
 )

@@ -11,7 +11,7 @@ from types import FrameType
 import click
 
 from kvd.client.recipes.blocking import Lock
-from kvd.ctl.command import Call, Verb, pass_call
+from kvd.ctl.command import Call, Verb, keys, pass_call
 from kvd.ctl.failures import CONFLICT, Failure, failure
 
 _KILL_S = 5.0
@@ -19,7 +19,7 @@ _LOST = "the lock on {} was lost: the command was ended"
 
 
 @click.command(cls=Verb, is_ordered=False, help="Run a command while a lock is held.")
-@click.argument("key")
+@click.argument("key", shell_complete=keys)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option(
     "--ttl",

@@ -24,7 +24,7 @@ import click
 from kvd.client.errors import HistoryLost
 from kvd.client.watches import Watching
 from kvd.client.wire import Connect, Operation, Sleep, Step
-from kvd.ctl.command import Call, Verb, pass_call
+from kvd.ctl.command import Call, Verb, keys, pass_call
 from kvd.ctl.failures import LOST, failure
 from kvd.ctl.verbs.history import described
 from kvd.lines import printable
@@ -45,7 +45,7 @@ class _Kept(NamedTuple):
 
 
 @click.command(cls=Verb, help="Print every event of a key and of all below it, for ever.")
-@click.argument("key")
+@click.argument("key", shell_complete=keys)
 @click.option("--since", type=click.IntRange(1), metavar="INDEX", help="the first; else the next")
 @click.option("--state", metavar="FILE", help="keep the last index there, and go on behind it")
 @click.option("--resync", is_flag=True, help="where events are gone: the whole state, and on")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from kvd.ctl.command import Call, Verb, pass_call
+from kvd.ctl.command import Call, Verb, keys, pass_call
 from kvd.ctl.etcdctl.output import Told, print_answer, read, write
 from kvd.ctl.terminal import Paint
 from kvd.lines import printable
@@ -31,7 +31,7 @@ _PLAIN = _Lines("|-- ", "`-- ", "|   ", "    ")
 
 
 @click.command(cls=Verb, help="Show all below a key as a tree.")
-@click.argument("key", default="/")
+@click.argument("key", default="/", shell_complete=keys)
 @click.option("--level", "-L", type=click.IntRange(1), metavar="N", help="so many levels")
 @click.option("--values", is_flag=True, help="with the values")
 @click.option("--hidden", is_flag=True, help="hidden keys too (kvd only)")
