@@ -168,6 +168,7 @@ def _core(context: Context, status_lines: StatusLines, answers: AnswerParts) -> 
     housekeeping = Housekeeping(
         store=store, sync=sync, loop=loop, on_fatal=fail, snapshot_count=config.snapshot_count
     )
+    telling = answers.telling(status_lines, stats)
     committer = Committer(
         store=store,
         hub=hub,
@@ -176,10 +177,12 @@ def _core(context: Context, status_lines: StatusLines, answers: AnswerParts) -> 
         clock=context.clock,
         sync=sync,
         append=log_writer.append,
+        wait=log_writer.wait,
         loop=loop,
         on_fatal=fail,
         on_flush=housekeeping.after_flush,
-        tell=answers.telling(status_lines, store.state, stats).tell,
+        render=telling.render,
+        tell=telling.tell,
         slow_s=config.slow_request_s,
         turns=turns,
     )

@@ -6,8 +6,8 @@ queueing the next batch, so that a batch is as large as the disk is slow.
 Invariants:
 
 - No response and no event, be it a success or a refusal decided on the same state, leaves before
-  `append` has returned for the batch. A batch without a change needs no frame: all that it has seen
-  is durable already.
+  the batch is durable. What can be prepared for them is prepared while the disk is at work. A batch
+  without a change needs no frame: all that it has seen is durable already.
 - If a batch is aborted, all its members get the same error with index 0, the refused ones too, and
   its indexes are reused: no client has seen them.
 - Once a frame is durable its batch *is* committed. Nothing can fail any more, because the state is
@@ -29,7 +29,7 @@ from typing import Protocol
 
 from kvd.core.batch.composer import Composer
 from kvd.core.batch.responses import Responses
-from kvd.core.batch.round import AllDone, Done, Round, Tell
+from kvd.core.batch.round import AllDone, Done, Render, Round, Tell, prepare_nothing
 from kvd.core.clock import Clock
 from kvd.core.disk_space import DiskSpace
 from kvd.core.expiry_timer import ExpiryTimer
@@ -86,10 +86,12 @@ class Committer:
         stats: StoreStats,
         clock: Clock,
         sync: SyncThread[Position],
-        append: Callable[[Pending, Callable[[Position | BaseException], None]], None],
+        append: Callable[[Pending, Callable[[Position | BaseException], None]], bool],
+        wait: Callable[[], None],
         loop: asyncio.AbstractEventLoop,
         on_fatal: Callable[[BaseException], None],
         on_flush: Callable[[], None],
+        render: Render = prepare_nothing,
         tell: Tell | None = None,
         slow_s: float = 1.0,
         turns: Turns | None = None,
@@ -104,6 +106,8 @@ class Committer:
         self._sync = sync
         self._encode = store.journal.encode
         self._append = append
+        self._wait = wait
+        self._render = render
         self._loop = loop
         self._on_fatal = on_fatal
         self._on_flush = on_flush
@@ -261,7 +265,9 @@ class Committer:
             return
         self._round = round_
         self._encode(pending, records, round_.time_ns)
-        self._append(pending, self._appended)
+        if self._append(pending, self._appended):
+            self._render(round_)  # while the disk is at work
+            self._wait()
         if self._state.wants_flush:
             self.flusher.beside_batch()
 
@@ -311,10 +317,8 @@ class Committer:
             removed = round_.removed
             self._hub.publish([(event, removed.get(event[0][1], [])) for event, _ in events])
         took = (self._raw_ns() - round_.queued) / 1e9
-        # Whatever was not asked for has expired.
-        told = self._tell(round_.answers, events, took)
-        if told != len(events):
-            self._stats.expirations += len(events) - told
+        if expired := self._tell(round_, took):
+            self._stats.expirations += expired
         if round_.replies:
             self.responses.reply(round_, self._document_observers)
         self.batch_s.note(took)

@@ -8,6 +8,9 @@ that no read ever waits for a slow disk; and the more of them there are, the les
 While clients read, too, the loop waits for each sync, but for `BRIEFLY_S` only: otherwise batches
 take many times as long where Linux AIO is what there is (storage/aio.py).
 
+What can be prepared for the responses is prepared between `append` and `wait`, while the disk is at
+work.
+
 Either way one batch is under way at a time. The thread also does all that is rare: it begins
 segments, writes long frames, and makes the faults of failpoints.
 """
@@ -64,8 +67,9 @@ class LogWriter:
         # How many waits in a row were in vain, and how many syncs are not waited for by that.
         self._vain = 0
         self._unwaited = 0
-        # For how many syncs more the loop watches the eventfd, and what is told then.
+        # For how many syncs more the loop watches the eventfd.
         self._watched = 0
+        # What gets the outcome of the sync under way, and when that began.
         self._done: Done = _ignore
         self._began = 0.0
         self._counts = reads
@@ -77,59 +81,62 @@ class LogWriter:
             except OSError as error:
                 log.debug("the kernel's syncs are not available, a thread makes them: %s", error)
 
-    def append(self, batch: Pending, done: Done) -> None:
+    def append(self, batch: Pending, done: Done) -> bool:
         """Append a batch that is encoded.
 
         `done` gets the end of its frame, or what `Journal.append` raises: in a later turn of the
-        loop, or before this returns.
+        loop, during `wait`, or, if the batch cannot be written, before this returns.
+
+        Returns:
+            Whether the kernel is syncing: `wait` is then to be called in this turn.
         """
         kernel = self._kernel
         # What the thread is doing to the log comes first; what is long is its own.
         if kernel is None or self._sync.waiting or batch.size > BEGUN_BYTES_MAX:
             self._sync.run(partial(self._store.journal.append, batch), done)
-            return
+            return False
         began = monotonic()
         try:
             fd = self._segment.begin_append(batch.payload, batch.base.index + 1, batch.records)
         except (LogFull, OSError) as error:
             done(error)
-            return
+            return False
         if fd is None:
             self._sync.run(partial(self._store.journal.append, batch), done)
-            return
+            return False
         try:
             kernel.submit(fd)
         except OSError:  # too much to do for the kernel just now
             self._sync.run(partial(self._sync_begun, batch), done)
-            return
+            return False
+        self._done, self._began = done, began
         # While the disk is at work.
         batch.chain = next_chain(batch.base.chain, batch.payload)
-        code = self._wait(kernel)
-        if code is None:
-            self._done, self._began = done, began
-            if not self._watched:
-                self._loop.add_reader(kernel.fileno, self._synced)
-            self._watched = _WATCHED
-        else:
-            if self._watched:
-                self._forget(kernel)
-            self._end(code, began, done)
+        return True
 
-    def _wait(self, kernel: DataSync | RingSync) -> int | None:
-        """Wait for a sync as far as that is worth it; see `DataSync.outcome`."""
+    def wait(self) -> None:
+        """Wait for the sync that `append` has begun, as far as that is worth it."""
+        kernel = self._kernel
+        assert kernel is not None
+        code = None
         if self._counts != self._counts_before:
             self._counts_before = [*self._counts]
-            return kernel.wait(briefly=True)
-        if self._unwaited:
+            code = kernel.wait(briefly=True)
+        elif self._unwaited:
             self._unwaited -= 1
-            return None
-        code = kernel.wait()
-        if code is None:
+        elif (code := kernel.wait()) is None:
             self._vain = min(self._vain + 1, _VAIN_MAX)
             self._unwaited = (1 << self._vain) - 1
         else:
             self._vain = 0
-        return code
+        if code is not None:
+            if self._watched:
+                self._forget(kernel)
+            self._end(code)
+            return
+        if not self._watched:
+            self._loop.add_reader(kernel.fileno, self._synced)
+        self._watched = _WATCHED
 
     def close(self) -> None:
         """Let go of what syncs; nothing may be under way."""
@@ -146,7 +153,7 @@ class LogWriter:
         assert self._kernel is not None
         code = self._kernel.outcome()
         if code is not None:
-            self._end(code, self._began, self._done)
+            self._end(code)
 
     def _forget(self, kernel: DataSync | RingSync) -> None:
         """Clear the eventfd of a sync that was waited for; after several, watch it no longer."""
@@ -155,14 +162,15 @@ class LogWriter:
         if not self._watched:
             self._loop.remove_reader(kernel.fileno)
 
-    def _end(self, code: int, began: float, done: Done) -> None:
+    def _end(self, code: int) -> None:
         """Tell that the kernel has synced a batch, or failed to."""
-        if code == errno.ECANCELED:  # it has not even tried: it had no worker for that
+        done = self._done
+        if code and code == errno.ECANCELED:  # it has not even tried: it had no worker for that
             self._sync.run(self._segment.sync_begun, done)
             return
         outcome: Position | BaseException
         try:
-            outcome = self._segment.end_append(monotonic() - began, code)
+            outcome = self._segment.end_append(monotonic() - self._began, code)
         except OSError as error:
             outcome = error
         done(outcome)

@@ -41,6 +41,8 @@ FILE = b'{"key":"%b","value":"%b","modifiedIndex":%d,"createdIndex":%d}'
 """A file that does not expire: key and value (escaped), modified index, created index."""
 FILE_THAT_EXPIRES = b'{"key":"%b","value":"%b"%b,"modifiedIndex":%d,"createdIndex":%d}'
 """Another one: its `expiration` follows the value."""
+REMOVED_FILE = b'{"key":"%b","modifiedIndex":%d,"createdIndex":%d}'
+"""A file that was removed: key (escaped), modified index, created index."""
 
 _NS = 1_000_000_000
 _new = tuple.__new__

@@ -190,9 +190,8 @@ class SegmentWriter:
         if code:
             self.give_up()
             raise OSError(code, os.strerror(code))
-        self._synced(took_s)
-        self.position = self.tail
-        return self.tail
+        self.position = tail = self._synced(took_s)
+        return tail
 
     def sync_begun(self) -> Position:
         """Do what is left to do after `begin_append`, waiting for the disk.
@@ -283,8 +282,8 @@ class SegmentWriter:
         self._synced(time.monotonic() - began)
         self._dirty_end = 0
 
-    def _synced(self, took_s: float) -> None:
-        """The frame that was put is durable: the log goes on behind it.
+    def _synced(self, took_s: float) -> Position:
+        """The frame that was put is durable: the log goes on behind it, where this returns.
 
         Raises:
             DirectoryLost: but the next start does not find it.
@@ -310,6 +309,7 @@ class SegmentWriter:
                 log.warning(
                     "the disk is slow: a sync of the log took %.1f s, writes wait for it", took_s
                 )
+        return tail
 
     def _refused(self, error: OSError, end: int, intact_from: int) -> None:
         """Turn a refused write into `LogFull`; return where it is none."""

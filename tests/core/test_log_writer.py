@@ -157,6 +157,30 @@ def test_a_read_is_answered_whatever_the_sync_of_a_write_takes(tmp_path, held, s
 
 
 @needs_the_kernel
+def test_what_is_rendered_during_a_sync_is_shown_only_behind_it(tmp_path, held):
+    get, put = render("GET", "/v2/keys/k"), "/v2/keys/k"
+    with Inside(tmp_path / "data", connections=2) as kvd:
+        held.end()
+        kvd.exchange(0, render("PUT", put, b"value=old"))
+        kvd.exchange(1, get)
+        for request in (render("PUT", put, b"value=new"), render("DELETE", put)):
+            before = kvd.exchange(1, get).body
+            held.submitted.clear()
+            kvd.sockets[0].sendall(request)
+            assert held.submitted.wait(PATIENCE_S)
+            # The loop answers reads: it has rendered what it renders, and holds it back.
+            for _ in range(3):
+                assert kvd.exchange(1, get).body == before
+            assert not can_be_read(kvd.sockets[0])
+            held.end()
+            assert b'"prevNode":' in kvd.receive(0).body
+            kvd.sockets[1].sendall(get)
+            after = kvd.receive_until(1, lambda data: b"\r\n\r\n" in data)
+            assert before not in after
+        assert b" 404 " in after
+
+
+@needs_the_kernel
 @on_a_loop
 async def test_what_the_thread_does_to_the_log_comes_first(tmp_path):
     async with a_log(tmp_path / "data", thread_only=False) as log:

@@ -12,8 +12,9 @@ LONG_FUNCTIONS = {
     "kvd/config/load.py:_config": "one line for each setting",
     "kvd/core/batch/decider.py:Decider.decide": "hot: a call for each command would cost 2 %",
     "kvd/core/committer.py:Committer.__init__": "one line for each part that it connects",
+    "kvd/handlers/keys/outcomes.py:Telling._rendering": "hot: its variables are bound once",
+    "kvd/handlers/keys/outcomes.py:Telling._rendering.render": "hot: one loop over the batch",
     "kvd/handlers/keys/outcomes.py:Telling._telling": "hot: its variables are bound once",
-    "kvd/handlers/keys/outcomes.py:Telling._telling.tell": "hot: one loop over the batch",
     "kvd/handlers/keys/short_way.py:ShortWay._serving": "hot: its variables are bound once",
     "kvd/migrate/etcd/directory.py:read": "the steps of an import, in their order",
 }

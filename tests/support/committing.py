@@ -89,6 +89,8 @@ class Engine:
         self.sync = SyncThread(loop, "test-sync")
         self.observe = lambda events: None
         self._first_seq = store.applied.seq
+        # Its calls can be made to fail and to wait; tests/core/test_log_writer.py has both ways.
+        log_writer = LogWriter(store, self.sync, loop, thread_only=True)
         self.committer = Committer(
             store=store,
             hub=self.hub,
@@ -96,9 +98,8 @@ class Engine:
             stats=self.stats,
             clock=clock,
             sync=self.sync,
-            # Its calls can be made to fail and to wait; tests/core/test_log_writer.py has both
-            # ways.
-            append=LogWriter(store, self.sync, loop, thread_only=True).append,
+            append=log_writer.append,
+            wait=log_writer.wait,
             loop=loop,
             on_fatal=self._fail,
             on_flush=lambda: None,

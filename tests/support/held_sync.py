@@ -97,7 +97,8 @@ class Log:
         _, records = run(txn, (Set(b"/k", value),), NOW_NS)
         self.store.journal.encode(txn, records, NOW_NS)
         told = asyncio.get_running_loop().create_future()
-        self.appender.append(txn, told.set_result)
+        if self.appender.append(txn, told.set_result):
+            self.appender.wait()
         return txn, told
 
     async def append(self, value):

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from kvd.core.batch.round import Answers, Round, tell_one
+from kvd.core.batch.round import Round, tell_one
 from kvd.core.stats import StoreStats
 from kvd.logs import SLOW_QUIET_S, RateLimit
 from kvd.storage.format.event import Event
-from kvd.storage.index.history import LateEvent
 from kvd.v2.documents.decision import Reply
 from kvd.v2.errors import ApiError
 
@@ -30,11 +29,11 @@ class Responses:
         self.aborted = 0
         self.slow = 0
 
-    def tell(self, answers: Answers, _events: list[LateEvent], took: float) -> int:
-        """Respond to the commands of a committed batch; return how many of them succeeded."""
+    def tell(self, round_: Round, took: float) -> int:
+        """Respond to the commands of a batch: a `Tell`."""
         stats = self._stats
         succeeded = 0
-        for done, command, outcome in answers:
+        for done, command, outcome in round_.answers:
             if type(outcome) is Event:
                 succeeded += 1
                 stats.durations[type(command)].append(took)
@@ -43,7 +42,7 @@ class Responses:
                 stats.count(command, succeeded=False)
                 stats.refused(command, outcome)
             tell_one(done, outcome)
-        return succeeded
+        return len(round_.pending.events) - succeeded
 
     def abort(self, round_: Round, refusal: ApiError) -> None:
         """Respond to the commands of a batch that was not logged."""

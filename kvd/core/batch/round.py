@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from kvd.core.batch.removals import Removals
 from kvd.storage.format.event import Event
-from kvd.storage.index.history import LateEvent
 from kvd.storage.index.pending import Pending
 from kvd.v2.commands import Command, CompareAndDelete, CompareAndSwap, Delete, Transaction
 from kvd.v2.errors import ApiError, RouteError
@@ -24,10 +23,6 @@ Queued = tuple[Any, Callable[[Any], None], int]
 was queued."""
 Answers = list[tuple[Done, Command, Outcome]]
 """The outcomes of the commands of a batch."""
-Tell = Callable[[Answers, list[LateEvent], float], int]
-"""Responds to the commands of a committed batch, with its events and the seconds that it took;
-returns how many succeeded."""
-
 REMOVING = (Delete, CompareAndDelete)
 # A refused transaction is counted as this, unless one of its operations was refused.
 _CONDITION = CompareAndSwap(b"", b"", None, 0)
@@ -49,6 +44,7 @@ class Round:
         removals: The directories that it removes; None without any.
         removed: By the index of each removal, the watched paths that it takes along.
         pays: Whether it logs what the start had no room for.
+        rendered: What a `Render` has prepared for the `Tell` that goes with it.
     """
 
     # What is rare stays here, in the class, until it comes.
@@ -56,6 +52,7 @@ class Round:
     removals: Removals | None = None
     removed: dict[int, list[bytes]] = {}  # noqa: RUF012 -- never changed here
     pays = False
+    rendered: Any = None
     _loaded_max: int | None = None
 
     def __init__(self, pending: Pending, time_ns: int, queued: int) -> None:
@@ -80,6 +77,18 @@ class Round:
             tell_one(done, refusal)
         for replied, _ in self.replies:
             tell_one(replied, RouteError(500, refusal.cause.decode()))
+
+
+Render = Callable[[Round], None]
+"""Prepares responses to a batch that is not durable yet: none of them may leave."""
+Tell = Callable[[Round, float], int]
+"""Counts the outcomes of a durable batch, which took so many seconds, and responds with them.
+
+Returns how many of its events no command has asked for: what has expired."""
+
+
+def prepare_nothing(_round: Round) -> None:
+    """Leave all to the `Tell`: a `Render`."""
 
 
 def counted(command: Command | Transaction) -> Command:

@@ -1,11 +1,14 @@
 """Outcomes of a batch of writes: count them, answer their clients, keep the value cache right.
 
 Nearly all responses are of a few forms, and of connections that wait for nothing else: those are
-made from the node's text in one step, in one loop over the batch. Others are sent one by one, by
-`kvd.handlers.keys.writes`, byte for byte the same.
+rendered from the node's text in one step, in one loop over the batch, while the disk is at work.
+Others are made and sent one by one, by `kvd.handlers.keys.writes`, byte for byte the same.
 
-Invariant: all outcomes of a batch are processed, in their order, before any further request is
-served. So no read sees a text between two changes of a batch.
+Invariants:
+
+- Rendering changes nothing that anyone sees: reads are served before the batch is durable.
+- All outcomes of a batch are processed, in their order, before any further request is served. So no
+  read sees a text between two changes of a batch.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import logging
 from http import HTTPStatus
 from itertools import repeat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from kvd.core.batch.round import tell_one
 from kvd.handlers.keys.responder import END
@@ -22,19 +25,26 @@ from kvd.http.connection import Connection
 from kvd.http.sending.status_lines import StatusLines
 from kvd.json_text import PLAIN, escape
 from kvd.storage.format.node import Node
-from kvd.storage.format.records import REMOVALS, Kind
-from kvd.v2.commands import Set
+from kvd.storage.format.records import REMOVALS, Change, Kind
+from kvd.v2.commands import Command, Set
 from kvd.v2.errors import ApiError
-from kvd.v2.response import ACTIONS, FILE, FILE_THAT_EXPIRES, changed_node, expiration, node_object
+from kvd.v2.response import (
+    ACTIONS,
+    FILE,
+    FILE_THAT_EXPIRES,
+    REMOVED_FILE,
+    changed_node,
+    expiration,
+    node_object,
+)
 
 if TYPE_CHECKING:
-    from kvd.core.batch.round import Answers, Done, Outcome, Tell
+    from kvd.core.batch.round import Done, Outcome, Render, Round, Tell
     from kvd.core.stats import StoreStats
     from kvd.handlers.keys.value_cache import ValueCache
-    from kvd.storage.index.history import LateEvent
-    from kvd.storage.index.state import State
 
 log = logging.getLogger(__name__)
+
 
 # As plain numbers: a lookup in the enumeration costs as much as a function call.
 _OK, _CREATED = int(HTTPStatus.OK), int(HTTPStatus.CREATED)
@@ -55,117 +65,186 @@ def _answers(body: bytes) -> dict[int, tuple[bytes, int]]:
 
 
 _MADE, _CHANGED = _answers(_MADE_BODY), _answers(_CHANGED_BODY)
-# What is left of `FILE` when all that is plain is deleted, if key and value are plain.
+# What is left of a text when all that is plain is deleted, if key and value are plain.
 _QUOTES = FILE.translate(None, PLAIN)
 _QUOTES_OF_ONE_THAT_EXPIRES = (FILE_THAT_EXPIRES % (b"", b"", expiration(1, 0, 0), 0, 0)).translate(
     None, PLAIN
 )
+_QUOTES_OF_A_REMOVED_ONE = REMOVED_FILE.translate(None, PLAIN)
+# Stands for a text that is not kept.
+_FORGOTTEN = b""
 
 
 class _NotAtOnce(Exception):
     """An answer is too large to be made in one step."""
 
 
+class _Rendered(NamedTuple):
+    """Prepared parts of a batch's responses.
+
+    Attributes:
+        made: The status lines that the answers begin with; those of another second differ.
+        replies: The connections that wait for nothing but their answers, with these.
+        late: What is answered behind these, one by one.
+        texts: The texts of what the batch has changed, by path; `_FORGOTTEN` for those without.
+        written: The length of all texts that were rendered.
+        forgets: Whether some are forgotten.
+        refused: The commands that were refused, with the refusals.
+        others: The types of those that succeeded and are counted by their type; all else is a set.
+        is_removed: Whether a directory was removed.
+    """
+
+    made: object
+    replies: list[tuple[Connection, bytes]]
+    late: list[tuple[Done, Outcome]]
+    texts: dict[bytes, bytes]
+    written: int
+    forgets: bool
+    refused: list[tuple[Command, ApiError]]
+    others: list[type[Command]]
+    is_removed: bool
+
+
 class Telling:
     """Reports the outcomes of batches, to the connections of a server and to other writers.
 
     Attributes:
-        tell: The committer's `tell`.
+        render, tell: The committer's, which are functions whose variables are bound once: that
+            costs less than methods.
     """
 
     def __init__(
         self,
         status_lines: StatusLines,
         *,
-        state: State,
         stats: StoreStats,
         texts: ValueCache,
         fixed_headers: bytes,
     ) -> None:
         self._status_lines = status_lines
-        self._state = state
-        self._stats = stats
         self._texts = texts
         self._fixed_headers = fixed_headers
-        self.tell = self._telling()
+        self.render = self._rendering()
+        self.tell = self._telling(stats)
 
-    def _telling(self) -> Tell:  # noqa: C901, PLR0915 -- it is `tell`
-        """Return `tell`: a function whose variables are bound once costs less than a method."""
-        lines, state, stats, texts = self._status_lines, self._state, self._stats, self._texts
-        kept, forget_text = texts.kept, texts.kept.pop
-        durations = stats.durations
-        sets = durations[Set]
+    def _rendering(self) -> Render:  # noqa: C901, PLR0915 -- it is `render`
+        lines, kept_text = self._status_lines, self._texts.kept.get
         made: object = None
         ok = created = b""
 
-        def tell(answers: Answers, events: list[LateEvent], took: float) -> int:  # noqa: C901, PLR0912, PLR0915 -- see the module
+        # In one loop: a call less for each command.
+        def render(round_: Round) -> None:  # noqa: C901, PLR0912, PLR0915
             nonlocal made, ok, created
             if made is not lines.made:
                 made = lines.made
                 ok, created = self._start(_OK), self._start(_CREATED)
-            applied = state.applied
-            offset_ns = applied.clock_offset_ns
-            end = END % (applied.pos, applied.term)
+            pending = round_.pending
+            base = pending.base
+            committed, offset_ns = base.index, base.clock_offset_ns
+            end = END % (pending.pos, base.term)
+            replies: list[tuple[Connection, bytes]] = []
             late: list[tuple[Done, Outcome]] = []
-            # Of the successes all but those that are counted otherwise are sets.
-            others = refused = written = 0
-            is_removed = False
-            for done, command, outcome in answers:
+            texts: dict[bytes, bytes] = {}
+            refused: list[tuple[Command, ApiError]] = []
+            others: list[type[Command]] = []
+            written = 0
+            forgets = is_removed = False
+            for done, command, outcome in round_.answers:
                 if isinstance(outcome, ApiError):
-                    refused += 1
-                    stats.count(command, succeeded=False)
-                    stats.refused(command, outcome)
+                    refused.append((command, outcome))
                     late.append((done, outcome))
                     continue
                 change, prev, time_ns = outcome
                 kind, index, key, value, is_dir, created_index, expiration_ns, refresh = change
                 if kind != _SET:
-                    others += 1
-                    durations[type(command)].append(took)
+                    others.append(type(command))
                     is_removed = is_removed or (is_dir and kind in REMOVALS)
-                before = forget_text(key, None)
                 if type(done) is not Connection:
+                    texts[key], forgets = _FORGOTTEN, True
                     late.append((done, outcome))
                     continue
                 try:
                     if value is None:
-                        text = changed_node(change, time_ns, offset_ns)
+                        text = _without_value(change, time_ns, offset_ns)
+                        kept_now, forgets = _FORGOTTEN, True
                     elif expiration_ns or refresh:
                         node = _new(Node, (value, created_index, index, expiration_ns, 0))
                         text = _text(key, node, time_ns, offset_ns)
+                        kept_now, forgets = _FORGOTTEN, True
                     else:
                         text = FILE % (key, value, index, created_index)
                         if text.translate(None, PLAIN) != _QUOTES:
                             text = _text(key, Node(value, created_index, index), 0, 0)
-                        kept[key] = text
-                        written += len(text)
+                        kept_now = text
+                    length = len(text)
+                    written += length
                     if prev is None:
                         answer, size = _MADE[kind]
-                        answer %= created, index, end, size + len(text), text
+                        answer %= created, index, end, size + length, text
                     else:
-                        if before is None:
+                        # What was changed earlier in the batch is not committed yet.
+                        before = kept_text(key) if prev[2] <= committed else texts.get(key)
+                        if not before:
                             before = _text(key, prev, time_ns, offset_ns)
                         answer, size = _CHANGED[kind]
-                        size += len(text) + len(before)
+                        size += length + len(before)
                         answer %= ok, index, end, size, text, before
-                    if not done.reply(answer):
-                        late.append((done, outcome))
+                    texts[key] = kept_now
+                    replies.append((done, answer))
                 except _NotAtOnce:
-                    kept.pop(key, None)
+                    texts[key], forgets = _FORGOTTEN, True
                     late.append((done, outcome))
                 except Exception:
                     log.exception("an answer could not be given")
-                    kept.clear()
-            succeeded = len(answers) - refused
-            sets.extend(repeat(took, succeeded - others))
+                    texts[key], forgets = _FORGOTTEN, True
+            # The fields of `_Rendered`.
+            fields = made, replies, late, texts, written, forgets, refused, others, is_removed
+            round_.rendered = fields
+
+        return render
+
+    def _telling(self, stats: StoreStats) -> Tell:  # noqa: C901 -- it is `tell`
+        lines, render, texts = self._status_lines, self.render, self._texts
+        kept, durations = texts.kept, stats.durations
+        sets = durations[Set]
+
+        def tell(round_: Round, took: float) -> int:  # noqa: C901 -- a call less for each batch
+            rendered: _Rendered | None = round_.rendered
+            if rendered is None or rendered[0] is not lines.made:
+                render(round_)
+                rendered = round_.rendered
+                assert rendered is not None
+            _, replies, late, changed, written, forgets, refused, others, is_removed = rendered
+            for command, refusal in refused:
+                stats.count(command, succeeded=False)
+                stats.refused(command, refusal)
+            for kind in others:
+                durations[kind].append(took)
+            answers = round_.answers
+            succeeded = len(answers) - len(refused)
+            sets.extend(repeat(took, succeeded - len(others)))
+            kept.update(changed)
+            if forgets:
+                for key, text in changed.items():
+                    if not text:
+                        del kept[key]
             if written:
                 texts.wrote(written)
             # Whatever was not asked for has expired.
-            if is_removed or len(events) > succeeded:
+            events = round_.pending.events
+            expired = len(events) - succeeded
+            if expired or is_removed:
                 texts.forget_changed(events)
-            for done, outcome in late:
-                tell_one(done, outcome)
-            return succeeded
+            for done, answer in replies:
+                try:
+                    if not done.reply(answer):
+                        # It waits for one answer at most.
+                        late += [(to, outcome) for to, _, outcome in answers if to is done]
+                except Exception:
+                    log.exception("an answer could not be given")
+            for waiting, outcome in late:
+                tell_one(waiting, outcome)
+            return expired
 
         return tell
 
@@ -173,6 +252,16 @@ class Telling:
         """Return what answers to writes begin with: up to the etcd index."""
         start = self._status_lines.start(status, http10=False)
         return b"%b%bX-Etcd-Index: " % (start, self._fixed_headers)
+
+
+def _without_value(change: Change, time_ns: int, offset_ns: int) -> bytes:
+    """Return the JSON of the node of a change that leaves no file: it was removed, mostly."""
+    kind, index, key, _, is_dir, created_index, _, _ = change
+    if kind in REMOVALS and not is_dir:
+        text = REMOVED_FILE % (key, index, created_index)
+        if text.translate(None, PLAIN) == _QUOTES_OF_A_REMOVED_ONE:
+            return text
+    return changed_node(change, time_ns, offset_ns)
 
 
 def _text(key: bytes, node: Node, time_ns: int, offset_ns: int) -> bytes:

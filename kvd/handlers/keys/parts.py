@@ -15,7 +15,6 @@ from kvd.handlers.keys.value_cache import ValueCache
 from kvd.handlers.keys.watch import WatchAnswers
 from kvd.http.sending.status_lines import StatusLines
 from kvd.limits.memory_budget import MemoryBudget, Values
-from kvd.storage.index.state import State
 from kvd.storage.store import Store
 
 
@@ -33,12 +32,10 @@ class AnswerParts(NamedTuple):
     responder: Responder
     watches: WatchAnswers
 
-    def telling(self, status_lines: StatusLines, state: State, stats: StoreStats) -> Telling:
+    def telling(self, status_lines: StatusLines, stats: StoreStats) -> Telling:
         """Return what responds to the commands of a batch."""
         fixed = self.responder.fixed
-        return Telling(
-            status_lines, state=state, stats=stats, texts=self.texts, fixed_headers=fixed
-        )
+        return Telling(status_lines, stats=stats, texts=self.texts, fixed_headers=fixed)
 
 
 def answer_parts(
