@@ -18,6 +18,7 @@ from kvd.v2.commands import Delete, Set
 from tests.storage.test_replicas import follow, frames
 from tests.support import stepped
 from tests.support.committing import on_a_loop, started
+from tests.support.log_texts import log_text
 from tests.support.server import Server
 from tests.support.stores import NOW_NS, SECOND_NS, commit, dump, open_store, sweep, write
 
@@ -162,7 +163,7 @@ def test_keys_outlive_steps_and_restarts_and_are_shown_by_the_new_time(make_step
     client.put("/short", "1", ttl=100)
     for wrong_s in steps_s:
         stepped.step(file, wrong_s * SECOND_NS)
-        server.wait_for_log("the system's clock was stepped")
+        server.wait_for_log(log_text("the system's clock was stepped"))
         server.stderr = ""
         client.put(f"/{wrong_s}", "1", ttl=3600)
         for key in ("/before", f"/{wrong_s}"):

@@ -8,6 +8,7 @@ import pytest
 
 from kvd.storage import failpoints
 from tests.support.house import SMALL_SEGMENT, kept
+from tests.support.log_texts import log_text
 from tests.support.stores import digest, open_store
 from tests.support.waiting import until
 
@@ -159,7 +160,7 @@ def test_a_snapshot_that_fails_is_tried_again_later(tmp_path, monkeypatch, caplo
             with monkeypatch.context() as patch:
                 patch.setattr(os, "open", open_full)
                 house.commit(50)
-                await until(lambda: "no snapshot was made" in caplog.text)
+                await until(lambda: log_text("no snapshot was made") in caplog.text)
             assert os.strerror(errno.ENOSPC) in caplog.text
             assert list(house.snapshots.iterdir()) == []
             house.commit(1)

@@ -10,6 +10,7 @@ import pytest
 
 from kvd.storage.errors import CorruptLog
 from tests.support.house import kept
+from tests.support.log_texts import log_text
 from tests.support.stores import digest, open_store
 from tests.support.waiting import until
 
@@ -88,7 +89,7 @@ def test_a_good_log_is_read_to_its_end_beside_everything_else(tmp_path, monkeypa
         async with kept(tmp_path / "data", 50) as house:
             house.housekeeping.tick()
             await until(lambda: house.commit(10) or house.taken())
-            await until(lambda: "the log behind the index is good" in caplog.text)
+            await until(lambda: log_text("the log behind the index is good") in caplog.text)
 
     asyncio.run(scenario())
 

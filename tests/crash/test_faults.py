@@ -24,6 +24,7 @@ from tests.support.faults import (
     faulty,
     start_or_die,
 )
+from tests.support.log_texts import log_text
 from tests.support.server import Answer, Server
 from tests.support.waiting import wait_until
 
@@ -152,7 +153,7 @@ def test_reads_do_not_wait_for_a_slow_disk(make_server):
     assert sorted(times)[len(times) * 9 // 10] < 0.05
     writer.join()
     assert answers[0].status == 200
-    server.wait_for_log("the disk is slow: a sync of the log took 2.")
+    server.wait_for_log(log_text("the disk is slow: a sync of the log took") + " 2.")
 
 
 @pytest.mark.parametrize("place", ["snapshotBeforeCopy", "snapshotBeforeWrite"])
@@ -176,7 +177,7 @@ def test_damage_that_a_commit_meets_ends_the_server_and_is_put_right(make_server
     script = Script(5)
     script.write_until_dead(server)
     assert server.wait() == EXIT_TRY_AGAIN
-    assert "the next start rebuilds it" in server.stderr
+    assert log_text("the next start rebuilds it") in server.stderr
     server.start()
     assert "from log" in server.stderr
     script.check(server)
@@ -186,9 +187,9 @@ def test_a_full_map_keeps_changes_in_memory_and_nothing_waits(make_server):
     server = make_server().start(*faulty("indexBeforeCommit=error:ENOSPC@2"))
     client = server.client()
     assert client.put("/a", "1").status == 201
-    server.wait_for_log("changes wait in memory")
+    server.wait_for_log(log_text("changes wait in memory"))
     assert client.get("/a").json["node"]["value"] == "1"
-    server.wait_for_log("the index has taken the changes that waited")
+    server.wait_for_log(log_text("the index has taken the changes that waited"))
     assert client.request("GET", "/health").json == {"health": "true"}
 
 
@@ -198,8 +199,8 @@ def test_an_index_that_cannot_be_written_though_there_is_room_ends_the_server(ma
     client = server.client()
     assert client.put("/a", "1").status == 201
     assert server.wait() == EXIT_IO
-    assert server.stderr.count("changes wait in memory") == 1
-    assert "could not be written though there is room" in server.stderr
+    assert server.stderr.count(log_text("changes wait in memory")) == 1
+    assert log_text("could not be written though there is room") in server.stderr
     server.start()
     assert "from log" in server.stderr
     assert server.client().get("/a").json["node"]["value"] == "1"
@@ -211,9 +212,11 @@ def test_an_index_that_fails_for_a_moment_costs_a_moment(make_server):
     client = server.client()
     for times in (1, 2):
         client.put("/a", times)
-        wait_until(lambda times=times: server.stderr.count("the index has taken") == times)
+        wait_until(
+            lambda times=times: server.stderr.count(log_text("the index has taken")) == times
+        )
     assert server.terminate() == 0
-    assert server.stderr.count("changes wait in memory") == 2
+    assert server.stderr.count(log_text("changes wait in memory")) == 2
 
 
 def test_an_index_that_cannot_be_written_at_the_start_refuses_it_in_one_line(make_server):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.faults import EXIT_CANT_CREATE, SEGMENT, SMALL, faulty, start_or_die
+from tests.support.log_texts import log_text
 from tests.support.server import Answer, Server
 from tests.support.waiting import wait_until
 
@@ -105,10 +106,11 @@ def test_a_full_disk_refuses_writes_and_nothing_else_until_there_is_room(
 ):
     server = make_server("--wal-segment-bytes", str(1 << 20), data_dir=small_disk / "data").start()
     full_disk_round(server, Ballast(small_disk), kill=kill)
-    server.wait_for_log("disk space is available again")  # it may come behind the responses
-    begun = server.stderr.count("writes are refused until there is room")
+    # It may come behind the responses.
+    server.wait_for_log(log_text("disk space is available again"))
+    begun = server.stderr.count(log_text("writes are refused until there is room"))
     assert begun == 1 + kill
-    assert server.stderr.count("disk space is available again") == 1
+    assert server.stderr.count(log_text("disk space is available again")) == 1
     before = server.client().get("/", recursive="true")
     server.kill()
     server.start("--rebuild-index")
@@ -136,7 +138,7 @@ def test_a_snapshot_that_finds_no_room_does_no_harm(make_server, small_disk):
     ballast.fill()
     for number in range(60):
         assert client.delete(f"/{number}").status == 200
-    server.wait_for_log("no snapshot was made")
+    server.wait_for_log(log_text("no snapshot was made"))
     ballast.drop()
     wait_until(lambda: client.put("/new", "1").status == 201)
     server.kill()
@@ -176,7 +178,7 @@ def test_a_start_that_finds_no_room_is_logged_when_there_is_some(make_server):
     server.kill()
     # The start itself, the first batch after it, and one probe.
     server.start(*faulty(*(f"walBeforeWrite=error:ENOSPC@{nth}" for nth in (1, 2, 3))))
-    assert "its term stays the old one for now" in server.stderr
+    assert log_text("its term stays the old one for now") in server.stderr
     client = server.client()
     assert client.get("/a").headers["x-raft-term"] == "1"
     wait_until(lambda: client.get("/a").headers["x-raft-term"] == "2")

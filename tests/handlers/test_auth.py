@@ -15,6 +15,7 @@ from kvd.handlers.auth import Users
 from kvd.v2.documents.auth_json import ELEMENTS_MAX
 from tests.monitoring.test_metrics import scrape
 from tests.support.guarded import AL, ROOT, ask_for_users
+from tests.support.log_texts import log_text
 from tests.support.server import Answer, Client
 
 JSON = {"Content-Type": "application/json"}
@@ -61,7 +62,7 @@ def test_users_roles_and_members_outlive_kills_rebuilds_and_snapshots(make_serve
     for number in range(6):
         document = json.dumps({"role": f"r{number}"})
         client.request("PUT", f"/v2/auth/roles/r{number}", document, ROOT)
-    server.wait_for_log("wrote a snapshot")
+    server.wait_for_log(log_text("wrote a snapshot"))
     before = shown(client)
     assert server.terminate() == 0
     # Of the log only what follows the snapshot is read.
@@ -225,7 +226,7 @@ def test_a_full_disk_is_told_and_takes_nothing_along(make_server):
     answer = put("second")
     assert (answer.status, answer.json) == (500, {"message": "no space left on device (wal)"})
     assert client.request("GET", "/v2/auth/roles/second").status == 404
-    server.wait_for_log("disk space is available again")
+    server.wait_for_log(log_text("disk space is available again"))
     assert put("second").status == 201
 
 

@@ -16,6 +16,7 @@ import pytest
 from kvd.limits.crowd import BODY, BUSY, CLOSING, HEAD, IDLE, SILENT, UNREAD, Crowd, State
 from kvd.net.fd_limit import divide
 from tests.monitoring.test_metrics import scrape
+from tests.support.log_texts import log_text
 from tests.support.memory import assert_refused, rejected
 from tests.support.raw import Raw, request
 from tests.support.server import PATIENCE_S, ROOT
@@ -217,7 +218,7 @@ def test_a_flood_takes_no_file_that_the_log_needs(make_server):
         assert asked_again(lambda: server.client().put(f"/k{i}", "v" * 2000)).status < 300  # noqa: B023
     stop.set()
     flood.join()
-    server.wait_for_log("wrote a snapshot")
+    server.wait_for_log(log_text("wrote a snapshot"))
     for words in ("too many open files", "Too many open files", "out of system resource"):
         assert words not in server.stderr
 

@@ -19,6 +19,7 @@ import pytest
 from kvd.config.flags import FLAGS, LIMITS
 from kvd.storage.tools.bulk_load import bulk_load
 from tests.monitoring.test_metrics import scrape
+from tests.support.log_texts import log_text
 from tests.support.memory import MIB, assert_refused, launch, rejected, resident_bytes
 from tests.support.raw import Raw, request
 from tests.support.server import ROOT
@@ -197,7 +198,7 @@ def test_every_endpoint_goes_two_thousand_levels_deep(make_server):
     assert client.delete(posted, prevValue="in order").json["action"] == "compareAndDelete"
     assert client.get(leaf, wait="true", waitIndex=2).json["action"] == "set"
     assert client.get("/d", wait="true", recursive="true", waitIndex=3).json["action"] == "update"
-    server.wait_for_log("wrote a snapshot")
+    server.wait_for_log(log_text("wrote a snapshot"))
     # Tests cannot parse it: the JSON of Python's library ends at a thousand levels.
     before = client.get("/", recursive="true").body
     server.kill()

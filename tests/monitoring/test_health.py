@@ -5,6 +5,7 @@ import signal
 import threading
 
 from tests.monitoring.test_metrics import monitor, monitored, scrape  # noqa: F401 -- a fixture
+from tests.support.log_texts import log_text
 from tests.support.raw import Raw
 from tests.support.server import Answer, Client
 
@@ -82,7 +83,7 @@ def test_damage_behind_the_index_is_told_until_a_snapshot_lies_behind_it(make_se
     content[5000] ^= 1
     first.write_bytes(content)
     server.start(*METRICS, *faulty("snapshotBeforeCopy=delay:600"))
-    server.wait_for_log("What is kept of the log is damaged")
+    server.wait_for_log(log_text("What is kept of the log is damaged"))
     client = server.client()
     # Nothing of it is served, so everything is served.
     assert all(client.get(f"/k{i}").json["node"]["value"] == "v" * 4000 for i in range(40))

@@ -13,6 +13,7 @@ from bench.cost.in_process import Inside
 from kvd.core.histogram import DURATIONS_S, Histogram
 from kvd.monitoring.disk_usage import DiskMeter, DiskUsage
 from kvd.storage.usage import usage
+from tests.support.log_texts import log_text
 from tests.support.raw import Raw, request
 from tests.support.server import PATIENCE_S, ROOT, Client, Server
 
@@ -196,7 +197,7 @@ def test_what_lies_on_the_disk_is_shown(make_server):
     client = server.client()
     for i in range(6):
         client.put(f"/k{i}", 1)
-    server.wait_for_log("wrote a snapshot")
+    server.wait_for_log(log_text("wrote a snapshot"))
     samples = scrape(client)
     assert samples["kvd_log_bytes"] >= 1 << 20
     assert samples["kvd_index_bytes"] > 0

@@ -9,6 +9,7 @@ import pytest
 
 from kvd.net.certificates import common_name, is_for
 from tests.support.certs import Authority, client_context
+from tests.support.log_texts import log_text
 from tests.support.server import run_kvd
 from tests.support.tls import (
     CONFIGURATION,
@@ -137,7 +138,7 @@ class TestFilesThatChange:
         server, context = start(of=pair), client_context(own.cert)
         pair.cert.write_text("nonsense")
         server.signal(signal.SIGHUP)
-        server.wait_for_log("certificate reload failed, keeping the current one")
+        server.wait_for_log(log_text("certificate reload failed, keeping the current one"))
         for _ in range(5):
             assert served_serial(server, context) == pair.serial
         line = line_with(server, "ERROR certificate reload failed")

@@ -18,6 +18,7 @@ from kvd.ctl.table import VERBS
 from kvd.storage import recovery
 from tests.project.test_imports import MODULES
 from tests.support.documents import DOCUMENTS, MANUAL, PAGES, entries, examples, once
+from tests.support.log_texts import rows_of_the_log
 from tests.support.server import ROOT
 
 
@@ -193,13 +194,6 @@ def form_of(text: str) -> re.Pattern[str]:
     """What a text of the manual must match: what a `%s` stands for is in capitals there."""
     parts = re.split(r"%[-+.\d]*[a-z]", text)
     return re.compile(r"(?:[A-Z][A-Z ]*)?".join(map(re.escape, parts)))
-
-
-def rows_of_the_log() -> list[str]:
-    text = (MANUAL / "operations.md").read_text()
-    _, _, section = text.partition("\n## Lines of the log\n")
-    section = section.partition("\n## ")[0]
-    return re.findall(r"^\| `([^`]+)`", section, re.M)
 
 
 def test_each_line_of_the_log_in_the_manual_is_one_that_kvd_logs():

@@ -11,6 +11,7 @@ import pytest
 from kvd import logs
 from tests.monitoring.test_metrics import scrape
 from tests.support.guarded import AL, ROOT, ask_for_users
+from tests.support.log_texts import log_text
 from tests.support.raw import Raw, request
 from tests.support.server import PATIENCE_S, run_kvd
 
@@ -85,7 +86,7 @@ def test_the_whole_log_of_a_run_is_json_on_request(make_server):
     events = [json.loads(line) for line in server.stderr.splitlines()]
     assert {"level", "ts", "logger", "msg"} <= set.intersection(*(set(e) for e in events))
     assert any(e["msg"].startswith("listening on http://") for e in events)
-    assert events[-1]["msg"].startswith("stopped at index")
+    assert events[-1]["msg"].startswith(log_text("stopped at index"))
 
 
 def test_an_unknown_format_is_refused():
@@ -179,9 +180,9 @@ def test_the_level_can_be_changed_while_it_runs(make_server):
         client = server.start().client()
         for body in bodies:
             assert client.request("PUT", "/config/local/log", body).status == 204
-        before = server.stderr.count("stopped at index")
+        before = server.stderr.count(log_text("stopped at index"))
         server.terminate()
-        return server.stderr.count("stopped at index") > before
+        return server.stderr.count(log_text("stopped at index")) > before
 
     assert stop_is_told()
     assert not stop_is_told('{"Level":"WARNING"}')

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kvd.process import FreedMemory
+from tests.support.log_texts import log_text
 from tests.support.memory import MIB, anonymous_bytes
 from tests.support.raw import Raw, request
 from tests.support.server import PATIENCE_S, ROOT, run_kvd
@@ -44,7 +45,7 @@ def test_with_standard_descriptors_closed_it_serves_and_stops_cleanly(tmp_path, 
             assert Path(f"/proc/{process.pid}/fd/{number}").readlink() == Path(os.devnull)
         process.terminate()
         assert process.wait(PATIENCE_S) == 0
-        assert "stopped at index" in lines.read()
+        assert log_text("stopped at index") in lines.read()
 
 
 @pytest.mark.parametrize("closed", [(1,), (0, 1, 2)], ids=str)
@@ -100,7 +101,7 @@ def test_a_signal_that_means_nothing_is_ignored_and_told_once(make_server, loop)
             os.kill(server.pid, number)
             assert client.put("/a", 1).status in (200, 201)
     assert server.terminate() == 0
-    assert server.stderr.count("means nothing to kvd") == len(numbers)
+    assert server.stderr.count(log_text("means nothing to kvd")) == len(numbers)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_a_signal_does_not_end_a_stop_either(make_server, number):
     with contextlib.suppress(ProcessLookupError):
         os.kill(server.pid, number)
     assert server.wait() == 0
-    assert "stopped at index" in server.stderr
+    assert log_text("stopped at index") in server.stderr
 
 
 def test_sighup_without_certificates_changes_nothing(make_server):

@@ -19,6 +19,7 @@ import pytest
 
 from kvd.log_output import QUEUE_BYTES_MAX, LogWriter, Output
 from tests.monitoring.test_metrics import scrape
+from tests.support.log_texts import log_text
 from tests.support.raw import Raw, request
 from tests.support.server import PATIENCE_S, ROOT, free_port
 from tests.support.waiting import wait_until
@@ -175,7 +176,7 @@ def test_a_full_disk_costs_lines_of_that_output_alone(make_server):
     wait_until(lambda: dropped_of(client, "/dev/full") >= 5)
     assert dropped_of(client, "stderr") == 0
     assert server.terminate() == 0
-    assert "stopped at index" in server.stderr
+    assert log_text("stopped at index") in server.stderr
     assert "Logging error" not in server.stderr
 
 

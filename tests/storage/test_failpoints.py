@@ -10,6 +10,7 @@ import pytest
 
 from kvd.storage import disk, failpoints
 from kvd.storage.failpoints import Faults
+from tests.support.log_texts import log_text
 from tests.support.server import ROOT, run_kvd
 
 USAGE = 64
@@ -157,5 +158,5 @@ def test_enabling_them_makes_no_fault(make_server):
 def test_what_is_armed_is_logged_and_may_be_given_in_pieces(make_server):
     flags = ["--enable-failpoints", "--failpoint", "walBeforeSync=delay:0,walAfterSync=delay:0"]
     server = make_server(*flags, "--failpoint=indexBeforeCommit=delay:0@7").start()
-    (line,) = [line for line in server.stderr.splitlines() if "are armed" in line]
+    (line,) = [line for line in server.stderr.splitlines() if log_text("are armed") in line]
     assert "walBeforeSync=delay:0, walAfterSync=delay:0, indexBeforeCommit=delay:0@7" in line

@@ -23,6 +23,7 @@ from tests.support.lives import (
     reopened,
     segments,
 )
+from tests.support.log_texts import log_text
 from tests.support.stores import SEGMENT, digest, live, open_store, sweep, write
 
 
@@ -118,7 +119,7 @@ def test_an_index_that_proves_damaged_during_recovery_is_built_anew(
     found, recovery = reopened(path)
     assert found == held
     assert recovery.source == "log"
-    assert "the index is damaged and is rebuilt" in caplog.text
+    assert log_text("the index is damaged and is rebuilt") in caplog.text
 
 
 def test_a_start_that_has_no_room_for_the_index_says_so_in_one_line(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from kvd.storage.format.records import (
 )
 from kvd.v2.commands import Set
 from tests.support.lives import reopened, segments
+from tests.support.log_texts import log_text
 from tests.support.stores import NOW_NS, digest, dump, open_store, write
 
 
@@ -59,7 +60,7 @@ def test_a_start_on_a_full_disk_keeps_the_old_term(tmp_path, monkeypatch, caplog
         assert digest(store) == held
         with pytest.raises(LogFull):
             write(store, Set(b"/a", b"2"))
-    assert "could not be logged" in caplog.text
+    assert log_text("could not be logged") in caplog.text
 
 
 def refuse_to_write(*_):

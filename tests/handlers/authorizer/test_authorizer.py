@@ -13,6 +13,7 @@ import pytest
 from kvd.http.peer import Peer
 from tests.support.certs import Authority, client_context
 from tests.support.guarded import AL, DENIED, ROOT, ask_for_users, basic
+from tests.support.log_texts import log_text
 from tests.support.raw import Raw, request
 from tests.support.server import PATIENCE_S, Server, running
 
@@ -179,7 +180,7 @@ def test_a_stop_waits_for_no_queue_of_guesses_at_passwords(guarded):
     assert {answer.status for answer in answers} <= {401, 500}
     late = next(answer for answer in reversed(answers) if answer.status == 500)
     assert late.json["cause"] == "too many passwords are being checked"
-    assert "without a clean mark" not in guarded.stderr
+    assert log_text("without a clean mark") not in guarded.stderr
 
 
 def test_passwords_in_the_open_are_warned_of_once_they_are_asked_for(make_server):

@@ -13,6 +13,7 @@ from kvd.storage.errors import DirectoryLocked
 from kvd.storage.store import Options, Store
 from kvd.storage.tools.source import reading
 from kvd.v2.commands import Set
+from tests.support.log_texts import log_text
 from tests.support.server import run_kvd
 from tests.support.stores import digest, open_store, write
 from tests.support.strangers import everything
@@ -183,7 +184,7 @@ def test_a_server_makes_its_lock_again(make_server):
     url = "http://127.0.0.1:0"
     second = run_kvd("--data-dir", str(server.data_dir), "--listen-client-urls", url)
     assert second.returncode == 73
-    server.wait_for_log("LOCK was removed or replaced, and was made again")
+    server.wait_for_log(log_text("LOCK was removed or replaced, and was made again"))
     assert f"process {server.pid} " in (server.data_dir / "LOCK").read_text()
     assert server.client().put("/a", "1").status == 201
     assert server.terminate() == 0

@@ -16,6 +16,7 @@ from kvd.storage.index.environment import RESERVE_BYTES, Index
 from kvd.storage.index.integrity import completeness
 from kvd.storage.replay import load
 from kvd.v2.commands import Set
+from tests.support.log_texts import log_text
 from tests.support.stores import FOREVER_NS, NOW_NS, digest, open_store, write
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -119,7 +120,7 @@ def test_one_of_an_older_version_that_lacks_a_table_is_rebuilt(tmp_path, monkeyp
         write(store, Set(b"/a", b"1"))
         store.close()
     assert source_of(tmp_path / "data") == "log"
-    assert "cannot be opened and will be rebuilt" in caplog.text
+    assert log_text("cannot be opened and will be rebuilt") in caplog.text
 
 
 def test_it_is_private(path):

@@ -11,6 +11,7 @@ from kvd.storage.errors import CorruptLog
 from kvd.storage.snapshot import directory
 from kvd.v2.commands import Set
 from tests.support.house import SMALL_SEGMENT, kept
+from tests.support.log_texts import log_text
 from tests.support.stores import digest, open_store, write
 from tests.support.waiting import until
 
@@ -140,7 +141,7 @@ def test_as_long_as_there_is_no_new_one_the_server_is_unhealthy(make_server, pur
         HARMS[harm](path)
     delay = ("--enable-failpoints", "--failpoint", "snapshotBeforeCopy=delay:600")
     server.start(*delay)
-    server.wait_for_log("A snapshot is taken now")
+    server.wait_for_log(log_text("A snapshot is taken now"))
     client = server.client()
     assert client.request("GET", "/health").status == 503
     ready = client.request("GET", "/readyz")

@@ -8,6 +8,7 @@ import pytest
 from kvd.storage.errors import CorruptLog, LogFull
 from kvd.storage.format import frame
 from kvd.storage.format.frame import START, Position
+from tests.support.log_texts import log_text
 from tests.support.logs import (
     SEGMENT,
     Fault,
@@ -347,4 +348,4 @@ def test_a_slow_sync_is_logged_but_not_each(tmp_path, monkeypatch, caplog):
     for _ in range(5):
         append(wal, b"x")
     wal.close()
-    assert len([r for r in caplog.records if "the disk is slow" in r.getMessage()]) == 1
+    assert len([r for r in caplog.records if log_text("the disk is slow") in r.getMessage()]) == 1
