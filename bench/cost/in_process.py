@@ -135,7 +135,7 @@ class Inside:
         def flush() -> None:
             self._server._parts.committer.flusher.flush()
             self._server._monitoring.syncs.fold()
-            self._server._store.state.nodes.clear()
+            self._server.store.state.nodes.clear()
             done.set()
 
         done = threading.Event()
