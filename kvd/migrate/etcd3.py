@@ -32,7 +32,7 @@ _PER_TXN = 100  # etcd's limit is 128 operations
 _TXN_BYTES = 1 << 20  # etcd's limit of a request is 1.5 MiB
 _PAGE = 5000
 _LEASE_MIN_S = 2
-_TTL_TOLERANCE_S = 1
+_TTL_TOLERANCE_NS = 2 * times.NS  # TTLs are whole seconds, rounded up here and down there
 _SHOWN_MAX = 3
 _FORBIDDEN = 404
 
@@ -107,6 +107,8 @@ class Gateway:
         """Raises Refused if there is none."""
         self._caller = caller
         self._base = "/v3"
+        # The longest time that a lease took: its TTL counts from some moment in it.
+        self._slowest_ns = 0
         try:
             self.version = str(self._post("/maintenance/status", {}).get("version", ""))
         except ApiError as error:
@@ -178,7 +180,9 @@ class Gateway:
         if second not in leases:
             left_ns = expiration_ns - disk.wall_clock_ns()
             ttl_s = max(-(-left_ns // times.NS), _LEASE_MIN_S)
+            begun_ns = disk.wall_clock_ns()
             leases[second] = str(self._post("/lease/grant", {"TTL": str(ttl_s)})["ID"])
+            self._slowest_ns = max(self._slowest_ns, disk.wall_clock_ns() - begun_ns)
         return leases[second]
 
     def _has(self, key: bytes) -> bool:
@@ -226,7 +230,8 @@ class Gateway:
             elif item.expiration_ns:
                 if lease not in lives:
                     lives[lease] = self._ends_ns(lease)
-                if abs(lives[lease] - item.expiration_ns) > (1 + _TTL_TOLERANCE_S) * times.NS:
+                apart_ns = abs(lives[lease] - item.expiration_ns)
+                if apart_ns > _TTL_TOLERANCE_NS + self._slowest_ns:
                     apart.append(item.key)
         if apart:
             shown = ", ".join(key.decode("utf-8", "replace") for key in apart[:_SHOWN_MAX])
@@ -234,8 +239,10 @@ class Gateway:
         return digest(items)
 
     def _ends_ns(self, lease: str) -> int:
+        begun_ns = disk.wall_clock_ns()
         told = self._post("/lease/timetolive", {"ID": lease})
-        return disk.wall_clock_ns() + int(told.get("TTL", 0)) * times.NS
+        self._slowest_ns = max(self._slowest_ns, disk.wall_clock_ns() - begun_ns)
+        return begun_ns + int(told.get("TTL", 0)) * times.NS
 
 
 def digest(items: Sequence[Item]) -> str:

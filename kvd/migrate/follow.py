@@ -74,7 +74,7 @@ class Follower:
         kept = {
             path: node for path, node in there.items() if path in content.nodes or not self._others
         }
-        changes = differences(content.nodes, kept)
+        changes = differences(content.nodes, kept, self._target.slowest_ns)
         self._target.write(changes, overwrite=True, done=_nothing)
         self._tail.index = content.index
         values = {path: node.value for path, node in kept.items()}
@@ -97,7 +97,9 @@ class Follower:
             refreshed += count
             other += len(changes) - count
             if not changes and nodes == before:
-                held = require_equal(nodes, self._target.read(), others=self._others)
+                held = require_equal(
+                    nodes, self._target.read(), self._target.slowest_ns, others=self._others
+                )
                 return CutOver(self._tail.index, refreshed, other, held)
             before = nodes
         raise Refused(

@@ -253,7 +253,7 @@ class Import:
         if source is not None and self._options.follow:
             self._follow(Follower(source, target, content.index, others=others))
             return
-        held = require_equal(content.nodes, target.read(), others=True)
+        held = require_equal(content.nodes, target.read(), target.slowest_ns, others=True)
         self._done(f"written to {url} and read back: digest {held}, equal")
 
     def _counted(self, total: int) -> Callable[[int], None]:

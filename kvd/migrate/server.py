@@ -40,10 +40,15 @@ class Change(NamedTuple):
 
 
 class Target:
-    """A server that is written to."""
+    """A server that is written to.
+
+    Attributes:
+        slowest_ns: The longest time that a write has taken: a TTL counts from some moment in it.
+    """
 
     def __init__(self, caller: Caller, hidden: Iterable[str] = ()) -> None:
         self._caller = caller
+        self.slowest_ns = 0
         self._hidden = tuple(hidden)
         self._source = Source(caller)
 
@@ -95,12 +100,14 @@ class Target:
         while batch := list(islice(rest, _OPS_MAX)):
             alive = [change for change in batch if _ttl_s(change.node) != 0]
             ended += len(batch) - len(alive)
+            begun_ns = disk.wall_clock_ns()
             try:
                 self._write(alive, overwrite=overwrite)
             except (KeyExists, CompareFailed, NotAFile) as error:
                 raise Conflict(
                     f"the target has {error.cause} meanwhile; what was written stays"
                 ) from error
+            self.slowest_ns = max(self.slowest_ns, disk.wall_clock_ns() - begun_ns)
             done(len(batch))
         return ended
 
@@ -200,10 +207,10 @@ def _ttl_s(node: Node | None) -> int | None:
     return max(-(-left_ns // times.NS), 0)
 
 
-def differences(source: Nodes, target: Nodes) -> list[Change]:
+def differences(source: Nodes, target: Nodes, slack_ns: int = 0) -> list[Change]:
     """Return what makes the target as the source is; what must go comes first.
 
-    Indexes are not compared; times of expiration are, to some seconds.
+    Indexes are not compared; times of expiration are, to two seconds and `slack_ns`.
     """
     gone = [path for path in target if path not in source]
     found = [Change(path, None) for path in sorted(gone) if path.rpartition(b"/")[0] not in gone]
@@ -214,15 +221,15 @@ def differences(source: Nodes, target: Nodes) -> list[Change]:
             found.append(Change(path, None))
             other = None
         is_made = bool(node.dir_id) and not node.expiration_ns and path in made
-        if not is_made if other is None else not _is_equal(node, other):
+        if not is_made if other is None else not _is_equal(node, other, slack_ns):
             found.append(Change(path, node))
     return found
 
 
-def _is_equal(node: Node, other: Node) -> bool:
+def _is_equal(node: Node, other: Node, slack_ns: int) -> bool:
     apart_ns = abs(node.expiration_ns - other.expiration_ns)
     has_same_end = bool(node.expiration_ns) == bool(other.expiration_ns)
-    return node.value == other.value and has_same_end and apart_ns <= _TTL_TOLERANCE_NS
+    return node.value == other.value and has_same_end and apart_ns <= _TTL_TOLERANCE_NS + slack_ns
 
 
 def digest(nodes: Nodes) -> str:
@@ -233,7 +240,7 @@ def digest(nodes: Nodes) -> str:
     return hashed.hexdigest()
 
 
-def require_equal(source: Nodes, target: Nodes, *, others: bool) -> str:
+def require_equal(source: Nodes, target: Nodes, slack_ns: int = 0, *, others: bool) -> str:
     """Return the digest of both; of the target that of the source's keys alone if it has `others`.
 
     Raises:
@@ -246,7 +253,7 @@ def require_equal(source: Nodes, target: Nodes, *, others: bool) -> str:
     alive = {path: node for path, node in source.items() if not 0 < node.expiration_ns <= soon_ns}
     apart = [
         change.path
-        for change in differences(alive, kept)
+        for change in differences(alive, kept, slack_ns)
         if change.path in alive or not 0 < kept[change.path].expiration_ns <= soon_ns
     ]
     if apart:
