@@ -15,7 +15,7 @@ import pytest
 from tests.crash.lab import EXPERIMENTS, lives
 from tests.crash.lab.__main__ import Report, main, run
 from tests.crash.lab.experiment import Experiment, Stopped, Violation
-from tests.crash.lab.page import page
+from tests.crash.lab.report.document import objection
 from tests.support.server import ROOT
 
 MUTANTS = [(name, bug) for name, experiment in EXPERIMENTS.items() for bug in experiment.mutants]
@@ -117,12 +117,15 @@ def test_the_command_writes_its_results(tmp_path, capsys):
         ]
     )
     assert status == 0
-    (report,) = json.loads(results.read_text())
+    found = json.loads(results.read_text())
+    assert objection(found) == ""
+    (report,) = found["experiments"]
     assert (report["verdict"], report["seed"], report["rounds"]) == ("held", 7, 20)
+    assert report["command"] == "scripts/crashlab run truncate --seed 7 --rounds 20"
     assert "HELD     truncate" in capsys.readouterr().out
     assert "truncate" in html.read_text()
     assert main(["page", str(results), str(results)]) == 0
-    assert capsys.readouterr().out.count("with exactly the writes before the cut") == 2
+    assert capsys.readouterr().out.count("A log cut at any byte opens") == 2
     assert not (tmp_path / "work" / "truncate").exists()
 
 
@@ -155,15 +158,6 @@ def test_a_refused_write_ends_the_churn(tmp_path, monkeypatch):
     monkeypatch.setattr(lives, "exchange", refuse)
     report = run(EXPERIMENTS["churn"], tmp_path / "lab", seed=1, rounds=400)
     assert (report.verdict, report.detail) == ("broken", "a request is answered by 500")
-
-
-def test_the_page_draws_each_series_and_escapes_what_it_is_told():
-    series = {"writes per second / ms": [(0.1, 900.0), (10.0, 90.0), (2000.0, 0.5)]}
-    report = Report("slow", "a < b", None, 1, 3, "rounds", "held", "<b>", series=series)
-    html = page([vars(report)])
-    assert html.count("<circle") == 3
-    assert "a &lt; b" in html
-    assert "<b>" not in html
 
 
 def test_the_list_names_every_experiment_and_its_bugs():

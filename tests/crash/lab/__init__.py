@@ -21,7 +21,7 @@
     powerloss.py    power-loss: a model of a disk, fed with recorded system calls
     powercut.py     power-cut, forced-reuse: a real file system that loses what it had not written
     realdisk.py     fsync-lost, block-image
-    page.py         the report
+    report/         what a run leaves: the JSON, its schema, and the page
     __main__.py     the command, `scripts/crashlab`
 
 The clients, and the ledger that their responses are checked against, are those that anyone can use:

@@ -8,6 +8,7 @@ import argparse
 import http.client
 import json
 import logging
+import os
 import random
 import shutil
 import signal
@@ -16,18 +17,21 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.crash.lab import EXPERIMENTS
 from tests.crash.lab.experiment import ALL, Experiment, Skipped, Stopped, Trial, Violation
-from tests.crash.lab.page import page
 from tests.crash.lab.process import NotListening
+from tests.crash.lab.report.conditions import conditions
+from tests.crash.lab.report.document import NotADocument, document, read
+from tests.crash.lab.report.page import page
 
 _DETAIL = 1000  # characters; the files have all of it
 
 
 @dataclass
 class Report:
-    """One line of the result; `verdict`: held, broken, caught, missed, skipped, stopped."""
+    """One experiment of the result; report/schema.json describes its fields."""
 
     name: str
     promise: str
@@ -35,12 +39,15 @@ class Report:
     seed: int
     rounds: int
     unit: str
+    command: str = ""
     verdict: str = "held"
     detail: str = ""
     directory: str = ""
     seconds: float = 0.0
+    load: tuple[float, float] = (0.0, 0.0)
     figures: dict[str, int | float | str] = field(default_factory=dict)
-    series: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    distributions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    plots: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def good(self) -> bool:
@@ -62,7 +69,8 @@ def run(
     directory.mkdir(parents=True, exist_ok=True)
     trial = Trial(directory, seed, rounds, mutant, bar, label)
     report = Report(experiment.name, experiment.promise, mutant, seed, rounds, experiment.unit)
-    started = time.monotonic()
+    report.command = _command(experiment, seed, rounds, mutant)
+    started, load = time.monotonic(), os.getloadavg()[0]
     try:
         experiment.run(trial)
         report.verdict = "missed" if mutant else "held"
@@ -80,7 +88,9 @@ def run(
     except Stopped:
         report.verdict, report.detail = "stopped", f"after {trial.done} rounds, which held"
     report.seconds = round(time.monotonic() - started, 1)
-    report.rounds, report.figures, report.series = trial.rounds, trial.figures, trial.series
+    report.load = (round(load, 1), round(os.getloadavg()[0], 1))
+    report.rounds, report.figures = trial.rounds, trial.figures
+    report.distributions, report.plots = trial.distributions, trial.plots
     if report.good or report.verdict == "stopped":
         shutil.rmtree(directory, ignore_errors=True)
     else:
@@ -88,12 +98,21 @@ def run(
     return report
 
 
+def _command(experiment: Experiment, seed: int, rounds: int, mutant: str | None) -> str:
+    words = ["scripts/crashlab run", experiment.name, f"--seed {seed}"]
+    words += [f"--rounds {rounds}"] if rounds != experiment.rounds else []
+    return " ".join([*words, "--mutant"] if mutant else words)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     args = _parser().parse_args(argv)
     if args.verb == "page":
-        results = [json.loads(Path(name).read_text()) for name in args.results]
-        sys.stdout.write(page([report for reports in results for report in reports]))
+        try:
+            sys.stdout.write(page([read(Path(name)) for name in args.results]))
+        except (NotADocument, OSError) as error:
+            sys.stderr.write(f"crashlab: {error}\n")
+            return 2
         return 0
     if args.verb == "list":
         for experiment in EXPERIMENTS.values():
@@ -107,6 +126,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     names = list(EXPERIMENTS) if args.names == ["all"] else args.names
     base = Path(args.directory or tempfile.mkdtemp(prefix="crashlab-"))
+    base.mkdir(parents=True, exist_ok=True)
+    found = conditions(base)
     reports: list[Report] = []
     runs = [
         (EXPERIMENTS[name], mutant)
@@ -126,10 +147,11 @@ def main(argv: list[str] | None = None) -> int:
             break
     if not args.directory and not any(report.directory for report in reports):
         base.rmdir()
+    result = document(found, [asdict(report) for report in reports])
     if args.json:
-        Path(args.json).write_text(json.dumps([asdict(report) for report in reports], indent=1))
+        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
     if args.html:
-        Path(args.html).write_text(page([asdict(report) for report in reports]))
+        Path(args.html).write_text(page([result]))
     return 0 if all(report.good for report in reports) else 1
 
 

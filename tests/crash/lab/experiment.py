@@ -5,9 +5,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kvd.testing.crash import Violation
 
@@ -66,7 +67,8 @@ class Trial:
     bar: bool = False
     label: str = ""
     figures: dict[str, int | float | str] = field(default_factory=dict)
-    series: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    distributions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    plots: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.dice = random.Random(self.seed)
@@ -82,9 +84,20 @@ class Trial:
         """Add to a figure."""
         self.figures[name] = int(self.figures.get(name, 0)) + number
 
-    def at_most(self, name: str, number: float) -> None:
-        """Keep the largest of a figure."""
-        self.figures[name] = max(float(self.figures.get(name, 0)), round(number, 4))
+    def sample(self, name: str, value: float, unit: str = "s") -> None:
+        """Add a measurement to a distribution; the unit is `s`, `bytes`, or empty for a count."""
+        found = self.distributions.setdefault(name, {"unit": unit, "values": []})
+        found["values"].append(round(value, 6))
+
+    def set_samples(self, name: str, values: Iterable[float], unit: str = "s") -> None:
+        """Set all measurements of a distribution."""
+        rounded = [round(value, 6) for value in values]
+        self.distributions[name] = {"unit": unit, "values": rounded}
+
+    def point(self, title: str, line: str, x: float, y: float, *, axes: tuple[str, str]) -> None:
+        """Add a measurement to a line of a plot, whose axes have names with units."""
+        plot = self.plots.setdefault(title, {"x": axes[0], "y": axes[1], "lines": {}})
+        plot["lines"].setdefault(line, []).append([round(x, 6), round(y, 6)])
 
     def progress(self, done: int) -> None:
         """Keep how many rounds are done; draw the bar on standard error, where one is wanted."""

@@ -54,7 +54,11 @@ def kill_random(trial: Trial) -> None:
                 time.sleep(trial.dice.uniform(0.05, 0.4))
                 kvd.kill()
                 trial.count("kills while recovering")
-            start(kvd, *(["--rebuild-index"] if kills % 20 == 0 else []))
+            rebuilds = kills % 20 == 0
+            start(kvd, *(["--rebuild-index"] if rebuilds else []))
+            kind = "index rebuilt" if rebuilds else "index reused"
+            trial.sample(f"ready after SIGKILL, {kind}", kvd.ready_s)
+            trial.sample("acknowledged writes in a life", sum(op.acked for op in ops), "")
             ledger.check(ops, kvd.url)
             trial.figures["kills"] = kills
             trial.figures["acknowledged writes"] = ledger.acked

@@ -269,9 +269,10 @@ def churn(trial: Trial) -> None:
         env.close()
         trial.check(stale == 0, f"{stale} readers of the index have gone without a word")
         kvd.terminate()
-    trial.series["MB in memory / thousands of writes"] = _series(trial, weights, "memory")
-    trial.series["MB of index / thousands of writes"] = _series(trial, weights, "index")
-    trial.series["MB of log / thousands of writes"] = _series(trial, weights, "log")
+    for name, line in (("memory", "resident memory"), ("index", "index"), ("log", "log")):
+        for part, weight in enumerate(weights, 1):
+            done, size = trial.rounds * part / parts / 1e3, getattr(weight, name) / 1e6
+            trial.point("size under churn", line, done, size, axes=("thousands of writes", "MB"))
 
 
 def _settle_down(kvd: Kvd) -> None:
@@ -295,14 +296,6 @@ def _check_weights(trial: Trial, weights: list[Weight], segment: int) -> None:
     before = max(weight.log for weight in weights[:3])
     after = min(weight.log for weight in weights[-3:])
     trial.check(after < 1.5 * before + segment, f"{after} bytes of log, {before} before")
-
-
-def _series(trial: Trial, weights: list[Weight], name: str) -> list[tuple[float, float]]:
-    part = trial.rounds / len(weights) / 1000
-    return [
-        (round(part * (n + 1), 1), round(getattr(weight, name) / 1e6, 2))
-        for n, weight in enumerate(weights)
-    ]
 
 
 EXPERIMENTS = (

@@ -131,6 +131,7 @@ def power_cut(trial: Trial) -> None:
                 options = trial.dice.choice(_OPTIONS)
                 disk.mount(options)
                 start(kvd)
+                trial.sample("ready after a power cut", kvd.ready_s)
                 # Clients are asked before anything else: what they were told must be there.
                 ledger.check(ops, kvd.url)
                 trial.count("torn tails cut off", kvd.stderr.count("cut off"))

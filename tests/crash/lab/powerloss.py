@@ -191,7 +191,6 @@ def power_loss(trial: Trial) -> None:
     need_strace()
     parts = os.cpu_count() or 1
     states = 0
-    plot: list[tuple[float, float]] = []
     started = time.monotonic()
     with ProcessPoolExecutor(parts, mp_context=get_context("spawn")) as pool:
         for run in range(1000):
@@ -215,8 +214,8 @@ def power_loss(trial: Trial) -> None:
             trial.count("recorded runs")
             trial.count("events", len(truth.facts))
             trial.figures["violations"] = 0
-            plot.append((round(time.monotonic() - started, 2), states))
-            trial.series["power-loss states explored / s"] = plot
+            spent = time.monotonic() - started
+            trial.point("crash states", "explored", spent, states, axes=("s", "states"))
             trial.progress(min(states, trial.rounds))
             shutil.rmtree(place)
             if states >= trial.rounds:

@@ -185,6 +185,7 @@ def read_back(trial: Trial) -> None:
             for life in lives:
                 life.result()
             start(kvd)
+            trial.sample("ready after SIGKILL", kvd.ready_s)
             trial.figures["kills"] = kills
             trial.figures["writes"] = _writes(clients)
             trial.figures["reads"] = sum(client.reads for client in clients)
