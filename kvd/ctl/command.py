@@ -12,6 +12,7 @@ import click
 from kvd.client.errors import KvdError
 from kvd.ctl.failures import UNKNOWN_VERB, Failure, explained, failure
 from kvd.ctl.settings import Settings
+from kvd.descriptors import discard_output
 from kvd.lines import printable
 
 if TYPE_CHECKING:
@@ -171,6 +172,9 @@ class Verb(click.Command):
         """
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:  # the reader of the output has closed it; click makes 1 of it
+            discard_output()
+            return 0
         except KvdError as error:
             if self._explain is None:
                 raise explained(error) from error

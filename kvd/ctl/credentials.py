@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from kvd.ctl.failures import failure
@@ -52,7 +51,8 @@ def of_profile(profile: Mapping[str, Any], name: str) -> str | None:
 
 def _from_file(file: str) -> str:
     try:
-        text = Path(file).read_text(encoding="utf-8")
+        with open(file, encoding="utf-8") as opened:  # noqa: PTH123 -- pathlib is slow to load
+            text = opened.read()
     except (OSError, UnicodeDecodeError) as error:
         raise failure(f"{file}: {getattr(error, 'strerror', None) or error}") from None
     return text.partition("\n")[0].removesuffix("\r")

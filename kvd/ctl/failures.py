@@ -1,7 +1,7 @@
 """Errors of kvdctl: one line for the user, and an exit status.
 
-0 to 5 are etcdctl's, 6 to 8 are kvdctl's own, 70 is a bug. The verbs that work on files have
-statuses of sysexits.h instead (`offline/`).
+0 to 5 are etcdctl's, 6 to 8 are kvdctl's own, 70 is a bug, 74 an output that fails. The verbs
+that work on files have statuses of sysexits.h instead (`offline/`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ DIFFERENT = 6
 CONFLICT = 7
 LOST = 8
 BUG = 70
+IO_ERROR = 74
 INTERRUPTED = 130
 
 

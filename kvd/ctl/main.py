@@ -17,7 +17,7 @@ import click
 
 from kvd import __version__
 from kvd.ctl.command import Call, Root, settings
-from kvd.ctl.failures import BUG, INTERRUPTED, USAGE, Failure
+from kvd.ctl.failures import BUG, INTERRUPTED, IO_ERROR, USAGE, Failure
 from kvd.ctl.table import SECTIONS, VERBS
 from kvd.descriptors import discard_output, open_standard_descriptors
 from kvd.lines import printable
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _complete(args, Call()) if _COMPLETE in os.environ else _run(args, Call())
 
 
-def _run(args: list[str], call: Call) -> int:
+def _run(args: list[str], call: Call) -> int:  # noqa: PLR0911 -- one per status
     try:
         status = ROOT.main(args, NAME, standalone_mode=False, obj=call) or 0
         sys.stdout.flush()
@@ -50,6 +50,8 @@ def _run(args: list[str], call: Call) -> int:
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except Exception as error:
+        if isinstance(error, OSError):  # of the output, or of the terminal
+            return _end(f"{NAME}: {error.strerror or error}", IO_ERROR)
         if call.settings.is_on("debug"):
             raise
         reason = printable(f"{type(error).__name__}: {error}")

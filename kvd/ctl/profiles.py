@@ -16,19 +16,13 @@ LISTS = ("endpoints", "password-command")
 PATHS = ("ca-file", "cert-file", "key-file", "password-file")
 
 
-def path(environ: Mapping[str, str]) -> Path:
-    """Return where the file is, if there is one."""
-    home = environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME", "/")) / ".config"
-    return Path(home) / "kvdctl" / "config.toml"
-
-
-def load(environ: Mapping[str, str], name: str | None) -> Mapping[str, Any]:
+def load(path: str, name: str | None) -> Mapping[str, Any]:
     """Return a profile: the named one, or the default of the file; empty where there is none.
 
     Raises:
         Failure: there is no profile of that name, or the file cannot be used.
     """
-    file = path(environ)
+    file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from kvd.ctl import durations, profiles
+from kvd.ctl import durations
 from kvd.ctl.failures import failure
 
 DEFAULTS = {
@@ -44,7 +44,11 @@ class Settings:
     def profile(self) -> Mapping[str, Any]:
         """The profile that applies; empty where there is none."""
         name = self.given.get("profile") or self._environ.get("KVDCTL_PROFILE") or None
-        return profiles.load(self._environ, name)
+        if name is None and not os.path.exists(_file(self._environ)):  # noqa: PTH110
+            return {}
+        from kvd.ctl import profiles  # noqa: PLC0415 -- pathlib takes as long as a request
+
+        return profiles.load(_file(self._environ), name)
 
     def explicit(self, name: str) -> str | None:
         """Return a flag or variable."""
@@ -96,3 +100,9 @@ class Settings:
     def output(self) -> str:
         """The format of the output."""
         return self.text("output") or ""
+
+
+def _file(environ: Mapping[str, str]) -> str:
+    """Return where the profiles are, if there are any."""
+    home = environ.get("XDG_CONFIG_HOME") or f"{environ.get('HOME', '')}/.config"
+    return f"{home}/kvdctl/config.toml"

@@ -159,3 +159,21 @@ def test_top_shows_what_the_server_does(ctl):
     assert list(rows)[:4] == ["reads", "writes", "sync p50", "sync p99"]
     assert rows["index"].isdecimal()
     assert rows["disk left"].endswith("iB")
+
+
+def test_an_output_that_fails_is_one_line_and_one_that_is_closed_is_none(server):
+    server.client().put("/full", "x")
+    for output, words, status in (
+        ("/dev/full", "kvdctl: No space left on device\n", 74),
+        ("| true", "", 0),
+    ):
+        target = output if output.startswith("|") else f">{output}"
+        program = f"{sys.executable} -m kvd.ctl.main -C {server.url} get /full"
+        ended = subprocess.run(
+            ["bash", "-c", f"{program} {target}; exit ${{PIPESTATUS[0]}}"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (ended.returncode, ended.stderr) == (status, words)

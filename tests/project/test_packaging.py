@@ -216,6 +216,8 @@ ON_THE_LOWER_BOUNDS = [
     "handlers/passwords/test_passwords",
     "v2/documents/test_auth",
     "config/test_load",
+    "ctl/test_completion",
+    "ctl/test_etcdctl",
     "ctl/test_settings",
     "net/test_tls",
     "server/test_start",

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from kvd.client.errors import ApiError, KvdError, NotSupported, TransportError
 from kvd.ctl.failures import REFUSED, UNREACHABLE, USAGE, Failure
 from kvd.ctl.failures import explained as of_kvdctl
-from kvd.json_text import escape
 
 if TYPE_CHECKING:
     from kvd.client.wire import Reply
@@ -113,6 +112,8 @@ def _node(node: Told | None) -> str:
 
 
 def _text(text: str) -> str:
+    from kvd.json_text import escape  # noqa: PLC0415 -- for JSON alone
+
     return '"' + escape(text.encode("utf-8", "replace")).decode() + '"'
 
 
