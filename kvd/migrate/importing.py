@@ -12,18 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
-from kvd.migrate import times
 from kvd.migrate.content import Content
 from kvd.migrate.documents import document
-from kvd.migrate.errors import Conflict, Damaged, Refused
+from kvd.migrate.documents.store import content_of
+from kvd.migrate.errors import Damaged, Refused
 from kvd.migrate.etcd import directory
 from kvd.migrate.follow import Follower
 from kvd.migrate.live import Caller, Source
-from kvd.migrate.new_store import Shown, write
+from kvd.migrate.new_store import Shown, require_empty, write
 from kvd.migrate.server import Target, differences, require_equal
 from kvd.migrate.tail import Tail, history
-from kvd.storage import disk
-from kvd.storage.directory.claim import is_stray
 from kvd.storage.errors import EX_USAGE
 from kvd.storage.format.node import Node
 from kvd.storage.format.records import Kind
@@ -301,40 +299,6 @@ def _count(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
-def require_empty(target: Path) -> None:
-    """Check a new data directory before what may take long is read.
-
-    Raises:
-        Conflict: it is there and holds something.
-    """
-    if target.is_dir() and any(not is_stray(entry.name) for entry in target.iterdir()):
-        raise Conflict(f"{target}: is not empty; name a directory that is new or empty")
-    if target.exists() and not target.is_dir():
-        raise Conflict(f"{target}: is no directory")
-
-
 def is_url(text: str) -> bool:
     """Return whether a source or target is a server."""
     return text.partition("://")[0] in ("http", "https", "unix", "unixs")
-
-
-def content_of(read: document.Document) -> Content:
-    """Return a store of a document: each key has an index of its own, in their order."""
-    now_ns = disk.wall_clock_ns()
-    nodes: dict[bytes, Node] = {}
-    index = 1
-    for text, key in sorted(read.keys.items()):
-        path = text.encode()
-        index += 1
-        above = path.rpartition(b"/")[0]
-        missing = []
-        while above and above not in nodes:
-            missing.append(above)
-            above = above.rpartition(b"/")[0]
-        for parent in reversed(missing):
-            nodes[parent] = Node(None, index, index, 0, 1)
-        end_ns = key.expiration_ns
-        if key.ttl_s is not None:
-            end_ns = now_ns + key.ttl_s * times.NS
-        nodes[path] = Node(key.value, index, index, end_ns, int(key.value is None))
-    return Content(nodes, index)

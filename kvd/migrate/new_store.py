@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from kvd.migrate.content import Content, digest
-from kvd.migrate.errors import Damaged
+from kvd.migrate.errors import Conflict, Damaged
+from kvd.storage.directory.claim import is_stray
 from kvd.storage.format.node import Node
 from kvd.storage.tools.transplant import Past, each_node, stored, transplant
 
@@ -56,6 +57,18 @@ def write(
     items = shown(content.nodes.items(), len(content.nodes))
     transplant(target, items, content.documents, past, check)
     return content.digest_of_nodes()
+
+
+def require_empty(target: Path) -> None:
+    """Check a new data directory before what may take long is read.
+
+    Raises:
+        Conflict: it is there and holds something.
+    """
+    if target.is_dir() and any(not is_stray(entry.name) for entry in target.iterdir()):
+        raise Conflict(f"{target}: is not empty; name a directory that is new or empty")
+    if target.exists() and not target.is_dir():
+        raise Conflict(f"{target}: is no directory")
 
 
 def _remove(scratch: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import posixpath
 from collections.abc import Mapping
 from typing import Any
 
@@ -85,3 +86,10 @@ def time_of(told: dict[str, Any]) -> int:
         if node.get("ttl", 0) > 0 and "expiration" in node:
             return max(times.parse(node["expiration"]) - int(node["ttl"]) * times.NS, 0)
     return 0
+
+
+def clean(path: bytes) -> bytes:
+    """Return a path as Go's `path.Clean` makes it of one below the root."""
+    if path.startswith(b"/") and b"//" not in path and b"/." not in path and path[-1:] != b"/":
+        return path
+    return posixpath.normpath(b"/" + path.lstrip(b"/"))

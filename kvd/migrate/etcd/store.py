@@ -27,7 +27,7 @@ from kvd.migrate.etcd.entries import (
     MemberChange,
     Request,
 )
-from kvd.migrate.etcd.nodes import StoredNode, event, time_of
+from kvd.migrate.etcd.nodes import StoredNode, clean, event, time_of
 from kvd.storage.format.event import Event
 from kvd.storage.format.node import Node
 from kvd.storage.format.records import Change, Kind
@@ -148,7 +148,7 @@ class Store:
         self._replace(Request(b"PUT", path, value), clock)
 
     def _replace(self, request: Request, clock: Clock) -> None:
-        path = _clean(request.path)
+        path = clean(request.path)
         before = self.find(path)
         if request.refresh:
             before = self._find(path)
@@ -156,7 +156,7 @@ class Store:
         self._create(Kind.SET, path, request, clock)
 
     def _create(self, kind: int, path: bytes, request: Request, clock: Clock) -> None:
-        path = _clean(path)
+        path = clean(path)
         if path in _READ_ONLY:
             raise _Refused
         expiration_ns = request.expiration_ns
@@ -196,7 +196,7 @@ class Store:
 
     def _change(self, kind: int, request: Request, clock: Clock) -> None:
         """Update a node, or compare and swap a file."""
-        path = _clean(request.path)
+        path = clean(request.path)
         if path in _READ_ONLY:
             raise _Refused
         node = self._find(path)
@@ -218,7 +218,7 @@ class Store:
         self._tell(change, prev, clock(shown_ns))
 
     def _delete(self, request: Request, clock: Clock) -> None:
-        path = _clean(request.path)
+        path = clean(request.path)
         compares = request.prev_index > 0 or request.prev_value != b""
         if path in _READ_ONLY:
             raise _Refused
@@ -296,10 +296,3 @@ _NOTHING = Request(b"PUT", b"")
 def _compare(node: StoredNode, request: Request) -> None:
     if request.prev_value not in (b"", node.value) or request.prev_index not in (0, node.modified):
         raise _Refused
-
-
-def _clean(path: bytes) -> bytes:
-    """Return a path as Go's `path.Clean` makes it of one below the root."""
-    if path.startswith(b"/") and b"//" not in path and b"/." not in path and path[-1:] != b"/":
-        return path
-    return posixpath.normpath(b"/" + path.lstrip(b"/"))
