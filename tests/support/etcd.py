@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -23,7 +22,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.support.server import PATIENCE_S, ROOT, Client
+from tests.support.server import PATIENCE_S, ROOT, Client, free_port
 
 RECORDED = ROOT / "tests" / "migrate" / "recorded.tar.xz"
 """Data directories of etcd 3.4.23, each with what it answered last."""
@@ -35,11 +34,10 @@ FAR = ("", 0, 1, 3_000_000_000, 4_000_000_000)
 
 
 def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    found: set[int] = set()
+    while len(found) < count:
+        found.add(free_port())
+    return list(found)
 
 
 def installed() -> str:
