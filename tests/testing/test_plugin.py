@@ -148,3 +148,13 @@ def test_the_example_of_the_manual_is_a_test_that_passes(run):
     ended = run(textwrap.dedent(block[0]), "-W", "error")
     assert ended.returncode == 0, ended.stdout
     assert "5 passed" in ended.stdout
+
+
+def test_the_study_of_the_manual_is_a_test_that_passes(run):
+    page = (ROOT / "kvd" / "manual" / "python.md").read_text()
+    _, _, section = page.partition("\n## Experiments with crashes\n")
+    block = re.search(r"(?:^(?:    .*)?\n)+", section.partition("`pytest -s`:\n")[2], re.M)
+    flags = "kvd_flags=--event-history-limit=100000"
+    ended = run(textwrap.dedent(block[0]), "-W", "error", "-s", "-o", flags)
+    assert ended.returncode == 0, ended.stdout
+    assert re.search(r"\d+ acknowledged writes, 0 lost; \d+ without a response,", ended.stdout)

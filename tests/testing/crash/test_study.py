@@ -1,6 +1,5 @@
 """A study of crash recovery as anyone would write it: clients, a crash, a restart, the ledger."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import pytest
 
 import kvd
 from kvd.testing.crash import DISCONNECTED, Clients, Connection, Ledger, Violation
-from tests.support.server import ROOT
 
 
 @pytest.fixture
@@ -29,15 +27,6 @@ def test_what_was_acknowledged_is_there_after_each_crash(server):
     assert ledger.acked >= 120
     assert len(ledger.facts) == ledger.acked + ledger.happened_unanswered
     assert ledger.happened_unanswered <= ledger.in_doubt <= 3 * 4
-
-
-def test_the_study_of_the_manual_runs(tmp_path, monkeypatch, capsys):
-    page = (ROOT / "kvd" / "manual" / "python.md").read_text()
-    section = page.partition("\n## Experiments with crashes\n")[2].partition("\n## ")[0]
-    lines = [line[4:] for line in section.splitlines() if line.startswith("    ") or not line]
-    monkeypatch.chdir(tmp_path)
-    exec("\n".join(lines), {})
-    assert re.match(r"\d+ acknowledged writes, 0 lost; \d+ without", capsys.readouterr().out)
 
 
 def test_a_store_that_has_lost_writes_is_found(server, tmp_path):
