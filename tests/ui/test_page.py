@@ -6,7 +6,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.support.guarded import ask_for_users
-from tests.support.server import PATIENCE_S, Server
+from tests.support.server import PATIENCE_S, Server, free_port
 
 expect = pytest.importorskip("playwright.sync_api").expect
 expect.set_options(timeout=PATIENCE_S * 1000)
@@ -44,6 +44,7 @@ def test_the_keyboard_alone_finds_edits_restores_creates_and_deletes(visit, clie
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="/one/database")).to_be_visible()
     expect(page.get_by_role("treeitem", name="database")).to_have_attribute("aria-selected", "true")
+    expect(page.locator(".code")).to_contain_text("db.local")
     # Edit: wrong JSON is said to be wrong, with its line, and may be saved all the same.
     page.keyboard.press("e")
     expect(editor(page)).to_be_focused()
@@ -77,6 +78,7 @@ def test_the_keyboard_alone_finds_edits_restores_creates_and_deletes(visit, clie
     expect(page.get_by_role("heading", name="/one/motd")).to_be_visible()
     assert value_of(client, "/one/motd") == "hello"
     # Deleted, and put back.
+    expect(page.locator(".code")).to_have_text("hello")
     page.keyboard.press("Delete")
     expect(page.get_by_role("dialog", name="Delete this key?")).to_be_visible()
     page.keyboard.press("Enter")
@@ -260,18 +262,12 @@ def test_what_changes_appears(visit, client):
 
 
 def test_the_feed_misses_nothing_over_a_restart_and_tells_a_gap(visit, make_server):
-    server: Server = make_server("--event-history-limit", "20").start()
-    server.listen = server.url
+    listen = f"http://127.0.0.1:{free_port()}"
+    server: Server = make_server("--event-history-limit", "20", listen=listen).start()
     client = server.client()
     client.put("/x", "0")
     visited = visit(server.url)
-    visited.expected = [
-        "ERR_CONNECTION_REFUSED",
-        "ERR_INCOMPLETE_CHUNKED",
-        "400",
-        "ERR_CONNECTION_RESET",
-        "ERR_EMPTY_RESPONSE",
-    ]
+    visited.expected = ["net::ERR_", "400"]
     page = visited.go("#live/")
     expect(page.get_by_text("live · 0 events")).to_be_visible()
     client.put("/x", "1")
@@ -282,16 +278,19 @@ def test_the_feed_misses_nothing_over_a_restart_and_tells_a_gap(visit, make_serv
     client = server.client()
     for number in range(2, 7):
         client.put("/x", str(number))
-    page.get_by_role("button", name="Try now").click()
     expect(page.get_by_role("alert").get_by_text("kvd does not answer")).to_have_count(0)
     expect(page.locator(".event .change")).to_have_text([f"{n} → {n + 1}" for n in range(6)])
     server.terminate()
     expect(page.get_by_role("alert").get_by_text("kvd does not answer")).to_be_visible()
+    # Where the page does not look, so that it comes back after all of them.
+    place, server.listen = server.listen, "http://127.0.0.1:0"
     server.start()
     client = server.client()
     for number in range(7, 40):
         client.put("/x", str(number))
-    page.get_by_role("button", name="Try now").click()
+    server.terminate()
+    server.listen = place
+    server.start()
     expect(page.locator(".event.gap")).to_contain_text("Not shown: events 9 to")
 
 

@@ -49,7 +49,7 @@ export function create(dir, path = "") {
     try {
       const { node } = await api.write(target, sent);
       shown.close();
-      toast(`Created ${nameOf(target)} at index ${number(node.modifiedIndex)}.`, { seconds: 4 });
+      toast(`Created ${nameOf(target)} at index ${number(node.modifiedIndex)}.`, { seconds: 8 });
       if (detail.path === target) await show(target);
       go("keys", target);
     } catch (error) {
@@ -97,7 +97,7 @@ function removeKey() {
 async function undo(path, kept, left) {
   try {
     await api.writeBytes(path, kept, { prevExist: "false", ...(left ? { ttl: left } : {}) });
-    toast(`${nameOf(path)} is back.`, { seconds: 4 });
+    toast(`${nameOf(path)} is back.`, { seconds: 8 });
     go("keys", path);
   } catch (error) {
     toast(`It could not be put back: ${error.message}`, { kind: "bad", seconds: 12 });
@@ -166,7 +166,7 @@ export function ttl() {
       else if (isDir) await api.write(path, { dir: "true", ttl: form.seconds, prevExist: "true" });
       else await api.write(path, { refresh: "true", ttl: form.seconds, prevExist: "true", prevIndex: node.modifiedIndex });
       shown.close();
-      toast(form.way === "never" ? "It expires no more." : `It expires in ${form.seconds} seconds.`, { seconds: 4 });
+      toast(form.way === "never" ? "It expires no more." : `It expires in ${form.seconds} seconds.`, { seconds: 8 });
       await show(path, { again: true });
     } catch (error) {
       form.problem = error.code === 101 ? "The key has changed meanwhile; close this and look again." : error.message;

@@ -128,7 +128,7 @@ export class Editor {
       if (keeps && detail.ends) form.ttl = left_s();
       const { node } = await api.write(path, form);
       this.close();
-      toast(`Saved at index ${number(node.modifiedIndex)}.`, { seconds: 4 });
+      toast(`Saved at index ${number(node.modifiedIndex)}.`, { seconds: 8 });
       await show(path, { again: true });
     } catch (error) {
       if (error.code === 101 || error.code === 105) await this.openMerge();

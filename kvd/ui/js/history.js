@@ -138,7 +138,7 @@ async function restore(event, restored) {
       if (exists && detail.ends) query.ttl = left_s();
       const answer = await api.writeBytes(path, bytes, query);
       shown.close();
-      toast(`Restored; it is index ${number(answer.node.modifiedIndex)} now.`, { seconds: 4 });
+      toast(`Restored; it is index ${number(answer.node.modifiedIndex)} now.`, { seconds: 8 });
       await show(path, { again: true });
       if (detail.history) detail.history.isStale = true;
       update();
