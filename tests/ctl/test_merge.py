@@ -1,6 +1,6 @@
 """Three-way merges: a change of one side is taken, equal ones are one, others are a conflict."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvd.ctl.verbs.merge import has_marks, merge
@@ -8,6 +8,7 @@ from kvd.ctl.verbs.merge import has_marks, merge
 TEXT = st.lists(st.sampled_from(["a\n", "b\n", "c\n", "d\n", "\n"]), max_size=8).map("".join)
 
 
+@settings(max_examples=40)
 @given(TEXT, TEXT)
 def test_a_change_of_one_side_is_taken(before, after):
     assert merge(before, after, before) == (after, True)
@@ -15,6 +16,7 @@ def test_a_change_of_one_side_is_taken(before, after):
     assert merge(before, after, after) == (after, True)
 
 
+@settings(max_examples=40)
 @given(TEXT, TEXT, TEXT)
 def test_both_orders_agree(before, yours, theirs):
     one, other = merge(before, yours, theirs), merge(before, theirs, yours)

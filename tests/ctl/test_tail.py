@@ -13,8 +13,8 @@ import pytest
 import kvd
 from tests.support.server import PATIENCE_S, ROOT, free_port
 
-CRASHES = 12
-KILLS = 3
+CRASHES = 8
+KILLS = 2
 
 
 class Tail:
