@@ -10,6 +10,7 @@ from tests.support.logs import append, begin, payloads_of, segments
 
 SEGMENT = 1 << 20
 AHEAD = 256 << 10
+SECTOR = 512
 
 
 @pytest.fixture
@@ -95,3 +96,25 @@ def test_where_the_zeros_find_no_room_the_frames_that_follow_go_without(tmp_path
         assert begun(wal, b"third")
     wal.abandon()
     assert payloads_of(tmp_path) == [b"first", b"second", b"third"]
+
+
+@pytest.mark.usefixtures("no_sync")
+def test_whatever_is_lost_of_a_frame_with_zeros_it_is_there_or_never_was(tmp_path, wal):
+    """As a power loss may leave it that comes before the sync: any sectors, in any order."""
+    start = wal.position.offset
+    before = segments(tmp_path)[0].read_bytes()
+    assert wal.writer.begin_append(b"x" * 1500, first_index=2, count=0) is not None
+    wal.abandon()
+    (file,) = segments(tmp_path)
+    written = file.read_bytes()
+    first = start // SECTOR * SECTOR
+    frame_sectors = range(first, start + 1600, SECTOR)
+    for chosen in range(1 << len(frame_sectors)):
+        data = bytearray(before)
+        for number, offset in enumerate(frame_sectors):
+            if chosen >> number & 1:
+                data[offset : offset + SECTOR] = written[offset : offset + SECTOR]
+        data[frame_sectors[-1] + SECTOR :] = written[frame_sectors[-1] + SECTOR :]
+        file.write_bytes(data)
+        is_whole = data == written
+        assert payloads_of(tmp_path) == [b"first", b"x" * 1500][: 1 + is_whole]
