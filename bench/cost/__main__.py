@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cost.cases import CASES, WATCHERS, Step
-from bench.cost.in_process import Inside, in_memory
+from bench.cost.in_process import Inside, in_memory, wait_for_syncs
 from kvd.storage.index import environment
 
 if TYPE_CHECKING:
@@ -207,6 +207,7 @@ def main() -> int:
         help="count nothing, run the steps of one case: for a profiler around this",
     )
     options = parser.parse_args()
+    wait_for_syncs()
     if options.run:
         repeat(options.run[0], int(options.run[1]))
         return 0

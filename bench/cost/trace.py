@@ -25,7 +25,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench.cost.in_process import Inside, in_memory
+from bench.cost.in_process import Inside, in_memory, wait_for_syncs
 from bench.load.servers import CHECKOUT
 from bench.load.wire import is_complete, render
 from kvd.storage import aio
@@ -195,6 +195,7 @@ def main() -> int:
         "--renew", action="store_true", help="write the golden traces in tests/project/traces"
     )
     options = parser.parse_args()
+    wait_for_syncs()
     if options.renew:
         renew()
         return 0
