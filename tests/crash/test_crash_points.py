@@ -9,6 +9,9 @@ from kvd.storage import failpoints
 from tests.support.faults import KILLED, SMALL, Script, faulty, start_or_die
 from tests.support.server import Server
 
+FORKED = True
+"""Each test starts some servers: see conftest.py."""
+
 
 def leave_a_torn_tail(server: Server) -> None:
     """Append to the log of a killed server what a write that never finished leaves."""
