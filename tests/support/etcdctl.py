@@ -23,7 +23,7 @@ RECORD = ROOT / "tests" / "ctl" / "etcdctl_outputs.jsonl"
 FLAGS = ("--initial-advertise-peer-urls", "http://localhost:2380")
 # Times and what is left of them, and ids.
 _VARYING = [
-    (r"\d{4}-\d\d-\d\dT[\d:.]+Z", "TIME"),
+    (r"\d{4}-\d\d-\d\d[ T][\d:.]+Z?", "TIME"),
     (r'(TTL: |"ttl":)(3000|2\d{3})\b', r"\1SECONDS"),
     (r"\b[0-9a-f]{13,16}\b", "ID"),
 ]
