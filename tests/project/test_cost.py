@@ -30,7 +30,7 @@ BUDGETS = {
     "TTL refresh": (148, 2_445, 2_800, 0.9),
     "TTL refresh, 16 in a batch": (65.1, 1_050, 1_950, 0.9),
     "listing, unchanged": (47.5, 701, 45_000, 0.9),
-    "listing, each child": (10.8, 189, 800, 0.9),
+    "listing, each child": (10.8, 181, 800, 0.9),
     "long poll, asked and told": (46.4, 828, 800, 0.9),
     "stream, told": (5.2, 96.6, 200, 0.9),
 }

@@ -168,11 +168,11 @@ class _Rendering:
             What is left of the last one, where its value is large.
         """
         prefix, shown, texts, weight = self._prefix, level.shown, self._texts, level.weight
-        ended_ns = self._ended_ns
+        ended_ns, rendered, lasting = self._ended_ns, self._rendered, self._lasting
         for name, child in level.children:
-            self._rendered += weight
+            rendered += weight
             value, created, modified, expiration_ns, _ = child
-            if name[:1] == b"_" or 0 < expiration_ns <= ended_ns:
+            if name[:1] == b"_":
                 pass
             elif (
                 value is not None
@@ -184,12 +184,17 @@ class _Rendering:
                 text = FILE % (prefix + name, value, modified, created)
                 texts += (level.lead, text)
                 level.lead = b","
-                if self._lasting:
+                if lasting:
                     shown.append((name, text))
-            elif (large := self._show(level, name, child)) or self._level is not level:
-                return large
-            if self._rendered >= NODES_PER_SLICE:
+            elif not 0 < expiration_ns <= ended_ns:
+                self._rendered = rendered
+                if (large := self._show(level, name, child)) or self._level is not level:
+                    return large
+                rendered, lasting = self._rendered, self._lasting
+            if rendered >= NODES_PER_SLICE:
+                self._rendered = rendered
                 return []
+        self._rendered = rendered
         self._ascend(level)
         return []
 
