@@ -39,7 +39,7 @@ class Destinations(NamedTuple):
         keys: The key space.
         extras: Routes of the extras, if these are on.
         others: Tornado's application.
-        guard: Admits requests to keys.
+        authorizer: Admits requests to keys.
         admit: Refuses a request that a page of another site may have sent; returns whether it goes
             on.
     """

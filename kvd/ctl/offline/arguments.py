@@ -1,4 +1,4 @@
-"""Command line of `kvdctl`: its verbs with their arguments and help."""
+"""Command line of the verbs that work on files: their arguments and help."""
 
 from __future__ import annotations
 

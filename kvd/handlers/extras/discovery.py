@@ -37,7 +37,7 @@ class Discovery:
     Args:
         store: where they are.
         committer: takes the commands that make them.
-        guard: says what guests may do.
+        authorizer: says what guests may do.
         browsers: says which pages may have a visitor's browser ask for one: that makes something.
         rejected: counts what was refused, by reason.
         urls: the URLs given to clients.

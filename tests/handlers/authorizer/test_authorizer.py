@@ -1,7 +1,7 @@
 """kvd/handlers/authorizer.py, over HTTP: users, their credentials, and changes to them.
 
 What is allowed to whom, by which pattern, is in the recorded scenarios `access` of
-tests/conformance, and in tests/v2/test_auth.py.
+tests/conformance, and in tests/v2/documents/test_auth.py.
 """
 
 import contextlib
