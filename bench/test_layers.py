@@ -195,7 +195,7 @@ def test_encode_record(benchmark: BenchmarkFixture) -> None:
 
 @pytest.mark.benchmark(group="4 a change to its rows")
 @pytest.mark.parametrize("batch", [1, BATCH])
-def test_perform(benchmark: BenchmarkFixture, store: Store, batch: int) -> None:
+def test_apply(benchmark: BenchmarkFixture, store: Store, batch: int) -> None:
     """A batch applied in an LMDB transaction, with its history, and given up again."""
     benchmark.extra_info["changes"] = batch
     record = encode_record(CHANGE)

@@ -266,7 +266,7 @@ def _application(
             cluster_id=identity.cluster_id,
             authorizer=authorizer,
             documents=LongDocuments(store),
-            administer=core.committer.submit_document,
+            submit_document=core.committer.submit_document,
         ),
         raft_status=partial(raft_status, store),
         discovery=discovered,

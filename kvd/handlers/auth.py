@@ -29,7 +29,7 @@ class _AuthEndpoint(AdminHandler):
 
     async def change(self, command: Command) -> None:
         """Have a command decided and logged; answer when that is durable."""
-        await self.administer(partial(auth_commands.decide, command=command))
+        await self.submit_document(partial(auth_commands.decide, command=command))
 
 
 class _Named(_AuthEndpoint):

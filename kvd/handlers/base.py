@@ -54,10 +54,10 @@ class AdminHandler(Endpoint):
         if self._is_in and self.names_cluster:
             self.set_header("X-Etcd-Cluster-Id", f"{self.context.cluster_id:x}")
 
-    async def administer(self, decide: Decide) -> None:
+    async def submit_document(self, decide: Decide) -> None:
         """Have a change decided and logged; answer when it is durable."""
         told: asyncio.Future[Reply | RouteError] = asyncio.get_running_loop().create_future()
-        self.context.administer(decide, told.set_result)
+        self.context.submit_document(decide, told.set_result)
         outcome = await told
         if isinstance(outcome, RouteError):
             raise outcome

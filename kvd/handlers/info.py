@@ -41,7 +41,7 @@ class HandlerContext(NamedTuple):
     cluster_id: int
     authorizer: Authorizer
     documents: LongDocuments
-    administer: Callable[[Decide, Replied], None]
+    submit_document: Callable[[Decide, Replied], None]
 
 
 @tornado.web.stream_request_body

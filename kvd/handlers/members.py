@@ -43,7 +43,7 @@ class Members(AdminHandler):
         """Change the peer URLs of the one member."""
         member_id = self._id(path)
         command = PutMember(member_id, self._peer_urls())
-        await self.administer(partial(members.decide, command=command, member=self.member))
+        await self.submit_document(partial(members.decide, command=command, member=self.member))
 
     def delete(self, path: str) -> None:
         """Refuse to remove a member."""

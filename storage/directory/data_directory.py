@@ -28,7 +28,7 @@ from kvd.storage.directory.format_file import mark_log_begun, read_format, write
 from kvd.storage.directory.locks import Locks
 from kvd.storage.errors import EX_CONFIG, EX_DATAERR, DirectoryUnusable
 from kvd.storage.format.identity import Format, NewIds
-from kvd.storage.format.names import ROOMS
+from kvd.storage.format.names import SUBDIRECTORIES
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class DataDirectory:
 
     def __init__(self, path: Path, locks: Locks, found: Format, *, created: bool) -> None:
         self.path = path
-        self.wal, self.snap, self.index, self.quarantine = (path / room for room in ROOMS)
+        self.wal, self.snap, self.index, self.quarantine = (path / name for name in SUBDIRECTORIES)
         self.identity, self.log_begun = found
         self.created = created
         self._locks = locks
@@ -197,16 +197,16 @@ def _close_to_others(path: Path) -> None:
 def _enter(path: Path, locks: Locks, wal_dir: Path | None) -> None:
     """Lock an existing store, after the checks of what a start relies on."""
     read_format(path)
-    require_rooms(path)
+    require_subdirectories(path)
     if wal_dir is not None:
         _require_log_in(path, wal_dir)
     claim.require_own(path / "wal", claim.is_log, is_store=True)
     locks.add(path / "wal")
     locks.sign()
     _close_to_others(path)
-    for room in ROOMS:
-        if not (path / room).is_dir():
-            (path / room).mkdir(mode=disk.DIRECTORY_MODE)
+    for name in SUBDIRECTORIES:
+        if not (path / name).is_dir():
+            (path / name).mkdir(mode=disk.DIRECTORY_MODE)
             disk.sync_directory(path)
 
 
@@ -222,20 +222,20 @@ def _initialise(
     if wal_dir is not None or log_dir.is_dir():
         claim.require_own(log_dir, claim.is_log, is_store=False)
         locks.add(log_dir, name=path / "wal")
-    for room in _EMPTY_AT_FIRST:
-        _require_empty(path, room, log_dir if room == "wal" else path / room)
+    for name in _EMPTY_AT_FIRST:
+        _require_empty(path, name, log_dir if name == "wal" else path / name)
     if locks.sign():
         undo.push(_on_refusal((path / "LOCK").unlink))
     _close_to_others(path)
     if wal_dir is not None:
         _close_to_others(log_dir)
         _place_log(path / "wal", log_dir, undo)
-    for room in ROOMS:
-        if not (path / room).is_dir():
-            (path / room).mkdir(mode=disk.DIRECTORY_MODE)
-            undo.push(_on_refusal((path / room).rmdir))
-            if room == "wal":
-                locks.add(path / room)
+    for name in SUBDIRECTORIES:
+        if not (path / name).is_dir():
+            (path / name).mkdir(mode=disk.DIRECTORY_MODE)
+            undo.push(_on_refusal((path / name).rmdir))
+            if name == "wal":
+                locks.add(path / name)
     disk.sync_directory(path)
     # An earlier start may have been killed between making the directory and syncing its name.
     with suppress(PermissionError):
@@ -267,48 +267,48 @@ def _require_log_in(path: Path, wal_dir: Path) -> None:
         )
 
 
-def _require(path: Path, room: str) -> None:
+def _require(path: Path, name: str) -> None:
     """Check that a subdirectory exists, if a store without it has lost data."""
-    if (path / room).is_dir():
+    if (path / name).is_dir():
         return
-    if (path / room).is_symlink():
-        target = (path / room).readlink()
+    if (path / name).is_symlink():
+        target = (path / name).readlink()
         raise DirectoryUnusable(
-            f"{path}: {room}/ leads to {target}, which is missing; is its disk mounted?",
+            f"{path}: {name}/ leads to {target}, which is missing; is its disk mounted?",
             exit_status=EX_DATAERR,
         )
-    if room in _REQUIRED:
+    if name in _REQUIRED:
         raise DirectoryUnusable(
-            f"{path}: {room}/ is missing; restore it from a backup", exit_status=EX_DATAERR
+            f"{path}: {name}/ is missing; restore it from a backup", exit_status=EX_DATAERR
         )
 
 
-def _require_no_file(path: Path, room: str) -> None:
-    if (path / room).exists():
+def _require_no_file(path: Path, name: str) -> None:
+    if (path / name).exists():
         raise DirectoryUnusable(
-            f"{path}: {room} is not a directory; move it away", exit_status=EX_DATAERR
+            f"{path}: {name} is not a directory; move it away", exit_status=EX_DATAERR
         )
 
 
-def require_rooms(path: Path) -> None:
+def require_subdirectories(path: Path) -> None:
     """Check the subdirectories of a store as its start does, and make none.
 
     Raises:
         DirectoryUnusable: a required one is missing, or one is not a directory.
     """
-    for room in ROOMS:
-        if room in _REQUIRED:
-            _require(path, room)
-        elif not (path / room).is_dir():
-            _require_no_file(path, room)
+    for name in SUBDIRECTORIES:
+        if name in _REQUIRED:
+            _require(path, name)
+        elif not (path / name).is_dir():
+            _require_no_file(path, name)
 
 
-def _require_empty(path: Path, room: str, directory: Path) -> None:
+def _require_empty(path: Path, name: str, directory: Path) -> None:
     """Check that a subdirectory of a new store holds nothing of another store."""
     for entry in _entries(directory):
         if entry.suffix != ".tmp" and not claim.is_stray(entry.name):
             raise DirectoryUnusable(
-                f"{path}: holds {room}/{entry.name}, but no FORMAT; restore that file from a "
+                f"{path}: holds {name}/{entry.name}, but no FORMAT; restore that file from a "
                 "backup, or name another directory by --data-dir",
                 exit_status=EX_DATAERR,
             )
@@ -319,7 +319,7 @@ def _entries(path: Path) -> list[Path]:
 
 
 def _remove_unfinished(path: Path) -> None:
-    for directory in (path, *(path / room for room in ROOMS)):
+    for directory in (path, *(path / name for name in SUBDIRECTORIES)):
         # The log's directory may be the root of a disk, with files of others.
         suffix = ".wal.tmp" if directory.name == "wal" else ".tmp"
         for entry in _entries(directory):

@@ -2,7 +2,7 @@
 
 import re
 
-ROOMS = ("wal", "snap", "index", "quarantine")
+SUBDIRECTORIES = ("wal", "snap", "index", "quarantine")
 SPARE_NAME = "next.tmp"
 """The next segment of the log, before it is one."""
 

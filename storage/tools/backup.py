@@ -113,8 +113,8 @@ def _move_into(target: Path, draft: Path) -> None:
 
 def _copy(source: Source, draft: Path) -> Backup:
     sizes = []
-    for room in ("wal", "snap"):
-        (draft / room).mkdir(mode=disk.DIRECTORY_MODE)
+    for name in ("wal", "snap"):
+        (draft / name).mkdir(mode=disk.DIRECTORY_MODE)
     for path in available(source.snap):
         sizes.append(_copy_file(path, draft / "snap" / path.name, path.stat().st_size))
     segments = source.segments()
@@ -126,8 +126,8 @@ def _copy(source: Source, draft: Path) -> Backup:
         if segment.number <= end.segment:
             size = end.offset if segment.number == end.segment else segment.path.stat().st_size
             sizes.append(_copy_file(segment.path, draft / "wal" / segment.path.name, size))
-    for room in ("wal", "snap"):
-        disk.sync_directory(draft / room)
+    for name in ("wal", "snap"):
+        disk.sync_directory(draft / name)
     text = (source.path / "FORMAT").read_bytes()
     disk.write_file_durably(draft / "FORMAT", text)
     sizes.append(len(text))

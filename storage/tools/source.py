@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvd.storage.directory.claim import require_plain
-from kvd.storage.directory.data_directory import require_rooms
+from kvd.storage.directory.data_directory import require_subdirectories
 from kvd.storage.directory.format_file import read_format
 from kvd.storage.directory.locks import SharedLocks, holder
 from kvd.storage.errors import (
@@ -250,7 +250,7 @@ def format_of(path: Path) -> Format:
     if not path.is_dir():
         raise DirectoryUnusable(f"{path}: is no directory")
     require_plain(path)
-    require_rooms(path)
+    require_subdirectories(path)
     try:
         return read_format(path)
     except OSError as error:

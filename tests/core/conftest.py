@@ -8,7 +8,7 @@ from tests.support.held_sync import HeldSync
 
 @pytest.fixture
 def held(monkeypatch):
-    """The disk of the appender that the test makes."""
+    """The disk of the `LogWriter` that the test makes."""
     disk_sync = HeldSync()
     monkeypatch.setattr(log_writer, "data_sync", lambda: disk_sync)
     return disk_sync

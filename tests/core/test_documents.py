@@ -33,7 +33,7 @@ async def test_nobody_is_told_of_a_document_before_it_is_durable_and_visible(tmp
         engine.committer.observe_documents(lambda: seen.append(engine.content("al")))
         index, pos = engine.store.applied.index, engine.store.applied.pos
         gate = Gate(monkeypatch)
-        futures = engine.administer(put("al", b"1"), refuse, put("al", b"2"))
+        futures = engine.submit_documents(put("al", b"1"), refuse, put("al", b"2"))
         await gate.reached()
         await turns()
         assert not any(future.done() for future in futures)
@@ -56,7 +56,7 @@ async def test_what_is_refused_changes_nothing_and_asks_nothing_of_the_disk(tmp_
         engine.committer.observe_documents(lambda: pytest.fail("nothing has changed"))
         with monkeypatch.context() as patch:
             fail_writes(patch, "write_at", errno.EIO)
-            (future,) = engine.administer(refuse)
+            (future,) = engine.submit_documents(refuse)
             assert told(await future) == (409, "no")
         assert engine.failures == []
 
@@ -65,7 +65,7 @@ async def test_what_is_refused_changes_nothing_and_asks_nothing_of_the_disk(tmp_
 async def test_documents_and_keys_share_a_batch(tmp_path):
     async with started(tmp_path / "data") as engine:
         commits = engine.commits
-        futures = [*engine.submit(Set(b"/a", b"1")), *engine.administer(put("al"))]
+        futures = [*engine.submit(Set(b"/a", b"1")), *engine.submit_documents(put("al"))]
         await asyncio.gather(*futures, *engine.submit(Set(b"/a", b"2")))
         assert engine.commits == commits + 1
         assert (engine.value(b"/a"), engine.content("al")) == (b"2", b"{}")
@@ -76,9 +76,9 @@ async def test_documents_and_keys_share_a_batch(tmp_path):
 async def test_documents_never_outgrow_a_frame(tmp_path, segment_bytes_max):
     async with started(tmp_path / "data", segment_bytes_max=segment_bytes_max) as engine:
         size = segment_bytes_max // 9
-        futures = engine.administer(*(put(f"{i}", b"d" * size) for i in range(20)))
+        futures = engine.submit_documents(*(put(f"{i}", b"d" * size) for i in range(20)))
         futures += engine.submit(*(Set(b"/%d" % i, b"v" * size) for i in range(20)))
-        futures += engine.administer(put("large", b"d" * segment_bytes_max))
+        futures += engine.submit_documents(put("large", b"d" * segment_bytes_max))
         outcomes = await asyncio.wait_for(asyncio.gather(*futures), PATIENCE_S)
         assert told(outcomes.pop()) == (413, "too large for the log")
         assert not any(isinstance(outcome, RouteError | ApiError) for outcome in outcomes)
@@ -93,7 +93,7 @@ async def test_documents_wait_for_what_expires_and_fit_behind_it(tmp_path):
         key = b"/" + b"k" * 470
         await engine.run(*(Set(key + b"%d" % i, b"", ttl_s=1) for i in range(120)))
         engine.clock.time_ns += 2 * SECOND_NS
-        futures = engine.administer(*(put(f"{i}", b"d" * 20_000) for i in range(3)))
+        futures = engine.submit_documents(*(put(f"{i}", b"d" * 20_000) for i in range(3)))
         await asyncio.wait_for(asyncio.gather(*futures), PATIENCE_S)
         assert engine.store.state.flushed().first_due_ns() is None
         assert engine.failures == []
@@ -102,20 +102,20 @@ async def test_documents_wait_for_what_expires_and_fit_behind_it(tmp_path):
 @on_a_loop
 async def test_a_full_log_refuses_documents_but_takes_their_removal(tmp_path, monkeypatch):
     async with started(tmp_path / "data") as engine:
-        await asyncio.gather(*engine.administer(put("al"), put("bo")))
+        await asyncio.gather(*engine.submit_documents(put("al"), put("bo")))
         before = engine.store.applied
         with monkeypatch.context() as patch:
             fail_writes(patch, "write_at", errno.ENOSPC)
             no_room = (500, "no space left on device (wal)")
-            (future,) = engine.administer(put("al", b"other"))
+            (future,) = engine.submit_documents(put("al", b"other"))
             assert told(await future) == no_room  # its batch was aborted
-            (future,) = engine.administer(put("al", b"other"))
+            (future,) = engine.submit_documents(put("al", b"other"))
             assert told(await future) == no_room
             assert engine.content("al") == b"{}"
             assert engine.store.applied == before
         monkeypatch.setattr(type(engine.store), "is_low_on_space", lambda _: True)
         engine.committer.tick()
-        futures = engine.administer(put("al", b"other"), remove("bo"))
+        futures = engine.submit_documents(put("al", b"other"), remove("bo"))
         refused, removed = await asyncio.gather(*futures)
         assert told(refused)[0] == 500
         assert told(removed) == (200, b"")
@@ -127,11 +127,11 @@ async def test_documents_that_the_index_refuses_wait_in_memory(tmp_path, monkeyp
     monkeypatch.setattr("kvd.core.flusher._RETRY_S", 0.005)
     path = tmp_path / "data"
     async with started(path, store_class=Counting) as engine:
-        await asyncio.gather(*engine.administer(put("old"), put("gone")))
+        await asyncio.gather(*engine.submit_documents(put("old"), put("gone")))
         await engine.run(*(Set(b"/%d" % i, b"v" * 100) for i in range(300)))
         engine.store.flush()
         with files_end_at((path / "index" / "data.mdb").stat().st_size):
-            futures = engine.administer(
+            futures = engine.submit_documents(
                 *(put(f"{i}", b"d" * 500) for i in range(50)), remove("gone")
             )
             outcomes = await asyncio.wait_for(asyncio.gather(*futures), PATIENCE_S)
@@ -153,11 +153,11 @@ async def test_documents_that_the_index_refuses_wait_in_memory(tmp_path, monkeyp
 @on_a_loop
 async def test_draining_waits_for_documents_and_after_a_stop_they_are_refused(tmp_path):
     async with started(tmp_path / "data") as engine:
-        (future,) = engine.administer(put("al"))
+        (future,) = engine.submit_documents(put("al"))
         await asyncio.wait_for(engine.committer.drain(), PATIENCE_S)
         assert future.done()
         engine.committer.stop()
-        (future,) = engine.administer(put("bo"))
+        (future,) = engine.submit_documents(put("bo"))
         assert told(await future) == (500, "the server has stopped")
 
 

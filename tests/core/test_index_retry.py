@@ -105,7 +105,7 @@ async def test_a_full_map_refuses_what_is_too_much_to_wait_in_memory(tmp_path, m
         before = engine.store.applied
         outcomes = await engine.run(Set(b"/a", b"2"), Delete(b"/nothing"))
         assert [error(outcome)[::2] for outcome in outcomes] == [(300, 0)] * 2
-        (reply,) = await asyncio.gather(*engine.administer(put("al")))
+        (reply,) = await asyncio.gather(*engine.submit_documents(put("al")))
         assert reply.status == 500
         assert engine.store.applied == before
         assert engine.value(b"/a") == b"1"

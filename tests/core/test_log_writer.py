@@ -232,7 +232,7 @@ async def test_a_sync_for_which_the_kernel_has_no_worker_is_made_by_the_thread(
             patch.setattr(kind, "submit", lambda *_: None)
             patch.setattr(kind, "wait", lambda *_, **__: None)
             patch.setattr(kind, found, lambda sync, **_: sync.clear() or errno.ECANCELED)
-            os.eventfd_write(log.appender._kernel.fileno, 1)
+            os.eventfd_write(log.log_writer._kernel.fileno, 1)
             assert isinstance(await log.append(b"second"), Position)
         assert isinstance(await log.append(b"third"), Position)
     assert values(tmp_path / "data") == [b"first", b"second", b"third"]
@@ -260,7 +260,7 @@ async def test_after_a_failed_write_nothing_is_taken(tmp_path, monkeypatch, thre
         assert (await log.append(b"lost")).errno == errno.EIO
     assert isinstance(await log.append(b"more"), OSError)
     log.sync.stop()
-    log.appender.close()
+    log.log_writer.close()
 
 
 @needs_the_kernel
@@ -303,4 +303,4 @@ async def test_a_sync_that_the_kernel_failed_is_told_as_a_failure(
     assert log.store.wal.position == held
     assert isinstance(await log.append(b"more"), OSError)
     log.sync.stop()
-    log.appender.close()
+    log.log_writer.close()

@@ -118,7 +118,7 @@ class Engine:
         """Queue commands in one turn of the loop; return a future for each."""
         return [self._queued(self.committer.submit, command) for command in commands]
 
-    def administer(self, *decisions):
+    def submit_documents(self, *decisions):
         """Queue changes of documents in one turn of the loop; return a future for each."""
         return [self._queued(self.committer.submit_document, decide) for decide in decisions]
 

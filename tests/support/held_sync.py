@@ -83,22 +83,24 @@ def can_be_read(connected):
 
 
 class Log:
-    """A store whose batches go through an appender; `append` commits what was appended."""
+    """A store whose batches go through a `LogWriter`; `append` commits what was appended."""
 
     def __init__(self, store, *, thread_only):
         loop = asyncio.get_running_loop()
         self.store = store
         self.sync = SyncThread[Position](loop, "test-sync", store.wal.prepare_next)
         self.reads = [0, 0]
-        self.appender = LogWriter(store, self.sync, loop, thread_only=thread_only, reads=self.reads)
+        self.log_writer = LogWriter(
+            store, self.sync, loop, thread_only=thread_only, reads=self.reads
+        )
 
     def begin(self, value):
         txn = self.store.begin()
         _, records = run(txn, (Set(b"/k", value),), NOW_NS)
         self.store.journal.encode(txn, records, NOW_NS)
         told = asyncio.get_running_loop().create_future()
-        if self.appender.append(txn, told.set_result):
-            self.appender.wait()
+        if self.log_writer.append(txn, told.set_result):
+            self.log_writer.wait()
         return txn, told
 
     async def append(self, value):
@@ -118,7 +120,7 @@ async def a_log(path, *, thread_only, **options):
         yield log
     finally:
         log.sync.stop()
-        log.appender.close()
+        log.log_writer.close()
         log.store.close()
 
 

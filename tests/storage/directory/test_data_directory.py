@@ -15,7 +15,7 @@ from kvd.storage.directory.data_directory import DataDirectory
 from kvd.storage.errors import EX_CONFIG, DirectoryLocked, DirectoryUnusable
 from kvd.storage.store import Options, Store
 
-ROOMS = ("wal", "snap", "index", "quarantine")
+SUBDIRECTORIES = ("wal", "snap", "index", "quarantine")
 
 
 def test_a_new_directory_gets_everything(tmp_path):
@@ -24,9 +24,9 @@ def test_a_new_directory_gets_everything(tmp_path):
     assert directory.created
     assert directory.path == path
     assert [directory.wal, directory.snap, directory.index, directory.quarantine] == [
-        path / room for room in ROOMS
+        path / name for name in SUBDIRECTORIES
     ]
-    for private in (path, *(path / room for room in ROOMS)):
+    for private in (path, *(path / name for name in SUBDIRECTORIES)):
         assert private.stat().st_mode & 0o777 == 0o700
     for file in ("FORMAT", "LOCK"):
         assert (path / file).stat().st_mode & 0o777 == 0o600
@@ -210,15 +210,15 @@ def test_data_without_a_format_is_refused(tmp_path, file):
     assert not (tmp_path / "FORMAT").exists()
 
 
-@pytest.mark.parametrize("room", ["wal", "snap"])
-def test_a_store_that_lost_a_room_is_refused(tmp_path, room):
+@pytest.mark.parametrize("name", ["wal", "snap"])
+def test_a_store_that_lost_a_subdirectory_is_refused(tmp_path, name):
     DataDirectory.open(tmp_path).close()
-    (tmp_path / room).rmdir()
-    with pytest.raises(DirectoryUnusable, match=f"{room}/ is missing"):
+    (tmp_path / name).rmdir()
+    with pytest.raises(DirectoryUnusable, match=f"{name}/ is missing"):
         DataDirectory.open(tmp_path)
 
 
-def test_rooms_that_hold_nothing_needed_are_made_again(tmp_path):
+def test_subdirectories_that_hold_nothing_needed_are_made_again(tmp_path):
     DataDirectory.open(tmp_path).close()
     (tmp_path / "index").rmdir()
     (tmp_path / "quarantine").rmdir()
