@@ -2,9 +2,9 @@
 
 Exit status: 0 after SIGTERM or SIGINT, 64 for a bad flag or setting, 65 for damaged data, 69 for an
 address that is taken, 70 for a bug, 73 for a directory that is locked or cannot be used, 74 for an
-I/O error, 75 for what the next start puts right by itself (a damaged index; a stop that took longer
-than 10 s), 78 for a data directory of another format or another program. A second signal ends it at
-once, which is safe: it is what kill -9 does.
+I/O error, 75 for what the next start corrects (a damaged index; a stop that took longer than 10 s),
+78 for a data directory of another format or another program. A second signal ends it at once, which
+is safe: it is what kill -9 does.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ class DataSync:
     def outcome(self) -> int | None:
         """Return 0 once the data is durable, an errno if that failed, None while it is unknown."""
         self.clear()
-        # What ended before that is found here, what ends later is told.
+        # What ended before that is found here, what ends later is reported by the eventfd.
         if (ended := self._syscall(*self._look)) <= 0:
             if ended == 0:
                 return None

@@ -2,7 +2,7 @@
 
 Both servers keep their data on the same disk and take turns under the same load: a ratio is made of
 two measurements that follow each other, so that what else the machine does meets both. Each run is
-verified. A row that fails (a wrong answer, a refused request, a server that ended) is told so in
+verified. A row that fails (a wrong answer, a refused request, a server that ended) is marked in
 the table, and the exit status is 1; the others go on.
 """
 

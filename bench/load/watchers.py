@@ -93,11 +93,11 @@ class Watchers:
         while left:
             ready = poll(ANSWER_TIMEOUT_S)
             if not ready:
-                raise LoadError(f"{len(left)} watchers were not told within a minute")
+                raise LoadError(f"{len(left)} watchers received nothing within a minute")
             for fd, _ in ready:
                 piece = sockets[fd].recv(RECEIVE_BYTES)
                 if not piece or fd not in left:
-                    raise LoadError(f"a watch ended, or was told twice: {piece!r}")
+                    raise LoadError(f"a watch ended, or received it twice: {piece!r}")
                 received = left[fd] + piece
                 if part in received and received.endswith(end):
                     del left[fd]

@@ -11,7 +11,7 @@ were due.
 Half of the connections ask: nine reads of a key of their own, then a write of it, and each answer
 must hold what was written last. Some of them publish instead: they write numbers that grow to a key
 that others watch. The other half watches those keys: a third each long polls, recursive long polls
-and streams. Every watcher must be told every number once, in order. Anything else is an error, and
+and streams. Every watcher must receive every number once, in order. Anything else is an error, and
 ends the run with status 1.
 """
 

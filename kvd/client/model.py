@@ -119,7 +119,7 @@ class Snapshot:
     Attributes:
         nodes: files and directories, by their keys.
         index: the index at which it was read; the events that follow begin behind it.
-        after_gap: whether events may lie between what was told before and this.
+        after_gap: whether events may lie between what was yielded before and this.
 
     Example:
         >>> from kvd.client import Snapshot

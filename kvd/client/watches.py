@@ -153,7 +153,7 @@ class Watching:
             raise ClusterChanged(self.cluster_id, cluster_id)
         self.cluster_id = cluster_id
         if self.index is None:
-            # What comes later than this is told, on this connection or on the next one.
+            # What comes later than this is yielded, on this connection or on the next one.
             self.index = answer.index()
 
     def _lost(self, error: KvdError) -> KvdError:
@@ -193,7 +193,7 @@ class Watching:
             self.let_go()
             if self._is_streaming:
                 raise TransportError("the stream has ended")
-            # No event up to the index of its head matches; else it would have been told.
+            # No event up to the index of its head matches; else it would have been sent.
             self.index = max(index, stream.answer.index())
             return None
         told: dict[str, Any] = json.loads(line)

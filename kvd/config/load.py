@@ -292,12 +292,12 @@ def _derived(settings: Settings, config: Config) -> Settings:
 
 def _warnings(given: Settings, unknown: Sequence[str], config: Config) -> tuple[str, ...]:
     ignored = [s.where for name, s in given.items() if BY_NAME[name].group == NO_EFFECT]
-    nobodys = [url for url in config.advertise if urlsplit(url).hostname in WILDCARDS]
+    unreachable = [url for url in config.advertise if urlsplit(url).hostname in WILDCARDS]
     lines = {
         "without effect here, ignored": ignored,
         "unknown variables, ignored": unknown,
         "no https:// URL is listened on, ignored": [] if config.tls else tls_flags(given),
-        "clients are told URLs that lead to themselves, see --advertise-client-urls": nobodys,
+        "clients are told URLs that lead to themselves, see --advertise-client-urls": unreachable,
     }
     return tuple(f"{line}: {' '.join(names)}" for line, names in lines.items() if names)
 

@@ -3,7 +3,7 @@
 While there is none, writes are refused (HTTP 500, error 300) and reads go on. Removals and expiry
 go on too, as long as the log has a frame left for them: they are what makes room. The state begins
 when the log was refused space or the file system has less than `Store.low_water_bytes` left, and it
-ends by itself, once a frame can be written again; each is one line of log.
+ends automatically, once a frame can be written again; each is one line of the log.
 """
 
 from __future__ import annotations

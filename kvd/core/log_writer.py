@@ -1,9 +1,9 @@
 """Appends batches to the log; fdatasync by the kernel where it can, else on the sync thread.
 
 While syncs are short the loop waits for them, each time for `WAIT_S` at most: a turn of the loop
-and a wake-up cost more than a sync of 100 us takes, and what is on its way to the sockets meanwhile
-makes the next batch larger. A sync that takes longer is told by the kernel in a later turn, so
-that no read ever waits for a slow disk; and the more of them there are, the less often is waited.
+and a wake-up cost more than a sync of 100 us takes, and what arrives at the sockets meanwhile makes
+the next batch larger. An eventfd signals the end of a longer sync in a later turn, so that no read
+ever waits for a slow disk; and the more of them there are, the less often is waited.
 
 While clients read, too, the loop waits for each sync, but for `BRIEFLY_S` only: otherwise batches
 take many times as long where Linux AIO is what there is (storage/aio.py).

@@ -1,7 +1,7 @@
 """Self-signed certificate (`--auto-tls`), stored as `tls/*.pem` in the data directory.
 
 It proves nothing to a client that has not seen it before; what it gives is encryption. It is used
-again by the next start, and made anew when it is for other hosts or has nearly ended.
+again by the next start, and replaced when it is for other hosts or has nearly ended.
 """
 
 from __future__ import annotations

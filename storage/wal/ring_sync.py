@@ -133,7 +133,7 @@ class RingSync:
             self._fd = fd
             entry = _OP_FSYNC, 0, 0, fd, 0, 0, 0, _FSYNC_DATASYNC, b""
             _SQE.pack_into(self._entry, 0, *entry)
-        # It begins anew behind 32 bits, as all that count here.
+        # It starts again at 0 after 32 bits, as all counters here do.
         self._queued.value += 1
         if self._syscall(*self._submit) != 1:
             error = last_error()
@@ -155,7 +155,7 @@ class RingSync:
     def outcome(self) -> int | None:
         """As `DataSync.outcome`; ECANCELED says that there was no worker, and nothing was done."""
         self.clear()
-        # What ended before that is found here, what ends later is told.
+        # What ended before that is found here, what ends later is reported by the eventfd.
         return None if self._ended.value == self._taken.value else self.wait()
 
     def clear(self) -> None:

@@ -1,10 +1,10 @@
 """`GET /new?size=N`: a new token for etcd members that find each other through this server.
 
 It is what discovery.etcd.io answers: a URL below `/v2/keys/_etcd/registry`, where the size of the
-cluster to be stands already. All the rest of the protocol is plain v2, and needs nothing here.
+new cluster is already. All the rest of the protocol is plain v2, and needs nothing here.
 
-A token is a directory that ends by itself. It is made as the guest that asks for it might make it,
-where users are asked for.
+A token is a directory with a TTL. It is made as the guest that asks for it might make it, where
+users are asked for.
 """
 
 from __future__ import annotations

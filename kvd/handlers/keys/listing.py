@@ -42,7 +42,7 @@ _FIRST = b',"nodes":['
 class Listing(NamedTuple):
     """The last pieces of a body, and its parts where it lasts: until something in it is changed.
 
-    What shows a TTL does not last, it changes by itself. `lines` are further header lines.
+    What shows a TTL does not last: it changes with time. `lines` are further header lines.
     """
 
     pieces: Parts

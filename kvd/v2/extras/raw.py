@@ -1,7 +1,7 @@
 """Raw values: a file's bytes as the body of a request or an answer, with entity tags (RFC 9110).
 
 The entity tag of a file is its modified index. What is UTF-8 is text, all else is octets; either
-way a browser is told to take it for nothing else, and to run nothing that is in it.
+way headers forbid a browser to take it for anything else, and to run nothing that is in it.
 
 A write is that of `/v2/keys` with the same query, but its value is the body, whatever that is. In
 place of conditions in the query it may have those of HTTP:
