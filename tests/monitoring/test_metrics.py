@@ -342,7 +342,7 @@ def test_bounds_of_durations_include_those_of_etcd():
 
 
 def test_the_dashboard_asks_only_for_what_there_is(fresh_server):
-    dashboard = json.loads((ROOT / "scripts" / "deploy" / "grafana-kvd.json").read_text())
+    dashboard = json.loads((ROOT / "kvd" / "ui" / "grafana-kvd.json").read_text())
     asked = set()
     for panel in dashboard["panels"]:
         for target in panel.get("targets", ()):

@@ -20,11 +20,21 @@ let authorization = sessionStorage.getItem(STORED) || "";
 
 export const isLoggedIn = () => authorization !== "";
 
-/** Log in; `stays` keeps it until the tab is closed, otherwise it ends with the page. */
-export function setLogin(user, password, stays) {
+/** Log in and return the session; `stays` keeps it until the tab is closed, otherwise it ends with the page. What is
+ *  refused leaves the user that was logged in. */
+export async function logIn(user, password, stays) {
   const text = new TextEncoder().encode(`${user}:${password}`);
+  const before = authorization;
   authorization = `Basic ${btoa(String.fromCharCode(...text))}`;
-  if (stays) sessionStorage.setItem(STORED, authorization);
+  try {
+    const found = await session();
+    if (stays) sessionStorage.setItem(STORED, authorization);
+    else sessionStorage.removeItem(STORED);
+    return found;
+  } catch (error) {
+    authorization = before;
+    throw error;
+  }
 }
 
 export function forgetLogin() {
@@ -49,6 +59,7 @@ export async function send(method, place, { form = null, body = null, headers = 
     }
     reach(true);
     const index = Number(answer.headers.get("X-Etcd-Index"));
+    if (index) state.lowest = Math.min(state.lowest, index);
     if (index > state.index) {
       state.index = index;
       update();

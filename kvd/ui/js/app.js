@@ -221,6 +221,7 @@ function bands() {
 
 setInterval(() => {
   if (!state.isOnline || detail.ends) update();
+  detailView.noteEnd();
 }, 1000);
 
 function startSplit(event) {
@@ -255,7 +256,7 @@ async function reload() {
 async function toggleHidden() {
   state.showsHidden = !state.showsHidden;
   remember("showsHidden", state.showsHidden);
-  feed.restart();
+  feed.restart(false);
   await tree.reloadAll();
 }
 
@@ -313,7 +314,6 @@ const isMove = key => ["j", "k", "h", "l", "ArrowDown", "ArrowUp", "ArrowLeft", 
 // The beginning.
 
 feed.on("event", tree.apply);
-feed.on("gap", () => tree.reloadAll());
 feed.on("stale", () => tree.reloadAll());
 api.onReach(() => {
   tree.reloadAll();
@@ -335,6 +335,7 @@ onDraw(() => {
 /** Begin, or begin again as another user. */
 function begin() {
   tree.reset();
+  parts.live?.clear(); // what another user may have seen
   detail.path = null;
   feed.restart();
   onRoute();
@@ -352,15 +353,22 @@ async function start() {
   try {
     state.session = await api.session();
   } catch (error) {
-    if (error.status === 401) {
-      api.forgetLogin();
-      state.session = await api.session();
-    }
+    if (error.status === 401) api.forgetLogin();
   }
   if (state.session) begin();
-  else api.onReach(() => detail.path ?? begin());
+  else beginLater();
   update();
   setTimeout(watchSpace, 5000);
+}
+
+/** Without a session nothing can be shown: ask again until there is one. */
+async function beginLater() {
+  try {
+    state.session ??= await api.session();
+    begin();
+  } catch {
+    setTimeout(beginLater, 2000);
+  }
 }
 
 /** A full disk is told by the checks; every half minute, while one looks. */

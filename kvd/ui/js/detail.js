@@ -11,11 +11,12 @@ import * as feed from "./feed.js";
 export const SHOWN_BYTES = 1 << 20;
 const HEX_BYTES = 4096;
 const COUNT_AGAIN_MS = 2000;
+const END_MS = 700;
 
 /** What is shown. `status`: loading, key, dir, missing, denied, failed. */
 export const detail = { path: null, status: "none", run: 0, isFormatted: true, editor: null, history: null };
 
-const later = { timer: 0, count: 0 };
+const later = { timer: 0, count: 0, path: "", pause_ms: COUNT_AGAIN_MS };
 
 /** Show a path, or read it again. */
 export async function show(path, { again = false } = {}) {
@@ -36,6 +37,9 @@ export async function show(path, { again = false } = {}) {
   }
   update();
 }
+
+/** Read a path again, if it is still the one that is shown. */
+export const showAgain = path => (path === detail.path ? show(path, { again: true }) : undefined);
 
 const statusOf = error =>
   error.code === 100 || error.code === 104 ? "missing" : error.status === 401 || error.code === 110 ? "denied" : "failed";
@@ -70,15 +74,21 @@ export const comparable = value => (value.isBinary ? hex(value.data) : value.tex
 /** Whole seconds that a key has left; 0: it does not end. */
 export const left_s = () => (detail.ends ? Math.max(1, Math.ceil((detail.ends - performance.now()) / 1000)) : 0);
 
+/** Count what is below. What waits is not put off by what changes meanwhile: some directories change all the time. */
 function countLater(ms) {
-  clearTimeout(later.count);
   const { path } = detail;
+  if (ms && later.path === path && later.count) return;
+  clearTimeout(later.count);
+  later.path = path;
   later.count = setTimeout(async () => {
+    later.count = 0;
     if (detail.path !== path || detail.status !== "dir" || !mayList(path)) return;
+    const began = performance.now();
     try {
       const counted = await api.read(path, { count: true, recursive: true, hidden: true }, { isDir: true });
       if (detail.path === path) detail.counted = counted;
     } catch { /* it is shown without */ }
+    later.pause_ms = Math.max(COUNT_AGAIN_MS, 10 * (performance.now() - began));
     update();
   }, ms);
 }
@@ -92,7 +102,7 @@ feed.on("event", event => {
     else if (GONE.has(event.action)) vanish();
     else readAgain();
     if (detail.history && key === path) detail.history.isStale = true;
-  } else if (status === "dir" && isBelow(key, path)) countLater(COUNT_AGAIN_MS);
+  } else if (status === "dir" && isBelow(key, path)) countLater(later.pause_ms);
 });
 const GONE = new Set(["delete", "expire", "compareAndDelete"]);
 
@@ -105,7 +115,13 @@ function vanish() {
 }
 
 feed.on("stale", () => readAgain());
-feed.on("gap", () => readAgain());
+
+/** A time has run out, and no event has told of it: the key may have been refreshed, of which watchers are not told. */
+export function noteEnd() {
+  if (!detail.ends || performance.now() < detail.ends + END_MS || later.ended === detail.ends) return;
+  later.ended = detail.ends;
+  readAgain();
+}
 
 function readAgain() {
   clearTimeout(later.timer);
@@ -234,7 +250,7 @@ function valueView(node, value, screens) {
       ${button("down", "Download all of it", downloadValue)}</div>` : nothing}
     ${value.kind === "empty" ? html`<p class="note">The value is empty.</p>`
       : value.isBinary ? binary(value)
-      : code(isShownFormatted(value) ? formatted(value.text) : value.text, value.kind, { wraps: state.wraps })}`;
+      : code(isShownFormatted(value) ? (value.formatted ??= formatted(value.text)) : value.text, value.kind, { wraps: state.wraps })}`;
 }
 
 const isShownFormatted = value => value.kind === "JSON" && !value.error && detail.isFormatted;

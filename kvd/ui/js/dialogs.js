@@ -2,8 +2,8 @@
 
 import { html, nothing } from "../vendor/lit-html.js";
 import * as api from "./api.js";
-import { bytes, join, nameOf, number, parentOf, sizeOf } from "./format.js";
-import { detail, left_s, leftText, show } from "./detail.js";
+import { bytes, clean, join, nameOf, number, parentOf, sizeOf } from "./format.js";
+import { detail, left_s, leftText, show, showAgain } from "./detail.js";
 import { hasDrafts, dropDrafts } from "./editor.js";
 import { button, copy, dialog, icon } from "./parts.js";
 import { applyTheme, go, refusal, remember, remembered, state, toast, update } from "./state.js";
@@ -50,7 +50,7 @@ export function create(dir, path = "") {
       const { node } = await api.write(target, sent);
       shown.close();
       toast(`Created ${nameOf(target)} at index ${number(node.modifiedIndex)}.`, { seconds: 8 });
-      if (detail.path === target) await show(target);
+      if (detail.path === target) await show(target, { again: true });
       go("keys", target);
     } catch (error) {
       form.isBusy = false;
@@ -59,8 +59,6 @@ export function create(dir, path = "") {
     return undefined;
   }
 }
-
-const clean = path => `/${path.split("/").filter(Boolean).join("/")}`;
 
 function hint(path) {
   const parent = path.endsWith("/") ? clean(path) : parentOf(clean(path));
@@ -73,6 +71,7 @@ export const remove = screens => (detail.status === "dir" ? removeDir(screens) :
 
 function removeKey() {
   const { path, node, value } = detail;
+  const left = left_s();
   let problem = "";
   const shown = dialog("Delete this key?", (redraw, close) => html`
     <div class="dialog-body"><h2>Delete ${nameOf(path)}?</h2><p class="mono wrap">${path}</p>
@@ -81,7 +80,6 @@ function removeKey() {
     <div class="dialog-foot">${button(null, "Cancel", close)}<button type="button" class="button danger solid" autofocus @click=${act}>Delete</button></div>`);
   async function act() {
     try {
-      const left = left_s();
       const kept = value.isCut ? (await api.raw(path)).bytes : value.data;
       await api.remove(path, { prevIndex: node.modifiedIndex });
       shown.close();
@@ -108,23 +106,24 @@ function removeDir(screens) {
   const { path, counted } = detail;
   const form = { typed: "", problem: "", isBusy: false };
   const name = nameOf(path);
+  const typable = name.replace(/[\r\n]/g, ""); // a field has one line
   const what = counted ? `${counted.complete ? "" : "at least "}${number(counted.keys)} ${counted.keys === 1 ? "key" : "keys"}` : "everything";
   const shown = dialog("Delete this directory?", (redraw, close) => html`<form @submit=${event => act(event)}>
     <div class="dialog-body"><h2>Delete ${name} and everything below it?</h2><p class="mono wrap">${path}</p>
       <div class="band bad">${icon("warn")}<span>${counted ? html`<b>${what}</b> and <b>${number(counted.dirs)}</b> ${counted.dirs === 1 ? "directory" : "directories"},
         ${bytes(counted.bytes)} of values, will be gone at once.` : html`All of it will be gone at once.`} Hidden ones too.</span></div>
       <p>Watchers of anything below are told of one event, the deletion of the directory. An export first is the only way back.</p>
-      ${field(html`Type <code>${name}</code> to confirm`, html`<input class="mono" autofocus autocomplete="off" spellcheck="false" .value=${form.typed}
+      ${field(html`Type <code>${typable}</code> to confirm`, html`<input class="mono" autofocus autocomplete="off" spellcheck="false" .value=${form.typed}
         @input=${event => {
           form.typed = event.target.value;
           redraw();
         }}>`)}
       ${form.problem ? html`<p class="bad" role="alert">${form.problem}</p>` : nothing}</div>
     <div class="dialog-foot">${button("down", "Export first", screens.exportAll, { kind: "first" })}${button(null, "Cancel", close)}
-      <button class="button danger solid" ?disabled=${form.typed !== name || form.isBusy}>Delete ${what}</button></div></form>`);
+      <button class="button danger solid" ?disabled=${form.typed !== typable || form.isBusy}>Delete ${what}</button></div></form>`);
   async function act(event) {
     event.preventDefault();
-    if (form.typed !== name) return;
+    if (form.typed !== typable || form.isBusy) return;
     form.isBusy = true;
     shown.redraw();
     try {
@@ -167,7 +166,7 @@ export function ttl() {
       else await api.write(path, { refresh: "true", ttl: form.seconds, prevExist: "true", prevIndex: node.modifiedIndex });
       shown.close();
       toast(form.way === "never" ? "It expires no more." : `It expires in ${form.seconds} seconds.`, { seconds: 8 });
-      await show(path, { again: true });
+      await showAgain(path);
     } catch (error) {
       form.problem = error.code === 101 ? "The key has changed meanwhile; close this and look again." : error.message;
       shown.redraw();
@@ -214,14 +213,11 @@ export function login(then) {
     event.preventDefault();
     form.isBusy = true;
     shown.redraw();
-    api.setLogin(form.user, form.password, false);
     try {
-      state.session = await api.session();
-      if (form.stays) api.setLogin(form.user, form.password, true);
+      state.session = await api.logIn(form.user, form.password, form.stays);
       shown.close();
       then();
     } catch (error) {
-      api.forgetLogin();
       form.problem = error.status === 401 ? "Wrong user or password." : error.message;
       form.isBusy = false;
       shown.redraw();

@@ -3,7 +3,7 @@
 import { html, nothing } from "../vendor/lit-html.js";
 import * as api from "./api.js";
 import { counts, diff, linesOf } from "./diff.js";
-import { detail, leftText, left_s, show } from "./detail.js";
+import { detail, leftText, left_s, showAgain } from "./detail.js";
 import { nameOf, number, plural } from "./format.js";
 import { button, dialog, icon } from "./parts.js";
 import { toast, update } from "./state.js";
@@ -27,7 +27,7 @@ export async function edit() {
   const draft = drafts.get(detail.path);
   detail.editor = new Editor(draft ?? {
     path: detail.path, base: value.text, index: detail.node.modifiedIndex, text: plain(value.text),
-    kind: value.kind, keeps: detail.ends > 0, other: 0,
+    kind: value.kind, keeps: detail.ends > 0, expires: detail.ends > 0, other: 0,
   });
   update();
   requestAnimationFrame(() => detail.editor?.focus());
@@ -117,9 +117,10 @@ export class Editor {
     await this.put(this.saved, this.draft.index);
   }
 
-  /** Store a text if the key is as it was at an index; otherwise open the merge. */
+  /** Store a text if the key is as it was at an index; otherwise open the merge. What is typed until the answer comes
+   *  is a further change. */
   async put(text, index) {
-    const { path, keeps } = this.draft;
+    const { path, keeps, text: typed } = this.draft;
     this.isSaving = true;
     this.error = "";
     update();
@@ -127,9 +128,11 @@ export class Editor {
       const form = index ? { value: text, prevIndex: index } : { value: text, prevExist: "false" };
       if (keeps && detail.ends) form.ttl = left_s();
       const { node } = await api.write(path, form);
-      this.close();
       toast(`Saved at index ${number(node.modifiedIndex)}.`, { seconds: 8 });
-      await show(path, { again: true });
+      if (this.draft.text === typed) {
+        this.close();
+        await showAgain(path);
+      } else Object.assign(this.draft, { base: text, index: node.modifiedIndex, ...(this.draft.other > node.modifiedIndex ? {} : { isGone: false, other: 0 }) });
     } catch (error) {
       if (error.code === 101 || error.code === 105) await this.openMerge();
       else if (error.code === 100) this.draft.isGone = true;
@@ -141,14 +144,18 @@ export class Editor {
   }
 
   async openMerge() {
-    const { startMerge } = await import("./merge.js");
-    this.merge = await startMerge(this);
+    try {
+      const { startMerge } = await import("./merge.js");
+      this.merge = await startMerge(this);
+    } catch (error) {
+      this.error = `Somebody saved this key meanwhile, and what is stored could not be read: ${error.message}. Save again.`;
+    }
     update();
   }
 
   close() {
     drafts.delete(this.draft.path);
-    detail.editor = null;
+    if (detail.editor === this) detail.editor = null; // it may be that of another key by now
     update();
   }
 
@@ -156,7 +163,7 @@ export class Editor {
   leave() {
     if (!this.isChanged) {
       this.close();
-      return show(this.draft.path, { again: true });
+      return showAgain(this.draft.path);
     }
     return dialog("Drop your change?", (redraw, close) => html`
       <div class="dialog-body"><h2>Drop your change?</h2><p>What you typed into <code>${nameOf(this.draft.path)}</code> is not saved.</p></div>
@@ -164,7 +171,7 @@ export class Editor {
         <button type="button" class="button danger solid" autofocus @click=${() => {
           close();
           this.close();
-          show(this.draft.path, { again: true });
+          showAgain(this.draft.path);
         }}>Drop it</button></div>`);
   }
 
@@ -178,7 +185,7 @@ export class Editor {
     const kind = draft.text.length > COLOURED_MAX ? "text" : this.kind();
     const wrong = this.problem?.line;
     return html`
-      ${draft.isGone ? this.goneBand() : draft.other ? html`<div class="band warn" role="alert">${icon("warn")}<span><b>Somebody saved this key while you were
+      ${draft.isGone ? this.goneBand() : draft.other && !this.isSaving ? html`<div class="band warn" role="alert">${icon("warn")}<span><b>Somebody saved this key while you were
         editing</b> (index ${number(draft.other)}). Nothing is overwritten: saving shows both changes.</span></div>` : nothing}
       <div class="editor"><div class="sheet">
         <div class="gutter" aria-hidden="true">${lines.map((_, at) => html`<span class=${at + 1 === wrong ? "wrong" : ""}>${at + 1}</span>`)}</div>
@@ -190,6 +197,15 @@ export class Editor {
       ${this.foot()}`;
   }
 
+  /** How many lines were added and removed; the page is drawn far more often than the text changes. */
+  steps() {
+    const { base, text } = this.draft;
+    if (this.counted?.text !== text || this.counted.base !== base) {
+      this.counted = { base, text, steps: counts(diff(linesOf(plain(base)), linesOf(text))) };
+    }
+    return this.counted.steps;
+  }
+
   goneBand() {
     return html`<div class="band bad" role="alert">${icon("warn")}<span><b>This key was deleted meanwhile.</b> Your text is still here.</span>
       ${button(null, "Create it again", () => this.put(this.saved, 0))}</div>`;
@@ -197,7 +213,7 @@ export class Editor {
 
   foot() {
     const { draft, problem } = this;
-    const steps = this.isChanged && draft.text.length < COUNTED_MAX ? counts(diff(linesOf(plain(draft.base)), linesOf(draft.text))) : null;
+    const steps = this.isChanged && draft.text.length < COUNTED_MAX ? this.steps() : null;
     return html`<div class="foot">
       <div class="foot-facts">
         ${problem ? html`<span class="bad">line ${number(problem.line)}: ${problem.message}</span>`

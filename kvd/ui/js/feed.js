@@ -11,12 +11,14 @@ const QUIET_S = 10;
 const HIDDEN_MS = 30_000;
 const CROWD = 500;
 const BUSY_MS = 5000;
+const REFUSED_MS = 5000;
+const SETTLED_MS = 2000;
 const VALUE_BYTES = 400;
 
 const listeners = { event: [], gap: [], stale: [], state: [] };
-const feed = { runs: 0, abort: null, index: 0, isLive: false, hiddenTimer: 0, isPaused: false, second: 0, count: 0 };
+const feed = { runs: 0, abort: null, index: 0, lost: null, isLive: false, hiddenTimer: 0, isPaused: false, second: 0, count: 0 };
 
-/** "event" (an event), "gap" ({from, to}), "stale" (read again), "state" (taken up, or lost). */
+/** "event" (an event), "gap" ({from, to, isBusy}), "stale" (read again), "state" (taken up, or lost). */
 export const on = (name, listener) => listeners[name].push(listener);
 export const isLive = () => feed.isLive;
 
@@ -26,7 +28,11 @@ const tell = (name, value) => listeners[name].forEach(listener => listener(value
 export function restart(fromNow = true) {
   feed.abort?.abort();
   feed.runs += 1;
-  if (fromNow) feed.index = 0;
+  if (fromNow) {
+    feed.index = 0;
+    feed.lost = null;
+    state.lowest = Infinity;
+  }
   run(feed.runs);
 }
 
@@ -62,38 +68,60 @@ async function run(number) {
     feed.abort = new AbortController();
     try {
       const answer = await send("GET", where, { signal: feed.abort.signal });
-      if (!answer.ok) throw new ApiError(answer.status, await answer.json());
+      if (!answer.ok) throw new ApiError(answer.status, await answer.json().catch(() => null));
       const at = Number(answer.headers.get("X-Etcd-Index"));
       if (feed.index > at) {
         // Another store than before, whose index has not come so far.
         feed.abort.abort();
-        tell("gap", { from: feed.index + 1, to: at });
         state.index = at;
-        feed.index = 0;
+        lose();
         continue;
       }
-      feed.index ||= at;
-      setLive(true);
-      setTimeout(() => feed.count <= CROWD && setBusy(false), 2000);
+      takenUp(at, isCurrent);
       await take(answer.body.getReader(), isCurrent);
     } catch (error) {
       if (!isCurrent()) return;
       if (error.code === 401) {
-        tell("gap", { from: feed.index + 1, to: error.index });
-        feed.index = 0;
+        lose();
         continue;
       }
       if (error instanceof Crowd) {
-        if (await wait(BUSY_MS, isCurrent)) tell("stale");
-        feed.index = 0;
+        await wait(BUSY_MS, isCurrent);
+        if (isCurrent()) lose(true);
         continue;
       }
       setLive(false);
-      if (error instanceof ApiError) return; // no right to watch: nothing is live
+      if (error instanceof ApiError) {
+        if (error.status < 500 && error.status !== 429) return; // no right to watch: nothing is live
+        await wait(REFUSED_MS, isCurrent); // too much at a time, say
+      }
       if (error instanceof Offline && !state.isOnline) return; // taken up when it answers again
     }
     await wait(300, isCurrent);
   }
+}
+
+/** Begin from now: what came since the last event is told as a gap once the stream is there. */
+function lose(isBusy = false) {
+  feed.lost ??= { from: feed.index + 1, isBusy };
+  state.lowest = Infinity;
+  feed.index = 0;
+}
+
+/** The stream is there: what it does not tell, since it came before, is read. */
+function takenUp(at, isCurrent) {
+  const isFresh = !feed.index;
+  feed.index ||= at;
+  setLive(true);
+  if (feed.lost) {
+    if (at >= feed.lost.from || !feed.lost.isBusy) tell("gap", { ...feed.lost, to: at });
+    feed.lost = null;
+    tell("stale");
+  }
+  setTimeout(() => {
+    if (feed.count <= CROWD) setBusy(false);
+    if (isCurrent() && isFresh && state.lowest < at) tell("stale");
+  }, SETTLED_MS);
 }
 
 const wait = (ms, isCurrent) => new Promise(done => setTimeout(() => done(isCurrent()), ms));

@@ -2,7 +2,7 @@
 
 import { html, nothing } from "../vendor/lit-html.js";
 import * as api from "./api.js";
-import { join, nameOf, number, parentOf } from "./format.js";
+import { clean, nameOf, number, parentOf } from "./format.js";
 import { button, dialog, icon } from "./parts.js";
 import { go, readableRoots, remember, remembered, say, state } from "./state.js";
 
@@ -17,7 +17,7 @@ export function visited(path) {
 }
 
 export function openFinder() {
-  const find = { text: "", rows: recent(), at: 0, inValues: remembered("inValues", true), told: "", next: null, isBusy: false, timer: 0, abort: null };
+  const find = { text: "", rows: recent(), at: 0, inValues: remembered("inValues", true), told: "", next: null, isBusy: false, timer: 0, abort: null, isPending: false, opensFirst: false };
   const shown = dialog("Find", redraw => html`
     <div class="finder"><input class="find-field mono" autofocus role="combobox" aria-expanded="true" aria-controls="found" aria-autocomplete="list"
         aria-activedescendant=${find.rows.length ? `found-${find.at}` : nothing} aria-label="Find a path or a word"
@@ -35,7 +35,7 @@ export function openFinder() {
   { kind: "finder-dialog", onClose: () => find.abort?.abort() });
 
   function rowView(row, at) {
-    return html`<li id="found-${at}" role="option" aria-selected=${String(at === find.at)} class="found" @click=${() => open(at)} @pointermove=${() => {
+    return html`<li id="found-${at}" role="option" aria-selected=${String(at === find.at)} class="found" @click=${() => openRow(find.rows[at])} @pointermove=${() => {
       if (find.at === at) return;
       find.at = at;
       shown.redraw();
@@ -44,8 +44,7 @@ export function openFinder() {
   }
 
   function type(text) {
-    find.text = text;
-    find.at = 0;
+    Object.assign(find, { text, at: 0, isPending: text !== "", opensFirst: false });
     clearTimeout(find.timer);
     find.abort?.abort();
     if (!text) {
@@ -67,10 +66,11 @@ export function openFinder() {
       if (error.name === "AbortError") return;
       Object.assign(find, { rows: [], told: error.code === 100 ? "no such directory" : error.message, next: null });
     }
-    find.isBusy = false;
+    Object.assign(find, { isBusy: false, isPending: false });
     if (shown.element.open) {
       shown.redraw();
       say(find.told);
+      if (find.opensFirst) open(0);
     }
   }
 
@@ -98,10 +98,15 @@ export function openFinder() {
   });
 
   function open(at) {
-    const row = find.rows[at];
+    if (find.isPending && !find.text.startsWith("/")) return void (find.opensFirst = true);
+    // What is listed while the answer has not come is of another text.
+    openRow(find.isPending ? null : find.rows[at]);
+  }
+
+  function openRow(row) {
     if (!row && !find.text.startsWith("/")) return;
     shown.close();
-    go("keys", row ? row.path : join("/", find.text.split("/").filter(Boolean).join("/")));
+    go("keys", row ? row.path : clean(find.text));
   }
 
   function onKey(event) {

@@ -68,15 +68,25 @@ export const partsOf = path => path.split("/").filter(Boolean);
 export const isBelow = (path, dir) => dir === "/" || path === dir || path.startsWith(`${dir}/`);
 export const isHidden = path => partsOf(path).some(name => name.startsWith("_"));
 
+/** A path as the server takes it: without empty parts, "." and "..". Browsers take those out of an address as well, but
+ *  beyond the keys too: what is no longer in a path cannot lead to another route. */
+export function clean(path) {
+  const parts = [];
+  for (const name of partsOf(path)) {
+    if (name === "..") parts.pop();
+    else if (name !== ".") parts.push(name);
+  }
+  return `/${parts.join("/")}`;
+}
+
 /** A path as it stands in a URL; a lone surrogate, which no key has, becomes U+FFFD. */
 export function encodePath(path) {
-  return path.split("/").map(name => encodeURIComponent(name.toWellFormed?.() ?? name)).join("/");
+  return clean(path).split("/").map(name => encodeURIComponent(name.toWellFormed?.() ?? name)).join("/");
 }
 
 export function decodePath(text) {
   try {
-    const path = `/${text}`.split("/").map(decodeURIComponent).filter(Boolean).join("/");
-    return `/${path}`;
+    return clean(text.split("/").map(decodeURIComponent).join("/"));
   } catch {
     return "/";
   }

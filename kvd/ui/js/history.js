@@ -3,7 +3,7 @@
 import { html, nothing } from "../vendor/lit-html.js";
 import * as api from "./api.js";
 import { ago, day, number } from "./format.js";
-import { comparable, detail, left_s, show, valueOf } from "./detail.js";
+import { comparable, detail, showAgain, valueOf } from "./detail.js";
 import { action, button, dialog } from "./parts.js";
 import { difference } from "./difference.js";
 import { refusal, toast, update } from "./state.js";
@@ -22,14 +22,17 @@ class History {
     this.limit = 0;
     this.state = "loading";
     this.isStale = false;
+    this.run = 0;
     this.read();
   }
 
   async read(before = null) {
     this.isStale = false;
+    const run = (this.run += 1);
     try {
       const query = { history: true, limit: PAGE, before, base64: true, maxValue: VALUE_BYTES };
       const answer = await api.read(this.path, query);
+      if (run !== this.run) return;
       const events = answer.events.map(event => ({
         ...event,
         at: new Date(event.time),
@@ -43,6 +46,7 @@ class History {
       this.chosen = this.events.some(event => event.node.modifiedIndex === this.chosen) ? this.chosen : this.events[0]?.node.modifiedIndex ?? 0;
       this.state = "ready";
     } catch (error) {
+      if (run !== this.run) return;
       this.state = "failed";
       this.error = error;
     }
@@ -124,6 +128,7 @@ async function restore(event, restored) {
     problem = error.message;
   }
   const exists = status === "key";
+  const { ends } = detail;
   const current = exists ? comparable(detail.value) : "";
   const shown = dialog("Restore this version?", (redraw, close) => html`
     <div class="dialog-body"><h2>Restore index ${number(index)}?</h2>
@@ -135,11 +140,11 @@ async function restore(event, restored) {
   async function put() {
     try {
       const query = exists ? { prevIndex: node.modifiedIndex } : { prevExist: "false" };
-      if (exists && detail.ends) query.ttl = left_s();
+      if (exists && ends) query.ttl = Math.max(1, Math.ceil((ends - performance.now()) / 1000));
       const answer = await api.writeBytes(path, bytes, query);
       shown.close();
       toast(`Restored; it is index ${number(answer.node.modifiedIndex)} now.`, { seconds: 8 });
-      await show(path, { again: true });
+      await showAgain(path);
       if (detail.history) detail.history.isStale = true;
       update();
     } catch (error) {

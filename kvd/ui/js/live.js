@@ -14,8 +14,8 @@ const TEXT = 200;
 const live = { lines: [], held: [], isPaused: false, word: "", off: new Set(), count: 0, number: 0, atEnd: true };
 
 feed.on("event", event => add({ kind: "event", event, at: new Date() }));
-feed.on("gap", ({ from, to }) => {
-  add({ kind: "gap", from, to, at: new Date() });
+feed.on("gap", ({ from, to, isBusy }) => {
+  add({ kind: "gap", from, to, isBusy, at: new Date() });
   say("Some events could not be told any more.");
 });
 feed.on("state", isLive => add({ kind: "state", isLive, at: new Date() }));
@@ -27,6 +27,11 @@ function add(line) {
   list.push(line);
   if (list.length > KEPT) list.splice(0, list.length - KEPT);
   if (state.route.page === "live") update();
+}
+
+export function clear() {
+  Object.assign(live, { lines: [], held: [], count: 0 });
+  update();
 }
 
 export function togglePause() {
@@ -57,12 +62,7 @@ export function liveView() {
         update();
       }}>
       ${button(live.isPaused ? "play" : "pause", live.isPaused ? "Go on" : "Pause", togglePause, { title: "Pause (Space)" })}
-      ${button(null, "Clear", () => {
-        live.lines = [];
-        live.held = [];
-        live.count = 0;
-        update();
-      })}</div>
+      ${button(null, "Clear", clear)}</div>
     <div class="chips"><div role="group" aria-label="Actions">${ACTIONS.map(name => html`<button type="button" class="chip a-${name}" aria-pressed=${String(!live.off.has(name))} @click=${() => {
         if (!live.off.delete(name)) live.off.add(name);
         update();
@@ -95,7 +95,7 @@ function lineView(line) {
   const time = clock(line.at, { millis: true });
   if (line.kind === "gap") {
     return html`<div class="event gap"><span class="time">${time}</span><span class="whole">${icon("warn", 14)} Not shown: events ${number(line.from)} to ${number(line.to)}.
-      The history of the server does not reach so far back.</span></div>`;
+      ${line.isBusy ? "More came than can be shown." : "The history of the server does not reach so far back."}</span></div>`;
   }
   if (line.kind === "state") {
     return html`<div class="event quiet"><span class="time">${time}</span><span class="whole">${line.isLive ? "connected" : "connection lost"}</span></div>`;

@@ -30,6 +30,9 @@ export async function startMerge(editor) {
     return null;
   }
   detail.ends = node.ttl == null ? 0 : performance.now() + node.ttl * 1000;
+  // A time that somebody else has given it meanwhile is a change of theirs.
+  if (detail.ends && !draft.expires) draft.keeps = true;
+  draft.expires = detail.ends > 0;
   return new Merge(editor, node, value);
 }
 

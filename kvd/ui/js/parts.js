@@ -6,8 +6,18 @@ import { toast } from "./state.js";
 
 const NUMBERED_MAX = 20_000;
 
+// What was drawn last: the page is drawn again for each change of anything, and a long text takes long.
+let last = { text: null };
+
 /** A text with the numbers of its lines, and colours where it is short enough. */
 export function code(text, kind, { wraps = false, label = "Value" } = {}) {
+  if (last.text !== text || last.kind !== kind || last.wraps !== wraps || last.label !== label) {
+    last = { text, kind, wraps, label, drawn: drawCode(text, kind, wraps, label) };
+  }
+  return last.drawn;
+}
+
+function drawCode(text, kind, wraps, label) {
   const lines = text.split("\n");
   if (lines.length > NUMBERED_MAX) {
     return html`<div class="code plain" tabindex="0" role="region" aria-label=${label}><pre>${text}</pre></div>`;

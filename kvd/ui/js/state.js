@@ -6,6 +6,7 @@ export const state = {
   session: null,
   route: { page: "keys", path: "/" },
   index: 0,
+  lowest: Infinity, // the lowest index of an answer since the feed began
   isOnline: true,
   downSince: 0,
   retryAt: 0,

@@ -9,22 +9,23 @@ import { remember, remembered, state, update } from "./state.js";
 
 const SPAN_S = 900;
 
-const status = { told: null, samples: [], timer: 0, hover: null, error: null, asTable: remembered("asTable", false) };
+const status = { runs: 0, told: null, samples: [], timer: 0, hover: null, error: null, asTable: remembered("asTable", false) };
 
 export async function start() {
   stop();
-  await read();
+  await read(status.runs);
 }
 
 export function stop() {
   clearTimeout(status.timer);
-  status.timer = 0;
+  status.runs += 1;
 }
 
-async function read() {
+async function read(run) {
   try {
     const since = status.samples.at(-1)?.[0] ?? 0;
     const told = await api.status(since);
+    if (run !== status.runs) return;
     const samples = [...status.samples, ...told.samples];
     // Another server than before begins anew.
     if (status.told && told.uptime < status.told.uptime) samples.splice(0, status.samples.length);
@@ -36,7 +37,7 @@ async function read() {
     status.error = error;
   }
   update();
-  if (state.route.page === "status") status.timer = setTimeout(read, (status.told?.every ?? 2) * 1000);
+  if (run === status.runs) status.timer = setTimeout(read, (status.told?.every ?? 2) * 1000, run);
 }
 
 const rate = value => (value == null ? "–" : number(value < 10 ? Math.round(value * 10) / 10 : Math.round(value)));
@@ -116,6 +117,6 @@ function more(told) {
     ["Compare-and-swap that met a change", number((store.compareAndSwap?.[1] ?? 0) + (store.compareAndDelete?.[1] ?? 0))],
     ...(told.dataDir ? [["Data directory", html`<code>${told.dataDir}</code>`]] : []),
     ["Raft index, term", `${number(told.raftIndex)}, ${number(told.term)}`],
-    ["For Prometheus and Grafana", html`<a href="../metrics">/metrics</a>, and the dashboard <code>scripts/deploy/grafana-kvd.json</code> of the source`]];
+    ["For Prometheus and Grafana", html`<a href="../metrics">/metrics</a>, and <a href="grafana-kvd.json" download>a dashboard</a>`]];
   return html`<dl class="table">${rows.map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>`;
 }

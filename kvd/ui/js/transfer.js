@@ -2,11 +2,11 @@
 
 import { html, nothing } from "../vendor/lit-html.js";
 import * as api from "./api.js";
-import { bytes, join, nameOf, number, plural, sizeOf } from "./format.js";
+import { bytes, clean, join, nameOf, number, plural, sizeOf } from "./format.js";
 import { valueOf } from "./detail.js";
 import { button, dialog, download, icon } from "./parts.js";
 import { difference } from "./difference.js";
-import { refusal, say } from "./state.js";
+import { refusal, say, toast } from "./state.js";
 import { yamlModule } from "./syntax.js";
 
 const PAGE = 500;
@@ -99,7 +99,7 @@ export function importAll(path, then) {
       ${form.isDone ? result() : form.plan ? planView() : html`
         <p>JSON or YAML, nested or with paths as names, or etcd's v2 JSON. Nothing is written before you have seen what changes.</p>
         <label class="field"><span>A file</span><input type="file" accept=".json,.yaml,.yml,.txt" @change=${async event => {
-          form.text = await event.target.files[0].text();
+          form.text = (await event.target.files[0]?.text()) ?? form.text;
           redraw();
         }}></label>
         <label class="field"><span>Or its text</span><textarea class="mono" rows="9" spellcheck="false" autofocus .value=${form.text} @input=${event => {
@@ -113,7 +113,10 @@ export function importAll(path, then) {
       ${form.isDone ? nothing : form.plan
         ? html`<button type="button" class="button primary" ?disabled=${form.isBusy || !writes().length} @click=${act}>Write ${plural(writes().length, "key")}</button>`
         : html`<button type="button" class="button primary" ?disabled=${form.isBusy || !form.text.trim()} @click=${compareAll}>Compare</button>`}</div>`,
-  { kind: "wide", onClose: () => (form.isStopped = true) });
+  { kind: "wide", onClose: () => {
+    form.isStopped = true;
+    if (form.plan && form.isBusy) toast(`Stopped: ${number(form.done)} of ${plural(writes().length, "key")} written.`, { seconds: 12 });
+  } });
 
   const writes = () => form.plan.filter(each => each.kind === "new" || each.kind === "changed");
 
@@ -154,7 +157,9 @@ export function importAll(path, then) {
     for (const each of writes()) {
       if (form.isStopped) return;
       const query = each.index ? { prevIndex: each.index } : { prevExist: "false" };
-      if (each.ttl) query.ttl = each.ttl;
+      // A time that a key has, and that the file does not speak of, stays.
+      const left = each.ttl || (each.ends ? Math.max(1, Math.ceil((each.ends - performance.now()) / 1000)) : 0);
+      if (left) query.ttl = left;
       try {
         await api.writeBytes(each.path, each.data, query);
         form.done += 1;
@@ -180,7 +185,8 @@ export function importAll(path, then) {
 /** A document of JSON or YAML; numbers and words of it stay as they are written. */
 async function parse(text) {
   try {
-    return JSON.parse(text, (_, value, context) => (typeof value === "number" && context?.source ? context.source : value));
+    if (JSON.rawJSON) return JSON.parse(text, (_, value, context) => (typeof value === "number" ? JSON.rawJSON(context.source) : value));
+    JSON.parse(text); // an old browser: the reader of YAML keeps what is written
   } catch (error) {
     if (/^\s*[{[]/.test(text) && !/^\s*\{[^"]*:/.test(text)) throw new Error(`This is no JSON: ${error.message}`, { cause: error });
   }
@@ -200,9 +206,19 @@ function keysOf(document, top) {
   return nestedKeys(document, top);
 }
 
+const isRaw = value => Boolean(JSON.isRawJSON?.(value));
+
+/** The path that a name stands for in a directory. One that leads out of it is refused: a file may come from anybody. */
+function placeBelow(dir, name) {
+  const path = name.split("/").filter(Boolean).reduce(join, dir);
+  if (clean(path) !== path) throw new Error(`“${name}” is no path of a key: it has “.” or “..” in it.`);
+  return path;
+}
+
 function nestedKeys(object, at) {
   return Object.entries(object).flatMap(([name, value]) => {
-    const path = name.split("/").filter(Boolean).reduce(join, at);
+    const path = placeBelow(at, name);
+    if (isRaw(value)) return [ofText(path, value.rawJSON)];
     if (value !== null && typeof value === "object" && !Array.isArray(value)) {
       if (typeof value.$base64 === "string" && Object.keys(value).length === 1) return [ofBytes(path, unpack(value.$base64))];
       return nestedKeys(value, path);
@@ -215,13 +231,20 @@ function v2Keys(node, below, top) {
   if (node.dir) return (node.nodes ?? []).flatMap(child => v2Keys(child, below, top));
   // Keys of an export of a directory are below another directory as they were below that one.
   const base = below && below !== "/" && node.key.startsWith(`${below}/`) ? node.key.slice(below.length) : commonless(node.key, top);
-  const path = base.split("/").filter(Boolean).reduce(join, top);
+  const path = placeBelow(top, base);
   const found = node.encoding === "base64" ? ofBytes(path, unpack(node.value)) : ofText(path, node.value ?? "");
-  return [{ ...found, ttl: node.ttl ?? 0 }];
+  return [{ ...found, ttl: Number(node.ttl?.rawJSON ?? node.ttl ?? 0) }];
 }
 
 const commonless = (key, top) => (top !== "/" && key.startsWith(`${top}/`) ? key.slice(top.length) : key);
-const unpack = text => Uint8Array.from(atob(text), unit => unit.charCodeAt(0));
+function unpack(text) {
+  try {
+    return Uint8Array.from(atob(text), unit => unit.charCodeAt(0));
+  } catch {
+    throw new Error(`“${text.slice(0, 40)}” is no base64.`);
+  }
+}
+
 const ofText = (path, text) => ({ path, text, data: new TextEncoder().encode(text), ttl: 0, isBinary: false });
 const ofBytes = (path, data) => ({ path, text: null, data, ttl: 0, isBinary: true });
 
@@ -252,7 +275,8 @@ function planned(each, node) {
   if (node.dir) return { ...each, kind: "refused", why: "is a directory here" };
   const found = valueOf(node);
   const isSame = found.data.length === each.data.length && found.data.every((byte, at) => byte === each.data[at]);
-  return { ...each, kind: isSame ? "same" : "changed", index: node.modifiedIndex, before: found.text ?? "", isBinary: each.isBinary || found.isBinary };
+  const ends = node.ttl ? performance.now() + node.ttl * 1000 : 0;
+  return { ...each, kind: isSame ? "same" : "changed", index: node.modifiedIndex, ends, before: found.text ?? "", isBinary: each.isBinary || found.isBinary };
 }
 
 /** How many keys below a directory a document does not have. */

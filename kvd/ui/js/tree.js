@@ -15,6 +15,7 @@ import { readableRoots, state, update } from "./state.js";
 const EVERY = 500;
 const PREVIEW_BYTES = 120;
 const STALE_MS = 1500;
+const RECENT_MAX = 1000;
 
 let version = 0;
 const dirs = new Map();
@@ -86,6 +87,7 @@ async function countRead(dir) {
   const first = read(dir, null);
   const told = await api.read(dir.path, { marks: EVERY, hidden }, { isDir: true });
   const page = await first;
+  const lowest = Math.min(told.at, page.at);
   const visible = dir.state === "ready" ? seen(dir) : null;
   dir.marks = told.marks;
   dir.count = told.count;
@@ -97,6 +99,7 @@ async function countRead(dir) {
   dir.pages = pages;
   dir.loading.clear();
   settle(dir, 0);
+  catchUp(dir, 0, lowest);
   const last = dir.sizes.length - 1;
   if (last && dir.sizes[last] === 0) dir.pages[last] = [];
   if (visible) await readStretch(dir, stretchOf(dir, visible));
@@ -127,6 +130,7 @@ async function read(dir, after) {
   if (!answer.node.dir) throw new api.ApiError(404, { errorCode: 104, message: "Not a directory" });
   const children = (answer.node.nodes || []).map(node => entry(node, dir.path));
   children.next = answer.next;
+  children.at = answer.at;
   return children;
 }
 
@@ -162,6 +166,7 @@ export function readStretch(dir, at) {
         if (dir.marks !== marks) return; // it was counted again meanwhile
         dir.pages[at] = children;
         settle(dir, at);
+        catchUp(dir, at, children.at);
       })
       .catch(error => {
         if (!(error instanceof api.Offline)) dir.error = error;
@@ -179,9 +184,11 @@ export function readStretch(dir, at) {
 async function readAll(dir, at) {
   const mark = dir.marks[at];
   const found = [];
+  found.at = Infinity;
   let after = at ? dir.marks[at - 1] : null;
   for (;;) {
     const page = await read(dir, after);
+    found.at = Math.min(found.at, page.at);
     for (const child of page) {
       if (mark !== undefined && compare(child.name, mark) > 0) return found;
       found.push(child);
@@ -353,6 +360,7 @@ export async function reloadAll() {
 
 /** Forget everything: another user may see other keys. */
 export function reset() {
+  recent.length = 0;
   dirs.clear();
   changed();
 }
@@ -365,13 +373,45 @@ function makeStale(dir) {
   }, STALE_MS);
 }
 
+/** The time of children has run out, and no event told of their end: they may have been refreshed, which is not told. */
+export function noteEnds(children) {
+  for (const child of children) {
+    child.isEnded = true;
+    const dir = dirs.get(child.parent || "/");
+    if (dir) makeStale(dir);
+  }
+}
+
 // Events.
 
 const GONE = new Set(["delete", "expire", "compareAndDelete"]);
 
+// What has come lately: an answer may be older than an event that came before it.
+const recent = [];
+
+/** Take into a stretch that was read what has changed since. */
+function catchUp(dir, at, index) {
+  for (const event of recent) {
+    const { key, modifiedIndex } = event.node;
+    if (modifiedIndex <= index || (isHidden(key) && !state.showsHidden)) continue;
+    const steps = stepsTo(key, readableRoots());
+    const number = dir.path === "/" ? 0 : steps.indexOf(dir.path) + 1;
+    const step = steps[number];
+    if (!step || (!number && dir.path !== "/")) continue;
+    const found = find(dir, childName(dir, step));
+    if (found.at !== at || !found.children) continue;
+    if (number === steps.length - 1 && GONE.has(event.action)) {
+      if (found.isThere) found.children.splice(found.place, 1);
+    } else if (!GONE.has(event.action)) put(dir, found, step, number === steps.length - 1 ? event.node : null, event.node);
+    settle(dir, at);
+  }
+}
+
 /** Take an event of the feed into the tree. */
 export function apply(event) {
   const { node } = event;
+  recent.push(event);
+  if (recent.length > 2 * RECENT_MAX) recent.splice(0, RECENT_MAX);
   if (isHidden(node.key) && !state.showsHidden) return;
   if (GONE.has(event.action)) takeOut(node.key);
   else putIn(node, event);
@@ -383,8 +423,8 @@ function putIn(node, event) {
   for (const [number, step] of steps.entries()) {
     if (dir.state !== "ready") return;
     const isLast = number === steps.length - 1;
-    const { children, place, isThere, at } = find(dir, childName(dir, step));
-    if (!children) {
+    const found = find(dir, childName(dir, step));
+    if (!found.children) {
       // It may be new, or not: where it is new the count is wrong.
       if (!event.prevNode) makeStale(dir);
       if (!isLast) {
@@ -393,24 +433,26 @@ function putIn(node, event) {
       }
       continue;
     }
-    const fresh = isLast ? entry(node, dir.path) : entry({ key: step, dir: true, modifiedIndex: node.createdIndex }, dir.path);
-    fresh.name = childName(dir, step);
-    if (!isThere) {
-      children.splice(place, 0, fresh);
-      fresh.glow = performance.now();
-      settle(dir, at);
-      if (children.length > 4 * EVERY) makeStale(dir);
-      changed();
-    } else if (isLast) {
-      if (children[place].dir !== fresh.dir) dropBelow(step);
-      fresh.glow = performance.now();
-      children[place] = fresh;
-      changed();
-    }
+    put(dir, found, step, isLast ? node : null, node);
     if (isLast) return;
     dir = dirs.get(step);
     if (!dir) return;
   }
+}
+
+/** Put a child into a stretch that has been read: a node, or the directory that came into being with one. */
+function put(dir, { at, children, place, isThere }, step, own, node) {
+  const fresh = entry(own ?? { key: step, dir: true, modifiedIndex: node.createdIndex }, dir.path);
+  fresh.name = childName(dir, step);
+  if (isThere && !own) return;
+  if (isThere && children[place].dir !== fresh.dir) dropBelow(step);
+  fresh.glow = performance.now();
+  children.splice(place, isThere ? 1 : 0, fresh);
+  if (!isThere) {
+    settle(dir, at);
+    if (children.length > 4 * EVERY) makeStale(dir);
+  }
+  changed();
 }
 
 function takeOut(path) {

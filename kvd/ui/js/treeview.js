@@ -10,8 +10,9 @@ import * as tree from "./tree.js";
 const HEIGHT_MAX = 12e6;
 const AHEAD = 8;
 const GLOW_MS = 1600;
+const END_MS = 700;
 
-const view = { scroller: null, rows: null, spacer: null, cursor: 0, onSelect: null, drawing: [] };
+const view = { scroller: null, rows: null, spacer: null, cursor: 0, ended: new Set(), onSelect: null, drawing: [] };
 /** How long the rows took to draw, in milliseconds, the last two hundred times. */
 export const drawTimes = view.drawing;
 
@@ -37,7 +38,10 @@ export function mount(scroller, onSelect) {
 
 onDraw(() => draw());
 setInterval(() => {
-  if (view.rows?.querySelector(".ttl")) update();
+  if (!view.rows?.querySelector(".ttl")) return;
+  tree.noteEnds(view.ended);
+  view.ended.clear();
+  update();
 }, 1000);
 
 /** Which rows are in sight, and where the first one begins. */
@@ -114,6 +118,7 @@ function preview(child) {
 
 function ttl(child, now) {
   const left = Math.max(0, (child.ends - now) / 1000);
+  if (now > child.ends + END_MS && !child.isEnded) view.ended.add(child);
   const kind = left < 10 ? "bad" : left < 60 ? "warn" : "";
   return html`<span class="ttl ${kind}">${ring(child.ttl ? Math.min(1, left / Math.max(60, child.ttl)) : 0)}${short(left)}</span>`;
 }

@@ -1,0 +1,246 @@
+"""Changes that meet other changes, slow answers, odd files: nothing is lost or lands elsewhere."""
+
+import json
+from urllib.parse import quote
+
+import pytest
+
+from tests.support.guarded import ask_for_users
+from tests.support.server import PATIENCE_S
+
+expect = pytest.importorskip("playwright.sync_api").expect
+expect.set_options(timeout=PATIENCE_S * 1000)
+
+ui = pytest.mark.ui
+
+
+def editor(page):
+    return page.get_by_role("textbox", name="Value of")
+
+
+def node_of(client, key):
+    return client.get(key).json["node"]
+
+
+def compare(page, text):
+    page.locator(".strip").get_by_role("button", name="Import").click()
+    page.get_by_label("Or its text").fill(text)
+    page.get_by_role("button", name="Compare").click()
+
+
+def test_an_import_writes_what_was_shown_and_keeps_the_time_of_a_key(visit, client):
+    client.put("/in/lease", "old", ttl=5000)
+    client.put("/in/same", "s")
+    client.put("/in/other", "o")
+    page = visit().go("#k/in")
+    sent = '{"lease": "new", "same": "s", "big": 12345678901234567890, "list": [1, 1.0], "a/b": ""}'
+    compare(page, sent)
+    expect(page.get_by_text("1 key below /in is not in the file, and stays.")).to_be_visible()
+    assert node_of(client, "/in/lease")["value"] == "old"
+    page.get_by_role("button", name="Write 4 keys").click()
+    expect(page.get_by_text("4 keys written.").first).to_be_visible()
+    lease = node_of(client, "/in/lease")
+    assert (lease["value"], 4900 < lease["ttl"] <= 5000) == ("new", True)
+    values = {name: node_of(client, f"/in/{name}")["value"] for name in ("big", "list", "a/b")}
+    assert values == {"big": "12345678901234567890", "list": "[1,1.0]", "a/b": ""}
+
+
+@ui
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"..": {"auth": {"enable": ""}}}',
+        '{"../outside": "x"}',
+        "./x: y\n",
+        '{"action": "get", "node": {"key": "/in", "dir": true, "nodes": [{"key": "/in/../out"}]}}',
+    ],
+)
+def test_an_import_writes_nothing_outside_of_its_directory(visit, client, text):
+    client.put("/in2/x", "1")
+    visited = visit()
+    page = visited.go("#k/in2")
+    compare(page, text)
+    expect(page.get_by_text("is no path of a key: it has “.” or “..” in it.")).to_be_visible()
+    assert not [url for url in visited.requests if "mget" in url or "/auth" in url]
+
+
+@ui
+def test_an_import_leaves_what_has_changed_since_it_was_compared(visit, client):
+    client.put("/in3/a", "1")
+    visited = visit()
+    visited.expected = ["412"]
+    page = visited.go("#k/in3")
+    compare(page, "a: mine\nb: new\n")
+    expect(page.get_by_role("button", name="Write 2 keys")).to_be_visible()
+    client.put("/in3/a", "theirs")
+    page.get_by_role("button", name="Write 2 keys").click()
+    expect(page.get_by_text("has changed meanwhile")).to_be_visible()
+    assert node_of(client, "/in3/a")["value"] == "theirs"
+    assert node_of(client, "/in3/b")["value"] == "new"
+
+
+@ui
+@pytest.mark.parametrize(("label", "name"), [("JSON", "out.json"), ("YAML", "out.yaml")])
+def test_what_is_exported_is_imported_again(visit, client, label, name):
+    values = {"a b": "x\ny", "n": "1.0", "nested/ключ": "", "_hidden": "h", "💡": "true"}
+    for key, value in values.items():
+        client.request("PUT", f"/v2/keys/out{label}/{quote(key)}", {"value": value})
+    client.request("PUT", f"/v2/raw/out{label}/bytes", b"\xff\x00")
+    page = visit().go(f"#k/out{label}")
+    page.locator(".strip").get_by_role("button", name="Export").click()
+    page.get_by_role("dialog").get_by_label(label, exact=True).check()
+    with page.expect_download() as download:
+        page.get_by_role("dialog").get_by_role("button", name="Download").click()
+    assert download.value.suggested_filename == f"out{label}.{name.partition('.')[2]}"
+    page.locator(".strip").get_by_role("button", name="Import").click()
+    page.get_by_label("A file").set_input_files(download.value.path())
+    page.get_by_role("button", name="Compare").click()
+    expect(page.get_by_text("6 the same")).to_be_visible()
+    expect(page.get_by_role("button", name="Write 0 keys")).to_be_disabled()
+
+
+def test_what_is_typed_while_a_save_is_under_way_stays(visit, client):
+    client.put("/slow", "a")
+    page = visit().go("#k/slow")
+    answers = []
+
+    def hold(route):
+        if route.request.method == "PUT" and not answers:
+            answers.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/v2/keys/slow*", hold)
+    page.get_by_role("button", name="Edit").click()
+    editor(page).fill("b")
+    with page.expect_request(lambda request: request.method == "PUT"):
+        page.keyboard.press("Control+s")
+    editor(page).fill("bc")
+    answers[0].continue_()
+    expect(page.get_by_text("Saved at index")).to_be_visible()
+    assert node_of(client, "/slow")["value"] == "b"
+    expect(editor(page)).to_have_value("bc")
+    page.keyboard.press("Control+s")
+    expect(page.get_by_role("tab", name="Value")).to_be_visible()
+    assert node_of(client, "/slow")["value"] == "bc"
+
+
+@ui
+def test_a_time_that_somebody_else_gave_a_key_is_kept(visit, client):
+    client.put("/given", "a\nb\nc")
+    visited = visit()
+    visited.expected = ["412"]
+    page = visited.go("#k/given")
+    page.get_by_role("button", name="Edit").click()
+    editor(page).fill("a\nb\nmine")
+    client.put("/given", "theirs\nb\nc", ttl=5000)
+    page.keyboard.press("Control+s")
+    page.get_by_role("button", name="Save the merge").click()
+    expect(page.get_by_text("Saved at index")).to_be_visible()
+    node = node_of(client, "/given")
+    assert (node["value"], node.get("ttl", 0) > 4900) == ("theirs\nb\nmine", True)
+
+
+@ui
+def test_a_merge_that_cannot_be_read_says_so_and_is_made_later(visit, client):
+    client.put("/cut", "a")
+    visited = visit()
+    visited.expected = ["412", "500"]
+    page = visited.go("#k/cut")
+    page.get_by_role("button", name="Edit").click()
+    editor(page).fill("b")
+    client.put("/cut", "c")
+    failing = "**/v2/keys/cut?*base64*"
+    page.route(failing, lambda route: route.fulfill(status=500, body="{}"))
+    page.keyboard.press("Control+s")
+    expect(page.get_by_text("what is stored could not be read")).to_be_visible()
+    page.unroute(failing)
+    page.keyboard.press("Control+s")
+    expect(page.get_by_role("button", name="Save the merge")).to_be_visible()
+    assert node_of(client, "/cut")["value"] == "c"
+
+
+@ui
+def test_the_time_of_a_key_is_changed_and_taken_away(visit, client):
+    client.put("/timed", "x")
+    page = visit().go("#k/timed")
+    page.get_by_role("button", name="Let it expire").click()
+    page.get_by_label("Seconds").fill("5000")
+    page.get_by_role("button", name="Set", exact=True).click()
+    page.get_by_role("button", name="expires in 83 min").click()
+    assert 4900 < node_of(client, "/timed")["ttl"] <= 5000
+    page.get_by_label("Expire no more").check()
+    page.get_by_role("button", name="Set", exact=True).click()
+    expect(page.get_by_role("button", name="Let it expire")).to_be_visible()
+    assert "ttl" not in node_of(client, "/timed")
+
+
+@ui
+def test_a_path_that_is_entered_before_its_completion_came_is_opened(visit, client):
+    client.put("/recent", "1")
+    client.put("/wanted", "2")
+    page = visit().go("#k/recent")
+    expect(page.locator(".code")).to_have_text("1")
+    page.keyboard.press("/")
+    expect(page.get_by_role("option")).to_have_count(1)
+    page.keyboard.insert_text("/wanted")
+    page.keyboard.press("Enter")
+    expect(page.locator(".code")).to_have_text("2")
+
+
+@ui
+def test_a_wrong_password_leaves_the_user_that_was_there(visit, make_server):
+    server = make_server().start()
+    client = server.client()
+    client.put("/al/text", "mine")
+    ask_for_users(client)
+    visited = visit(server.url)
+    visited.expected = ["401"]
+    page = visited.go("#k/al/text")
+    page.get_by_role("button", name="Log in").last.click()
+    page.get_by_label("User").fill("al")
+    page.get_by_label("Password").fill("al-password")
+    page.get_by_label("Password").press("Enter")
+    expect(page.locator(".code")).to_have_text("mine")
+    page.evaluate("location.hash = '#k/other'")
+    page.get_by_role("button", name="Log in as somebody else").click()
+    page.get_by_label("User").fill("root")
+    page.get_by_label("Password").fill("wrong")
+    page.get_by_label("Password").press("Enter")
+    expect(page.get_by_text("Wrong user or password.")).to_be_visible()
+    page.get_by_role("button", name="Cancel").click()
+    page.evaluate("location.hash = '#k/al/text'")
+    expect(page.locator(".code")).to_have_text("mine")
+
+
+@ui
+def test_a_full_disk_is_told(visit, client):
+    client.put("/full", "1")
+
+    def fill(route):
+        answer = route.fetch()
+        told = answer.json()
+        told["checks"]["space"] = "1 MiB left"
+        route.fulfill(response=answer, body=json.dumps(told))
+
+    visited = visit()
+    visited.page.route("**/ui/status.json*", fill)
+    page = visited.go("#status")
+    expect(page.get_by_role("alert")).to_contain_text("No room for writes: 1 MiB left.")
+
+
+@ui
+def test_a_crowd_of_changes_is_told_as_one_and_read_afterwards(visit, client):
+    client.put("/crowd/0", "before")
+    page = visit().go("#k/crowd/0")
+    expect(page.locator(".code")).to_have_text("before")
+    ops = [{"action": "set", "key": f"/crowd/{n % 100}", "value": "after"} for n in range(100)]
+    sent = {"Content-Type": "application/json"}
+    for _ in range(9):
+        client.request("POST", "/v2/txn", json.dumps({"ops": ops}), sent)
+    expect(page.get_by_text("More changes come than can be shown")).to_be_visible()
+    expect(page.locator(".code")).to_have_text("after")
+    page.keyboard.press("g")
+    page.keyboard.press("l")
+    expect(page.get_by_text("More came than can be shown.")).to_be_visible()
+    expect(page.get_by_text("More changes come than can be shown")).to_have_count(0)
