@@ -6,8 +6,10 @@ asks for a server.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +19,34 @@ if TYPE_CHECKING:
 
 _live: list[KvdFixture] = []
 """The servers of fixtures that are in use."""
+
+
+class _Finder:
+    """Finds the modules of kvd before pytest does.
+
+    pytest rewrites the asserts of all modules of a distribution with a plugin. That would compile
+    every module of the server again, for no assert of a test.
+    """
+
+    @staticmethod
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: Any = None
+    ) -> ModuleSpec | None:
+        """Find a module as Python does by itself; None for those of others."""
+        return PathFinder.find_spec(name, path, target) if name.startswith("kvd.") else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Find the modules of kvd from here on: a conftest.py may import some."""
+    finder = _Finder()
+    sys.meta_path.insert(0, finder)
+
+    def remove() -> None:
+        with suppress(ValueError):  # a test of plugins has restored the list
+            sys.meta_path.remove(finder)
+
+    early_config.add_cleanup(remove)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

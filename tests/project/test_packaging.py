@@ -175,6 +175,21 @@ def test_the_installed_client_keeps_its_promises_under_kills(built, clean_python
         assert f"{name}: " in printed
 
 
+def test_two_lines_are_a_test_with_the_installed_plugin(built, clean_python, tmp_path):
+    python = clean_python(the(built, "*.whl"))
+    run(python, "-m", "pip", "install", "--quiet", *tools())
+    tests = tmp_path / "tests"
+    tests.mkdir()
+    (tests / "test_it.py").write_text(
+        "import sys\n"
+        "def test_reads_its_port(kvd_server):\n"
+        '    assert kvd_server.client.set("/app/port", "8080").node.value == "8080"\n'
+        "    loader = sys.modules['kvd.server'].__loader__\n"
+        "    assert type(loader).__name__ == 'SourceFileLoader'\n"
+    )
+    assert "1 passed" in run(python, "-m", "pytest", "-W", "error", tests, cwd=tests)
+
+
 def test_the_sdist_runs_its_own_tests(built, tmp_path):
     with tarfile.open(the(built, "*.tar.gz")) as archive:
         archive.extractall(tmp_path, filter="data")

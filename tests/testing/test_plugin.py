@@ -136,6 +136,27 @@ def test_those_who_ask_for_no_server_load_none(run):
     assert ended.returncode == 0, ended.stdout
 
 
+def test_the_asserts_of_kvd_are_not_rewritten(run, tmp_path):
+    # As pytest marks the package where it is installed as a whole, and has imported its plugin.
+    (tmp_path / "conftest.py").write_text(
+        "import warnings, pytest\n"
+        "with warnings.catch_warnings():\n"
+        '    warnings.simplefilter("ignore")\n'
+        '    pytest.register_assert_rewrite("kvd")\n'
+        "import kvd.client\n"
+    )
+    ended = run(
+        "import sys\n"
+        "def test_it(kvd_server):\n"
+        "    kvd_server.client.get('/')\n"
+        "    kvd = {n: type(m.__loader__).__name__ for n, m in sys.modules.items() if 'kvd.' in n}\n"
+        "    rewritten = {name for name, loader in kvd.items() if 'Rewriting' in loader}\n"
+        "    assert 'kvd.server' in kvd and rewritten <= {'kvd.testing.plugin'}\n"
+        "    assert any(type(one).__module__ == 'kvd.testing.plugin' for one in sys.meta_path)\n"
+    )
+    assert ended.returncode == 0, ended.stdout
+
+
 def test_pytest_finds_the_plugin():
     declared = (ROOT / "pyproject.toml").read_text()
     assert '[project.entry-points.pytest11]\nkvd = "kvd.testing.plugin"\n' in declared
