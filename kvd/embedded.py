@@ -27,7 +27,7 @@ from kvd.config.load import Config, ConfigError, parse
 from kvd.config.sources import BY_NAME
 from kvd.core.clock import Clock
 from kvd.server import KvdServer
-from kvd.storage.failpoints import DEADLY, Faults
+from kvd.storage.failpoints import DEADLY, Fault, Faults
 from kvd.storage.failpoints import parse as parse_fault
 
 T = TypeVar("T")
@@ -67,7 +67,8 @@ class Server:
             data_dir: its directory, which is made if it is missing.
             listen: the addresses to serve, separated by commas; port 0 takes a free one.
             memory: keep all data in a directory on tmpfs that is removed at the end.
-            faults: those that are to be made in this server alone (`kvd.storage.failpoints`).
+            faults: those that are to be made in this server alone (`kvd.storage.failpoints`). The
+                faults of the flag `failpoint` are armed in it at each start.
             clock: makes its clock, of the last time in the log and the clock's offset.
             flags: kvd's flags, with underscores: `event_history_limit=100_000`.
 
@@ -82,7 +83,8 @@ class Server:
         self._directory = None if data_dir is None else Path(data_dir)
         self._new_clock = clock
         config = self._config(self._directory or _SHARED_MEMORY)
-        self._faults = faults or _faults_of(config)
+        self._faults = Faults() if faults is None else faults
+        self._armed = _faults_of(config)
         self._pid = os.getpid()
         self._server: KvdServer | None = None
         self._thread: threading.Thread | None = None
@@ -278,6 +280,8 @@ class Server:
             self._removed = Path(tempfile.mkdtemp(prefix="kvd-", dir=memory_directory()))
             log.warning("%s: in memory: nothing is kept", self._removed)
         config = self._config(self.data_dir)
+        if self._armed:
+            self._faults.arm(self._armed)
         server = KvdServer(config, faults=self._faults, clock=self._new_clock)
         try:
             await server.start()
@@ -315,7 +319,7 @@ def _check_arguments(data_dir: Path | str | None, flags: Iterable[str], *, memor
             raise TypeError(f"kvd has no flag {name!r}")
 
 
-def _faults_of(config: Config) -> Faults:
+def _faults_of(config: Config) -> list[Fault]:
     """Return the faults of the flag `failpoint`.
 
     Raises:
@@ -324,7 +328,7 @@ def _faults_of(config: Config) -> Faults:
     faults = [*map(parse_fault, config.failpoints)]
     if deadly := [fault.name for fault in faults if fault.action in DEADLY]:
         raise ValueError(f"--failpoint: {deadly[0]}: that would kill the program around the server")
-    return Faults(faults)
+    return faults
 
 
 def memory_directory() -> Path | None:

@@ -32,7 +32,7 @@ class _Finder:
     def find_spec(
         name: str, path: Sequence[str] | None = None, target: Any = None
     ) -> ModuleSpec | None:
-        """Find a module as Python does by itself; None for those of others."""
+        """Return the spec of a module of kvd, as Python finds it; None for all others."""
         return PathFinder.find_spec(name, path, target) if name.startswith("kvd.") else None
 
 

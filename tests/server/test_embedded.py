@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -72,10 +73,17 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+def current_umask() -> int:
+    before = os.umask(0)
+    os.umask(before)
+    return before
+
+
 def state_of_the_process():
     return {
         "collector": (gc.get_threshold(), gc.get_freeze_count(), gc.isenabled()),
         "signals": [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)],
+        "umask": current_umask(),
         "limit": resource.getrlimit(resource.RLIMIT_NOFILE),
         "root": (logging.getLogger().level, list(logging.getLogger().handlers)),
         "threads": {thread.name for thread in threading.enumerate()},
@@ -108,6 +116,37 @@ def test_many_of_them_leave_the_process_as_it_was():
             server.stop()
         logging.getLogger("kvd").setLevel(logging.NOTSET)
     assert state_of_the_process() == before
+
+
+def test_many_on_the_loops_of_two_threads_leave_the_process_as_it_was():
+    async def host(count: int) -> int:
+        async with contextlib.AsyncExitStack() as stack:
+            for number in range(count):
+                server = await stack.enter_async_context(kvd.Server(memory=True, **SMALL))
+                client = await stack.enter_async_context(kvd.AsyncClient(server.url))
+                await client.set("/a", str(number))
+        return count
+
+    asyncio.run(host(1))  # what is loaded once
+    before = state_of_the_process()
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(asyncio.run, [host(3), host(3)])) == [3, 3]
+    assert state_of_the_process() == before
+
+
+def test_a_damaged_directory_is_refused_and_left_alone(tmp_path):
+    with kvd.Server(tmp_path, **SMALL):
+        pass
+    text = (tmp_path / "FORMAT").read_text()
+    (tmp_path / "FORMAT").write_text(text.replace("cluster_id", "cluster_ip"))
+    server = kvd.Server(tmp_path, **SMALL)
+    before = state_of_the_process()
+    with pytest.raises(StorageError, match="FORMAT"):
+        server.start()
+    assert state_of_the_process() == before
+    (tmp_path / "FORMAT").write_text(text)
+    with server, Client(server.url) as client:
+        client.set("/a", "1")
 
 
 def test_what_is_wrong_is_said_by_name(tmp_path):
@@ -219,6 +258,17 @@ def test_what_keeps_it_from_a_clean_stop_is_raised_there(tmp_path):
         server.stop()
     with kvd.Server(tmp_path / "elsewhere", **SMALL) as again, Client(again.url) as client:
         client.set("/a", "1")
+
+
+def test_the_faults_of_a_flag_are_armed_at_each_start(tmp_path):
+    faults = Faults()
+    flags = {"enable_failpoints": True, "failpoint": "stopBeforeLog=error"}
+    server = kvd.Server(tmp_path, faults=faults, **flags, **SMALL).start()
+    faults.arm([])
+    server.stop()
+    server.start()
+    with pytest.raises(OSError, match="Input/output"):
+        server.stop()
 
 
 def test_after_a_crash_everything_acknowledged_is_there(tmp_path):

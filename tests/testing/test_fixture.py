@@ -190,6 +190,17 @@ def test_an_asynchronous_client_reaches_it(server):
     assert asyncio.run(scenario()) == "1"
 
 
+@pytest.mark.parametrize("host", [Guest, Child])
+def test_the_faults_of_its_flags_are_made(host):
+    with pytest.raises((OSError, ProcessEnded), match="Input/output"):
+        KvdFixture(host, enable_failpoints=True, failpoint="startAfterLock=error")
+
+
+def test_a_fault_that_would_kill_the_test_is_refused():
+    with pytest.raises(ValueError, match="walBeforeSync: that would kill the program"):
+        KvdFixture(enable_failpoints=True, failpoint="walBeforeSync=crash")
+
+
 def test_servers_fail_independently(guest):
     other = KvdFixture()
     with contextlib.closing(other):

@@ -149,7 +149,7 @@ def test_the_asserts_of_kvd_are_not_rewritten(run, tmp_path):
         "import sys\n"
         "def test_it(kvd_server):\n"
         "    kvd_server.client.get('/')\n"
-        "    kvd = {n: type(m.__loader__).__name__ for n, m in sys.modules.items() if 'kvd.' in n}\n"
+        "    kvd = {n: str(m.__loader__) for n, m in sys.modules.items() if n.startswith('kvd.')}\n"
         "    rewritten = {name for name, loader in kvd.items() if 'Rewriting' in loader}\n"
         "    assert 'kvd.server' in kvd and rewritten <= {'kvd.testing.plugin'}\n"
         "    assert any(type(one).__module__ == 'kvd.testing.plugin' for one in sys.meta_path)\n"
