@@ -4,6 +4,8 @@ import json
 import random
 import re
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ import pytest
 import kvd
 from kvd.client import CompareFailed, KeyNotFound
 from kvd.ctl.verbs import edit
+from tests.support.server import ROOT
 
 INTERLEAVINGS = 200
 
@@ -228,3 +231,31 @@ def test_no_interleaving_with_another_writer_loses_a_change(editing, store):
         assert set(found) >= set(added)
         assert (f"mine {number}" in found) == (status == 0)
         assert len(found) == len(set(found)) == len(added) + (status == 0)
+
+
+def test_ctrl_c_belongs_to_the_editor(server, store, tmp_path):
+    store.set("/e/interrupt", "old")
+    editor = tmp_path / "editor"
+    # The terminal sends Ctrl-C to both; an editor has its own use for it.
+    editor.write_text('#!/bin/sh\nkill -INT $PPID\nprintf new >"$1"\n')
+    editor.chmod(0o700)
+    argv = [sys.executable, "-m", "kvd.ctl.main", "-C", server.url, "edit", "/e/interrupt"]
+    ended = subprocess.run(
+        [*argv, "--editor", editor], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    index = store.get("/e/interrupt").modified_index
+    assert (ended.returncode, ended.stdout) == (0, f"saved at {index}\n"), ended.stderr
+    assert store.get("/e/interrupt").value == "new"
+
+
+def test_ctrl_c_at_a_question_names_the_file_of_the_text(editing, store):
+    store.set("/e/asked", "[1]")
+
+    def interrupted():
+        raise KeyboardInterrupt
+        yield
+
+    status, out, err, _ = editing("/e/asked", lambda _: "[1", answers=interrupted())
+    assert (status, out) == (130, "")
+    assert kept(err).read_text() == "[1"
+    assert store.get("/e/asked").value == "[1]"

@@ -38,6 +38,9 @@ class Tail:
             )
         return self
 
+    def is_running(self):
+        return self._process.poll() is None
+
     def kill(self):
         self._process.kill()
         self._process.wait(PATIENCE_S)
@@ -129,6 +132,51 @@ def test_what_was_printed_and_not_kept_is_not_printed_again(fresh_server, tmp_pa
     tailed.start()
     tailed.wait_for(third)
     assert tailed.indexes() == [first, second, third]
+
+
+def wait_for_state(state, tailed, index):
+    deadline = time.monotonic() + PATIENCE_S
+    while not state.exists() or json.loads(state.read_text())["index"] < index:
+        assert tailed.is_running(), tailed.errors.read_text()
+        assert time.monotonic() < deadline, f"no state of {index}"
+        time.sleep(0.01)
+
+
+def test_the_state_moves_on_while_only_other_keys_change(make_server, tmp_path, tail):
+    server = make_server("--event-history-limit", "3").start()
+    client = server.client()
+    state = tmp_path / "state"
+    tailed = tail("-C", server.url, "tail", "/t", "--state", str(state))
+    wait_for_state(state, tailed, 1)  # it is there before the first event
+    for number in range(10):
+        other = client.put("/other", number).index
+    wait_for_state(state, tailed, other)
+    tailed.kill()
+    last = client.put("/t/1", "1").index
+    tailed.start()  # the history no longer has what was next when it was started first
+    tailed.wait_for(last)
+    assert tailed.indexes() == [last]
+
+
+@pytest.mark.parametrize("form", ["simple", "json"])
+def test_a_resync_that_was_killed_begins_again(make_server, tmp_path, tail, form):
+    server = make_server("--event-history-limit", "3").start()
+    client = server.client()
+    for number in range(10):
+        last = client.put(f"/t/{number % 2}", number).index
+    output = tmp_path / "lines"
+    line = f"{last} 12:00:00.000 state /t/0 = 8\n"
+    if form == "json":
+        line = json.dumps({"index": last, "action": "state", "key": "/t/0", "value": "8"}) + "\n"
+    output.write_text(line)  # and it was killed before /t/1
+    kept = {"inode": output.stat().st_ino, "size": 0}
+    state = tmp_path / "state"
+    cluster_id = client.get("/t").headers["x-etcd-cluster-id"]
+    state.write_text(json.dumps({"index": 2, "cluster": cluster_id, "output": kept}))
+    at = ("-C", server.url, "-o", form, "tail", "/t", "--state", str(state), "--resync")
+    tailed = tail(*at)
+    wait_for_state(state, tailed, last)
+    assert "/t/1" in output.read_text()
 
 
 def test_lost_events_end_it_or_are_followed_by_the_whole_state(make_server, tmp_path, tail, kvdctl):

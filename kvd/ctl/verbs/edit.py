@@ -13,9 +13,11 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 
@@ -26,7 +28,7 @@ from kvd.client.model import Node
 from kvd.ctl import terminal
 from kvd.ctl.command import Call, Verb, keys, pass_call
 from kvd.ctl.etcdctl.output import write
-from kvd.ctl.failures import CONFLICT, REFUSED, USAGE, Failure, explained, failure
+from kvd.ctl.failures import CONFLICT, INTERRUPTED, REFUSED, USAGE, Failure, explained, failure
 from kvd.ctl.verbs.merge import has_marks, merge
 from kvd.lines import printable
 
@@ -54,6 +56,8 @@ def command(call: Call, *, key: str, create: bool, editor: str | None) -> None:
         is_kept = stopped.is_kept
         kept = f"; kept in {edit.file}" if is_kept else ""
         raise failure(f"{stopped}{kept}", stopped.status) from None
+    except KeyboardInterrupt:
+        raise Failure(f"kvdctl: interrupted; kept in {edit.file}", INTERRUPTED) from None
     except KvdError as error:
         raise Failure(f"{explained(error).text}; kept in {edit.file}", REFUSED) from error
     except Failure as error:
@@ -140,7 +144,8 @@ class _Edit:
     def _edited(self, before: str) -> str:
         """Run the editor; return the text, without the final newline that it has added."""
         try:
-            ended = subprocess.run([*self._editor, str(self.file)], check=False)  # noqa: S603
+            with _interrupts_for_the_editor():
+                ended = subprocess.run([*self._editor, str(self.file)], check=False)  # noqa: S603
         except OSError as error:
             raise _Stopped(f"{self._editor[0]}: {error.strerror}", USAGE, is_kept=False) from None
         if ended.returncode:
@@ -214,6 +219,17 @@ class _Edit:
                 return text
             if self._choose(f"{what}; there are conflicts in it", "[e]dit [q]uit") != "e":
                 raise _Stopped("nothing was changed", CONFLICT)
+
+
+@contextmanager
+def _interrupts_for_the_editor() -> Iterator[None]:
+    """Leave Ctrl-C to the editor, which has the terminal and its own use for it."""
+    # A function, not SIG_IGN, which the editor would inherit.
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _read(call: Call, key: str) -> Node | None:

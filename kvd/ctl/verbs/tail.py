@@ -1,8 +1,9 @@
 """`tail`: every event once, in order, over restarts of the server and of itself.
 
 With `--state` a file keeps what has been printed: the index, the id of the store, and how much of
-the output was written. Where the output is a file too, what was appended to it behind that, before
-tail was killed, is not printed again.
+the output was written. The index moves on while only other keys change, so that a quiet key does
+not fall out of the history. Where the output is a file too, events that were appended to it behind
+that, before tail was killed, are not printed again; an unfinished `--resync` begins again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 import signal
 import stat
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -32,7 +33,8 @@ from kvd.lines import printable
 if TYPE_CHECKING:
     from kvd.client.model import Event, Node
 
-_INDEX = re.compile(rb'(?:\{"index": )?(\d+)[ ,]')
+# The index of an event; the lines of a state have all the same one, which counts at their end.
+_INDEX = re.compile(rb'(\d+) \S+ (?!state )|\{"index": (\d+), (?!"action": "state")')
 
 
 class _Kept(NamedTuple):
@@ -82,6 +84,7 @@ class _Tail:
         self._state = state
         self._is_json = call.is_json
         self._is_lost = False
+        self._kept = 0
         self._watching = self._watch(None)
 
     def _watch(self, since: int | None, cluster_id: str = "") -> Watching:
@@ -93,9 +96,10 @@ class _Tail:
         kept = None if self._state is None else _read(self._state)
         if kept is None:
             self._watching = self._watch(since)
+            self._kept = self._watching.index or 0
         else:
-            last = max(kept.last, _written(kept))
-            self._watching = self._watch(last + 1, kept.cluster_id)
+            self._kept = max(kept.last, _written(kept))
+            self._watching = self._watch(self._kept + 1, kept.cluster_id)
 
     def next(self) -> None:
         """Wait for the next event and print it."""
@@ -113,7 +117,13 @@ class _Tail:
 
     def _noticing(self, operation: Operation[Event]) -> Operation[Event]:
         """Take the steps of an operation, and tell of a lost server and of its return."""
-        return _watched(operation, self._notice)
+        return _watched(operation, self._keep_moved, self._notice)
+
+    def _keep_moved(self) -> None:
+        """Keep the index once it has moved on without an event of the key."""
+        index = self._watching.index or 0
+        if index > self._kept:  # between two steps each event up to here is printed
+            self._keep(index)
 
     def _notice(self, step: Step, *, has_failed: bool) -> None:
         index = self._watching.index
@@ -142,6 +152,7 @@ class _Tail:
             self._keep(index)
 
     def _keep(self, index: int) -> None:
+        self._kept = index
         if self._state is None:
             return
         output = _output()
@@ -158,10 +169,13 @@ class _Tail:
             raise failure(f"{self._state}: {error.strerror}") from None
 
 
-def _watched(operation: Operation[Event], notice: Any) -> Generator[Step, Any, Event]:
+def _watched(
+    operation: Operation[Event], before: Callable[[], None], notice: Any
+) -> Generator[Step, Any, Event]:
     try:
         step = operation.send(None)
         while True:
+            before()
             try:
                 done = yield step
             except BaseException as error:  # noqa: BLE001 -- the operation decides
@@ -227,4 +241,4 @@ def _written(kept: _Kept) -> int:
     with open(f"/proc/self/fd/{sys.stdout.fileno()}", "rb") as file:  # noqa: PTH123 -- a link
         file.seek(kept.size)
         found = [_INDEX.match(line) for line in file if line.endswith(b"\n")]
-    return max((int(one[1]) for one in found if one is not None), default=0)
+    return max((int(one[1] or one[2]) for one in found if one is not None), default=0)
