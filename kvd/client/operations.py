@@ -347,4 +347,6 @@ def _json(reply: Reply) -> dict[str, Any]:
         told: dict[str, Any] = json.loads(reply.body)
     except ValueError:
         raise KvdError(f"the response is no JSON: {reply.body[:200]!r}") from None
+    except RecursionError:
+        raise KvdError("the response is nested too deeply for Python") from None
     return told

@@ -120,7 +120,10 @@ class Gateway:
     def _post(self, path: str, content: object) -> dict[str, Any]:
         body = json.dumps(content).encode()
         reply = self._caller.call("POST", self._base + path, body=body, content_type=_JSON)
-        told = json.loads(reply.body)
+        try:
+            told = json.loads(reply.body)
+        except (ValueError, RecursionError):
+            told = None
         if not isinstance(told, dict):
             raise Refused(f"the gateway answers {reply.body[:80]!r}")
         return told

@@ -81,6 +81,13 @@ def test_a_server_without_extras_is_told_apart(make_server, kvdctl):
         assert err.startswith(words)
 
 
+def test_a_tree_that_is_too_deep_for_json_is_refused(ctl):
+    assert ctl("set", "/deep" + "/d" * 600, "1")[0] == 0
+    words = "kvdctl: the response is nested too deeply for Python\n"
+    assert ctl("tree", "/deep") == (4, "", words)
+    assert ctl("rm", "-r", "/deep")[0] == 0
+
+
 def test_a_transaction_is_all_or_nothing(ctl, tmp_path, stdin):
     body = {"when": [{"key": "/x/a", "exists": False}], "ops": []}
     for key in ("/x/a", "/x/b"):
@@ -98,6 +105,8 @@ def test_a_transaction_is_all_or_nothing(ctl, tmp_path, stdin):
     assert err.startswith("kvdctl: 105: Key already exists (/x/a) [")
     stdin("{")
     assert ctl("txn", "-")[0] == 1
+    (tmp_path / "deep").write_text("[" * 100_000)
+    assert ctl("txn", tmp_path / "deep")[0] == 1
     assert ctl("txn", "/nope") == (1, "", "kvdctl: /nope: No such file or directory\n")
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ import pytest
 from kvd.client.operations import Operations
 from kvd.client.sockets import Driver
 from kvd.migrate.documents.document import FORMATS
+from kvd.migrate.errors import Refused
+from kvd.migrate.etcd3 import Gateway
 from kvd.migrate.live import Caller
 from kvd.migrate.server import Target, differences, require_equal
 from kvd.storage import disk
@@ -188,6 +191,21 @@ def test_an_export_is_imported_and_exported_equal(document, capsys, make_server,
         assert texts[0] == texts[1]
         assert "8080" in texts[0]
         other.client().delete("/app", recursive="true")
+
+
+def test_an_export_that_fails_leaves_nothing(server, client, capsys, tmp_path):
+    client.put("/text/a", "1")
+    out = tmp_path / "out.yaml"
+    out.mkdir()  # as good as a disk that is full: the last step fails
+    status, _ = refused(capsys, "-C", server.url, "export", "/text", "-o", out)
+    assert status == 74
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith("out")] == ["out.yaml"]
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b"[" * 100_000], ids=["html", "list", "deep"])
+def test_a_gateway_that_is_none_is_refused(body):
+    with pytest.raises(Refused, match="the gateway answers"):
+        Gateway(SimpleNamespace(call=lambda *_, **__: SimpleNamespace(body=body)))
 
 
 def test_a_document_that_is_none_is_refused_with_its_line(capsys, tmp_path):

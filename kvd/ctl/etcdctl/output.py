@@ -42,6 +42,8 @@ def read(reply: Reply) -> Told:
         told: Told = json.loads(reply.body)
     except ValueError:
         raise KvdError(f"the response is no JSON: {reply.body[:200]!r}") from None
+    except RecursionError:
+        raise KvdError("the response is nested too deeply for Python") from None
     return told
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -61,12 +62,21 @@ def export(
         text = exporting.as_document(content, key, form or exporting.form_of(out))
         if out is None:
             for piece in text:
-                sys.stdout.write(piece)
+                sys.stdout.buffer.write(piece.encode())
             return
-        draft = out.with_name(out.name + ".tmp")
+        _replace(out, text)
+
+
+def _replace(out: Path, text: Iterable[str]) -> None:
+    """Write a file in one step: the whole of it, or nothing."""
+    draft = out.with_name(out.name + ".tmp")
+    try:
         with draft.open("w", encoding="utf-8") as file:
             for piece in text:
                 file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(out)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise

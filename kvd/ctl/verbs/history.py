@@ -70,7 +70,7 @@ def txn(call: Call, *, file: str) -> None:
         json.loads(body)
     except OSError as error:
         raise failure(f"{file}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise failure(f"{file}: it is no JSON: {error}") from None
     call.session.run(call.session.operations.require("txn"))
     reply = call.session.call("POST", "/v2/txn", body=body, content_type=JSON)

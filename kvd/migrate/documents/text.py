@@ -53,7 +53,7 @@ def _form(text: str) -> str:
     first = text.lstrip().partition("\n")[0]
     try:
         return "jsonl" if "keys" not in json.loads(first) else "json"
-    except ValueError:
+    except (ValueError, RecursionError):
         return "json"
 
 
@@ -127,7 +127,7 @@ def _plain(node: yaml.Node, lines: dict[str, int], depth: int = 0) -> Any:
     if isinstance(node, yaml.ScalarNode):
         if kind == "str":
             return node.value
-        if kind == "int" and re.fullmatch(r"-?\d+", node.value):
+        if kind == "int" and re.fullmatch(r"-?\d{1,19}", node.value):
             return int(node.value)
         if kind == "timestamp":
             return Other("a time", node.value)
