@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.support.guarded import ask_for_users
+from tests.support.guarded import AL, ROOT, ask_for_users
 from tests.support.server import PATIENCE_S
 
 expect = pytest.importorskip("playwright.sync_api").expect
@@ -65,6 +65,52 @@ def test_an_import_writes_nothing_outside_of_its_directory(visit, client, text):
 
 
 @ui
+def test_numbers_and_words_in_lists_of_yaml_stay_what_they_are(visit, client):
+    page = visit().go("#k/")
+    expect(page.get_by_role("treeitem").first).to_be_visible()
+    lines = (
+        "in4:",
+        "  list: [1, 1.0, true, 'true', eu, 12345678901234567890]",
+        "  8080: 0x1f",
+        "  t: null",
+    )
+    compare(page, "\n".join(lines))
+    page.get_by_role("button", name="Write 3 keys").click()
+    expect(page.get_by_text("3 keys written.").first).to_be_visible()
+    values = {name: node_of(client, f"/in4/{name}")["value"] for name in ("list", "8080", "t")}
+    listed = '[1,1.0,true,"true","eu",12345678901234567890]'
+    assert values == {"list": listed, "8080": "0x1f", "t": "null"}
+
+
+@ui
+def test_directories_without_keys_and_their_times_are_imported(visit, client):
+    client.put("/in5/there/x", "1")
+    page = visit().go("#k/in5")
+    compare(page, '{"empty": {}, "there": {}, "there/x": {}}')
+    expect(page.get_by_text("is a key here")).to_be_attached()
+    page.get_by_role("button", name="Write 1 entry").click()
+    expect(page.get_by_text("1 entry written.").first).to_be_visible()
+    empty = node_of(client, "/in5/empty")
+    assert (empty["dir"], "ttl" in empty) == (True, False)
+    page.get_by_role("button", name="Close").click()
+    nodes = [
+        {
+            "key": "/in5/ending",
+            "dir": True,
+            "ttl": 5000,
+            "nodes": [{"key": "/in5/ending/a", "value": "1"}],
+        }
+    ]
+    compare(
+        page, json.dumps({"action": "get", "node": {"key": "/in5", "dir": True, "nodes": nodes}})
+    )
+    page.get_by_role("button", name="Write 2 entries").click()
+    expect(page.get_by_text("2 entries written.").first).to_be_visible()
+    assert 4900 < node_of(client, "/in5/ending")["ttl"] <= 5000
+    assert node_of(client, "/in5/ending/a")["value"] == "1"
+
+
+@ui
 def test_an_import_leaves_what_has_changed_since_it_was_compared(visit, client):
     client.put("/in3/a", "1")
     visited = visit()
@@ -86,6 +132,8 @@ def test_what_is_exported_is_imported_again(visit, client, label, name):
     for key, value in values.items():
         client.request("PUT", f"/v2/keys/out{label}/{quote(key)}", {"value": value})
     client.request("PUT", f"/v2/raw/out{label}/bytes", b"\xff\x00")
+    client.request("PUT", f"/v2/raw/out{label}/long", b"x" * 200_000)
+    client.request("PUT", f"/v2/raw/out{label}/long-bytes", b"\xff" * 200_000)
     page = visit().go(f"#k/out{label}")
     page.locator(".strip").get_by_role("button", name="Export").click()
     page.get_by_role("dialog").get_by_label(label, exact=True).check()
@@ -95,8 +143,79 @@ def test_what_is_exported_is_imported_again(visit, client, label, name):
     page.locator(".strip").get_by_role("button", name="Import").click()
     page.get_by_label("A file").set_input_files(download.value.path())
     page.get_by_role("button", name="Compare").click()
-    expect(page.get_by_text("6 the same")).to_be_visible()
+    expect(page.get_by_text("8 the same")).to_be_visible()
     expect(page.get_by_role("button", name="Write 0 keys")).to_be_disabled()
+
+
+@ui
+def test_an_export_that_is_too_large_says_so_and_is_not_cut(visit, client):
+    client.put("/huge/a", "1")
+
+    def enlarge(route):
+        answer = route.fetch()
+        told = answer.json()
+        told["node"]["nodes"][0]["size"] = 1 << 28
+        route.fulfill(response=answer, body=json.dumps(told))
+
+    page = visit().go("#k/huge")
+    page.locator(".strip").get_by_role("button", name="Export").click()
+    page.route("**/v2/keys/huge/?*base64*", enlarge)
+    page.get_by_role("button", name="Download").click()
+    expect(page.get_by_text("There are more than 128.0 MiB of values")).to_be_visible()
+
+
+def test_of_several_places_the_one_that_is_looked_at_is_live(visit, make_server):
+    server = make_server().start()
+    client = server.client()
+    client.put("/al/text", "mine")
+    client.put("/zoo/text", "mine, too")
+    ask_for_users(client)
+    rights = '{"role":"al","grant":{"kv":{"read":["/zoo/*"],"write":[]}}}'
+    assert client.request("PUT", "/v2/auth/roles/al", rights, ROOT).status == 200
+    visited = visit(server.url)
+    visited.page.add_init_script(
+        f"sessionStorage.setItem('kvd.authorization', {AL['Authorization']!r})"
+    )
+    page = visited.go("#k/zoo/text")
+    expect(page.locator(".code")).to_have_text("mine, too")
+    expect(page.get_by_title("live below /zoo alone")).to_be_visible()
+    client.request("PUT", "/v2/keys/zoo/text", {"value": "changed"}, ROOT)
+    expect(page.locator(".code")).to_have_text("changed")
+    page.evaluate("location.hash = '#live/al'")
+    expect(page.get_by_title("live below /al alone")).to_be_visible()
+    expect(page.locator(".live-state")).to_contain_text("live · 0 events")
+    client.request("PUT", "/v2/keys/al/text", {"value": "now"}, ROOT)
+    expect(page.locator(".event .change")).to_have_text(["mine → now"])
+    page.evaluate("location.hash = '#live/zoo'")
+    expect(page.get_by_title("live below /zoo alone")).to_be_visible()
+
+
+@ui
+def test_a_hidden_page_asks_for_no_status(visit):
+    visited = visit()
+    page = visited.page
+    page.clock.install()
+    visited.go("#status")
+    expect(page.locator(".plot").first).to_be_visible()
+    hide = "Object.defineProperty(document, 'hidden', {get: () => %s, configurable: true})"
+    page.evaluate(hide % "true")
+    page.clock.run_for(2100)
+    before = [url for url in visited.requests if "status.json" in url]
+    for _ in range(5):
+        page.clock.run_for(7000)
+    assert [url for url in visited.requests if "status.json" in url] == before
+    with page.expect_request("**/ui/status.json*"):
+        page.evaluate((hide % "false") + "; document.dispatchEvent(new Event('visibilitychange'))")
+
+
+@ui
+def test_a_text_that_is_cut_within_a_character_is_a_text(visit, client):
+    value = ("x" + "ж" * 600_000).encode()
+    assert client.request("PUT", "/v2/raw/cut-text", value).status == 201
+    page = visit().go("#k/cut-text")
+    expect(page.get_by_text("are shown.")).to_be_visible()
+    expect(page.get_by_label("Bytes in hexadecimal")).to_have_count(0)
+    expect(page.locator(".code")).to_contain_text("xжжж")
 
 
 def test_what_is_typed_while_a_save_is_under_way_stays(visit, client):

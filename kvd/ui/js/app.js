@@ -4,9 +4,9 @@ import { html, nothing, render } from "../vendor/lit-html.js";
 import * as api from "./api.js";
 import * as detailView from "./detail.js";
 import { detail } from "./detail.js";
-import { number, plural, short } from "./format.js";
+import { number, short } from "./format.js";
 import { button, copy, icon, iconButton } from "./parts.js";
-import { applyTheme, go, indexText, linkTo, mayList, onDraw, refusal, remember, remembered, route, state, toast, update } from "./state.js";
+import { applyTheme, go, indexText, linkTo, onDraw, readableRoots, refusal, remember, remembered, route, state, toast, update, whenVisible } from "./state.js";
 import * as feed from "./feed.js";
 import * as tree from "./tree.js";
 import * as treeView from "./treeview.js";
@@ -92,7 +92,6 @@ async function logout() {
 
 // Routes.
 
-let isFocusedOnTree = false;
 let wantsRoot = false;
 
 async function onRoute() {
@@ -106,6 +105,7 @@ async function onRoute() {
   if (state.route.page !== "status" && before.page === "status") parts.status?.stop();
   if (state.route.page === "status") withPart("status", status => status.start());
   if (state.route.page === "live") part("live");
+  if (state.session) feed.follow();
   if (state.route.page === "keys" && state.session) await showKeys(state.route.path);
   update();
 }
@@ -131,7 +131,6 @@ let pending = 0;
 /** The row under the cursor is shown; while one moves on, only the last. */
 function onSelect(child, { isLight }) {
   clearTimeout(pending);
-  isFocusedOnTree = isLight;
   if (isLight && matchMedia("(max-width: 760px)").matches) return;
   if (isLight) pending = setTimeout(() => go("keys", child.path, { isLight: true }), PATIENCE_MS);
   else {
@@ -198,7 +197,8 @@ const dotKind = () => (!state.isOnline ? "off" : state.isBusy || !feed.isLive() 
 function dotTitle() {
   if (!state.isOnline) return "kvd does not answer";
   if (state.isBusy) return "busy: read again every five seconds";
-  return feed.isLive() ? "live; the index of the store" : "not live; the index of the store";
+  if (!feed.isLive()) return "not live; the index of the store";
+  return `live${readableRoots().length > 1 ? ` below ${feed.root()} alone` : ""}; the index of the store`;
 }
 
 function sideFoot() {
@@ -373,6 +373,7 @@ async function beginLater() {
 
 /** A full disk is told by the checks; every half minute, while one looks. */
 async function watchSpace() {
+  await whenVisible();
   try {
     const told = await api.status(9e9);
     state.problems = Object.entries(told.checks).filter(([, problem]) => problem);
@@ -381,5 +382,4 @@ async function watchSpace() {
   setTimeout(watchSpace, 30_000);
 }
 
-export const forTests = { treeView, tree, state, mayList, plural, isFocusedOnTree: () => isFocusedOnTree };
 start();

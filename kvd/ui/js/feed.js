@@ -1,11 +1,13 @@
 // What changes: one stream watch for the whole page, taken up where it ended.
 //
 // A browser has six connections to a server: a tab has one stream, and gives it up when nobody has looked at it for
-// half a minute. While more events come than a page can show, it is given up as well, and the page reads again every
+// half a minute. A role may read several places and not what is above them: the one that is looked at is watched, and
+// what is shown is read again when that is another one. While more events come than a page can show, it is given up as well, and the page reads again every
 // five seconds. What cannot be told any more (401) is told as a gap.
 
 import { ApiError, Offline, keyPlace, onReach, send } from "./api.js";
-import { readableRoots, state, update } from "./state.js";
+import { isBelow } from "./format.js";
+import { mayList, readableRoots, state, update } from "./state.js";
 
 const QUIET_S = 10;
 const HIDDEN_MS = 30_000;
@@ -16,11 +18,13 @@ const SETTLED_MS = 2000;
 const VALUE_BYTES = 400;
 
 const listeners = { event: [], gap: [], stale: [], state: [] };
-const feed = { runs: 0, abort: null, index: 0, lost: null, isLive: false, hiddenTimer: 0, isPaused: false, second: 0, count: 0 };
+const feed = { runs: 0, abort: null, root: null, isMoved: false, index: 0, lost: null, isLive: false, hiddenTimer: 0, isPaused: false, second: 0, count: 0 };
 
 /** "event" (an event), "gap" ({from, to, isBusy}), "stale" (read again), "state" (taken up, or lost). */
 export const on = (name, listener) => listeners[name].push(listener);
 export const isLive = () => feed.isLive;
+/** The place that is watched, with all below it. */
+export const root = () => feed.root;
 
 const tell = (name, value) => listeners[name].forEach(listener => listener(value));
 
@@ -49,15 +53,30 @@ function setLive(isLive) {
   update();
 }
 
-/** The directory that is watched: a role may read some only, of which the first is. */
+/** Watch the place that is looked at, if that is not done. */
+export function follow() {
+  if (feed.root === wantedRoot() || feed.isPaused) return;
+  feed.isMoved = true;
+  setLive(false);
+  restart();
+}
+
+/** Of the places that a role may read the one that is looked at; looking elsewhere, the one before or the first directory. */
+function wantedRoot() {
+  const roots = readableRoots();
+  return roots.find(each => isBelow(state.route.path, each)) ?? roots.find(each => each === feed.root)
+    ?? roots.find(each => mayList(each)) ?? roots[0];
+}
+
 function place() {
-  const [root] = readableRoots();
-  if (!root) return null;
+  feed.root = wantedRoot();
+  if (!feed.root) return null;
+  const isDir = mayList(feed.root);
   const query = {
-    wait: true, stream: true, recursive: true, progress: QUIET_S, maxValue: VALUE_BYTES,
+    wait: true, stream: true, recursive: isDir, progress: QUIET_S, maxValue: VALUE_BYTES,
     hidden: state.showsHidden, waitIndex: feed.index ? feed.index + 1 : null,
   };
-  return keyPlace(root, { isDir: true, query });
+  return keyPlace(feed.root, { isDir, query });
 }
 
 async function run(number) {
@@ -113,6 +132,8 @@ function takenUp(at, isCurrent) {
   const isFresh = !feed.index;
   feed.index ||= at;
   setLive(true);
+  if (feed.isMoved) tell("stale");
+  feed.isMoved = false;
   if (feed.lost) {
     if (at >= feed.lost.from || !feed.lost.isBusy) tell("gap", { ...feed.lost, to: at });
     feed.lost = null;

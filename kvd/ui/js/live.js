@@ -78,7 +78,7 @@ function stateText() {
   if (!mayList(state.route.path)) return html`<i class="dot off"></i> not yours to read`;
   if (held) return html`<i class="dot warn"></i> ${held}`;
   if (state.isBusy) return html`<i class="dot warn"></i> busy: more comes than can be shown`;
-  if (!feed.isLive()) return html`<i class="dot off"></i> not live`;
+  if (!feed.isLive() || !isBelow(state.route.path, feed.root())) return html`<i class="dot off"></i> not live`;
   return html`<i class="dot"></i> live · ${plural(live.count, "event")}`;
 }
 

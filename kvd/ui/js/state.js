@@ -19,6 +19,11 @@ export const state = {
   problems: [],
 };
 
+/** Wait until somebody looks at the page: a hidden tab asks for nothing every few seconds. */
+export async function whenVisible() {
+  while (document.hidden) await new Promise(done => document.addEventListener("visibilitychange", done, { once: true }));
+}
+
 const drawers = [];
 let isQueued = false;
 

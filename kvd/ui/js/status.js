@@ -5,7 +5,7 @@ import * as api from "./api.js";
 import { bytes, clock, duration, number } from "./format.js";
 import { button, icon } from "./parts.js";
 import { plot } from "./plot.js";
-import { remember, remembered, state, update } from "./state.js";
+import { remember, remembered, state, update, whenVisible } from "./state.js";
 
 const SPAN_S = 900;
 
@@ -22,6 +22,8 @@ export function stop() {
 }
 
 async function read(run) {
+  await whenVisible();
+  if (run !== status.runs) return;
   try {
     const since = status.samples.at(-1)?.[0] ?? 0;
     const told = await api.status(since);

@@ -2,14 +2,19 @@
 
 import { html, nothing } from "../vendor/lit-html.js";
 import * as api from "./api.js";
-import { bytes, clean, join, nameOf, number, plural, sizeOf } from "./format.js";
+import { bytes, clean, join, nameOf, number, plural } from "./format.js";
 import { valueOf } from "./detail.js";
 import { button, dialog, download, icon } from "./parts.js";
 import { difference } from "./difference.js";
 import { refusal, say, toast } from "./state.js";
 import { yamlModule } from "./syntax.js";
 
-const PAGE = 500;
+// A page of an export has at most 12.5 MiB of values: longer ones are read one by one.
+const PAGE = 200;
+const PAGE_VALUE_BYTES = 1 << 16;
+// A browser has to hold all of an export at once, several times over.
+const EXPORT_BYTES_MAX = 128 << 20;
+const EXPORT_NODES_MAX = 500_000;
 const ASKED_AT_ONCE = 100;
 const SHOWN = 200;
 const DIFFERENCES = 20;
@@ -17,27 +22,29 @@ const DIFFERENCES = 20;
 // Export.
 
 export function exportAll(path) {
-  const form = { format: "json", read: 0, isBusy: false, problem: "", isStopped: false };
+  const form = { format: "json", read: 0, nodes: 0, bytes: 0, lowest: Infinity, highest: 0, isBusy: false, problem: "", isStopped: false };
   const shown = dialog("Export", (redraw, close) => html`<form @submit=${event => act(event)}>
     <div class="dialog-body"><h2>Export ${path === "/" ? "everything" : nameOf(path)}</h2><p class="mono wrap">${path}</p>
       ${[["json", "JSON", "nested: directories are objects"], ["yaml", "YAML", "nested, for reading and for changes by hand"],
         ["v2", "etcd v2 JSON", "as the API shows it, with the times that keys have left"]].map(([name, label, what]) => html`<p class="choice"><label class="tick">
           <input type="radio" name="format" .checked=${form.format === name} @change=${() => (form.format = name)}>${label}</label> <small>${what}</small></p>`)}
-      <p class="note">Hidden keys are in it. Values that are no text are in base64.</p>
+      <p class="note">Hidden keys are in it. Values that are no text are in base64. The keys are read one after the other: what
+        changes meanwhile may be in it as it was or as it is then. At most ${bytes(EXPORT_BYTES_MAX)} of values can be exported here.</p>
       ${form.isBusy ? html`<p role="status">${plural(form.read, "key")} read …</p>` : nothing}
       ${form.problem ? html`<p class="bad" role="alert">${form.problem}</p>` : nothing}</div>
     <div class="dialog-foot">${button(null, "Cancel", close)}<button class="button primary" ?disabled=${form.isBusy}>Download</button></div></form>`,
   { onClose: () => (form.isStopped = true) });
   async function act(event) {
     event.preventDefault();
-    form.isBusy = true;
+    Object.assign(form, { isBusy: true, problem: "", read: 0, nodes: 0, bytes: 0, lowest: Infinity, highest: 0 });
     shown.redraw();
     try {
       const top = await walk(path, form, shown.redraw);
       const name = `${nameOf(path) || "kvd"}.${form.format === "yaml" ? "yaml" : "json"}`;
       download([await packed(top, form.format)], name, "text/plain");
-      say(`${plural(form.read, "key")} exported.`);
       shown.close();
+      const while_ = form.highest > form.lowest ? ` The store changed meanwhile, from index ${number(form.lowest)} to ${number(form.highest)}.` : "";
+      toast(`${plural(form.read, "key")} exported.${while_}`, { seconds: 12 });
     } catch (error) {
       form.problem = error === STOPPED ? "" : error.message;
       form.isBusy = false;
@@ -53,16 +60,47 @@ async function walk(path, form, redraw) {
   let after = null;
   do {
     if (form.isStopped) throw STOPPED;
-    const { node, next } = await api.read(path, { limit: PAGE, after, base64: true, hidden: true }, { isDir: true });
+    const query = { limit: PAGE, after, base64: true, hidden: true, maxValue: PAGE_VALUE_BYTES };
+    const { node, next, at } = await api.read(path, query, { isDir: true });
+    form.lowest = Math.min(form.lowest, at);
+    form.highest = Math.max(form.highest, at);
     for (const child of node.nodes ?? []) {
-      if (child.dir) children.push({ ...child, children: await walk(child.key, form, redraw) });
-      else children.push({ ...child, found: valueOf(child) });
-      form.read += child.dir ? 0 : 1;
+      measure(child, form);
+      try {
+        if (child.dir) children.push({ ...child, children: await walk(child.key, form, redraw) });
+        else children.push(await whole(child, form));
+        form.read += child.dir ? 0 : 1;
+      } catch (error) {
+        if (error.code !== 100) throw error; // it has gone meanwhile
+      }
     }
     after = next;
     redraw();
   } while (after != null);
   return children;
+}
+
+/** Count a node that is read; no export is cut without a word. */
+function measure(child, form) {
+  form.nodes += 1;
+  form.bytes += child.size ?? atob(child.value ?? "").length;
+  if (form.bytes <= EXPORT_BYTES_MAX && form.nodes <= EXPORT_NODES_MAX) return;
+  throw new Error(`There are more than ${bytes(EXPORT_BYTES_MAX)} of values or ${number(EXPORT_NODES_MAX)} keys below it. Nothing was exported; kvdctl export is for more.`);
+}
+
+/** A key with its whole value. What was longer than a page takes is as it is now. */
+async function whole(child, form) {
+  const { key, ttl, createdIndex } = child;
+  if (child.size === undefined || atob(child.value ?? "").length === child.size) return { key, ttl, createdIndex, modifiedIndex: child.modifiedIndex, ...contentOf(child) };
+  if (form.isStopped) throw STOPPED;
+  const { node } = await api.read(key, { base64: true });
+  return { key, ttl: node.ttl, createdIndex: node.createdIndex, modifiedIndex: node.modifiedIndex, ...contentOf(node) };
+}
+
+/** The text of a value, or the base64 of its bytes. */
+function contentOf(node) {
+  const { isBinary, text } = valueOf(node);
+  return isBinary ? { base64: node.value } : { text };
 }
 
 async function packed(children, format) {
@@ -79,15 +117,15 @@ function nest(children) {
   // Without a prototype a key named __proto__ is one as any other.
   const object = Object.create(null);
   for (const child of children) {
-    object[nameOf(child.key)] = child.children ? nest(child.children) : child.found.isBinary ? { $base64: base64(child.found.data) } : child.found.text;
+    object[nameOf(child.key)] = child.children ? nest(child.children) : child.base64 === undefined ? child.text : { $base64: child.base64 };
   }
   return object;
 }
 
-function asV2({ key, dir, ttl, children, found, modifiedIndex, createdIndex }) {
+function asV2({ key, dir, ttl, children, text, base64: packed_, modifiedIndex, createdIndex }) {
   const head = { key, ...(ttl ? { ttl } : {}), modifiedIndex, createdIndex };
   if (dir) return { ...head, dir: true, nodes: children.map(asV2) };
-  return found.isBinary ? { ...head, value: base64(found.data), encoding: "base64" } : { ...head, value: found.text };
+  return packed_ === undefined ? { ...head, value: text } : { ...head, value: packed_, encoding: "base64" };
 }
 
 // Import.
@@ -111,14 +149,16 @@ export function importAll(path, then) {
       ${form.isBusy ? html`<p role="status">${form.plan ? `${number(form.done)} of ${number(writes().length)} written …` : "Comparing …"}</p>` : nothing}</div>
     <div class="dialog-foot">${button(null, form.isDone ? "Close" : "Cancel", close)}
       ${form.isDone ? nothing : form.plan
-        ? html`<button type="button" class="button primary" ?disabled=${form.isBusy || !writes().length} @click=${act}>Write ${plural(writes().length, "key")}</button>`
+        ? html`<button type="button" class="button primary" ?disabled=${form.isBusy || !writes().length} @click=${act}>Write ${counted(writes())}</button>`
         : html`<button type="button" class="button primary" ?disabled=${form.isBusy || !form.text.trim()} @click=${compareAll}>Compare</button>`}</div>`,
   { kind: "wide", onClose: () => {
     form.isStopped = true;
-    if (form.plan && form.isBusy) toast(`Stopped: ${number(form.done)} of ${plural(writes().length, "key")} written.`, { seconds: 12 });
+    if (form.plan && form.isBusy) toast(`Stopped: ${number(form.done)} of ${counted(writes())} written.`, { seconds: 12 });
   } });
 
   const writes = () => form.plan.filter(each => each.kind === "new" || each.kind === "changed");
+  const done = () => (writes().some(each => each.isDir) ? plural(form.done, "entry", "entries") : plural(form.done, "key"));
+  const counted = list => (list.some(each => each.isDir) ? plural(list.length, "entry", "entries") : plural(list.length, "key"));
 
   async function compareAll() {
     form.isBusy = true;
@@ -138,7 +178,7 @@ export function importAll(path, then) {
   function planView() {
     const of = kind => form.plan.filter(each => each.kind === kind);
     const list = (kind, title) => (of(kind).length ? html`<details ?open=${kind === "changed"}><summary><b>${number(of(kind).length)}</b> ${title}</summary>
-      ${of(kind).slice(0, SHOWN).map((each, at) => html`<p class="mono wrap">${each.path}${each.why ? html` <small class="bad">${each.why}</small>` : nothing}</p>
+      ${of(kind).slice(0, SHOWN).map((each, at) => html`<p class="mono wrap">${each.path}${each.isDir ? "/" : ""}${each.why ? html` <small class="bad">${each.why}</small>` : nothing}</p>
         ${kind === "changed" && at < DIFFERENCES && !each.isBinary ? difference(each.before, each.text, each.path) : nothing}`)}
       ${of(kind).length > SHOWN ? html`<p class="note">and ${number(of(kind).length - SHOWN)} more</p>` : nothing}</details>` : nothing);
     return html`${list("new", "new")}${list("changed", "changed")}${list("same", "the same")}${list("refused", "that cannot be written")}
@@ -146,7 +186,7 @@ export function importAll(path, then) {
   }
 
   function result() {
-    return html`<div class="band ok">${icon("check")}<span>${plural(form.done, "key")} written.</span></div>
+    return html`<div class="band ok">${icon("check")}<span>${done()} written.</span></div>
       ${form.left.length ? html`<div class="band warn">${icon("warn")}<span>${plural(form.left.length, "key")} left as they are:</span></div>
         ${form.left.slice(0, SHOWN).map(each => html`<p class="mono wrap">${each.path} <small>${each.why}</small></p>`)}` : nothing}`;
   }
@@ -161,7 +201,8 @@ export function importAll(path, then) {
       const left = each.ttl || (each.ends ? Math.max(1, Math.ceil((each.ends - performance.now()) / 1000)) : 0);
       if (left) query.ttl = left;
       try {
-        await api.writeBytes(each.path, each.data, query);
+        if (each.isDir) await api.write(each.path, { dir: "true", ...query });
+        else await api.writeBytes(each.path, each.data, query);
         form.done += 1;
         if (form.done % 20 === 0) shown.redraw();
       } catch (error) {
@@ -176,7 +217,7 @@ export function importAll(path, then) {
     }
     form.isBusy = false;
     form.isDone = true;
-    say(`${plural(form.done, "key")} written.`);
+    say(`${done()} written.`);
     shown.redraw();
     then();
   }
@@ -190,15 +231,34 @@ async function parse(text) {
   } catch (error) {
     if (/^\s*[{[]/.test(text) && !/^\s*\{[^"]*:/.test(text)) throw new Error(`This is no JSON: ${error.message}`, { cause: error });
   }
-  const { load, FAILSAFE_SCHEMA } = await yamlModule();
+  const module = await yamlModule();
   try {
-    return load(text, { schema: FAILSAFE_SCHEMA });
+    return module.load(text, { schema: writtenSchema(module) });
   } catch (error) {
     throw new Error(`This is no YAML: ${error.reason ?? error.message}`, { cause: error });
   }
 }
 
-/** The keys of a document: {path, text, data, ttl}. */
+const LITERAL = /^(?:-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null)$/;
+
+/** YAML in which a number or a word of JSON is known as one, and stays as it is written; all else is a text. */
+function writtenSchema({ FAILSAFE_SCHEMA, NOT_RESOLVED, defineScalarTag, mapTag }) {
+  if (!JSON.rawJSON) return FAILSAFE_SCHEMA; // an old browser: items of lists are texts
+  const written = defineScalarTag("tag:kvd,2026:written", {
+    implicit: true,
+    resolve: text => (LITERAL.test(text) ? JSON.rawJSON(text) : NOT_RESOLVED),
+    identify: () => false,
+  });
+  const name = key => (isRaw(key) ? key.rawJSON : key);
+  return FAILSAFE_SCHEMA.withTags(written, {
+    ...mapTag,
+    addPair: (map, key, value) => mapTag.addPair(map, name(key), value),
+    has: (map, key) => mapTag.has(map, name(key)),
+    get: (map, key) => mapTag.get(map, name(key)),
+  });
+}
+
+/** The keys of a document, {path, text, data, ttl}, and of its directories those that no key brings into being, or that end. */
 function keysOf(document, top) {
   if (document === null || typeof document !== "object" || Array.isArray(document)) throw new Error("The document is no object: it has no names of keys.");
   const node = document.node ?? document;
@@ -221,19 +281,23 @@ function nestedKeys(object, at) {
     if (isRaw(value)) return [ofText(path, value.rawJSON)];
     if (value !== null && typeof value === "object" && !Array.isArray(value)) {
       if (typeof value.$base64 === "string" && Object.keys(value).length === 1) return [ofBytes(path, unpack(value.$base64))];
-      return nestedKeys(value, path);
+      return Object.keys(value).length ? nestedKeys(value, path) : [ofDir(path)];
     }
     return [ofText(path, value === null ? "" : typeof value === "object" ? JSON.stringify(value) : String(value))];
   });
 }
 
 function v2Keys(node, below, top) {
-  if (node.dir) return (node.nodes ?? []).flatMap(child => v2Keys(child, below, top));
+  const ttl = Number(node.ttl?.rawJSON ?? node.ttl ?? 0);
   // Keys of an export of a directory are below another directory as they were below that one.
   const base = below && below !== "/" && node.key.startsWith(`${below}/`) ? node.key.slice(below.length) : commonless(node.key, top);
   const path = placeBelow(top, base);
+  if (node.dir) {
+    const children = (node.nodes ?? []).flatMap(child => v2Keys(child, below, top));
+    return ttl || !children.length ? [{ ...ofDir(path), ttl }, ...children] : children;
+  }
   const found = node.encoding === "base64" ? ofBytes(path, unpack(node.value)) : ofText(path, node.value ?? "");
-  return [{ ...found, ttl: Number(node.ttl?.rawJSON ?? node.ttl ?? 0) }];
+  return [{ ...found, ttl }];
 }
 
 const commonless = (key, top) => (top !== "/" && key.startsWith(`${top}/`) ? key.slice(top.length) : key);
@@ -246,6 +310,7 @@ function unpack(text) {
 }
 
 const ofText = (path, text) => ({ path, text, data: new TextEncoder().encode(text), ttl: 0, isBinary: false });
+const ofDir = path => ({ path, isDir: true, ttl: 0, isBinary: false });
 const ofBytes = (path, data) => ({ path, text: null, data, ttl: 0, isBinary: true });
 
 /** Compare keys with what is stored. */
@@ -272,7 +337,8 @@ function planned(each, node) {
   if (why) return { ...each, kind: "refused", why };
   if (node.errorCode === 100) return { ...each, kind: "new", index: 0 };
   if (node.errorCode) return { ...each, kind: "refused", why: node.message };
-  if (node.dir) return { ...each, kind: "refused", why: "is a directory here" };
+  if (each.isDir && node.dir) return { ...each, kind: "same" };
+  if (each.isDir || node.dir) return { ...each, kind: "refused", why: `is a ${node.dir ? "directory" : "key"} here` };
   const found = valueOf(node);
   const isSame = found.data.length === each.data.length && found.data.every((byte, at) => byte === each.data[at]);
   const ends = node.ttl ? performance.now() + node.ttl * 1000 : 0;
@@ -283,9 +349,8 @@ function planned(each, node) {
 async function restOf(path, plan) {
   try {
     const { keys } = await api.read(path, { count: true, recursive: true, hidden: true }, { isDir: true });
-    return Math.max(0, keys - plan.filter(each => each.kind === "changed" || each.kind === "same").length);
+    return Math.max(0, keys - plan.filter(each => !each.isDir && (each.kind === "changed" || each.kind === "same")).length);
   } catch {
     return 0;
   }
 }
-export { bytes, sizeOf };

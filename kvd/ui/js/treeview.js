@@ -12,9 +12,7 @@ const AHEAD = 8;
 const GLOW_MS = 1600;
 const END_MS = 700;
 
-const view = { scroller: null, rows: null, spacer: null, cursor: 0, ended: new Set(), onSelect: null, drawing: [] };
-/** How long the rows took to draw, in milliseconds, the last two hundred times. */
-export const drawTimes = view.drawing;
+const view = { scroller: null, rows: null, spacer: null, cursor: 0, ended: new Set(), onSelect: null };
 
 const rowHeight = () => (matchMedia("(max-width: 760px)").matches ? 40 : 28);
 
@@ -60,7 +58,6 @@ function window_() {
 
 function draw() {
   if (!view.scroller?.isConnected) return;
-  const began = performance.now();
   const { size, rows, shown, first, last, offset } = window_();
   view.cursor = Math.max(0, Math.min(view.cursor, rows - 1));
   view.spacer.style.height = `${shown}px`;
@@ -79,8 +76,6 @@ function draw() {
   if (rows) view.scroller.setAttribute("aria-activedescendant", active);
   else view.scroller.removeAttribute("aria-activedescendant");
   if (isGlowing) setTimeout(update, GLOW_MS);
-  view.drawing.push(performance.now() - began);
-  if (view.drawing.length > 200) view.drawing.shift();
 }
 
 function rowOf(row, { dir, place, level, child }, size, now) {
