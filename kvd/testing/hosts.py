@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -40,7 +41,7 @@ class Host(Protocol):
 
     @property
     def failed(self) -> BaseException | None:
-        """The error that has ended the service; None while it serves."""
+        """The error that has ended the service, or is ending the process; None while it serves."""
 
     def start(self) -> None:
         """Start the server; it serves on return."""
@@ -160,6 +161,7 @@ class Child:
         self._log_from = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._channel = socket.socket()
+        self._turn = threading.Lock()  # of the one thread whose verb is being answered
 
     @property
     def is_running(self) -> bool:
@@ -169,9 +171,10 @@ class Child:
     @property
     def failed(self) -> BaseException | None:
         """See `Host`."""
-        status = None if self._process is None else self._process.poll()
-        if self._failed is None and status is not None:
-            return self._note_end(status)
+        if self._process is not None and self._failed is None:
+            # One that is about to end is still there, but answers no more: its end is waited for.
+            with suppress(ProcessEnded, RuntimeError):
+                self.call("index")
         return self._failed
 
     def start(self) -> None:
@@ -210,11 +213,7 @@ class Child:
         process, self._process = self._process, None
         assert process is not None
         process.send_signal(number)
-        try:
-            return process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return process.wait()
+        return _wait(process)
 
     def _note_end(self, status: int) -> ProcessEnded:
         lines = self.read_log()
@@ -234,13 +233,13 @@ class Child:
     def call(self, verb: str, *arguments: Any) -> Any:
         """See `Host`."""
         answer = b""
-        with suppress(OSError):  # it ends meanwhile
+        with self._turn, suppress(OSError):  # it ends meanwhile
             self._channel.sendall(json.dumps([verb, *arguments]).encode() + b"\n")
             while not answer.endswith(b"\n") and (more := self._channel.recv(1 << 20)):
                 answer += more
         if not answer.endswith(b"\n"):
             assert self._process is not None
-            raise self._note_end(self._process.wait())
+            raise self._note_end(_wait(self._process))
         outcome = json.loads(answer)
         if "error" in outcome:
             raise RuntimeError(outcome["error"])
@@ -250,6 +249,15 @@ class Child:
         """See `Host`."""
         self._channel.close()
         self._log.close()
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """Wait for the end of a process, which is killed if that takes too long; return its status."""
+    try:
+        return process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 def _argument(name: str, what: Flag) -> str:

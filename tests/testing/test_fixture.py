@@ -75,7 +75,6 @@ def test_a_sync_that_fails_ends_the_server_and_not_the_test(server):
     server.fail_next_fsync(errno.EIO)
     with pytest.raises(OutcomeUnknown):
         server.client.set("/a", "2")
-    wait_until(lambda: server.failed)
     assert isinstance(server.failed, OSError | ProcessEnded)
     assert "the disk failed, stopping at once: [Errno 5]" in "\n".join(server.log)
     with pytest.raises((OSError, ProcessEnded)):
@@ -84,6 +83,30 @@ def test_a_sync_that_fails_ends_the_server_and_not_the_test(server):
     assert server.failed is None
     assert server.client.get("/a").value in ("1", "2")
     server.client.set("/a", "3")
+
+
+def test_a_server_that_has_just_failed_is_known_to_have_failed(server):
+    for number in range(3):
+        server.fail_next_fsync()
+        with pytest.raises(OutcomeUnknown):
+            server.client.set("/a", str(number))
+        server.start()
+    server.fail_next_fsync()
+    with pytest.raises(RuntimeError, match="runs already"):
+        server.start()
+    with pytest.raises(OutcomeUnknown):
+        server.client.set("/a", "")
+    assert server.failed is not None
+    server.restart()
+    assert server.failed is None
+
+
+def test_two_threads_use_it_at_once(server):
+    def look(_: int) -> int:
+        return server.index if server.failed is None else -1
+
+    with ThreadPoolExecutor(4) as threads:
+        assert {*threads.map(look, range(40))} == {server.index}
 
 
 def test_a_full_disk_refuses_writes_until_there_is_room(server):
