@@ -145,9 +145,11 @@ class Operations:
             return False
         return True
 
-    def ls(self, key: str, *, recursive: bool) -> Operation[Tree]:
-        query = {"recursive": recursive or None}
-        reply = yield from self.call("GET", self.path(key), query=query)
+    def ls(
+        self, key: str, *, recursive: bool, quorum: bool = False, timeout: float | None = None
+    ) -> Operation[Tree]:
+        query = {"recursive": recursive or None, "quorum": quorum or None}
+        reply = yield from self.call("GET", self.path(key), query=query, timeout=timeout)
         return self._tree(reply)
 
     def _tree(self, reply: Reply) -> Tree:

@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -163,10 +164,14 @@ def test_a_lock_on_a_silent_server_times_out(name):
 
 
 class Forgetful:
-    """Passes requests on, but keeps the answer to the first POST to itself."""
+    """Passes requests on, but keeps the answer to the first POST to itself.
 
-    def __init__(self, port: int) -> None:
+    With `instead`, it calls that and leaves the connection open.
+    """
+
+    def __init__(self, port: int, instead: Callable[[], object] | None = None) -> None:
         self._to = port
+        self._instead = instead
         self._has_forgotten = False
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -186,7 +191,10 @@ class Forgetful:
                 answer = server.recv(65536)
                 if request.startswith(b"POST") and not self._has_forgotten:
                     self._has_forgotten = True
-                    return
+                    if self._instead is None:
+                        return
+                    self._instead()
+                    continue
                 connection.sendall(answer)
 
     def close(self) -> None:
@@ -199,6 +207,49 @@ def test_an_entry_of_which_nothing_was_heard_is_found_again(server, kvd, name):
             held.check()
             assert [node.key for node in kvd.ls(name)] == [held.key]
         assert entries(kvd, name) == 0
+
+
+class Interrupted(BaseException):
+    """What a signal raises, as KeyboardInterrupt."""
+
+
+@pytest.fixture
+def interrupt():
+    """Returns a function for other threads that has the main one raise `Interrupted`."""
+
+    def handle(*_: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGUSR2, handle)
+    yield lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR2)
+    signal.signal(signal.SIGUSR2, before)
+
+
+def test_an_interrupted_attempt_leaves_no_entry(server, kvd, name, interrupt):
+    with (
+        contextlib.closing(Forgetful(server.port, interrupt)) as proxy,
+        Client(proxy.url, timeout=PATIENCE_S) as client,
+    ):
+        with pytest.raises(Interrupted):
+            client.lock(name, ttl=60).acquire()
+        assert entries(kvd, name) == 0
+
+
+def test_a_cancelled_attempt_leaves_no_entry(server, kvd, name):
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+
+        def cancel() -> None:
+            loop.call_soon_threadsafe(task.cancel)
+
+        with contextlib.closing(Forgetful(server.port, cancel)) as proxy:
+            async with AsyncClient(proxy.url, timeout=PATIENCE_S) as client:
+                task = asyncio.create_task(client.lock(name, ttl=60).acquire())
+                await asyncio.wait([task])
+                assert task.cancelled()
+
+    asyncio.run(run())
+    assert entries(kvd, name) == 0
 
 
 @pytest.mark.parametrize("client", [Client, AsyncClient])

@@ -7,6 +7,8 @@ not change it.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from kvd.client.errors import (
     KeyNotFound,
     KvdError,
@@ -51,10 +53,22 @@ class Claim:
     def enter(self, timeout: float | None = None) -> Operation[None]:
         """Make the entry, and no second one.
 
+        If that is interrupted or cancelled, an entry that was made is removed again, in the time
+        between two refreshes at most; one that could not be removed ends with its TTL.
+
         Raises:
             LockTimeout: not in so many seconds. The entry may be made yet, and end with its TTL.
             TransportError, ApiError: it was not made.
         """
+        try:
+            yield from self._make(timeout)
+        except (KvdError, GeneratorExit):
+            raise
+        except BaseException:
+            yield from self._withdraw()
+            raise
+
+    def _make(self, timeout: float | None) -> Operation[None]:
         limit = None if timeout is None else boot_s() + timeout
         while not self.lease.key:
             began = boot_s()
@@ -85,10 +99,20 @@ class Claim:
             raise LockTimeout(f"{self._name} was not free in time")
         return min(left, self._ops.exchanges.timeout)
 
-    def _find(self, began: float) -> Operation[bool]:
+    def _withdraw(self) -> Operation[None]:
+        """Remove the entry if it was made."""
+        patience_s = min(self.lease.refresh_s, self._ops.exchanges.timeout)
+        with suppress(KvdError):
+            if self.lease.key or (yield from self._find(boot_s(), patience_s)):
+                yield from self.lease.leave()
+
+    def _find(self, began: float, timeout: float | None = None) -> Operation[bool]:
         """Look for an entry that may have been made; return whether it was found."""
         try:
-            tree = yield from self._ops.ls(self._name, recursive=False)
+            # With quorum it is read after the writes that the server has received.
+            tree = yield from self._ops.ls(
+                self._name, recursive=False, quorum=True, timeout=timeout
+            )
         except (KeyNotFound, TransportError, ServerRefused):
             return False
         for node in tree:
