@@ -7,8 +7,9 @@ import os
 import pytest
 
 from bench.cost.in_process import Inside
-from bench.load.wire import render
+from bench.load.wire import is_complete, render
 from kvd.core import log_writer
+from kvd.http.sending import status_lines
 from kvd.storage.errors import LogFull
 from kvd.storage.format.frame import Position
 from tests.support.committing import on_a_loop
@@ -178,6 +179,23 @@ def test_what_is_rendered_during_a_sync_is_shown_only_behind_it(tmp_path, held):
             after = kvd.receive_until(1, lambda data: b"\r\n\r\n" in data)
             assert before not in after
         assert b" 404 " in after
+
+
+@needs_the_kernel
+def test_a_response_has_the_date_of_its_sending(tmp_path, held, monkeypatch):
+    """Not that of its rendering, which is before the sync."""
+    now = "the second of the rendering"
+    monkeypatch.setattr(status_lines, "formatdate", lambda **_: now)
+    with Inside(tmp_path / "data", connections=2) as kvd:
+        # The first write: no heartbeat is due.
+        kvd.sockets[0].sendall(render("PUT", "/v2/keys/k", b"value=v"))
+        assert held.submitted.wait(PATIENCE_S)
+        kvd.exchange(1, render("GET", "/v2/keys"))  # the loop has rendered what it renders
+        now = "the second of the sending"
+        kvd._loop.call_soon_threadsafe(kvd._server.running.http.tick)
+        held.end()
+        response = kvd.receive_until(0, is_complete)
+    assert b"Date: the second of the sending\r\n" in response
 
 
 @needs_the_kernel
