@@ -151,7 +151,11 @@ class LogWriter:
 
     def _synced(self) -> None:
         assert self._kernel is not None
-        code = self._kernel.outcome()
+        code: int | None
+        try:
+            code = self._kernel.outcome()
+        except OSError as error:  # how it went will never be known: as if it had failed
+            code = error.errno or errno.EIO
         if code is not None:
             self._end(code)
 

@@ -322,3 +322,18 @@ async def test_a_sync_that_the_kernel_failed_is_told_as_a_failure(
     assert isinstance(await log.append(b"more"), OSError)
     log.sync.stop()
     log.log_writer.close()
+
+
+@BY_EITHER
+@on_a_loop
+async def test_a_sync_whose_outcome_cannot_be_had_is_told_as_a_failure(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(log_writer, "data_sync", kind)
+    log = Log(open_store(tmp_path / "data"), thread_only=False)
+    await log.append(b"first")
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "wait", lambda *_, **__: None)
+        patch.setattr(kind, "outcome", failing(errno.EPERM))
+        assert (await log.append(b"lost")).errno == errno.EPERM
+    assert isinstance(await log.append(b"more"), OSError)
+    log.sync.stop()
+    log.log_writer.close()
