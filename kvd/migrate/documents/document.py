@@ -95,7 +95,8 @@ class _Reader:
         for name in head:
             if name not in (*_HEAD, "keys"):
                 self._refuse(name, f"unknown field {name}; expected kvd, prefix, index, keys")
-        if head.get("kvd") != _VERSION:
+        version = head.get("kvd")
+        if isinstance(version, bool) or version != _VERSION:
             self._refuse("kvd", f"expected `kvd: {_VERSION}` in a document of kvd")
         prefix, index = head.get("prefix", "/"), head.get("index", 0)
         if not isinstance(prefix, str) or not prefix.startswith("/") or not _is_clean(prefix[1:]):
