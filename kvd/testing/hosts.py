@@ -174,7 +174,7 @@ class Child:
         if self._process is not None and self._failed is None:
             # One that is about to end is still there, but answers no more: its end is waited for.
             with suppress(ProcessEnded, RuntimeError):
-                self.call("index")
+                self._call(_STOP_S, "index")
         return self._failed
 
     def start(self) -> None:
@@ -230,10 +230,15 @@ class Child:
         """See `Host`."""
         self._log_from = os.fstat(self._log.fileno()).st_size
 
-    def call(self, verb: str, *arguments: Any) -> Any:
+    def call(self, verb: str, *arguments: object) -> Any:
         """See `Host`."""
+        return self._call(None, verb, *arguments)
+
+    def _call(self, timeout: float | None, verb: str, *arguments: object) -> Any:
+        """Return the answer to a verb; end the process if there is none in so many seconds."""
         answer = b""
-        with self._turn, suppress(OSError):  # it ends meanwhile
+        with self._turn, suppress(OSError):  # it ends meanwhile, or is too slow
+            self._channel.settimeout(timeout)
             self._channel.sendall(json.dumps([verb, *arguments]).encode() + b"\n")
             while not answer.endswith(b"\n") and (more := self._channel.recv(1 << 20)):
                 answer += more

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import logging
 import os
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
@@ -14,6 +15,7 @@ import pytest
 
 import kvd
 from kvd.client import KeyNotFound, OutcomeUnknown, ServerRefused, TransportError
+from kvd.testing import hosts
 from kvd.testing.fixture import KvdFixture
 from kvd.testing.hosts import Child, Guest, ProcessEnded
 from tests.support.server import PATIENCE_S
@@ -99,6 +101,19 @@ def test_a_server_that_has_just_failed_is_known_to_have_failed(server):
     assert server.failed is not None
     server.restart()
     assert server.failed is None
+
+
+def test_a_process_that_answers_no_more_has_failed(monkeypatch):
+    before = left_behind()["processes"].split()
+    server = KvdFixture(Child)
+    (process,) = [one for one in left_behind()["processes"].split() if one not in before]
+    os.kill(int(process), signal.SIGSTOP)
+    monkeypatch.setattr(hosts, "_STOP_S", 0.1)
+    with contextlib.closing(server):
+        assert server.failed.status == -signal.SIGKILL
+        monkeypatch.undo()
+        server.start()
+        server.client.set("/a", "1")
 
 
 def test_two_threads_use_it_at_once(server):
