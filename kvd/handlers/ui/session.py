@@ -7,6 +7,7 @@ judge: what is said here decides nothing.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from kvd import __version__
@@ -20,6 +21,8 @@ from kvd.v2.errors import RouteError
 
 PATTERNS_MAX = 1000
 """Patterns that are listed, of those to read and of those to write; roles may have far more."""
+PATTERN_CHARACTERS_MAX = 1 << 18
+"""Characters of all patterns of one list: a single pattern may be as long as a request body."""
 _NO_USERS: dict[str, object] = {
     "auth": False,
     "user": None,
@@ -29,6 +32,24 @@ _NO_USERS: dict[str, object] = {
     "read": ["/*"],
     "write": ["/*"],
 }
+
+
+class _Listed:
+    """Patterns up to the limits; `is_cut`: there are more."""
+
+    def __init__(self) -> None:
+        self.patterns: list[str] = []
+        self.is_cut = False
+        self._room = PATTERN_CHARACTERS_MAX
+
+    def add(self, patterns: Sequence[str]) -> None:
+        """Take patterns for as long as there is room."""
+        for pattern in patterns:
+            self._room -= len(pattern)
+            if self._room < 0 or len(self.patterns) == PATTERNS_MAX:
+                self.is_cut = True
+                return
+            self.patterns.append(pattern)
 
 
 class UiJson(UiEndpoint):
@@ -86,23 +107,22 @@ class Session(UiJson):
         if not accounts.enabled:
             return {**_NO_USERS}
         roles = (auth.GUEST,) if user is None else user.roles or ()
-        read: list[str] = []
-        write: list[str] = []
-        for name in roles:
+        read, write = _Listed(), _Listed()
+        for name in roles[:PATTERNS_MAX]:
             role = auth.find_role(accounts.view, name)
             if role is not None:
-                read += role.permissions.read or ()
-                write += role.permissions.write or ()
-            if max(len(read), len(write)) > PATTERNS_MAX:
+                read.add(role.permissions.read or ())
+                write.add(role.permissions.write or ())
+            if read.is_cut or write.is_cut:
                 break
         return {
             "auth": True,
             "user": None if user is None else user.name,
             "roles": list(roles[:PATTERNS_MAX]),
             "root": auth.ROOT in roles,
-            "cut": max(len(read), len(write)) > PATTERNS_MAX,
-            "read": read[:PATTERNS_MAX],
-            "write": write[:PATTERNS_MAX],
+            "cut": read.is_cut or write.is_cut or len(roles) > PATTERNS_MAX,
+            "read": read.patterns,
+            "write": write.patterns,
         }
 
 

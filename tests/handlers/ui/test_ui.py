@@ -136,6 +136,18 @@ def test_a_role_of_many_patterns_is_not_listed_to_the_end(fresh_server):
     assert (len(told["read"]), told["cut"]) == (1000, True)
 
 
+def test_a_role_of_long_patterns_is_not_listed_to_the_end(fresh_server):
+    client = fresh_server.client()
+    ask_for_users(client)
+    # The body of one request is limited; what is granted adds up.
+    for first in (0, 4):
+        read = [f"/{number}{'x' * 60_000}" for number in range(first, first + 4)]
+        rights = json.dumps({"role": "al", "grant": {"kv": {"read": read, "write": []}}})
+        assert client.request("PUT", "/v2/auth/roles/al", rights, ROOT).status == 200
+    answer = client.request("GET", "/ui/session.json", headers=AL)
+    assert (len(answer.body) < 300_000, answer.json["cut"]) == (True, True)
+
+
 def test_the_status_has_samples_and_the_moment(fresh_server):
     client = fresh_server.client()
     for number in range(20):
