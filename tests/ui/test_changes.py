@@ -132,8 +132,8 @@ def test_what_is_exported_is_imported_again(visit, client, label, name):
     for key, value in values.items():
         client.request("PUT", f"/v2/keys/out{label}/{quote(key)}", {"value": value})
     client.request("PUT", f"/v2/raw/out{label}/bytes", b"\xff\x00")
-    client.request("PUT", f"/v2/raw/out{label}/long", b"x" * 200_000)
-    client.request("PUT", f"/v2/raw/out{label}/long-bytes", b"\xff" * 200_000)
+    client.request("PUT", f"/v2/raw/out{label}/long", b"x" * 70_000)
+    client.request("PUT", f"/v2/raw/out{label}/long-bytes", b"\xff" * 70_000)
     page = visit().go(f"#k/out{label}")
     page.locator(".strip").get_by_role("button", name="Export").click()
     page.get_by_role("dialog").get_by_label(label, exact=True).check()

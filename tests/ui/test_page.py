@@ -39,6 +39,7 @@ def test_the_keyboard_alone_finds_edits_restores_creates_and_deletes(visit, clie
     page = visit().go()
     expect(page.get_by_role("treeitem", name="one")).to_be_visible()
     page.keyboard.press("/")
+    expect(page.get_by_role("combobox")).to_be_focused()
     page.keyboard.type("db.local")
     expect(page.get_by_role("option").first).to_contain_text("/one/database")
     page.keyboard.press("Enter")
