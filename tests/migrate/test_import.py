@@ -20,6 +20,7 @@ import pytest
 
 from kvd.client.operations import Operations
 from kvd.client.sockets import Driver
+from kvd.ctl.main import main
 from kvd.migrate.documents.document import FORMATS
 from kvd.migrate.errors import Refused
 from kvd.migrate.etcd3 import Gateway
@@ -200,6 +201,16 @@ def test_an_export_that_fails_leaves_nothing(server, client, capsys, tmp_path):
     status, _ = refused(capsys, "-C", server.url, "export", "/text", "-o", out)
     assert status == 74
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith("out")] == ["out.yaml"]
+
+
+def test_an_export_to_a_dash_goes_to_standard_output(
+    server, client, tmp_path, monkeypatch, capfdbinary
+):
+    client.put("/dash/a", "1")
+    monkeypatch.chdir(tmp_path)
+    assert main(["-C", server.url, "export", "/dash", "-o", "-"]) == 0
+    assert b"keys:" in capfdbinary.readouterr().out
+    assert list(tmp_path.glob("-*")) == []
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"[" * 100_000], ids=["html", "list", "deep"])

@@ -59,6 +59,7 @@ def export(
             gateway = None if dry_run else connect(etcd3)
             exporting.to_etcd3(content, gateway, Options(**flags), say, shown)
             return
+        out = None if out == Path("-") else out
         text = exporting.as_document(content, key, form or exporting.form_of(out))
         if out is None:
             for piece in text:
