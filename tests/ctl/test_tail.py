@@ -125,13 +125,15 @@ def test_what_was_printed_and_not_kept_is_not_printed_again(fresh_server, tmp_pa
     tailed.wait_for(first)
     tailed.stop()
     second = client.put("/t/2", "two\nlines").index
-    # As if it had been killed between the line and the state.
-    with tailed.output.open("a") as output:
-        output.write(f"{second} 12:00:00.000 set /t/2 = two\\nlines\n")
     third = client.put("/t/3", "3").index
+    # As if it had been killed between a line and the state, and then in the middle of a line.
+    with tailed.output.open("a") as output:
+        output.write(f"{second} 12:00:00.000 set /t/2 = two\\nlines\n{third} half")
+    last = client.put("/t/4", "4").index
     tailed.start()
-    tailed.wait_for(third)
-    assert tailed.indexes() == [first, second, third]
+    tailed.wait_for(last)
+    assert tailed.indexes() == [first, second, third, last]
+    assert "half" not in tailed.output.read_text()
 
 
 def wait_for_state(state, tailed, index):

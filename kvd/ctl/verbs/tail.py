@@ -144,7 +144,7 @@ class _Tail:
             now = datetime.now().astimezone().strftime("%H:%M:%S.%f")[:-3]
             key = f"{node.key}/" if node.dir else node.key
             line = described(index, now, action, key, node.value)
-        # One system call, so that a kill leaves the whole line or nothing.
+        # One system call; of a long line a kill may leave a part, which the next start cuts.
         sys.stdout.flush()
         sys.stdout.buffer.write(line.encode("utf-8", "replace") + b"\n")
         sys.stdout.buffer.flush()
@@ -234,11 +234,21 @@ def _read(state: Path) -> _Kept | None:
 
 
 def _written(kept: _Kept) -> int:
-    """Return the last index in the output behind what is kept; 0 where there is none."""
+    """Return the last index in the output behind what is kept; 0 where there is none.
+
+    A line that a kill has left unfinished is cut.
+    """
     output = _output()
     if output is None or output.st_ino != kept.inode or output.st_size <= kept.size:
         return 0
     with open(f"/proc/self/fd/{sys.stdout.fileno()}", "rb") as file:  # noqa: PTH123 -- a link
         file.seek(kept.size)
-        found = [_INDEX.match(line) for line in file if line.endswith(b"\n")]
-    return max((int(one[1] or one[2]) for one in found if one is not None), default=0)
+        last, end = 0, kept.size
+        for line in file:
+            if not line.endswith(b"\n"):
+                os.ftruncate(sys.stdout.fileno(), end)
+                break
+            end += len(line)
+            if found := _INDEX.match(line):
+                last = max(last, int(found[1] or found[2]))
+    return last
