@@ -83,6 +83,7 @@ def test_what_is_rendered_is_read_again(form, keys):
         ("kvd: 1\nindex: " + "9" * 5000, "line 2: index: expected a number"),
         ('{"a": ' * 100_000, "is no JSON"),
         ('{"kvd": true, "keys": {}}', "line 1: expected `kvd: 1` in a document of kvd"),
+        ('{"kvd": 1.0, "keys": {}}', "line 1: expected `kvd: 1` in a document of kvd"),
         ("kvd: 1\nkeys: [", ": is no YAML"),
         ("", "line 1: the document: expected a mapping"),
         ("- a", "line 1: the document: expected a mapping"),

@@ -96,7 +96,7 @@ class _Reader:
             if name not in (*_HEAD, "keys"):
                 self._refuse(name, f"unknown field {name}; expected kvd, prefix, index, keys")
         version = head.get("kvd")
-        if isinstance(version, bool) or version != _VERSION:
+        if type(version) is not int or version != _VERSION:
             self._refuse("kvd", f"expected `kvd: {_VERSION}` in a document of kvd")
         prefix, index = head.get("prefix", "/"), head.get("index", 0)
         if not isinstance(prefix, str) or not prefix.startswith("/") or not _is_clean(prefix[1:]):
