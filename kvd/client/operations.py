@@ -116,7 +116,7 @@ class Operations:
             reply = yield from self.exchanges.request(Call("GET", "/v2/extras", {}), timeout)
             if reply.status not in (200, 404):  # it may be another answer next time
                 raise refusal(reply.status, reply.body, is_write=False)
-            told = _json(reply) if reply.status == 200 else {}
+            told = json_of(reply) if reply.status == 200 else {}
             self._extras = frozenset(told.get("extras", ()))
         return self._extras
 
@@ -129,7 +129,7 @@ class Operations:
 
     def get(self, key: str, *, quorum: bool) -> Operation[Node]:
         reply = yield from self.call("GET", self.path(key), query={"quorum": quorum or None})
-        return self.names.node(_json(reply)["node"], reply.index)
+        return self.names.node(json_of(reply)["node"], reply.index)
 
     def get_or(self, key: str, default: Any) -> Operation[Any]:
         try:
@@ -153,7 +153,7 @@ class Operations:
         return self._tree(reply)
 
     def _tree(self, reply: Reply) -> Tree:
-        told = _json(reply)["node"]
+        told = json_of(reply)["node"]
         key = self.names.own(told.get("key", "/"))
         if not told.get("dir"):
             raise NotADirectory(104, "Not a directory", key, reply.index, 400)
@@ -170,7 +170,7 @@ class Operations:
             return {}, reply.index, cluster_id
         if reply.status != 200:
             raise refusal(reply.status, reply.body, is_write=False)
-        told = _json(reply)["node"]
+        told = json_of(reply)["node"]
         if told.get("dir"):
             return self.names.below(told, reply.index), reply.index, cluster_id
         node = self.names.node(told, reply.index)
@@ -195,7 +195,7 @@ class Operations:
         yield from self.require("history")
         query = {"history": True, "limit": limit, "before": before}
         reply = yield from self.call("GET", self.path(key), query=query)
-        return [self.names.event(told) for told in _json(reply)["events"]]
+        return [self.names.event(told) for told in json_of(reply)["events"]]
 
     # Writing.
 
@@ -204,7 +204,7 @@ class Operations:
     ) -> Operation[Event]:
         """Return the event of a PUT or a POST."""
         reply = yield from self.call(method, self.path(key), form=form, timeout=timeout)
-        return self.names.event(_json(reply))
+        return self.names.event(json_of(reply))
 
     def set(
         self,
@@ -248,7 +248,7 @@ class Operations:
             body=value,
             content_type="application/octet-stream",
         )
-        return self.names.event(_json(reply))
+        return self.names.event(json_of(reply))
 
     def mkdir(self, key: str, *, ttl: int | None, exist_ok: bool) -> Operation[Event | None]:
         try:
@@ -282,7 +282,7 @@ class Operations:
             if missing_ok:
                 return None
             raise
-        return self.names.event(_json(reply))
+        return self.names.event(json_of(reply))
 
     def update(
         self, key: str, change: Callable[[str | None], str | None], *, tries: int
@@ -327,7 +327,7 @@ class Operations:
         reply = yield from self.call(
             "POST", "/v2/txn", body=json.dumps(body).encode(), content_type=JSON
         )
-        return [self.names.event(told) for told in _json(reply)["events"]]
+        return [self.names.event(told) for told in json_of(reply)["events"]]
 
 
 def _texts(given: Given) -> dict[str, str]:
@@ -344,7 +344,12 @@ def _text(value: bytes) -> str:
     return value.decode("utf-8", "surrogateescape")
 
 
-def _json(reply: Reply) -> dict[str, Any]:
+def json_of(reply: Reply) -> dict[str, Any]:
+    """Return the JSON of a response.
+
+    Raises:
+        KvdError: it is none, or nested too deeply.
+    """
     try:
         told: dict[str, Any] = json.loads(reply.body)
     except ValueError:

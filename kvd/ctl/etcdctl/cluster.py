@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from kvd.client.errors import ApiError, KvdError
-from kvd.client.operations import JSON
+from kvd.client.operations import JSON, json_of
 from kvd.ctl.command import Call, Group, Verb, pass_call
-from kvd.ctl.etcdctl.output import explained, plain, read, write
+from kvd.ctl.etcdctl.output import explained, plain, write
 from kvd.ctl.failures import UNHEALTHY, USAGE, Failure
 
 _CHECK_S = 10
@@ -47,7 +47,7 @@ def cluster_health(call: Call, args: tuple[str, ...], *, forever: bool) -> None:
 
 
 def _members(call: Call) -> list[dict[str, Any]]:
-    members: list[dict[str, Any]] = read(call.session.call("GET", "/v2/members"))["members"]
+    members: list[dict[str, Any]] = json_of(call.session.call("GET", "/v2/members"))["members"]
     return members
 
 
@@ -72,13 +72,13 @@ def _is_healthy(call: Call, member: dict[str, Any], count: int) -> bool:
 
 def _health(call: Call, url: str, *, is_own: bool) -> object:
     if is_own:
-        return read(call.session.call("GET", "/health")).get("health")
+        return json_of(call.session.call("GET", "/health")).get("health")
     from kvd.ctl.session import Session  # noqa: PLC0415 -- for clusters alone
     from kvd.ctl.settings import Settings  # noqa: PLC0415
 
     other = Session(Settings({**call.given, "endpoints": url}))
     try:
-        return read(other.call("GET", "/health")).get("health")
+        return json_of(other.call("GET", "/health")).get("health")
     finally:
         other.close()
 
@@ -103,7 +103,7 @@ def member_list(call: Call, args: tuple[str, ...]) -> None:
     """Print the members."""
     if args:
         raise _wrong("No arguments accepted")
-    leader = read(call.session.call("GET", "/v2/members/leader"))["id"]
+    leader = json_of(call.session.call("GET", "/v2/members/leader"))["id"]
     lines = []
     for one in _members(call):
         peers = ",".join(one.get("peerURLs") or ())
@@ -122,7 +122,7 @@ def member_list(call: Call, args: tuple[str, ...]) -> None:
 def _send(call: Call, method: str, path: str, peer_urls: Sequence[str] | None = None) -> Any:
     body = b"" if peer_urls is None else json.dumps({"peerURLs": list(peer_urls)}).encode()
     reply = call.session.call(method, f"/v2/members{path}", body=body, content_type=JSON)
-    return read(reply) if reply.body.strip() else {}
+    return json_of(reply) if reply.body.strip() else {}
 
 
 @_member_verb("add", "Add a member.", "NAME PEER-URL")

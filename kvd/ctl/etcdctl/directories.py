@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvd.client.operations import json_of
 from kvd.ctl.command import Call, Verb, keys, pass_call
-from kvd.ctl.etcdctl.output import Told, explained, print_answer, read, write
+from kvd.ctl.etcdctl.output import Told, explained, print_answer, write
 from kvd.ctl.etcdctl.values import TTL, key_of
 from kvd.ctl.terminal import shown
 
@@ -24,7 +25,7 @@ def _make(call: Call, args: tuple[str, ...], ttl: int, query: Given) -> None:
     form = {"ttl": ttl if ttl > 0 else None}
     reply = call.session.call("PUT", path, query={"dir": True, **query}, form=form)
     if call.settings.output != "simple":
-        print_answer(read(reply), reply.index, call.settings.output)
+        print_answer(json_of(reply), reply.index, call.settings.output)
 
 
 @click.command(cls=Verb, explain=explained, help="Create a directory.")
@@ -56,7 +57,7 @@ def updatedir(call: Call, args: tuple[str, ...], *, ttl: int) -> None:
 
 def _remove(call: Call, args: tuple[str, ...], query: Given) -> None:
     reply = call.session.call("DELETE", call.session.path(key_of(args)), query=query)
-    told = read(reply)
+    told = json_of(reply)
     if not told["node"].get("dir") or call.settings.output != "simple":
         print_answer(told, reply.index, call.settings.output)
 
@@ -117,7 +118,7 @@ def ls(
     path = call.session.path(args[0] if args else "/")
     query = {"quorum": quorum, "recursive": recursive, "sorted": sort}
     reply = call.session.call("GET", path, query=query)
-    told = read(reply)
+    told = json_of(reply)
     if call.settings.output != "simple":
         print_answer(told, reply.index, call.settings.output)
         return

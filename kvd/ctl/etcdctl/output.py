@@ -6,7 +6,6 @@ encoding/json writes etcdctl's own types: in their order, with `nodes` and `prev
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import sys
@@ -18,7 +17,6 @@ from kvd.ctl.failures import REFUSED, UNREACHABLE, USAGE, Failure
 from kvd.ctl.failures import explained as of_kvdctl
 
 if TYPE_CHECKING:
-    from kvd.client.wire import Reply
     from kvd.ctl.settings import Settings
 
 Told = Mapping[str, Any]
@@ -30,21 +28,6 @@ def write(text: str) -> None:
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode("utf-8", "replace"))
     sys.stdout.buffer.flush()
-
-
-def read(reply: Reply) -> Told:
-    """Return the JSON of an answer.
-
-    Raises:
-        KvdError: it is none.
-    """
-    try:
-        told: Told = json.loads(reply.body)
-    except ValueError:
-        raise KvdError(f"the response is no JSON: {reply.body[:200]!r}") from None
-    except RecursionError:
-        raise KvdError("the response is nested too deeply for Python") from None
-    return told
 
 
 def print_answer(told: Told, index: int, output: str) -> None:

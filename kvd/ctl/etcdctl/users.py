@@ -11,9 +11,9 @@ from urllib.parse import quote
 import click
 
 from kvd.client.errors import ApiError
-from kvd.client.operations import JSON
+from kvd.client.operations import JSON, json_of
 from kvd.ctl.command import Call, Group, Verb, pass_call
-from kvd.ctl.etcdctl.output import Told, plain, read, write
+from kvd.ctl.etcdctl.output import Told, plain, write
 from kvd.ctl.failures import USAGE, Failure
 
 if TYPE_CHECKING:
@@ -64,13 +64,13 @@ def _names(found: Sequence[Any] | None, kind: str) -> str:
 @pass_call
 def user_list(call: Call) -> None:
     """Print the names of all users."""
-    write(_names(read(_send(call, "GET", "users"))["users"], "user"))
+    write(_names(json_of(_send(call, "GET", "users"))["users"], "user"))
 
 
 @_verb(user, "get", "Print a user's roles.", "NAME")
 def user_get(call: Call, args: tuple[str, ...]) -> None:
     """Print a user's roles."""
-    told = read(_send(call, "GET", _user(_name_of(args, "username"))))
+    told = json_of(_send(call, "GET", _user(_name_of(args, "username"))))
     roles = [one if isinstance(one, str) else one["role"] for one in told.get("roles") or ()]
     write(f"User: {told['user']}\nRoles: {''.join(f' {one}' for one in roles)}\n")
 
@@ -145,13 +145,13 @@ def role_list(call: Call) -> None:
         reply = _send(call, "GET", "roles")
     except ApiError as error:
         raise Failure(f"unexpected status code {error.status}", USAGE) from error
-    write(_names(read(reply)["roles"], "role"))
+    write(_names(json_of(reply)["roles"], "role"))
 
 
 @_verb(role, "get", "Print a role's rights.", "NAME")
 def role_get(call: Call, args: tuple[str, ...]) -> None:
     """Print a role's rights."""
-    told = read(_send(call, "GET", _role(_name_of(args, "role name"))))
+    told = json_of(_send(call, "GET", _role(_name_of(args, "role name"))))
     rights: Told = told.get("permissions", {}).get("kv", {})
     lines = [f"Role: {told['role']}"]
     for title, kind in (("KV Read:", "read"), ("KV Write:", "write")):

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvd.client.operations import json_of
 from kvd.ctl.command import Call, Verb, keys, pass_call
-from kvd.ctl.etcdctl.output import explained, print_answer, read, wrong
+from kvd.ctl.etcdctl.output import explained, print_answer, wrong
 from kvd.ctl.failures import USAGE, Failure, failure
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def get(
         call.session.run(call.session.operations.require("at"))
         query = {"at": at}
     reply = call.session.call("GET", call.session.path(key), query=query)
-    told = read(reply)
+    told = json_of(reply)
     if told["node"].get("dir"):
         raise Failure(f"{told['node'].get('key', '/')}: is a directory", USAGE)
     print_answer(told, reply.index, call.settings.output)
@@ -89,7 +90,7 @@ def get(
 
 def _put(call: Call, key: str, query: Given, form: Given, *, method: str = "PUT") -> None:
     reply = call.session.call(method, call.session.path(key), query=query, form=form)
-    print_answer(read(reply), reply.index, call.settings.output)
+    print_answer(json_of(reply), reply.index, call.settings.output)
 
 
 @_of_value("Set a key.")

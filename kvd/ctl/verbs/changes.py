@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvd.client.errors import KeyNotFound
+from kvd.client.operations import json_of
 from kvd.ctl.command import Call
-from kvd.ctl.etcdctl.output import Told, read
+from kvd.ctl.etcdctl.output import Told
 from kvd.ctl.failures import failure
 from kvd.ctl.terminal import Paint
 from kvd.lines import printable
@@ -136,7 +137,7 @@ def _below(call: Call, wanted: Document) -> tuple[dict[str, Found], int]:
         reply = call.session.call("GET", operations.path(wanted.prefix), query=query)
     except KeyNotFound as error:
         return found, error.index
-    told = read(reply)["node"]
+    told = json_of(reply)["node"]
     if not told.get("dir"):
         raise failure(f"{wanted.prefix} is no directory")
     _collect(told, found)
@@ -160,7 +161,7 @@ def _collect(node: Told, found: dict[str, Found]) -> None:
 
 def _collect_one(call: Call, path: str, found: dict[str, Found]) -> None:
     try:
-        node = read(call.session.call("GET", call.session.path(path)))["node"]
+        node = json_of(call.session.call("GET", call.session.path(path)))["node"]
     except KeyNotFound:
         return
     found[path] = _found(node)

@@ -25,10 +25,10 @@ from kvd.client.errors import (
     NotAFile,
     TransportError,
 )
-from kvd.client.operations import JSON
+from kvd.client.operations import JSON, json_of
 from kvd.ctl import terminal
 from kvd.ctl.command import Call, Verb, keys, pass_call
-from kvd.ctl.etcdctl.output import read, write
+from kvd.ctl.etcdctl.output import write
 from kvd.ctl.failures import CONFLICT, DIFFERENT, failure
 from kvd.ctl.terminal import Paint
 from kvd.ctl.verbs.changes import Change, as_json, compare, lines, load, seconds
@@ -168,7 +168,7 @@ class _Writes:
             if error.status != _TOO_LARGE:
                 raise
             return False
-        self._done += [told["node"]["modifiedIndex"] for told in read(reply)["events"]]
+        self._done += [told["node"]["modifiedIndex"] for told in json_of(reply)["events"]]
         return True
 
     def _named_by(self, error: ApiError) -> Change | None:
@@ -263,5 +263,5 @@ def _write(call: Call, change: Change) -> int:
             )
         else:
             reply = call.session.call("PUT", path, form={**fields, "value": text})
-    index: int = read(reply)["node"]["modifiedIndex"]
+    index: int = json_of(reply)["node"]["modifiedIndex"]
     return index

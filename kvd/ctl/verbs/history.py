@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from kvd.client.operations import JSON
+from kvd.client.operations import JSON, json_of
 from kvd.ctl.command import Call, Verb, keys, pass_call
-from kvd.ctl.etcdctl.output import Told, read, write
+from kvd.ctl.etcdctl.output import Told, write
 from kvd.ctl.failures import failure
 from kvd.lines import printable
 
@@ -47,7 +47,7 @@ def history(call: Call, *, key: str, limit: int) -> None:
     while limit > 0:
         query = {"history": True, "limit": min(limit, 1000), "before": before}
         reply = call.session.call("GET", operations.path(key), query=query)
-        events = read(reply)["events"]
+        events = json_of(reply)["events"]
         for told in events:
             write(
                 json.dumps(told, ensure_ascii=False) + "\n"
@@ -77,7 +77,7 @@ def txn(call: Call, *, file: str) -> None:
     if call.is_json:
         write(reply.body.decode("utf-8", "replace").rstrip("\n") + "\n")
         return
-    for told in read(reply)["events"]:
+    for told in json_of(reply)["events"]:
         node = told["node"]
         shown = "" if node.get("value") is None else f" = {node['value']}"
         slash = "/" if node.get("dir") else ""

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from kvd.client.operations import json_of
 from kvd.ctl.command import Call, Verb, keys, pass_call
-from kvd.ctl.etcdctl.output import Told, print_answer, read, write
+from kvd.ctl.etcdctl.output import Told, print_answer, write
 from kvd.ctl.terminal import Paint
 from kvd.lines import printable
 
@@ -46,7 +47,7 @@ def command(call: Call, *, key: str, level: int | None, values: bool, hidden: bo
     if level is not None and "depth" in extras:
         query = {"depth": level, "sorted": "true", "hidden": hidden or None}
     reply = call.session.call("GET", call.session.path(key), query=query)
-    told = read(reply)
+    told = json_of(reply)
     if call.is_json:
         print_answer(told, reply.index, "json")
         return
