@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -177,14 +178,21 @@ def test_without_a_terminal_no_password_is_asked_for(server, tmp_path):
 # The way to the server.
 
 
-def test_a_socket_in_the_file_system(kvdctl, make_server, tmp_path):
-    server = make_server(listen=f"unix://{tmp_path}/kvd.sock").start()
-    at = ("-C", f"unix://{tmp_path}/kvd.sock")
+@pytest.fixture
+def socket_path():
+    """A path that is short enough for a socket, however deep pytest's directories are."""
+    with tempfile.TemporaryDirectory() as directory:
+        yield f"{directory}/kvd.sock"
+
+
+def test_a_socket_in_the_file_system(kvdctl, make_server, socket_path):
+    server = make_server(listen=f"unix://{socket_path}").start()
+    at = ("-C", f"unix://{socket_path}")
     assert kvdctl(*at, "get", "/a")[2] == "Error:  100: Key not found (/a) [1]\n"
     server.terminate()
     status, _, err = kvdctl(*at, "get", "/a")
     assert status == 2
-    assert f"dial unix {tmp_path}/kvd.sock: connect: " in err
+    assert f"dial unix {socket_path}: connect: " in err
 
 
 def test_tls_with_an_authority_and_a_client_certificate(kvdctl, make_server, tmp_path):
