@@ -22,49 +22,31 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from time import monotonic
-from typing import Protocol
 
 from kvd.core.batch.composer import Composer
+from kvd.core.batch.flow import Flow, Observer
 from kvd.core.batch.responses import Responses
-from kvd.core.batch.round import AllDone, Done, Render, Round, Tell, prepare_nothing
+from kvd.core.batch.round import AllDone, Done, Render, Tell, prepare_nothing
 from kvd.core.clock import Clock
 from kvd.core.disk_space import DiskSpace
 from kvd.core.expiry_timer import ExpiryTimer
 from kvd.core.flusher import Flusher
-from kvd.core.histogram import Noted
 from kvd.core.log_writer import Heartbeats
 from kvd.core.stats import StoreStats
 from kvd.core.watch.hub import Hub
 from kvd.core.worker_thread import SyncThread
 from kvd.limits.turns import Turns
-from kvd.storage.errors import LogFull
 from kvd.storage.format.frame import Position
-from kvd.storage.index.history import LateEvent
 from kvd.storage.index.pending import Pending
 from kvd.storage.store import Store
 from kvd.v2.commands import Command, Transaction
 from kvd.v2.documents.decision import Decide, Replied
-from kvd.v2.errors import RAFT_INTERNAL, ApiError, RouteError
-
-log = logging.getLogger(__name__)
+from kvd.v2.errors import RouteError
 
 # How long a start waits until what ended before it has expired: readers do not see it anyway.
 _SETTLE_S = 0.2
-_RETRY_S = 0.5
-
-
-class Observer(Protocol):
-    """Gets the events of each batch once it is visible, before its commands are answered."""
-
-    @property
-    def kept(self) -> Sized:
-        """Its entries: while there are none, `observe` is not called."""
-
-    def observe(self, events: list[LateEvent]) -> None:
-        """Take note of what a batch has changed."""
 
 
 class Committer:
@@ -97,42 +79,51 @@ class Committer:
         turns: Turns | None = None,
     ) -> None:
         self._store = store
-        self._wal = store.wal
         self._state = store.state
-        self._hub = hub
-        self._observers = observers
         self._stats = stats
         self._clock = clock
-        self._sync = sync
-        self._encode = store.journal.encode
-        self._append = append
-        self._wait = wait
-        self._render = render
         self._loop = loop
         self._on_fatal = on_fatal
         self._on_flush = on_flush
-        self._document_observers: list[Callable[[], None]] = []
-        self._slow_s = slow_s
         self.responses = Responses(stats)
-        self._tell = tell or self.responses.tell
         self._space = DiskSpace(store)
         self._composer = composer = Composer(store, clock=clock, space=self._space, hub=hub)
-        self._compose, self._steps = composer.compose, composer.steps
+        self._steps = composer.steps
         self._queue, self._documents = composer.queue, composer.documents
         self._raw_ns = clock.raw_ns
         self.flusher = Flusher(
             store, sync, loop, on_fatal=on_fatal, on_flush=self._flushed, on_room=self._schedule
         )
         self._heartbeats = Heartbeats(store, sync, self._space, on_fatal)
-        # The batch in flight to the disk, if any.
-        self._round: Round | None = None
+        self.expiry_timer = ExpiryTimer(self._state, clock, loop, self._schedule)
+        self._flow = flow = Flow(
+            store=store,
+            composer=composer,
+            hub=hub,
+            observers=observers,
+            stats=stats,
+            clock=clock,
+            space=self._space,
+            flusher=self.flusher,
+            expiry_timer=self.expiry_timer,
+            responses=self.responses,
+            append=append,
+            wait=wait,
+            loop=loop,
+            on_fatal=on_fatal,
+            on_hold=self._hold,
+            on_end=self._next,
+            on_abort=self._aborted,
+            render=render,
+            tell=tell or self.responses.tell,
+            slow_s=slow_s,
+        )
+        self._begin_batch, self.batch_s = flow.begin, flow.batch_s
+        self.batch_records = flow.batch_records
         # Whether no batch is due or under way, so that one may be scheduled.
         self._is_free = True
         self._stopped = False
-        self.expiry_timer = ExpiryTimer(self._state, clock, loop, self._schedule)
         self._ends: list[asyncio.Future[bool]] = []
-        self.batch_s = Noted()
-        self.batch_records = Noted(tuple(2**k for k in range(11)))
         self._turns = turns or Turns(loop)
         self.expiry_timer.arm()
         self._schedule()
@@ -157,7 +148,7 @@ class Committer:
 
     def observe_documents(self, observer: Callable[[], None]) -> None:
         """Call an observer when documents may have changed, before the responses to that."""
-        self._document_observers.append(observer)
+        self._flow.document_observers.append(observer)
 
     def look_at_clock(self) -> None:
         """Log the offset of the machine's clock if that was stepped; call it now and then."""
@@ -169,7 +160,7 @@ class Committer:
     @property
     def syncing_s(self) -> float:
         """The seconds for which the batch in flight has been there; 0 if there is none."""
-        return 0.0 if self._round is None else (self._clock.now_ns() - self._round.time_ns) / 1e9
+        return self._flow.syncing_s
 
     @property
     def no_room(self) -> str:
@@ -248,90 +239,15 @@ class Committer:
         except BaseException as error:  # noqa: BLE001 -- a bug or damage: nothing may go on
             self._on_fatal(error)
 
-    def _begin_batch(self) -> None:
-        if self.flusher.holds and self._state.is_full:
-            # It begins when the index has taken what is beyond it.
-            self._is_free = not self._stopped
-            if self.flusher.refusal is not None:
-                # The index has no room, and nothing done here makes any.
-                self._composer.refuse_all(str(self.flusher.refusal), self._stats)
-                self._next(committed=False)
-            return
-        round_, records = self._compose()
-        pending = round_.pending
-        if not records:
-            pending.end()
-            self._finish(round_)
-            return
-        self._round = round_
-        self._encode(pending, records, round_.time_ns)
-        if self._append(pending, self._appended):
-            self._render(round_)  # while the disk is at work
-            self._wait()
-        if self._state.wants_flush:
-            self.flusher.beside_batch()
+    def _hold(self) -> None:
+        """Wait with the next batch until the index has taken what is beyond it."""
+        self._is_free = not self._stopped
+        if self.flusher.refusal is not None:
+            # The index has no room, and nothing done here makes any.
+            self._composer.refuse_all(str(self.flusher.refusal), self._stats)
+            self._aborted()
 
-    def _appended(self, outcome: Position | BaseException) -> None:
-        try:
-            round_ = self._round
-            assert round_ is not None
-            self._round = None
-            if type(outcome) is not Position:
-                self._failed(round_, outcome)
-                return
-            if round_.removals:
-                round_.removals.note_late(self._state)
-            self._state.merge(round_.pending, outcome)
-            if round_.pays:
-                self._store.unlogged_start = ()
-            self.batch_records.note(round_.pending.records)
-            if self._state.is_heavy:
-                self.flusher.on_thread()
-            self._finish(round_)
-        except BaseException as error:  # noqa: BLE001 -- a bug or damage: nothing may go on
-            self._on_fatal(error)
-
-    def _failed(self, round_: Round, outcome: Position | BaseException) -> None:
-        assert isinstance(outcome, BaseException)
-        if isinstance(outcome, LogFull):
-            self._space.enter(outcome)
-            assert self._space.refusal is not None
-            self._refuse(round_, self._space.refusal)
-            return
-        # Whether the batch is durable is unknown, and a second fdatasync must not decide it: that
-        # one succeeds although the data is lost.
-        unknown = ApiError(RAFT_INTERNAL, b"outcome unknown: the log could not be synced")
-        round_.answer_all(unknown)
-        self._on_fatal(outcome)
-
-    def _finish(self, round_: Round) -> None:
-        """Publish events and send responses: the batch is durable, and visible."""
-        # First: a client that has its response may send a command on what ends at once.
-        if self._state.due_ns != self.expiry_timer.armed_ns:
-            self.expiry_timer.arm()
-        events = round_.pending.events
-        for observer in self._observers:
-            if observer.kept:
-                observer.observe(events)
-        if self._hub.requests:
-            removed = round_.removed
-            self._hub.publish([(event, removed.get(event[0][1], [])) for event, _ in events])
-        took = (self._raw_ns() - round_.queued) / 1e9
-        if expired := self._tell(round_, took):
-            self._stats.expirations += expired
-        if round_.replies:
-            self.responses.reply(round_, self._document_observers)
-        self.batch_s.note(took)
-        if took > self._slow_s:
-            self.responses.note_slow(len(round_.answers), took)
-        self._next()
-        if self._state.has_garbage:
-            self.flusher.free()
-
-    def _refuse(self, round_: Round, refusal: ApiError) -> None:
-        self.responses.abort(round_, refusal)
-        # An expiry that found no room tries again, but not at once.
-        self._loop.call_later(_RETRY_S, self.expiry_timer.arm)
+    def _aborted(self) -> None:
         self._next(committed=False)
 
     def _flushed(self) -> None:

@@ -164,7 +164,7 @@ async def test_draining_waits_for_documents_and_after_a_stop_they_are_refused(tm
 @on_a_loop
 async def test_a_stop_right_after_a_refusal_leaves_nothing_to_do(tmp_path, monkeypatch):
     """An expiry that was refused tries again later, but not on a store that is closed."""
-    monkeypatch.setattr("kvd.core.committer._RETRY_S", 0.1)
+    monkeypatch.setattr("kvd.core.batch.flow._RETRY_S", 0.1)
     errors = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: errors.append(context))

@@ -124,7 +124,7 @@ async def test_no_command_sees_what_has_ended_however_much_else_is_due(tmp_path)
 
 @on_a_loop
 async def test_expiry_waits_for_room_and_comes_by_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr("kvd.core.committer._RETRY_S", 0.005)
+    monkeypatch.setattr("kvd.core.batch.flow._RETRY_S", 0.005)
     async with started(tmp_path / "data") as engine:
         await engine.run(Set(b"/a", b"", ttl_s=1))
         engine.clock.time_ns += SECOND_NS - 20_000_000

@@ -11,6 +11,7 @@ FILE_LINES_MAX = 360
 LONG_FUNCTIONS = {
     "kvd/config/load.py:_config": "one line for each setting",
     "kvd/core/batch/decider.py:Decider.decide": "hot: each call more is a part of every command",
+    "kvd/core/batch/flow.py:Flow.__init__": "one line for each part that it connects",
     "kvd/core/committer.py:Committer.__init__": "one line for each part that it connects",
     "kvd/handlers/keys/outcomes.py:Telling._rendering": "hot: its variables are bound once",
     "kvd/handlers/keys/outcomes.py:Telling._rendering.render": "hot: one loop over the batch",
