@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import socket
@@ -39,6 +40,8 @@ async def _follow(channel: socket.socket, controls: Controls) -> None:
             outcome = {"result": await getattr(controls, verb)(*arguments)}
         except Exception as error:  # noqa: BLE001 -- the parent raises it
             outcome = {"error": f"{type(error).__name__}: {error}"}
+        for handler in logging.getLogger().handlers:
+            handler.flush()  # the parent may read the log as soon as it has the outcome
         writer.write(json.dumps(outcome).encode() + b"\n")
     os.kill(os.getpid(), signal.SIGTERM)
 
