@@ -1,24 +1,23 @@
 """The pytest plugin: fixtures that are servers.
 
 Every run of pytest on the machine loads this module, so it imports nothing of kvd before a test
-asks for a server.
+asks for a server, and has no hooks but those that must be there by then (serving.py has the rest).
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from importlib.machinery import ModuleSpec, PathFinder
-from typing import TYPE_CHECKING, Any
+from importlib.machinery import PathFinder
 
 import pytest
 
+TYPE_CHECKING = False  # typing's, without the import
 if TYPE_CHECKING:
-    from kvd.testing.fixture import KvdFixture
+    from collections.abc import Callable, Iterator, Sequence
+    from importlib.machinery import ModuleSpec
+    from typing import Any
 
-_live: list[KvdFixture] = []
-"""The servers of fixtures that are in use."""
+    from kvd.testing.fixture import KvdFixture
 
 
 class _Finder:
@@ -43,7 +42,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     sys.meta_path.insert(0, finder)
 
     def remove() -> None:
-        with suppress(ValueError):  # a test of plugins has restored the list
+        if finder in sys.meta_path:  # a test of plugins may have restored the list
             sys.meta_path.remove(finder)
 
     early_config.add_cleanup(remove)
@@ -55,37 +54,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("kvd_flags", text, type="args", default=[])
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup() -> None:
-    """Have each test begin with an empty log, of servers that serve several."""
-    for server in _live:
-        server.clear_log()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
-    """Show the log with a test that fails."""
-    if call.excinfo is not None:
-        for server in _live:
-            _show_log(item, call.when, server)
-
-
-def _show_log(item: pytest.Item, when: str, server: KvdFixture) -> None:
-    if lines := server.log:
-        item.add_report_section(when, f"kvd log of {server.url}", "\n".join(lines) + "\n")
-
-
 @pytest.fixture
 def kvd_server(request: pytest.FixtureRequest) -> Iterator[KvdFixture]:
     """A kvd in this process, empty, for one test."""
-    with _serving(request) as server:
+    from kvd.testing.serving import serving  # noqa: PLC0415 -- see above
+
+    with serving(request) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def kvd_server_session(request: pytest.FixtureRequest) -> Iterator[KvdFixture]:
     """A kvd in this process for all tests; `reset()` empties it."""
-    with _serving(request) as server:
+    from kvd.testing.serving import serving  # noqa: PLC0415 -- see above
+
+    with serving(request) as server:
         yield server
 
 
@@ -93,35 +76,18 @@ def kvd_server_session(request: pytest.FixtureRequest) -> Iterator[KvdFixture]:
 def kvd_process(request: pytest.FixtureRequest) -> Iterator[KvdFixture]:
     """A kvd in a process of its own, empty, for one test."""
     from kvd.testing.hosts import Child  # noqa: PLC0415 -- see above
+    from kvd.testing.serving import serving  # noqa: PLC0415 -- see above
 
-    with _serving(request, host=Child) as server:
+    with serving(request, host=Child) as server:
         yield server
 
 
 @pytest.fixture
 def kvd_server_factory(request: pytest.FixtureRequest) -> Iterator[Callable[..., KvdFixture]]:
     """A function that starts servers for one test: `factory(event_history_limit=100)`."""
+    from contextlib import ExitStack  # noqa: PLC0415 -- see above
+
+    from kvd.testing.serving import serving  # noqa: PLC0415 -- see above
+
     with ExitStack() as servers:
-        yield lambda **options: servers.enter_context(_serving(request, **options))
-
-
-@contextmanager
-def _serving(request: pytest.FixtureRequest, **options: Any) -> Iterator[KvdFixture]:
-    from kvd.testing.fixture import KvdFixture  # noqa: PLC0415 -- see above
-
-    flags = _flags(request.config.getini("kvd_flags"))
-    server = KvdFixture(**{**flags, **options})
-    _live.append(server)
-    try:
-        yield server
-    finally:
-        _live.remove(server)
-        if server.failed is not None and isinstance(request.node, pytest.Item):
-            _show_log(request.node, "teardown", server)
-        server.close()
-
-
-def _flags(texts: list[str]) -> dict[str, str]:
-    """Return the flags of `kvd_flags` as keywords; one without a value is on."""
-    split = [text.lstrip("-").partition("=") for text in texts]
-    return {name.replace("-", "_"): value if equals else "true" for name, equals, value in split}
+        yield lambda **options: servers.enter_context(serving(request, **options))

@@ -136,6 +136,23 @@ def test_those_who_ask_for_no_server_load_none(run):
     assert ended.returncode == 0, ended.stdout
 
 
+def test_the_plugin_loads_nothing_that_pytest_does_not():
+    """Without a server it costs a run its own file, and the hooks that must be there."""
+    code = (
+        "import sys, pytest\n"
+        "before = {*sys.modules}\n"
+        "import kvd.testing.plugin as plugin\n"
+        "print(*sorted({*sys.modules} - before))\n"
+        "print(*sorted(name for name in vars(plugin) if name.startswith('pytest_')))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    modules, hooks = ended.stdout.splitlines()
+    assert modules == "kvd kvd.testing kvd.testing.plugin"
+    assert hooks == "pytest_addoption pytest_load_initial_conftests"
+
+
 def test_the_asserts_of_kvd_are_not_rewritten(run, tmp_path):
     # As pytest marks the package where it is installed as a whole, and has imported its plugin.
     (tmp_path / "conftest.py").write_text(
