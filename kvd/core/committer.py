@@ -15,6 +15,8 @@ Invariants:
   (flusher.py); batches wait for it if it has refused too much, or while a large flush is running.
 - Without room for what users write (disk_space.py) commands are refused one by one, and each batch
   checks the disk again before that. Removals, expiry and reads go on.
+- While the gate is closed no batch begins: commands wait, nothing expires, and nothing is logged
+  but the batch that is under way.
 - No command sees a key that had ended when the command was queued (batch/expirations.py), and
   readers do not see it either (`ExpiryTimer.overdue_at`).
 """
@@ -77,12 +79,14 @@ class Committer:
         tell: Tell | None = None,
         slow_s: float = 1.0,
         turns: Turns | None = None,
+        may_decide: bool = True,
     ) -> None:
+        """Begin; without `may_decide` the gate is closed until `open_gate`."""
         self._store = store
         self._state = store.state
         self._stats = stats
         self._clock = clock
-        self._loop = loop
+        self._loop, self._call_soon = loop, loop.call_soon
         self._on_fatal = on_fatal
         self._on_flush = on_flush
         self.responses = Responses(stats)
@@ -120,8 +124,9 @@ class Committer:
         )
         self._begin_batch, self.batch_s = flow.begin, flow.batch_s
         self.batch_records = flow.batch_records
-        # Whether no batch is due or under way, so that one may be scheduled.
-        self._is_free = True
+        self._may_decide = may_decide
+        # Whether no batch is due or under way: one may be scheduled, or the gate is closed.
+        self._is_free, self._is_parked = may_decide, not may_decide
         self._stopped = False
         self._ends: list[asyncio.Future[bool]] = []
         self._turns = turns or Turns(loop)
@@ -196,13 +201,15 @@ class Committer:
             self._heartbeats.beat_if_idle()
 
     async def drain(self) -> None:
-        """Wait until every queued command has been answered."""
-        while not self._is_free or self._queue or self._documents or self._composer.has_step:
+        """Wait until every queued command has been answered, or the gate holds the rest back."""
+        while not self._is_parked and (
+            not self._is_free or self._queue or self._documents or self._composer.has_step
+        ):
             await self._batch_end()
 
     async def settle(self) -> None:
         """Expire what ended while the server was down, as far as that takes no time."""
-        committed = True
+        committed = self._may_decide
         until = monotonic() + _SETTLE_S
         while committed and monotonic() < until and self.expiry_timer.is_overdue:
             self._schedule()
@@ -214,9 +221,30 @@ class Committer:
         self._ends.append(end)
         return end
 
+    def open_gate(self) -> None:
+        """Let batches begin: what has waited makes the first. Not after `stop`."""
+        self._may_decide = not self._stopped
+        if self._may_decide and self._is_parked:
+            self._is_free, self._is_parked = True, False
+            self._schedule()
+
+    def close_gate(self) -> None:
+        """Let no batch begin until `open_gate`; one that is under way goes on to its end.
+
+        Await `drain` for that end.
+        """
+        self._may_decide = False
+        if self._is_free:
+            self._park()
+
+    def _park(self) -> None:
+        self._is_free, self._is_parked = False, True
+        self._told(committed=False)
+
     def stop(self) -> None:
         """Stop accepting work. Pending expirations and garbage are left to the next start."""
-        self._stopped, self._is_free = True, False
+        self._stopped = True
+        self.close_gate()
         self.flusher.stop()
         self.expiry_timer.stop()
 
@@ -224,24 +252,31 @@ class Committer:
         # In the next turn of the loop: all that this turn reads from its sockets is one batch.
         if self._is_free:
             self._is_free = False
-            self._loop.call_soon(self._run)
+            self._call_soon(self._run)
             self._turns.hurry()
 
     def _run(self) -> None:
-        if self._stopped:
+        if not self._may_decide:
+            self._park()
             return
         try:
             # While there is no room, find out first whether that is still so.
             if self._space.refusal is None or self._store.is_low_on_space():
                 self._begin_batch()
             else:
-                self._heartbeats.probe(self._begin_batch)
+                self._heartbeats.probe(self._run_probed)
         except BaseException as error:  # noqa: BLE001 -- a bug or damage: nothing may go on
             self._on_fatal(error)
 
+    def _run_probed(self) -> None:
+        if self._may_decide:
+            self._begin_batch()
+        else:
+            self._park()
+
     def _hold(self) -> None:
         """Wait with the next batch until the index has taken what is beyond it."""
-        self._is_free = not self._stopped
+        self._is_free = True
         if self.flusher.refusal is not None:
             # The index has no room, and nothing done here makes any.
             self._composer.refuse_all(str(self.flusher.refusal), self._stats)
@@ -261,11 +296,11 @@ class Committer:
 
     def _next(self, *, committed: bool = True) -> None:
         if self._ends:
-            ends, self._ends = self._ends, []
-            for end in ends:
-                if not end.done():
-                    end.set_result(committed)
-        self._is_free = not self._stopped
+            self._told(committed=committed)
+        if not self._may_decide:
+            self._park()
+            return
+        self._is_free = True
         if (
             self._queue
             or self._documents
@@ -274,3 +309,10 @@ class Committer:
             self._schedule()
         else:
             self._turns.calm()
+
+    def _told(self, *, committed: bool) -> None:
+        """Tell those that wait for the end of a batch, or for one that does not begin."""
+        ends, self._ends = self._ends, []
+        for end in ends:
+            if not end.done():
+                end.set_result(committed)

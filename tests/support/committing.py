@@ -76,9 +76,9 @@ class Observer:
 
 
 class Engine:
-    """A store and its committer on the running loop."""
+    """A store and its committer on the running loop; the options are the committer's."""
 
-    def __init__(self, store, clock):
+    def __init__(self, store, clock, **options):
         loop = asyncio.get_running_loop()
         self.store = store
         self.clock = clock
@@ -103,6 +103,7 @@ class Engine:
             loop=loop,
             on_fatal=self._fail,
             on_flush=lambda: None,
+            **options,
         )
 
     def _fail(self, error):
