@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import inspect
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -67,3 +69,19 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
                 return stack.enter_context(Awaited(runner, AsyncClient(*args, **kwargs)))
 
             yield make
+
+
+class Interrupted(BaseException):
+    """What a signal raises, as KeyboardInterrupt."""
+
+
+@pytest.fixture
+def interrupt():
+    """Returns a function for other threads that has the main one raise `Interrupted`."""
+
+    def handle(*_: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGUSR2, handle)
+    yield lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR2)
+    signal.signal(signal.SIGUSR2, before)

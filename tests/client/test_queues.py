@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import threading
 from collections.abc import Callable, Iterator
 
@@ -11,6 +12,8 @@ from kvd.client import AsyncClient, Client
 from kvd.client.sockets import Driver
 from kvd.client.wire import Send, Step
 from kvd.recipes import LockLost, Queue, QueueEmpty
+from tests.client.conftest import Interrupted
+from tests.support.forgetful import Forgetful
 from tests.support.server import PATIENCE_S, Server, running
 
 
@@ -111,6 +114,70 @@ def test_an_item_whose_handling_failed_comes_again(kvd, name):
         assert (again.id, again.key) == ("order-7", item.key)
     assert told == "order-7"
     assert left(kvd, name) == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_item_whose_handling_was_interrupted_comes_again_at_once(kvd, name, error):
+    queue = kvd.queue(name, ttl=60)
+    queue.put("1")
+    with pytest.raises(error), queue.take() as item:
+        raise error
+    with queue.take(timeout=0) as again:
+        assert again.key == item.key
+
+
+def proxied(url: str, name: str, instead: Callable[[], object]) -> Forgetful:
+    """A server that does something instead of the response to the first claim of an item."""
+    port = int(url.rpartition(":")[2])
+    return Forgetful(port, instead, f"PUT /v2/keys{name}/_claims/".encode())
+
+
+def test_an_interrupted_take_leaves_no_claim(kvd, url, name, interrupt):
+    name = re.sub(r"\W+", "-", name)
+    kvd.queue(f"/{name}").put("1")
+    with (
+        contextlib.closing(proxied(url, f"/{name}", interrupt)) as proxy,
+        Client(proxy.url, timeout=PATIENCE_S) as client,
+    ):
+        with pytest.raises(Interrupted), client.queue(f"/{name}", ttl=60).take():
+            pass
+        assert len(left(kvd, f"/{name}")) == 1
+        with client.queue(f"/{name}").take(timeout=0) as item:
+            assert item.value == "1"
+
+
+def test_a_cancelled_take_leaves_no_claim(kvd, url, name):
+    name = re.sub(r"\W+", "-", name)
+    kvd.queue(f"/{name}").put("1")
+
+    async def take(client: AsyncClient, begun: asyncio.Event) -> None:
+        async with client.queue(f"/{name}", ttl=60).take():
+            begun.set()
+            await asyncio.Event().wait()
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+
+        def cancel() -> None:
+            loop.call_soon_threadsafe(task.cancel)
+
+        begun = asyncio.Event()
+        with contextlib.closing(proxied(url, f"/{name}", cancel)) as proxy:
+            async with AsyncClient(proxy.url, timeout=PATIENCE_S) as client:
+                task = asyncio.create_task(take(client, begun))
+                await asyncio.wait([task])
+                assert task.cancelled()
+                assert not begun.is_set()
+                assert len(left(kvd, f"/{name}")) == 1
+                # The same in the body.
+                task = asyncio.create_task(take(client, begun))
+                await begun.wait()
+                task.cancel()
+                await asyncio.wait([task])
+                assert task.cancelled()
+
+    asyncio.run(run())
+    assert len(left(kvd, f"/{name}")) == 1
 
 
 def test_who_was_too_slow_is_told_and_takes_nothing_away(kvd, name):

@@ -2,14 +2,15 @@
 
 import asyncio
 import contextlib
-import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from kvd.client import AsyncClient, Client, LockLost, LockTimeout
+from tests.client.conftest import Interrupted
+from tests.support.forgetful import Forgetful
 from tests.support.server import PATIENCE_S, free_port
 from tests.support.waiting import wait_until
 
@@ -163,66 +164,12 @@ def test_a_lock_on_a_silent_server_times_out(name):
             client.lock(name).acquire(timeout=0.2)
 
 
-class Forgetful:
-    """Passes requests on, but keeps the answer to the first POST to itself.
-
-    With `instead`, it calls that and leaves the connection open.
-    """
-
-    def __init__(self, port: int, instead: Callable[[], object] | None = None) -> None:
-        self._to = port
-        self._instead = instead
-        self._has_forgotten = False
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                threading.Thread(target=self._pass, args=[connection], daemon=True).start()
-
-    def _pass(self, connection: socket.socket) -> None:
-        server = socket.create_connection(("127.0.0.1", self._to))
-        with connection, server, contextlib.suppress(OSError):
-            while request := connection.recv(65536):
-                server.sendall(request)
-                answer = server.recv(65536)
-                if request.startswith(b"POST") and not self._has_forgotten:
-                    self._has_forgotten = True
-                    if self._instead is None:
-                        return
-                    self._instead()
-                    continue
-                connection.sendall(answer)
-
-    def close(self) -> None:
-        self._listener.close()
-
-
 def test_an_entry_of_which_nothing_was_heard_is_found_again(server, kvd, name):
     with contextlib.closing(Forgetful(server.port)) as proxy, Client(proxy.url) as client:
         with client.lock(name) as held:
             held.check()
             assert [node.key for node in kvd.ls(name)] == [held.key]
         assert entries(kvd, name) == 0
-
-
-class Interrupted(BaseException):
-    """What a signal raises, as KeyboardInterrupt."""
-
-
-@pytest.fixture
-def interrupt():
-    """Returns a function for other threads that has the main one raise `Interrupted`."""
-
-    def handle(*_: object) -> None:
-        raise Interrupted
-
-    before = signal.signal(signal.SIGUSR2, handle)
-    yield lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR2)
-    signal.signal(signal.SIGUSR2, before)
 
 
 def test_an_interrupted_attempt_leaves_no_entry(server, kvd, name, interrupt):

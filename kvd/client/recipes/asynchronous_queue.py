@@ -50,7 +50,8 @@ class AsyncQueue:
     async def take(self, timeout: float | None = None) -> AsyncIterator[Item[asyncio.Event]]:
         """Wait for an item in an `async with`, at whose end it is removed. See `Queue.take`.
 
-        If the claim is lost, the body is cancelled and LockLost raised.
+        If the claim is lost, the body is cancelled and LockLost raised. If the body is cancelled
+        otherwise, the item is handed out again at once.
         """
         taking = Taking(self._ops, self._name, self._ttl)
         node = await self._driver.run(taking.take(timeout))
@@ -63,9 +64,15 @@ class AsyncQueue:
             await keeper.stop()
             if is_lost:
                 raise LockLost(f"{node.key} was lost, and is handed out again") from None
+            if not isinstance(error, Exception):
+                await self._driver.run(taking.give_back())
             raise
         keeper.take_back(None)
         await keeper.stop()
         if keeper.lost.is_set():
             raise LockLost(f"{node.key} was lost, and is handed out again")
-        await self._driver.run(taking.finish())
+        try:
+            await self._driver.run(taking.finish())
+        except asyncio.CancelledError:
+            await self._driver.run(taking.give_back())
+            raise

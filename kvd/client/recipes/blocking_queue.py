@@ -53,7 +53,8 @@ class Queue:
         """Wait for an item in a `with`, at whose end it is removed.
 
         If the body raises an error, or the program dies, the item is handed out again after its
-        TTL; handling must bear to be repeated. A thread refreshes the claim meanwhile.
+        TTL; if it is interrupted (`KeyboardInterrupt`, `SystemExit`), at once. Handling must bear
+        to be repeated. A thread refreshes the claim meanwhile.
 
         Args:
             timeout: seconds to wait at most; without it, as long as it takes.
@@ -64,11 +65,20 @@ class Queue:
         """
         taking = Taking(self._ops, self._name, self._ttl)
         node = self._driver.run(taking.take(timeout), sleep)
-        keeper = Keeper(self._driver, taking.lease, None)
         try:
-            yield Item(node, taking.lease, keeper.lost)
-        finally:
-            keeper.stop()
+            keeper = Keeper(self._driver, taking.lease, None)
+            try:
+                yield Item(node, taking.lease, keeper.lost)
+            finally:
+                keeper.stop()
+            self._finish(taking, keeper)
+        except Exception:
+            raise  # what fails with this item is not to fail again at once
+        except BaseException:
+            self._driver.run(taking.give_back(), sleep)
+            raise
+
+    def _finish(self, taking: Taking, keeper: Keeper) -> None:
         if keeper.lost.is_set():
-            raise LockLost(f"{node.key} was lost, and is handed out again")
+            raise LockLost(f"{taking.item} was lost, and is handed out again")
         self._driver.run(taking.finish(), sleep)

@@ -101,10 +101,10 @@ class Claim:
 
     def _withdraw(self) -> Operation[None]:
         """Remove the entry if it was made."""
-        patience_s = min(self.lease.refresh_s, self._ops.exchanges.timeout)
+        patience_s = self.lease.patience_s
         with suppress(KvdError):
             if self.lease.key or (yield from self._find(boot_s(), patience_s)):
-                yield from self.lease.leave()
+                yield from self.lease.leave(patience_s)
 
     def _find(self, began: float, timeout: float | None = None) -> Operation[bool]:
         """Look for an entry that may have been made; return whether it was found."""

@@ -113,6 +113,7 @@ class Taking:
 
     Attributes:
         lease: the claim, once there is one.
+        item: the key of the item, once it is claimed.
     """
 
     def __init__(self, ops: Operations, name: str, ttl: int) -> None:
@@ -120,21 +121,44 @@ class Taking:
         self._ops = ops
         self._directory = posixpath.normpath("/" + name.lstrip("/"))
         self._claims = posixpath.join(self._directory, "_claims")
-        self._item = ""
+        self.item = ""
+        self._claim_key = ""
 
     def take(self, timeout: float | None) -> Operation[Node]:
         """Return the first item that no taker has claimed; wait for one, in so many seconds.
+
+        If that is interrupted or cancelled, a claim that was made is removed again.
 
         Raises:
             QueueEmpty: there was none in time.
             TransportError, ApiError: the queue could not be read.
         """
+        try:
+            return (yield from self._next(timeout))
+        except (KvdError, GeneratorExit):
+            raise
+        except BaseException:
+            yield from self.give_back()
+            raise
+
+    def give_back(self) -> Operation[None]:
+        """Remove the claim, if there is one, so that another taker gets the item at once.
+
+        A claim that is there without a response to its request is removed as well: the server takes
+        the removal after all that it has received before. One that could not be removed in the time
+        between two refreshes ends with its TTL.
+        """
+        if self._claim_key:
+            self.lease.key = self._claim_key
+            yield from self.lease.leave(self.lease.patience_s)
+
+    def _next(self, timeout: float | None) -> Operation[Node]:
         ends = None if timeout is None else monotonic() + timeout
         while True:
             claims = yield from self._claimed()
             node, index = yield from self._first(claims.keys())
             if node is not None:
-                self._item = node.key
+                self.item = node.key
                 return node
             # By then a claim has ended, or was refreshed.
             times = [monotonic() + max(ttl or 0, 1) for ttl in claims.values()]
@@ -171,7 +195,7 @@ class Taking:
 
     def _claim(self, node: Node, name: str) -> Operation[bool]:
         """Try to claim an item; return whether it is there and ours."""
-        key = posixpath.join(self._claims, name)
+        key = self._claim_key = posixpath.join(self._claims, name)
         form: Given = {"value": self.lease.value, "ttl": self.lease.ttl, "prevExist": False}
         began = boot_s()
         try:
@@ -228,14 +252,14 @@ class Taking:
             except (OutcomeUnknown, TransportError, ServerRefused):
                 # It may be repeated: no other item gets this name, and no other claim this value.
                 yield Sleep(AGAIN_S)
-        raise LockLost(f"{self._item} could not be removed by its taker, and is handed out again")
+        raise LockLost(f"{self.item} could not be removed by its taker, and is handed out again")
 
     def _is_removed(self) -> Operation[bool]:
         """Remove the item; return whether it is gone, by this try, an earlier one or others."""
         try:
             yield from self._remove()
         except (KeyNotFound, CompareFailed):
-            if (yield from self._ops.exists(self._item)):
+            if (yield from self._ops.exists(self.item)):
                 return False
             yield from self.lease.leave()
         return True
@@ -243,12 +267,12 @@ class Taking:
     def _remove(self) -> Operation[None]:
         if "txn" in (yield from self._ops.extras()):
             yield from self._ops.txn(
-                [Op.delete(self._item), Op.delete(self.lease.key)],
+                [Op.delete(self.item), Op.delete(self.lease.key)],
                 when=[Compare(self.lease.key, value=self.lease.value)],
             )
             return
         yield from self._ops.delete(
-            self._item,
+            self.item,
             recursive=False,
             dir=False,
             if_index=None,

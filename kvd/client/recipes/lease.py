@@ -12,6 +12,7 @@ import os
 import socket
 import time
 import uuid
+from contextlib import suppress
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from kvd.client.errors import CompareFailed, KeyNotFound, KvdError
@@ -85,6 +86,11 @@ class Lease:
         """Seconds between refreshes."""
         return self.ttl / 3
 
+    @property
+    def patience_s(self) -> float:
+        """Seconds for the removal of the key by an owner that is interrupted."""
+        return min(self.refresh_s, self._ops.exchanges.timeout)
+
     def take(self, key: str, began: float) -> None:
         """Note that the server has made the key, requested at a time of `boot_s`."""
         self.key = key
@@ -120,19 +126,11 @@ class Lease:
         """Return whether the server may have removed the key by now."""
         return boot_s() >= self.deadline
 
-    def leave(self) -> Operation[None]:
-        """Remove the key, if it is still there; else its TTL does."""
-        try:
-            yield from self._ops.delete(
-                self.key,
-                recursive=False,
-                dir=False,
-                if_index=None,
-                if_value=self.value,
-                missing_ok=True,
-            )
-        except KvdError:
-            return
+    def leave(self, timeout: float | None = None) -> Operation[None]:
+        """Remove the key, if it is still there; otherwise its TTL does."""
+        path, query = self._ops.path(self.key), {"prevValue": self.value}
+        with suppress(KvdError):
+            yield from self._ops.call("DELETE", path, query=query, timeout=timeout)
 
 
 class Held(Generic[E]):
