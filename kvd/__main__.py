@@ -136,7 +136,7 @@ async def _run(
     stop = asyncio.Event()
     for number in _SIGNALS:
         loop.add_signal_handler(number, stop.set)
-    process.tell_of_meaningless_signals(loop)
+    process.log_meaningless_signals(loop)
     server = make_server(
         config, handed, CrashFile().watch, on_fatal=_end_failed, open_files=raise_limit()
     )

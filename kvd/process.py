@@ -108,13 +108,13 @@ def prepare_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 
 
-def tell_of_meaningless_signals(loop: asyncio.AbstractEventLoop) -> None:
+def log_meaningless_signals(loop: asyncio.AbstractEventLoop) -> None:
     """Log the first of each of these signals."""
     for number in _MEANINGLESS:
-        loop.add_signal_handler(number, _tell, loop, number)
+        loop.add_signal_handler(number, _log_signal, loop, number)
 
 
-def _tell(loop: asyncio.AbstractEventLoop, number: int) -> None:
+def _log_signal(loop: asyncio.AbstractEventLoop, number: int) -> None:
     loop.remove_signal_handler(number)
     signal.signal(number, signal.SIG_IGN)
     log.warning("%s means nothing to kvd: ignored, now and from now on", _name(number))

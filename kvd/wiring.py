@@ -163,12 +163,12 @@ def _core(context: Context, status_lines: StatusLines, answers: AnswerParts) -> 
         store, sync, loop, thread_only=config.wal_sync == "thread", reads=stats.gets
     )
     turns = Turns(loop)
-    hub = Hub(store, loop, answers.watches.tell_all)
+    hub = Hub(store, loop, answers.watches.deliver_all)
     listings = ListingCache()
     housekeeping = Housekeeping(
         store=store, sync=sync, loop=loop, on_fatal=fail, snapshot_count=config.snapshot_count
     )
-    telling = answers.telling(status_lines, stats)
+    responses = answers.write_responses(status_lines, stats)
     committer = Committer(
         store=store,
         hub=hub,
@@ -181,8 +181,8 @@ def _core(context: Context, status_lines: StatusLines, answers: AnswerParts) -> 
         loop=loop,
         on_fatal=fail,
         on_flush=housekeeping.after_flush,
-        render=telling.render,
-        tell=telling.tell,
+        render=responses.render,
+        respond=responses.respond,
         slow_s=config.slow_request_s,
         turns=turns,
     )
@@ -240,8 +240,8 @@ def _router(context: Context, core: _Core, keys: KeySpace, authorizer: Authorize
 
 def _advertised(config: Config, listening: Sequence[ListenUrl]) -> tuple[str, ...]:
     """Return the URLs that clients get: those of the flag, or where the server listens."""
-    is_told = config.advertise != tuple(map(str, config.listen))
-    return config.advertise if is_told else tuple(map(str, listening))
+    is_given = config.advertise != tuple(map(str, config.listen))
+    return config.advertise if is_given else tuple(map(str, listening))
 
 
 def _application(

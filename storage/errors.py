@@ -29,7 +29,7 @@ EX_CONFIG = 78
 
 
 class StorageError(Exception):
-    """A failure of the store, told in one line.
+    """A failure of the store, described in one line.
 
     Attributes:
         exit_status: what the process ends with when it cannot go on (sysexits.h).

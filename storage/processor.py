@@ -15,7 +15,7 @@ def has_sha256() -> bool:
     """Return whether there are instructions for SHA-256; False if that is unknown."""
     try:
         with _CPUINFO.open("rb", buffering=0) as file:
-            told = file.read(_CPUINFO_BYTES)
+            described = file.read(_CPUINFO_BYTES)
     except OSError:
         return False
-    return not _SHA256.isdisjoint(told.split())
+    return not _SHA256.isdisjoint(described.split())

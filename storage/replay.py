@@ -205,11 +205,11 @@ def batch_in(frame: Frame) -> Payload:
 
 
 def _unreadable(frame: Frame, error: UnknownRecord) -> StorageError:
-    told = f"frame {frame.seq} of the log holds {error}"
+    problem = f"frame {frame.seq} of the log holds {error}"
     if isinstance(error, UnknownVersion):
         more = "a later version of kvd has written it and can read it. The log was not changed"
-        return LogTooNew(f"{told}: {more}")
-    return CorruptLog(told)
+        return LogTooNew(f"{problem}: {more}")
+    return CorruptLog(problem)
 
 
 def decode(frame: Frame, seq: int, chain: bytes) -> Payload:

@@ -25,7 +25,7 @@ from kvd.config.sources import (
     from_environment,
 )
 from kvd.config.tls import TlsConfig, tls_config, tls_flags
-from kvd.config.urls import WILDCARDS, ListenUrl, listen_urls, origins, told_urls
+from kvd.config.urls import WILDCARDS, ListenUrl, advertised_urls, listen_urls, origins
 from kvd.config.values import boolean, comma_list, integer, integer_or_none, refusal, seconds, word
 
 __all__ = ["EXIT_USAGE", "Config", "ConfigError", "ListenUrl", "Printout", "parse"]
@@ -219,9 +219,9 @@ def _config(settings: Settings) -> Config:
     return Config(
         name=_name(settings),
         listen=listen,
-        advertise=told_urls(settings, "advertise-client-urls") or tuple(map(str, listen)),
+        advertise=advertised_urls(settings, "advertise-client-urls") or tuple(map(str, listen)),
         listen_metrics=metrics,
-        peer_urls=told_urls(settings, "initial-advertise-peer-urls"),
+        peer_urls=advertised_urls(settings, "initial-advertise-peer-urls"),
         cluster_token=settings["initial-cluster-token"].text or None,
         must_exist=word(settings, "initial-cluster-state", "new", "existing") == "existing",
         data_dir=Path(settings["data-dir"].text or f"{settings['name'].text}.etcd"),

@@ -67,7 +67,7 @@ def listen_urls(settings: Settings, *names: str) -> tuple[ListenUrl, ...]:
     return tuple(urls)
 
 
-def told_urls(settings: Settings, name: str) -> tuple[str, ...]:
+def advertised_urls(settings: Settings, name: str) -> tuple[str, ...]:
     """Return URLs that are given to clients; none for an empty text."""
     urls = comma_list(settings, name, "a URL")
     for text in urls:

@@ -25,7 +25,7 @@ NEVER_NS = 1 << 64
 """A time that never comes."""
 # The two clocks are read one after the other: a reading that took longer says nothing.
 _READING_NS_MAX = 10_000_000
-_TOLD_NS = 1_000_000_000
+_LOGGED_NS_MIN = 1_000_000_000
 
 
 class Clock:
@@ -48,7 +48,7 @@ class Clock:
         """The time since the machine was booted: what is cheapest to ask for, and to compare."""
         self._wall_ns = wall_ns or time.time_ns
         now_ns = self._wall_ns() - offset_ns
-        if floor_ns - now_ns > _TOLD_NS:
+        if floor_ns - now_ns > _LOGGED_NS_MIN:
             log.warning(
                 "the system's clock is %.1f s behind the log: time goes on from the log's",
                 (floor_ns - now_ns) / 1e9,
@@ -91,17 +91,17 @@ class ClockSteps:
     def __init__(self, clock: Clock, logged_ns: int) -> None:
         self.offset_ns: int | None = None
         self._clock = clock
-        self._told_ns = logged_ns
+        self._known_ns = logged_ns
 
     def look(self, logged_ns: int) -> None:
         """Compare the machine's clock with the offset that is logged."""
-        if logged_ns != self._told_ns:
+        if logged_ns != self._known_ns:
             log.warning(
                 "the system's clock was stepped by %.1f s: keys live as long as before, their "
                 "expirations are shown by the new time",
-                (logged_ns - self._told_ns) / 1e9,
+                (logged_ns - self._known_ns) / 1e9,
             )
-            self._told_ns = logged_ns
+            self._known_ns = logged_ns
         self.offset_ns = self._clock.stepped_to(logged_ns)
 
     def take(self, logged_ns: int) -> int | None:

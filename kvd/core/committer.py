@@ -30,7 +30,7 @@ from time import monotonic
 from kvd.core.batch.composer import Composer
 from kvd.core.batch.flow import Flow, Observer
 from kvd.core.batch.responses import Responses
-from kvd.core.batch.round import AllDone, Done, Render, Tell, prepare_nothing
+from kvd.core.batch.round import AllDone, Done, Render, Respond, prepare_nothing
 from kvd.core.clock import Clock
 from kvd.core.disk_space import DiskSpace
 from kvd.core.expiry_timer import ExpiryTimer
@@ -76,7 +76,7 @@ class Committer:
         on_fatal: Callable[[BaseException], None],
         on_flush: Callable[[], None],
         render: Render = prepare_nothing,
-        tell: Tell | None = None,
+        respond: Respond | None = None,
         slow_s: float = 1.0,
         turns: Turns | None = None,
         may_decide: bool = True,
@@ -119,7 +119,7 @@ class Committer:
             on_end=self._next,
             on_abort=self._aborted,
             render=render,
-            tell=tell or self.responses.tell,
+            respond=respond or self.responses.respond,
             slow_s=slow_s,
         )
         self._begin_batch, self.batch_s = flow.begin, flow.batch_s
@@ -311,7 +311,7 @@ class Committer:
             self._turns.calm()
 
     def _told(self, *, committed: bool) -> None:
-        """Tell those that wait for the end of a batch, or for one that does not begin."""
+        """Notify those that wait for the end of a batch, or for one that does not begin."""
         ends, self._ends = self._ends, []
         for end in ends:
             if not end.done():

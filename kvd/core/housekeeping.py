@@ -283,7 +283,7 @@ class Housekeeping:
         self._busy = False
         if isinstance(outcome, BaseException) and not isinstance(outcome, OSError):
             raise outcome
-        # Without room for it there is nothing to say: the log will meet the full disk, and tell.
+        # Without room for it there is nothing to say: an append will meet the full disk.
 
     def _done(self, outcome: int | BaseException) -> None:
         self._busy = False

@@ -167,7 +167,7 @@ class LogWriter:
             self._loop.remove_reader(kernel.fileno)
 
     def _end(self, code: int) -> None:
-        """Tell that the kernel has synced a batch, or failed to."""
+        """Report that the kernel has synced a batch, or failed to."""
         done = self._done
         if code and code == errno.ECANCELED:  # it has not even tried: it had no worker for that
             self._sync.run(self._segment.sync_begun, done)

@@ -50,7 +50,7 @@ class Session:
         exchanges.connect_timeout = settings.seconds("timeout")
         # A user at a terminal retries better than a program that is silent meanwhile.
         exchanges.rounds = 1
-        self.driver = _Telling(tls) if settings.is_on("debug") else Driver(tls)
+        self.driver = _Tracing(tls) if settings.is_on("debug") else Driver(tls)
 
     def close(self) -> None:
         """Close the connection."""
@@ -86,7 +86,7 @@ class Session:
         return self.operations.path(key)
 
 
-class _Telling(Driver):
+class _Tracing(Driver):
     """A driver that prints each request as a command of curl, for `--debug`."""
 
     def __init__(self, tls: ssl.SSLContext | None) -> None:
@@ -95,14 +95,14 @@ class _Telling(Driver):
 
     def _take(self, step: Step, sleep: Callable[[float], object]) -> object:
         if isinstance(step, Send):
-            _tell(self._at.get(step.connection), step.data)
+            _trace(self._at.get(step.connection), step.data)
         done = super()._take(step, sleep)
         if isinstance(step, Connect):
             self._at[done] = step.endpoint
         return done
 
 
-def _tell(endpoint: Endpoint | None, request: bytes) -> None:
+def _trace(endpoint: Endpoint | None, request: bytes) -> None:
     head, _, body = request.partition(b"\r\n\r\n")
     method, target, _ = head.partition(b"\r\n")[0].decode("ascii").split(" ")
     where = ""

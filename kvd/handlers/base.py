@@ -25,7 +25,7 @@ class AdminHandler(Endpoint):
     names_cluster = True
     """Whether responses to admitted clients have the header X-Etcd-Cluster-Id."""
     _is_in = False
-    _who = ""
+    _user = ""
 
     @property
     def authorizer(self) -> Authorizer:
@@ -41,7 +41,7 @@ class AdminHandler(Endpoint):
         headers = self.request.headers.get_list("Authorization")
         if self.request.method not in self.for_all:
             caller = caller_of(headers, connection.context)
-            self._who = await self.authorizer.administrator(caller, connection)
+            self._user = await self.authorizer.administrator(caller, connection)
         self._is_in = True
         self.set_default_headers()
 
@@ -56,9 +56,9 @@ class AdminHandler(Endpoint):
 
     async def submit_document(self, decide: Decide) -> None:
         """Have a change decided and logged; answer when it is durable."""
-        told: asyncio.Future[Reply | RouteError] = asyncio.get_running_loop().create_future()
-        self.context.submit_document(decide, told.set_result)
-        outcome = await told
+        pending: asyncio.Future[Reply | RouteError] = asyncio.get_running_loop().create_future()
+        self.context.submit_document(decide, pending.set_result)
+        outcome = await pending
         if isinstance(outcome, RouteError):
             raise outcome
         self.note_change()
@@ -69,7 +69,7 @@ class AdminHandler(Endpoint):
     def note_change(self, change: str = "") -> None:
         """Log a change with its client; `change` says more than the request's path."""
         method, path = self.request.method, self.request.path
-        audit.info("%s %s%s, asked for by %s", method, path, change, self._who)
+        audit.info("%s %s%s, asked for by %s", method, path, change, self._user)
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Write an error as etcd does."""

@@ -23,7 +23,7 @@ class Members(AdminHandler):
     @property
     def member(self) -> Member:
         """The one member as it is now."""
-        return self.context.member.as_told(self.authorizer.accounts.view)
+        return self.context.member.as_changed(self.authorizer.accounts.view)
 
     def get(self, path: str) -> None:
         """Answer the list, or the leader."""

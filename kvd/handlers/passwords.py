@@ -71,7 +71,7 @@ _KNOWN_S = 60.0
 _WRONG_S = 60.0
 _WRONG_MAX = 10_000
 # Hash of an unknown password, in place of an unknown user's.
-_NOBODY = b"$2a$10$7PzmCb9Gw.X7RWBQP/ipXemg2ncPYE.WsYjnwEJcq//7znuaWoK7i"
+_NO_HASH = b"$2a$10$7PzmCb9Gw.X7RWBQP/ipXemg2ncPYE.WsYjnwEJcq//7znuaWoK7i"
 
 
 class Busy(Exception):
@@ -167,11 +167,11 @@ class Credentials:
         Raises:
             Busy: too many are being checked.
         """
-        digest = self._digest(given, secret or _NOBODY)
+        digest = self._digest(given, secret or _NO_HASH)
         check = self._checks.get(digest)
         if check is None:
             password = given.password[:_PASSWORD_BYTES_MAX]
-            work = self._work(partial(_matches, password, secret or _NOBODY))
+            work = self._work(partial(_matches, password, secret or _NO_HASH))
             task = self._loop.create_task(self._check(digest, given, secret, work))
             task.add_done_callback(partial(self._checked, digest))
             check = self._checks[digest] = work, task

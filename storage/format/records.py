@@ -132,7 +132,7 @@ class Change(NamedTuple):
 
     `value` is None for directories and removals. `expiration_ns` is a time of the store's, 0 for
     none. `created_index` is the node's as it is after the change (of a removed node:
-    as it was). A `refresh` changes a node but is never told to a watcher.
+    as it was). A `refresh` changes a node but is delivered to no watcher.
     """
 
     kind: int

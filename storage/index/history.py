@@ -125,19 +125,19 @@ class HistoryWriter:
                 index = change[1]
                 if index < first:
                     continue
-                key, told = event_key(index), record or encode_record(change)
+                key, encoded = event_key(index), record or encode_record(change)
                 if (
                     prev is not None
                     and (value := prev[0])
                     and len(value) >= NAMED_BYTES_MIN
                     and (prev[2] >= first or prev[2] in written)
                 ):
-                    row = encode_naming(key, told, prev, time_ns)
+                    row = encode_naming(key, encoded, prev, time_ns)
                     size += whole_bytes(row)
                     self.named.add(prev[2])
                 else:
                     before = b"" if prev is None else previous_row(prev)
-                    row = encode_event(key, told, before, time_ns)
+                    row = encode_event(key, encoded, before, time_ns)
                     size += len(row)
                 rows.append((key, row))
                 if len(row) > _LARGE:

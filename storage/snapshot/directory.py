@@ -170,14 +170,14 @@ def install(temporary: Path, directory: Path, header: Header) -> Path:
     return path
 
 
-def set_aside(path: Path, *, tell: bool = True) -> Path:
+def set_aside(path: Path, *, warns: bool = True) -> Path:
     """Rename an unusable snapshot, so that it is not tried again; return its new name.
 
-    Logs one warning, unless `tell` is false.
+    Logs one warning, unless `warns` is false.
     """
     broken = path.with_name(path.name + ".broken")
     disk.rename_durably(path, broken)
-    if tell:
+    if warns:
         log.warning("%s/%s is set aside as %s", path.parent.name, path.name, broken.name)
     return broken
 

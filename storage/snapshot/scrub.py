@@ -82,5 +82,5 @@ class SnapshotScrubber:
 
 def _set_aside(path: Path) -> str:
     with suppress(OSError):
-        return f"set aside as {snapshot.set_aside(path, tell=False).name}"
+        return f"set aside as {snapshot.set_aside(path, warns=False).name}"
     return "it could not be set aside"

@@ -320,7 +320,7 @@ class Sink:
     def begin(self, index: int) -> None:
         self.lines.append(f"{self.name} begins at index {index}")
 
-    def tell(self, body: bytes) -> None:
+    def deliver(self, body: bytes) -> None:
         self.lines.append(f"{self.name} receives {body.decode().strip()}")
 
     def ready(self, _: object) -> bool:

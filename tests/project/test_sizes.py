@@ -13,9 +13,9 @@ LONG_FUNCTIONS = {
     "kvd/core/batch/decider.py:Decider.decide": "hot: each call more is a part of every command",
     "kvd/core/batch/flow.py:Flow.__init__": "one line for each part that it connects",
     "kvd/core/committer.py:Committer.__init__": "one line for each part that it connects",
-    "kvd/handlers/keys/outcomes.py:Telling._rendering": "hot: its variables are bound once",
-    "kvd/handlers/keys/outcomes.py:Telling._rendering.render": "hot: one loop over the batch",
-    "kvd/handlers/keys/outcomes.py:Telling._telling": "hot: its variables are bound once",
+    "kvd/handlers/keys/outcomes.py:WriteResponses._rendering": "hot: its variables are bound once",
+    "kvd/handlers/keys/outcomes.py:WriteResponses._rendering.render": "hot: a loop over the batch",
+    "kvd/handlers/keys/outcomes.py:WriteResponses._responding": "hot: its variables are bound once",
     "kvd/handlers/keys/short_way.py:ShortWay._serving": "hot: its variables are bound once",
     "kvd/migrate/etcd/directory.py:read": "the steps of an import, in their order",
 }

@@ -57,7 +57,7 @@ class Listener:
     def begin(self, index):
         pass
 
-    def tell(self, body):
+    def deliver(self, body):
         self.told.append(body)
 
     def ready(self, _):

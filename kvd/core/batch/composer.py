@@ -12,7 +12,7 @@ from kvd.core.batch.decider import Decider
 from kvd.core.batch.documents import decide_documents
 from kvd.core.batch.expirations import EXPIRED_MAX, EXPIRED_WITH_COMMANDS_MAX, Expirations
 from kvd.core.batch.limits import BatchLimits
-from kvd.core.batch.round import Queued, Round, counted, tell_one
+from kvd.core.batch.round import Queued, Round, counted, respond_to
 from kvd.core.clock import Clock, ClockSteps
 from kvd.core.disk_space import DiskSpace
 from kvd.core.stats import StoreStats
@@ -104,6 +104,6 @@ class Composer:
         while self.queue:
             command, done, _ = self.queue.popleft()
             stats.refused(counted(command), refusal)
-            tell_one(done, refusal)
+            respond_to(done, refusal)
         while self.documents:
-            tell_one(self.documents.popleft()[1], RouteError(500, reason))
+            respond_to(self.documents.popleft()[1], RouteError(500, reason))

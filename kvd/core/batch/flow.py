@@ -12,7 +12,7 @@ from typing import Protocol
 
 from kvd.core.batch.composer import Composer
 from kvd.core.batch.responses import Responses
-from kvd.core.batch.round import Render, Round, Tell
+from kvd.core.batch.round import Render, Respond, Round
 from kvd.core.clock import Clock
 from kvd.core.disk_space import DiskSpace
 from kvd.core.expiry_timer import ExpiryTimer
@@ -72,7 +72,7 @@ class Flow:
         on_end: Callable[[], None],
         on_abort: Callable[[], None],
         render: Render,
-        tell: Tell,
+        respond: Respond,
         slow_s: float,
     ) -> None:
         """Call `on_hold` if a batch must wait for the index; at each end `on_end` or `on_abort`."""
@@ -95,7 +95,7 @@ class Flow:
         self._on_fatal = on_fatal
         self._on_hold, self._on_end, self._on_abort = on_hold, on_end, on_abort
         self._render = render
-        self._tell = tell
+        self._respond = respond
         self._slow_s = slow_s
         # The batch in flight to the disk, if any.
         self._round: Round | None = None
@@ -173,7 +173,7 @@ class Flow:
             removed = round_.removed
             self._hub.publish([(event, removed.get(event[0][1], [])) for event, _ in events])
         took = (self._raw_ns() - round_.queued) / 1e9
-        if expired := self._tell(round_, took):
+        if expired := self._respond(round_, took):
             self._stats.expirations += expired
         if round_.replies:
             self._responses.reply(round_, self.document_observers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from kvd.core.batch.round import Round, tell_one
+from kvd.core.batch.round import Round, respond_to
 from kvd.core.stats import StoreStats
 from kvd.logs import SLOW_QUIET_S, RateLimit
 from kvd.storage.format.event import Event
@@ -29,8 +29,8 @@ class Responses:
         self.aborted = 0
         self.slow = 0
 
-    def tell(self, round_: Round, took: float) -> int:
-        """Respond to the commands of a batch: a `Tell`."""
+    def respond(self, round_: Round, took: float) -> int:
+        """Respond to the commands of a batch: a `Respond`."""
         stats = self._stats
         succeeded = 0
         for done, command, outcome in round_.answers:
@@ -41,7 +41,7 @@ class Responses:
                 assert isinstance(outcome, ApiError)
                 stats.count(command, succeeded=False)
                 stats.refused(command, outcome)
-            tell_one(done, outcome)
+            respond_to(done, outcome)
         return len(round_.pending.events) - succeeded
 
     def abort(self, round_: Round, refusal: ApiError) -> None:
@@ -68,4 +68,4 @@ class Responses:
             for observer in observers:
                 observer()
         for replied, reply in round_.replies:
-            tell_one(replied, reply)
+            respond_to(replied, reply)

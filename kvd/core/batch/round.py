@@ -44,7 +44,7 @@ class Round:
         removals: The directories that it removes; None without any.
         removed: By the index of each removal, the watched paths that it takes along.
         pays: Whether it logs what the start had no room for.
-        rendered: What a `Render` has prepared for the `Tell` that goes with it.
+        rendered: What a `Render` has prepared for the `Respond` that goes with it.
     """
 
     # What is rare stays here, in the class, until it comes.
@@ -74,21 +74,21 @@ class Round:
     def answer_all(self, refusal: ApiError) -> None:
         """Respond to all commands and documents with the same refusal."""
         for done, _, _ in self.answers:
-            tell_one(done, refusal)
+            respond_to(done, refusal)
         for replied, _ in self.replies:
-            tell_one(replied, RouteError(500, refusal.cause.decode()))
+            respond_to(replied, RouteError(500, refusal.cause.decode()))
 
 
 Render = Callable[[Round], None]
 """Prepares responses to a batch that is not durable yet: none of them may leave."""
-Tell = Callable[[Round, float], int]
+Respond = Callable[[Round, float], int]
 """Counts the outcomes of a durable batch, which took so many seconds, and responds with them.
 
 Returns how many of its events no command has asked for: what has expired."""
 
 
 def prepare_nothing(_round: Round) -> None:
-    """Leave all to the `Tell`: a `Render`."""
+    """Leave all to the `Respond`: a `Render`."""
 
 
 def counted(command: Command | Transaction) -> Command:
@@ -96,7 +96,7 @@ def counted(command: Command | Transaction) -> Command:
     return _CONDITION if isinstance(command, Transaction) else command
 
 
-def tell_one(done: Callable[[_Outcome], None], outcome: _Outcome) -> None:
+def respond_to(done: Callable[[_Outcome], None], outcome: _Outcome) -> None:
     """Pass an outcome to its callback; an exception there is logged and ends nothing else."""
     try:
         done(outcome)

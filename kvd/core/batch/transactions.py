@@ -72,7 +72,7 @@ def _apply(
         answers.append((_ignore, command, events[-1]))
     # Each operation is counted; the last one responds.
     if events:
-        answers[-1] = (partial(_all_told, done, events), *answers[-1][1:])
+        answers[-1] = (partial(_respond_to_all, done, events), *answers[-1][1:])
     else:
         round_.replies = [*round_.replies, (partial(_nothing_done, done), None)]
 
@@ -118,7 +118,7 @@ def _ignore(_outcome: Outcome) -> None:
     """No-op callback: the last operation of a transaction responds for all."""
 
 
-def _all_told(done: AllDone, events: list[Event], outcome: Outcome) -> None:
+def _respond_to_all(done: AllDone, events: list[Event], outcome: Outcome) -> None:
     """Respond to a transaction, whose last outcome this is."""
     done(outcome if isinstance(outcome, ApiError) else events)
 

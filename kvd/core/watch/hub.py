@@ -33,7 +33,7 @@ from kvd.v2.response import event_body
 log = logging.getLogger(__name__)
 
 # Deliveries in one turn of the loop.
-_TOLD_PER_TURN = 256
+_DELIVERIES_PER_TURN = 256
 # A longer event counts as one delivery more for each of these.
 _LONG_BYTES = 16 << 10
 
@@ -44,19 +44,19 @@ _REFERENCE_BYTES = 8
 _EVENT_BYTES = 400
 
 
-TellAll = Callable[[Sequence[Watcher], bytes], None]
+DeliverAll = Callable[[Sequence[Watcher], bytes], None]
 """Delivers the body of an event to many watchers."""
 
 
-class _Telling:
+class _Delivery:
     """A pending delivery of an event; with neither body nor event, of a resumed replay.
 
     Attributes:
-        told: Number of watchers that have received it.
+        delivered: Number of watchers that have received it.
         size: Its share of the backlog.
     """
 
-    __slots__ = ("body", "event", "size", "told", "watchers")
+    __slots__ = ("body", "delivered", "event", "size", "watchers")
 
     def __init__(
         self, watchers: list[Watcher], body: bytes | None, event: Event | None, size: int
@@ -65,7 +65,7 @@ class _Telling:
         self.body = body
         self.event = event
         self.size = size
-        self.told = 0
+        self.delivered = 0
 
 
 class Hub:
@@ -77,19 +77,19 @@ class Hub:
     """
 
     def __init__(
-        self, store: Store, loop: asyncio.AbstractEventLoop, tell_all: TellAll | None = None
+        self, store: Store, loop: asyncio.AbstractEventLoop, deliver_all: DeliverAll | None = None
     ) -> None:
         self._store = store
         self._loop = loop
         self._registered = Watchers()
         # Watchers with filters; those that receive events of hidden names are kept apart.
         self._filtered = Watchers(), Watchers(hidden=True)
-        self._to_tell: deque[_Telling] = deque()
+        self._backlog: deque[_Delivery] = deque()
         self.backlog_bytes = 0
-        self._telling = False
+        self._is_delivering = False
         self._recent = RecentEvents()
         self._replays = Replays(store, loop, self._recent, self._register)
-        self._tell_all = tell_all or _tell_each
+        self._deliver_all = deliver_all or _deliver_each
         self.requests = 0
 
     @property
@@ -120,7 +120,7 @@ class Hub:
 
     def is_behind(self, watcher: Watcher) -> bool:
         """Return whether there may be events for a watch that are not delivered yet."""
-        return watcher in self._replays.running or bool(self._to_tell)
+        return watcher in self._replays.running or bool(self._backlog)
 
     def watch(self, watch: Watch, sink: WatchSink, filter_: Filter | None = None) -> Watcher:
         """Start a watch: from history as far as that goes, then live.
@@ -177,9 +177,9 @@ class Hub:
             for watchers in self._filtered:
                 if watchers.count:
                     self._publish_filtered(watchers, event, removed)
-        if self._to_tell and not self._telling:
-            self._telling = True
-            self._loop.call_soon(self._tell)
+        if self._backlog and not self._is_delivering:
+            self._is_delivering = True
+            self._loop.call_soon(self._deliver)
 
     def _publish_filtered(self, watchers: Watchers, event: Event, removed: list[bytes]) -> None:
         """Match an event to watchers with filters; the filters are applied on delivery.
@@ -200,8 +200,8 @@ class Hub:
 
     def end_all(self) -> None:
         """End every watch without an event."""
-        while self._to_tell:
-            self._tell()
+        while self._backlog:
+            self._deliver()
         self.end(lambda _: True)
 
     def end(self, ends: Callable[[Watcher], bool]) -> None:
@@ -217,60 +217,60 @@ class Hub:
         """Append an event to the backlog, or let its watchers read it from history."""
         rest = len(body) if body is not None else _EVENT_BYTES + _large_bytes(event)
         for watchers in matching:
-            last = self._to_tell[-1] if self._to_tell else None
+            last = self._backlog[-1] if self._backlog else None
             is_listed = last is not None and watchers is last.watchers
             size = rest + (0 if is_listed else _REFERENCE_BYTES * len(watchers))
             if last is None or self.backlog_bytes + size <= BACKLOG_BYTES_MAX:
-                telling = _Telling(watchers, body, event if body is None else None, size)
+                delivery = _Delivery(watchers, body, event if body is None else None, size)
                 rest = 0  # the next group shares the bytes
             else:
-                telling = self._defer(event.change.index, watchers)
-            self._to_tell.append(telling)
-            self.backlog_bytes += telling.size
+                delivery = self._defer(event.change.index, watchers)
+            self._backlog.append(delivery)
+            self.backlog_bytes += delivery.size
 
-    def _defer(self, index: int, watchers: list[Watcher]) -> _Telling:
+    def _defer(self, index: int, watchers: list[Watcher]) -> _Delivery:
         """Have watchers read from history, from an event on, after their pending deliveries."""
         for watcher in watchers:
             self._watchers(watcher).unregister(watcher)
             watcher.next_index = index
             watcher.was_live = True
             self._replays.add(watcher)
-        return _Telling(watchers, None, None, _REFERENCE_BYTES * len(watchers))
+        return _Delivery(watchers, None, None, _REFERENCE_BYTES * len(watchers))
 
     def _body(self, event: Event) -> bytes | None:
         return event_body(event, self._store.applied.clock_offset_ns)
 
-    def _tell(self) -> None:
-        left = _TOLD_PER_TURN
+    def _deliver(self) -> None:
+        left = _DELIVERIES_PER_TURN
         try:
-            while self._to_tell and left > 0:
-                telling = self._to_tell[0]
+            while self._backlog and left > 0:
+                delivery = self._backlog[0]
                 # A large event is not copied for each of them, unless they see it in other shapes.
-                length = len(telling.body or b"")
-                if telling.event is not None and telling.watchers[0].filter is not None:
-                    length = _large_bytes(telling.event)
+                length = len(delivery.body or b"")
+                if delivery.event is not None and delivery.watchers[0].filter is not None:
+                    length = _large_bytes(delivery.event)
                 weight = 1 + length // _LONG_BYTES
-                first = telling.told
-                telling.told += -(-left // weight)
-                batch = telling.watchers[first : telling.told]
-                if telling.told >= len(telling.watchers):
-                    self._to_tell.popleft()
-                    self.backlog_bytes -= telling.size
+                first = delivery.delivered
+                delivery.delivered += -(-left // weight)
+                batch = delivery.watchers[first : delivery.delivered]
+                if delivery.delivered >= len(delivery.watchers):
+                    self._backlog.popleft()
+                    self.backlog_bytes -= delivery.size
                 left -= weight * len(batch)
-                self._tell_batch(telling, batch)
+                self._deliver_batch(delivery, batch)
         finally:
-            self._telling = bool(self._to_tell)
-            if self._telling:
-                self._loop.call_soon(self._tell)
+            self._is_delivering = bool(self._backlog)
+            if self._is_delivering:
+                self._loop.call_soon(self._deliver)
 
-    def _tell_batch(self, telling: _Telling, batch: list[Watcher]) -> None:
+    def _deliver_batch(self, delivery: _Delivery, batch: list[Watcher]) -> None:
         try:
-            if telling.body is not None:
-                self._tell_all(batch, telling.body)
-            elif telling.event is not None:
+            if delivery.body is not None:
+                self._deliver_all(batch, delivery.body)
+            elif delivery.event is not None:
                 for watcher in batch:
-                    if watcher.filter is None or watcher.filter.passes(telling.event):
-                        watcher.sink.tell_large(telling.event)
+                    if watcher.filter is None or watcher.filter.passes(delivery.event):
+                        watcher.sink.deliver_large(delivery.event)
             else:
                 for watcher in batch:
                     self._replays.go_on(watcher)
@@ -281,9 +281,9 @@ class Hub:
             raise
 
 
-def _tell_each(watchers: Sequence[Watcher], body: bytes) -> None:
+def _deliver_each(watchers: Sequence[Watcher], body: bytes) -> None:
     for watcher in watchers:
-        watcher.sink.tell(body)
+        watcher.sink.deliver(body)
 
 
 def _large_bytes(event: Event) -> int:

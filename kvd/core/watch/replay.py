@@ -163,10 +163,10 @@ class Replays:
                         break
                     if not watcher.stream:
                         del self.running[watcher]
-                        _tell(watcher.sink, body)
+                        _deliver(watcher.sink, body)
                         return
                     watcher.next_index = event.change.index + 1
-                    _tell(watcher.sink, body)
+                    _deliver(watcher.sink, body)
                     if not self._ready(watcher):
                         break
                 watcher.next_index = event.change.index + 1
@@ -180,11 +180,11 @@ class Replays:
             yield waits
 
 
-def _tell(sink: WatchSink, told: bytes | Event) -> None:
-    if isinstance(told, bytes):
-        sink.tell(told)
+def _deliver(sink: WatchSink, event: bytes | Event) -> None:
+    if isinstance(event, bytes):
+        sink.deliver(event)
     else:
-        sink.tell_large(told)
+        sink.deliver_large(event)
 
 
 def matches_history(event: Event, watcher: Watcher) -> bool:

@@ -33,11 +33,11 @@ class WatchSink(Protocol):
     def begin(self, index: int) -> None:
         """Send the head of the response: the watch began at this etcd index."""
 
-    def tell(self, body: bytes) -> None:
+    def deliver(self, body: bytes) -> None:
         """Send one event; a stream goes on, any other watch ends with it."""
 
-    def tell_large(self, event: Event) -> None:
-        """Send one event whose values are large, as `tell` does."""
+    def deliver_large(self, event: Event) -> None:
+        """Send one event whose values are large, as `deliver` does."""
 
     def ready(self, resume: Callable[[], object]) -> bool:
         """Return whether it can take more; if not, `resume` is called once it can."""
@@ -163,14 +163,14 @@ class _Group:
             if watcher in self.later:
                 del self.later[watcher]
                 self.add(watcher, now=True)
-        told = []
+        matching = []
         if self.polls:
-            told.append(list(self.polls))
+            matching.append(list(self.polls))
             self.polls = {}
         if self.streams:
             self._listed = self._listed or list(self.streams)
-            told.append(self._listed)
-        return told
+            matching.append(self._listed)
+        return matching
 
 
 class Watchers:
@@ -254,9 +254,9 @@ class Watchers:
     def _take(self, groups: dict[bytes, _Group], path: bytes, index: int) -> list[list[Watcher]]:
         group = groups[path]
         before = len(group)
-        told = group.take(index)
+        matching = group.take(index)
         left = len(group)
         self.count += left - before
         if not left:
             del groups[path]
-        return told
+        return matching

@@ -59,11 +59,11 @@ def _is_healthy(call: Call, member: dict[str, Any], count: int) -> bool:
         return False
     for url in call.settings.endpoints[:1] if count == 1 else urls:
         try:
-            told = _health(call, url, is_own=count == 1)
+            answer = _health(call, url, is_own=count == 1)
         except (KvdError, ValueError) as error:
             write(f"failed to check the health of member {name} on {url}: {error}\n")
             continue
-        word = "healthy" if told in ("true", True) else "unhealthy"
+        word = "healthy" if answer in ("true", True) else "unhealthy"
         write(f"member {name} is {word}: got {word} result from {url}\n")
         return word == "healthy"
     write(f"member {name} is unreachable: [{' '.join(urls)}] are all unreachable\n")

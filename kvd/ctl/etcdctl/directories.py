@@ -10,7 +10,7 @@ import click
 
 from kvd.client.operations import json_of
 from kvd.ctl.command import Call, Verb, keys, pass_call
-from kvd.ctl.etcdctl.output import Told, explained, print_answer, write
+from kvd.ctl.etcdctl.output import Json, explained, print_answer, write
 from kvd.ctl.etcdctl.values import TTL, key_of
 from kvd.ctl.terminal import shown
 
@@ -57,9 +57,9 @@ def updatedir(call: Call, args: tuple[str, ...], *, ttl: int) -> None:
 
 def _remove(call: Call, args: tuple[str, ...], query: Given) -> None:
     reply = call.session.call("DELETE", call.session.path(key_of(args)), query=query)
-    told = json_of(reply)
-    if not told["node"].get("dir") or call.settings.output != "simple":
-        print_answer(told, reply.index, call.settings.output)
+    answer = json_of(reply)
+    if not answer["node"].get("dir") or call.settings.output != "simple":
+        print_answer(answer, reply.index, call.settings.output)
 
 
 @click.command(cls=Verb, explain=explained, help="Remove a key.")
@@ -118,21 +118,21 @@ def ls(
     path = call.session.path(args[0] if args else "/")
     query = {"quorum": quorum, "recursive": recursive, "sorted": sort}
     reply = call.session.call("GET", path, query=query)
-    told = json_of(reply)
+    answer = json_of(reply)
     if call.settings.output != "simple":
-        print_answer(told, reply.index, call.settings.output)
+        print_answer(answer, reply.index, call.settings.output)
         return
     line = _long if is_long else _short
     is_terminal = sys.stdout.isatty()
     write(
         "".join(
             f"{shown(line(node, slashes=slashes), is_terminal=is_terminal)}\n"
-            for node in _listed(told["node"])
+            for node in _listed(answer["node"])
         )
     )
 
 
-def _listed(node: Told) -> Iterator[Told]:
+def _listed(node: Json) -> Iterator[Json]:
     """Yield what a listing shows: a file itself, or all nodes of the answer, parents first."""
     if not node.get("dir"):
         yield node
@@ -143,11 +143,11 @@ def _listed(node: Told) -> Iterator[Told]:
         waiting += reversed(child.get("nodes") or ())
 
 
-def _short(node: Told, *, slashes: bool) -> str:
+def _short(node: Json, *, slashes: bool) -> str:
     return f"{node['key']}/" if slashes and node.get("dir") else str(node["key"])
 
 
-def _long(node: Told, *, slashes: bool) -> str:
+def _long(node: Json, *, slashes: bool) -> str:
     size = "-" if node.get("dir") else len(node.get("value", "").encode("utf-8", "replace"))
     ttl = f"{node['ttl']}s" if "ttl" in node else "-"
     name = _short(node, slashes=True)

@@ -19,7 +19,7 @@ from kvd.ctl.failures import explained as of_kvdctl
 if TYPE_CHECKING:
     from kvd.ctl.settings import Settings
 
-Told = Mapping[str, Any]
+Json = Mapping[str, Any]
 """A node, or an answer, as the server has sent it."""
 
 
@@ -30,33 +30,33 @@ def write(text: str) -> None:
     sys.stdout.buffer.flush()
 
 
-def print_answer(told: Told, index: int, output: str) -> None:
+def print_answer(answer: Json, index: int, output: str) -> None:
     """Print the answer to a request for a key.
 
     Args:
-        told: the answer.
+        answer: what the server has answered.
         index: its `X-Etcd-Index`.
         output: the format.
     """
     if output == "simple":
-        write(_simple(told))
+        write(_simple(answer))
     elif output == "extended":
-        write(_extended(told, index))
+        write(_extended(answer, index))
     elif output == "json":
-        write(_json(told) + "\n")
+        write(_json(answer) + "\n")
     else:
         sys.stdout.flush()
         sys.stderr.write(f"Unsupported output format: {output}\n")
 
 
-def _simple(told: Told) -> str:
-    if told["action"] != "delete":
-        return f"{told['node'].get('value', '')}\n"
-    return f"PrevNode.Value: {(told.get('prevNode') or {}).get('value', '')}\n"
+def _simple(answer: Json) -> str:
+    if answer["action"] != "delete":
+        return f"{answer['node'].get('value', '')}\n"
+    return f"PrevNode.Value: {(answer.get('prevNode') or {}).get('value', '')}\n"
 
 
-def _extended(told: Told, index: int) -> str:
-    node, previous = told["node"], told.get("prevNode")
+def _extended(answer: Json, index: int) -> str:
+    node, previous = answer["node"], answer.get("prevNode")
     lines = [
         f"Key: {node.get('key', '')}",
         f"Created-Index: {node.get('createdIndex', 0)}",
@@ -65,17 +65,17 @@ def _extended(told: Told, index: int) -> str:
     if previous is not None:
         lines.append(f"PrevNode.Value: {previous.get('value', '')}")
     lines += [f"TTL: {node.get('ttl', 0)}", f"Index: {index}"]
-    if told["action"] != "delete":
+    if answer["action"] != "delete":
         lines += ["", node.get("value", "")]
     return "\n".join(lines) + "\n"
 
 
-def _json(told: Told) -> str:
-    fields = (_text(told["action"]), _node(told["node"]), _node(told.get("prevNode")))
+def _json(answer: Json) -> str:
+    fields = (_text(answer["action"]), _node(answer["node"]), _node(answer.get("prevNode")))
     return '{{"action":{},"node":{},"prevNode":{}}}'.format(*fields)
 
 
-def _node(node: Told | None) -> str:
+def _node(node: Json | None) -> str:
     if node is None:
         return "null"
     nodes = node.get("nodes")
@@ -130,9 +130,9 @@ def plain(error: KvdError, settings: Settings) -> Failure:
 
 
 def _unreachable(error: TransportError) -> str:
-    told = [f"error #{n}: {_dial(*one)}\n" for n, one in enumerate(error.failures.items())]
+    lines = [f"error #{n}: {_dial(*one)}\n" for n, one in enumerate(error.failures.items())]
     head = "client: etcd cluster is unavailable or misconfigured; "
-    return f"Error:  {head}{'; '.join(told)}\n{''.join(told)}"
+    return f"Error:  {head}{'; '.join(lines)}\n{''.join(lines)}"
 
 
 def _dial(address: str, error: Exception) -> str:

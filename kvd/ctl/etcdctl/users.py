@@ -13,7 +13,7 @@ import click
 from kvd.client.errors import ApiError
 from kvd.client.operations import JSON, json_of
 from kvd.ctl.command import Call, Group, Verb, pass_call
-from kvd.ctl.etcdctl.output import Told, plain, write
+from kvd.ctl.etcdctl.output import Json, plain, write
 from kvd.ctl.failures import USAGE, Failure
 
 if TYPE_CHECKING:
@@ -70,9 +70,9 @@ def user_list(call: Call) -> None:
 @_verb(user, "get", "Print a user's roles.", "NAME")
 def user_get(call: Call, args: tuple[str, ...]) -> None:
     """Print a user's roles."""
-    told = json_of(_send(call, "GET", _user(_name_of(args, "username"))))
-    roles = [one if isinstance(one, str) else one["role"] for one in told.get("roles") or ()]
-    write(f"User: {told['user']}\nRoles: {''.join(f' {one}' for one in roles)}\n")
+    answer = json_of(_send(call, "GET", _user(_name_of(args, "username"))))
+    roles = [one if isinstance(one, str) else one["role"] for one in answer.get("roles") or ()]
+    write(f"User: {answer['user']}\nRoles: {''.join(f' {one}' for one in roles)}\n")
 
 
 def _new_password() -> str:
@@ -151,9 +151,9 @@ def role_list(call: Call) -> None:
 @_verb(role, "get", "Print a role's rights.", "NAME")
 def role_get(call: Call, args: tuple[str, ...]) -> None:
     """Print a role's rights."""
-    told = json_of(_send(call, "GET", _role(_name_of(args, "role name"))))
-    rights: Told = told.get("permissions", {}).get("kv", {})
-    lines = [f"Role: {told['role']}"]
+    answer = json_of(_send(call, "GET", _role(_name_of(args, "role name"))))
+    rights: Json = answer.get("permissions", {}).get("kv", {})
+    lines = [f"Role: {answer['role']}"]
     for title, kind in (("KV Read:", "read"), ("KV Write:", "write")):
         lines += [title, *(f"\t{pattern}" for pattern in rights.get(kind) or ())]
     write("\n".join(lines) + "\n")

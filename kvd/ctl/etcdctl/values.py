@@ -82,10 +82,10 @@ def get(
         call.session.run(call.session.operations.require("at"))
         query = {"at": at}
     reply = call.session.call("GET", call.session.path(key), query=query)
-    told = json_of(reply)
-    if told["node"].get("dir"):
-        raise Failure(f"{told['node'].get('key', '/')}: is a directory", USAGE)
-    print_answer(told, reply.index, call.settings.output)
+    answer = json_of(reply)
+    if answer["node"].get("dir"):
+        raise Failure(f"{answer['node'].get('key', '/')}: is a directory", USAGE)
+    print_answer(answer, reply.index, call.settings.output)
 
 
 def _put(call: Call, key: str, query: Given, form: Given, *, method: str = "PUT") -> None:

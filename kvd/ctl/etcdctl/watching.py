@@ -16,7 +16,7 @@ from kvd.client.errors import ClusterChanged, KvdError, ServerRefused, Transport
 from kvd.client.wire import Call as Request
 from kvd.client.wire import Operation, Stream
 from kvd.ctl.command import Call, Verb, keys, pass_call
-from kvd.ctl.etcdctl.output import Told, explained, print_answer, write, wrong
+from kvd.ctl.etcdctl.output import Json, explained, print_answer, write, wrong
 from kvd.ctl.etcdctl.values import key_of
 from kvd.ctl.failures import USAGE, Failure, failure
 
@@ -41,12 +41,12 @@ def watch(
     """Print the next event of a key."""
     key = key_of(args)
     try:
-        for told, index in _events(call, key, after_index, recursive=recursive):
-            if told["node"].get("dir"):
+        for answer, index in _events(call, key, after_index, recursive=recursive):
+            if answer["node"].get("dir"):
                 continue
             if recursive:
-                write(f"[{told['action']}] {told['node']['key']}\n")
-            print_answer(told, index, call.settings.output)
+                write(f"[{answer['action']}] {answer['node']['key']}\n")
+            print_answer(answer, index, call.settings.output)
             if not forever:
                 return
     except KeyboardInterrupt:
@@ -72,13 +72,13 @@ def exec_watch(call: Call, args: tuple[str, ...], *, after_index: int, recursive
     key, command = _command_of(args)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the status of a command is ignored
     try:
-        for told, _ in _events(call, key, after_index, recursive=recursive):
-            node = told["node"]
+        for answer, _ in _events(call, key, after_index, recursive=recursive):
+            node = answer["node"]
             if node.get("dir"):
                 sys.stderr.write(f"Ignored dir {node['key']} change")
                 continue
             of_event = {
-                "ETCD_WATCH_ACTION": told["action"],
+                "ETCD_WATCH_ACTION": answer["action"],
                 "ETCD_WATCH_KEY": node["key"],
                 "ETCD_WATCH_MODIFIED_INDEX": str(node["modifiedIndex"]),
                 "ETCD_WATCH_VALUE": node.get("value", "").replace("\0", ""),
@@ -114,7 +114,7 @@ def _start(command: list[str], of_event: dict[str, str]) -> None:
         raise Failure(text, USAGE) from None
 
 
-def _events(call: Call, key: str, after: int, *, recursive: bool) -> Iterator[tuple[Told, int]]:
+def _events(call: Call, key: str, after: int, *, recursive: bool) -> Iterator[tuple[Json, int]]:
     """Yield the events behind an index, each with the store's index when its poll began.
 
     Once the server has answered, it is waited for over restarts.
@@ -144,9 +144,9 @@ def _events(call: Call, key: str, after: int, *, recursive: bool) -> Iterator[tu
         if body is None:  # no event up to the index of the head
             wait_index = max(wait_index, stream.answer.index() + 1)
             continue
-        told = _read(body)
-        wait_index = told["node"]["modifiedIndex"] + 1
-        yield told, stream.answer.index()
+        answer = _read(body)
+        wait_index = answer["node"]["modifiedIndex"] + 1
+        yield answer, stream.answer.index()
 
 
 def _opened(call: Call, key: str, wait_index: int | None, *, recursive: bool) -> Operation[Stream]:
@@ -176,9 +176,9 @@ def _body(stream: Stream) -> Operation[bytes | None]:
     return body
 
 
-def _read(body: bytes) -> Told:
+def _read(body: bytes) -> Json:
     try:
-        told: Told = json.loads(body)
+        answer: Json = json.loads(body)
     except ValueError:
         raise KvdError(f"the response is no JSON: {body[:200]!r}") from None
-    return told
+    return answer

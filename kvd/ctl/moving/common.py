@@ -70,12 +70,12 @@ class Line:
     """A line on a terminal that is replaced by the next one."""
 
     def __init__(self) -> None:
-        self._told = ""
+        self._shown = ""
 
     def __call__(self, text: str) -> None:
         """Show a text; an empty one ends the line."""
-        if text == self._told or not sys.stderr.isatty():
+        if text == self._shown or not sys.stderr.isatty():
             return
         sys.stderr.write("\r\x1b[K" + printable(text))
         sys.stderr.flush()
-        self._told = text
+        self._shown = text

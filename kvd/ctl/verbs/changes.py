@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from kvd.client.errors import KeyNotFound
 from kvd.client.operations import json_of
 from kvd.ctl.command import Call
-from kvd.ctl.etcdctl.output import Told
+from kvd.ctl.etcdctl.output import Json
 from kvd.ctl.failures import failure
 from kvd.ctl.terminal import Paint
 from kvd.lines import printable
@@ -137,10 +137,10 @@ def _below(call: Call, wanted: Document) -> tuple[dict[str, Found], int]:
         reply = call.session.call("GET", operations.path(wanted.prefix), query=query)
     except KeyNotFound as error:
         return found, error.index
-    told = json_of(reply)["node"]
-    if not told.get("dir"):
+    fields = json_of(reply)["node"]
+    if not fields.get("dir"):
         raise failure(f"{wanted.prefix} is no directory")
-    _collect(told, found)
+    _collect(fields, found)
     if hidden and "hidden" not in extras:
         for path in hidden:
             _collect_one(call, path, found)
@@ -151,7 +151,7 @@ def _below(call: Call, wanted: Document) -> tuple[dict[str, Found], int]:
     }, reply.index
 
 
-def _collect(node: Told, found: dict[str, Found]) -> None:
+def _collect(node: Json, found: dict[str, Found]) -> None:
     waiting = list(node.get("nodes") or ())
     while waiting:
         child = waiting.pop()
@@ -167,7 +167,7 @@ def _collect_one(call: Call, path: str, found: dict[str, Found]) -> None:
     found[path] = _found(node)
 
 
-def _found(node: Told) -> Found:
+def _found(node: Json) -> Found:
     value: bytes | None = None
     if not node.get("dir"):
         text = node.get("value", "")
@@ -248,13 +248,13 @@ def as_json(changes: list[Change]) -> list[Mapping[str, object]]:
     for change in changes:
         before, after = change.before, change.after
         action = "remove" if after is None else "add" if before is None else "change"
-        told: dict[str, object] = {"action": action, "key": change.key, "dir": change.is_dir}
+        fields: dict[str, object] = {"action": action, "key": change.key, "dir": change.is_dir}
         for name, one in (("before", before), ("after", after)):
             if one is not None and one.value is not None:
-                told[name] = one.value.decode("utf-8", "replace")
+                fields[name] = one.value.decode("utf-8", "replace")
         if after is not None and (ttl := seconds(after)) is not None:
-            told["ttl"] = ttl
-        found.append(told)
+            fields["ttl"] = ttl
+        found.append(fields)
     return found
 
 

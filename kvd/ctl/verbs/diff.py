@@ -168,7 +168,7 @@ class _Writes:
             if error.status != _TOO_LARGE:
                 raise
             return False
-        self._done += [told["node"]["modifiedIndex"] for told in json_of(reply)["events"]]
+        self._done += [event["node"]["modifiedIndex"] for event in json_of(reply)["events"]]
         return True
 
     def _named_by(self, error: ApiError) -> Change | None:
@@ -221,17 +221,17 @@ def _fields(change: Change) -> Iterator[tuple[str, Any]]:
 
 def _operation(change: Change) -> dict[str, object]:
     """Return a change as an operation of `POST /v2/txn`."""
-    told: dict[str, object] = {"key": change.key, **dict(_fields(change))}
+    fields: dict[str, object] = {"key": change.key, **dict(_fields(change))}
     if change.before is not None:
-        told["prevIndex"] = _index(change)
+        fields["prevIndex"] = _index(change)
     if change.after is None:
-        return told | {"action": "compareAndDelete"}
+        return fields | {"action": "compareAndDelete"}
     if change.after.value is not None:
         try:
-            told["value"] = change.after.value.decode()
+            fields["value"] = change.after.value.decode()
         except UnicodeDecodeError:
-            told["valueBase64"] = base64.b64encode(change.after.value).decode()
-    return told | {"action": "create" if change.before is None else "compareAndSwap"}
+            fields["valueBase64"] = base64.b64encode(change.after.value).decode()
+    return fields | {"action": "create" if change.before is None else "compareAndSwap"}
 
 
 def _write(call: Call, change: Change) -> int:

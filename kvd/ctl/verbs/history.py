@@ -10,18 +10,18 @@ import click
 
 from kvd.client.operations import JSON, json_of
 from kvd.ctl.command import Call, Verb, keys, pass_call
-from kvd.ctl.etcdctl.output import Told, write
+from kvd.ctl.etcdctl.output import Json, write
 from kvd.ctl.failures import failure
 from kvd.lines import printable
 
 
-def line_of(told: Told, time: str) -> str:
+def line_of(answer: Json, time: str) -> str:
     """Return an event as one line."""
-    node = told["node"]
+    node = answer["node"]
     return described(
         node["modifiedIndex"],
         time,
-        told["action"],
+        answer["action"],
         f"{node['key']}/" if node.get("dir") else node["key"],
         node.get("value"),
     )
@@ -48,11 +48,11 @@ def history(call: Call, *, key: str, limit: int) -> None:
         query = {"history": True, "limit": min(limit, 1000), "before": before}
         reply = call.session.call("GET", operations.path(key), query=query)
         events = json_of(reply)["events"]
-        for told in events:
+        for answer in events:
             write(
-                json.dumps(told, ensure_ascii=False) + "\n"
+                json.dumps(answer, ensure_ascii=False) + "\n"
                 if call.is_json
-                else line_of(told, told.get("time", "-")) + "\n"
+                else line_of(answer, answer.get("time", "-")) + "\n"
             )
         limit -= len(events)
         if "x-kvd-next" not in reply.headers or not events:
@@ -77,9 +77,9 @@ def txn(call: Call, *, file: str) -> None:
     if call.is_json:
         write(reply.body.decode("utf-8", "replace").rstrip("\n") + "\n")
         return
-    for told in json_of(reply)["events"]:
-        node = told["node"]
+    for answer in json_of(reply)["events"]:
+        node = answer["node"]
         shown = "" if node.get("value") is None else f" = {node['value']}"
         slash = "/" if node.get("dir") else ""
-        write(printable(f"{node['modifiedIndex']} {told['action']} {node['key']}{slash}{shown}"))
+        write(printable(f"{node['modifiedIndex']} {answer['action']} {node['key']}{slash}{shown}"))
         write("\n")

@@ -139,7 +139,7 @@ class _Tail:
         self, index: int, action: str, node: Node, event: Event | None, *, is_kept: bool = True
     ) -> None:
         if self._is_json:
-            line = json.dumps(_told(index, action, node, event), ensure_ascii=False)
+            line = json.dumps(_fields(index, action, node, event), ensure_ascii=False)
         else:
             now = datetime.now().astimezone().strftime("%H:%M:%S.%f")[:-3]
             key = f"{node.key}/" if node.dir else node.key
@@ -156,14 +156,14 @@ class _Tail:
         if self._state is None:
             return
         output = _output()
-        told = {
+        fields = {
             "index": index,
             "cluster": self._watching.cluster_id,
             "output": {"inode": output.st_ino, "size": output.st_size} if output else None,
         }
         try:
             new = self._state.with_name(f"{self._state.name}.new")
-            new.write_text(json.dumps(told) + "\n")
+            new.write_text(json.dumps(fields) + "\n")
             new.replace(self._state)
         except OSError as error:
             raise failure(f"{self._state}: {error.strerror}") from None
@@ -191,17 +191,17 @@ def _watched(
         operation.close()
 
 
-def _told(index: int, action: str, node: Node, event: Event | None) -> Mapping[str, object]:
-    told: dict[str, object] = {"index": index, "action": action, "key": node.key}
+def _fields(index: int, action: str, node: Node, event: Event | None) -> Mapping[str, object]:
+    fields: dict[str, object] = {"index": index, "action": action, "key": node.key}
     if node.dir:
-        told["dir"] = True
+        fields["dir"] = True
     if node.value is not None:
-        told["value"] = node.value
+        fields["value"] = node.value
     if node.ttl is not None:
-        told["ttl"] = node.ttl
+        fields["ttl"] = node.ttl
     if event is not None and event.prev_node is not None:
-        told["prevValue"] = event.prev_node.value
-    return told
+        fields["prevValue"] = event.prev_node.value
+    return fields
 
 
 def _output() -> os.stat_result | None:
@@ -220,10 +220,10 @@ def _read(state: Path) -> _Kept | None:
         Failure: it is not tail's.
     """
     try:
-        told = json.loads(state.read_text(encoding="utf-8"))
-        output = told["output"] or {"inode": 0, "size": 0}
+        fields = json.loads(state.read_text(encoding="utf-8"))
+        output = fields["output"] or {"inode": 0, "size": 0}
         return _Kept(
-            int(told["index"]), str(told["cluster"]), int(output["inode"]), int(output["size"])
+            int(fields["index"]), str(fields["cluster"]), int(output["inode"]), int(output["size"])
         )
     except FileNotFoundError:
         return None

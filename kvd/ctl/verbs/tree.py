@@ -10,7 +10,7 @@ import click
 
 from kvd.client.operations import json_of
 from kvd.ctl.command import Call, Verb, keys, pass_call
-from kvd.ctl.etcdctl.output import Told, print_answer, write
+from kvd.ctl.etcdctl.output import Json, print_answer, write
 from kvd.ctl.terminal import Paint
 from kvd.lines import printable
 
@@ -47,11 +47,11 @@ def command(call: Call, *, key: str, level: int | None, values: bool, hidden: bo
     if level is not None and "depth" in extras:
         query = {"depth": level, "sorted": "true", "hidden": hidden or None}
     reply = call.session.call("GET", call.session.path(key), query=query)
-    told = json_of(reply)
+    answer = json_of(reply)
     if call.is_json:
-        print_answer(told, reply.index, "json")
+        print_answer(answer, reply.index, "json")
         return
-    node, paint = told["node"], Paint(call.settings)
+    node, paint = answer["node"], Paint(call.settings)
     shape = _BOXES if sys.stdout.isatty() and _can_show(_BOXES.entry) else _PLAIN
     lines = [_label(node, node.get("key") or "/", paint, values=values)]
     entries = list(_entries(node, level, shape))
@@ -77,7 +77,7 @@ def _count(number: int, word: str) -> str:
     return f"{number:,} {word if number == 1 else plural}"
 
 
-def _label(node: Told, name: str, paint: Paint, *, values: bool) -> str:
+def _label(node: Json, name: str, paint: Paint, *, values: bool) -> str:
     text = printable(name)
     if node.get("dir"):
         text = paint("blue", text if text.endswith("/") else f"{text}/")
@@ -86,7 +86,7 @@ def _label(node: Told, name: str, paint: Paint, *, values: bool) -> str:
     return text + (paint("dim", f"  ttl {node['ttl']}s") if "ttl" in node else "")
 
 
-def _entries(node: Told, level: int | None, shape: _Lines) -> Iterator[tuple[str, Told]]:
+def _entries(node: Json, level: int | None, shape: _Lines) -> Iterator[tuple[str, Json]]:
     """Yield what is below a node, parents first, each with the lines before its name."""
     waiting = _children(node, "", 1)
     while waiting:
@@ -97,7 +97,7 @@ def _entries(node: Told, level: int | None, shape: _Lines) -> Iterator[tuple[str
             waiting += _children(child, below, depth + 1)
 
 
-def _children(node: Told, prefix: str, depth: int) -> list[tuple[Told, str, int, bool]]:
+def _children(node: Json, prefix: str, depth: int) -> list[tuple[Json, str, int, bool]]:
     """Return the children of a node, the last one first."""
     nodes = node.get("nodes") or ()
     return [(child, prefix, depth, number == 0) for number, child in enumerate(reversed(nodes))]

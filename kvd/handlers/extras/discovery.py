@@ -100,9 +100,9 @@ class Discovery:
     async def _run(self, command: Command) -> None:
         if self._authorizer.enabled:
             self._authorizer.guest(command.key).narrow(command, recursive=False)
-        told: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._committer.submit(command, told.set_result)
-        outcome = await told
+        pending: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._committer.submit(command, pending.set_result)
+        outcome = await pending
         if isinstance(outcome, ApiError):
             raise outcome
 

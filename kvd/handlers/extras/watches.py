@@ -64,7 +64,7 @@ class ExtraWatches:
         self.due = DueCalls(asyncio.get_running_loop())
         """Ends, and what else is said of itself: of many watches a few in each turn of the loop."""
         self._state = parts.store.state
-        self._told: tuple[Event, WatchExtras, list[Piece]] | None = None
+        self._latest: tuple[Event, WatchExtras, list[Piece]] | None = None
 
     def watch(
         self, connection: Connection, watch: Watch, extras: WatchExtras, rights: object
@@ -93,9 +93,9 @@ class ExtraWatches:
 
     def pieces(self, event: Event, extras: WatchExtras) -> list[Piece]:
         """Return an event as it is sent, cached for the next watcher of the same shape."""
-        if self._told is not None:
-            told, shaped, pieces = self._told
-            if told is event and (shaped.shape, shaped.as_events) == (
+        if self._latest is not None:
+            latest, shaped, pieces = self._latest
+            if latest is event and (shaped.shape, shaped.as_events) == (
                 extras.shape,
                 extras.as_events,
             ):
@@ -109,12 +109,12 @@ class ExtraWatches:
             part if isinstance(part, Piece) else self.values.pieces([part])[0]
             for part in _merged(parts)
         ]
-        self._told = event, extras, pieces
+        self._latest = event, extras, pieces
         return pieces
 
     def forget(self) -> None:
         """Discard the cached event, which may be large."""
-        self._told = None
+        self._latest = None
 
     def _parts(self, event: Event, extras: WatchExtras) -> list[Part]:
         change, prev, time_ns = event
@@ -182,8 +182,8 @@ class _Answer(WatchAnswer):
         self._quiet_since = self._said_since = self._loop.time()
         self._set_timer()
 
-    def tell_large(self, event: Event) -> None:
-        if not self.may_be_told():
+    def deliver_large(self, event: Event) -> None:
+        if not self.may_receive():
             return
         pieces = self._watches.pieces(event, self._extras)
         is_last = not self._watch.stream

@@ -18,7 +18,7 @@ from http import HTTPStatus
 from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple
 
-from kvd.core.batch.round import tell_one
+from kvd.core.batch.round import respond_to
 from kvd.handlers.keys.responder import END
 from kvd.handlers.keys.value_cache import TEXT_BYTES_MAX
 from kvd.http.connection import Connection
@@ -39,7 +39,7 @@ from kvd.v2.response import (
 )
 
 if TYPE_CHECKING:
-    from kvd.core.batch.round import Done, Outcome, Render, Round, Tell
+    from kvd.core.batch.round import Done, Outcome, Render, Respond, Round
     from kvd.core.stats import StoreStats
     from kvd.handlers.keys.value_cache import ValueCache
 
@@ -105,11 +105,11 @@ class _Rendered(NamedTuple):
     is_removed: bool
 
 
-class Telling:
-    """Reports the outcomes of batches, to the connections of a server and to other writers.
+class WriteResponses:
+    """Responses to the writes of batches, to the connections of a server and to other writers.
 
     Attributes:
-        render, tell: The committer's, which are functions whose variables are bound once: that
+        render, respond: The committer's, which are functions whose variables are bound once: that
             costs less than methods.
     """
 
@@ -125,7 +125,7 @@ class Telling:
         self._texts = texts
         self._fixed_headers = fixed_headers
         self.render = self._rendering()
-        self.tell = self._telling(stats)
+        self.respond = self._responding(stats)
 
     def _rendering(self) -> Render:  # noqa: C901, PLR0915 -- it is `render`
         lines, kept_text = self._status_lines, self._texts.kept.get
@@ -203,12 +203,12 @@ class Telling:
 
         return render
 
-    def _telling(self, stats: StoreStats) -> Tell:  # noqa: C901 -- it is `tell`
+    def _responding(self, stats: StoreStats) -> Respond:  # noqa: C901 -- it is `respond`
         lines, render, texts = self._status_lines, self.render, self._texts
         kept, durations = texts.kept, stats.durations
         sets = durations[Set]
 
-        def tell(round_: Round, took: float) -> int:  # noqa: C901 -- a call less for each batch
+        def respond(round_: Round, took: float) -> int:  # noqa: C901 -- a call less for each batch
             rendered: _Rendered | None = round_.rendered
             if rendered is None or rendered[0] is not lines.made:
                 render(round_)
@@ -243,10 +243,10 @@ class Telling:
                 except Exception:
                     log.exception("an answer could not be given")
             for waiting, outcome in late:
-                tell_one(waiting, outcome)
+                respond_to(waiting, outcome)
             return expired
 
-        return tell
+        return respond
 
     def _start(self, status: int) -> bytes:
         """Return what answers to writes begin with: up to the etcd index."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from kvd.core.clock import Clock
 from kvd.core.committer import Committer
 from kvd.core.stats import StoreStats
-from kvd.handlers.keys.outcomes import Telling
+from kvd.handlers.keys.outcomes import WriteResponses
 from kvd.handlers.keys.responder import Responder
 from kvd.handlers.keys.value_cache import ValueCache
 from kvd.handlers.keys.watch import WatchAnswers
@@ -32,10 +32,10 @@ class AnswerParts(NamedTuple):
     responder: Responder
     watches: WatchAnswers
 
-    def telling(self, status_lines: StatusLines, stats: StoreStats) -> Telling:
+    def write_responses(self, status_lines: StatusLines, stats: StoreStats) -> WriteResponses:
         """Return what responds to the commands of a batch."""
         fixed = self.responder.fixed
-        return Telling(status_lines, stats=stats, texts=self.texts, fixed_headers=fixed)
+        return WriteResponses(status_lines, stats=stats, texts=self.texts, fixed_headers=fixed)
 
 
 def answer_parts(

@@ -49,19 +49,19 @@ class WatchAnswer:
         # Clients wait for the head with a time-out of a second or two: it goes out at once.
         self.connection.begin_stream(HTTPStatus.OK, self._answers.head(index))
 
-    def tell(self, body: bytes) -> None:
+    def deliver(self, body: bytes) -> None:
         """Send an event."""
-        if self.may_be_told():
+        if self.may_receive():
             frame = self._answers.frame(body, self.form)
             self.connection.send_event(frame, last=bool(self.form & _LAST))
 
-    def tell_large(self, event: Event) -> None:
+    def deliver_large(self, event: Event) -> None:
         """Send an event whose values are large."""
-        if self.may_be_told():
+        if self.may_receive():
             pieces = self._answers.large_frame(event)
             self.connection.send_large_event(pieces, last=bool(self.form & _LAST))
 
-    def may_be_told(self) -> bool:
+    def may_receive(self) -> bool:
         """Return whether it can be sent an event; a client that leaves too much unread is cut."""
         if self.has_ended:
             return False
@@ -113,7 +113,7 @@ class WatchAnswers:
         self._values = values
         self._stream_bytes_max = stream_bytes_max
         self._responder = responder
-        self._told: bytes | Event = b""
+        self._framed: bytes | Event = b""
         self._frames: dict[int, Piece] = {}
         self._parts: list[Piece] = []
         self._batch: SocketPair | None = None
@@ -123,25 +123,25 @@ class WatchAnswers:
         """Return the answer to a watch."""
         return WatchAnswer(connection, self, stream=stream)
 
-    def tell_all(self, watchers: Sequence[Watcher], body: bytes) -> None:
-        """Tell an event to many."""
+    def deliver_all(self, watchers: Sequence[Watcher], body: bytes) -> None:
+        """Deliver an event to many."""
         batch = self._socket_batch() if len(watchers) >= _BATCH_MIN else None
         if batch is None or len(body) > LARGE_BYTES >> 1:
             for watcher in watchers:
-                watcher.sink.tell(body)
+                watcher.sink.deliver(body)
             return
         answers = cast(list[WatchAnswer], [watcher.sink for watcher in watchers])
         while answers:
-            answers = self._tell_form(batch, answers, body)
+            answers = self._deliver_form(batch, answers, body)
 
-    def _tell_form(
+    def _deliver_form(
         self, batch: SocketPair, answers: Sequence[WatchAnswer], body: bytes
     ) -> list[WatchAnswer]:
-        """Tell those that are sent it in the same form as the first; return the others."""
+        """Deliver to those that are sent it in the same form as the first; return the others."""
         form = answers[0].form
         others: list[WatchAnswer] = []
         files: list[int] = []
-        told: list[Connection] = []
+        receivers: list[Connection] = []
         for answer in answers:
             connection = answer.connection
             if answer.form != form:
@@ -153,17 +153,17 @@ class WatchAnswers:
                 and not connection.pending()
             ):
                 files.append(connection.file)
-                told.append(connection)
+                receivers.append(connection)
             else:
-                answer.tell(body)
-        self._send(batch, self.frame(body, form).data, files, told)
+                answer.deliver(body)
+        self._send(batch, self.frame(body, form).data, files, receivers)
         if form & _LAST:
-            for connection in told:
+            for connection in receivers:
                 connection.done()
         return others
 
     def _send(
-        self, batch: SocketPair, data: bytes, files: Sequence[int], told: Sequence[Connection]
+        self, batch: SocketPair, data: bytes, files: Sequence[int], receivers: Sequence[Connection]
     ) -> None:
         """Send data on the sockets of connections; what one does not take, the usual way."""
         for first in range(0, len(files), SOCKETS_MAX):
@@ -173,11 +173,11 @@ class WatchAnswers:
             except OSError as error:
                 log.error("watches are cut, it is not known what they were sent: %s", error)  # noqa: TRY400
                 self.close()
-                for connection in told[first:]:
+                for connection in receivers[first:]:
                     connection.abort()
                 return
             for place, sent_bytes in unsent:
-                told[first + place].send(data[sent_bytes:])
+                receivers[first + place].send(data[sent_bytes:])
 
     def _socket_batch(self) -> SocketPair | None:
         """Return the batch of sockets, made on first use; None where it is not available."""
@@ -194,7 +194,7 @@ class WatchAnswers:
 
     def frame(self, body: bytes, form: int) -> Piece:
         """Return the frame of an event: a chunk, perhaps the last of its answer, or as it is."""
-        if body is not self._told:
+        if body is not self._framed:
             self._forget(body)
         piece = self._frames.get(form)
         if piece is None:
@@ -205,7 +205,7 @@ class WatchAnswers:
 
     def large_frame(self, event: Event) -> list[Piece]:
         """Return an event whose values are large in parts, not framed."""
-        if event is not self._told:
+        if event is not self._framed:
             self._forget(event)
             parts = event_parts(event, self._store.applied.clock_offset_ns)
             self._parts = self._values.pieces(parts)
@@ -247,7 +247,7 @@ class WatchAnswers:
         if batch is not None:
             batch.close()
 
-    def _forget(self, told: bytes | Event = b"") -> None:
-        self._told = told
+    def _forget(self, framed: bytes | Event = b"") -> None:
+        self._framed = framed
         self._frames = {}
         self._parts = []

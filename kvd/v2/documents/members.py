@@ -38,7 +38,7 @@ class Member(NamedTuple):
         """The id as it is shown."""
         return f"{self.member_id:x}"
 
-    def as_told(self, state: Documents) -> Member:
+    def as_changed(self, state: Documents) -> Member:
         """Return the member with the peer URLs that a client has set, if any."""
         document = state.document(_MEMBER, self.shown_id)
         if document is None or document.content is None:

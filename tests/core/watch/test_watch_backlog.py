@@ -25,7 +25,7 @@ class Listening(Listener):
     def indexes(self):
         return [json.loads(body)["node"]["modifiedIndex"] for body in self.told]
 
-    def tell_large(self, event):
+    def deliver_large(self, event):
         self.told.append(b'{"node":{"modifiedIndex":%d}}' % event.change.index)
 
     def has_room(self, *_):
@@ -190,7 +190,7 @@ async def test_a_stop_ends_those_that_are_behind(tmp_path):
 @on_a_loop
 async def test_one_that_fails_to_be_told_is_closed_and_the_others_are_told(tmp_path, caplog):
     class Failing(Listening):
-        def tell(self, body):
+        def deliver(self, body):
             raise ZeroDivisionError("a bug")
 
     async with started(tmp_path) as engine:

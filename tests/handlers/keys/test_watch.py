@@ -58,8 +58,8 @@ class Watching(Delegate):
         watcher.sink = answer
         self.watchers.append(watcher)
 
-    def tell(self, body):
-        self.answers.tell_all(self.watchers, body)
+    def deliver(self, body):
+        self.answers.deliver_all(self.watchers, body)
 
     def connections(self):
         return [watcher.sink.connection for watcher in self.watchers]
@@ -113,8 +113,8 @@ def chunk(body):
 @on_a_loop
 async def test_it_is_there_at_once_without_a_turn_of_the_loop():
     async with watched() as (watching, clients):
-        watching.tell(b"one")
-        watching.tell(b"two")
+        watching.deliver(b"one")
+        watching.deliver(b"two")
         assert [read(client) for client in clients] == [chunk(b"one") + chunk(b"two")] * COUNT
 
 
@@ -125,12 +125,12 @@ async def test_what_still_has_to_be_sent_comes_before_it():
         slow, body = watching.connections()[3], b"x" * 8000
         told = 0
         while not slow.pending():
-            watching.tell(body)
+            watching.deliver(body)
             told += 1
         assert slow.writable
         assert told > 1
         received = read(clients[3])
-        watching.tell(b"last")
+        watching.deliver(b"last")
         received += await read_up_to(clients[3], chunk(b"last"))
         assert received == told * chunk(body) + chunk(b"last")
 
@@ -140,8 +140,8 @@ async def test_what_waits_for_its_turn_to_be_sent_comes_before_it():
     """A large event is sent in slices, in turns to come."""
     async with watched() as (watching, clients):
         body = b"x" * 300_000
-        watching.tell(body)
-        watching.tell(b"last")
+        watching.deliver(body)
+        watching.deliver(b"last")
         assert [await read_up_to(client, chunk(b"last")) for client in clients] == [
             chunk(body) + chunk(b"last")
         ] * COUNT
@@ -162,7 +162,7 @@ async def test_one_who_has_left_is_sent_nothing_whoever_has_its_socket_now():
                 there.setblocking(False)
                 if file in (here.fileno(), there.fileno()):
                     break
-            watching.tell(b"one")
+            watching.deliver(b"one")
             assert read(here if file == there.fileno() else there) == b""
         others = [client for client in clients if client is not clients[2]]
         assert [read(client) for client in others] == [chunk(b"one")] * (COUNT - 1)
@@ -171,9 +171,9 @@ async def test_one_who_has_left_is_sent_nothing_whoever_has_its_socket_now():
 @on_a_loop
 async def test_one_that_is_aborted_is_sent_nothing_more():
     async with watched() as (watching, clients):
-        watching.tell(b"one")
+        watching.deliver(b"one")
         watching.connections()[1].abort()
-        watching.tell(b"two")
+        watching.deliver(b"two")
         assert read(clients[0]) == chunk(b"one") + chunk(b"two")
         assert read(clients[1]) == chunk(b"one")
 
@@ -183,12 +183,12 @@ async def test_one_that_has_ended_is_not_told_though_its_connection_goes_on():
     async with watched() as (watching, clients):
         watching.watchers[4].sink.end()
         assert await read_up_to(clients[4], b"0\r\n\r\n") == b"0\r\n\r\n"
-        watching.tell(b"one")
+        watching.deliver(b"one")
         assert read(clients[4]) == b""
         clients[4].sendall(ASKED)
         await until(lambda: len(watching.watchers) > COUNT)
         await until(lambda: read(clients[4]).endswith(b"\r\n\r\n"))
-        watching.tell(b"two")
+        watching.deliver(b"two")
         assert read(clients[4]) == chunk(b"two")
 
 
@@ -199,8 +199,8 @@ async def test_a_connection_that_breaks_meanwhile_costs_the_others_nothing():
         broken = watching.connections()[0]
         clients[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
         clients[0].close()
-        watching.tell(b"one")
-        watching.tell(b"two")
+        watching.deliver(b"one")
+        watching.deliver(b"two")
         assert [read(client) for client in clients[1:]] == [chunk(b"one") + chunk(b"two")] * 7
         await until(lambda: broken.gone)
 
@@ -210,7 +210,7 @@ async def test_one_that_reads_nothing_is_cut():
     async with watched() as (watching, clients):
         body = b"x" * 8000
         while not watching.cut:
-            watching.tell(body)
+            watching.deliver(body)
             for client in clients[1:]:
                 read(client)
             await asyncio.sleep(0)
@@ -221,13 +221,13 @@ async def test_one_that_reads_nothing_is_cut():
 @on_a_loop
 async def test_where_it_is_not_known_what_was_sent_all_of_them_are_cut(monkeypatch, caplog):
     async with watched() as (watching, clients):
-        watching.tell(b"one")
+        watching.deliver(b"one")
 
         def lose(*_):
             raise OSError(errno.EIO, "lost")
 
         monkeypatch.setattr(watching.answers._batch, "send", lose)
-        watching.tell(b"two")
+        watching.deliver(b"two")
         assert all(connection.gone for connection in watching.connections())
         assert log_text("it is not known what they were sent") in caplog.text
         await turns()

@@ -104,7 +104,7 @@ async def test_names_of_no_user_delay_no_user(checks, monkeypatch):
     held = Credentials(asyncio.get_running_loop())
     nobodies = [(Basic(f"nobody {n}", b"guess %d" % n), None, f"network {n}") for n in range(20)]
     users = [(Basic(f"user {n}", b"right %d" % n), CHEAP, "same") for n in range(3)]
-    monkeypatch.setattr(passwords, "_NOBODY", CHEAP)
+    monkeypatch.setattr(passwords, "_NO_HASH", CHEAP)
     order = await order_of(held, checks, [*users, *nobodies])
     assert all(order.index(b"right %d" % n) <= 6 for n in range(3))
     held.close()
