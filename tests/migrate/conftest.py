@@ -8,15 +8,25 @@ from typing import Any
 
 import pytest
 
-from tests.support.etcd import RECORDED, Etcd
+from tests.support.etcd import OTHERS, RECORDED, Etcd
 
 
 @pytest.fixture
 def recorded(tmp_path: Path) -> Path:
     """A data directory of etcd 3.4 with a snapshot and 60 entries; `told.json` is what it said."""
-    with tarfile.open(RECORDED) as archive:
-        archive.extractall(tmp_path, filter="data")
-    return tmp_path / "single"
+    return unpacked(RECORDED, tmp_path)
+
+
+@pytest.fixture(params=OTHERS)
+def recorded_by_other(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The same of another version, which its parameter names."""
+    return unpacked(OTHERS[request.param], tmp_path)
+
+
+def unpacked(archive: Path, place: Path) -> Path:
+    with tarfile.open(archive) as file:
+        file.extractall(place, filter="data")
+    return place / "single"
 
 
 @pytest.fixture

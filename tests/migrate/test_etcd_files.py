@@ -19,7 +19,8 @@ from kvd.migrate.errors import Damaged, Refused, Running
 from kvd.migrate.etcd import crc32c
 from kvd.migrate.etcd.directory import read
 from kvd.storage.format.records import Kind
-from tests.support.etcd import free_ports, state, write_at_random
+from tests.migrate.conftest import unpacked
+from tests.support.etcd import OTHERS, free_ports, state, write_at_random
 
 
 def shown(content: Content) -> dict[str, Any]:
@@ -70,6 +71,49 @@ def test_the_whole_log_gives_the_same(recorded):
     assert [e.change.index for e in events] == list(range(2, found.content.index + 1))
     late = {e.change.index: (e.change, e.prev) for e in with_snapshot.events}
     assert {e.change.index: (e.change, e.prev) for e in events if e.change.index in late} == late
+
+
+def test_other_versions_of_etcd_are_read_as_they_showed_themselves(recorded_by_other):
+    found = read(recorded_by_other)
+    assert shown(found.content) == told(recorded_by_other)
+    assert found.snapshot is not None
+    assert (found.uncommitted, found.tail) == (0, None)
+    users = {d.name: d.secret for d in found.content.documents if d.what == "user"}
+    assert set(users) == {"root", "al"}
+    assert all(secret.startswith(b"$2a$") for secret in users.values())
+    assert shown(read(without_snapshots(recorded_by_other)).content) == told(recorded_by_other)
+
+
+def test_a_directory_keeps_its_ttl_in_etcd_3_5_only(tmp_path):
+    """Up to 3.4 an update changes it; 3.5 refuses that, and has no index for it."""
+    ends = {}
+    for version, archive in OTHERS.items():
+        nodes = read(unpacked(archive, tmp_path / version)).content.nodes
+        ends[version] = nodes[b"/updated"].expiration_ns
+        assert nodes[b"/updated"].dir_id
+    assert ends["3.3.25"]
+    assert not ends["3.5.30"]
+
+
+def test_a_directory_of_etcd_2_is_read(recorded, tmp_path):
+    """Its frames have no padding, and it need not have `member`."""
+    expected = shown(read(recorded).content)
+    for path in (recorded / "member" / "wal").iterdir():
+        path.write_bytes(without_padding(path.read_bytes()))
+    for room in ("snap", "wal"):
+        (recorded / "member" / room).rename(recorded / room)
+    (recorded / "member").rmdir()
+    assert shown(read(recorded).content) == expected
+
+
+def without_padding(content: bytes) -> bytes:
+    """The frames of a segment as etcd 2 has written them."""
+    frames, at = [], 0
+    while word := int.from_bytes(content[at : at + 8], "little"):
+        length, top = word & ((1 << 56) - 1), word >> 56
+        frames.append(length.to_bytes(8, "little") + content[at + 8 : at + 8 + length])
+        at += 8 + length + (top & 7)
+    return b"".join(frames) + bytes(1024)
 
 
 def test_users_keep_their_hashes_and_what_means_less_in_kvd_is_said(recorded):

@@ -1,6 +1,7 @@
 """The etcd of this machine, if it has the v2 API: started on a directory, written to at random.
 
-As a program it records the data that tests read: `python -m tests.support.etcd`.
+As a program it records the data that tests read: `python -m tests.support.etcd ETCD NAME` by an
+etcd of some version, which is then in tests/migrate/NAME.tar.xz.
 """
 
 import contextlib
@@ -24,8 +25,11 @@ import pytest
 
 from tests.support.server import PATIENCE_S, ROOT, Client, free_port
 
-RECORDED = ROOT / "tests" / "migrate" / "recorded.tar.xz"
-"""Data directories of etcd 3.4.23, each with what it answered last."""
+_RECORDED = ROOT / "tests" / "migrate"
+RECORDED = _RECORDED / "recorded.tar.xz"
+"""A data directory of etcd 3.4.23, with what it answered last."""
+OTHERS = {version: _RECORDED / f"etcd-{version}.tar.xz" for version in ("3.3.25", "3.5.30")}
+"""Data directories of other versions."""
 
 
 TTLS = ("", 0, 1, 3600, 100_000)
@@ -55,7 +59,13 @@ class Etcd:
     """An etcd of one member, or one of several, on its directory."""
 
     def __init__(
-        self, directory: Path, *flags: str, name: str = "default", cluster: str = "", peer: int = 0
+        self,
+        directory: Path,
+        *flags: str,
+        name: str = "default",
+        cluster: str = "",
+        peer: int = 0,
+        program: str = "",
     ) -> None:
         self.directory = directory
         self.port, own = free_ports(2)
@@ -64,6 +74,7 @@ class Etcd:
         self.client = Client(self.port)
         self._cluster = cluster or f"{name}=http://127.0.0.1:{self.peer}"
         self._name = name
+        self._program = program
         self._flags = flags
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -71,11 +82,12 @@ class Etcd:
         peer = f"http://127.0.0.1:{self.peer}"
         self._process = subprocess.Popen(
             [
-                *(installed(), "--enable-v2=true", "--name", self._name),
+                *(self._program or installed(), "--enable-v2=true", "--name", self._name),
                 *("--data-dir", str(self.directory), "--initial-cluster", self._cluster),
                 *("--listen-client-urls", self.url, "--advertise-client-urls", self.url),
                 *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
-                *("--logger", "zap", "--log-level", "panic", *self._flags),
+                *(() if self._program else ("--logger", "zap", "--log-level", "panic")),
+                *self._flags,
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -181,9 +193,11 @@ def trimmed(directory: Path) -> None:
             path.unlink()
 
 
-def record(scratch: Path) -> None:
+def record(scratch: Path, program: str) -> None:
     """Record a directory with a snapshot and some restarts, users and requests of v3."""
-    etcd = Etcd(scratch / "single", "--snapshot-count=60", "--max-snapshots=1").start()
+    etcd = Etcd(
+        scratch / "single", "--snapshot-count=60", "--max-snapshots=1", program=program
+    ).start()
     random = Random(17)
     write_at_random(etcd.client, random, 70, FAR)
     for name in ("root", "al"):
@@ -195,6 +209,10 @@ def record(scratch: Path) -> None:
     etcd.start()
     etcd.client.request("POST", "/v3/kv/put", json.dumps({"key": "YQ==", "value": "YQ=="}))
     write_at_random(etcd.client, random, 40, FAR)
+    # An update of a directory, which etcd 3.5 refuses.
+    for form in ({"dir": "true"}, {"dir": "true", "prevExist": "true", "ttl": FAR[-1]}):
+        etcd.client.request("PUT", "/v2/keys/updated", form)
+    etcd.client.put("/last", "1")
     # What ends within a second has ended.
     time.sleep(3)
     told = state(etcd.client)
@@ -203,15 +221,15 @@ def record(scratch: Path) -> None:
     (etcd.directory / "told.json").write_text(json.dumps(told))
 
 
-def main() -> int:
+def main(program: str, name: str) -> int:
     with tempfile.TemporaryDirectory() as place:
-        record(Path(place))
+        record(Path(place), program)
         content = io.BytesIO()
         with tarfile.open(fileobj=content, mode="w:xz", preset=9) as archive:
             archive.add(place, ".")
-        RECORDED.write_bytes(content.getvalue())
+        (_RECORDED / f"{name}.tar.xz").write_bytes(content.getvalue())
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

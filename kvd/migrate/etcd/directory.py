@@ -19,11 +19,11 @@ from struct import Struct
 from kvd.migrate.content import Content, filler, without_gaps
 from kvd.migrate.errors import Damaged, Refused, Running
 from kvd.migrate.etcd import snapshot, users
-from kvd.migrate.etcd.entries import Asked, OfV3, Request, asked
+from kvd.migrate.etcd.entries import Asked, ClusterVersion, OfV3, Request, asked
 from kvd.migrate.etcd.log import Entry, Log
 from kvd.migrate.etcd.nodes import StoredNode
 from kvd.migrate.etcd.segments import Segment, Tail, segments
-from kvd.migrate.etcd.store import Store
+from kvd.migrate.etcd.store import VERSION, Store
 from kvd.migrate.times import NS
 from kvd.storage.format.event import Event
 from kvd.storage.format.identity import NewIds
@@ -32,6 +32,7 @@ from kvd.storage.format.node import Node
 _FLOCK = Struct("hhqqi4x")  # struct flock of Linux on machines of 64 bits
 _OLD = ("log", "conf", "snapshot")
 _KEYS = b"/1"
+_REFUSING = (3, 5)  # the first version that refuses to update a directory
 
 
 @dataclass
@@ -102,8 +103,9 @@ def read(
     _check_reach(log, start, wal)
     entries = log.entries
     kept = [entry for entry in entries if not drop_uncommitted or entry.number <= log.commit]
-    store = _store(base)
-    of_v3 = _replay(store, kept, wal)
+    requests = [asked(entry) for entry in kept]
+    store = _store(base, requests)
+    of_v3 = _replay(store, requests, wal)
     found = Found(
         content=_content(store, log, kept[-1] if kept else None, base),
         version=_version(store),
@@ -180,17 +182,38 @@ def _is_locked(path: Path) -> bool:
         os.close(fd)
 
 
-def _store(base: snapshot.Snapshot | None) -> Store:
+def _store(base: snapshot.Snapshot | None, requests: Sequence[Asked]) -> Store:
+    """Return the store of a snapshot, with the rules of the etcd that has the directory.
+
+    These are for all requests, whichever version has written them: an etcd that starts on a
+    directory replays what follows the snapshot by its own rules.
+    """
     try:
-        return Store(base.store if base else None)
+        store = Store(base.store if base else None)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         assert base is not None
         raise Damaged.at(base.path, 0, f"is in no known form: {error!r}") from None
+    told = [version for request in requests if (version := _set_version(request))]
+    store.updates_dirs = _parts(told[-1] if told else _version(store)) < _REFUSING
+    return store
 
 
-def _replay(store: Store, entries: Sequence[Entry], wal: Path) -> int:
-    """Replay entries; return how many of them were requests of the v3 API."""
-    requests = [asked(entry) for entry in entries]
+def _set_version(request: Asked) -> str:
+    """Return the version of the cluster that a request sets, empty if none."""
+    match request:
+        case Request(method=b"PUT", path=path, value=version) if path == VERSION:
+            return version.decode("utf-8", "replace")
+        case ClusterVersion():
+            return request.version.decode("utf-8", "replace")
+    return ""
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+
+
+def _replay(store: Store, requests: Sequence[Asked], wal: Path) -> int:
+    """Replay requests; return how many of them were of the v3 API."""
     ticks = _ticks(requests, wal)
     for request, tick_ns in zip(requests, ticks, strict=True):
         store.apply(request, partial(_time, tick_ns))
@@ -257,6 +280,6 @@ def _shown(event: Event) -> Event:
 
 
 def _version(store: Store) -> str:
-    node = store.find(b"/0/version")
+    node = store.find(VERSION)
     text = (node.value or b"").decode("utf-8", "replace") if node is not None else ""
     return ".".join(text.split(".")[:2])

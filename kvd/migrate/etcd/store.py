@@ -35,13 +35,13 @@ from kvd.storage.format.records import Change, Kind
 # An earlier expiration is taken for one that was damaged by the client.
 _EXPIRATION_MIN = times.parse("2000-01-01T00:00:00Z")
 _READ_ONLY = frozenset((b"/", b"/0", b"/1"))
-_VERSION = b"/0/version"
+VERSION = b"/0/version"
 _ATTRIBUTES = re.compile(rb"/0/members/([0-9a-f]{1,16})/attributes")
 _REPLACED = "\N{REPLACEMENT CHARACTER}"
 
 
-class _Refused(Exception):
-    """The store refuses a request, which changes nothing."""
+class _Refused(ValueError):
+    """The store refuses a request, which changes nothing; or it has no such node."""
 
 
 Clock = Callable[[int], int]
@@ -54,12 +54,14 @@ class Store:
     Attributes:
         index: The index of the last change.
         events: The history, as far as it is known; with what replayed entries have added.
+        updates_dirs: Whether a directory can be given another TTL, which etcd 3.5 refuses.
         replaced: How many values of the snapshot hold U+FFFD, which etcd's JSON writes for bytes
             that are no UTF-8.
     """
 
     def __init__(self, told: dict[str, Any] | None) -> None:
         """Raises KeyError, TypeError or ValueError if a snapshot is not in etcd's form."""
+        self.updates_dirs = True
         self.index = 0
         self.events: list[Event] = []
         self.replaced = 0
@@ -109,7 +111,7 @@ class Store:
                 case MemberChange():
                     self._member(asked, clock)
                 case ClusterVersion():
-                    self._set(_VERSION, asked.version, clock)
+                    self._set(VERSION, asked.version, clock)
                 case MemberAttributes():
                     self._attributes(b"/0/members/%x/attributes" % asked.node, b"", clock)
         except _Refused:
@@ -201,7 +203,7 @@ class Store:
             raise _Refused
         node = self._find(path)
         is_dir = node.children is not None
-        if is_dir and (kind == Kind.COMPARE_AND_SWAP or request.value):
+        if is_dir and (kind == Kind.COMPARE_AND_SWAP or request.value or not self.updates_dirs):
             raise _Refused
         if kind == Kind.COMPARE_AND_SWAP:
             _compare(node, request)
