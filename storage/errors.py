@@ -8,6 +8,7 @@ found. An `OSError` is not wrapped: a disk that fails is told apart from data th
     │   ├── CorruptLog                       acknowledged writes are damaged or missing
     │   │   └── LogMissing                   there is no log at all where there has been one
     │   └── CorruptSnapshot                  a snapshot cannot be used; an older one may do
+    ├── OtherHistory        78 EX_CONFIG     what is to follow the log does not go on from it
     ├── LogTooNew           78 EX_CONFIG     the log holds what a later version of kvd has written
     ├── DirectoryLocked     73 EX_CANTCREAT  another process has the data directory
     ├── DirectoryUnusable   73, 65 or 78     the data directory cannot be this store's
@@ -59,6 +60,12 @@ class LogMissing(CorruptLog):
 
 class LogTooNew(StorageError):
     """The log is good, but only a later version of the program can read it."""
+
+    exit_status = EX_CONFIG
+
+
+class OtherHistory(StorageError):
+    """A payload does not go on where the store ends: nothing of it was applied."""
 
     exit_status = EX_CONFIG
 

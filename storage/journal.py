@@ -1,9 +1,14 @@
-"""The journal: batches as frames of the log, in the order of the history."""
+"""The journal: batches as frames of the log, in the order of the history.
+
+A batch is decided here and encoded, or was decided by another member: then its payload is adopted,
+byte for byte, so that equal chains mean equal histories.
+"""
 
 from __future__ import annotations
 
+from kvd.storage.errors import OtherHistory
 from kvd.storage.format.frame import Position
-from kvd.storage.format.records import encode_payload, next_chain
+from kvd.storage.format.records import Payload, decode_payload, encode_payload, next_chain
 from kvd.storage.index.pending import Pending
 from kvd.storage.processor import has_sha256
 from kvd.storage.wal.wal import Wal
@@ -37,6 +42,31 @@ class Journal:
             self._has_sha256,
         )
         pending.size = len(payload)
+
+    @staticmethod
+    def adopt(pending: Pending, data: bytes) -> Payload:
+        """Note the payload of another member's batch, and return what is in it, to be applied.
+
+        Raises:
+            OtherHistory: it does not go on from the state below the batch.
+            UnknownRecord: it holds what this version does not know.
+        """
+        payload, base = decode_payload(data), pending.base
+        expected = base.seq + 1, base.chain, base.pos + len(payload.records), base.index + 1
+        found = payload.seq, payload.prev_chain, payload.pos, payload.first_index
+        if found != expected:
+            raise OtherHistory(
+                f"batch {payload.seq} of the log on chain {payload.prev_chain.hex()} at index "
+                f"{payload.first_index}, expected {base.seq + 1} on {base.chain.hex()} at index "
+                f"{base.index + 1}: it belongs to another history"
+            )
+        pending.seq, pending.time_ns, pending.records = (
+            payload.seq,
+            payload.time_ns,
+            len(payload.records),
+        )
+        pending.payload, pending.size = data, len(data)
+        return payload
 
     def append(self, pending: Pending) -> Position:
         """Make a batch durable. A call for the sync thread; what does without one calls the log.

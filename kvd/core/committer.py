@@ -40,7 +40,9 @@ from kvd.core.stats import StoreStats
 from kvd.core.watch.hub import Hub
 from kvd.core.worker_thread import SyncThread
 from kvd.limits.turns import Turns
+from kvd.storage.errors import OtherHistory
 from kvd.storage.format.frame import Position
+from kvd.storage.format.records import UnknownRecord
 from kvd.storage.index.pending import Pending
 from kvd.storage.store import Store
 from kvd.v2.commands import Command, Transaction
@@ -96,7 +98,7 @@ class Committer:
         self._queue, self._documents = composer.queue, composer.documents
         self._raw_ns = clock.raw_ns
         self.flusher = Flusher(
-            store, sync, loop, on_fatal=on_fatal, on_flush=self._flushed, on_room=self._schedule
+            store, sync, loop, on_fatal=on_fatal, on_flush=self._flushed, on_room=self._go_on
         )
         self._heartbeats = Heartbeats(store, sync, self._space, on_fatal)
         self.expiry_timer = ExpiryTimer(self._state, clock, loop, self._schedule)
@@ -221,6 +223,36 @@ class Committer:
         self._ends.append(end)
         return end
 
+    async def follow(self, payload: bytes) -> bool:
+        """Apply the payload of a batch that another member has logged, behind the closed gate.
+
+        One at a time, and none while a batch is under way: await `drain` first. Its events reach
+        watchers, and its documents their observers, as where it was decided.
+
+        Returns:
+            Whether it is durable here, and visible. If not, the disk has no room: nothing of it
+            was written, try again later.
+
+        Raises:
+            OtherHistory, UnknownRecord: it does not go on from this state; nothing has changed.
+        """
+        while self.flusher.holds and self._state.is_full:
+            await self._batch_end()
+        assert self._is_parked
+        self._is_parked, end = False, self._batch_end()
+        try:
+            self._flow.follow(payload)
+        except (OtherHistory, UnknownRecord):
+            self._park()
+            raise
+        except BaseException as error:
+            self._on_fatal(error)
+            raise
+        is_applied = await end
+        if is_applied and self._space.refusal is not None and not self._store.is_low_on_space():
+            self._space.leave()
+        return is_applied
+
     def open_gate(self) -> None:
         """Let batches begin: what has waited makes the first. Not after `stop`."""
         self._may_decide = not self._stopped
@@ -239,7 +271,7 @@ class Committer:
 
     def _park(self) -> None:
         self._is_free, self._is_parked = False, True
-        self._told(committed=False)
+        self._notify_ends(committed=False)
 
     def stop(self) -> None:
         """Stop accepting work. Pending expirations and garbage are left to the next start."""
@@ -296,7 +328,7 @@ class Committer:
 
     def _next(self, *, committed: bool = True) -> None:
         if self._ends:
-            self._told(committed=committed)
+            self._notify_ends(committed=committed)
         if not self._may_decide:
             self._park()
             return
@@ -310,7 +342,13 @@ class Committer:
         else:
             self._turns.calm()
 
-    def _told(self, *, committed: bool) -> None:
+    def _go_on(self) -> None:
+        """Go on, now that the index has taken what it had refused."""
+        if self._is_parked:
+            self._notify_ends(committed=False)
+        self._schedule()
+
+    def _notify_ends(self, *, committed: bool) -> None:
         """Notify those that wait for the end of a batch, or for one that does not begin."""
         ends, self._ends = self._ends, []
         for end in ends:

@@ -90,7 +90,8 @@ class Engine:
         self.observe = lambda events: None
         self._first_seq = store.applied.seq
         # Its calls can be made to fail and to wait; tests/core/test_log_writer.py has both ways.
-        log_writer = LogWriter(store, self.sync, loop, thread_only=True)
+        log_writer = self._log_writer = LogWriter(store, self.sync, loop, thread_only=True)
+        self.logged = []
         self.committer = Committer(
             store=store,
             hub=self.hub,
@@ -98,13 +99,17 @@ class Engine:
             stats=self.stats,
             clock=clock,
             sync=self.sync,
-            append=log_writer.append,
+            append=self._append,
             wait=log_writer.wait,
             loop=loop,
             on_fatal=self._fail,
             on_flush=lambda: None,
             **options,
         )
+
+    def _append(self, batch, done):
+        self.logged.append(batch.payload)
+        return self._log_writer.append(batch, done)
 
     def _fail(self, error):
         self.failures.append(error)

@@ -11,6 +11,7 @@ from collections import deque
 from kvd.core.batch.decider import Decider
 from kvd.core.batch.documents import decide_documents
 from kvd.core.batch.expirations import EXPIRED_MAX, EXPIRED_WITH_COMMANDS_MAX, Expirations
+from kvd.core.batch.followed import compose_followed
 from kvd.core.batch.limits import BatchLimits
 from kvd.core.batch.round import Queued, Round, counted, respond_to
 from kvd.core.clock import Clock, ClockSteps
@@ -84,6 +85,15 @@ class Composer:
         if queue:
             self._decide(round_, records, left)
         return round_, records
+
+    def compose_followed(self, payload: bytes) -> Round:
+        """Return the batch in the payload of another member.
+
+        Raises:
+            OtherHistory, UnknownRecord: as for `compose_followed`.
+        """
+        on_removal = self._expirations.note_removed
+        return compose_followed(payload, Pending(self._state), self._raw_ns(), on_removal)
 
     def _log_state(self, round_: Round) -> list[bytes]:
         """Log what the start of the server had no room for, if there is now, and a clock step."""

@@ -79,7 +79,7 @@ class Flow:
         self._store = store
         self._state = store.state
         self._encode = store.journal.encode
-        self._compose = composer.compose
+        self._compose, self._compose_followed = composer.compose, composer.compose_followed
         self._hub = hub
         self._observers = observers
         self._stats = stats
@@ -123,6 +123,21 @@ class Flow:
         self._encode(pending, records, round_.time_ns)
         if self._append(pending, self._appended):
             self._render(round_)  # while the disk is at work
+            self._wait()
+        if self._state.wants_flush:
+            self._flusher.beside_batch()
+
+    def follow(self, payload: bytes) -> None:
+        """Begin the batch in the payload of another member; none may be under way.
+
+        Raises:
+            OtherHistory, UnknownRecord: as for `Journal.adopt`; none has begun.
+        """
+        round_ = self._compose_followed(payload)
+        self._round = round_
+        # As in `begin`, which does not share this: a call less for each batch.
+        if self._append(round_.pending, self._appended):
+            self._render(round_)
             self._wait()
         if self._state.wants_flush:
             self._flusher.beside_batch()
@@ -185,7 +200,8 @@ class Flow:
             self._flusher.free()
 
     def _refuse(self, round_: Round, refusal: ApiError) -> None:
-        self._responses.abort(round_, refusal)
+        if not round_.is_followed:
+            self._responses.abort(round_, refusal)
         # An expiry that found no room tries again, but not at once.
         self._loop.call_later(_RETRY_S, self._expiry_timer.arm)
         self._on_abort()

@@ -44,6 +44,7 @@ class Round:
         removals: The directories that it removes; None without any.
         removed: By the index of each removal, the watched paths that it takes along.
         pays: Whether it logs what the start had no room for.
+        is_followed: Whether another member has decided it.
         rendered: What a `Render` has prepared for the `Respond` that goes with it.
     """
 
@@ -52,6 +53,7 @@ class Round:
     removals: Removals | None = None
     removed: dict[int, list[bytes]] = {}  # noqa: RUF012 -- never changed here
     pays = False
+    is_followed = False
     rendered: Any = None
     _loaded_max: int | None = None
 

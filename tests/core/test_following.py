@@ -1,0 +1,214 @@
+"""A second server that applies what the first has logged: the same state, the same events."""
+
+import asyncio
+import errno
+from contextlib import asynccontextmanager
+from random import Random
+
+import pytest
+
+from kvd.storage.errors import OtherHistory
+from kvd.storage.format.records import ClockOffset, LoggedSetting, UnknownRecord, encode_record
+from kvd.v2.commands import Delete, Set, Transaction
+from tests.support.committing import (
+    PATIENCE_S,
+    Engine,
+    Gate,
+    SetClock,
+    fail_writes,
+    on_a_loop,
+    put,
+    refuse,
+    remove,
+    started,
+    turns,
+)
+from tests.support.stores import NOW_NS, SECOND_NS, commit, digest, dump, open_store, random_command
+from tests.support.waiting import until
+
+WATCHED = (b"/", b"/a", b"/a/b", b"/b/c/a", b"/_h", b"/t/one")
+
+
+class Watches:
+    """What the watchers of an engine are told, and what its observers and statistics see."""
+
+    def __init__(self, engine):
+        self._engine = engine
+        self._told = [engine.watch(key, stream=True) for key in WATCHED]
+        self._told += [engine.watch(key, stream=True, recursive=True) for key in WATCHED]
+        self.observed = []
+        engine.observe = lambda events: self.observed.extend(event for event, _ in events)
+        self.documents = []
+        engine.committer.observe_documents(
+            lambda: self.documents.append(engine.store.view.documents())
+        )
+
+    def seen(self):
+        writes = {name: n for name, (n, _) in self._engine.stats.operations().items()}
+        return self._told, self.observed, self.documents, writes, self._engine.stats.expirations
+
+
+@asynccontextmanager
+async def both(tmp_path):
+    """A leader and one that follows it."""
+    async with started(tmp_path / "leader") as leader:
+        follower = Engine(open_store(tmp_path / "follower"), SetClock(), may_decide=False)
+        payloads = [frame.payload for frame in type(leader.store.wal).open(
+            leader.store.directory.wal, leader.store.directory.quarantine,
+            store_uuid=leader.store.identity.store_uuid, segment_bytes_max=1 << 16,
+        ).scan()]  # fmt: skip
+        for payload in payloads:
+            assert await follower.committer.follow(payload)
+        leader.logged.clear()
+        try:
+            yield leader, follower
+        finally:
+            follower.committer.stop()
+            follower.sync.stop()
+            follower.store.close()
+
+
+async def follow(leader, follower):
+    """Apply what the leader has logged since."""
+    for payload in leader.logged:
+        assert await asyncio.wait_for(follower.committer.follow(payload), PATIENCE_S)
+    leader.logged.clear()
+
+
+def log_records(engine, *records):
+    """Log records that no command asks for, as a start does."""
+    pending = engine.store.begin()
+    for record in records:
+        pending.apply(record, engine.clock.time_ns)
+    encoded = [encode_record(record) for record in records]
+    commit(engine.store, pending, encoded, engine.clock.time_ns)
+    engine.logged.append(pending.payload)
+
+
+def random_documents(dice):
+    name = dice.choice(("al", "bo", "n" * 600))
+    return dice.choice((put(name, b"%d" % dice.randint(0, 9)), put(name), remove(name), refuse))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@on_a_loop
+async def test_a_follower_holds_and_tells_what_its_leader_does(tmp_path, seed):
+    dice = Random(seed)
+    async with both(tmp_path) as (leader, follower):
+        watches = [Watches(engine) for engine in (leader, follower)]
+        for step in range(60):
+            answers = leader.submit(*(random_command(dice) for _ in range(dice.randint(0, 4))))
+            if dice.random() < 0.3:
+                answers += leader.submit_documents(*(random_documents(dice) for _ in range(2)))
+            if dice.random() < 0.2:
+                ops = (Set(b"/t/one", b"%d" % step, ttl_s=dice.choice((None, 3))), Delete(b"/t/x"))
+                done = asyncio.get_running_loop().create_future()
+                leader.committer.transact(
+                    Transaction(b"", (), ops[: 1 + step % 2]), done.set_result
+                )
+                answers.append(done)
+            await asyncio.wait_for(asyncio.gather(*answers), PATIENCE_S)
+            leader.clock.time_ns += dice.choice((1, SECOND_NS, 4 * SECOND_NS))
+            if step == 30:
+                await leader.committer.drain()
+                log_records(leader, LoggedSetting("history_limit", 25), ClockOffset(SECOND_NS))
+                leader.clock.offset_ns = SECOND_NS
+            await leader.run(Delete(b"/none"))
+            await leader.committer.drain()
+            await follow(leader, follower)
+            assert follower.store.applied.chain == leader.store.applied.chain
+        await until(lambda: watches[0].seen() == watches[1].seen())
+        assert leader.stats.expirations > 0
+        assert watches[0].documents
+        assert dump(follower.store) == dump(leader.store)
+        assert digest(follower.store) == digest(leader.store)
+        follower.clock.time_ns = leader.clock.time_ns
+        assert not follower.committer.expiry_timer.is_overdue
+        assert leader.failures == follower.failures == []
+
+
+@on_a_loop
+async def test_watches_below_a_removed_directory_are_told_by_the_follower(tmp_path):
+    async with both(tmp_path) as (leader, follower):
+        await leader.run(Set(b"/d/e/f", b"1", ttl_s=1))
+        await follow(leader, follower)
+        told = [engine.watch(b"/d/e/f") for engine in (leader, follower)]
+        await leader.run(Delete(b"/d", recursive=True))
+        await follow(leader, follower)
+        await until(lambda: told[1])
+        assert told[0] == told[1]
+
+
+@on_a_loop
+async def test_nothing_is_visible_at_a_follower_before_it_is_in_its_log(tmp_path, monkeypatch):
+    async with both(tmp_path) as (leader, follower):
+        await leader.run(Set(b"/a", b"1"))
+        told = follower.watch(b"/a", stream=True)
+        gate = Gate(monkeypatch)
+        following = asyncio.ensure_future(follower.committer.follow(leader.logged[0]))
+        await gate.reached()
+        drained = asyncio.ensure_future(follower.committer.drain())
+        await turns()
+        assert (told, follower.value(b"/a"), drained.done()) == ([], None, False)
+        gate.open()
+        assert await asyncio.wait_for(following, PATIENCE_S)
+        await asyncio.wait_for(drained, PATIENCE_S)
+        assert follower.value(b"/a") == b"1"
+        await until(lambda: told)
+
+
+@on_a_loop
+async def test_what_does_not_go_on_from_the_state_is_refused_and_changes_nothing(tmp_path):
+    async with both(tmp_path) as (leader, follower), started(tmp_path / "other") as other:
+        for number in range(3):
+            await leader.run(Set(b"/a", b"%d" % number))
+            await other.run(Set(b"/a", b"other"))
+        first, second, third = leader.logged
+        assert await follower.committer.follow(first)
+        before = digest(follower.store)
+        foreign = other.logged[-2]
+        for payload in (first, third, foreign):
+            with pytest.raises(OtherHistory, match="it belongs to another history"):
+                await follower.committer.follow(payload)
+        for payload in (b"", b"\xff", second[:-1], b"\x89\x18\x63" + second[2:]):
+            with pytest.raises(UnknownRecord):
+                await follower.committer.follow(payload)
+        assert digest(follower.store) == before
+        assert await follower.committer.follow(second)
+        assert await follower.committer.follow(third)
+        assert digest(follower.store) == digest(leader.store)
+
+
+@on_a_loop
+async def test_a_follower_without_room_applies_the_same_later(tmp_path, monkeypatch):
+    async with both(tmp_path) as (leader, follower):
+        await leader.run(Set(b"/a", b"1"))
+        with monkeypatch.context() as patch:
+            fail_writes(patch, "write_at", errno.ENOSPC)
+            assert not await follower.committer.follow(leader.logged[0])
+            assert follower.committer.no_room
+            assert follower.value(b"/a") is None
+        assert await follower.committer.follow(leader.logged[0])
+        assert not follower.committer.no_room
+        assert follower.value(b"/a") == b"1"
+        assert follower.committer.responses.aborted == 0
+
+
+@on_a_loop
+async def test_a_follower_goes_on_where_its_leader_ended_and_the_other_way_round(tmp_path):
+    async with both(tmp_path) as (leader, follower):
+        await leader.run(Set(b"/a", b"1", ttl_s=5), Set(b"/b", b"2"))
+        leader.committer.close_gate()
+        (waiting,) = leader.submit(Set(b"/late", b""))
+        await leader.committer.drain()
+        await follow(leader, follower)
+        follower.logged.clear()
+        follower.clock.time_ns = NOW_NS + 5 * SECOND_NS
+        follower.committer.open_gate()
+        await until(lambda: follower.value(b"/a") is None)
+        (outcome,) = await follower.run(Set(b"/b", b"3"))
+        assert outcome.change.index == 5
+        await follow(follower, leader)
+        assert leader.value(b"/b") == b"3"
+        assert not waiting.done()
+        assert digest(follower.store) == digest(leader.store)
