@@ -47,13 +47,25 @@ class Clock:
         self.raw_ns = raw_ns or boot_ns
         """The time since the machine was booted: what is cheapest to ask for, and to compare."""
         self._wall_ns = wall_ns or time.time_ns
-        now_ns = self._wall_ns() - offset_ns
+        self._start_ns = self._wall_ns() - offset_ns - self.raw_ns()
+        self.raise_floor(floor_ns)
+
+    def raise_floor(self, floor_ns: int) -> bool:
+        """Go on from a time of the log, unless that has passed; return whether it has not.
+
+        What `at` and `raw_of` have returned before is not right any more then, and the offset to be
+        logged is another one.
+        """
+        now_ns = self.now_ns()
+        if floor_ns <= now_ns:
+            return False
         if floor_ns - now_ns > _LOGGED_NS_MIN:
             log.warning(
                 "the system's clock is %.1f s behind the log: time goes on from the log's",
                 (floor_ns - now_ns) / 1e9,
             )
-        self._start_ns = max(now_ns, floor_ns) - self.raw_ns()
+        self._start_ns += floor_ns - now_ns
+        return True
 
     def now_ns(self) -> int:
         """Return the time; it never goes back."""

@@ -254,17 +254,19 @@ class Committer:
         return is_applied
 
     def open_gate(self) -> None:
-        """Let batches begin: what has waited makes the first. Not after `stop`."""
+        """Let batches begin: what has waited makes the first. Not after `stop`.
+
+        No batch gets an earlier time than those that were followed.
+        """
+        if self._clock.raise_floor(self._store.applied.time_ns):
+            self.expiry_timer.clock_moved()
         self._may_decide = not self._stopped
         if self._may_decide and self._is_parked:
             self._is_free, self._is_parked = True, False
             self._schedule()
 
     def close_gate(self) -> None:
-        """Let no batch begin until `open_gate`; one that is under way goes on to its end.
-
-        Await `drain` for that end.
-        """
+        """Let no batch begin until `open_gate`; `drain` waits for the end of one under way."""
         self._may_decide = False
         if self._is_free:
             self._park()

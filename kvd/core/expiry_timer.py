@@ -52,6 +52,11 @@ class ExpiryTimer:
             wait_s = max(0.0, (self.overdue_at - self._clock.raw_ns()) / 1e9)
             self._handle = self._loop.call_later(min(wait_s, _WAIT_S_MAX), self._fire)
 
+    def clock_moved(self) -> None:
+        """Set it anew: the clock's times belong to other raw ones than before."""
+        self.armed_ns = -1
+        self.arm()
+
     def stop(self) -> None:
         """Call back no more."""
         self._is_stopped = True

@@ -99,6 +99,23 @@ def test_it_is_never_behind_the_last_time_that_was_logged(system, caplog):
     assert clock.stepped_to(0) == -60 * SECOND_NS
 
 
+def test_its_floor_is_raised_while_it_runs(system, caplog):
+    clock = Clock()
+    assert not clock.raise_floor(NOW_NS - HOUR_NS)
+    assert not clock.raise_floor(NOW_NS)
+    assert (clock.now_ns(), clock.stepped_to(0)) == (NOW_NS, None)
+    assert caplog.records == []
+    system.passes(SECOND_NS)
+    assert clock.raise_floor(NOW_NS + HOUR_NS)
+    assert "3599.0 s behind the log" in caplog.text
+    assert clock.now_ns() == clock.at(clock.raw_ns()) == NOW_NS + HOUR_NS
+    assert clock.raw_of(NOW_NS + HOUR_NS) == clock.raw_ns()
+    # What clients are shown stays the time on the wall.
+    assert clock.stepped_to(0) == SECOND_NS - HOUR_NS
+    system.passes(SECOND_NS)
+    assert clock.now_ns() == NOW_NS + HOUR_NS + SECOND_NS
+
+
 def test_a_log_that_is_a_moment_ahead_is_nothing_to_tell(system, caplog):
     clock = Clock(NOW_NS + 5)
     assert clock.now_ns() == NOW_NS + 5

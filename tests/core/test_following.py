@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 
+from kvd.core.clock import Clock
 from kvd.storage.errors import OtherHistory
 from kvd.storage.format.records import ClockOffset, LoggedSetting, UnknownRecord, encode_record
 from kvd.v2.commands import Delete, Set, Transaction
@@ -49,10 +50,10 @@ class Watches:
 
 
 @asynccontextmanager
-async def both(tmp_path):
+async def both(tmp_path, clock=None):
     """A leader and one that follows it."""
     async with started(tmp_path / "leader") as leader:
-        follower = Engine(open_store(tmp_path / "follower"), SetClock(), may_decide=False)
+        follower = Engine(open_store(tmp_path / "follower"), clock or SetClock(), may_decide=False)
         payloads = [frame.payload for frame in type(leader.store.wal).open(
             leader.store.directory.wal, leader.store.directory.quarantine,
             store_uuid=leader.store.identity.store_uuid, segment_bytes_max=1 << 16,
@@ -212,3 +213,23 @@ async def test_a_follower_goes_on_where_its_leader_ended_and_the_other_way_round
         assert leader.value(b"/b") == b"3"
         assert not waiting.done()
         assert digest(follower.store) == digest(leader.store)
+
+
+@on_a_loop
+async def test_the_time_of_a_leader_goes_on_from_that_of_the_one_before(tmp_path, caplog):
+    up_ns = 5
+    clock = Clock(raw_ns=lambda: up_ns, wall_ns=lambda: NOW_NS - 3600 * SECOND_NS + up_ns)
+    async with both(tmp_path, clock) as (leader, follower):
+        leader.clock.time_ns += SECOND_NS
+        await leader.run(Set(b"/a", b"", ttl_s=2))
+        await follow(leader, follower)
+        follower.committer.open_gate()
+        assert "3601.0 s behind the log" in caplog.text
+        (outcome,) = await follower.run(Set(b"/b", b"", ttl_s=2))
+        assert outcome.time_ns == leader.clock.time_ns
+        up_ns += 2 * SECOND_NS - 1
+        assert not follower.committer.expiry_timer.is_overdue
+        up_ns += 1
+        assert follower.committer.expiry_timer.is_overdue
+        await follower.run(Delete(b"/none"))
+        assert (follower.value(b"/a"), follower.value(b"/b")) == (None, None)

@@ -36,6 +36,11 @@ class SetClock:
 
     raw_ns = now_ns
 
+    def raise_floor(self, floor_ns):
+        is_raised = floor_ns > self.time_ns
+        self.time_ns = max(self.time_ns, floor_ns)
+        return is_raised
+
     @staticmethod
     def at(raw_ns):
         return raw_ns
