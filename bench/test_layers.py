@@ -24,7 +24,8 @@ from kvd.storage.format.event import Event
 from kvd.storage.format.frame import encode_frame
 from kvd.storage.format.frame import parse as parse_frame
 from kvd.storage.format.node import Node, decode_node, encode_key, encode_node
-from kvd.storage.format.records import Change, Kind, encode_payload, encode_record, next_chain
+from kvd.storage.format.payload import encode_payload, next_chain
+from kvd.storage.format.records import Change, Kind, encode_record
 from kvd.storage.store import Store
 from kvd.v2.commands import Command, CompareAndSwap, CreateInOrder, Set
 from kvd.v2.request import parse

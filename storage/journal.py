@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from kvd.storage.errors import OtherHistory
 from kvd.storage.format.frame import Position
-from kvd.storage.format.records import Payload, decode_payload, encode_payload, next_chain
+from kvd.storage.format.payload import Payload, decode_payload, encode_payload, next_chain
 from kvd.storage.index.pending import Pending
 from kvd.storage.processor import has_sha256
 from kvd.storage.wal.wal import Wal

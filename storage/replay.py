@@ -16,16 +16,14 @@ from typing import NamedTuple
 from kvd.storage.errors import CorruptLog, CorruptSnapshot, LogTooNew, StorageError
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.frame import Position
-from kvd.storage.format.records import (
-    LoggedSetting,
+from kvd.storage.format.payload import (
     Payload,
-    UnknownRecord,
     UnknownVersion,
     decode_payload,
     encode_payload,
-    encode_record,
     next_chain,
 )
+from kvd.storage.format.records import LoggedSetting, UnknownRecord, encode_record
 from kvd.storage.format.sums import APPLIED_KEY, NOTHING, SUMMED, meta_sum, sum_of
 from kvd.storage.format.tables import TABLES, Row
 from kvd.storage.index.environment import Index

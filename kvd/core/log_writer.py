@@ -29,7 +29,7 @@ from kvd.core.worker_thread import SyncThread
 from kvd.storage.aio import DataSync
 from kvd.storage.errors import LogFull
 from kvd.storage.format.frame import Position
-from kvd.storage.format.records import next_chain
+from kvd.storage.format.payload import next_chain
 from kvd.storage.index.pending import Pending
 from kvd.storage.store import Store
 from kvd.storage.wal.ring_sync import RingSync, data_sync

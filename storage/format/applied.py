@@ -20,7 +20,7 @@ from zlib import crc32
 
 from kvd.storage.format.frame import Position
 from kvd.storage.format.node import ROOT_ID, CorruptIndex
-from kvd.storage.format.records import CHAIN_START
+from kvd.storage.format.payload import CHAIN_START
 from kvd.storage.format.sums import MASK, ONE, Sums
 
 HISTORY_LIMIT = "history_limit"

@@ -15,15 +15,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from kvd.storage.format import frame
-from kvd.storage.format.records import (
-    Change,
-    ClockOffset,
-    Document,
-    Kind,
-    Payload,
-    Record,
-    Term,
-)
+from kvd.storage.format.payload import Payload
+from kvd.storage.format.records import Change, ClockOffset, Document, Kind, Record, Term
 from kvd.storage.replay import batch_in
 from kvd.storage.tools.source import Source
 from kvd.storage.wal.segments import Frame

@@ -28,7 +28,8 @@ from kvd.storage.evidence import Evidence, gather, require_log
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.frame import Position
 from kvd.storage.format.identity import Format
-from kvd.storage.format.records import Change, Payload
+from kvd.storage.format.payload import Payload
+from kvd.storage.format.records import Change
 from kvd.storage.index.environment import Index
 from kvd.storage.replay import Until, load, replay, to_the_end
 from kvd.storage.snapshot import directory

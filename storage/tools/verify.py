@@ -17,7 +17,7 @@ from kvd.storage.format.applied import Applied
 from kvd.storage.format.frame import Position
 from kvd.storage.format.names import SPARE_NAME
 from kvd.storage.format.node import CorruptIndex
-from kvd.storage.format.records import CHAIN_START, next_chain
+from kvd.storage.format.payload import CHAIN_START, next_chain
 from kvd.storage.index.environment import Index
 from kvd.storage.index.reuse import CLEAN_STOP, crash_of
 from kvd.storage.replay import batch_in, decode, load, replay

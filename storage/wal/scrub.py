@@ -18,7 +18,8 @@ from pathlib import Path
 
 from kvd.storage.errors import CorruptLog
 from kvd.storage.format.frame import Position
-from kvd.storage.format.records import Change, UnknownRecord, decode_payload
+from kvd.storage.format.payload import decode_payload
+from kvd.storage.format.records import Change, UnknownRecord
 from kvd.storage.wal.segments import Frame, Scan, list_segments
 
 # Each of them sees what a purge has left, which is less every time.

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from kvd.storage import disk
-from kvd.storage.format.records import VERSION_SHA256
+from kvd.storage.format.payload import VERSION_SHA256
 from kvd.storage.snapshot import directory as snapshots
 from kvd.v2.commands import Set
 from tests.support.ctl import contents, flip, kvdctl, start_outcome, told_digest

@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from kvd.storage.format.records import decode_payload, next_chain
+from kvd.storage.format.payload import decode_payload, next_chain
 from tests.support.stores import NOW_NS, SEGMENT, digest, dump, live, open_store, reclaim_all
 
 

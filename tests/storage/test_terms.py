@@ -9,14 +9,8 @@ import kvd.storage.journal
 import kvd.storage.recovery
 from kvd.storage import disk
 from kvd.storage.errors import CorruptLog, LogFull, LogTooNew
-from kvd.storage.format.records import (
-    VERSION,
-    VERSION_SHA256,
-    LoggedSetting,
-    Term,
-    encode_payload,
-    encode_record,
-)
+from kvd.storage.format.payload import VERSION, VERSION_SHA256, encode_payload
+from kvd.storage.format.records import LoggedSetting, Term, encode_record
 from kvd.v2.commands import Set
 from tests.support.lives import reopened, segments
 from tests.support.log_texts import log_text

@@ -21,8 +21,7 @@ from kvd.core.clock import Clock
 from kvd.core.committer import Committer
 from kvd.storage import disk, recovery, replay
 from kvd.storage.evidence import Evidence
-from kvd.storage.format import document, event, expiration, frame, node, sums
-from kvd.storage.format import records as change
+from kvd.storage.format import document, event, expiration, frame, node, payload, sums
 from kvd.storage.format.applied import Applied
 from kvd.storage.format.event import Event
 from kvd.storage.format.frame import Position
@@ -161,7 +160,7 @@ def lossy_load() -> None:
 def no_order() -> None:
     """Neither the sequence of frames nor what chains them is looked at."""
     segments._check_place = lambda *args: None
-    replay.decode = lambda found, seq, chain: change.decode_payload(found.payload)
+    replay.decode = lambda found, seq, chain: payload.decode_payload(found.payload)
 
 
 def no_index_crc() -> None:
@@ -179,7 +178,7 @@ def index_ahead() -> None:
     def encode(self: Journal, pending: Pending, records: list, time_ns: int) -> None:
         make(self, pending, records, time_ns)
         if pending.size <= BEGUN_BYTES_MAX:
-            pending.chain = change.next_chain(pending.base.chain, pending.payload)
+            pending.chain = payload.next_chain(pending.base.chain, pending.payload)
             segment, offset, seq, crc = self._wal.position
             first_index = pending.base.index + 1
             data, crc = frame.seal(

@@ -1,33 +1,22 @@
 """records.py: a decided change comes back as it was, and nothing else is taken for one."""
 
-from hashlib import blake2b, sha256
-
 import cbor2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvd.storage.format.records import (
-    CHAIN_START,
     CHANGES,
     DOCUMENTS,
-    SHA256_RECORD_BYTES,
-    VERSION,
-    VERSION_SHA256,
     Change,
     ClockOffset,
     Document,
     Kind,
     LoggedSetting,
-    Payload,
     Term,
     UnknownRecord,
-    UnknownVersion,
-    decode_payload,
     decode_record,
-    encode_payload,
     encode_record,
-    next_chain,
 )
 
 KNOWN = {*CHANGES, *DOCUMENTS, Kind.TERM, Kind.SETTING, Kind.CLOCK}
@@ -59,27 +48,9 @@ records = (
     | st.builds(LoggedSetting, name=st.text(), value=st.integers())
     | st.builds(ClockOffset, st.integers(-(2**63), 2**63 - 1))
 )
-payloads = st.builds(
-    Payload,
-    term=uint64s,
-    seq=uint64s,
-    prev_chain=st.binary(min_size=8, max_size=8),
-    pos=uint64s,
-    first_index=uint64s,
-    time_ns=uint64s,
-    writer=uint64s,
-    records=st.lists(records, max_size=5),
-    clock_offset_ns=st.just(0) | st.integers(-(2**63), 2**63 - 1),
-)
 
 CHANGE = Change(Kind.SET, 7, b"/a\xff", b"\x00v", False, 7, 1_700_000_000_000_000_001, True)
 DOCUMENT = Document(Kind.AUTH, "user", "al", b"{}", b"hash")
-FIELDS = Payload(3, 9, b"12345678", 12, 7, 1_700_000_000_000_000_000, 2**64 - 1, [])
-
-
-def encode(payload):
-    encoded = [encode_record(record) for record in payload.records]
-    return encode_payload(**payload._replace(records=encoded)._asdict())
 
 
 @settings(deadline=None)
@@ -155,123 +126,3 @@ def test_a_field_of_a_document_of_another_type_is_refused(place):
 def test_a_change_that_lacks_fields_is_refused(length):
     with pytest.raises(UnknownRecord):
         decode_record(cbor2.loads(encode_record(CHANGE))[:length])
-
-
-@settings(deadline=None)
-@given(payloads)
-def test_a_payload_comes_back_as_it_was(payload):
-    assert decode_payload(encode(payload)) == payload
-
-
-@pytest.mark.parametrize(
-    "count", [0, 1, 2, 23, 24, 25, 255, 256, 257, 1000, 65_535, 65_536, 70_000]
-)
-def test_a_payload_is_the_array_that_cbor2_reads(count):
-    items = [[int(Kind.TERM), number] for number in range(count)]
-    encoded = [encode_record(Term(number)) for number in range(count)]
-    written = encode_payload(**FIELDS._replace(records=encoded)._asdict())
-    assert cbor2.loads(written) == [VERSION, *FIELDS[:-2], items]
-    assert len(decode_payload(written).records) == count
-
-
-def test_a_payload_that_has_grown_at_its_end_is_read():
-    later = cbor2.dumps([VERSION, *FIELDS[:-2], [], "a later version's field"])
-    assert decode_payload(later) == FIELDS
-
-
-def test_a_store_whose_clock_was_stepped_tells_its_offset_with_each_batch():
-    stepped = FIELDS._replace(clock_offset_ns=-5)
-    assert cbor2.loads(encode(stepped)) == [VERSION, *FIELDS[:-2], [], -5]
-    assert stepped.wall_ns == FIELDS.time_ns - 5
-
-
-@pytest.mark.parametrize("version", [0, -1, True, None, b"\x01", 1.0])
-def test_what_is_no_version_is_refused(version):
-    with pytest.raises(UnknownRecord) as refused:
-        decode_payload(cbor2.dumps([version, *FIELDS[:-2], []]))
-    assert refused.type is UnknownRecord
-
-
-@pytest.mark.parametrize("version", [VERSION_SHA256 + 1, 23, 24, 2**64])
-def test_a_payload_of_a_later_version_is_refused_as_such(version):
-    for later in ([*FIELDS[:-2], []], ["of another shape"], []):
-        with pytest.raises(UnknownVersion, match=f"version {version},"):
-            decode_payload(cbor2.dumps([version, *later]))
-
-
-def test_a_payload_with_one_unknown_record_is_refused():
-    items = [[16, 1], [21, "later"], [16, 2]]
-    with pytest.raises(UnknownRecord):
-        decode_payload(cbor2.dumps([VERSION, *FIELDS[:-2], items]))
-
-
-@pytest.mark.parametrize("record", [7, None, "text", cbor2.CBORTag(9, [16, 1]), {}], ids=repr)
-def test_a_record_that_is_no_array_is_refused(record):
-    with pytest.raises(UnknownRecord):
-        decode_payload(cbor2.dumps([VERSION, *FIELDS[:-2], [record]]))
-
-
-def test_no_beginning_of_a_payload_is_taken_for_one():
-    data = encode(FIELDS._replace(records=[CHANGE, Term(4)]))
-    for length in range(len(data)):
-        with pytest.raises(UnknownRecord):
-            decode_payload(data[:length])
-
-
-@settings(deadline=None)
-@given(
-    st.binary() | st.tuples(st.sampled_from([b"\x89\x01", b"\x89\x02"]), st.binary()).map(b"".join)
-)
-def test_any_other_bytes_are_refused_and_nothing_worse(data):
-    with pytest.raises(UnknownRecord):
-        decode_payload(data)
-
-
-def chained_by_sha256(encoded):
-    """The same payload, of version 2."""
-    assert encoded[1] == VERSION
-    return encoded[:1] + bytes((VERSION_SHA256,)) + encoded[2:]
-
-
-@settings(deadline=None)
-@given(payloads, st.binary(min_size=8, max_size=8), st.booleans(), st.data())
-def test_the_chain_names_all_of_the_history(payload, other, is_sha256, data):
-    encoded = encode(payload)
-    if is_sha256:
-        encoded = chained_by_sha256(encoded)
-    chain = next_chain(CHAIN_START, encoded)
-    assert len(chain) == 8
-    assert next_chain(CHAIN_START, encoded) == chain
-    bit = data.draw(st.integers(0, 8 * len(encoded) - 1))
-    flipped = bytearray(encoded)
-    flipped[bit // 8] ^= 1 << bit % 8
-    assert next_chain(CHAIN_START, bytes(flipped)) != chain
-    if other != CHAIN_START:
-        assert next_chain(other, encoded) != chain
-
-
-@pytest.mark.parametrize("length", [0, 1, 16_000, 17_000, 300_000])
-def test_the_version_of_a_payload_says_how_it_is_chained(length):
-    first = encode(FIELDS._replace(records=[CHANGE._replace(value=b"v" * length)]))
-    second = chained_by_sha256(first)
-    assert decode_payload(second) == decode_payload(first)
-    before = b"\x01\x02\x03\x04\x05\x06\x07\x08"
-    assert next_chain(before, first) == blake2b(before + first, digest_size=8).digest()
-    assert next_chain(before, second) == sha256(before + second).digest()[:8]
-
-
-@pytest.mark.parametrize(
-    ("lengths", "version"),
-    [
-        ([], VERSION),
-        ([SHA256_RECORD_BYTES - 1], VERSION),
-        ([SHA256_RECORD_BYTES], VERSION_SHA256),
-        ([100] * 5000, VERSION),
-        ([100, 2 * SHA256_RECORD_BYTES], VERSION_SHA256),
-        ([0, 2 * SHA256_RECORD_BYTES - 1], VERSION),
-    ],
-)
-def test_only_large_records_are_chained_by_sha256_and_only_if_allowed(lengths, version):
-    fields = FIELDS._replace(records=[bytes(length) for length in lengths])._asdict()
-    assert encode_payload(**fields, with_sha256=True)[1] == version
-    assert encode_payload(**fields)[1] == VERSION
