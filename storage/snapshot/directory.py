@@ -34,8 +34,8 @@ from kvd.storage.snapshot.file import (
     read_chunks,
     read_header,
     verify,
-    write,
 )
+from kvd.storage.snapshot.writer import write
 
 __all__ = [
     "Header",
