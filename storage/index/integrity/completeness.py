@@ -24,11 +24,12 @@ from zlib import crc32
 import lmdb
 
 from kvd.storage.format.applied import Applied, decode_sums
-from kvd.storage.format.event import MARK_KEY, event_key, named_by, with_prev
+from kvd.storage.format.event import event_key, with_prev
 from kvd.storage.format.node import CorruptIndex
 from kvd.storage.format.sums import APPLIED_KEY, ONE, SUMMED, Scanned, Sums, id_sum, meta_sum
 from kvd.storage.format.tables import TABLES, Find, Row
 from kvd.storage.index.index_view import Table, Tables
+from kvd.storage.index.integrity.event_rows import EventRows
 
 _CRC = Struct("<I")
 # So much is proved whole before anything is served: some ten milliseconds.
@@ -36,8 +37,6 @@ _ROWS_AT_START = 10_000
 _BYTES_AT_START = 64 << 20
 # The clock is read once in so many rows.
 _ROWS_PER_LOOK = 16
-# An event of index 1 does not exist: that is the empty store's.
-_FIRST_EVENT = 2
 
 
 def prove_start(env: lmdb.Environment, tables: Tables) -> bool:
@@ -162,7 +161,7 @@ def proved(rows: Iterator[Row], find: Find) -> Iterator[Row]:
     """
     sums = dict.fromkeys(SUMMED, 0)
     state = _state(find(TABLES.index(b"meta"), APPLIED_KEY))
-    events = _Events(state[0])
+    events = EventRows(state[0])
 
     def find_event(index: int) -> bytes | None:
         return find(TABLES.index(b"events"), event_key(index))
@@ -263,7 +262,7 @@ def _compare(name: bytes, found: int, expected: int) -> None:
 
 
 def _prove_events(txn: lmdb.Transaction[memoryview], table: Table, applied: Applied) -> None:
-    events = _Events(applied)
+    events = EventRows(applied)
     with txn.cursor(db=table) as cursor, txn.cursor(db=table) as lookup:
         for view, row in cursor.iternext():
             key = bytes(view)
@@ -272,44 +271,3 @@ def _prove_events(txn: lmdb.Transaction[memoryview], table: Table, applied: Appl
             _checked_sum(b"events", key, row)
             events.add(key, row)
     events.compare()
-
-
-class _Events:
-    """The rows of the history, in order: its events, and before them what these name."""
-
-    def __init__(self, applied: Applied) -> None:
-        self._expected = range(max(applied.oldest_event, _FIRST_EVENT), applied.index + 1)
-        self._first = event_key(self._expected.start)
-        self._events: list[bytes] = []
-        self._before: set[bytes] = set()
-        self._named: set[bytes] = set()
-
-    def add(self, key: bytes, row: bytes | memoryview) -> bool:
-        """Take a row; return whether it is an event of the history, not one kept for another."""
-        if key < self._first:
-            if key != MARK_KEY:
-                self._before.add(key)
-            return False
-        self._events.append(key)
-        index = named_by(row)
-        if index and (named := event_key(index)) < self._first:
-            self._named.add(named)
-        return True
-
-    def compare(self) -> None:
-        """Compare them with those that there must be.
-
-        Raises:
-            CorruptIndex: they are others.
-        """
-        found, expected = self._events, self._expected
-        if len(found) != len(expected) or found != list(map(event_key, expected)):
-            raise CorruptIndex(
-                f"the history has {len(found)} events, expected {len(expected)}, "
-                f"{expected.start} to {expected.stop - 1}"
-            )
-        if self._before != self._named:
-            raise CorruptIndex(
-                f"the history keeps {len(self._before)} rows that its events name, expected "
-                f"{len(self._named)}"
-            )
