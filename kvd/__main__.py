@@ -20,7 +20,8 @@ from functools import partial
 from pathlib import Path
 
 from kvd import descriptors, logs, process
-from kvd.config.load import EXIT_USAGE, Config, ConfigError, Printout, parse
+from kvd.config.config import Config
+from kvd.config.load import EXIT_USAGE, ConfigError, Printout, parse
 from kvd.crash_file import CrashFile
 from kvd.failures import EXIT_IO, EXIT_TRY_AGAIN, EXIT_UNAVAILABLE
 from kvd.net.fd_limit import raise_limit

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from kvd import process
-from kvd.config.load import Config, ConfigError, parse
+from kvd.config.config import Config
+from kvd.config.load import ConfigError, parse
 from kvd.config.sources import BY_NAME
 from kvd.core.clock import Clock
 from kvd.server import KvdServer

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kvd import failures, wiring
-from kvd.config.load import Config
+from kvd.config.config import Config
 from kvd.config.urls import ListenUrl
 from kvd.core.clock import Clock
 from kvd.core.ticker import Ticker

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import tornado.web
 
-from kvd.config.load import Config
+from kvd.config.config import Config
 from kvd.config.urls import ListenUrl
 from kvd.core.clock import Clock
 from kvd.core.committer import Committer

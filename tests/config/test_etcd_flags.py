@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from kvd.config.config import Config
 from kvd.config.etcd_flags import IGNORED, REFUSALS
 from kvd.config.flags import FLAGS
-from kvd.config.load import Config, ConfigError, parse
+from kvd.config.load import ConfigError, parse
 from tests.support.server import PATIENCE_S
 
 RECORDED = Path(__file__).with_name("etcd-3.4-flags.txt")

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from kvd import __version__
+from kvd.config.config import Config
 from kvd.config.flags import FLAGS
 from kvd.config.help import help_text
-from kvd.config.load import Config, ConfigError, ListenUrl, Printout, parse
+from kvd.config.load import ConfigError, ListenUrl, Printout, parse
 from tests.support.configuration import config
 
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvd.config.config import Config
 from kvd.config.flags import FLAGS
-from kvd.config.load import Config, ConfigError, Printout, parse
+from kvd.config.load import ConfigError, Printout, parse
 
 FILE = "/etc/kvd.yml"
 

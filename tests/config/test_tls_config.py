@@ -2,7 +2,8 @@
 
 import pytest
 
-from kvd.config.load import Config, ConfigError, parse
+from kvd.config.config import Config
+from kvd.config.load import ConfigError, parse
 from kvd.config.tls import TlsConfig
 
 HTTPS = ("--listen-client-urls", "https://127.0.0.1:2379")

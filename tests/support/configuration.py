@@ -1,6 +1,7 @@
 """A configuration of a command line."""
 
-from kvd.config.load import Config, parse
+from kvd.config.config import Config
+from kvd.config.load import parse
 
 
 def config(*argv: str) -> Config:

@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from kvd.config.load import Config, ConfigError, parse
+from kvd.config.config import Config
+from kvd.config.load import ConfigError, parse
 from tests.support.guarded import ROOT, ask_for_users
 from tests.support.memory import rejected
 from tests.support.server import Answer, Client
