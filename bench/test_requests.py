@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bench.load.closed_loop import drive
+from bench.load.keyspace import Keyspace
 from bench.load.wire import Client, render
 from bench.load.workloads import (
     WORKLOADS,
-    Keyspace,
     Lane,
     Script,
     clear,

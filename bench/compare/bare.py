@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from bench.load import servers, wrk
+from bench.load.keyspace import Keyspace
 from bench.load.servers import HOST, Server
 from bench.load.wire import LoadError
-from bench.load.workloads import Keyspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from bench.load import wrk
 from bench.load.closed_loop import Samples, drive
+from bench.load.keyspace import Keyspace
 from bench.load.wire import LoadError, render
 from bench.load.workloads import (
     NUMBER_DIGITS,
-    Keyspace,
     Lane,
     Script,
     WrongAnswer,

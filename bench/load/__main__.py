@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 
 from bench.load import wrk
 from bench.load.closed_loop import Samples, drive, percentile
+from bench.load.keyspace import Keyspace
 from bench.load.wire import LoadError
 from bench.load.workloads import (
     WORKLOADS,
-    Keyspace,
     Lane,
     WrongAnswer,
     clear,

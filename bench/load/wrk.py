@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.load.closed_loop import PERCENTS, Figures
+from bench.load.keyspace import NUMBER_DIGITS
 from bench.load.wire import LoadError
-from bench.load.workloads import NUMBER_DIGITS, TTL_S, WrongAnswer
+from bench.load.workloads import TTL_S, WrongAnswer
 
 if TYPE_CHECKING:
+    from bench.load.keyspace import Keyspace
     from bench.load.wire import Address
-    from bench.load.workloads import Expected, Keyspace
+    from bench.load.workloads import Expected
 
 KEYS_PER_CONNECTION = 3
 """So many rounds of all connections lie between two requests for one key: they never overlap."""

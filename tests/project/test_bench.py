@@ -16,9 +16,10 @@ from bench.compare.rows import OURS, THEIRS, Measured, Result, Row, at_least, at
 from bench.compare.snapshot_rows import during
 from bench.load import servers
 from bench.load.closed_loop import PERCENTS, Samples, percentile
+from bench.load.keyspace import Keyspace
 from bench.load.probe import Sample
 from bench.load.wire import Client
-from bench.load.workloads import Keyspace, WrongAnswer
+from bench.load.workloads import WrongAnswer
 from tests.support.server import ROOT
 
 KEYS = 2000
