@@ -1,4 +1,7 @@
-"""Sizes: a function has at most 40 lines without its docstring, a file 360, or a reason here."""
+"""Sizes: a function has at most 40 lines without its docstring, a file 300, or a reason here.
+
+No reason is good enough for a file of more than 360 lines.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -6,7 +9,8 @@ from collections.abc import Iterator
 from tests.support.server import ROOT
 
 FUNCTION_LINES_MAX = 40
-FILE_LINES_MAX = 360
+FILE_LINES_MAX = 300
+REASONED_LINES_MAX = 360
 
 LONG_FUNCTIONS = {
     "kvd/config/load.py:_config": "one line for each setting",
@@ -19,7 +23,35 @@ LONG_FUNCTIONS = {
     "kvd/handlers/keys/short_way.py:ShortWay._serving": "hot: its variables are bound once",
     "kvd/migrate/etcd/directory.py:read": "the steps of an import, in their order",
 }
-LONG_FILES: dict[str, str] = {}
+LONG_FILES = {
+    "bench/test_layers.py": "one layer after the other, in the order of a request",
+    "kvd/client/errors.py": "a class for each error, with its example",
+    "kvd/client/model.py": "the values that a program gets, with their examples",
+    "kvd/client/operations.py": "a method for each request",
+    "kvd/config/flags.py": "one table: a row for each flag",
+    "kvd/core/committer.py": "one class: the order of a write",
+    "kvd/embedded.py": "one class, documented for programs",
+    "kvd/handlers/authorizer.py": "one class, and the values that it judges by",
+    "kvd/handlers/extras/reading/reads.py": "two classes that know each other",
+    "kvd/handlers/keys/large_listings.py": "one queue, and the jobs in it; its folder is full",
+    "kvd/handlers/passwords.py": "one queue of checks, and what it reads; its folder is full",
+    "kvd/http/connection.py": "one life of a connection, with the calls of asyncio",
+    "kvd/http/request_loop.py": "one life of a connection: a split costs calls per request",
+    "kvd/http/sending/response_writer.py": "one class: a split costs calls per response",
+    "kvd/migrate/importing.py": "the steps of an import, in their order",
+    "kvd/net/tls_connection.py": "one life of a connection, with the calls of asyncio",
+    "kvd/server.py": "one life of a server: start, reload, failure, stop",
+    "kvd/v2/extras/txn.py": "one table of fields, and its reader",
+    "kvd/wiring.py": "one map of all parts, from top to bottom",
+    "storage/disk.py": "one place for all calls that touch files",
+    "storage/index/environment.py": "one class: a file of LMDB and its life",
+    "storage/index/pending.py": "one class: a split costs calls per change",
+    "storage/index/state.py": "one class: a split costs calls per read",
+    "storage/store.py": "one class: all of the storage as one thing",
+    "storage/wal/segment_writer.py": "one class: a split costs calls per frame",
+    "storage/wal/segments.py": "one reading of the log, by the rules for its end",
+    "storage/wal/wal.py": "one class: the log and its segments",
+}
 
 SOURCES = {
     str(path.relative_to(ROOT)): path.read_text()
@@ -58,7 +90,14 @@ def test_a_function_has_at_most_40_lines_or_a_reason():
     assert {place: lines for place, lines in long.items() if place not in LONG_FUNCTIONS} == {}
 
 
-def test_a_file_has_at_most_360_lines_or_a_reason():
+def test_a_file_has_at_most_300_lines_or_a_reason_and_360_with_one():
     sizes = {path: source.count("\n") for path, source in SOURCES.items()}
     long = {path: lines for path, lines in sizes.items() if lines > FILE_LINES_MAX}
     assert {path: lines for path, lines in long.items() if path not in LONG_FILES} == {}
+    assert {path: lines for path, lines in long.items() if lines > REASONED_LINES_MAX} == {}
+
+
+def test_each_reason_is_of_a_file_that_is_long():
+    assert [
+        path for path in LONG_FILES if SOURCES.get(path, "").count("\n") <= FILE_LINES_MAX
+    ] == []
