@@ -86,6 +86,22 @@ async function json(method, place, options) {
   return { ...data, next: next == null ? null : decodeURIComponent(next), at: Number(answer.headers.get("X-Etcd-Index")) };
 }
 
+/** The objects of a stream, one a line. */
+export async function* lines(reader) {
+  const decoder = new TextDecoder();
+  let text = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const piece = decoder.decode(value, { stream: true });
+    text += piece;
+    if (!piece.includes("\n")) continue; // a line may have megabytes
+    const whole = text.split("\n");
+    text = whole.pop();
+    for (const line of whole) if (line.trim()) yield JSON.parse(line);
+  }
+}
+
 /** The place of a key. What is asked of a directory ends in a slash: a role that may read
  *  `/app/*` may not read `/app`. */
 export function keyPlace(path, { isDir = false, query = {}, base = "keys" } = {}) {

@@ -5,7 +5,7 @@ import * as api from "./api.js";
 import * as detailView from "./detail.js";
 import { detail } from "./detail.js";
 import { number, short } from "./format.js";
-import { button, copy, icon, iconButton } from "./parts.js";
+import { button, copy, dialog, icon, iconButton } from "./parts.js";
 import { applyTheme, go, indexText, linkTo, onDraw, readableRoots, refusal, remember, remembered, route, state, toast, update, whenVisible } from "./state.js";
 import * as feed from "./feed.js";
 import * as tree from "./tree.js";
@@ -13,13 +13,24 @@ import * as treeView from "./treeview.js";
 
 const WIDTH_MIN = 220;
 const PATIENCE_MS = 120;
+const REST_MS = 1000;
 
 // What is not needed for the first look.
-const parts = { editor: null, dialogs: null, finder: null, history: null, live: null, status: null, transfer: null };
+const parts = {};
 const LOADERS = {
   editor: () => import("./editor.js"), dialogs: () => import("./dialogs.js"), finder: () => import("./finder.js"),
-  history: () => import("./history.js"), live: () => import("./live.js"), status: () => import("./status.js"), transfer: () => import("./transfer.js"),
+  history: () => import("./history.js"), live: () => import("./live.js"), status: () => import("./status.js"),
+  transfer: () => import("./transfer.js"), exporting: () => import("./exporting.js"), merge: () => import("./merge.js"),
 };
+
+/** Fetch the rest while nobody waits for it: what is asked for later is there, even if kvd does not answer then. */
+async function fetchRest() {
+  for (const name of Object.keys(LOADERS)) {
+    try {
+      parts[name] ??= await LOADERS[name]();
+    } catch { /* it is fetched when it is asked for */ }
+  }
+}
 
 /** A module, fetched when it is first asked for; the page is drawn again when it has come. */
 function part(name) {
@@ -32,12 +43,20 @@ function part(name) {
   return parts[name];
 }
 
-async function withPart(name, action) {
-  try {
-    parts[name] ??= await LOADERS[name]();
-  } catch {
-    toast("A part of the page could not be fetched; kvd does not answer.", { kind: "bad" });
-    return undefined;
+// Keys that come while a part is fetched are meant for it, and not for what is there.
+let fetching = 0;
+
+async function withPart(name, action, { isAsked = true } = {}) {
+  if (!parts[name]) {
+    fetching += isAsked;
+    try {
+      parts[name] = await LOADERS[name]();
+    } catch {
+      toast("A part of the page could not be fetched; kvd does not answer.", { kind: "bad" });
+      return undefined;
+    } finally {
+      fetching -= isAsked;
+    }
   }
   return action(parts[name]);
 }
@@ -60,7 +79,7 @@ const screens = {
   createHere: () => inDialogs(dialogs => dialogs.create("/", detail.path)),
   login: () => inDialogs(dialogs => dialogs.login(begin)),
   logout,
-  exportAll: () => withPart("transfer", transfer => transfer.exportAll(detail.path)),
+  exportAll: () => withPart("exporting", exporting => exporting.exportAll(detail.path)),
   importAll: () => withPart("transfer", transfer => transfer.importAll(detail.path, () => detailView.show(detail.path, { again: true }))),
   history: shown => part("history")?.historyView(shown) ?? html`<p class="note">Loading …</p>`,
   showHistory: () => detailView.selectTab("history"),
@@ -103,7 +122,7 @@ async function onRoute() {
   wantsRoot = false;
   if (detail.editor && (state.route.page !== "keys" || state.route.path !== detail.editor.draft.path)) leaveEditor();
   if (state.route.page !== "status" && before.page === "status") parts.status?.stop();
-  if (state.route.page === "status") withPart("status", status => status.start());
+  if (state.route.page === "status") withPart("status", status => status.start(), { isAsked: false });
   if (state.route.page === "live") part("live");
   if (state.session) feed.follow();
   if (state.route.page === "keys" && state.session) await showKeys(state.route.path);
@@ -120,7 +139,7 @@ function leaveEditor() {
 async function showKeys(path) {
   const reading = detailView.show(path);
   const revealing = tree.reveal(path);
-  if (path !== "/") withPart("finder", finder => finder.visited(path));
+  if (path !== "/") withPart("finder", finder => finder.visited(path), { isAsked: false });
   await revealing;
   if (state.route.path === path && path !== "/") requestAnimationFrame(() => treeView.show(path));
   await reading;
@@ -170,7 +189,7 @@ function frame() {
     <main class="page page-${page} ${state.isDetailShown ? "shows-detail" : ""}" tabindex="-1" id="main">
       <h1 class="away">kvd: ${{ keys: "keys", live: "live changes", status: "status" }[page]}</h1>
       <div class="keys" ?hidden=${page !== "keys"}>
-        <div class="side" id="side">
+        <div class="side ${treeView.isEmpty() ? "is-empty" : ""}" id="side">
           <div class="side-bar">${iconButton("plus", "New key (n)", screens.create)}
             ${iconButton(state.showsHidden ? "eye" : "hidden", "Hidden keys (.)", toggleHidden, { isPressed: state.showsHidden })}
             ${iconButton("reload", "Read again (r)", reload)}
@@ -260,7 +279,24 @@ async function toggleHidden() {
   await tree.reloadAll();
 }
 
-const openFinder = () => withPart("finder", finder => finder.openFinder());
+/** Open the finder. Its field is there at once: what is typed while the rest of it is fetched is not lost. */
+async function openFinder() {
+  if (parts.finder) return parts.finder.openFinder();
+  let isEntered = false;
+  let isClosed = false;
+  const label = "Find a path or a word";
+  const field = dialog("Find", () => html`<div class="finder"><input class="find-field mono" autofocus aria-label=${label} placeholder=${label}
+    spellcheck="false" autocomplete="off" @keydown=${event => (isEntered ||= event.key === "Enter")}><p class="note">Loading …</p></div>`,
+  { kind: "finder-dialog", onClose: () => (isClosed = true) });
+  await withPart("finder", finder => {
+    if (isClosed || !field.element.open) return;
+    const { value: text } = field.element.querySelector("input");
+    field.close();
+    finder.openFinder(text, isEntered);
+  });
+  field.close();
+  return undefined;
+}
 
 // The keyboard.
 
@@ -289,7 +325,7 @@ addEventListener("keydown", event => {
   const isTyping = target.matches?.("input, textarea, select") || target.isContentEditable;
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   if (event.key === "Escape" && detail.editor) return void detail.editor.leave();
-  if (isTyping) return;
+  if (isTyping || fetching) return;
   if (event.key === "g") isAfterG = true;
   else if (event.key === " " && state.route.page === "live" && !target.matches?.("button, a")) parts.live?.togglePause();
   else if (state.route.page === "keys" && !detail.editor && event.key in KEYS) KEYS[event.key]();
@@ -359,6 +395,7 @@ async function start() {
   else beginLater();
   update();
   setTimeout(watchSpace, 5000);
+  setTimeout(fetchRest, REST_MS);
 }
 
 /** Without a session nothing can be shown: ask again until there is one. */

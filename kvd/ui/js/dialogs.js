@@ -262,16 +262,16 @@ export function menu(screens) {
 }
 
 const KEYS = [
-  ["Everywhere", [["/  Ctrl K", "find"], ["g k  g l  g s", "keys, live, status"], ["?", "this list"], ["Esc", "leave"]]],
-  ["Tree", [["j k ↓ ↑", "next, previous row"], ["→ l", "open"], ["← h", "close, or up"], ["PgUp PgDn Home End", "far"], ["Enter", "open or close"], [".", "hidden keys"], ["r", "read again"]]],
-  ["Key", [["e", "edit"], ["1 2", "value, history"], ["y", "copy the path"], ["w", "wrap lines"], ["n", "new key"], ["Del", "delete"]]],
-  ["Editor", [["Ctrl S", "save"], ["Tab  Shift Tab", "indent, and back"], ["Esc, then Tab", "leave the text"], ["Esc Esc", "leave the editor"]]],
+  ["Everywhere", [["/ | Ctrl K", "find"], ["g k | g l | g s", "keys, live, status"], ["?", "this list"], ["Esc", "leave"]]],
+  ["Tree", [["j | k | ↓ | ↑", "next, previous row"], ["→ | l", "open"], ["← | h", "close, or up"], ["PgUp | PgDn", "a page up, down"], ["Home | End", "first, last row"], ["Enter", "open or close"], [".", "hidden keys"], ["r", "read again"]]],
+  ["Key", [["e", "edit"], ["1 | 2", "value, history"], ["y", "copy the path"], ["w", "wrap lines"], ["n", "new key"], ["Del", "delete"]]],
+  ["Editor", [["Ctrl S", "save"], ["Tab | Shift Tab", "indent, and back"], ["Esc Tab", "leave the text"], ["Esc Esc", "leave the editor"]]],
   ["Live", [["Space", "pause"]]],
 ];
 
 export function help() {
   dialog("Keyboard", (redraw, close) => html`<div class="dialog-body"><h2>Keyboard</h2><div class="keys">
-    ${KEYS.map(([title, keys]) => html`<section><h3>${title}</h3><dl>${keys.map(([key, what]) => html`<div><dt>${key.split(" ").filter(Boolean).map(each => html`<kbd>${each}</kbd>`)}</dt><dd>${what}</dd></div>`)}</dl></section>`)}</div></div>
+    ${KEYS.map(([title, keys]) => html`<section><h3>${title}</h3><dl>${keys.map(([key, what]) => html`<div><dt>${key.split(" | ").map(each => html`<span>${each.split(" ").map(name => html`<kbd>${name}</kbd>`)}</span>`)}</dt><dd>${what}</dd></div>`)}</dl></section>`)}</div></div>
     <div class="dialog-foot"><button type="button" class="button" autofocus @click=${close}>Close</button></div>`, { kind: "wide" });
 }
 export { join };

@@ -16,7 +16,8 @@ export function visited(path) {
   remember("recent", [path, ...recent].slice(0, RECENT));
 }
 
-export function openFinder() {
+/** Open the finder, with a text that was typed already; `isEntered`: with what is entered to be opened. */
+export function openFinder(text = "", isEntered = false) {
   const find = { text: "", rows: recent(), at: 0, inValues: remembered("inValues", true), told: "", next: null, isBusy: false, timer: 0, abort: null, isPending: false, opensFirst: false };
   const shown = dialog("Find", redraw => html`
     <div class="finder"><input class="find-field mono" autofocus role="combobox" aria-expanded="true" aria-controls="found" aria-autocomplete="list"
@@ -33,6 +34,11 @@ export function openFinder() {
       }}>in values too</label><span>${find.told}</span>${find.next ? button(null, "Go on", () => search(find.next)) : nothing}
       <span class="hint"><kbd>↑</kbd><kbd>↓</kbd> choose · <kbd>Tab</kbd> complete · <kbd>↵</kbd> open</span></div>`,
   { kind: "finder-dialog", onClose: () => find.abort?.abort() });
+  if (text) {
+    type(text);
+    shown.redraw();
+    if (isEntered) open(0);
+  }
 
   function rowView(row, at) {
     return html`<li id="found-${at}" role="option" aria-selected=${String(at === find.at)} class="found" @click=${() => openRow(find.rows[at])} @pointermove=${() => {

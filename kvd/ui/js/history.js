@@ -2,13 +2,16 @@
 
 import { html, nothing } from "../vendor/lit-html.js";
 import * as api from "./api.js";
-import { ago, day, number } from "./format.js";
+import { ago, compare, day, nameOf, number, partsOf } from "./format.js";
 import { comparable, detail, showAgain, valueOf } from "./detail.js";
 import { action, button, dialog } from "./parts.js";
 import { difference } from "./difference.js";
 import { refusal, toast, update } from "./state.js";
+import { importAll, ofBytes, ofDir } from "./transfer.js";
 
 const PAGE = 50;
+const RESTORED_PAGE = 1000;
+const REMOVALS = new Set(["delete", "expire", "compareAndDelete"]);
 // Longer values are cut here; a restoration reads the whole of what is restored.
 const VALUE_BYTES = 100_000;
 
@@ -105,12 +108,52 @@ function version(event) {
   const isCurrent = detail.node?.modifiedIndex === index;
   const isGone = !event.after;
   return html`<div class="version-head">${action(event.action)}<h3>Index ${number(index)}</h3><small>${day(event.at)}</small>
+      ${isDirGone(event) ? button("reload", "Restore what was in it", () => restoreDir(event), { disabled: refusal(detail.path, { all: true }) }) : nothing}
       ${restored && !isCurrent ? button("reload", isGone ? "Restore what it removed" : "Restore this version", () => restore(event, restored),
         { disabled: why }) : isCurrent ? html`<span class="tag ok-tag">stored now</span>` : nothing}</div>
     ${event.after?.isCut || event.before?.isCut ? html`<p class="note">Only the beginning of these long values is compared.</p>` : nothing}
     <h4>What it changed</h4>
-    ${event.before || event.after ? difference(text(event.before), text(event.after), "What it changed") : html`<p class="note">A directory.</p>`}
+    ${event.before || event.after ? difference(text(event.before), text(event.after), "What it changed") : html`<p class="note">${isDirGone(event) ? "The directory, with everything that was in it." : "A directory."}</p>`}
     ${current && !isCurrent && restored ? html`<h4>Against what is stored now</h4>${difference(text(current), text(restored), "What a restoration would change")}` : nothing}`;
+}
+
+/** Whether an event removed the directory whose history this is. */
+const isDirGone = event => event.prevNode?.dir && REMOVALS.has(event.action) && event.node.key === detail.path;
+
+/** A path and those above it. */
+const above = path => partsOf(path).map((_, at, parts) => `/${parts.slice(0, at + 1).join("/")}`);
+
+/** What was in a directory when an event removed it, from the events before, as a dry run that can be written. */
+async function restoreDir(event) {
+  const { path } = detail;
+  const seen = new Set();
+  const gone = new Set();
+  const keys = [];
+  let before = event.node.modifiedIndex;
+  let first = 0;
+  try {
+    do {
+      const answer = await api.read(path, { history: true, recursive: true, before, base64: true, limit: RESTORED_PAGE });
+      ({ first } = answer);
+      for (const { action: name, node } of answer.events) {
+        if (REMOVALS.has(name)) gone.add(node.key);
+        if (node.key === path || seen.has(node.key) || above(node.key).some(dir => gone.has(dir))) continue;
+        seen.add(node.key);
+        const { data, text: text_, isBinary } = valueOf(node);
+        keys.push({ ...(node.dir ? ofDir(node.key) : { ...ofBytes(node.key, data), text: text_, isBinary }), ttl: node.ttl ?? 0 });
+      }
+      before = answer.next;
+    } while (before != null && Number(before) > event.prevNode.createdIndex);
+  } catch (error) {
+    return toast(`The history could not be read: ${error.message}`, { kind: "bad" });
+  }
+  const isWhole = first <= event.prevNode.createdIndex;
+  keys.sort((a, b) => compare(a.path, b.path));
+  return importAll(path, () => showAgain(path), {
+    keys, title: `Restore what was in ${nameOf(path)}?`,
+    note: isWhole ? "All that was in it when it was removed, from the history. Keys that had a time to expire get it again."
+      : `What the history still has of it: changes from index ${number(first)} on. Keys that were last written before are not in it.`,
+  });
 }
 
 const text = value => (value ? comparable(value) : "");

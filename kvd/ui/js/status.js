@@ -87,7 +87,7 @@ const PLOTS = [
   { title: "fsync", series: [["p99", "fsync99", 1], ["p50", "fsync50", 2]], text: duration },
   { title: "Index", series: [["index", "index", 4]], text: number, isIndex: true },
   { title: "Watchers and connections", series: [["watchers", "watchers", 1], ["connections", "connections", 2]], text: rate },
-  { title: "Log and index on disk", series: [["log", "log", 1], ["index", "indexBytes", 2]], text: bytes, isBinary: true },
+  { title: "Log and index on disk", series: [["log", "log", 1], ["index file", "indexBytes", 2]], text: bytes, isBinary: true },
   { title: "Memory (RSS)", series: [["memory", "rss", 3]], text: bytes, isBinary: true },
   { title: "Loop late by", series: [["late", "stall", 3]], text: duration },
   { title: "Disk left", series: [["left", "free", 2]], text: bytes, isBinary: true },
@@ -107,7 +107,7 @@ function plots(told) {
 
 function table(told) {
   const rows = [...status.samples, told.latest].reverse().filter((_, at) => at % 15 === 0);
-  const columns = PLOTS.flatMap(({ title, series, text }) => series.map(([name, field_]) => [series.length > 1 ? `${title.split(" ")[0]} ${name}` : title, field_, text]));
+  const columns = PLOTS.flatMap(({ title, series, text }) => series.map(([name, field_]) => [series.length > 1 ? (title === "fsync" ? `fsync ${name}` : name[0].toUpperCase() + name.slice(1)) : title, field_, text]));
   return html`<div class="scroll" tabindex="0" role="region" aria-label="Samples, every half minute"><table class="samples"><thead><tr><th scope="col">Time</th>${columns.map(([name]) => html`<th scope="col">${name}</th>`)}</tr></thead>
     <tbody>${rows.map(sample => html`<tr><th scope="row">${clock(new Date(sample[0] * 1000))}</th>${columns.map(([, name, text]) => html`<td>${text(field(told, sample, name))}</td>`)}</tr>`)}</tbody></table></div>`;
 }

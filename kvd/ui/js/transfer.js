@@ -1,156 +1,43 @@
-// Export and import. An export reads in pages, an import writes key by key: each only if it is as the dry run saw it.
+// Import: written key by key, each only if it is as the dry run saw it.
 
 import { html, nothing } from "../vendor/lit-html.js";
 import * as api from "./api.js";
-import { bytes, clean, join, nameOf, number, plural } from "./format.js";
+import { clean, join, number, plural } from "./format.js";
 import { valueOf } from "./detail.js";
-import { button, dialog, download, icon } from "./parts.js";
+import { button, dialog, icon } from "./parts.js";
 import { difference } from "./difference.js";
 import { refusal, say, toast } from "./state.js";
 import { yamlModule } from "./syntax.js";
 
-// A page of an export has at most 12.5 MiB of values: longer ones are read one by one.
-const PAGE = 200;
-const PAGE_VALUE_BYTES = 1 << 16;
-// A browser has to hold all of an export at once, several times over.
-const EXPORT_BYTES_MAX = 128 << 20;
-const EXPORT_NODES_MAX = 500_000;
 const ASKED_AT_ONCE = 100;
 const SHOWN = 200;
+const OPEN_MAX = 20;
 const DIFFERENCES = 20;
 
-// Export.
-
-export function exportAll(path) {
-  const form = { format: "json", read: 0, nodes: 0, bytes: 0, lowest: Infinity, highest: 0, isBusy: false, problem: "", isStopped: false };
-  const shown = dialog("Export", (redraw, close) => html`<form @submit=${event => act(event)}>
-    <div class="dialog-body"><h2>Export ${path === "/" ? "everything" : nameOf(path)}</h2><p class="mono wrap">${path}</p>
-      ${[["json", "JSON", "nested: directories are objects"], ["yaml", "YAML", "nested, for reading and for changes by hand"],
-        ["v2", "etcd v2 JSON", "as the API shows it, with the times that keys have left"]].map(([name, label, what]) => html`<p class="choice"><label class="tick">
-          <input type="radio" name="format" .checked=${form.format === name} @change=${() => (form.format = name)}>${label}</label> <small>${what}</small></p>`)}
-      <p class="note">Hidden keys are in it. Values that are no text are in base64. The keys are read one after the other: what
-        changes meanwhile may be in it as it was or as it is then. At most ${bytes(EXPORT_BYTES_MAX)} of values can be exported here.</p>
-      ${form.isBusy ? html`<p role="status">${plural(form.read, "key")} read …</p>` : nothing}
-      ${form.problem ? html`<p class="bad" role="alert">${form.problem}</p>` : nothing}</div>
-    <div class="dialog-foot">${button(null, "Cancel", close)}<button class="button primary" ?disabled=${form.isBusy}>Download</button></div></form>`,
-  { onClose: () => (form.isStopped = true) });
-  async function act(event) {
-    event.preventDefault();
-    Object.assign(form, { isBusy: true, problem: "", read: 0, nodes: 0, bytes: 0, lowest: Infinity, highest: 0 });
-    shown.redraw();
-    try {
-      const top = await walk(path, form, shown.redraw);
-      const name = `${nameOf(path) || "kvd"}.${form.format === "yaml" ? "yaml" : "json"}`;
-      download([await packed(top, form.format)], name, "text/plain");
-      shown.close();
-      const while_ = form.highest > form.lowest ? ` The store changed meanwhile, from index ${number(form.lowest)} to ${number(form.highest)}.` : "";
-      toast(`${plural(form.read, "key")} exported.${while_}`, { seconds: 12 });
-    } catch (error) {
-      form.problem = error === STOPPED ? "" : error.message;
-      form.isBusy = false;
-      if (shown.element.open) shown.redraw();
-    }
-  }
-}
-
-const STOPPED = new Error("stopped");
-
-async function walk(path, form, redraw) {
-  const children = [];
-  let after = null;
-  do {
-    if (form.isStopped) throw STOPPED;
-    const query = { limit: PAGE, after, base64: true, hidden: true, maxValue: PAGE_VALUE_BYTES };
-    const { node, next, at } = await api.read(path, query, { isDir: true });
-    form.lowest = Math.min(form.lowest, at);
-    form.highest = Math.max(form.highest, at);
-    for (const child of node.nodes ?? []) {
-      measure(child, form);
-      try {
-        if (child.dir) children.push({ ...child, children: await walk(child.key, form, redraw) });
-        else children.push(await whole(child, form));
-        form.read += child.dir ? 0 : 1;
-      } catch (error) {
-        if (error.code !== 100) throw error; // it has gone meanwhile
-      }
-    }
-    after = next;
-    redraw();
-  } while (after != null);
-  return children;
-}
-
-/** Count a node that is read; no export is cut without a word. */
-function measure(child, form) {
-  form.nodes += 1;
-  form.bytes += child.size ?? atob(child.value ?? "").length;
-  if (form.bytes <= EXPORT_BYTES_MAX && form.nodes <= EXPORT_NODES_MAX) return;
-  throw new Error(`There are more than ${bytes(EXPORT_BYTES_MAX)} of values or ${number(EXPORT_NODES_MAX)} keys below it. Nothing was exported; kvdctl export is for more.`);
-}
-
-/** A key with its whole value. What was longer than a page takes is as it is now. */
-async function whole(child, form) {
-  const { key, ttl, createdIndex } = child;
-  if (child.size === undefined || atob(child.value ?? "").length === child.size) return { key, ttl, createdIndex, modifiedIndex: child.modifiedIndex, ...contentOf(child) };
-  if (form.isStopped) throw STOPPED;
-  const { node } = await api.read(key, { base64: true });
-  return { key, ttl: node.ttl, createdIndex: node.createdIndex, modifiedIndex: node.modifiedIndex, ...contentOf(node) };
-}
-
-/** The text of a value, or the base64 of its bytes. */
-function contentOf(node) {
-  const { isBinary, text } = valueOf(node);
-  return isBinary ? { base64: node.value } : { text };
-}
-
-async function packed(children, format) {
-  if (format === "v2") return JSON.stringify({ action: "get", node: { dir: true, nodes: children.map(asV2) } }, null, 1);
-  const nested = nest(children);
-  if (format === "json") return `${JSON.stringify(nested, null, 2)}\n`;
-  const { dump } = await yamlModule();
-  return dump(nested, { lineWidth: -1 });
-}
-
-const base64 = data => btoa(Array.from(data, byte => String.fromCharCode(byte)).join(""));
-
-function nest(children) {
-  // Without a prototype a key named __proto__ is one as any other.
-  const object = Object.create(null);
-  for (const child of children) {
-    object[nameOf(child.key)] = child.children ? nest(child.children) : child.base64 === undefined ? child.text : { $base64: child.base64 };
-  }
-  return object;
-}
-
-function asV2({ key, dir, ttl, children, text, base64: packed_, modifiedIndex, createdIndex }) {
-  const head = { key, ...(ttl ? { ttl } : {}), modifiedIndex, createdIndex };
-  if (dir) return { ...head, dir: true, nodes: children.map(asV2) };
-  return packed_ === undefined ? { ...head, value: text } : { ...head, value: packed_, encoding: "base64" };
-}
-
-// Import.
-
-export function importAll(path, then) {
-  const form = { text: "", problem: "", plan: null, isBusy: false, done: 0, left: [], isDone: false };
+/** Import what is typed or in a file; with `given` ({title, note, keys}) keys that are known already. */
+export function importAll(path, then, given = null) {
+  const form = { text: "", file: null, problem: "", plan: null, isBusy: false, done: 0, left: [], isDone: false };
   const shown = dialog("Import", (redraw, close) => html`
-    <div class="dialog-body"><h2>Import into ${path}</h2>
-      ${form.isDone ? result() : form.plan ? planView() : html`
+    <div class="dialog-body"><h2>${given?.title ?? `Import into ${path}`}</h2>
+      ${given && !form.isDone ? html`<p>${given.note}</p>` : nothing}
+      ${form.isDone ? result() : form.plan ? planView() : given ? nothing : html`
         <p>JSON or YAML, nested or with paths as names, or etcd's v2 JSON. Nothing is written before you have seen what changes.</p>
         <label class="field"><span>A file</span><input type="file" accept=".json,.yaml,.yml,.txt" @change=${async event => {
-          form.text = (await event.target.files[0]?.text()) ?? form.text;
+          [form.file = null] = event.target.files;
+          form.problem = "";
           redraw();
         }}></label>
-        <label class="field"><span>Or its text</span><textarea class="mono" rows="9" spellcheck="false" autofocus .value=${form.text} @input=${event => {
+        ${form.file ? nothing : html`<label class="field"><span>Or its text</span><textarea class="mono" rows="9" spellcheck="false" autofocus .value=${form.text} @input=${event => {
           form.text = event.target.value;
           form.problem = "";
           redraw();
-        }}></textarea></label>`}
+        }}></textarea></label>`}`}
       ${form.problem ? html`<p class="bad" role="alert">${form.problem}</p>` : nothing}
       ${form.isBusy ? html`<p role="status">${form.plan ? `${number(form.done)} of ${number(writes().length)} written …` : "Comparing …"}</p>` : nothing}</div>
     <div class="dialog-foot">${button(null, form.isDone ? "Close" : "Cancel", close)}
       ${form.isDone ? nothing : form.plan
         ? html`<button type="button" class="button primary" ?disabled=${form.isBusy || !writes().length} @click=${act}>Write ${counted(writes())}</button>`
-        : html`<button type="button" class="button primary" ?disabled=${form.isBusy || !form.text.trim()} @click=${compareAll}>Compare</button>`}</div>`,
+        : given ? nothing : html`<button type="button" class="button primary" ?disabled=${form.isBusy || !(form.file ?? form.text.trim())} @click=${compareAll}>Compare</button>`}</div>`,
   { kind: "wide", onClose: () => {
     form.isStopped = true;
     if (form.plan && form.isBusy) toast(`Stopped: ${number(form.done)} of ${counted(writes())} written.`, { seconds: 12 });
@@ -160,13 +47,15 @@ export function importAll(path, then) {
   const done = () => (writes().some(each => each.isDir) ? plural(form.done, "entry", "entries") : plural(form.done, "key"));
   const counted = list => (list.some(each => each.isDir) ? plural(list.length, "entry", "entries") : plural(list.length, "key"));
 
+  if (given) compareAll();
+
   async function compareAll() {
     form.isBusy = true;
     shown.redraw();
     try {
-      form.plan = await planOf(await parse(form.text), path);
-      form.rest = await restOf(path, form.plan);
-      if (!form.plan.length) throw new Error("There are no keys in it.");
+      form.plan = await planOf(given ? given.keys : keysOf(await parse(form.file ? await form.file.text() : form.text), path));
+      form.rest = given ? 0 : await restOf(path, form.plan);
+      if (!form.plan.length) throw new Error(given ? "The history has no key that was in it." : "There are no keys in it.");
     } catch (error) {
       form.plan = null;
       form.problem = error.message;
@@ -177,7 +66,7 @@ export function importAll(path, then) {
 
   function planView() {
     const of = kind => form.plan.filter(each => each.kind === kind);
-    const list = (kind, title) => (of(kind).length ? html`<details ?open=${kind === "changed"}><summary><b>${number(of(kind).length)}</b> ${title}</summary>
+    const list = (kind, title) => (of(kind).length ? html`<details ?open=${kind === "changed" || (kind === "new" && of(kind).length <= OPEN_MAX)}><summary><b>${number(of(kind).length)}</b> ${title}</summary>
       ${of(kind).slice(0, SHOWN).map((each, at) => html`<p class="mono wrap">${each.path}${each.isDir ? "/" : ""}${each.why ? html` <small class="bad">${each.why}</small>` : nothing}</p>
         ${kind === "changed" && at < DIFFERENCES && !each.isBinary ? difference(each.before, each.text, each.path) : nothing}`)}
       ${of(kind).length > SHOWN ? html`<p class="note">and ${number(of(kind).length - SHOWN)} more</p>` : nothing}</details>` : nothing);
@@ -309,13 +198,14 @@ function unpack(text) {
   }
 }
 
+const base64 = data => btoa(Array.from(data, byte => String.fromCharCode(byte)).join(""));
+
 const ofText = (path, text) => ({ path, text, data: new TextEncoder().encode(text), ttl: 0, isBinary: false });
-const ofDir = path => ({ path, isDir: true, ttl: 0, isBinary: false });
-const ofBytes = (path, data) => ({ path, text: null, data, ttl: 0, isBinary: true });
+export const ofDir = path => ({ path, isDir: true, ttl: 0, isBinary: false });
+export const ofBytes = (path, data) => ({ path, text: null, data, ttl: 0, isBinary: true });
 
 /** Compare keys with what is stored. */
-async function planOf(document, top) {
-  const keys = keysOf(document, top);
+async function planOf(keys) {
   const plan = [];
   for (let at = 0; at < keys.length; at += ASKED_AT_ONCE) {
     const some = keys.slice(at, at + ASKED_AT_ONCE);

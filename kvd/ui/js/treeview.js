@@ -107,7 +107,7 @@ export const shown = name => name.replaceAll("\n", "⏎").replaceAll("\t", "⇥"
 
 function preview(child) {
   if (child.value === "") return "";
-  if (child.value?.includes("\ufffd")) return `binary, ${bytes(child.size)}`;
+  if (/[\u0000-\u0008\u000e-\u001f\u007f\ufffd]/.test(child.value)) return `binary, ${bytes(child.size)}`;
   return child.value?.replace(/\s+/g, " ") ?? "";
 }
 
@@ -193,6 +193,8 @@ function onKey(event) {
   event.stopPropagation();
 }
 
+export const isEmpty = () => !tree.height();
+
 /** What stands where the tree has no rows. */
 export function emptiness(onNew) {
   const root = tree.rootOf();
@@ -200,7 +202,7 @@ export function emptiness(onNew) {
   if (root.state !== "ready") return html`<p class="note">Loading …</p>`;
   if (root.count) return nothing;
   if (!mayList("/")) return html`<p class="note">There is nothing here that you may read.</p>`;
-  return html`<div class="note"><p>No keys yet.</p>
+  return html`<div class="note"><p>No keys yet. A key is a path with a value, such as <code>/greeting</code>.</p>
     ${root.hidden ? html`<p>Only hidden ones: ${number(root.hidden)}, whose names begin with “_”.</p>` : nothing}
     <button class="button" @click=${onNew}>${icon("plus")} New key</button></div>`;
 }
