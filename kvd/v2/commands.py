@@ -109,7 +109,8 @@ class Transaction(NamedTuple):
 class Get(NamedTuple):
     """Read a node; of a directory also its visible children, with `recursive` all below them.
 
-    Without `may_list` the client may not see the children of a directory.
+    Without `may_list` the client may not see the children of a directory. With `quorum` it sees all
+    that was acknowledged before it came, wherever that was.
     """
 
     key: bytes
@@ -117,6 +118,7 @@ class Get(NamedTuple):
     sorted: bool = False
     may_list: bool = True
     extras: Extras = ()
+    quorum: bool = False
 
 
 class Watch(NamedTuple):

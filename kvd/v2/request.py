@@ -180,7 +180,8 @@ def _request(method: str, key: bytes, params: Parameters) -> Parsed:
     if method not in ("GET", "HEAD"):
         return _command(method, key, params)
     is_usual = _check(method, params)
-    return _get(key, params, is_usual=is_usual), False, params.get(b"recursive") in _TRUE
+    asked = _get(key, params, is_usual=is_usual, is_head=method == "HEAD")
+    return asked, False, params.get(b"recursive") in _TRUE
 
 
 def _command(method: str, key: bytes, params: Parameters) -> ParsedWrite:
@@ -267,16 +268,18 @@ def _check_values(checks: tuple[_Check, ...], params: Parameters) -> None:
             raise ApiError(code, cause)
 
 
-def _get(key: bytes, params: Parameters, *, is_usual: bool) -> Get | Watch:
+def _get(key: bytes, params: Parameters, *, is_usual: bool, is_head: bool) -> Get | Watch:
     get = params.get
     recursive = get(b"recursive") in _TRUE
     extras: Extras = ()
     if not is_usual:
         extras = tuple(pair for pair in params.items() if pair[0] in EXTRAS)
-    if get(b"wait") in _TRUE and get(b"quorum") not in _TRUE:
+    quorum = get(b"quorum") in _TRUE
+    if get(b"wait") in _TRUE and not quorum:
         wait_index = int(get(b"waitIndex", 0))
         return Watch(key, recursive, get(b"stream") in _TRUE, wait_index, extras)
-    return Get(key, recursive, get(b"sorted") in _TRUE, extras=extras)
+    is_sorted = get(b"sorted") in _TRUE
+    return Get(key, recursive, is_sorted, extras=extras, quorum=quorum and not is_head)
 
 
 def uint(raw: bytes) -> int | None:

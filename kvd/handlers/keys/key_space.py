@@ -7,7 +7,7 @@ reports their outcome; watches go to the hub. A connection that has gone discard
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -69,7 +69,12 @@ class KeyLimits(NamedTuple):
 
 
 class KeySpace:
-    """Serves the requests to the keys of one store."""
+    """Serves the requests to the keys of one store.
+
+    Attributes:
+        catch_up: Awaited before a read with `quorum`: it returns once all that was acknowledged
+            before is visible here, or raises an `ApiError`. None where nothing ever is elsewhere.
+    """
 
     def __init__(
         self,
@@ -86,6 +91,7 @@ class KeySpace:
         has_extras: bool = False,
     ) -> None:
         self.limits = limits
+        self.catch_up: Callable[[], Awaitable[None]] | None = None
         self._hub = hub
         self._parsed = asyncio.Semaphore(_PARSED_MAX)
         self._answers = answers
@@ -146,7 +152,10 @@ class KeySpace:
             if rights is not None:
                 request = rights.narrow(request, recursive=recursive)
             if isinstance(request, Get):
-                if request.extras and self.extras is not None:
+                if request.quorum and self.catch_up is not None:
+                    read = self._read_later(connection, self.catch_up(), request, rights)
+                    self.responder.start(connection, read)
+                elif request.extras and self.extras is not None:
                     self.extras.read(connection, method, request, rights)
                 else:
                     self.reads.read(connection, method, request)
@@ -172,6 +181,19 @@ class KeySpace:
             self.responder.refuse(connection, "GET", refusal)
         except BROKEN as damage:
             self._parts.committer.fail(damage)
+
+    async def _read_later(
+        self, connection: Connection, caught_up: Awaitable[None], get: Get, rights: Rights | None
+    ) -> None:
+        """Answer a read once its state is here."""
+        try:
+            await caught_up
+        except ApiError as refusal:
+            self.responder.refuse(connection, "GET", refusal)
+            return
+        if not connection.gone:
+            parsed = get._replace(quorum=False), False, get.recursive
+            self.serve(connection, "GET", get.key, b"", b"", parsed=parsed, rights=rights)
 
     async def _serve_in_turns(
         self,
