@@ -59,7 +59,7 @@ class Client(Keys):
             connections: so many are kept open while nothing is asked.
 
         Raises:
-            ValueError: a URL is none.
+            ValueError: a URL is none, the timeout not above 0, or a user's name has a colon.
         """
         self._driver = Driver(tls)
         self._operations = Operations(

@@ -14,16 +14,11 @@ Codes and messages are etcd's (its v2 `errors.go`).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 _HISTORY = re.compile(r"\[(\d+)/(\d+)\]")
-# Causes of code 300 that leave open whether a write has happened: of kvd when its disk fails, of
-# etcd when its cluster does not agree in time.
-_OPEN_OUTCOMES = ("outcome unknown", "timed out", "timeout")
 
 
 class KvdError(Exception):
@@ -73,6 +68,8 @@ class Timeout(TransportError):
 class OutcomeUnknown(KvdError):
     """A write was sent and no answer came: it may have happened, may happen later, or never.
 
+    So it is where the answer cannot be read, or comes from a proxy that had none itself (502, 504).
+
     Example:
         >>> from kvd.client import CompareFailed, OutcomeUnknown
         >>> node = client.set("/state", "open").node
@@ -101,9 +98,12 @@ class ClusterChanged(KvdError):
     """
 
     def __init__(self, old: str, new: str) -> None:
-        super().__init__(f"the store is another one: {new}, was {old}")
+        super().__init__(old, new)
         self.old = old
         self.new = new
+
+    def __str__(self) -> str:
+        return f"the store is another one: {self.new}, was {self.old}"
 
 
 class WatchTimeout(KvdError):
@@ -290,6 +290,8 @@ class BadRequest(ApiError):
 class ServerRefused(ApiError):
     """The server cannot do it now, and has not: no room on its disk, too much to do (300, 503).
 
+    A proxy without an answer to a read (502, 504) is such a server as well.
+
     Example:
         >>> from kvd.client import ServerRefused
         >>> try:
@@ -317,35 +319,3 @@ class HistoryLost(ApiError):
         super().__init__(code, message, cause, index, status)
         found = _HISTORY.search(cause)
         self.first, self.wanted = (int(found[1]), int(found[2])) if found else (0, 0)
-
-
-_BY_CODE: dict[int, type[ApiError]] = {
-    100: KeyNotFound,
-    101: CompareFailed,
-    102: NotAFile,
-    104: NotADirectory,
-    105: KeyExists,
-    107: RootReadOnly,
-    108: DirectoryNotEmpty,
-    110: Unauthorized,
-    300: ServerRefused,
-    401: HistoryLost,
-}
-_BY_STATUS: dict[int, type[ApiError]] = {401: Unauthorized, 403: Unauthorized, 503: ServerRefused}
-
-
-def refusal(status: int, body: bytes, *, is_write: bool) -> KvdError:
-    """Return the error in an answer whose status is 400 or more."""
-    try:
-        told: Any = json.loads(body)
-    except ValueError:
-        told = None
-    if not isinstance(told, dict) or "errorCode" not in told:
-        text = str(told["message"]) if isinstance(told, dict) and "message" in told else ""
-        text = text or body[:200].decode("utf-8", "replace").strip() or "no reason given"
-        return _BY_STATUS.get(status, ApiError)(0, text, "", 0, status)
-    code, cause = int(told["errorCode"]), str(told.get("cause", ""))
-    if code == 300 and is_write and any(text in cause for text in _OPEN_OUTCOMES):
-        return OutcomeUnknown(cause)
-    kind = BadRequest if 200 <= code < 300 else _BY_CODE.get(code, ApiError)
-    return kind(code, str(told.get("message", "")), cause, int(told.get("index", 0)), status)

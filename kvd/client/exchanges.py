@@ -1,14 +1,35 @@
-"""Requests and their answers: kept connections, several endpoints, and what may be sent twice."""
+"""Requests and their answers: kept connections, several endpoints, and what may be sent twice.
+
+Also what an answer means: the error of a refusal, and what is made of JSON that may be anything.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, NoReturn, TypeVar
 
-from kvd.client.errors import OutcomeUnknown, Timeout, TransportError
+from kvd.client.errors import (
+    ApiError,
+    BadRequest,
+    CompareFailed,
+    DirectoryNotEmpty,
+    HistoryLost,
+    KeyExists,
+    KeyNotFound,
+    KvdError,
+    NotADirectory,
+    NotAFile,
+    OutcomeUnknown,
+    RootReadOnly,
+    ServerRefused,
+    Timeout,
+    TransportError,
+    Unauthorized,
+)
 from kvd.client.wire import (
     Answer,
     Call,
@@ -24,6 +45,8 @@ from kvd.client.wire import (
 )
 
 T = TypeVar("T")
+# 31 years. What systems take ends somewhere above, before infinity.
+_TIMEOUT_MAX_S = 1e9
 _LEAST_S = 0.001
 """The shortest timeout of a step."""
 # The pause before the next round through all endpoints, and the longest.
@@ -44,6 +67,9 @@ class Exchanges:
     def __init__(
         self, endpoints: Sequence[Endpoint], authorization: str, timeout: float, kept: int
     ) -> None:
+        """Raises ValueError: the timeout cannot be used."""
+        if not 0 < timeout <= _TIMEOUT_MAX_S:
+            raise ValueError(f"expected a timeout of more than 0 seconds, got {timeout}")
         self.endpoints = tuple(endpoints)
         self.timeout = timeout
         self.connect_timeout = float("inf")
@@ -220,3 +246,99 @@ def _left(deadline: float) -> float:
 def _close(connection: Connection | None) -> None:
     if connection is not None:
         connection.close()
+
+
+_BY_CODE: dict[int, type[ApiError]] = {
+    100: KeyNotFound,
+    101: CompareFailed,
+    102: NotAFile,
+    104: NotADirectory,
+    105: KeyExists,
+    107: RootReadOnly,
+    108: DirectoryNotEmpty,
+    110: Unauthorized,
+    300: ServerRefused,
+    401: HistoryLost,
+}
+_BY_STATUS: dict[int, type[ApiError]] = {401: Unauthorized, 403: Unauthorized} | dict.fromkeys(
+    (408, 429, 502, 503, 504), ServerRefused
+)
+# Of proxies, and of a server in trouble: the write may be on its way.
+_OPEN_STATUSES = (408, 500, 502, 504)
+# Causes of code 300 that leave open whether a write has happened: of kvd when its disk fails, of
+# etcd when its cluster does not agree in time, or when it is stopped meanwhile.
+_OPEN_OUTCOMES = ("outcome unknown", "timed out", "timeout", "server stopped", "cancel")
+
+
+def refusal(reply: Reply, *, is_write: bool) -> KvdError:
+    """Return the error in an answer that is no success."""
+    try:
+        told: Any = json.loads(reply.body)
+    except (ValueError, RecursionError):
+        told = None
+    found = told if isinstance(told, dict) else {}
+    code, index = found.get("errorCode"), found.get("index")
+    if not isinstance(code, int):
+        return _foreign_refusal(reply, str(found.get("message", "")), is_write=is_write)
+    cause = str(found.get("cause", ""))
+    if code == 300 and is_write and any(text in cause for text in _OPEN_OUTCOMES):
+        return OutcomeUnknown(cause)
+    kind = BadRequest if 200 <= code < 300 else _BY_CODE.get(code, ApiError)
+    index = index if isinstance(index, int) else 0
+    return kind(code, str(found.get("message", "")), cause, index, reply.status)
+
+
+def _foreign_refusal(reply: Reply, text: str, *, is_write: bool) -> KvdError:
+    """Return the error in an answer that has none of etcd's codes."""
+    status = reply.status
+    text = text or reply.body[:200].decode("utf-8", "replace").strip() or "no reason given"
+    if is_write and status in _OPEN_STATUSES:
+        return OutcomeUnknown(f"the answer was {status}: {text}")
+    if status < 400:
+        where = reply.headers.get("location", "another place")
+        text = f"redirects are not followed, and this is one to {where}"
+    return _BY_STATUS.get(status, ApiError)(0, text, "", 0, status)
+
+
+def json_of(reply: Reply) -> dict[str, Any]:
+    """Return the JSON of a response.
+
+    Raises:
+        KvdError: it is none, or nested too deeply.
+    """
+    try:
+        told: Any = json.loads(reply.body)
+    except ValueError:
+        raise KvdError(f"the response is no JSON: {reply.body[:200]!r}") from None
+    except RecursionError:
+        raise KvdError("the response is nested too deeply for Python") from None
+    if not isinstance(told, dict):
+        raise KvdError(f"the response is no JSON object: {reply.body[:200]!r}")
+    return told
+
+
+def parsed(reply: Reply, parse: Callable[[dict[str, Any]], T], *, is_write: bool = False) -> T:
+    """Return what a function makes of the JSON of a response.
+
+    Raises:
+        KvdError: it cannot be read.
+        OutcomeUnknown: the same, of a write.
+    """
+    try:
+        return readable(reply.body, lambda: parse(json_of(reply)))
+    except ApiError:
+        raise
+    except KvdError as error:
+        if is_write:
+            raise OutcomeUnknown(f"the answer to a write cannot be read: {error}") from error
+        raise
+
+
+def readable(told: bytes, parse: Callable[[], T]) -> T:
+    """Return what a function makes of what a server has told; raise KvdError where it cannot."""
+    try:
+        return parse()
+    except KvdError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise KvdError(f"the server told what etcd would not: {told[:200]!r}") from error

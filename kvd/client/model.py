@@ -251,6 +251,12 @@ def _given(**fields: object) -> dict[str, object]:
     return {name: what for name, what in fields.items() if what is not None}
 
 
+def _number(told: object) -> int:
+    if not isinstance(told, int):
+        raise TypeError(f"expected a number, got {told!r}")
+    return told
+
+
 class Names:
     """The keys of a client, below its namespace; and what servers say of them.
 
@@ -263,6 +269,8 @@ class Names:
 
     def full(self, key: str) -> str:
         """Return a key as the server knows it."""
+        if not isinstance(key, str):
+            raise TypeError(f"a key is a str, got {key!r}")
         # As the server does, which answers other forms with a redirect.
         key = posixpath.normpath("/" + key.lstrip("/"))
         return self.namespace + key if key != "/" else self.namespace or "/"
@@ -282,14 +290,16 @@ class Names:
         value = told.get("value")
         if value is not None and told.get("encoding") == "base64":
             value = base64.b64decode(value).decode("utf-8", "surrogateescape")
-        expiration = told.get("expiration")
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"expected a text, got {value!r}")
+        expiration, ttl = told.get("expiration"), told.get("ttl")
         return Node(
             key=self.own(told.get("key", "/")),
             value=value,
             dir=bool(told.get("dir", False)),
-            created_index=told.get("createdIndex", 0),
-            modified_index=told.get("modifiedIndex", 0),
-            ttl=told.get("ttl"),
+            created_index=_number(told.get("createdIndex", 0)),
+            modified_index=_number(told.get("modifiedIndex", 0)),
+            ttl=None if ttl is None else _number(ttl),
             expiration=None if expiration is None else datetime.fromisoformat(expiration),
             index=index,
         )

@@ -21,9 +21,8 @@ from kvd.client.errors import (
     NotADirectory,
     NotAFile,
     NotSupported,
-    refusal,
 )
-from kvd.client.exchanges import Exchanges
+from kvd.client.exchanges import Exchanges, parsed, refusal
 from kvd.client.model import Compare, Event, Names, Node, Op, Tree
 from kvd.client.wire import Call, Endpoint, Operation, Reply, Sleep
 
@@ -56,10 +55,12 @@ class Operations:
         namespace: str,
         connections: int,
     ) -> None:
-        """Raises ValueError: a URL is none, or there is none at all."""
+        """Raises ValueError: an argument cannot be used."""
         urls = [url] if isinstance(url, str) else list(url)
         if not urls:
             raise ValueError("a client needs the URL of a server")
+        if ":" in (username or "") or (username is None and password is not None):
+            raise ValueError("expected a user name without a colon, beside a password")
         authorization = ""
         if username is not None:
             pair = f"{username}:{password or ''}".encode()
@@ -95,7 +96,7 @@ class Operations:
         made = Call(method, path, _texts(query or {}), body, content_type, is_write)
         reply = yield from self.exchanges.request(made, timeout)
         if not 200 <= reply.status < 300:
-            raise self._own(refusal(reply.status, reply.body, is_write=is_write))
+            raise self._own(refusal(reply, is_write=is_write))
         return reply
 
     def _own(self, error: KvdError) -> KvdError:
@@ -115,9 +116,9 @@ class Operations:
         if self._extras is None:
             reply = yield from self.exchanges.request(Call("GET", "/v2/extras", {}), timeout)
             if reply.status not in (200, 404):  # it may be another answer next time
-                raise refusal(reply.status, reply.body, is_write=False)
-            told = json_of(reply) if reply.status == 200 else {}
-            self._extras = frozenset(told.get("extras", ()))
+                raise refusal(reply, is_write=False)
+            names = parsed(reply, lambda told: told["extras"]) if reply.status == 200 else ()
+            self._extras = frozenset(str(name) for name in names)
         return self._extras
 
     def require(self, extra: str) -> Operation[None]:
@@ -129,7 +130,7 @@ class Operations:
 
     def get(self, key: str, *, quorum: bool) -> Operation[Node]:
         reply = yield from self.call("GET", self.path(key), query={"quorum": quorum or None})
-        return self.names.node(json_of(reply)["node"], reply.index)
+        return parsed(reply, lambda told: self.names.node(told["node"], reply.index))
 
     def get_or(self, key: str, default: Any) -> Operation[Any]:
         try:
@@ -153,11 +154,15 @@ class Operations:
         return self._tree(reply)
 
     def _tree(self, reply: Reply) -> Tree:
-        told = json_of(reply)["node"]
-        key = self.names.own(told.get("key", "/"))
-        if not told.get("dir"):
-            raise NotADirectory(104, "Not a directory", key, reply.index, 400)
-        return Tree(key, reply.index, self.names.below(told, reply.index))
+        index = reply.index
+
+        def parse(told: Mapping[str, Any]) -> Tree:
+            key = self.names.own(told["node"].get("key", "/"))
+            if not told["node"].get("dir"):
+                raise NotADirectory(104, "Not a directory", key, index, 400)
+            return Tree(key, index, self.names.below(told["node"], index))
+
+        return parsed(reply, parse)
 
     def all_below(
         self, key: str, timeout: float | None = None
@@ -169,12 +174,15 @@ class Operations:
         if reply.status == 404:
             return {}, reply.index, cluster_id
         if reply.status != 200:
-            raise refusal(reply.status, reply.body, is_write=False)
-        told = json_of(reply)["node"]
-        if told.get("dir"):
-            return self.names.below(told, reply.index), reply.index, cluster_id
-        node = self.names.node(told, reply.index)
-        return {node.key: node}, reply.index, cluster_id
+            raise refusal(reply, is_write=False)
+
+        def parse(told: Mapping[str, Any]) -> dict[str, Node]:
+            if told["node"].get("dir"):
+                return self.names.below(told["node"], reply.index)
+            node = self.names.node(told["node"], reply.index)
+            return {node.key: node}
+
+        return parsed(reply, parse), reply.index, cluster_id
 
     def page(self, key: str, after: str | None, size: int) -> Operation[tuple[Tree, str | None]]:
         """Return some children, and the name after which the next page begins."""
@@ -195,7 +203,10 @@ class Operations:
         yield from self.require("history")
         query = {"history": True, "limit": limit, "before": before}
         reply = yield from self.call("GET", self.path(key), query=query)
-        return [self.names.event(told) for told in json_of(reply)["events"]]
+        return parsed(reply, self._events)
+
+    def _events(self, told: Mapping[str, Any]) -> list[Event]:
+        return [self.names.event(event) for event in told["events"]]
 
     # Writing.
 
@@ -203,8 +214,10 @@ class Operations:
         self, method: str, key: str, form: Given, *, timeout: float | None = None
     ) -> Operation[Event]:
         """Return the event of a PUT or a POST."""
+        if not isinstance(form.get("value", ""), str):
+            raise TypeError(f"a value is a str (set_bytes takes bytes), got {form['value']!r}")
         reply = yield from self.call(method, self.path(key), form=form, timeout=timeout)
-        return self.names.event(json_of(reply))
+        return parsed(reply, self.names.event, is_write=True)
 
     def set(
         self,
@@ -248,7 +261,7 @@ class Operations:
             body=value,
             content_type="application/octet-stream",
         )
-        return self.names.event(json_of(reply))
+        return parsed(reply, self.names.event, is_write=True)
 
     def mkdir(self, key: str, *, ttl: int | None, exist_ok: bool) -> Operation[Event | None]:
         try:
@@ -282,7 +295,7 @@ class Operations:
             if missing_ok:
                 return None
             raise
-        return self.names.event(json_of(reply))
+        return parsed(reply, self.names.event, is_write=True)
 
     def update(
         self, key: str, change: Callable[[str | None], str | None], *, tries: int
@@ -327,11 +340,14 @@ class Operations:
         reply = yield from self.call(
             "POST", "/v2/txn", body=json.dumps(body).encode(), content_type=JSON
         )
-        return [self.names.event(told) for told in json_of(reply)["events"]]
+        return parsed(reply, self._events, is_write=True)
 
 
 def _texts(given: Given) -> dict[str, str]:
     """Return parameters as etcd reads them, without those that are None."""
+    for name, what in given.items():
+        if what is not None and not isinstance(what, str | int):
+            raise TypeError(f"expected a str or an int for {name}, got {what!r}")
     return {
         name: str(what).lower() if isinstance(what, bool) else str(what)
         for name, what in given.items()
@@ -342,18 +358,3 @@ def _texts(given: Given) -> dict[str, str]:
 def _text(value: bytes) -> str:
     """Return bytes as text of which `urlencode` makes the same bytes again."""
     return value.decode("utf-8", "surrogateescape")
-
-
-def json_of(reply: Reply) -> dict[str, Any]:
-    """Return the JSON of a response.
-
-    Raises:
-        KvdError: it is none, or nested too deeply.
-    """
-    try:
-        told: dict[str, Any] = json.loads(reply.body)
-    except ValueError:
-        raise KvdError(f"the response is no JSON: {reply.body[:200]!r}") from None
-    except RecursionError:
-        raise KvdError("the response is nested too deeply for Python") from None
-    return told

@@ -8,7 +8,7 @@ from history.
 from __future__ import annotations
 
 import json
-from math import inf
+from math import inf, isnan
 from time import monotonic
 from typing import Any
 
@@ -20,12 +20,11 @@ from kvd.client.errors import (
     Timeout,
     TransportError,
     WatchTimeout,
-    refusal,
 )
-from kvd.client.exchanges import PAUSE_MAX_S, PAUSE_S
+from kvd.client.exchanges import PAUSE_MAX_S, PAUSE_S, readable, refusal
 from kvd.client.model import Event, Snapshot
 from kvd.client.operations import Operations
-from kvd.client.wire import Call, Operation, Sleep, Stream
+from kvd.client.wire import Call, Operation, Reply, Sleep, Stream
 
 PROGRESS_S = 5
 """How often kvd tells a quiet stream how far it has come, in seconds."""
@@ -33,10 +32,17 @@ _SILENCE_S = 3 * PROGRESS_S
 _LEAST_S = 0.001
 
 
+def require_seconds(timeout: float | None) -> None:
+    """Raise ValueError unless a time to wait is a number, or None: there is no order with NaN."""
+    if timeout is not None and isnan(timeout):
+        raise ValueError("expected seconds to wait, got NaN")
+
+
 class _Limit:
     """The time of one call, of so many seconds; of all time without them."""
 
     def __init__(self, timeout: float | None) -> None:
+        require_seconds(timeout)
         self._timeout = timeout
         self._ends = None if timeout is None else monotonic() + timeout
 
@@ -75,7 +81,8 @@ class Watching:
         recursive: bool,
         cluster_id: str = "",
     ) -> None:
-        self.index: int | None = None if since is None else since - 1
+        # To etcd, 0 is the next event, whichever that is.
+        self.index: int | None = None if since is None else (since or 1) - 1
         self.stream: Stream | None = None
         self.is_closed = False
         self._ops = ops
@@ -147,7 +154,8 @@ class Watching:
             body = b""
             while (line := (yield from stream.line(self._ops.exchanges.timeout))) is not None:
                 body += line
-            raise self._lost(refusal(answer.status, body, is_write=False))
+            reply = Reply(answer.status, answer.headers, body, answer.index())
+            raise self._lost(refusal(reply, is_write=False))
         cluster_id = answer.headers.get("x-etcd-cluster-id", "")
         if self.cluster_id and cluster_id != self.cluster_id:
             raise ClusterChanged(self.cluster_id, cluster_id)
@@ -196,17 +204,20 @@ class Watching:
             # No event up to the index of its head matches; else it would have been sent.
             self.index = max(index, stream.answer.index())
             return None
-        told: dict[str, Any] = json.loads(line)
-        if told["action"] == "progress":
-            self.index = max(index, told["index"])
-            return None
+        event = readable(line, lambda: self._told(json.loads(line)))
         if not self._is_streaming:
             self.let_go()
-        event = self._ops.names.event(told)
-        if event.index <= index:
+        if isinstance(event, int):
+            self.index = max(index, event)
             return None
-        self.index = event.index
-        return event
+        self.index = max(index, event.index)
+        return event if event.index > index else None
+
+    def _told(self, told: dict[str, Any]) -> Event | int:
+        """Return an event, or the index that the server has come to."""
+        if told["action"] == "progress":
+            return int(told["index"])
+        return self._ops.names.event(told)
 
     def let_go(self) -> None:
         """Close the connection."""

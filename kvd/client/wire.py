@@ -18,6 +18,7 @@ import httptools
 from kvd.client.errors import Timeout, TransportError
 
 _HEAD_BYTES_MAX = 64 << 10
+_DIGITS_MAX = 20  # of 64 bits
 
 
 class Connection(Protocol):
@@ -52,16 +53,23 @@ class Endpoint:
         Raises:
             ValueError: it is neither.
         """
+        if not isinstance(url, str):
+            raise TypeError(f"a URL is a str, got {url!r}")
         parts = urlsplit(url)
         if parts.scheme in ("unix", "unixs") and parts.path and not parts.netloc:
             return cls("", 0, unquote(parts.path), tls=parts.scheme == "unixs")
         is_bare = parts.path in ("", "/") and not (parts.query or parts.fragment or parts.username)
-        if parts.scheme not in ("http", "https") or not parts.hostname or not is_bare:
+        is_bare &= parts.port != 0 and not any(map(str.isspace, parts.netloc))
+        try:
+            host = (parts.hostname or "").encode("idna").decode()
+        except UnicodeError:  # a part of it is too long
+            host = ""
+        if parts.scheme not in ("http", "https") or not host or not is_bare:
             raise ValueError(
                 "expected http://HOST:PORT, https://HOST:PORT, unix:///PATH or unixs:///PATH: "
                 + url
             )
-        return cls(parts.hostname, parts.port or 2379, "", tls=parts.scheme == "https")
+        return cls(host, parts.port or 2379, "", tls=parts.scheme == "https")
 
     @property
     def tls_name(self) -> str:
@@ -156,6 +164,8 @@ class Answer:
         headers: by their names in small letters.
         is_headed, is_whole: whether the head, and all of it, has come.
         keeps_open: whether the connection serves further requests.
+
+    What comes behind it was not asked for: it is passed over, and the connection not used again.
     """
 
     def __init__(self) -> None:
@@ -177,8 +187,10 @@ class Answer:
                 self._parser.feed_data(data)
             elif not self.is_whole:
                 raise TransportError("the server has closed the connection before its answer")
-        except httptools.HttpParserError as error:
-            raise TransportError(f"what came is no HTTP response: {error}") from error
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self.keeps_open = False
+            if not self.is_whole:
+                raise TransportError(f"what came is no HTTP response: {error}") from error
         if not self.is_headed:
             self._head_bytes += len(data)
             if self._head_bytes > _HEAD_BYTES_MAX:
@@ -193,16 +205,19 @@ class Answer:
     def index(self, name: str = "x-etcd-index") -> int:
         """Return a number of the head, 0 where there is none."""
         text = self.headers.get(name, "")
-        return int(text) if text.isdecimal() else 0
+        return int(text) if text.isdecimal() and len(text) <= _DIGITS_MAX else 0
 
     # What httptools calls.
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Note a header."""
-        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        if not self.is_whole:
+            self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         """Note that the head is whole; of an interim one (1xx), that another will come."""
+        if self.is_whole:
+            return
         self.status = self._parser.get_status_code()
         if self.status < 200:
             self.headers = {}
@@ -211,11 +226,17 @@ class Answer:
 
     def on_body(self, body: bytes) -> None:
         """Note a piece of the body."""
-        self._pieces.append(body)
+        if not self.is_whole:
+            self._pieces.append(body)
+
+    def on_message_begin(self) -> None:
+        """Note that the server goes on after its answer."""
+        if self.is_whole:
+            self.keeps_open = False
 
     def on_message_complete(self) -> None:
         """Note that it is whole."""
-        if self.is_headed:
+        if self.is_headed and not self.is_whole:
             self.is_whole = True
             self.keeps_open = self._parser.should_keep_alive()
 
@@ -241,7 +262,7 @@ class Stream:
     def __init__(self, connection: Connection, answer: Answer) -> None:
         self.connection = connection
         self.answer = answer
-        self._rest = b""
+        self._rest: list[bytes] = []  # of the line that has not ended
         self._lines: deque[bytes] = deque()
 
     def line(self, timeout: float | None) -> Operation[bytes | None]:
@@ -253,13 +274,18 @@ class Stream:
         """
         answer = self.answer
         while True:
-            *lines, self._rest = (self._rest + answer.take()).split(b"\n")
+            *lines, rest = answer.take().split(b"\n")
+            if lines:
+                lines[0] = b"".join([*self._rest, lines[0]])
+                self._rest.clear()
+            self._rest.append(rest)
             self._lines += [line for line in lines if line.strip()]
             if self._lines:
                 return self._lines.popleft()
             if answer.is_whole:
-                rest, self._rest = self._rest.strip(), b""
-                return rest or None
+                last = b"".join(self._rest).strip()
+                self._rest.clear()
+                return last or None
             try:
                 data = yield Receive(self.connection, timeout)
             except TimeoutError as error:

@@ -1,14 +1,15 @@
 """kvd/client/exchanges.py, against servers that misbehave: what was sent, and how often."""
 
 import contextlib
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from kvd.client import KvdError, OutcomeUnknown, ServerRefused, Timeout, TransportError
-from tests.support.server import free_port
+from kvd.client import ApiError, KvdError, OutcomeUnknown, ServerRefused, Timeout, TransportError
+from tests.support.server import PATIENCE_S, free_port
 
 EVENT = b'{"action":"set","node":{"key":"/k","value":"1","modifiedIndex":7,"createdIndex":7}}\n'
 
@@ -157,6 +158,10 @@ def test_an_answer_that_closes_is_the_last_on_its_connection(serve, connect):
         ("500 Error", b'{"errorCode":300,"cause":"no space left","index":7}', ServerRefused),
         ("500 Error", b'{"errorCode":300,"cause":"etcdserver: request timed out"}', OutcomeUnknown),
         ("500 Error", b'{"errorCode":300,"cause":"outcome unknown: disk"}', OutcomeUnknown),
+        ("500 Error", b'{"errorCode":300,"cause":"etcdserver: server stopped"}', OutcomeUnknown),
+        ("500 Error", b"Internal Server Error", OutcomeUnknown),
+        ("502 Bad Gateway", b"<html>", OutcomeUnknown),
+        ("504 Gateway Timeout", b"<html>", OutcomeUnknown),
         ("418 Teapot", b"", KvdError),
     ],
 )
@@ -193,6 +198,19 @@ def test_a_silent_endpoint_leaves_time_for_the_next(serve, connect):
     assert kvd.set("/k", "1").index == 7
 
 
+@pytest.mark.parametrize("status", ["502 Bad Gateway", "504 Gateway Timeout", "429 Slow Down"])
+def test_a_proxy_without_a_server_is_one_that_cannot_answer_now(serve, connect, status):
+    extras = answer(b'{"extras":[]}')
+    server = serve(
+        *(answers(one, goes_on=False) for one in (extras, answer(b"<html>", status), OK)),
+    )
+    kvd = connect(server.url)
+    with kvd.watch("/k", since=7, timeout=PATIENCE_S) as watch:
+        assert next(watch).index == 7
+    with pytest.raises(ServerRefused):
+        connect(serve(answers(answer(b"<html>", status))).url).get("/k")
+
+
 @pytest.mark.parametrize("status", ["301 Moved", "304 Not Modified"])
 def test_what_is_no_success_is_an_error(serve, connect, status):
     head = answer(b"", status) if status.startswith("304") else answer(b"elsewhere", status)
@@ -201,10 +219,87 @@ def test_what_is_no_success_is_an_error(serve, connect, status):
         connect(server.url).set("/k", "1")
 
 
-def test_an_answer_that_is_no_json_is_an_error(serve, connect):
-    server = serve(answers(answer(b"<html>")))
-    with pytest.raises(KvdError, match="no JSON"):
-        connect(server.url).get("/k")
+def test_a_redirect_says_where_to(serve, connect):
+    moved = answer(b"", "307 Temporary Redirect", b"Location: https://b:2379/v2/keys/k")
+    with pytest.raises(KvdError, match="not followed, and this is one to https://b:2379/v2/keys/k"):
+        connect(serve(answers(moved)).url).get("/k")
+
+
+STRANGE = [
+    b"",
+    b"<html>",
+    b"null",
+    b"[]",
+    b"7",
+    b"{}",
+    b'{"node":null}',
+    b'{"node":[]}',
+    b'{"action":"set","node":{"modifiedIndex":"x"}}',
+    b'{"action":"set","node":{"modifiedIndex":7,"value":1}}',
+    b'{"action":"set","node":{"modifiedIndex":7,"expiration":"tomorrow"}}',
+    b"[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("body", STRANGE, ids=lambda body: body[:60].decode())
+def test_an_answer_that_etcd_would_not_give_is_an_error(serve, connect, body):
+    kvd = connect(serve(answers(answer(body))).url)
+    for ask in (kvd.get, lambda key: kvd.get_or(key, "2"), kvd.exists, kvd.ls):
+        with pytest.raises(KvdError) as caught:
+            ask("/k")
+        assert not isinstance(caught.value, KeyError)
+    for write in (lambda key: kvd.set(key, "1"), kvd.delete):
+        with pytest.raises(OutcomeUnknown, match="cannot be read"):
+            write("/k")
+    refused = connect(serve(answers(answer(body, "400 Bad Request"))).url)
+    with pytest.raises(ApiError):
+        refused.get("/k")
+
+
+@pytest.mark.parametrize("body", [b"null\n", b'{"node":{}}\n', b"{\n"])
+def test_a_line_of_a_watch_that_is_no_event_is_an_error(serve, connect, body):
+    server = serve(
+        answers(answer(b'{"extras":["progress"]}'), goes_on=False),
+        answers(answer(body), goes_on=False),
+    )
+    with (
+        connect(server.url).watch("/k", since=1, timeout=PATIENCE_S) as watch,
+        pytest.raises(KvdError, match="told what etcd would not"),
+    ):
+        next(watch)
+
+
+def test_an_event_in_many_pieces_is_put_together_once(serve, connect):
+    value = "x" * (1 << 20)
+    told = json.loads(EVENT)
+    told["node"]["value"] = value
+    line = json.dumps(told).encode() + b"\n"
+    chunks = [line[at : at + 4096] for at in range(0, len(line), 4096)]
+    body = b"".join(b"%x\r\n%b\r\n" % (len(one), one) for one in chunks)
+    head = b"HTTP/1.1 200 OK\r\nX-Etcd-Index: 7\r\nTransfer-Encoding: chunked\r\n\r\n"
+    server = serve(answers(answer(b'{"extras":["progress"]}'), goes_on=False), answers(head + body))
+    with connect(server.url).watch("/k", since=1, timeout=PATIENCE_S) as watch:
+        assert next(watch).node.value == value
+
+
+def test_an_index_that_is_none_is_not_read(serve, connect):
+    strange = OK.replace(b"X-Etcd-Index: 7", b"X-Etcd-Index: " + b"9" * 5000)
+    assert connect(serve(answers(strange)).url).get("/k").index == 0
+
+
+@pytest.mark.parametrize("more", [b"garbage\r\n", answer(b"{}", "500 Another")])
+def test_what_comes_behind_an_answer_is_not_the_next_one(serve, connect, more):
+    server = serve(answers(OK + more), answers(OK))
+    kvd = connect(server.url)
+    assert kvd.set("/k", "1").index == 7
+    assert kvd.get("/k").value == "1"
+    assert server.ended.acquire(timeout=PATIENCE_S)
+
+
+def test_an_upgrade_is_no_answer(serve, connect):
+    switched = b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"
+    server = serve(answers(switched, goes_on=False), answers(OK))
+    assert connect(server.url).get("/k").value == "1"
 
 
 def test_what_the_server_has_is_asked_again_after_a_refusal(serve, connect):

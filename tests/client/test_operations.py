@@ -1,5 +1,6 @@
 """kvd/client/operations.py, through both clients and a real server."""
 
+import pickle
 from datetime import UTC, datetime
 
 import pytest
@@ -7,14 +8,17 @@ import pytest
 from kvd.client import (
     BadRequest,
     Client,
+    ClusterChanged,
     CompareFailed,
     DirectoryNotEmpty,
+    HistoryLost,
     KeyExists,
     KeyNotFound,
     NotADirectory,
     NotAFile,
     NotSupported,
     Op,
+    OutcomeUnknown,
     RootReadOnly,
     TransportError,
     Unauthorized,
@@ -248,8 +252,64 @@ def test_the_same_over_a_unix_socket_and_tls(connect, make_server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "url", ["127.0.0.1:2379", "ftp://a", "http://", "unix://a/b", "http://h/p"]
+    "url",
+    [
+        *("127.0.0.1:2379", "ftp://a", "http://", "unix://a/b", "http://h/p", "http://a b:1"),
+        *("http://h:0", f"http://{'a' * 64}:1"),
+    ],
 )
 def test_what_is_no_url_is_refused(url):
     with pytest.raises(ValueError, match="expected http://HOST:PORT"):
         Client(url)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
+def test_what_is_no_timeout_is_refused(timeout):
+    with pytest.raises(ValueError, match="more than 0 seconds"):
+        Client("http://127.0.0.1:1", timeout=timeout)
+
+
+@pytest.mark.parametrize("given", [{"username": "a:b"}, {"password": "secret"}])
+def test_what_is_no_user_is_refused(given):
+    with pytest.raises(ValueError, match="user name"):
+        Client("http://127.0.0.1:1", **given)
+
+
+def test_no_time_to_wait_is_one_that_has_no_order(server):
+    nan = float("nan")
+    with Client(server.url) as client:
+        for wait in (
+            lambda: next(client.watch("/k", timeout=nan)),
+            lambda: client.lock("/nan/lock").acquire(timeout=nan),
+            lambda: client.queue("/nan/queue").take(timeout=nan).__enter__(),
+        ):
+            with pytest.raises(ValueError, match="NaN"):
+                wait()
+        assert not client.exists("/nan")
+
+
+def test_what_is_no_text_is_not_written_as_one(kvd):
+    """To print it would make `b'1'` of bytes; and of None, the empty value."""
+    for value in (None, b"1", 1, 1.5, ["1"]):
+        with pytest.raises(TypeError, match="a value is a str"):
+            kvd.set("/k", value)
+        with pytest.raises(TypeError, match="a value is a str"):
+            kvd.update("/other", lambda _, value=value: value or b"")
+    for key in (None, b"/k", 1):
+        with pytest.raises(TypeError, match="a key is a str"):
+            kvd.set(key, "1")
+    with pytest.raises(TypeError, match="prevValue"):
+        kvd.set("/k", "1", if_value=b"1")
+    with pytest.raises(TypeError, match="ttl"):
+        kvd.set("/k", "1", ttl=1.5)
+    assert not kvd.exists("/k")
+
+
+def test_errors_go_to_other_processes():
+    for error in (
+        ClusterChanged("a", "b"),
+        HistoryLost(401, "outdated", "[8/3]", 10, 400),
+        OutcomeUnknown("PUT /v2/keys/k"),
+    ):
+        again = pickle.loads(pickle.dumps(error))
+        assert (str(again), vars(again)) == (str(error), vars(error))

@@ -267,6 +267,14 @@ def test_a_stream_that_is_silent_is_opened_again_also_if_each_call_waits_for_les
     assert quiet.watches == opened
 
 
+def test_index_0_is_the_first_and_not_the_next(connect, make_server):
+    """To a server, `waitIndex=0` is the next event: a later one at each connection."""
+    kvd = connect(make_server().start().url)
+    first = kvd.set("/k", "1").index
+    with kvd.watch("/k", since=0, timeout=PATIENCE_S) as watch:
+        assert next(watch).index == first
+
+
 def test_a_refused_watch_is_an_error(connect, make_server):
     server = make_server().start()
     kvd = connect(server.url)

@@ -26,6 +26,7 @@ LONG_FUNCTIONS = {
 LONG_FILES = {
     "bench/test_layers.py": "one layer after the other, in the order of a request",
     "kvd/client/errors.py": "a class for each error, with its example",
+    "kvd/client/exchanges.py": "requests, and what their responses mean; its folder is full",
     "kvd/client/model.py": "the values that a program gets, with their examples",
     "kvd/client/operations.py": "a method for each request",
     "kvd/config/flags.py": "one table: a row for each flag",

@@ -12,7 +12,7 @@ from kvd.client.recipes.claim import Claim, LockTimeout
 from kvd.client.recipes.leaders import Observing
 from kvd.client.recipes.lease import Held, LockLost, require_ttl
 from kvd.client.streams.asynchronous import AsyncObservation
-from kvd.client.watches import Watching
+from kvd.client.watches import Watching, require_seconds
 
 if TYPE_CHECKING:
     from kvd.client.loop import AsyncDriver
@@ -69,6 +69,7 @@ class AsyncLock:
         """Wait for the lock; see `Lock.acquire`."""
         if self._keeper is not None:
             raise RuntimeError("this lock is held already; make another one for each holder")
+        require_seconds(timeout)
         self._claim = Claim(self._ops, self._name, self._ttl, self._shown)
         try:
             async with asyncio.timeout(timeout):

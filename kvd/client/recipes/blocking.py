@@ -15,7 +15,7 @@ from kvd.client.recipes.leaders import Observing
 from kvd.client.recipes.lease import Held, LockLost, require_ttl
 from kvd.client.sockets import Driver
 from kvd.client.streams.blocking import Observation, Watch
-from kvd.client.watches import Watching
+from kvd.client.watches import Watching, require_seconds
 
 
 class Lock:
@@ -70,6 +70,7 @@ class Lock:
         """
         if self._keeper is not None:
             raise RuntimeError("this lock is held already; make another one for each holder")
+        require_seconds(timeout)
         deadline = None if timeout is None else monotonic() + timeout
         self._new_claim()
         self._driver.run(self._claim.enter(timeout), sleep)

@@ -31,7 +31,7 @@ from kvd.client.errors import (
 from kvd.client.model import Compare, Node, Op
 from kvd.client.operations import Given, Operations
 from kvd.client.recipes.lease import AGAIN_S, Lease, LockLost, boot_s
-from kvd.client.watches import Watching
+from kvd.client.watches import Watching, require_seconds
 from kvd.client.wire import Operation, Sleep
 
 if TYPE_CHECKING:
@@ -153,6 +153,7 @@ class Taking:
             yield from self.lease.leave(self.lease.patience_s)
 
     def _next(self, timeout: float | None) -> Operation[Node]:
+        require_seconds(timeout)
         ends = None if timeout is None else monotonic() + timeout
         while True:
             claims = yield from self._claimed()

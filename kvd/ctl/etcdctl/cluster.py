@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from kvd.client.errors import ApiError, KvdError
-from kvd.client.operations import JSON, json_of
+from kvd.client.exchanges import json_of
+from kvd.client.operations import JSON
 from kvd.ctl.command import Call, Group, Verb, pass_call
 from kvd.ctl.etcdctl.output import explained, plain, write
 from kvd.ctl.failures import UNHEALTHY, USAGE, Failure

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvd.client.operations import json_of
+from kvd.client.exchanges import json_of
 from kvd.ctl.command import Call, Verb, keys, pass_call
 from kvd.ctl.etcdctl.output import Json, explained, print_answer, write
 from kvd.ctl.etcdctl.values import TTL, key_of

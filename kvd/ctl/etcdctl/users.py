@@ -11,7 +11,8 @@ from urllib.parse import quote
 import click
 
 from kvd.client.errors import ApiError
-from kvd.client.operations import JSON, json_of
+from kvd.client.exchanges import json_of
+from kvd.client.operations import JSON
 from kvd.ctl.command import Call, Group, Verb, pass_call
 from kvd.ctl.etcdctl.output import Json, plain, write
 from kvd.ctl.failures import USAGE, Failure

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvd.client.operations import json_of
+from kvd.client.exchanges import json_of
 from kvd.ctl.command import Call, Verb, keys, pass_call
 from kvd.ctl.etcdctl.output import explained, print_answer, wrong
 from kvd.ctl.failures import USAGE, Failure, failure

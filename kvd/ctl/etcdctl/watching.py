@@ -12,9 +12,10 @@ from time import sleep
 
 import click
 
-from kvd.client.errors import ClusterChanged, KvdError, ServerRefused, TransportError, refusal
+from kvd.client.errors import ClusterChanged, KvdError, ServerRefused, TransportError
+from kvd.client.exchanges import refusal
 from kvd.client.wire import Call as Request
-from kvd.client.wire import Operation, Stream
+from kvd.client.wire import Operation, Reply, Stream
 from kvd.ctl.command import Call, Verb, keys, pass_call
 from kvd.ctl.etcdctl.output import Json, explained, print_answer, write, wrong
 from kvd.ctl.etcdctl.values import key_of
@@ -171,8 +172,10 @@ def _same(cluster_id: str, stream: Stream) -> str:
 
 def _body(stream: Stream) -> Operation[bytes | None]:
     body = yield from stream.line(None)
-    if stream.answer.status != 200:
-        raise refusal(stream.answer.status, body or b"", is_write=False)
+    answer = stream.answer
+    if answer.status != 200:
+        reply = Reply(answer.status, answer.headers, body or b"", answer.index())
+        raise refusal(reply, is_write=False)
     return body
 
 

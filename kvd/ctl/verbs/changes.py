@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvd.client.errors import KeyNotFound
-from kvd.client.operations import json_of
+from kvd.client.exchanges import json_of
 from kvd.ctl.command import Call
 from kvd.ctl.etcdctl.output import Json
 from kvd.ctl.failures import failure

@@ -25,7 +25,8 @@ from kvd.client.errors import (
     NotAFile,
     TransportError,
 )
-from kvd.client.operations import JSON, json_of
+from kvd.client.exchanges import json_of
+from kvd.client.operations import JSON
 from kvd.ctl import terminal
 from kvd.ctl.command import Call, Verb, keys, pass_call
 from kvd.ctl.etcdctl.output import write

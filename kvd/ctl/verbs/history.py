@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from kvd.client.operations import JSON, json_of
+from kvd.client.exchanges import json_of
+from kvd.client.operations import JSON
 from kvd.ctl.command import Call, Verb, keys, pass_call
 from kvd.ctl.etcdctl.output import Json, write
 from kvd.ctl.failures import failure

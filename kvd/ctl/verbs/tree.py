@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from kvd.client.operations import json_of
+from kvd.client.exchanges import json_of
 from kvd.ctl.command import Call, Verb, keys, pass_call
 from kvd.ctl.etcdctl.output import Json, print_answer, write
 from kvd.ctl.terminal import Paint
