@@ -30,7 +30,7 @@ from time import monotonic
 from kvd.core.batch.composer import Composer
 from kvd.core.batch.flow import Flow, Observer
 from kvd.core.batch.responses import Responses
-from kvd.core.batch.round import AllDone, Done, Render, Respond, prepare_nothing
+from kvd.core.batch.round import AllDone, Done, Ends, Queued, Render, Respond, prepare_nothing
 from kvd.core.clock import Clock
 from kvd.core.disk_space import DiskSpace
 from kvd.core.expiry_timer import ExpiryTimer
@@ -60,6 +60,7 @@ class Committer:
         batch_s: How long batches took, from the queueing of the first command to the answers.
         batch_records: How many records batches had that went to the log.
         responses: What it counts of those that are late, or not logged.
+        on_held: Called in the turn after something was queued that the closed gate holds back.
         expiry_timer: Its `overdue_at` says when something that has ended may still be there.
     """
 
@@ -127,10 +128,12 @@ class Committer:
         self._begin_batch, self.batch_s = flow.begin, flow.batch_s
         self.batch_records = flow.batch_records
         self._may_decide = may_decide
-        # Whether no batch is due or under way: one may be scheduled, or the gate is closed.
-        self._is_free, self._is_parked = may_decide, not may_decide
+        self.on_held: Callable[[], None] | None = None
+        # Whether no batch is due or under way, so that one may be scheduled.
+        self._is_free = True
         self._stopped = False
-        self._ends: list[asyncio.Future[bool]] = []
+        self._ends = Ends(loop)
+        self._end_waiting = self._ends.waiting
         self._turns = turns or Turns(loop)
         self.expiry_timer.arm()
         self._schedule()
@@ -193,7 +196,7 @@ class Committer:
         self._space.poll()
         self.flusher.tick()
         self._fold()
-        if not self._is_free:
+        if not (self._is_free and self._may_decide):
             return
         if self.expiry_timer.is_overdue:
             self._schedule()
@@ -204,10 +207,15 @@ class Committer:
 
     async def drain(self) -> None:
         """Wait until every queued command has been answered, or the gate holds the rest back."""
-        while not self._is_parked and (
-            not self._is_free or self._queue or self._documents or self._composer.has_step
-        ):
-            await self._batch_end()
+        while not self._is_drained:
+            await self._ends.next()
+
+    @property
+    def _is_drained(self) -> bool:
+        if not self._is_free:
+            return self._stopped
+        waits = self._queue or self._documents or self._composer.has_step
+        return not (self._may_decide and waits)
 
     async def settle(self) -> None:
         """Expire what ended while the server was down, as far as that takes no time."""
@@ -215,19 +223,13 @@ class Committer:
         until = monotonic() + _SETTLE_S
         while committed and monotonic() < until and self.expiry_timer.is_overdue:
             self._schedule()
-            committed = await self._batch_end()
-
-    def _batch_end(self) -> asyncio.Future[bool]:
-        """Return a future of the next batch's end: whether it was committed."""
-        end: asyncio.Future[bool] = self._loop.create_future()
-        self._ends.append(end)
-        return end
+            committed = await self._ends.next()
 
     async def follow(self, payload: bytes) -> bool:
         """Apply the payload of a batch that another member has logged, behind the closed gate.
 
-        One at a time, and none while a batch is under way: await `drain` first. Its events reach
-        watchers, and its documents their observers, as where it was decided.
+        One at a time; it waits for the end of a batch that is under way. Its events reach watchers,
+        and its documents their observers, as where it was decided.
 
         Returns:
             Whether it is durable here, and visible. If not, the disk has no room: nothing of it
@@ -236,14 +238,14 @@ class Committer:
         Raises:
             OtherHistory, UnknownRecord: it does not go on from this state; nothing has changed.
         """
-        while self.flusher.holds and self._state.is_full:
-            await self._batch_end()
-        assert self._is_parked
-        self._is_parked, end = False, self._batch_end()
+        while not self._is_free or (self.flusher.holds and self._state.is_full):
+            await self._ends.next()
+        assert not self._may_decide
+        self._is_free, end = False, self._ends.next()
         try:
             self._flow.follow(payload)
         except (OtherHistory, UnknownRecord):
-            self._park()
+            self._next(committed=False)
             raise
         except BaseException as error:
             self._on_fatal(error)
@@ -261,24 +263,31 @@ class Committer:
         if self._clock.raise_floor(self._store.applied.time_ns):
             self.expiry_timer.clock_moved()
         self._may_decide = not self._stopped
-        if self._may_decide and self._is_parked:
-            self._is_free, self._is_parked = True, False
-            self._schedule()
+        self._schedule()
 
     def close_gate(self) -> None:
         """Let no batch begin until `open_gate`; `drain` waits for the end of one under way."""
         self._may_decide = False
-        if self._is_free:
-            self._park()
 
-    def _park(self) -> None:
-        self._is_free, self._is_parked = False, True
-        self._notify_ends(committed=False)
+    def take_held(self) -> tuple[list[Queued], list[tuple[Decide, Replied]]]:
+        """Return the commands and documents that are queued: they will not be decided here."""
+        held = [*self._queue], [*self._documents]
+        self._queue.clear()
+        self._documents.clear()
+        return held
+
+    def _hold_back(self) -> None:
+        """Begin no batch: the gate is closed."""
+        self._is_free = not self._stopped
+        self._ends.notify(committed=False)
+        if self.on_held is not None and (self._queue or self._documents):
+            self.on_held()
 
     def stop(self) -> None:
         """Stop accepting work. Pending expirations and garbage are left to the next start."""
-        self._stopped = True
+        self._stopped, self._is_free = True, False
         self.close_gate()
+        self._ends.notify(committed=False)
         self.flusher.stop()
         self.expiry_timer.stop()
 
@@ -291,7 +300,7 @@ class Committer:
 
     def _run(self) -> None:
         if not self._may_decide:
-            self._park()
+            self._hold_back()
             return
         try:
             # While there is no room, find out first whether that is still so.
@@ -306,7 +315,7 @@ class Committer:
         if self._may_decide:
             self._begin_batch()
         else:
-            self._park()
+            self._hold_back()
 
     def _hold(self) -> None:
         """Wait with the next batch until the index has taken what is beyond it."""
@@ -329,12 +338,9 @@ class Committer:
         self._stats.fold()
 
     def _next(self, *, committed: bool = True) -> None:
-        if self._ends:
-            self._notify_ends(committed=committed)
-        if not self._may_decide:
-            self._park()
-            return
-        self._is_free = True
+        if self._end_waiting:
+            self._ends.notify(committed=committed)
+        self._is_free = not self._stopped
         if (
             self._queue
             or self._documents
@@ -346,13 +352,6 @@ class Committer:
 
     def _go_on(self) -> None:
         """Go on, now that the index has taken what it had refused."""
-        if self._is_parked:
-            self._notify_ends(committed=False)
+        if not self._may_decide:
+            self._ends.notify(committed=False)
         self._schedule()
-
-    def _notify_ends(self, *, committed: bool) -> None:
-        """Notify those that wait for the end of a batch, or for one that does not begin."""
-        ends, self._ends = self._ends, []
-        for end in ends:
-            if not end.done():
-                end.set_result(committed)

@@ -147,3 +147,31 @@ async def test_a_gate_stays_closed_after_a_stop(tmp_path):
         assert not answer.done()
         await asyncio.wait_for(engine.committer.drain(), PATIENCE_S)
         assert engine.store.applied.time_ns == NOW_NS
+
+
+@on_a_loop
+async def test_what_the_gate_holds_back_is_taken_by_whoever_is_told_of_it(tmp_path):
+    async with closed(tmp_path / "data") as engine:
+        committer = engine.committer
+        taken = []
+        committer.on_held = lambda: taken.append(committer.take_held())
+        await turns()
+        assert taken == []
+        decide = put("al")
+        answers = engine.submit(Set(b"/a", b"1"), Delete(b"/b"))
+        answers += engine.submit_documents(decide)
+        await turns()
+        ((commands, documents),) = taken  # once, of all that came in one turn
+        assert [(command, came) for command, _, came in commands] == [
+            (Set(b"/a", b"1"), NOW_NS), (Delete(b"/b"), NOW_NS)
+        ]  # fmt: skip
+        assert [one for one, _ in documents] == [decide]
+        assert committer.waiting == 0
+        commands[0][1]("elsewhere")
+        assert answers[0].result() == "elsewhere"
+        committer.on_held = None
+        engine.submit(Set(b"/c", b"3"))
+        committer.open_gate()
+        await asyncio.wait_for(committer.drain(), PATIENCE_S)
+        assert (engine.value(b"/a"), engine.value(b"/c")) == (None, b"3")
+        assert not any(answer.done() for answer in answers[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -79,6 +80,28 @@ class Round:
             respond_to(done, refusal)
         for replied, _ in self.replies:
             respond_to(replied, RouteError(500, refusal.cause.decode()))
+
+
+class Ends:
+    """Waits for the ends of batches: whether each was committed; also where none begins."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.waiting: list[asyncio.Future[bool]] = []
+        self._loop = loop
+
+    def next(self) -> asyncio.Future[bool]:
+        """Return a future of the next end."""
+        end: asyncio.Future[bool] = self._loop.create_future()
+        self.waiting.append(end)
+        return end
+
+    def notify(self, *, committed: bool) -> None:
+        """Notify those that wait."""
+        ends = self.waiting.copy()
+        self.waiting.clear()
+        for end in ends:
+            if not end.done():
+                end.set_result(committed)
 
 
 Render = Callable[[Round], None]
