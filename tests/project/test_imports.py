@@ -20,7 +20,7 @@ ROWS = (
     ("kvd.server",),
     ("kvd.wiring",),
     ("kvd.monitoring",),
-    ("kvd.handlers", "kvd.net"),
+    ("kvd.handlers", "kvd.net", "kvd.replicas"),
     ("kvd.core", "kvd.http"),
     ("kvd.limits", "kvd.migrate"),
     ("kvd.v2", "kvd.config", "kvd.logs"),
@@ -87,7 +87,8 @@ KEPT_IN = {
     "httptools": ("kvd.client.wire", "kvd.http"),
     "yaml": ("kvd.config", "kvd.migrate"),
     "click": ("kvd.ctl",),
-    "ssl": ("kvd.client", "kvd.ctl.session", "kvd.net", "kvd.testing"),
+    "h2": ("kvd.replicas.grpc",),
+    "ssl": ("kvd.client", "kvd.ctl.session", "kvd.net", "kvd.replicas", "kvd.testing"),
     "cryptography": ("kvd.net.self_signed",),
 }
 
@@ -241,6 +242,20 @@ def test_a_library_is_known_only_where_it_is_kept(library):
     knowing = [module for module in MODULES if library in libraries_of(module)]
     assert knowing
     assert [module for module in knowing if not is_in(module, KEPT_IN[library])] == []
+
+
+def test_a_server_that_is_no_replica_knows_nothing_of_replicas():
+    outside = [module for module in MODULES if not is_in(module, ("kvd.replicas",))]
+    knowing = [m for m in outside if any(is_in(name, ("kvd.replicas",)) for name in IMPORTS[m])]
+    assert knowing == []
+    code = (
+        "import sys, kvd.__main__, kvd.embedded, kvd.wiring\n"
+        "print(*sorted({'h2', 'hpack', 'kvd.replicas'} & sys.modules.keys()))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.strip() == ""
 
 
 def test_imports_go_in_no_circles():

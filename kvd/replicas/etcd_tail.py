@@ -1,0 +1,185 @@
+"""The frames of the log in etcd, and its leaders, as they come.
+
+Each round reads the frames that are missing by range, 64 a page, with leader and head of the same
+revision, then watches from the revision after. The watch is a hint only: a frame out of order, an
+end of the stream or a compaction starts a new round. A watch that has gone silent without an end is
+found by a look at `head` and `leader` once a second: what it misses twice running starts a round at
+another member.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from kvd.replicas import etcd_keys
+from kvd.replicas.engine import Frame, Leadership, OtherHistory, Trimmed
+from kvd.replicas.etcd_client import EtcdClient
+from kvd.replicas.etcd_keys import Keys
+from kvd.replicas.etcd_messages import (
+    DELETED,
+    RANGE,
+    TXN,
+    WATCH,
+    Event,
+    KeyValue,
+    RangeRequest,
+    RequestOp,
+    TxnRequest,
+    WatchCreateRequest,
+    WatchRequest,
+    WatchResponse,
+)
+from kvd.replicas.grpc_stream import GrpcError, Stream
+from kvd.replicas.protobuf import decode, encode
+
+PAGE_FRAMES = 64
+PAGE_PARTS = 16
+LOOK_S = 1.0
+"""Between two looks at what a silent watch may miss."""
+RETRY_S = 0.05
+
+Items = AsyncIterator[Frame | Leadership]
+
+
+class _Again(Exception):
+    """The watch cannot go on: a new round."""
+
+
+class Tail:
+    """One run over the log; `items` is to be called once."""
+
+    def __init__(self, client: EtcdClient, keys: Keys, after: int) -> None:
+        self._client = client
+        self._keys = keys
+        self._after = after
+        self._told: Leadership | None = None
+        self._revision = 0
+        """That of the last page: the watch continues there."""
+        self._member = client.current
+
+    async def items(self) -> Items:
+        """As `Engine.tail`."""
+        while True:
+            async for item in self._missing():
+                yield item
+            try:
+                async for item in self._watched():
+                    yield item
+            except (GrpcError, _Again):
+                self._member = self._client.after(self._member)
+                await asyncio.sleep(RETRY_S)
+
+    async def _missing(self) -> Items:
+        """The frames up to now, and the leadership."""
+        keys = self._keys
+        while True:
+            page = RangeRequest(keys.frame(self._after + 1), keys.log_end, PAGE_FRAMES)
+            gets = (page, RangeRequest(keys.leader), RangeRequest(keys.head))
+            request = TxnRequest(success=tuple(RequestOp(range=get) for get in gets))
+            response = await self._client.call(TXN, request)
+            ranges = [answer.range for answer in response.responses if answer.range]
+            frames, leader = ranges[0].kvs, ranges[1].kvs
+            self._check(frames, etcd_keys.decode_head(ranges[2].kvs).seq)
+            leadership = etcd_keys.decode_leader(leader, response.header.revision)
+            for pair in frames:
+                if leadership.lead and pair.mod_revision > leadership.revision:
+                    for item in self._news(leadership):
+                        yield item
+                yield await self._frame(pair)
+            if not ranges[0].more:
+                break
+        self._revision = response.header.revision
+        for item in self._news(leadership):
+            yield item
+
+    def _check(self, frames: tuple[KeyValue, ...], end: int) -> None:
+        """Refuse a page that does not continue the log."""
+        if end < self._after:
+            raise OtherHistory(f"the log ends with frame {end}, before frame {self._after}")
+        first = self._keys.seq(frames[0].key) if frames else end + 1
+        if first != self._after + 1:
+            raise Trimmed(f"frame {self._after + 1} is gone: the log begins with frame {first}")
+
+    def _news(self, leadership: Leadership) -> list[Leadership]:
+        """The leadership, unless it is the last that was returned."""
+        told = self._told
+        if told is not None and told.lead == leadership.lead:
+            return []
+        self._told = leadership
+        return [leadership]
+
+    async def _frame(self, pair: KeyValue) -> Frame:
+        """The frame of a key, which is the next one."""
+        seq = self._keys.seq(pair.key)
+        if seq != self._after + 1:
+            raise _Again
+        payload = etcd_keys.decode_frame(pair.value)
+        if isinstance(payload, etcd_keys.Parts):
+            payload = await self._joined(seq, payload)
+        self._after = seq
+        return Frame(seq, payload, pair.mod_revision)
+
+    async def _joined(self, seq: int, parts: etcd_keys.Parts) -> bytes:
+        place = self._keys.parts(seq, parts.chain)
+        found: list[bytes] = []
+        while len(found) < parts.count:
+            start = place + b"%03d" % len(found)
+            request = RangeRequest(start, etcd_keys.end_of(place), PAGE_PARTS)
+            page = (await self._client.call(RANGE, request)).kvs
+            found += [pair.value for pair in page]
+            if not page:
+                raise Trimmed(f"frame {seq} was removed while it was read")
+        return b"".join(found)
+
+    async def _watched(self) -> Items:
+        """Frames and leaderships from now on."""
+        stream = await self._client.stream(WATCH, self._member)
+        try:
+            create = WatchCreateRequest(
+                self._keys.leader, self._keys.log_end, self._revision + 1, fragment=True
+            )
+            stream.send(encode(WatchRequest(create)))
+            while True:
+                for event in (await self._next(stream)).events:
+                    if event.kv.key == self._keys.leader:
+                        for item in self._news(self._leadership(event)):
+                            yield item
+                    elif event.type != DELETED and self._keys.seq(event.kv.key) > self._after:
+                        yield await self._frame(event.kv)
+        finally:
+            stream.cancel()
+
+    def _leadership(self, event: Event) -> Leadership:
+        found = () if event.type == DELETED else (event.kv,)
+        return etcd_keys.decode_leader(found, event.kv.mod_revision)
+
+    async def _next(self, stream: Stream) -> WatchResponse:
+        """The next response of the watch, with looks at what it may miss meanwhile."""
+        missed = None
+        while True:
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    response = decode(WatchResponse, await stream.receive())
+            except TimeoutError:
+                look = await self._look()
+                if look is not None and look == missed:
+                    raise _Again from None
+                missed = look
+                continue
+            if response.canceled:
+                raise _Again
+            return response
+
+    async def _look(self) -> tuple[int, int] | None:
+        """Head and epoch, if the watch has missed one; None also when the engine is silent."""
+        gets = (RangeRequest(self._keys.leader), RangeRequest(self._keys.head))
+        request = TxnRequest(success=tuple(RequestOp(range=get) for get in gets))
+        try:
+            async with asyncio.timeout(LOOK_S):
+                response = await self._client.call(TXN, request)
+        except TimeoutError:
+            return None
+        leader, head = (answer.range.kvs for answer in response.responses if answer.range)
+        epoch = leader[0].create_revision if leader else 0
+        told = self._told.lead.epoch if self._told and self._told.lead else 0
+        end = etcd_keys.decode_head(head).seq
+        return (end, epoch) if end > self._after or epoch != told else None
