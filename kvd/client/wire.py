@@ -58,6 +58,7 @@ class Endpoint:
         parts = urlsplit(url)
         if parts.scheme in ("unix", "unixs") and parts.path and not parts.netloc:
             return cls("", 0, unquote(parts.path), tls=parts.scheme == "unixs")
+        _check_host(parts.hostname or "", url)
         is_bare = parts.path in ("", "/") and not (parts.query or parts.fragment or parts.username)
         is_bare &= parts.port != 0 and not any(map(str.isspace, parts.netloc))
         try:
@@ -88,6 +89,14 @@ class Endpoint:
             return "localhost"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
+
+
+def _check_host(host: str, url: str) -> None:
+    """Raise ValueError for a name that no name server can be asked for."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise ValueError(f"expected the name of a host, got {host!r} in {url!r}") from None
 
 
 @dataclass(frozen=True, slots=True)

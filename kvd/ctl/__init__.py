@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 from contextlib import suppress
 from typing import NoReturn
@@ -16,9 +17,14 @@ def run() -> NoReturn:
     the interpreter that takes itself apart at the end, would be a fifth (measured).
     """
     gc.set_threshold(_COLLECT_AFTER)
+    is_interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_interruptible:  # during the imports Ctrl-C would print where these were
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from kvd.ctl.main import main  # noqa: PLC0415 -- that is what the threshold is for
 
-    status = main()
+    status = main(is_interruptible=is_interruptible)
+    if is_interruptible:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # its errors are reported before
             stream.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import click
 
 from kvd.client.errors import KvdError
 from kvd.ctl.failures import UNKNOWN_VERB, Failure, explained, failure
+from kvd.ctl.goflags import as_click, leading
 from kvd.ctl.settings import Settings
 from kvd.descriptors import discard_output
 from kvd.lines import printable
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 Explain = Callable[[KvdError, Settings], Failure]
 
 HELP_NAMES: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
-_TRUE = ("1", "t", "T", "true", "TRUE", "True")
-_FALSE = ("0", "f", "F", "false", "FALSE", "False")
-_FLAG = re.compile(r"--?(?P<name>[A-Za-z][\w-]*)(?:=(?P<value>.*))?", re.DOTALL)
+_SHORT_SETTINGS = ("-C", "-u", "-o")
 
 
 class Call:
@@ -90,8 +88,9 @@ _SETTINGS: tuple[tuple[str, tuple[str, ...], str, str], ...] = (
 
 
 def _note(context: click.Context, option: click.Parameter, value: object) -> None:
-    if value and option.name is not None:
-        context.ensure_object(Call).given[option.name] = value
+    name = option.name or ""
+    if value or (value == "" and name.endswith("timeout")):  # other empty ones are none to etcdctl
+        context.ensure_object(Call).given[name] = value
 
 
 def settings(*, hidden: bool = False, without: Sequence[str] = ()) -> list[click.Option]:
@@ -127,8 +126,8 @@ class Verb(click.Command):
 
     Args:
         explain: returns the failure for an error of the client; by default kvdctl's own words.
-        takes_text: whether an argument may look like a flag, as a value does; short flags of the
-            settings are then left to it.
+        takes_text: whether its second argument may look like a flag, as a value does; such as the
+            short flags of the settings.
         is_ordered: whether its flags are before its arguments, and `--` stays among these.
     """
 
@@ -141,18 +140,19 @@ class Verb(click.Command):
         **attributes: Any,
     ) -> None:
         attributes["context_settings"] = HELP_NAMES | {
-            "ignore_unknown_options": takes_text,
+            "ignore_unknown_options": takes_text and is_ordered,
             "allow_interspersed_args": not is_ordered,
         }
         super().__init__(*args, **attributes)
         self._explain = explain
         self._takes_text = takes_text
+        self._is_ordered = is_ordered
 
     @cached_property
     def _common(self) -> list[click.Option]:
         taken = [name for parameter in self.params for name in parameter.opts]
-        if self._takes_text:
-            taken += ["-C", "-u", "-o"]
+        if self._is_ordered:  # what follows are the arguments of a command
+            taken += _SHORT_SETTINGS
         return settings(hidden=True, without=taken)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -161,8 +161,12 @@ class Verb(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the flags behind the verb."""
-        rewrite = as_click if ctx.allow_interspersed_args else _leading
-        return super().parse_args(ctx, rewrite(args, self.get_params(ctx)))
+        if self._is_ordered:
+            found = leading(args, self.get_params(ctx))
+        else:
+            texts = _SHORT_SETTINGS if self._takes_text else ()
+            found = as_click(args, self.get_params(ctx), texts)
+        return super().parse_args(ctx, found)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb.
@@ -179,43 +183,6 @@ class Verb(click.Command):
             if self._explain is None:
                 raise explained(error) from error
             raise self._explain(error, ctx.ensure_object(Call).settings) from error
-
-
-def as_click(args: Sequence[str], parameters: Sequence[click.Parameter]) -> list[str]:
-    """Return arguments with Go's ways of writing flags as click reads them.
-
-    `-ttl 5` is `--ttl 5`, and `--sort=true` is `--sort`.
-    """
-    options: dict[str, click.Option] = {
-        name.lstrip("-"): one
-        for one in parameters
-        if isinstance(one, click.Option)
-        for name in one.opts
-    }
-    found: list[str] = []
-    rest = list(args)
-    while rest:
-        arg = rest.pop(0)
-        if arg == "--":
-            return [*found, arg, *rest]
-        match = _FLAG.fullmatch(arg)
-        option = options.get(match["name"]) if match else None
-        if match is None or option is None:
-            found.append(arg)
-            continue
-        dashes = "-" if len(match["name"]) == 1 else "--"
-        value = match["value"]
-        if option.is_flag and value in _TRUE:
-            found.append(dashes + match["name"])
-        elif option.is_flag and value in _FALSE:
-            continue
-        elif len(dashes) == 1 and value is not None:
-            found += [dashes + match["name"], value]
-        else:
-            found.append(dashes + arg.lstrip("-"))
-            if not option.is_flag and value is None and rest:
-                found.append(rest.pop(0))
-    return found
 
 
 class Group(click.Group):
@@ -269,25 +236,10 @@ class Root(Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the flags before the verb."""
-        return super().parse_args(ctx, _leading(args, self.params))
+        return super().parse_args(ctx, leading(args, self.params))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the verbs, without importing any."""
         for title, verbs in self._sections:
             with formatter.section(title):
                 formatter.write_dl([(name, entry.text) for name, entry in verbs.items()])
-
-
-def _leading(args: Sequence[str], parameters: Sequence[click.Parameter]) -> list[str]:
-    """Return arguments with the flags before the first of these as click reads them."""
-    valued = {
-        name.lstrip("-")
-        for one in parameters
-        if isinstance(one, click.Option) and not one.is_flag
-        for name in one.opts
-    }
-    end = 0
-    while end < len(args) and args[end].startswith("-") and args[end] != "--":
-        name, is_joined, _ = args[end].lstrip("-").partition("=")
-        end += 1 if is_joined or name not in valued else 2
-    return [*as_click(args[:end], parameters), *args[end:]]

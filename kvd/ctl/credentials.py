@@ -21,8 +21,15 @@ def credentials(settings: Settings) -> tuple[str | None, str | None]:
     Raises:
         Failure: there is no password.
     """
+    name, password = _credentials(settings)
+    if any("\udc80" <= c <= "\udcff" for c in f"{name}{password}"):
+        raise failure("-u: name and password are UTF-8")
+    return name, password
+
+
+def _credentials(settings: Settings) -> tuple[str | None, str | None]:
     given = settings.text("username")
-    if given is None:
+    if not given:
         return None, None
     name, colon, password = given.partition(":")
     if colon:
@@ -50,6 +57,8 @@ def of_profile(profile: Mapping[str, Any], name: str) -> str | None:
 
 
 def _from_file(file: str) -> str:
+    if file == "-":
+        file = "/dev/stdin"
     try:
         with open(file, encoding="utf-8") as opened:  # noqa: PTH123 -- pathlib is slow to load
             text = opened.read()

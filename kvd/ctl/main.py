@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -29,15 +30,24 @@ NAME = "kvdctl"
 _COMPLETE = "_KVDCTL_COMPLETE"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; return its exit status."""
+def main(argv: Sequence[str] | None = None, *, is_interruptible: bool = False) -> int:
+    """Run one verb; return its exit status.
+
+    Args:
+        argv: the arguments, by default those of the process.
+        is_interruptible: whether SIGINT is to raise KeyboardInterrupt again.
+    """
     open_standard_descriptors()
     args = list(sys.argv[1:] if argv is None else argv)
-    return _complete(args, Call()) if _COMPLETE in os.environ else _run(args, Call())
+    if _COMPLETE in os.environ:
+        return _complete(args, Call())
+    return _run(args, Call(), is_interruptible=is_interruptible)
 
 
-def _run(args: list[str], call: Call) -> int:  # noqa: PLR0911 -- one per status
+def _run(args: list[str], call: Call, *, is_interruptible: bool) -> int:  # noqa: PLR0911 -- one each
     try:
+        if is_interruptible:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         status = ROOT.main(args, NAME, standalone_mode=False, obj=call) or 0
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output has closed it
@@ -51,7 +61,8 @@ def _run(args: list[str], call: Call) -> int:  # noqa: PLR0911 -- one per status
         return INTERRUPTED
     except Exception as error:
         if isinstance(error, OSError):  # of the output, or of the terminal
-            return _end(f"{NAME}: {error.strerror or error}", IO_ERROR)
+            place = "" if error.filename is None else f"{error.filename}: "
+            return _end(printable(f"{NAME}: {place}{error.strerror or error}"), IO_ERROR)
         if call.settings.is_on("debug"):
             raise
         reason = printable(f"{type(error).__name__}: {error}")
@@ -82,7 +93,10 @@ def _end(text: str, status: int) -> int:
         sys.stdout.flush()
     except OSError:  # it may be what has failed
         discard_output()
-    sys.stderr.write(text + "\n")
+    if sys.stderr.isatty():  # what a server quotes of others' values does not steer a terminal
+        text = "\n".join(map(printable, text.split("\n")))
+    with contextlib.suppress(OSError):  # the status is all that is left
+        sys.stderr.write(text + "\n")
     return status
 
 

@@ -35,7 +35,7 @@ def load(path: str, name: str | None) -> Mapping[str, Any]:
 
     try:
         whole = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers may be too long, and lists too deep
         raise failure(f"{file}: {error}") from None
     return _checked(whole, name, file)
 
@@ -46,26 +46,31 @@ def _checked(whole: Mapping[str, Any], name: str | None, file: Path) -> Mapping[
     name = name if name is not None else whole.get("default")
     if name is None:
         return {}
+    if not isinstance(name, str):
+        raise failure(f"{file}: default: expected a string")
     profiles = whole.get("profiles", {})
     profile = profiles.get(name) if isinstance(profiles, dict) else None
     if not isinstance(profile, dict):
         raise failure(f"no profile {name!r} in {file}")
     for key, value in profile.items():
-        where = f"{file}: profile {name!r}: {key}"
-        if key not in SETTINGS and key not in LISTS:
-            raise failure(f"{where}: unknown setting")
-        if key in LISTS:
-            if (
-                not isinstance(value, list)
-                or not value
-                or not all(isinstance(one, str) for one in value)
-            ):
-                raise failure(f"{where}: expected a list of strings")
-        elif not isinstance(value, str):
-            raise failure(f"{where}: expected a string")
+        _check(key, value, f"{file}: profile {name!r}: {key}")
     if "password" in profile and stat.S_IMODE(file.stat().st_mode) & 0o077:
         raise failure(f"{file}: it holds a password and other users can read it: chmod 600 it")
     return {
         key: os.path.expanduser(value) if key in PATHS else value  # noqa: PTH111 -- a text stays one
         for key, value in profile.items()
     }
+
+
+def _check(key: str, value: object, where: str) -> None:
+    """Raise Failure unless a setting may have a value."""
+    if key not in SETTINGS and key not in LISTS:
+        raise failure(f"{where}: unknown setting")
+    texts = value if key in LISTS and isinstance(value, list) else [value]
+    if key in LISTS and (texts is not value or not texts):
+        raise failure(f"{where}: expected a list of strings")
+    for text in texts:
+        if not isinstance(text, str):
+            raise failure(f"{where}: expected a {'list of strings' if key in LISTS else 'string'}")
+        if "\0" in text:
+            raise failure(f"{where}: it has a character NUL")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from kvd.ctl import durations
+from kvd.ctl import goflags
 from kvd.ctl.failures import failure
 
 DEFAULTS = {
@@ -91,7 +91,7 @@ class Settings:
     def seconds(self, name: str) -> float:
         """Return a duration in seconds; 0 is as long as it takes."""
         try:
-            found = durations.seconds(self.text(name) or "")
+            found = goflags.seconds(self.text(name) or "")
         except ValueError as error:
             raise failure(f"--{name.replace('_', '-')}: {error}") from None
         return found or float("inf")

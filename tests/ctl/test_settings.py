@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -9,8 +10,8 @@ import tempfile
 import pytest
 
 from kvd.ctl.credentials import of_profile
-from kvd.ctl.durations import seconds
 from kvd.ctl.failures import Failure
+from kvd.ctl.goflags import seconds
 from kvd.ctl.settings import Settings
 from tests.support.certs import Authority
 from tests.support.server import ROOT, Server, free_port, running
@@ -71,6 +72,12 @@ def test_the_first_endpoint_that_answers_is_used(kvdctl, server):
         ("[profiles.lab]\nusername = 1", "username: expected a string"),
         ("profile = 1", "unknown entry 'profile'"),
         ("[", "at end of document"),
+        ("x = " + "[" * 3000, "recursion"),
+        ("x = " + "9" * 5000, "4300 digits"),
+        (
+            "[profiles.lab]\nca-file = '\\u0000'".replace("'", '"'),
+            "ca-file: it has a character NUL",
+        ),
     ],
 )
 def test_a_bad_profile_is_refused_in_one_line(kvdctl, profiles, text, names):
@@ -95,7 +102,23 @@ def test_durations_are_those_of_go(text, value):
     assert seconds(text) == pytest.approx(value)
 
 
-@pytest.mark.parametrize("text", ["2", "s", "2x", "-1s", "2s "])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "2",
+        "s",
+        "2x",
+        "-1s",
+        "2s ",
+        "inf",
+        "nan",
+        "1e308s",
+        "9" * 400,
+        "1s" + "1" * 9999,
+        "9999999h",
+    ],
+)
 def test_what_is_no_duration_is_refused(kvdctl, text):
     status, _, err = kvdctl("--timeout", text, "get", "/a")
     assert (status, err.count("\n")) == (1, 1)
@@ -238,6 +261,28 @@ def test_no_server_is_status_2_and_without_sync_4(kvdctl):
         (["nosuch"], 3, "No help topic for 'nosuch'"),
         (["get"], 1, "Error:  key required"),
         (["get", "--no", "/a"], 1, "kvdctl: No such option.*--no'?; see `kvdctl get --help`"),
+        (["set", "--nosuch", "/a", "v"], 1, "kvdctl: No such option.*--nosuch'?; see .*"),
+        (["set", "/a", "v", "--swap-with-indx", "1"], 1, "kvdctl: No such option.*"),
+        (["set", "/a", "v", "--ttl"], 1, "kvdctl: Option '--ttl' requires an argument; see .*"),
+        (["set", "/a", "v", "--ttl", "0x"], 1, "kvdctl: Invalid value for '--ttl': '0x' is .*"),
+        (
+            ["set", "/a", "v", "--ttl", "9" * 99],
+            1,
+            "kvdctl: .*9 has more than 64 bits; .*",
+        ),
+        (["ls", "-r=", "/"], 1, "kvdctl: Option '-r': expected true or false, got ''; see .*"),
+        (["top", "--interval", "inf"], 1, "kvdctl: .*"),
+        (["top", "--interval", "nan"], 1, "kvdctl: .*"),
+        (["apply", "f", "--wait", "inf"], 1, "kvdctl: .*'inf' is no number of seconds; see .*"),
+        (["lock", "/l", "--ttl", "9" * 19, "true"], 1, "kvdctl: .*"),
+        (["-C", "http://\udcff", "get", "/a"], 1, "kvdctl: expected the name of a host, .*"),
+        (["-C", "a" * 64, "get", "/a"], 1, "kvdctl: expected the name of a host, .*"),
+        (["-u", "al:\udcff", "get", "/a"], 1, "kvdctl: -u: name and password are UTF-8"),
+        (["user", "get", "\udcff"], 1, r"kvdctl: \\udcff: it is no UTF-8"),
+        (["user", "add", "al:\udcff"], 1, "kvdctl: a name, password or URL is no UTF-8"),
+        (["role", "add", "\udcff"], 1, r"kvdctl: \\udcff: it is no UTF-8"),
+        (["role", "grant", "r", "--rw", "--path", "\udcff"], 1, "kvdctl: a name, password or .*"),
+        (["member", "update", "\udcff", "http://h"], 1, r"kvdctl: \\udcff: it is no UTF-8"),
         (["--nosuch"], 1, "kvdctl: No such option.*--nosuch'?; see `kvdctl --help`"),
         (["-C", "ftp://h", "get", "/a"], 1, "kvdctl: expected http://HOST:PORT, .*: ftp://h"),
     ],
@@ -297,3 +342,27 @@ def test_settings_that_are_wrong_are_refused(kvdctl):
     with pytest.raises(Failure, match="expected a URL"):
         _ = Settings({"endpoints": " , "}, {}).endpoints
     assert kvdctl("-C", "unix://", "get", "/a")[0] == 1
+
+
+def test_ctrl_c_while_it_starts_leaves_no_traceback():
+    """During the imports SIGINT ends the process at once; later it is Ctrl-C of the verb."""
+    script = """
+import os, signal, sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == interrupted:
+            os.kill(os.getpid(), signal.SIGINT)
+interrupted = sys.argv.pop(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupt())
+from kvd.ctl import run
+run()
+"""
+    for module, status in (("kvd.ctl.table", -signal.SIGINT), ("kvd.ctl.etcdctl.values", 130)):
+        ended = subprocess.run(
+            [sys.executable, "-c", script, module, "get", "/a"],
+            cwd=ROOT,
+            capture_output=True,
+            check=False,
+        )
+        assert (ended.returncode, ended.stderr.strip()) == (status, b"")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -222,8 +223,47 @@ def test_json_lines_have_all_of_an_event(fresh_server, tmp_path, tail):
     ]
 
 
-@pytest.mark.parametrize("text", ["", "7", "[]", '{"index": "x"}'])
-def test_a_state_that_is_none_is_refused(ctl, tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "it is empty, cut off or"),
+        ("{", "remove it and name the first index that is wanted with --since"),
+        ("[]", "it is no file of tail --state: name another one"),
+        ('{"index": 7, "clus', "it is empty, cut off or"),
+        ('{"index": "x"}\n', "it is no file of tail --state: name another one"),
+    ],
+)
+def test_a_state_that_is_none_is_refused_with_the_way_out(ctl, tmp_path, text, words):
     (tmp_path / "state").write_text(text)
-    words = f"kvdctl: {tmp_path}/state: it is no file of tail --state\n"
-    assert ctl("tail", "/t", "--state", tmp_path / "state") == (1, "", words)
+    status, out, err = ctl("tail", "/t", "--state", tmp_path / "state")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert words in err
+
+
+def test_a_state_that_cannot_be_written_is_told_at_once(ctl, tmp_path):
+    state = tmp_path / "none" / "state"
+    words = f"kvdctl: {state}: No such file or directory\n"
+    assert ctl("tail", "/t", "--state", state) == (1, "", words)
+
+
+def test_a_power_cut_leaves_no_half_state_and_none_ahead_of_the_output(
+    ctl, own_environment, server, tmp_path
+):
+    index = server.client().put("/synced", "1").index
+    steps = []
+
+    def note(descriptor):
+        steps.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        if len(steps) == 6:  # those of the first index, and of the event
+            raise KeyboardInterrupt
+
+    for name in ("fsync", "fdatasync"):
+        own_environment.setattr(os, name, note)
+    state = tmp_path / "state"
+    with (tmp_path / "lines").open("w+") as output:
+        own_environment.setattr(sys, "stdout", output)
+        assert ctl("tail", "/synced", "--since", index, "--state", state)[0] == 0
+        output.seek(0)
+        assert output.read().startswith(f"{index} ")
+    assert steps[:6] == ["lines", "state.new", tmp_path.name] * 2
+    assert json.loads(state.read_text())["index"] == index

@@ -51,7 +51,7 @@ def test_a_tree_of_a_missing_key_is_refused_in_one_line(ctl):
     assert err.startswith("kvdctl: 100: Key not found (/none) [")
 
 
-def test_colours_are_for_those_who_want_them(ctl, own_environment):
+def test_colours_are_for_those_who_want_them(ctl, own_environment, app):
     assert "\x1b[" not in ctl("tree", "/app")[1]
     assert "\x1b[34mdb/\x1b[0m" in ctl("--color", "always", "tree", "/app")[1]
     assert "\x1b[" not in ctl("--color", "always", "-o", "json", "tree", "/app")[1]

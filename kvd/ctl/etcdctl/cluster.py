@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from time import sleep
 from typing import Any
@@ -13,7 +12,7 @@ from kvd.client.errors import ApiError, KvdError
 from kvd.client.exchanges import json_of
 from kvd.client.operations import JSON
 from kvd.ctl.command import Call, Group, Verb, pass_call
-from kvd.ctl.etcdctl.output import explained, plain, write
+from kvd.ctl.etcdctl.output import explained, json_bytes, plain, quoted, write
 from kvd.ctl.failures import UNHEALTHY, USAGE, Failure
 
 _CHECK_S = 10
@@ -121,7 +120,7 @@ def member_list(call: Call, args: tuple[str, ...]) -> None:
 
 
 def _send(call: Call, method: str, path: str, peer_urls: Sequence[str] | None = None) -> Any:
-    body = b"" if peer_urls is None else json.dumps({"peerURLs": list(peer_urls)}).encode()
+    body = b"" if peer_urls is None else json_bytes({"peerURLs": list(peer_urls)})
     reply = call.session.call(method, f"/v2/members{path}", body=body, content_type=JSON)
     return json_of(reply) if reply.body.strip() else {}
 
@@ -155,7 +154,7 @@ def member_remove(call: Call, args: tuple[str, ...]) -> None:
     if wanted not in {one["id"] for one in members}:
         raise _wrong(f"Couldn't find a member in the cluster with an ID of {wanted}.")
     try:
-        _send(call, "DELETE", f"/{wanted}")
+        _send(call, "DELETE", f"/{quoted(wanted)}")
     except ApiError as error:
         text = f"Received an error trying to remove member {wanted}: {error.message}"
         raise _wrong(text) from error
@@ -170,5 +169,5 @@ def member_update(call: Call, args: tuple[str, ...]) -> None:
             "Provide an ID and a list of comma separated peerURL "
             "(0xabcd http://example.com,http://example1.com)"
         )
-    _send(call, "PUT", f"/{args[0]}", args[1].split(","))
+    _send(call, "PUT", f"/{quoted(args[0])}", args[1].split(","))
     write(f"Updated member with ID {args[0]} in cluster\n")

@@ -11,7 +11,8 @@ import click
 from kvd.client.exchanges import json_of
 from kvd.ctl.command import Call, Verb, keys, pass_call
 from kvd.ctl.etcdctl.output import Json, explained, print_answer, write
-from kvd.ctl.etcdctl.values import TTL, key_of
+from kvd.ctl.etcdctl.values import TTL, key_of, unsigned
+from kvd.ctl.goflags import INTEGER
 from kvd.ctl.terminal import shown
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _remove(call: Call, args: tuple[str, ...], query: Given) -> None:
 @click.option("--dir", "is_dir", is_flag=True, help="an empty directory too")
 @click.option("--recursive", "-r", is_flag=True, help="a directory too, with all below it")
 @click.option("--with-value", metavar="VALUE", help="only if it has this value")
-@click.option("--with-index", type=int, metavar="N", help="only if it was changed at N last")
+@click.option("--with-index", type=INTEGER, metavar="N", help="only if it was changed at N last")
 @pass_call
 def rm(
     call: Call,
@@ -81,7 +82,7 @@ def rm(
     """Remove a key."""
     query = {
         "dir": is_dir or None,
-        "prevIndex": with_index or None,
+        "prevIndex": unsigned(with_index),
         "prevValue": with_value or None,
         "recursive": recursive or None,
     }

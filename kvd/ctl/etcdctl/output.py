@@ -6,15 +6,18 @@ encoding/json writes etcdctl's own types: in their order, with `nodes` and `prev
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from kvd.client.errors import ApiError, KvdError, NotSupported, TransportError
-from kvd.ctl.failures import REFUSED, UNREACHABLE, USAGE, Failure
+from kvd.ctl.failures import REFUSED, UNREACHABLE, USAGE, Failure, failure
 from kvd.ctl.failures import explained as of_kvdctl
+from kvd.lines import printable
 
 if TYPE_CHECKING:
     from kvd.ctl.settings import Settings
@@ -28,6 +31,30 @@ def write(text: str) -> None:
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode("utf-8", "replace"))
     sys.stdout.buffer.flush()
+
+
+def quoted(name: str) -> str:
+    """Return a name as a part of a path.
+
+    Raises:
+        Failure: it is no UTF-8.
+    """
+    try:
+        return quote(name, safe="")
+    except UnicodeEncodeError:
+        raise failure(f"{name}: it is no UTF-8") from None
+
+
+def json_bytes(value: object) -> bytes:
+    """Return a value as JSON.
+
+    Raises:
+        Failure: a text in it is no UTF-8.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise failure("a name, password or URL is no UTF-8") from None
 
 
 def print_answer(answer: Json, index: int, output: str) -> None:
@@ -46,7 +73,7 @@ def print_answer(answer: Json, index: int, output: str) -> None:
         write(_json(answer) + "\n")
     else:
         sys.stdout.flush()
-        sys.stderr.write(f"Unsupported output format: {output}\n")
+        sys.stderr.write(f"Unsupported output format: {printable(output)}\n")
 
 
 def _simple(answer: Json) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import click
 
@@ -14,7 +12,7 @@ from kvd.client.errors import ApiError
 from kvd.client.exchanges import json_of
 from kvd.client.operations import JSON
 from kvd.ctl.command import Call, Group, Verb, pass_call
-from kvd.ctl.etcdctl.output import Json, plain, write
+from kvd.ctl.etcdctl.output import Json, json_bytes, plain, quoted, write
 from kvd.ctl.failures import USAGE, Failure
 
 if TYPE_CHECKING:
@@ -34,7 +32,7 @@ def _verb(
 
 
 def _send(call: Call, method: str, path: str, body: object = None) -> Reply:
-    data = b"" if body is None else json.dumps(body).encode()
+    data = b"" if body is None else json_bytes(body)
     return call.session.call(method, f"/v2/auth/{path}", body=data, content_type=JSON)
 
 
@@ -45,11 +43,11 @@ def _name_of(args: tuple[str, ...], kind: str) -> str:
 
 
 def _user(name: str) -> str:
-    return f"users/{quote(name, safe='')}"
+    return f"users/{quoted(name)}"
 
 
 def _role(name: str) -> str:
-    return f"roles/{quote(name, safe='')}"
+    return f"roles/{quoted(name)}"
 
 
 def _names(found: Sequence[Any] | None, kind: str) -> str:

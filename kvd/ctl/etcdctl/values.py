@@ -11,13 +11,14 @@ from kvd.client.exchanges import json_of
 from kvd.ctl.command import Call, Verb, keys, pass_call
 from kvd.ctl.etcdctl.output import explained, print_answer, wrong
 from kvd.ctl.failures import USAGE, Failure, failure
+from kvd.ctl.goflags import INTEGER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvd.client.operations import Given
 
-TTL = click.option("--ttl", type=int, default=0, metavar="S", help="seconds until it expires")
+TTL = click.option("--ttl", type=INTEGER, default=0, metavar="S", help="seconds until it expires")
 RAW = click.option("--raw", is_flag=True, help="bytes that need not be text (kvd only)")
 
 
@@ -30,6 +31,11 @@ def key_of(args: tuple[str, ...]) -> str:
     if not args:
         raise wrong("key required")
     return args[0]
+
+
+def unsigned(index: int | None) -> int | None:
+    """Return an index as etcdctl sends it: in 64 bits without sign, and 0 not at all."""
+    return index % 2**64 if index else None
 
 
 def _of_value(text: str) -> Callable[[Callable[..., Any]], Verb]:
@@ -84,7 +90,7 @@ def get(
     reply = call.session.call("GET", call.session.path(key), query=query)
     answer = json_of(reply)
     if answer["node"].get("dir"):
-        raise Failure(f"{answer['node'].get('key', '/')}: is a directory", USAGE)
+        raise Failure(f"{answer['node'].get('key', '')}: is a directory", USAGE)
     print_answer(answer, reply.index, call.settings.output)
 
 
@@ -96,7 +102,9 @@ def _put(call: Call, key: str, query: Given, form: Given, *, method: str = "PUT"
 @_of_value("Set a key.")
 @TTL
 @click.option("--swap-with-value", metavar="VALUE", help="only if it has this value")
-@click.option("--swap-with-index", type=int, metavar="N", help="only if it was changed at N last")
+@click.option(
+    "--swap-with-index", type=INTEGER, metavar="N", help="only if it was changed at N last"
+)
 @RAW
 def set(  # noqa: A001 -- etcdctl's name
     call: Call,
@@ -109,7 +117,7 @@ def set(  # noqa: A001 -- etcdctl's name
 ) -> None:
     """Set a key."""
     key = key_of(args)
-    query = {"prevIndex": swap_with_index or None, "prevValue": swap_with_value or None}
+    query = {"prevIndex": unsigned(swap_with_index), "prevValue": swap_with_value or None}
     if raw:
         _set_raw(call, key, args, ttl, query)
     else:

@@ -20,13 +20,14 @@ from kvd.ctl.command import Call, Verb, keys, pass_call
 from kvd.ctl.etcdctl.output import Json, explained, print_answer, write, wrong
 from kvd.ctl.etcdctl.values import key_of
 from kvd.ctl.failures import USAGE, Failure, failure
+from kvd.ctl.goflags import INTEGER
 
 _PAUSE_S = 0.05
 _PAUSE_MAX_S = 2.0
 
 _RECURSIVE = click.option("--recursive", "-r", is_flag=True, help="all keys below it too")
 _AFTER = click.option(
-    "--after-index", type=int, default=0, metavar="N", help="events behind this index"
+    "--after-index", type=INTEGER, default=0, metavar="N", help="events behind this index"
 )
 
 

@@ -31,6 +31,7 @@ from kvd.ctl import terminal
 from kvd.ctl.command import Call, Verb, keys, pass_call
 from kvd.ctl.etcdctl.output import write
 from kvd.ctl.failures import CONFLICT, DIFFERENT, failure
+from kvd.ctl.goflags import Seconds
 from kvd.ctl.terminal import Paint
 from kvd.ctl.verbs.changes import Change, as_json, compare, lines, load, seconds
 
@@ -71,9 +72,7 @@ def diff(call: Call, *, file: str, key: str | None) -> int:
 @click.option("--dry-run", is_flag=True, help="show what would change, and write nothing")
 @click.option("--prune", is_flag=True, help="also remove the keys that the document lacks")
 @click.option("--yes", is_flag=True, help="remove them without a question")
-@click.option(
-    "--wait", type=click.FloatRange(0), default=0.0, metavar="S", help="for a server that starts"
-)
+@click.option("--wait", type=Seconds(0), default=0.0, metavar="S", help="for a server that starts")
 @pass_call
 def apply(
     call: Call, *, file: str, key: str | None, dry_run: bool, prune: bool, yes: bool, wait: float

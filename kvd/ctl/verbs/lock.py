@@ -12,9 +12,11 @@ import click
 
 from kvd.client.recipes.blocking import Lock
 from kvd.ctl.command import Call, Verb, keys, pass_call
-from kvd.ctl.failures import CONFLICT, Failure, failure
+from kvd.ctl.failures import CONFLICT, failure
 
 _KILL_S = 5.0
+# A year: threads cannot wait much longer than that for the next time to refresh a lock.
+_TTL_MAX_S = 365 * 86400
 _LOST = "the lock on {} was lost: the command was ended"
 
 
@@ -23,7 +25,7 @@ _LOST = "the lock on {} was lost: the command was ended"
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option(
     "--ttl",
-    type=click.IntRange(3),
+    type=click.IntRange(3, _TTL_MAX_S),
     default=10,
     metavar="S",
     help="seconds after which the lock is free if its holder has died (10)",
@@ -68,7 +70,7 @@ class _Run:
                 command, env={**os.environ, "KVD_FENCE": str(fence)}
             )
         except OSError as error:
-            raise Failure(f"kvdctl: {command[0]}: {error.strerror}", 127) from None
+            raise failure(f"{command[0]}: {error.strerror}", 127) from None
         try:
             if self.is_lost:
                 self.end()

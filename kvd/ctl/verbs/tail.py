@@ -1,9 +1,11 @@
 """`tail`: every event once, in order, over restarts of the server and of itself.
 
 With `--state` a file keeps what has been printed: the index, the id of the store, and how much of
-the output was written. The index moves on while only other keys change, so that a quiet key does
-not fall out of the history. Where the output is a file too, events that were appended to it behind
-that, before tail was killed, are not printed again; an unfinished `--resync` begins again.
+the output was written. It is replaced once all that has arrived is printed: first the output is
+synced, then the file, so that a power cut leaves no state that is ahead of the output. The index
+moves on while only other keys change, so that a quiet key does not fall out of the history. Where
+the output is a file too, events that were appended to it behind that, before tail was killed, are
+not printed again; an unfinished `--resync` begins again.
 """
 
 from __future__ import annotations
@@ -28,13 +30,18 @@ from kvd.client.wire import Connect, Operation, Sleep, Step
 from kvd.ctl.command import Call, Verb, keys, pass_call
 from kvd.ctl.failures import LOST, failure
 from kvd.ctl.verbs.history import described
-from kvd.lines import printable
 
 if TYPE_CHECKING:
     from kvd.client.model import Event, Node
 
 # The index of an event; the lines of a state have all the same one, which counts at their end.
 _INDEX = re.compile(rb'(\d+) \S+ (?!state )|\{"index": (\d+), (?!"action": "state")')
+
+
+_NOT_WHOLE = (
+    "it is empty, cut off or no file of tail --state: name another one, or remove it and name the "
+    "first index that is wanted with --since"
+)
 
 
 class _Kept(NamedTuple):
@@ -69,6 +76,8 @@ def command(call: Call, *, key: str, since: int | None, state: str | None, resyn
                 tail.resync()
     except KeyboardInterrupt:
         return
+    finally:
+        tail.keep_printed()
 
 
 def _interrupt(_: int, __: FrameType | None) -> None:
@@ -84,7 +93,7 @@ class _Tail:
         self._state = state
         self._is_json = call.is_json
         self._is_lost = False
-        self._kept = 0
+        self._kept = self._printed = 0
         self._watching = self._watch(None)
 
     def _watch(self, since: int | None, cluster_id: str = "") -> Watching:
@@ -96,7 +105,8 @@ class _Tail:
         kept = None if self._state is None else _read(self._state)
         if kept is None:
             self._watching = self._watch(since)
-            self._kept = self._watching.index or 0
+            if self._watching.index is not None:
+                self._keep(self._watching.index)
         else:
             self._kept = max(kept.last, _written(kept))
             self._watching = self._watch(self._kept + 1, kept.cluster_id)
@@ -105,13 +115,19 @@ class _Tail:
         """Wait for the next event and print it."""
         event = self._call.session.run(self._noticing(self._watching.next()))
         self._print(event.index, event.action, event.node, event)
+        self._printed = event.index
+
+    def keep_printed(self) -> None:
+        """Keep the index of the last event that is printed, at the end."""
+        if self._printed > self._kept:
+            self._keep(self._printed)
 
     def resync(self) -> None:
         """Print the whole state, and watch from there on."""
         operations = self._call.session.operations
         nodes, index, cluster_id = self._call.session.run(operations.all_below(self._key))
         for node in nodes.values():
-            self._print(index, "state", node, None, is_kept=False)
+            self._print(index, "state", node, None)
         self._watching = self._watch(index + 1, cluster_id)
         self._keep(index)
 
@@ -120,7 +136,7 @@ class _Tail:
         return _watched(operation, self._keep_moved, self._notice)
 
     def _keep_moved(self) -> None:
-        """Keep the index once it has moved on without an event of the key."""
+        """Keep the index once it has moved on, by events of the key or of others."""
         index = self._watching.index or 0
         if index > self._kept:  # between two steps each event up to here is printed
             self._keep(index)
@@ -135,9 +151,7 @@ class _Tail:
             self._is_lost = False
             sys.stderr.write(f"back{place}\n")
 
-    def _print(
-        self, index: int, action: str, node: Node, event: Event | None, *, is_kept: bool = True
-    ) -> None:
+    def _print(self, index: int, action: str, node: Node, event: Event | None) -> None:
         if self._is_json:
             line = json.dumps(_fields(index, action, node, event), ensure_ascii=False)
         else:
@@ -148,25 +162,25 @@ class _Tail:
         sys.stdout.flush()
         sys.stdout.buffer.write(line.encode("utf-8", "replace") + b"\n")
         sys.stdout.buffer.flush()
-        if is_kept:
-            self._keep(index)
 
     def _keep(self, index: int) -> None:
+        if self._state is not None:
+            self._write(self._state, index)
         self._kept = index
-        if self._state is None:
-            return
+
+    def _write(self, state: Path, index: int) -> None:
         output = _output()
+        if output is not None:  # an event that is lost with the output must not be kept as printed
+            os.fdatasync(sys.stdout.fileno())
         fields = {
             "index": index,
             "cluster": self._watching.cluster_id,
             "output": {"inode": output.st_ino, "size": output.st_size} if output else None,
         }
         try:
-            new = self._state.with_name(f"{self._state.name}.new")
-            new.write_text(json.dumps(fields) + "\n")
-            new.replace(self._state)
+            _replace(state, json.dumps(fields) + "\n")
         except OSError as error:
-            raise failure(f"{self._state}: {error.strerror}") from None
+            raise failure(f"{state}: {error.strerror}") from None
 
 
 def _watched(
@@ -213,6 +227,23 @@ def _output() -> os.stat_result | None:
     return found if stat.S_ISREG(found.st_mode) else None
 
 
+def _replace(state: Path, text: str) -> None:
+    """Replace a file; after a power cut it is the old one or the new one."""
+    new = state.with_name(f"{state.name}.new")
+    new.write_text(text)
+    _sync(new)
+    new.replace(state)
+    _sync(state.parent)
+
+
+def _sync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
 def _read(state: Path) -> _Kept | None:
     """Return the content of the file of `--state`; None where there is no file yet.
 
@@ -229,8 +260,10 @@ def _read(state: Path) -> _Kept | None:
         return None
     except OSError as error:
         raise failure(f"{state}: {error.strerror}") from None
+    except json.JSONDecodeError:
+        raise failure(f"{state}: {_NOT_WHOLE}") from None
     except (ValueError, KeyError, TypeError):
-        raise failure(printable(f"{state}: it is no file of tail --state")) from None
+        raise failure(f"{state}: it is no file of tail --state: name another one") from None
 
 
 def _written(kept: _Kept) -> int:

@@ -12,18 +12,24 @@ import click
 from kvd.ctl.command import Call, Verb, pass_call
 from kvd.ctl.etcdctl.output import write
 from kvd.ctl.failures import failure
+from kvd.ctl.goflags import Seconds
 
 Metrics = Mapping[tuple[str, str], float]
 """Values by name and labels."""
 
 _LINE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 _READS = ("GET", "HEAD")
+_INTERVAL_MAX_S = 86400
 
 
 @click.command(cls=Verb, help="Show what a kvd does, once a second, until Ctrl-C.")
 @click.option("--count", "-n", type=click.IntRange(1), metavar="N", help="so many times")
 @click.option(
-    "--interval", type=click.FloatRange(0.1), default=1.0, metavar="S", help="seconds between (1)"
+    "--interval",
+    type=Seconds(0.1, _INTERVAL_MAX_S),
+    default=1.0,
+    metavar="S",
+    help="seconds between (1)",
 )
 @pass_call
 def command(call: Call, *, count: int | None, interval: float) -> None:
