@@ -22,8 +22,8 @@ def basic(user: str) -> str:
 
 def head(method: str, target: str, *lines: str, user: str = CLUMSY) -> bytes:
     """Return the head of a request, without credentials for no user."""
-    told = [f"Authorization: {basic(user)}"] if user else []
-    lines = (f"{method} {target} HTTP/1.1", "Host: 127.0.0.1", *told, *lines)
+    named = [f"Authorization: {basic(user)}"] if user else []
+    lines = (f"{method} {target} HTTP/1.1", "Host: 127.0.0.1", *named, *lines)
     return "\r\n".join([*lines, "", ""]).encode()
 
 

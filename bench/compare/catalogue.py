@@ -135,14 +135,14 @@ def plain(
 
 def watch_rows(scale: Scale) -> list[Row]:
     """Return the rows about very many watchers."""
-    told = {"poll": 0.9, "stream": 1.0}
+    limits = {"poll": 0.9, "stream": 1.0}
     others = below(20, "get_max_ms"), at_most(0.15, "watcher_bytes")
     reduced = scale.watchers < Scale().watchers
     return [
         Row(
             f"watch-{name}", f"{scale.watchers:,} watchers on one key, {title}", "alone",
             measures.watching(stream=name == "stream"),
-            (at_most(told[name], "told_ms"), *others), reduced=reduced,
+            (at_most(limits[name], "told_ms"), *others), reduced=reduced,
         )
         for name, title in (("poll", "long poll"), ("stream", "stream"))
     ]  # fmt: skip

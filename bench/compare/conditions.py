@@ -56,8 +56,8 @@ class Conditions:
     @property
     def is_busy(self) -> bool:
         """Whether the machine had too much else to do."""
-        is_told = self.seconds >= _SHORTEST_S
-        return is_told and (self.others > OTHERS_MAX or self.stolen > STOLEN_MAX)
+        is_shown = self.seconds >= _SHORTEST_S
+        return is_shown and (self.others > OTHERS_MAX or self.stolen > STOLEN_MAX)
 
     @property
     def text(self) -> str:

@@ -70,10 +70,10 @@ QUICK = Scale(
 class Fleet:
     """Starts the servers of a row's group, and stops those of the group before."""
 
-    def __init__(self, scratch: Path, scale: Scale, tell: Callable[[str], None]) -> None:
+    def __init__(self, scratch: Path, scale: Scale, report: Callable[[str], None]) -> None:
         self.scratch = scratch
         self.scale = scale
-        self.tell = tell
+        self.report = report
         self.makers = [servers.kvd]
         if not servers.why_no_etcd():
             self.makers.append(servers.etcd)
@@ -105,7 +105,7 @@ class Fleet:
         try:
             for each in self._standing:
                 keys = min(each.space.keys, VERIFIED_MAX)
-                self.tell(f"comparing {keys:,} keys of {each.server.name}")
+                self.report(f"comparing {keys:,} keys of {each.server.name}")
                 each.verify_some(keys)
         finally:
             self.close()
@@ -143,7 +143,7 @@ class Fleet:
                 "rate": figures.rate,
             }
         )
-        self.tell(f"loaded {keys:,} keys into {server.name} at {figures.rate:,.0f}/s")
+        self.report(f"loaded {keys:,} keys into {server.name} at {figures.rate:,.0f}/s")
         return standing
 
     def _made(self, keys: int) -> Standing:
@@ -156,5 +156,5 @@ class Fleet:
         except OSError as error:
             raise LoadError(f"a store of {keys:,} keys could not be made: {error}") from error
         server.start()
-        self.tell(f"made a store of {keys:,} keys in {time.monotonic() - started_s:.0f} s")
+        self.report(f"made a store of {keys:,} keys in {time.monotonic() - started_s:.0f} s")
         return standing

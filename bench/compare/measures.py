@@ -208,7 +208,7 @@ def watched(server: Server, fleet: Fleet, *, stream: bool) -> Measured:
         spans = []
         with Probe(server.address, PROBED) as probe:
             for _ in range(fleet.scale.events):
-                spans.append(watchers.tell())
+                spans.append(watchers.spans())
                 watchers.register()
             reads = probe.stop()
     waits = [max(overlapping(reads, *span), default=0.0) for span in spans]

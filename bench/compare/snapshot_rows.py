@@ -124,7 +124,7 @@ class SnapshotClock:
 
     def spans(self, start_ns: int, end_ns: int) -> list[tuple[int, int]]:
         """Return from when to when snapshots were taken, as far as it was between two times."""
-        seen = self._seen if self._server.name == OURS else self._told()
+        seen = self._seen if self._server.name == OURS else self._reported()
         spans, began_ns = [], None
         for at_ns, is_taken in [*seen, (end_ns, False)]:
             if is_taken and began_ns is None:
@@ -134,11 +134,11 @@ class SnapshotClock:
                 began_ns = None
         return [(start, end) for start, end in spans if start < end]
 
-    def _told(self) -> list[tuple[int, bool]]:
+    def _reported(self) -> list[tuple[int, bool]]:
         begin, end = (b"start to snapshot", b"triggering snapshot"), (b"saved snapshot",)
         return [
             (at_ns, any(words in line for words in begin))
-            for at_ns, line in self._server.told
+            for at_ns, line in self._server.lines
             if any(words in line for words in begin + end)
         ]
 

@@ -69,14 +69,14 @@ def fill(result: Result, fleet: Fleet, end_s: float, place: str) -> None:
             result.conditions.append(
                 conditions.Conditions.between(before, after, os.cpu_count() or 1)
             )
-            progress(f"{place} {row.name}, {told(result, turn)}")
+            progress(f"{place} {row.name}, {line_of(result, turn)}")
     except FAILURES as error:
         result.failed = str(error)
         progress("\n".join([f"{row.name}: {error}", *getattr(error, "__notes__", [])]))
         fleet.close()
 
 
-def told(result: Result, turn: int) -> str:
+def line_of(result: Result, turn: int) -> str:
     """Return the newest round in one line."""
     measured = result.rounds[-1]
     words = []
@@ -84,8 +84,8 @@ def told(result: Result, turn: int) -> str:
         name, form = FIGURES[demand.figure]
         figures = [f"{server} {m.figures[demand.figure]:{form}}" for server, m in measured.items()]
         latest, values = demand.of(measured), result.values(demand)
-        is_told = latest is not None and not demand.own
-        ratio = f" (ratio {latest:.2f}, median {median(values):.2f})" if is_told else ""
+        is_shown = latest is not None and not demand.own
+        ratio = f" (ratio {latest:.2f}, median {median(values):.2f})" if is_shown else ""
         words.append(f"{name}: {', '.join(figures)}" + ratio)
     if result.conditions[turn].is_busy:
         words.append(f"does not count, {result.conditions[turn].text}")

@@ -137,7 +137,7 @@ def list_kept(kvd: Inside) -> Step:
     return lambda: kvd.request("GET", KEYS + "/kept")
 
 
-def list_anew(kvd: Inside) -> Step:
+def list_changed(kvd: Inside) -> Step:
     """List a directory; what shows a TTL is rendered for each reader."""
     for n in range(CHILDREN - 1):
         kvd.request("PUT", f"{KEYS}/anew/{n}", _WRITE)
@@ -169,12 +169,12 @@ def stream(kvd: Inside) -> Step:
     def step() -> None:
         kvd.exchange(WATCHERS, write)
         for connection in range(WATCHERS):
-            kvd.receive_until(connection, is_told)
+            kvd.receive_until(connection, is_event)
 
     return step
 
 
-def is_told(received: bytes) -> bool:
+def is_event(received: bytes) -> bool:
     """Whether a whole event of a stream has come."""
     return received.endswith(b"}\n\r\n")
 
@@ -194,7 +194,7 @@ CASES = (
     Case("TTL refresh", refresh),
     Case(f"TTL refresh, {BATCH} in a batch", refresh_together, BATCH),
     Case("listing, unchanged", list_kept),
-    Case("listing, each child", list_anew, CHILDREN),
+    Case("listing, each child", list_changed, CHILDREN),
     Case("long poll, asked and told", long_poll, WATCHERS),
     Case("stream, told", stream, WATCHERS),
 )

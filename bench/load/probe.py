@@ -81,10 +81,10 @@ class Probe:
         Raises:
             LoadError: a read failed.
         """
-        told, _ = self._process.communicate("stop\n")
+        reported, _ = self._process.communicate("stop\n")
         if self._process.returncode:
             raise LoadError("the client that reads meanwhile was not answered")
-        return [Sample(*pair) for pair in json.loads(told)]
+        return [Sample(*pair) for pair in json.loads(reported)]
 
 
 def overlapping(samples: list[Sample], start_ns: int, end_ns: int) -> list[float]:

@@ -99,7 +99,7 @@ def read(address: Address, connections: int) -> None:
             if number == asked:
                 if not os.read(asked, 1):
                     return
-                tell(str(answers))
+                report(str(answers))
                 continue
             reader, received = readers[number]
             piece = reader.recv(65536)
@@ -113,10 +113,10 @@ def read(address: Address, connections: int) -> None:
                 if len(answered) < connections:
                     answered.add(number)
                     if len(answered) == connections:
-                        tell("reading")
+                        report("reading")
 
 
-def tell(line: str) -> None:
+def report(line: str) -> None:
     """Say something to the process that has asked."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()

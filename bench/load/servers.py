@@ -54,7 +54,7 @@ class Server:
         self.directory = Path(tempfile.mkdtemp(prefix=f"kvd-bench-{name}-", dir=scratch))
         self.port = port
         self.process: subprocess.Popen[bytes] | None = None
-        self.told: list[tuple[int, bytes]] = []
+        self.lines: list[tuple[int, bytes]] = []
         """What it has said of snapshots, and when (`time.perf_counter_ns`)."""
 
     def __enter__(self) -> Self:
@@ -131,10 +131,10 @@ class Server:
                 log.write(line)
                 log.flush()
                 if b"snapshot" in line:
-                    self.told.append((time.perf_counter_ns(), line))
-                told = LISTENING.search(line)
-                if told:
-                    self.port = int(told[1])
+                    self.lines.append((time.perf_counter_ns(), line))
+                lines = LISTENING.search(line)
+                if lines:
+                    self.port = int(lines[1])
                     listening.set()
         listening.set()  # the process has ended: no need to wait longer
 

@@ -73,7 +73,7 @@ class Watchers:
         self.await_all(b"\r\n\r\n", b"")
         self.registered = True
 
-    def await_told(self, value: bytes) -> int:
+    def await_delivered(self, value: bytes) -> int:
         """Wait until every watcher has the event that wrote a value.
 
         Returns:
@@ -140,7 +140,7 @@ class WatchersProcess:
         self._say("register")
         self._answer()
 
-    def tell(self) -> tuple[int, int]:
+    def spans(self) -> tuple[int, int]:
         """Write the key; return when that was sent and when the last watcher had it, in ns."""
         self._writes += 1
         value = f"write-{self._writes:09d}"
@@ -180,7 +180,7 @@ def main() -> int:
                 print("registered", flush=True)
             else:
                 print("waiting", flush=True)
-                print(watchers.await_told(value.encode()), flush=True)
+                print(watchers.await_delivered(value.encode()), flush=True)
     return 0
 
 

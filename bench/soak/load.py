@@ -102,13 +102,13 @@ class Load:
         now = time.monotonic()
         for fd in asking:
             heapq.heappush(self.schedule, (now + self.dice.random() * self.mean_s, fd))
-        end, told = now + self.options.seconds, now + REPORT_S
+        end, reported = now + self.options.seconds, now + REPORT_S
         while (now := time.monotonic()) < end:
             self.ask_what_is_due(now)
             wait = min(self.schedule[0][0] if self.schedule else end, end) - time.monotonic()
             self.read(max(0.0, wait))
-            if now > told:
-                told += REPORT_S
+            if now > reported:
+                reported += REPORT_S
                 self.report(final=False)
         self.schedule.clear()
         end = time.monotonic() + _DRAIN_S

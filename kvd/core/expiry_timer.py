@@ -53,7 +53,7 @@ class ExpiryTimer:
             self._handle = self._loop.call_later(min(wait_s, _WAIT_S_MAX), self._fire)
 
     def clock_moved(self) -> None:
-        """Set it anew: the clock's times belong to other raw ones than before."""
+        """Set it again: the clock's times belong to other raw ones than before."""
         self.armed_ns = -1
         self.arm()
 

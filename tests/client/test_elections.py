@@ -71,12 +71,12 @@ def test_tasks_campaign_too(server, name):
     assert asyncio.run(run()) == [None, "", None, "näïve", None]
 
 
-def test_a_leader_that_is_removed_is_told_so(kvd, name):
-    told = threading.Event()
-    election = kvd.election(name, ttl=3, on_lost=told.set)
+def test_a_leader_that_is_removed_is_notified(kvd, name):
+    received = threading.Event()
+    election = kvd.election(name, ttl=3, on_lost=received.set)
     with election.campaign("me") as held:
         kvd.delete(held.key)
-        assert told.wait(PATIENCE_S)
+        assert received.wait(PATIENCE_S)
         with pytest.raises(LockLost):
             held.check()
 

@@ -126,7 +126,7 @@ def test_where_nothing_was_sent_the_next_endpoint_is_asked(serve, connect):
     assert len(server.requests) == 2
 
 
-def test_where_nobody_listens_nothing_has_happened(connect):
+def test_where_no_server_listens_nothing_has_happened(connect):
     with pytest.raises(TransportError) as caught:
         connect(f"http://127.0.0.1:{free_port()}", timeout=0.1).set("/k", "1")
     assert not isinstance(caught.value, Timeout)
@@ -271,9 +271,9 @@ def test_a_line_of_a_watch_that_is_no_event_is_an_error(serve, connect, body):
 
 def test_an_event_in_many_pieces_is_put_together_once(serve, connect):
     value = "x" * (1 << 20)
-    told = json.loads(EVENT)
-    told["node"]["value"] = value
-    line = json.dumps(told).encode() + b"\n"
+    received = json.loads(EVENT)
+    received["node"]["value"] = value
+    line = json.dumps(received).encode() + b"\n"
     chunks = [line[at : at + 4096] for at in range(0, len(line), 4096)]
     body = b"".join(b"%x\r\n%b\r\n" % (len(one), one) for one in chunks)
     head = b"HTTP/1.1 200 OK\r\nX-Etcd-Index: 7\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -85,7 +85,7 @@ def test_two_takers_share_the_items(kvd, name):
     assert left(kvd, name) == []
 
 
-def test_who_waits_gets_what_is_put(kvd, name):
+def test_a_waiter_gets_what_is_put(kvd, name):
     taken: list[str] = []
 
     def take() -> None:
@@ -105,14 +105,14 @@ def test_who_waits_gets_what_is_put(kvd, name):
 
 def test_an_item_whose_handling_failed_comes_again(kvd, name):
     queue = kvd.queue(name, ttl=3)
-    told = queue.put("poison", id="order-7")
+    received = queue.put("poison", id="order-7")
     with pytest.raises(ZeroDivisionError), queue.take() as item:
         _ = 1 / 0
     assert is_empty(queue)
     # Not before the TTL of its claim is over.
     with queue.take(timeout=PATIENCE_S) as again:
         assert (again.id, again.key) == ("order-7", item.key)
-    assert told == "order-7"
+    assert received == "order-7"
     assert left(kvd, name) == []
 
 
@@ -180,7 +180,7 @@ def test_a_cancelled_take_leaves_no_claim(kvd, url, name):
     assert len(left(kvd, f"/{name}")) == 1
 
 
-def test_who_was_too_slow_is_told_and_takes_nothing_away(kvd, name):
+def test_a_taker_that_was_too_slow_is_notified_and_takes_nothing_away(kvd, name):
     queue = kvd.queue(name, ttl=3)
     queue.put("1")
 

@@ -108,11 +108,11 @@ def test_changes_of_the_entry_before_prolong_no_timeout(kvd, server, name):
         changer.join(PATIENCE_S)
 
 
-def test_who_has_lost_the_lock_is_told(kvd, name):
-    told = threading.Event()
-    with kvd.lock(name, ttl=3, on_lost=told.set) as held:
+def test_a_holder_that_has_lost_the_lock_is_notified(kvd, name):
+    received = threading.Event()
+    with kvd.lock(name, ttl=3, on_lost=received.set) as held:
         kvd.delete(held.key)
-        assert told.wait(PATIENCE_S)
+        assert received.wait(PATIENCE_S)
         assert held.lost.is_set()
         with pytest.raises(LockLost):
             held.check()
@@ -120,7 +120,7 @@ def test_who_has_lost_the_lock_is_told(kvd, name):
     assert entries(kvd, name) == 0
 
 
-def test_who_waits_and_is_removed_stops_waiting(kvd, name):
+def test_a_waiter_that_is_removed_stops_waiting(kvd, name):
     with kvd.lock(name, ttl=3) as held:
         failures: list[BaseException] = []
 

@@ -24,10 +24,10 @@ def methods(of: type) -> dict[str, inspect.Signature]:
     }
 
 
-def awaited(told: object) -> str:
+def awaited(received: object) -> str:
     """What an annotation is called where it is awaited."""
     word = re.compile(rf"\b({'|'.join(PAIRS)}|Iterator)\b")
-    return word.sub(r"Async\1", str(told)).replace("threading.", "asyncio.")
+    return word.sub(r"Async\1", str(received)).replace("threading.", "asyncio.")
 
 
 def test_there_are_pairs():

@@ -68,24 +68,24 @@ def writer(lasting) -> Iterator[Writer]:
     made.stop()
 
 
-def test_each_event_is_told_once_over_kills(connect, lasting, writer):
-    told: list[tuple[int, str]] = []
+def test_each_event_is_delivered_once_over_kills(connect, lasting, writer):
+    received: list[tuple[int, str]] = []
     with connect(lasting.url).watch("/load", since=1) as watch:
         for _ in range(2):
             # The kill comes amid the writes that are left.
             writer.let(60)
-            told += [(event.index, event.node.value) for event in itertools.islice(watch, 30)]
+            received += [(event.index, event.node.value) for event in itertools.islice(watch, 30)]
             lasting.kill()
             lasting.start()
         writer.stop()
         last = max(writer.acknowledged)
-        while told[-1][0] < last:
+        while received[-1][0] < last:
             event = next(watch)
-            told.append((event.index, event.node.value))
-        assert watch.index == told[-1][0]
-    indexes = [index for index, _ in told]
+            received.append((event.index, event.node.value))
+        assert watch.index == received[-1][0]
+    indexes = [index for index, _ in received]
     assert indexes == sorted(set(indexes))
-    assert writer.acknowledged.items() <= dict(told).items()
+    assert writer.acknowledged.items() <= dict(received).items()
 
 
 def test_without_since_it_begins_when_it_is_first_asked(connect, lasting):
@@ -107,7 +107,7 @@ def test_without_since_it_begins_when_it_is_first_asked(connect, lasting):
         assert [next(watch).action for _ in range(2)] == ["set", "delete"]
 
 
-def test_a_watch_of_one_key_is_not_told_of_others(connect, server):
+def test_a_watch_of_one_key_receives_no_events_of_others(connect, server):
     kvd = connect(server.url)
     first = kvd.set("/one/k", "1")
     kvd.set("/one/other", "2")
@@ -159,7 +159,7 @@ def test_a_quiet_watch_moves_on(connect, server, monkeypatch):
         writer.join()
 
 
-def test_close_ends_who_waits(server):
+def test_close_ends_waiting_callers(server):
     with Client(server.url) as kvd:
         watch = kvd.watch("/never")
         waiter = threading.Thread(target=lambda: list(watch))
@@ -171,7 +171,7 @@ def test_close_ends_who_waits(server):
         assert list(watch) == []
 
 
-def test_close_ends_who_looks_for_a_server():
+def test_close_ends_a_search_for_a_server():
     with Client(f"http://127.0.0.1:{free_port()}", timeout=3600) as kvd:
         watch = kvd.watch("/never")
         waiter = threading.Thread(target=lambda: list(watch))
@@ -289,15 +289,15 @@ def test_a_mirror_is_what_it_follows(connect, make_server):
     kvd = connect(server.url)
     mirror: dict[str, str | None] = {}
 
-    def take(told):
-        if isinstance(told, Snapshot):
+    def take(received):
+        if isinstance(received, Snapshot):
             mirror.clear()
-            mirror.update({key: node.value for key, node in told.nodes.items()})
+            mirror.update({key: node.value for key, node in received.nodes.items()})
             return
-        for key in [key for key in mirror if told.removes(key)]:
+        for key in [key for key in mirror if received.removes(key)]:
             del mirror[key]
-        if told.node.value is not None:
-            mirror[told.node.key] = told.node.value
+        if received.node.value is not None:
+            mirror[received.node.key] = received.node.value
 
     with kvd.follow("/m") as follow:
         first = next(follow)
@@ -331,7 +331,7 @@ def test_a_file_can_be_followed(connect, server):
         assert next(follow).node.value == "2"
 
 
-def test_who_stops_waiting_loses_no_event(server):
+def test_a_caller_that_stops_waiting_loses_no_event(server):
     async def run() -> list[str | None]:
         seen = []
         async with AsyncClient(server.url) as kvd, kvd.watch("/impatient", since=1) as watch:

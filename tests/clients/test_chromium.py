@@ -44,7 +44,7 @@ class Page:
     """A page, where it is served, and what it has told."""
 
     def __init__(self) -> None:
-        self._told: list[tuple[str, str]] = []
+        self._received: list[tuple[str, str]] = []
         self._changed = threading.Condition()
         self.html = ""
         page = self
@@ -74,19 +74,19 @@ class Page:
 
     def add(self, report: dict[str, str]) -> None:
         with self._changed:
-            self._told.append((report["kind"], report.get("id", "")))
+            self._received.append((report["kind"], report.get("id", "")))
             self._changed.notify_all()
 
     def wait_for(self, holds: Callable[[list[tuple[str, str]]], bool]) -> list[tuple[str, str]]:
         """Wait until what it has told fulfils a condition; all of it."""
         with self._changed:
-            found = self._changed.wait_for(lambda: holds(self._told), timeout=2 * PATIENCE_S)
-        assert found, self._told
-        return [*self._told]
+            found = self._changed.wait_for(lambda: holds(self._received), timeout=2 * PATIENCE_S)
+        assert found, self._received
+        return [*self._received]
 
     def opened(self, times: int) -> None:
         """Wait until its stream has begun so often."""
-        self.wait_for(lambda told: [kind for kind, _ in told].count("open") >= times)
+        self.wait_for(lambda received: [kind for kind, _ in received].count("open") >= times)
 
 
 def chromium_command() -> str:
@@ -163,30 +163,30 @@ def test_its_event_source_gets_each_event_once_over_restarts(start, tmp_path, pa
             write(20)  # before it comes back
             page.opened(restart + 2)
             write(20)
-        told = page.wait_for(lambda told: bool(told) and told[-1][1] == expected[-1])
-    assert [index for kind, index in told if kind == "set"] == expected
-    assert {kind for kind, _ in told} == {"open", "set"}
-    assert [kind for kind, _ in told].count("open") == 6
+        received = page.wait_for(lambda got: bool(got) and got[-1][1] == expected[-1])
+    assert [index for kind, index in received if kind == "set"] == expected
+    assert {kind for kind, _ in received} == {"open", "set"}
+    assert [kind for kind, _ in received].count("open") == 6
 
 
-def test_its_event_source_is_told_once_what_is_lost_and_goes_on(start, tmp_path, page, kvd):
+def test_its_event_source_receives_once_what_is_lost_and_goes_on(start, tmp_path, page, kvd):
     server = kvd("--event-history-limit", "10")
     stream = f"{server.url}/v2/keys/app?wait=true&recursive=true"
     with page_of(start, tmp_path, stream, page):
         page.opened(1)
         first = server.client().put("/app/x", 1).index
-        page.wait_for(lambda told: bool(told) and told[-1] == ("set", str(first)))
+        page.wait_for(lambda received: bool(received) and received[-1] == ("set", str(first)))
         assert server.terminate() == 0
         server.start()
         client = server.client()
         # It comes back a second later, while or after these are written.
         indexes = [client.put("/app/x", number).index for number in range(30)]
-        page.wait_for(lambda told: any(kind == "lost" for kind, _ in told))
+        page.wait_for(lambda received: any(kind == "lost" for kind, _ in received))
         page.opened(3)
         indexes.append(client.put("/app/x", "last").index)
-        told = page.wait_for(lambda told: told[-1] == ("set", str(indexes[-1])))
+        received = page.wait_for(lambda received: received[-1] == ("set", str(indexes[-1])))
     # The page reads anew at `lost`, and is told all that comes behind it.
-    (lost,) = [int(index) for kind, index in told if kind == "lost"]
-    assert [index for kind, index in told if kind == "set"] == [
+    (lost,) = [int(index) for kind, index in received if kind == "lost"]
+    assert [index for kind, index in received if kind == "set"] == [
         str(index) for index in (first, *indexes) if index == first or index > lost
     ]

@@ -133,7 +133,7 @@ class TestPythonEtcd:
         listed = client.read("/queue", sorted=True).children
         assert [child.value for child in listed] == ["first", "second"]
 
-    def test_a_ttl_is_told_refreshed_and_ends_the_key(self, client, other):
+    def test_a_ttl_is_shown_refreshed_and_ends_the_key(self, client, other):
         written = client.write("/ttl/a", "1", ttl=1)
         assert written.ttl == 1
         watch = Background(lambda: other.watch("/ttl/a", index=written.modifiedIndex + 1))
@@ -246,7 +246,7 @@ class TestPythonEtcdUsers:
         guest.revoke("/*", "RW")
         guest.write()
         client.write("/al/x", "1")
-        others = [etcd.Client(port=fresh_server.port, **who) for who in ({}, AL)]
+        others = [etcd.Client(port=fresh_server.port, **name) for name in ({}, AL)]
         for other in others:
             with pytest.raises(etcd.EtcdInsufficientPermissions):
                 other.read("/al/x")

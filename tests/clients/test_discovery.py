@@ -66,8 +66,8 @@ def assert_one_cluster(cluster: list[Member]) -> None:
     """All have the same members, and what is written to one is read from another."""
     for member in cluster:
         wait_for_health(member)
-    everybody = {member.name: [member.peer] for member in cluster}
-    assert [members(member) for member in cluster] == [everybody] * len(cluster)
+    expected = {member.name: [member.peer] for member in cluster}
+    assert [members(member) for member in cluster] == [expected] * len(cluster)
     with contextlib.closing(cluster[0].client()) as client:
         assert client.put("/from", cluster[0].name).status == 201
     with contextlib.closing(cluster[-1].client()) as client:
@@ -107,7 +107,7 @@ def test_members_go_on_when_kvd_is_killed_while_they_wait(fresh_server, start, t
     assert_one_cluster(cluster)
 
 
-def test_one_member_too_many_is_told_that_the_cluster_is_full(fresh_server, start, tmp_path):
+def test_one_member_too_many_is_answered_that_the_cluster_is_full(fresh_server, start, tmp_path):
     client = fresh_server.client()
     client.put(f"{TOKEN}/_config/size", 1)
     url = f"{fresh_server.url}/v2/keys{TOKEN}"

@@ -169,7 +169,7 @@ class TestEtcdctl:
         assert stranger("--username", "alice:secret", "get", "/tls/a").stdout == "2\n"
         assert root("user", "list").stdout == "alice\nroot\n"
 
-    def test_a_watch_tells_the_next_change(self, server, etcdctl):
+    def test_a_watch_prints_the_next_change(self, server, etcdctl):
         with self.start(server, "watch", "/watch", "-r") as watch:
             server.wait_for_watchers(1)
             etcdctl("set", "/watch/a", "told")

@@ -40,17 +40,17 @@ def test_a_watcher_goes_on_after_a_kill(command, make_server, start):
     watcher = start(*command, server.url, "watcher")
     server.wait_for_watchers(1)
     first = server.client().put("/watched/a", "before").index
-    watcher.wait_for(told("before", first))
+    watcher.wait_for(received("before", first))
     server.wait_for_watchers(1)
     server.kill()
     watcher.wait_for('{"reconnect":true}')
     server.start()
     # Whether it is written before the watcher is back or after, it is told, once.
     second = server.client().put("/watched/a", "after").index
-    text = watcher.wait_for(told("after", second))
+    text = watcher.wait_for(received("after", second))
     assert text.count("after") == 1
     assert "failed" not in text
 
 
-def told(value: str, index: int) -> str:
+def received(value: str, index: int) -> str:
     return json.dumps({"change": value, "index": index}, separators=(",", ":"))

@@ -31,7 +31,7 @@ def test_a_listen_url_is_written_as_it_is_read():
         assert [str(url) for url in config("--listen-client-urls", text).listen] == [text]
 
 
-def test_clients_are_told_the_urls_listened_on_unless_others_are_advertised():
+def test_clients_receive_the_urls_listened_on_unless_others_are_advertised():
     listen = ["--listen-client-urls", "http://0.0.0.0:2379,http://[::1]:4001"]
     assert config(*listen).advertise == ("http://0.0.0.0:2379", "http://[::1]:4001")
     advertise = ["--advertise-client-urls", "https://kv.example:443, http://10.0.0.1:2379"]
@@ -52,8 +52,8 @@ def test_urls_that_lead_clients_to_themselves_are_warned_of(url):
     assert warning == (
         f"clients are told URLs that lead to themselves, see --advertise-client-urls: {url}"
     )
-    told = ("--advertise-client-urls", "http://kv.example:2379")
-    assert config("--listen-client-urls", url, *told).warnings == ()
+    received = ("--advertise-client-urls", "http://kv.example:2379")
+    assert config("--listen-client-urls", url, *received).warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_bad_list_of_urls_is_refused(text, message):
     ],
     ids=str,
 )
-def test_a_url_says_who_can_connect_and_who_can_read_along(url, is_local, is_open):
+def test_a_url_says_which_hosts_can_connect_and_read_along(url, is_local, is_open):
     assert (url.is_local, url.is_open) == (is_local, is_open)
 
 

@@ -147,8 +147,8 @@ class Replay:
             self.saved[name] = value
 
     def fail(self, number: int, step: Step, found: list[str]) -> None:
-        told = step.get("raw") or f"{step.get('m', 'join')} {step.get('u', step.get('join'))}"
-        self.failures += [f"{self.scenario['name']} #{number} {told[:80]}: {one}" for one in found]
+        shown = step.get("raw") or f"{step.get('m', 'join')} {step.get('u', step.get('join'))}"
+        self.failures += [f"{self.scenario['name']} #{number} {shown[:80]}: {one}" for one in found]
 
     async def clear(self) -> None:
         """Remove what the scenario can have made; all visible keys where it works on the root."""

@@ -116,7 +116,7 @@ def test_its_floor_is_raised_while_it_runs(system, caplog):
     assert clock.now_ns() == NOW_NS + HOUR_NS + SECOND_NS
 
 
-def test_a_log_that_is_a_moment_ahead_is_nothing_to_tell(system, caplog):
+def test_a_log_that_is_a_moment_ahead_is_not_reported(system, caplog):
     clock = Clock(NOW_NS + 5)
     assert clock.now_ns() == NOW_NS + 5
     assert clock.stepped_to(0) is None

@@ -89,7 +89,7 @@ def test_a_store_without_a_step_is_written_as_ever():
         Applied.decode(applied._replace(clock_offset_ns=1).encode()[:-1])
 
 
-def test_tools_tell_times_of_the_wall_clock(tmp_path, capsys):
+def test_tools_print_times_of_the_wall_clock(tmp_path, capsys):
     made(tmp_path / "data").close()
     assert kvdctl(["dump", str(tmp_path / "data")]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

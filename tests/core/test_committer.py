@@ -23,10 +23,10 @@ async def test_commands_are_answered_in_order_with_an_index_each(tmp_path):
 
 
 @on_a_loop
-async def test_nobody_is_told_anything_before_the_sync_has_returned(tmp_path, monkeypatch):
+async def test_no_response_or_event_leaves_before_the_sync_has_returned(tmp_path, monkeypatch):
     async with started(tmp_path / "data") as engine:
         await engine.run(Set(b"/a", b"0"))
-        told = engine.watch(b"/a", stream=True)
+        received = engine.watch(b"/a", stream=True)
         gate = Gate(monkeypatch)
         futures = engine.submit(
             Set(b"/a", b"1"),
@@ -38,7 +38,7 @@ async def test_nobody_is_told_anything_before_the_sync_has_returned(tmp_path, mo
         late = engine.submit(Create(b"/a", b""))
         await turns()
         assert not any(future.done() for future in (*futures, *late))
-        assert told == []
+        assert received == []
         assert engine.value(b"/a") == b"0"
         assert engine.store.view.find(b"/x") is None
         assert engine.store.applied.index == 2
@@ -50,11 +50,11 @@ async def test_nobody_is_told_anything_before_the_sync_has_returned(tmp_path, mo
         assert error(again) == (105, b"/x/y", 4)
         assert error(await late[0]) == (105, b"/a", 4)
         assert engine.value(b"/a") == b"1"
-        await until(lambda: len(told) == 1)
+        await until(lambda: len(received) == 1)
 
 
 @on_a_loop
-async def test_observers_get_what_is_visible_before_those_who_asked_for_it(tmp_path):
+async def test_observers_get_what_is_visible_before_the_clients(tmp_path):
     async with started(tmp_path / "data") as engine:
         observed = []
 
@@ -178,7 +178,7 @@ async def test_a_full_log_refuses_a_batch_and_takes_its_indexes_back(tmp_path, m
     path = tmp_path / "data"
     async with started(path) as engine:
         await engine.run(Set(b"/a", b"0"))
-        told = engine.watch(b"/", recursive=True, stream=True)
+        received = engine.watch(b"/", recursive=True, stream=True)
         before = engine.store.applied
         commands = (
             Set(b"/a", b"1"),
@@ -205,7 +205,7 @@ async def test_a_full_log_refuses_a_batch_and_takes_its_indexes_back(tmp_path, m
         assert posted.change.key == b"/q/00000000000000000004"
         assert error(swap) == (101, b"[0 != 1]", 4)
         assert error(missing) == (100, b"/nothing", 4)
-        await until(lambda: len(told) == 2)
+        await until(lambda: len(received) == 2)
         assert engine.failures == []
         held = digest(engine.store)
     store = open_store(path, rebuild_index=True)
@@ -244,7 +244,7 @@ async def test_a_bug_ends_the_process(tmp_path):
 
 
 @on_a_loop
-async def test_a_removed_directory_is_told_to_those_who_watch_what_was_in_it(tmp_path):
+async def test_a_removed_directory_is_an_event_for_watchers_of_what_was_in_it(tmp_path):
     async with started(tmp_path / "data") as engine:
         await engine.run(Set(b"/d/a/b", b""), Set(b"/dd/a", b""), Set(b"/d/_h", b""))
         there = [engine.watch(key) for key in (b"/d", b"/d/a", b"/d/a/b", b"/d/_h")]
@@ -255,13 +255,13 @@ async def test_a_removed_directory_is_told_to_those_who_watch_what_was_in_it(tmp
         recursive = engine.watch(b"/", recursive=True)
         await engine.run(Delete(b"/d", recursive=True))
         await until(lambda: len(recursive) == 1)
-        assert [len(told) for told in there] == [1] * 4
-        assert [len(told) for told in elsewhere] == [0] * 5
-        assert all(b'"key":"/d","dir":true' in body for told in there for body in told)
+        assert [len(received) for received in there] == [1] * 4
+        assert [len(received) for received in elsewhere] == [0] * 5
+        assert all(b'"key":"/d","dir":true' in body for received in there for body in received)
 
 
 @on_a_loop
-async def test_so_it_is_to_those_who_began_to_watch_during_the_sync(tmp_path, monkeypatch):
+async def test_so_it_is_for_watches_begun_during_the_sync(tmp_path, monkeypatch):
     async with started(tmp_path / "data") as engine:
         await engine.run(Set(b"/d/a", b""), Set(b"/d/gone", b""), Set(b"/keep", b""))
         gate = Gate(monkeypatch)
@@ -279,7 +279,7 @@ async def test_so_it_is_to_those_who_began_to_watch_during_the_sync(tmp_path, mo
         await asyncio.gather(*futures)
         await until(lambda: len(early) == 1)
         await turns()
-        assert [len(told) for told in (early, existing)] == [1, 1]
+        assert [len(received) for received in (early, existing)] == [1, 1]
         # Each saw the whole life of its key, and its end once.
         assert [b'"action":"set"' in body for body in made] == [True, False]
         assert [b'"key":"/d"' in body for body in parent] == [True]

@@ -16,10 +16,10 @@ from tests.support.committing import (
     files_end_at,
     on_a_loop,
     put,
+    received,
     refuse,
     remove,
     started,
-    told,
     turns,
 )
 from tests.support.stores import SECOND_NS, SEGMENT, digest, open_store
@@ -27,7 +27,7 @@ from tests.support.waiting import until
 
 
 @on_a_loop
-async def test_nobody_is_told_of_a_document_before_it_is_durable_and_visible(tmp_path, monkeypatch):
+async def test_no_response_leaves_before_a_document_is_durable_and_visible(tmp_path, monkeypatch):
     async with started(tmp_path / "data") as engine:
         seen = []
         engine.committer.observe_documents(lambda: seen.append(engine.content("al")))
@@ -41,7 +41,7 @@ async def test_nobody_is_told_of_a_document_before_it_is_durable_and_visible(tmp
         gate.open()
         outcomes = await asyncio.gather(*futures)
         # Each has seen what the one before it decided.
-        assert [told(outcome) for outcome in outcomes] == [(200, b""), (409, "no"), (200, b"1")]
+        assert [received(outcome) for outcome in outcomes] == [(200, b""), (409, "no"), (200, b"1")]
         assert (engine.content("al"), seen) == (b"2", [b"2"])
         assert (engine.store.applied.index, engine.store.applied.pos) == (index, pos + 2)
         held = digest(engine.store)
@@ -57,7 +57,7 @@ async def test_what_is_refused_changes_nothing_and_asks_nothing_of_the_disk(tmp_
         with monkeypatch.context() as patch:
             fail_writes(patch, "write_at", errno.EIO)
             (future,) = engine.submit_documents(refuse)
-            assert told(await future) == (409, "no")
+            assert received(await future) == (409, "no")
         assert engine.failures == []
 
 
@@ -80,7 +80,7 @@ async def test_documents_never_outgrow_a_frame(tmp_path, segment_bytes_max):
         futures += engine.submit(*(Set(b"/%d" % i, b"v" * size) for i in range(20)))
         futures += engine.submit_documents(put("large", b"d" * segment_bytes_max))
         outcomes = await asyncio.wait_for(asyncio.gather(*futures), PATIENCE_S)
-        assert told(outcomes.pop()) == (413, "too large for the log")
+        assert received(outcomes.pop()) == (413, "too large for the log")
         assert not any(isinstance(outcome, RouteError | ApiError) for outcome in outcomes)
         assert len(engine.store.view.documents("user")) == 20
         assert engine.content("large") is None
@@ -108,17 +108,17 @@ async def test_a_full_log_refuses_documents_but_takes_their_removal(tmp_path, mo
             fail_writes(patch, "write_at", errno.ENOSPC)
             no_room = (500, "no space left on device (wal)")
             (future,) = engine.submit_documents(put("al", b"other"))
-            assert told(await future) == no_room  # its batch was aborted
+            assert received(await future) == no_room  # its batch was aborted
             (future,) = engine.submit_documents(put("al", b"other"))
-            assert told(await future) == no_room
+            assert received(await future) == no_room
             assert engine.content("al") == b"{}"
             assert engine.store.applied == before
         monkeypatch.setattr(type(engine.store), "is_low_on_space", lambda _: True)
         engine.committer.tick()
         futures = engine.submit_documents(put("al", b"other"), remove("bo"))
         refused, removed = await asyncio.gather(*futures)
-        assert told(refused)[0] == 500
-        assert told(removed) == (200, b"")
+        assert received(refused)[0] == 500
+        assert received(removed) == (200, b"")
         assert (engine.content("al"), engine.content("bo")) == (b"{}", None)
 
 
@@ -135,7 +135,7 @@ async def test_documents_that_the_index_refuses_wait_in_memory(tmp_path, monkeyp
                 *(put(f"{i}", b"d" * 500) for i in range(50)), remove("gone")
             )
             outcomes = await asyncio.wait_for(asyncio.gather(*futures), PATIENCE_S)
-            assert {told(outcome) for outcome in outcomes} == {(200, b"")}
+            assert {received(outcome) for outcome in outcomes} == {(200, b"")}
             engine.committer.tick()
             assert engine.committer.flusher.waits
             assert engine.content("1") == b"d" * 500
@@ -158,7 +158,7 @@ async def test_draining_waits_for_documents_and_after_a_stop_they_are_refused(tm
         assert future.done()
         engine.committer.stop()
         (future,) = engine.submit_documents(put("bo"))
-        assert told(await future) == (500, "the server has stopped")
+        assert received(await future) == (500, "the server has stopped")
 
 
 @on_a_loop

@@ -28,12 +28,12 @@ async def test_what_has_expired_goes_first_in_a_batch_and_in_order(tmp_path):
             Set(b"/b", b"2", ttl_s=2),
             Set(b"/later", b"", ttl_s=9),
         )
-        told = engine.watch(b"/", recursive=True, stream=True)
+        received = engine.watch(b"/", recursive=True, stream=True)
         engine.clock.time_ns += 3 * SECOND_NS
         created, missing = await engine.run(Create(b"/a", b"new"), Update(b"/b", b""))
         assert created.change.index == 9
         assert error(missing) == (100, b"/b", 9)
-        await until(lambda: len(told) == 4)
+        await until(lambda: len(received) == 4)
         expired = list(engine.store.view.events(6))[:3]
         assert [(e.change.kind, e.change.key) for e in expired] == [
             (Kind.EXPIRE, b"/a"), (Kind.EXPIRE, b"/b"), (Kind.EXPIRE, b"/c"),
@@ -58,11 +58,11 @@ async def test_nothing_expires_early(tmp_path):
 @on_a_loop
 async def test_what_has_expired_goes_by_itself(tmp_path):
     async with started(tmp_path / "data") as engine:
-        told = engine.watch(b"/a")
+        received = engine.watch(b"/a")
         await engine.run(Set(b"/b", b"", ttl_s=100), Set(b"/a", b"", ttl_s=0))
         await until(lambda: engine.value(b"/a") is None)
         assert engine.value(b"/b") == b""
-        assert len(told) == 1
+        assert len(received) == 1
 
 
 @on_a_loop
@@ -88,7 +88,7 @@ async def test_a_directory_that_expires_takes_its_children_along(tmp_path):
             Set(b"/d/late", b"", ttl_s=3),
             Set(b"/d/x/y", b""),
         )
-        told = engine.watch(b"/d/x/y")
+        received = engine.watch(b"/d/x/y")
         engine.clock.time_ns += 3 * SECOND_NS
         (outcome,) = await engine.run(Set(b"/after", b""))
         assert outcome.change.index == 9
@@ -96,9 +96,9 @@ async def test_a_directory_that_expires_takes_its_children_along(tmp_path):
         assert events == [
             (Kind.EXPIRE, b"/d/early"), (Kind.EXPIRE, b"/d"), (Kind.SET, b"/after"),
         ]  # fmt: skip
-        await until(lambda: len(told) == 1)
-        assert b'"action":"expire"' in told[0]
-        assert b'"key":"/d"' in told[0]
+        await until(lambda: len(received) == 1)
+        assert b'"action":"expire"' in received[0]
+        assert b'"key":"/d"' in received[0]
         await until(lambda: not engine.store.state.has_garbage)
         assert engine.store.state.flushed().first_due_ns() is None
 
@@ -141,7 +141,7 @@ async def test_expiry_waits_for_room_and_comes_by_itself(tmp_path, monkeypatch):
 
 
 @on_a_loop
-async def test_what_ended_while_nobody_served_is_gone_before_anybody_asks(tmp_path):
+async def test_what_ended_while_no_server_ran_is_gone_before_the_first_request(tmp_path):
     path = tmp_path / "data"
     async with started(path) as engine:
         await engine.run(*(Set(b"/d/%d" % i, b"", ttl_s=1 + i) for i in range(1500)))

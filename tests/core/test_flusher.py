@@ -77,7 +77,7 @@ async def test_reads_go_on_while_a_large_value_is_flushed(tmp_path, monkeypatch)
 
 
 @on_a_loop
-async def test_what_the_history_forgets_meanwhile_is_still_told(tmp_path, monkeypatch):
+async def test_what_the_history_forgets_meanwhile_is_still_delivered(tmp_path, monkeypatch):
     async with started(tmp_path / "data", segment_bytes_max=32 << 20) as engine:
         engine.store.start_term(SECOND_NS, 1000, history_bytes_max=6 << 20)
         await engine.run(Set(b"/a", MUCH))

@@ -35,8 +35,8 @@ class Watches:
 
     def __init__(self, engine):
         self._engine = engine
-        self._told = [engine.watch(key, stream=True) for key in WATCHED]
-        self._told += [engine.watch(key, stream=True, recursive=True) for key in WATCHED]
+        self._received = [engine.watch(key, stream=True) for key in WATCHED]
+        self._received += [engine.watch(key, stream=True, recursive=True) for key in WATCHED]
         self.observed = []
         engine.observe = lambda events: self.observed.extend(event for event, _ in events)
         self.documents = []
@@ -46,7 +46,13 @@ class Watches:
 
     def seen(self):
         writes = {name: n for name, (n, _) in self._engine.stats.operations().items()}
-        return self._told, self.observed, self.documents, writes, self._engine.stats.expirations
+        return (
+            self._received,
+            self.observed,
+            self.documents,
+            writes,
+            self._engine.stats.expirations,
+        )
 
 
 @asynccontextmanager
@@ -93,7 +99,7 @@ def random_documents(dice):
 
 @pytest.mark.parametrize("seed", range(4))
 @on_a_loop
-async def test_a_follower_holds_and_tells_what_its_leader_does(tmp_path, seed):
+async def test_a_follower_holds_and_shows_what_its_leader_does(tmp_path, seed):
     dice = Random(seed)
     async with both(tmp_path) as (leader, follower):
         watches = [Watches(engine) for engine in (leader, follower)]
@@ -129,33 +135,33 @@ async def test_a_follower_holds_and_tells_what_its_leader_does(tmp_path, seed):
 
 
 @on_a_loop
-async def test_watches_below_a_removed_directory_are_told_by_the_follower(tmp_path):
+async def test_watches_below_a_removed_directory_get_its_event_from_the_follower(tmp_path):
     async with both(tmp_path) as (leader, follower):
         await leader.run(Set(b"/d/e/f", b"1", ttl_s=1))
         await follow(leader, follower)
-        told = [engine.watch(b"/d/e/f") for engine in (leader, follower)]
+        received = [engine.watch(b"/d/e/f") for engine in (leader, follower)]
         await leader.run(Delete(b"/d", recursive=True))
         await follow(leader, follower)
-        await until(lambda: told[1])
-        assert told[0] == told[1]
+        await until(lambda: received[1])
+        assert received[0] == received[1]
 
 
 @on_a_loop
 async def test_nothing_is_visible_at_a_follower_before_it_is_in_its_log(tmp_path, monkeypatch):
     async with both(tmp_path) as (leader, follower):
         await leader.run(Set(b"/a", b"1"))
-        told = follower.watch(b"/a", stream=True)
+        received = follower.watch(b"/a", stream=True)
         gate = Gate(monkeypatch)
         following = asyncio.ensure_future(follower.committer.follow(leader.logged[0]))
         await gate.reached()
         drained = asyncio.ensure_future(follower.committer.drain())
         await turns()
-        assert (told, follower.value(b"/a"), drained.done()) == ([], None, False)
+        assert (received, follower.value(b"/a"), drained.done()) == ([], None, False)
         gate.open()
         assert await asyncio.wait_for(following, PATIENCE_S)
         await asyncio.wait_for(drained, PATIENCE_S)
         assert follower.value(b"/a") == b"1"
-        await until(lambda: told)
+        await until(lambda: received)
 
 
 @on_a_loop

@@ -150,7 +150,7 @@ async def test_a_gate_stays_closed_after_a_stop(tmp_path):
 
 
 @on_a_loop
-async def test_what_the_gate_holds_back_is_taken_by_whoever_is_told_of_it(tmp_path):
+async def test_what_the_gate_holds_back_is_taken_by_its_receiver(tmp_path):
     async with closed(tmp_path / "data") as engine:
         committer = engine.committer
         taken = []

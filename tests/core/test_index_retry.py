@@ -30,7 +30,7 @@ async def test_what_the_index_refuses_waits_in_memory_and_is_served(tmp_path, mo
         # The log's segment is there already, so that only the index can be refused to grow.
         await engine.run(*(Set(b"/%d" % i, b"v" * 100) for i in range(300)))
         engine.store.flush()
-        told = engine.watch(b"/", recursive=True, stream=True)
+        received = engine.watch(b"/", recursive=True, stream=True)
         index_bytes = (path / "index" / "data.mdb").stat().st_size
         assert index_bytes > SEGMENT
         more = [b"%03d" % i for i in range(198)]
@@ -53,7 +53,7 @@ async def test_what_the_index_refuses_waits_in_memory_and_is_served(tmp_path, mo
             assert [event.change.index for event in engine.store.view.events(300)] == [
                 *range(300, 502)
             ]
-            await until(lambda: len(told) == 200)
+            await until(lambda: len(received) == 200)
         last, missing = await asyncio.wait_for(asyncio.gather(*futures), PATIENCE_S)
         assert (last.change.index, last.prev.value) == (502, b"later")
         assert error(missing) == (100, b"/nothing", 502)

@@ -37,13 +37,13 @@ async def test_batches_stand_in_the_log_in_order(tmp_path, thread_only):
 async def test_a_batch_is_on_its_way_while_the_loop_goes_on(tmp_path, held):
     async with a_log(tmp_path / "data", thread_only=False) as log:
         await log.append(b"first")  # the thread begins the segment
-        txn, told = log.begin(b"second")
+        txn, received = log.begin(b"second")
         for _ in range(20):
             await asyncio.sleep(0)
-        assert not told.done()
+        assert not received.done()
         assert log.store.wal.position.seq == log.store.applied.position.seq
         held.end()
-        log.store.state.merge(txn, await asyncio.wait_for(told, PATIENCE_S))
+        log.store.state.merge(txn, await asyncio.wait_for(received, PATIENCE_S))
         assert log.store.applied.index == 3
 
 
@@ -54,9 +54,9 @@ async def test_a_short_sync_is_waited_for(tmp_path, held):
         await log.append(b"first")
         for number in range(100):
             held.end()
-            txn, told = log.begin(b"%d" % number)
-            assert told.done()
-            log.store.state.merge(txn, told.result())
+            txn, received = log.begin(b"%d" % number)
+            assert received.done()
+            log.store.state.merge(txn, received.result())
             await asyncio.sleep(0)  # the loop finds nothing else to tell
         assert held.waits == [0] * 100
     assert values(tmp_path / "data")[1:] == [b"%d" % number for number in range(100)]
@@ -70,15 +70,15 @@ async def test_long_syncs_are_hardly_waited_for_until_they_are_short_again(tmp_p
     async with a_log(tmp_path / "data", **options) as log:
         await log.append(b"first")
         for number in range(200):
-            txn, told = log.begin(b"%d" % number)
-            assert not told.done()
+            txn, received = log.begin(b"%d" % number)
+            assert not received.done()
             held.end()
-            log.store.state.merge(txn, await asyncio.wait_for(told, PATIENCE_S))
+            log.store.state.merge(txn, await asyncio.wait_for(received, PATIENCE_S))
         assert held.waits == [None] * 8
         for number in range(100):
             held.end()
-            txn, told = log.begin(b"%d" % number)
-            log.store.state.merge(txn, await asyncio.wait_for(told, PATIENCE_S))
+            txn, received = log.begin(b"%d" % number)
+            log.store.state.merge(txn, await asyncio.wait_for(received, PATIENCE_S))
         assert held.waits[:8] == [None] * 8
         assert len(held.waits) > 40
         assert not any(held.waits[8:])
@@ -92,18 +92,18 @@ async def test_the_loop_watches_for_the_ends_of_syncs_only_while_some_are_long(t
     async with a_log(tmp_path / "data", **options) as log:
         await log.append(b"first")
         for number in range(3):
-            txn, told = log.begin(b"long %d" % number)
-            assert not told.done()
+            txn, received = log.begin(b"long %d" % number)
+            assert not received.done()
             held.end()
-            log.store.state.merge(txn, await asyncio.wait_for(told, PATIENCE_S))
+            log.store.state.merge(txn, await asyncio.wait_for(received, PATIENCE_S))
             for short in range(100):
                 held.end()
-                txn, told = log.begin(b"short %d" % short)
-                log.store.state.merge(txn, await asyncio.wait_for(told, PATIENCE_S))
+                txn, received = log.begin(b"short %d" % short)
+                log.store.state.merge(txn, await asyncio.wait_for(received, PATIENCE_S))
             assert not loop.remove_reader(held.fileno)  # it was removed
-        txn, told = log.begin(b"last")
+        txn, received = log.begin(b"last")
         held.end()
-        log.store.state.merge(txn, await asyncio.wait_for(told, PATIENCE_S))
+        log.store.state.merge(txn, await asyncio.wait_for(received, PATIENCE_S))
         assert loop.remove_reader(held.fileno)
 
 
@@ -117,17 +117,17 @@ async def test_while_clients_read_each_sync_is_waited_for_but_briefly(tmp_path, 
             log.reads[served] += 1
             if number % 2:
                 held.end()
-            txn, told = log.begin(b"%d" % number)
-            assert told.done() == bool(number % 2)
+            txn, received = log.begin(b"%d" % number)
+            assert received.done() == bool(number % 2)
             if not number % 2:
                 held.end()
-            log.store.state.merge(txn, await asyncio.wait_for(told, PATIENCE_S))
+            log.store.state.merge(txn, await asyncio.wait_for(received, PATIENCE_S))
         assert held.brief_waits == [None, 0] * 50
         assert held.waits == []
         held.end()
-        _, told = log.begin(b"nobody reads")
+        _, received = log.begin(b"nobody reads")
         assert held.waits == [0]
-        await told
+        await received
 
 
 @needs_the_kernel
@@ -258,7 +258,7 @@ async def test_a_sync_for_which_the_kernel_has_no_worker_is_made_by_the_thread(
 
 @BOTH_WAYS
 @on_a_loop
-async def test_a_refused_write_is_told_and_leaves_no_trace(tmp_path, monkeypatch, thread_only):
+async def test_a_refused_write_is_reported_and_leaves_no_trace(tmp_path, monkeypatch, thread_only):
     async with a_log(tmp_path / "data", thread_only=thread_only) as log:
         await log.append(b"first")
         with monkeypatch.context() as patch:
@@ -307,7 +307,7 @@ def failing(code):
 @BY_EITHER
 @pytest.mark.parametrize("found", ["wait", "outcome"])
 @on_a_loop
-async def test_a_sync_that_the_kernel_failed_is_told_as_a_failure(
+async def test_a_sync_that_the_kernel_failed_is_reported_as_a_failure(
     tmp_path, monkeypatch, found, kind
 ):
     monkeypatch.setattr(log_writer, "data_sync", kind)
@@ -326,7 +326,9 @@ async def test_a_sync_that_the_kernel_failed_is_told_as_a_failure(
 
 @BY_EITHER
 @on_a_loop
-async def test_a_sync_whose_outcome_cannot_be_had_is_told_as_a_failure(tmp_path, monkeypatch, kind):
+async def test_a_sync_whose_outcome_cannot_be_had_is_reported_as_a_failure(
+    tmp_path, monkeypatch, kind
+):
     monkeypatch.setattr(log_writer, "data_sync", kind)
     log = Log(open_store(tmp_path / "data"), thread_only=False)
     await log.append(b"first")

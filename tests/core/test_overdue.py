@@ -149,7 +149,7 @@ async def test_commands_find_what_they_would_if_all_had_expired_first(tmp_path, 
             for _ in range(60):
                 commands = [_without_indexes(dice) for _ in range(dice.randint(1, 6))]
                 for outcome in await engine.run(*commands):
-                    found.append(_told(outcome))
+                    found.append(_outcome_of(outcome))
                 engine.clock.time_ns += dice.choice((0, 1, 5 * SECOND_NS, 50 * SECOND_NS))
             outcomes.append(found)
             trees.append(
@@ -172,7 +172,7 @@ def _without_indexes(dice):
     return command
 
 
-def _told(outcome):
+def _outcome_of(outcome):
     if isinstance(outcome, ApiError):
         return outcome.code, outcome.cause
     change, prev, _ = outcome

@@ -23,7 +23,7 @@ def rot(path):
     segment.write_bytes(data)
 
 
-def test_damage_in_the_kept_log_is_told_and_put_behind_a_snapshot_at_once(tmp_path, caplog):
+def test_damage_in_the_unread_log_is_reported_and_put_behind_a_snapshot_at_once(tmp_path, caplog):
     async def scenario():
         async with kept(tmp_path / "data", None) as house:
             house.commit(200)
@@ -40,13 +40,13 @@ def test_damage_in_the_kept_log_is_told_and_put_behind_a_snapshot_at_once(tmp_pa
         return held
 
     held = asyncio.run(scenario())
-    told, settled = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert told.levelname == "ERROR"
+    received, settled = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert received.levelname == "ERROR"
     path = re.escape(str(tmp_path / "data"))
     assert re.fullmatch(
         r"wal/\S+: offset 4096: frame 1 fails its checksum \(\w+, expected \w+\).* damaged behind "
         rf"index 1; .* kvdctl verify --force {path}",
-        told.message,
+        received.message,
     )
     assert "a snapshot lies behind the damaged log" in settled.message
     store = open_store(tmp_path / "data", rebuild_index=True)

@@ -164,7 +164,7 @@ def test_an_expiry_is_counted_as_such(server, client):
     assert after["watchers"] == before["watchers"] + 1
 
 
-def test_counters_start_anew_with_the_server(make_server):
+def test_counters_start_again_with_the_server(make_server):
     server = make_server().start()
     client = server.client()
     client.put("/a", "1")

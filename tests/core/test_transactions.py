@@ -126,14 +126,14 @@ async def test_of_one_whose_sync_fails_the_outcome_is_unknown(tmp_path, monkeypa
 
 
 @on_a_loop
-async def test_nothing_is_told_or_seen_of_it_before_it_is_durable(tmp_path, monkeypatch):
+async def test_nothing_is_sent_or_seen_of_it_before_it_is_durable(tmp_path, monkeypatch):
     async with started(tmp_path / "data") as engine:
-        told = engine.watch(b"/", recursive=True, stream=True)
+        received = engine.watch(b"/", recursive=True, stream=True)
         seen = []
         real = disk.sync_data
 
         def sync(fd):
-            seen.append((len(told), engine.value(b"/0"), [future.done() for future in futures]))
+            seen.append((len(received), engine.value(b"/0"), [future.done() for future in futures]))
             real(fd)
 
         monkeypatch.setattr(disk, "sync_data", sync)
@@ -141,7 +141,7 @@ async def test_nothing_is_told_or_seen_of_it_before_it_is_durable(tmp_path, monk
         await asyncio.wait_for(asyncio.gather(*futures), PATIENCE_S)
         assert seen[0] == (0, None, [False])
         await asyncio.sleep(0)
-        assert len(told) == 9
+        assert len(received) == 9
 
 
 @on_a_loop
@@ -160,14 +160,14 @@ async def test_what_had_ended_when_it_came_goes_before_it(tmp_path):
 
 
 @on_a_loop
-async def test_a_removed_directory_is_told_to_those_who_watch_what_was_in_it(tmp_path):
+async def test_a_removed_directory_is_an_event_for_watchers_of_what_was_in_it(tmp_path):
     async with started(tmp_path / "data") as engine:
         await engine.run(Set(b"/d/x", b""))
-        told = engine.watch(b"/d/x")
+        received = engine.watch(b"/d/x")
         await run(engine, of(Set(b"/a", b""), Delete(b"/d", recursive=True)))
         await asyncio.sleep(0)
-        assert len(told) == 1
-        assert b'"action":"delete"' in told[0]
+        assert len(received) == 1
+        assert b'"action":"delete"' in received[0]
 
 
 @on_a_loop

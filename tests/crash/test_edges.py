@@ -90,7 +90,7 @@ def read_any(directory: Path, content: bytes) -> None:
     tracemalloc.reset_peak()
     # Hypothesis remembers its examples: after some thousands it holds more than is allowed here.
     held = tracemalloc.get_traced_memory()[0]
-    told = path.name
+    received = path.name
     try:
         wal = Wal.open(
             directory / "wal",
@@ -101,8 +101,8 @@ def read_any(directory: Path, content: bytes) -> None:
         seqs = [found.seq for found in wal.scan()]
         assert seqs == list(range(1, len(seqs) + 1))
     except CorruptLog as refusal:
-        told = str(refusal)
-    assert path.name in told
+        received = str(refusal)
+    assert path.name in received
     assert tracemalloc.get_traced_memory()[1] - held < MEMORY_MAX
     assert path.read_bytes() == content
 

@@ -157,7 +157,7 @@ def test_reads_do_not_wait_for_a_slow_disk(make_server):
 
 
 @pytest.mark.parametrize("place", ["snapshotBeforeCopy", "snapshotBeforeWrite"])
-def test_nobody_waits_for_a_snapshot_that_stands_still(make_server, place):
+def test_no_client_waits_for_a_snapshot_that_stands_still(make_server, place):
     server = make_server("--snapshot-count", "30").start(*faulty(f"{place}=delay:600"))
     client = server.client()
     for i in range(300):

@@ -37,7 +37,7 @@ class Doubt:
     value: str | None
 
 
-class Told:
+class Received:
     """What all clients together were told; shared by their threads."""
 
     def __init__(self) -> None:
@@ -71,9 +71,9 @@ class Told:
 class Writer:
     """One client: what it wrote, and what it may have written."""
 
-    def __init__(self, number: int, told: Told, seed: int) -> None:
+    def __init__(self, number: int, received: Received, seed: int) -> None:
         self.directory = f"/writer{number}"
-        self.told = told
+        self.received = received
         self.dice = random.Random(f"{seed} {number}")
         self.nodes: dict[str, Node] = {}
         self.doubt: Doubt | None = None
@@ -108,7 +108,7 @@ class Writer:
                 answer = client.put(key, value)
         assert answer.status in (200, 201), answer.body
         assert answer.json["action"] == self.doubt.action
-        self.told.note(answer)
+        self.received.note(answer)
         self.doubt = None
         node = without_ttl(answer.json)["node"]
         if answer.json["action"] == "delete":
@@ -143,15 +143,17 @@ class Writer:
 class Watcher:
     """Sees every event until the server goes."""
 
-    def __init__(self, told: Told) -> None:
-        self.told = told
+    def __init__(self, received: Received) -> None:
+        self.received = received
 
     def watch_until_killed(self, server: Server) -> None:
-        watch = server.watch("/", recursive="true", stream="true", waitIndex=self.told.index + 1)
+        watch = server.watch(
+            "/", recursive="true", stream="true", waitIndex=self.received.index + 1
+        )
         # The connection is cut, perhaps within an event.
         with contextlib.suppress(OSError, http.client.HTTPException, json.JSONDecodeError):
             while True:
-                self.told.note_event(watch.event())
+                self.received.note_event(watch.event())
 
 
 class Threads:
@@ -212,13 +214,13 @@ def history(server: Server, first: int, last: int) -> list[Any]:
     return [without_ttl(watch.event()) for _ in range(first, last + 1)]
 
 
-def check_history(server: Server, told: Told, index: int) -> list[Any]:
+def check_history(server: Server, received: Received, index: int) -> list[Any]:
     first = max(2, index - HISTORY_LIMIT + 1)
     events = history(server, first, index)
     assert [event["node"]["modifiedIndex"] for event in events] == list(range(first, index + 1))
     for event in events:
         number = event["node"]["modifiedIndex"]
-        assert told.events.get(number, event) == event
+        assert received.events.get(number, event) == event
     return events
 
 
@@ -232,13 +234,13 @@ def check_history(server: Server, told: Told, index: int) -> list[Any]:
         ),
     ],
 )
-def test_what_clients_were_told_survives_kill_9(make_server, request, flags):
+def test_what_was_acknowledged_survives_kill_9(make_server, request, flags):
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")  # noqa: T201 -- shown when the test fails
     dice = random.Random(seed)
-    told = Told()
-    writers = [Writer(number, told, seed) for number in range(WRITERS)]
-    watcher = Watcher(told)
+    received = Received()
+    writers = [Writer(number, received, seed) for number in range(WRITERS)]
+    watcher = Watcher(received)
     server = make_server(*flags).start()
     client = server.client()
     first_head = client.get("/").headers
@@ -248,7 +250,7 @@ def test_what_clients_were_told_survives_kill_9(make_server, request, flags):
         threads.start(watcher.watch_until_killed, server)
         for writer in writers:
             threads.start(writer.write_until_killed, server)
-        told.wait_for_more(dice.randrange(1, 800))
+        received.wait_for_more(dice.randrange(1, 800))
         server.kill()
         threads.join()
         in_doubt = sum(writer.doubt is not None for writer in writers)
@@ -259,14 +261,14 @@ def test_what_clients_were_told_survives_kill_9(make_server, request, flags):
         for writer in writers:
             mine = f"{writer.directory}/"
             writer.compare({key: found[key] for key in found if key.startswith(mine)})
-        assert told.index <= answer.index <= told.index + in_doubt
-        assert int(answer.headers["x-raft-index"]) >= max(told.raft_index, answer.index)
+        assert received.index <= answer.index <= received.index + in_doubt
+        assert int(answer.headers["x-raft-index"]) >= max(received.raft_index, answer.index)
         assert int(answer.headers["x-raft-term"]) == int(first_head["x-raft-term"]) + kills
         assert answer.headers["x-etcd-cluster-id"] == first_head["x-etcd-cluster-id"]
-        events = check_history(server, told, answer.index)
+        events = check_history(server, received, answer.index)
         # What happened though nobody was told counts as told from here on.
         for event in events:
-            told.note_event(event)
+            received.note_event(event)
 
     server.kill()
     server.start("--rebuild-index")
@@ -274,7 +276,7 @@ def test_what_clients_were_told_survives_kill_9(make_server, request, flags):
     found_again, answer_again = everything(client)
     assert found_again == found
     assert answer_again.index == answer.index
-    assert check_history(server, told, answer_again.index) == events
+    assert check_history(server, received, answer_again.index) == events
 
 
 def test_an_expiration_survives_to_the_nanosecond_and_keeps_its_moment(make_server):

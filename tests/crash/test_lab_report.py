@@ -124,7 +124,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path, capsys, text):
     assert main(["page", str(tmp_path / "missing.json")]) == 2
 
 
-def test_the_page_draws_what_was_measured_and_escapes_what_it_is_told(found):
+def test_the_page_draws_what_was_measured_and_escapes_its_texts(found):
     visitor = visit(page([found]))
     assert visitor.tags.count("polyline") == 2
     assert visitor.tags.count("figure") == 1

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from tests.support.ctl import contents, flip, kvdctl, told_digest
+from tests.support.ctl import contents, flip, kvdctl, printed_digest
 
 
 def test_an_offline_backup_holds_what_the_store_holds(data, tmp_path, capsys):
@@ -14,7 +14,7 @@ def test_an_offline_backup_holds_what_the_store_holds(data, tmp_path, capsys):
     assert (status, err) == (0, "")
     assert "read back, and good" in out
     assert contents(data) == before
-    assert told_digest(capsys, tmp_path / "backup") == told_digest(capsys, data)
+    assert printed_digest(capsys, tmp_path / "backup") == printed_digest(capsys, data)
     assert kvdctl(capsys, "verify", tmp_path / "backup")[0] == 0
 
 
@@ -67,10 +67,10 @@ def test_backups_under_load_hold_all_that_was_acknowledged_before(
             copy = tmp_path / f"backup-{number}"
             status, _, err = kvdctl(capsys, "backup", server.data_dir, copy)
             assert status == 0, err
-            told, index = told_digest(capsys, copy)
+            received, index = printed_digest(capsys, copy)
             assert index >= acknowledged
             assert kvdctl(capsys, "verify", copy)[0] == 0
-            assert told_digest(capsys, copy, "--to-index", index) == (told, index)
+            assert printed_digest(capsys, copy, "--to-index", index) == (received, index)
 
 
 def test_backups_are_states_that_the_store_has_passed_through(make_server, tmp_path, capsys):
@@ -80,11 +80,11 @@ def test_backups_are_states_that_the_store_has_passed_through(make_server, tmp_p
         for number in range(5):
             copy = tmp_path / f"backup-{number}"
             assert kvdctl(capsys, "backup", server.data_dir, copy)[0] == 0
-            backups.append(told_digest(capsys, copy))
+            backups.append(printed_digest(capsys, copy))
     assert backups[-1][1] <= load.index
     assert server.terminate() == 0
-    for told, index in backups:
-        assert told_digest(capsys, server.data_dir, "--to-index", index) == (told, index)
+    for received, index in backups:
+        assert printed_digest(capsys, server.data_dir, "--to-index", index) == (received, index)
 
 
 def test_a_running_server_keeps_readers_out_unless_they_insist(fresh_server, capsys):
@@ -105,7 +105,7 @@ def test_reading_a_live_log_is_not_fooled_by_frames_in_the_making(make_server, c
     with Load(server) as load:
         for _ in range(5):
             acknowledged = load.index
-            assert told_digest(capsys, server.data_dir, "--force")[1] >= acknowledged
+            assert printed_digest(capsys, server.data_dir, "--force")[1] >= acknowledged
             status, out, err = kvdctl(capsys, "dump", "--force", server.data_dir)
             assert status == 0, err
             indexes = [json.loads(line).get("index") for line in out.splitlines()]

@@ -10,7 +10,7 @@ from kvd.storage.format import frame
 from kvd.storage.format.records import Document, Kind
 from kvd.storage.tools.digest import digest as digest_of
 from kvd.v2.commands import Create, Delete, Set
-from tests.support.ctl import flip, kvdctl, told_digest
+from tests.support.ctl import flip, kvdctl, printed_digest
 from tests.support.stores import NOW_NS, SECOND_NS, log_documents, open_store, write
 
 
@@ -36,7 +36,7 @@ def test_the_digest_changes_with_whatever_a_client_can_see(tmp_path, capsys):
     held = digest_of(store.view)
     store.start_term(NOW_NS, store.applied.history_limit)
     store.close()
-    assert told_digest(capsys, path) == (held, 7)
+    assert printed_digest(capsys, path) == (held, 7)
 
 
 def test_what_is_made_belongs_to_its_owner_alone(made, tmp_path, capsys):
@@ -51,7 +51,7 @@ def test_what_is_made_belongs_to_its_owner_alone(made, tmp_path, capsys):
     assert {entry.stat().st_mode & 0o777 for entry in entries if entry.is_file()} == {0o600}
 
 
-def test_the_digest_tells_two_histories_of_one_state_apart(tmp_path):
+def test_the_digest_distinguishes_two_histories_of_one_state(tmp_path):
     seen = set()
     for other in (b"/b", b"/c"):
         store = open_store(tmp_path / other.decode()[1:])
@@ -64,7 +64,7 @@ def test_the_digest_tells_two_histories_of_one_state_apart(tmp_path):
     assert len(seen) == 2
 
 
-def test_dump_tells_every_record_and_where_it_stands(tmp_path, capsys):
+def test_dump_prints_every_record_and_its_place(tmp_path, capsys):
     store = open_store(tmp_path / "data")
     store.start_term(NOW_NS, 17)
     write(store, Set(b"/a", b"text"), Set(b"/\xff", b"\x00\xfe", ttl_s=5))
@@ -90,7 +90,7 @@ def test_dump_tells_every_record_and_where_it_stands(tmp_path, capsys):
     assert json.loads(out) == second
 
 
-def test_dump_tells_no_secrets(tmp_path, capsys):
+def test_dump_prints_no_secrets(tmp_path, capsys):
     store = open_store(tmp_path / "data")
     user = Document(Kind.AUTH, "user", "al", b'{"roles":[]}', b"$2a$10$hash")
     log_documents(store, user, user._replace(content=None, secret=None))
@@ -106,7 +106,7 @@ def test_dump_tells_no_secrets(tmp_path, capsys):
     assert not {"document", "secret"} & gone.keys()
 
 
-def test_dump_tells_what_is_good_before_the_damage(data, capsys):
+def test_dump_prints_what_is_good_before_the_damage(data, capsys):
     flip(sorted((data / "wal").glob("*.wal"))[2], 4200)
     status, out, err = kvdctl(capsys, "dump", data)
     assert status == 65
@@ -115,14 +115,14 @@ def test_dump_tells_what_is_good_before_the_damage(data, capsys):
 
 
 def test_compact_keeps_the_present_and_lets_go_of_the_past(data, capsys):
-    held = told_digest(capsys, data)
+    held = printed_digest(capsys, data)
     log_before = sum(file.stat().st_size for file in (data / "wal").iterdir())
     status, out, err = kvdctl(capsys, "compact", data)
     assert (status, err) == (0, "")
     before, after = (int(word) for word in out.split() if word.isdigit())
     assert after < before
     assert sum(file.stat().st_size for file in (data / "wal").iterdir()) < log_before / 2
-    assert told_digest(capsys, data) == held
+    assert printed_digest(capsys, data) == held
     assert kvdctl(capsys, "verify", data)[0] == 0
     store = open_store(data)
     assert store.recovery.source == "clean stop"
@@ -144,7 +144,7 @@ def test_compact_of_an_empty_store_and_of_one_with_a_torn_tail(tmp_path, capsys)
     for name, index in (("empty", 1), ("torn", 2)):
         status, _, err = kvdctl(capsys, "compact", tmp_path / name)
         assert (status, err) == (0, "")
-        assert told_digest(capsys, tmp_path / name)[1] == index
+        assert printed_digest(capsys, tmp_path / name)[1] == index
         assert kvdctl(capsys, "verify", tmp_path / name)[0] == 0
     kept = next((tmp_path / "torn" / "quarantine").iterdir())
     assert b"half a frame" in kept.read_bytes()

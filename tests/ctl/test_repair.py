@@ -12,7 +12,7 @@ from kvd.storage import disk
 from kvd.storage.format.payload import VERSION_SHA256
 from kvd.storage.snapshot import directory as snapshots
 from kvd.v2.commands import Set
-from tests.support.ctl import contents, flip, kvdctl, start_outcome, told_digest
+from tests.support.ctl import contents, flip, kvdctl, printed_digest, start_outcome
 from tests.support.server import run_kvd
 from tests.support.stores import NOW_NS, open_store, write
 
@@ -58,7 +58,7 @@ def test_the_repair_that_verify_names_makes_a_store_start_and_can_be_undone(
     assert status == 0, err
     starts, _ = start_outcome(shutil.copytree(data, data.with_name("started")), caplog)
     assert starts
-    assert told_digest(capsys, data)[1] == index
+    assert printed_digest(capsys, data)[1] == index
     status, again, _ = kvdctl(capsys, "repair", "--truncate-at", index, "--yes", data)
     assert (status, "nothing to cut off" in again) == (0, True)
     if "kept in" in out:
@@ -99,7 +99,7 @@ def test_a_repair_that_was_cut_short_is_finished_by_a_second_one(
             capsys.readouterr()
     assert kvdctl(capsys, *argv)[0] == 0
     assert kvdctl(capsys, "verify", data)[0] == 0
-    assert told_digest(capsys, data)[1] == int(argv[2])
+    assert printed_digest(capsys, data)[1] == int(argv[2])
     repairs = sorted((data / "quarantine").iterdir(), reverse=True)
     for kept in repairs:
         if (kept / "MANIFEST").exists():
@@ -115,9 +115,9 @@ def test_a_repair_gives_the_state_the_store_had_at_that_index(data, capsys, snap
     taken = sorted(snapshots.read_header(p).index for p in snapshots.available(data / "snap"))
     low, high = [1, *taken, 10**9][snapshots_kept : snapshots_kept + 2]
     index = Random(5).choice([end for end in ends.values() if low < end < high][:-1])
-    expected = told_digest(capsys, data, "--to-index", index)
+    expected = printed_digest(capsys, data, "--to-index", index)
     assert kvdctl(capsys, "repair", "--truncate-at", index, "--yes", data)[0] == 0
-    assert told_digest(capsys, data) == expected
+    assert printed_digest(capsys, data) == expected
     store = open_store(data)
     write(store, Set(b"/on", b""), now_ns=store.applied.time_ns)
     assert store.applied.index == index + 1

@@ -9,7 +9,7 @@ from kvd.storage.snapshot import directory as snapshots
 from kvd.storage.store import Options, Store
 from kvd.storage.tools.dump import rfc3339
 from kvd.v2.commands import Delete, Set
-from tests.support.ctl import check_restores, contents, kvdctl, told_digest
+from tests.support.ctl import check_restores, contents, kvdctl, printed_digest
 from tests.support.stores import NOW_NS, SECOND_NS, digest, open_store, write
 
 
@@ -36,8 +36,8 @@ def test_a_restore_may_end_in_the_middle_of_a_batch(tmp_path, capsys, monkeypatc
         store.close()
     restored = tmp_path / "restored"
     assert kvdctl(capsys, "restore", "--to-index", 4, whole, restored)[0] == 0
-    assert told_digest(capsys, restored) == told_digest(capsys, half)
-    assert told_digest(capsys, whole, "--to-index", 4) == told_digest(capsys, half)
+    assert printed_digest(capsys, restored) == printed_digest(capsys, half)
+    assert printed_digest(capsys, whole, "--to-index", 4) == printed_digest(capsys, half)
     store = open_store(restored)
     write(store, Set(b"/a", value))
     store.close()

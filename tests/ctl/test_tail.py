@@ -100,7 +100,7 @@ def test_every_index_is_there_once_over_crashes_of_the_server_and_kills_of_tail(
     assert json.loads(state.read_text())["index"] == last
 
 
-def test_the_loss_of_the_server_and_its_return_are_told_once_each(tmp_path, tail):
+def test_the_loss_of_the_server_and_its_return_are_printed_once_each(tmp_path, tail):
     listen = f"http://127.0.0.1:{free_port()}"
     server = kvd.Server(tmp_path / "data", listen=listen).start()
     try:
@@ -213,10 +213,10 @@ def test_json_lines_have_all_of_an_event(fresh_server, tmp_path, tail):
     deadline = time.monotonic() + PATIENCE_S
     while tailed.output.read_text().count("\n") < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
-    told = [json.loads(line) for line in tailed.output.read_text().splitlines()]
-    ttl = told[0].pop("ttl")
+    received = [json.loads(line) for line in tailed.output.read_text().splitlines()]
+    ttl = received[0].pop("ttl")
     assert 2990 < ttl <= 3000
-    assert told == [
+    assert received == [
         {"index": 3, "action": "set", "key": "/t/1", "value": 'b"\n', "prevValue": "a"},
         {"index": 4, "action": "delete", "key": "/t/1", "prevValue": 'b"\n'},
         {"index": last, "action": "set", "key": "/t/d", "dir": True},
@@ -240,7 +240,7 @@ def test_a_state_that_is_none_is_refused_with_the_way_out(ctl, tmp_path, text, w
     assert words in err
 
 
-def test_a_state_that_cannot_be_written_is_told_at_once(ctl, tmp_path):
+def test_a_state_that_cannot_be_written_is_reported_at_once(ctl, tmp_path):
     state = tmp_path / "none" / "state"
     words = f"kvdctl: {state}: No such file or directory\n"
     assert ctl("tail", "/t", "--state", state) == (1, "", words)

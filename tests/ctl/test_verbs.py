@@ -51,7 +51,7 @@ def test_a_tree_of_a_missing_key_is_refused_in_one_line(ctl):
     assert err.startswith("kvdctl: 100: Key not found (/none) [")
 
 
-def test_colours_are_for_those_who_want_them(ctl, own_environment, app):
+def test_colours_are_on_request(ctl, own_environment, app):
     assert "\x1b[" not in ctl("tree", "/app")[1]
     assert "\x1b[34mdb/\x1b[0m" in ctl("--color", "always", "tree", "/app")[1]
     assert "\x1b[" not in ctl("--color", "always", "-o", "json", "tree", "/app")[1]
@@ -68,11 +68,11 @@ def test_the_history_of_a_key_is_newest_first(ctl, server):
     assert lines[0].endswith("Z delete /h")
     assert lines[1].endswith("Z set /h = 2")
     assert len(ctl("history", "--limit", 2, "/h")[1].splitlines()) == 2
-    told = [json.loads(line) for line in ctl("-o", "json", "history", "/h")[1].splitlines()]
-    assert [one["action"] for one in told] == ["delete", "set", "set"]
+    received = [json.loads(line) for line in ctl("-o", "json", "history", "/h")[1].splitlines()]
+    assert [one["action"] for one in received] == ["delete", "set", "set"]
 
 
-def test_a_server_without_extras_is_told_apart(make_server, kvdctl):
+def test_a_server_without_extras_is_recognized(make_server, kvdctl):
     server = make_server("--extras=false").start()
     words = "kvdctl: the server does not have kvd's extra '"
     for argv in (["history", "/h"], ["tree", "--hidden", "/"], ["get", "--at", "1", "/h"]):

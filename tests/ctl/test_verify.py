@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from kvd.v2.commands import Set
-from tests.support.ctl import contents, flip, kvdctl, make_store, start_outcome, told_digest
+from tests.support.ctl import contents, flip, kvdctl, make_store, printed_digest, start_outcome
 from tests.support.stores import open_store, write
 
 
@@ -87,7 +87,7 @@ def test_verify_knows_a_torn_tail_from_damage_after_a_clean_stop(tmp_path, capsy
     if stop == "clean":
         assert kvdctl(capsys, "repair", "--truncate-at", 2, "--yes", data)[0] == 0
     assert start_outcome(data, caplog)[0]
-    assert told_digest(capsys, data)[1] == 2
+    assert printed_digest(capsys, data)[1] == 2
 
 
 def test_verify_reads_the_index_and_compares_it_with_the_log(tmp_path, capsys):

@@ -351,10 +351,10 @@ class WatchScript(Script):
         hub = self.engine.hub
         match name:
             case "watch":
-                who, key, *options = words
+                watcher, key, *options = words
                 watch = command_of(["Watch", key, *options])
                 try:
-                    self.watchers[who] = hub.watch(watch, Sink(who, self.lines))
+                    self.watchers[watcher] = hub.watch(watch, Sink(watcher, self.lines))
                 except ApiError as refusal:
                     self.lines.append(outcome_line(refusal))
             case "leave":

@@ -90,7 +90,7 @@ def test_each_change_is_a_record_and_costs_no_index(client):
     assert place() == (index, pos + 5)
 
 
-def test_the_log_says_who_asked_and_nothing_tells_passwords_or_hashes(fresh_server, capsys):
+def test_the_log_names_the_user_and_no_passwords_or_hashes(fresh_server, capsys):
     client = fresh_server.client()
     ask_for_users(client)
     client.request("DELETE", "/v2/auth/users/al", None, ROOT)
@@ -101,9 +101,9 @@ def test_the_log_says_who_asked_and_nothing_tells_passwords_or_hashes(fresh_serv
     dumped = capsys.readouterr().out
     assert '"name":"root"' in dumped.replace(" ", "")
     assert "REDACTED" in dumped
-    for told in (dumped, fresh_server.stderr):
-        assert "-password" not in told
-        assert "$2a$" not in told
+    for received in (dumped, fresh_server.stderr):
+        assert "-password" not in received
+        assert "$2a$" not in received
     held = b"".join(file.read_bytes() for file in (fresh_server.data_dir / "wal").iterdir())
     assert b"$2a$10$" in held
     assert b"-password" not in held
@@ -214,7 +214,7 @@ def test_another_member_is_refused_and_the_only_one_stays(client):
     assert client.put("/still", "there").status == 201
 
 
-def test_a_full_disk_is_told_and_takes_nothing_along(make_server):
+def test_a_full_disk_is_reported_and_takes_nothing_along(make_server):
     server = make_server("--enable-failpoints", "--failpoint=walBeforeWrite=error:ENOSPC@3").start()
     client = server.client()
 

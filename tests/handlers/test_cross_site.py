@@ -163,7 +163,7 @@ def test_a_target_of_another_host_is_refused(server, target):
     assert answered(server, request("GET", "http://h/v2/keys/absolute")).status == 404
 
 
-def test_of_a_long_name_only_the_beginning_is_told():
+def test_of_a_long_name_only_the_beginning_is_shown():
     policy = BrowserPolicy(Hosts(frozenset(["kv"]), takes_local=False), ())
     for headers in ({"Host": "x" * 60_000}, {"Host": "kv", "Origin": "http://" + "x" * 60_000}):
         refusal = policy.refusal("PUT", headers, is_secured=False)

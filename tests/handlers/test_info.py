@@ -172,7 +172,7 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     )
 
 
-def test_what_is_advertised_is_told(named):
+def test_what_is_advertised_is_shown(named):
     client = named.client()
     machines = client.request("GET", "/v2/machines").body.decode()
     assert machines == "http://127.0.0.1:4001, https://kv.example:443"

@@ -23,7 +23,7 @@ from tests.support.server import PATIENCE_S, ROOT
 from tests.support.waiting import wait_until
 
 
-def test_connections_beyond_the_limit_are_told_so_and_others_served(make_server):
+def test_connections_beyond_the_limit_are_refused_and_others_served(make_server):
     server = make_server("--max-connections", "20", "--max-watchers", "20").start()
     with contextlib.ExitStack() as stack:
         kept = [stack.enter_context(Raw(server.port)) for _ in range(20)]
@@ -139,7 +139,7 @@ def displaced(crowd: Crowd, members: Sequence[Guest], now: float) -> list[int]:
     return closed
 
 
-def test_who_gives_way_is_chosen_by_address_and_by_state():
+def test_the_connection_that_gives_way_is_chosen_by_address_and_by_state():
     members = [
         Guest("a", (IDLE, 5.0)), Guest("few", (IDLE, 1.0)), Guest("a", BUSY),
         Guest("a", (HEAD, 2.0)), Guest("a", (IDLE, 4.0)), Guest("a", (BODY, 0.0)),
@@ -186,7 +186,7 @@ def test_what_none_has_needed_lately_is_not_kept():
     assert last() is None
 
 
-def test_who_asks_meanwhile_does_not_give_way():
+def test_a_connection_that_asks_meanwhile_does_not_give_way():
     members = [Guest("a", (IDLE, float(n))) for n in range(3)]
     crowd = crowd_of(*members)
     newcomer = Guest("a", (IDLE, 9.0))

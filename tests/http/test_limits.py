@@ -142,7 +142,7 @@ def test_a_stream_is_cut_at_its_backlog_and_counted(make_server):
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-def test_a_large_event_is_one_object_however_many_are_told(make_server, loop):
+def test_a_large_event_is_one_object_for_all_watchers(make_server, loop):
     server = make_server("--write-timeout-s", "600", launch=launch(loop)).start()
     client = server.client()
     with contextlib.ExitStack() as stack:

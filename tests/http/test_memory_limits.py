@@ -191,7 +191,7 @@ def test_the_slowest_request_is_given_up_while_others_wait():
     assert memory.requests == sum(upload.held_bytes for upload in (fast, slow, waits))
 
 
-def test_the_last_to_wait_is_refused_when_nobody_is_slow():
+def test_the_last_to_wait_is_refused_when_no_client_is_slow():
     memory = MemoryBudget(8 * MIB)
     receiving = Receiving(memory, lambda: 0.0)
     log: list[tuple[str, str]] = []

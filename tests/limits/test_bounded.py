@@ -96,7 +96,7 @@ def test_keys_that_are_read_are_not_kept_without_limit(tmp_path: Path):
     store.close()
 
 
-def test_changes_of_what_nobody_reads_again_are_not_kept_without_limit(tmp_path: Path):
+def test_changes_of_what_is_not_read_again_are_not_kept_without_limit(tmp_path: Path):
     store = open_store(tmp_path / "data")
     write(store, *(Set(b"/d/%d" % n, b"") for n in range(30)))
     node = store.view.find(b"/d")
@@ -120,7 +120,7 @@ def test_changes_of_what_nobody_reads_again_are_not_kept_without_limit(tmp_path:
     store.close()
 
 
-def test_long_credentials_are_nobodys():
+def test_long_credentials_are_of_no_user():
     assert read_basic("Basic YTpi") is not None
     assert read_basic("Basic " + "YTpi" * (AUTHORIZATION_BYTES_MAX // 4)) is None
 

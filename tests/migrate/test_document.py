@@ -96,10 +96,10 @@ def test_what_is_rendered_is_read_again(form, keys):
         ('{"kvd": 1}\n{', "line 2: is no JSON"),
     ],
 )
-def test_anything_else_is_refused_with_its_line(text, told):
+def test_anything_else_is_refused_with_its_line(text, received):
     with pytest.raises(Damaged) as raised:
         read(text, "f")
-    assert told in str(raised.value)
+    assert received in str(raised.value)
     assert str(raised.value).startswith("f: line ")
 
 

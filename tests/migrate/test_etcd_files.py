@@ -34,7 +34,7 @@ def shown(content: Content) -> dict[str, Any]:
     return {"index": content.index, "nodes": nodes}
 
 
-def told(directory: Path) -> dict[str, Any]:
+def received(directory: Path) -> dict[str, Any]:
     """What the etcd said, with all nine digits of its times."""
     found: dict[str, Any] = json.loads((directory / "told.json").read_text())
     return padded(found)
@@ -54,7 +54,7 @@ def without_snapshots(directory: Path) -> Path:
 
 def test_a_snapshot_and_the_log_behind_it_give_what_etcd_showed(recorded):
     found = read(recorded)
-    assert shown(found.content) == told(recorded)
+    assert shown(found.content) == received(recorded)
     assert found.snapshot is not None
     assert (found.version, found.of_v3, found.uncommitted, found.tail) == ("3.4", 1, 0, None)
 
@@ -75,13 +75,13 @@ def test_the_whole_log_gives_the_same(recorded):
 
 def test_other_versions_of_etcd_are_read_as_they_showed_themselves(recorded_by_other):
     found = read(recorded_by_other)
-    assert shown(found.content) == told(recorded_by_other)
+    assert shown(found.content) == received(recorded_by_other)
     assert found.snapshot is not None
     assert (found.uncommitted, found.tail) == (0, None)
     users = {d.name: d.secret for d in found.content.documents if d.what == "user"}
     assert set(users) == {"root", "al"}
     assert all(secret.startswith(b"$2a$") for secret in users.values())
-    assert shown(read(without_snapshots(recorded_by_other)).content) == told(recorded_by_other)
+    assert shown(read(without_snapshots(recorded_by_other)).content) == received(recorded_by_other)
 
 
 def test_a_directory_keeps_its_ttl_in_etcd_3_5_only(tmp_path):
@@ -153,7 +153,7 @@ def test_the_table_and_the_library_agree(recorded):
 _NAMES_A_PLACE = re.compile(r"(wal|snap)/\S+: offset \d+: |wal: the log |: holds no keys")
 
 
-def is_told_or_equal(directory: Path, whole: Content) -> str:
+def is_reported_or_equal(directory: Path, whole: Content) -> str:
     """Read a damaged directory; how that ended."""
     try:
         found = read(directory)
@@ -185,7 +185,7 @@ def outcomes_of(recorded: Path, file: Path, damages: Iterable[bytes]) -> Counter
     outcomes: Counter[str] = Counter()
     for damaged in damages:
         file.write_bytes(damaged)
-        outcomes[is_told_or_equal(recorded, whole)] += 1
+        outcomes[is_reported_or_equal(recorded, whole)] += 1
     file.write_bytes(original)
     return outcomes
 
@@ -213,7 +213,7 @@ def unwritten(content: bytes, lengths: Iterable[int]) -> Iterator[bytes]:
         yield content[:length] + bytes(len(content) - length)
 
 
-def test_a_flipped_bit_of_the_log_is_refused_told_or_harmless(recorded):
+def test_a_flipped_bit_of_the_log_is_refused_reported_or_harmless(recorded):
     file = segment(recorded)
     outcomes = outcomes_of(recorded, file, flipped(file.read_bytes(), 150, seed=3))
     assert outcomes["silent"] == 0
@@ -225,7 +225,7 @@ def test_a_flipped_bit_of_a_snapshot_is_noted(recorded):
     assert set(outcomes_of(recorded, file, flipped(file.read_bytes(), 20, seed=3))) == {"noted"}
 
 
-def test_a_truncated_log_is_refused_or_a_prefix_that_is_told(recorded):
+def test_a_truncated_log_is_refused_or_a_prefix_that_is_reported(recorded):
     without_snapshots(recorded)
     file = segment(recorded)
     content = file.read_bytes()
@@ -241,7 +241,7 @@ def test_a_truncated_log_is_refused_or_a_prefix_that_is_told(recorded):
 
 
 @pytest.mark.durability_full
-def test_thousands_of_flipped_bits_and_all_truncations_are_refused_told_or_harmless(recorded):
+def test_thousands_of_flipped_bits_and_all_truncations_are_refused_reported_or_harmless(recorded):
     file = segment(recorded)
     content = file.read_bytes()
     outcomes = outcomes_of(recorded, file, flipped(content, 2000, seed=4))

@@ -345,8 +345,8 @@ def test_keys_go_to_etcd_v3_and_are_read_back_equal(capsys, make_server, start_e
     client.put("/app/k1", "changed")
     assert "put 250 keys" in done(capsys, *args, "--on-conflict", "overwrite")
     body = json.dumps({"key": base64.b64encode(b"/new/app/k1").decode()})
-    told = etcd.client.request("POST", "/v3/kv/range", body).json["kvs"][0]
-    assert base64.b64decode(told["value"]) == b"changed"
+    received = etcd.client.request("POST", "/v3/kv/range", body).json["kvs"][0]
+    assert base64.b64decode(received["value"]) == b"changed"
 
 
 @pytest.mark.clients

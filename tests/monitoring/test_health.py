@@ -72,7 +72,7 @@ def test_without_room_for_writes_it_is_not_ready_but_alive(make_server):
     assert samples['etcd_http_failed_total{code="500",method="PUT"}'] == 1
 
 
-def test_damage_behind_the_index_is_told_until_a_snapshot_lies_behind_it(make_server, tmp_path):
+def test_damage_behind_the_index_is_shown_until_a_snapshot_lies_behind_it(make_server, tmp_path):
     server = make_server("--wal-segment-bytes", "65536").start()
     client = server.client()
     for i in range(40):
@@ -98,7 +98,7 @@ def test_damage_behind_the_index_is_told_until_a_snapshot_lies_behind_it(make_se
     assert server.client().get("/k0").json["node"]["value"] == "1"
 
 
-def test_a_sync_that_does_not_come_back_is_told(make_server):
+def test_a_sync_that_does_not_come_back_is_shown(make_server):
     server = make_server(*METRICS, *faulty("walAfterSync=delay:9@2")).start()
     writer = threading.Thread(target=server.client().put, args=["/a", 1])
     writer.start()
@@ -116,7 +116,7 @@ def test_a_sync_that_does_not_come_back_is_told(make_server):
     assert samples['etcd_http_successful_duration_seconds_bucket{le="2.048",method="PUT"}'] == 0
 
 
-def test_recovery_is_told_on_the_listener_for_metrics(make_server):
+def test_recovery_is_shown_on_the_listener_for_metrics(make_server):
     server = make_server(*METRICS, *faulty("startAfterReplay=delay:2"))
     starting = threading.Thread(target=server.start)
     starting.start()
@@ -131,7 +131,7 @@ def test_recovery_is_told_on_the_listener_for_metrics(make_server):
     assert scrape(client)["kvd_etcd_index"] == 1
 
 
-def test_a_shutdown_is_told_until_it_is_over(make_server):
+def test_a_shutdown_is_shown_until_it_is_over(make_server):
     server = make_server(*METRICS, *faulty("walAfterSync=delay:3@2")).start()
     client = monitor(server)
     with Raw(server.port) as raw:

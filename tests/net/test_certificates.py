@@ -62,9 +62,9 @@ class TestClientCertificates:
 
     def test_the_common_name_is_a_user_where_it_is_asked_for(self, start, authority):
         argv = ("--trusted-ca-file", str(authority.cert))
-        root, alice, nobody = (
+        root, alice, other = (
             client_context(authority.cert, authority.sign(name))
-            for name in ("root", "alice", "nobody")
+            for name in ("root", "alice", "other")
         )
         server = start(*argv, "--client-cert-auth")
         client = server.client(tls=root)
@@ -80,7 +80,7 @@ class TestClientCertificates:
         assert client.request("PUT", "/v2/auth/roles/guest", json.dumps(guest)).status == 200
         assert server.client(tls=alice).put("/a", "1").status == 201
         assert server.client(tls=alice).put("/b", "1").status == 401
-        assert server.client(tls=nobody).put("/a", "1").status == 401
+        assert server.client(tls=other).put("/a", "1").status == 401
         # A name and a password count more than the certificate.
         given = {"Authorization": "Basic " + b64encode(b"root:secret").decode()}
         answer = server.client(tls=alice).request("PUT", "/v2/keys/b", "value=1", given)
@@ -113,7 +113,7 @@ class TestClientCertificates:
             ("email", "a.example", "a.example", False),
         ],
     )
-    def test_whom_a_certificate_is_for(self, kind, name, host, expected):
+    def test_the_hosts_that_a_certificate_is_for(self, kind, name, host, expected):
         assert is_for({"subjectAltName": ((kind, name),)}, host) is expected
 
 
@@ -201,7 +201,7 @@ class TestFilesThatAreNoGood:
             tmp_path, *flags(locked)
         )
 
-    def test_a_key_that_everybody_may_read_is_warned_of(self, start, authority, trusting):
+    def test_a_key_that_every_user_may_read_is_warned_of(self, start, authority, trusting):
         pair = authority.sign("careless", "127.0.0.1")
         pair.key.chmod(0o644)
         server = start(of=pair)

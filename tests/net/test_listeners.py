@@ -127,7 +127,7 @@ class TestSeveral:
                 bind([ListenUrl(str(path), scheme="unix"), ListenUrl("127.0.0.1", port)])
         assert not path.exists()
 
-    def test_a_name_that_nobody_knows_is_refused(self):
+    def test_an_unknown_name_is_refused(self):
         with pytest.raises(AddressUnavailable, match=r"cannot listen on http://nobody.invalid:1: "):
             bind([ListenUrl("nobody.invalid", 1)])
 
@@ -172,7 +172,7 @@ class TestPaths:
         assert served.terminate() == 0
         assert not path.exists()
 
-    def test_one_that_a_dead_server_left_is_made_anew(self, served, path):
+    def test_one_that_a_dead_server_left_is_made_again(self, served, path):
         served.start()
         served.kill()
         assert path.is_socket()

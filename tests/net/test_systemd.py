@@ -68,7 +68,7 @@ def listener(tmp_path: Path) -> Iterator[Callable[..., socket.socket]]:
 
 
 class TestNotifications:
-    def test_ready_is_told_once_requests_are_answered(self, make_server, manager):
+    def test_ready_is_announced_once_requests_are_answered(self, make_server, manager):
         port = free_port()
         server = make_server(
             *("--enable-failpoints", "--failpoint", "startAfterLock=delay:0.5"),
@@ -94,7 +94,7 @@ class TestNotifications:
         assert ended.returncode != 0
         assert not any("READY=1" in message for message in manager.waiting())
 
-    def test_stopping_is_told(self, make_server, manager):
+    def test_stopping_is_announced(self, make_server, manager):
         server = make_server(environment={"NOTIFY_SOCKET": manager.address}).start()
         assert "READY=1" in [*manager.next(), *manager.next()]
         server.signal(signal.SIGTERM)
@@ -131,7 +131,7 @@ class TestNotifications:
             Notifier.take({**environment, "WATCHDOG_PID": str(os.getpid())}).serving(loop, "up")
             assert manager.waiting() == [["READY=1", "STATUS=up"], ["WATCHDOG=1"]]
 
-    def test_a_reload_is_told_with_its_time(self, manager):
+    def test_a_reload_is_announced_with_its_time(self, manager):
         notifier = Notifier.take({"NOTIFY_SOCKET": manager.address})
         began_us = time.monotonic_ns() // 1000
         notifier.reloading()
@@ -188,7 +188,7 @@ class TestSockets:
         assert server.terminate() == 0
         assert path.is_socket()
 
-    def test_who_connects_between_two_starts_is_answered_by_the_second(self, make_server, listener):
+    def test_connections_between_two_starts_are_answered_by_the_second(self, make_server, listener):
         listening = listener()
         server = make_server(**handed_over(listening)).start()
         server.client().put("/a", "1")

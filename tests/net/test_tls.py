@@ -38,7 +38,7 @@ class TestServing:
         response = late._connection.getresponse()
         assert len(response.read()) > 60 * len(value)
 
-    def test_watches_are_told_at_once(self, secured, trusting):
+    def test_watches_receive_events_at_once(self, secured, trusting):
         client = secured.client(tls=trusting)
         poll = secured.open("/v2/keys/w?wait=true", trusting)
         stream = secured.open("/v2/keys/w?wait=true&stream=true", trusting)
@@ -56,7 +56,7 @@ class TestServing:
                 response = read_answer(answers)
                 assert f"/none{number}".encode() in response
 
-    def test_the_end_of_an_answer_without_a_length_is_told(self, secured, trusting):
+    def test_the_end_of_an_answer_without_a_length_is_sent(self, secured, trusting):
         with connected(secured, trusting) as tls:
             tls.sendall(b"GET /version HTTP/1.0\r\n\r\n")
             # Without a close_notify this raises: it might have been cut off.

@@ -63,7 +63,7 @@ class TestClientsThatGoWrong:
                     assert client.recv(1) == b""
         server.wait_for_log("no handshake in 0.2 s")
 
-    def test_connections_beyond_the_limit_are_told_so(self, start, trusting):
+    def test_connections_beyond_the_limit_are_refused_with_a_reason(self, start, trusting):
         server = start("--max-connections", "1", "--max-watchers", "1")
         with connected(server, trusting) as only:
             only.sendall(b"GET /v2/keys/w?wait=true HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -82,7 +82,7 @@ class TestClientsThatGoWrong:
             assert first.recv(1) == b""
 
     @pytest.mark.parametrize("hello", [b"", None, HANDSHAKE], ids=["silent", "hello", "begun"])
-    def test_handshakes_without_end_keep_out_nobody(self, start, trusting, hello):
+    def test_handshakes_without_end_keep_out_no_client(self, start, trusting, hello):
         """A newcomer gives way neither to one that waits for longer nor to one that came later."""
         server = start("--max-connections", "40")
         if hello is None:
@@ -94,7 +94,7 @@ class TestClientsThatGoWrong:
                     stack.enter_context(plain).sendall(hello)
                 assert is_served(server, trusting)
 
-    def test_who_asks_for_health_is_let_in_beside_watches_and_handshakes(self, start, trusting):
+    def test_requests_for_health_are_let_in_beside_watches_and_handshakes(self, start, trusting):
         server = start("--max-connections", "3", "--max-watchers", "3")
         with contextlib.ExitStack() as stack:
             for _ in range(3):

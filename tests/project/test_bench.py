@@ -138,7 +138,7 @@ def test_a_row_is_not_called_measured_on_a_busy_machine_or_beside_an_unsteady_pe
     assert (f"**not measured**: {result.doubt}" in report.markdown([result])) == bool(doubt)
 
 
-def test_what_others_compute_is_told_from_what_a_tree_of_processes_does() -> None:
+def test_what_others_compute_is_distinguished_from_what_a_tree_of_processes_does() -> None:
     def processes(*, server: int, waited_for: int, other: int) -> dict[str, str]:
         # pid (name) state parent ..., user and system time, those of children waited for
         return {
@@ -173,7 +173,7 @@ def test_what_others_compute_is_told_from_what_a_tree_of_processes_does() -> Non
     assert Conditions.between(after, after, processors=2).is_busy is False
 
 
-def test_a_look_at_this_machine_tells_of_this_process() -> None:
+def test_a_look_at_this_machine_reports_this_process() -> None:
     looked = conditions.look()
     assert looked.own <= looked.user
     assert conditions.python_build()
@@ -191,7 +191,7 @@ def test_a_look_at_this_machine_tells_of_this_process() -> None:
         ("'--prefix=/usr'", "Debian", "as Debian builds it"),
     ],
 )
-def test_how_python_was_built_is_told_by_its_configuration(
+def test_how_python_was_built_is_read_from_its_configuration(
     arguments: str, vendor: str, build: str
 ) -> None:
     assert conditions.build_of(arguments, vendor) == build

@@ -67,7 +67,7 @@ def health_check(server: Server) -> int:
     return ended.returncode
 
 
-def test_the_health_check_of_the_image_tells_a_server_that_serves(fresh_server):
+def test_the_health_check_of_the_image_recognizes_a_server_that_serves(fresh_server):
     assert health_check(fresh_server) == 0
     fresh_server.kill()
     assert health_check(fresh_server) == 1

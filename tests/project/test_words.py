@@ -1,4 +1,4 @@
-"""The words of docstrings, comments, log lines and help texts: the field's terms, no dialect.
+"""The words of docstrings, comments, log lines, help texts and names: the field's terms.
 
 Each pattern comes with what to write instead. The summary line of a docstring, the message of a log
 call and the text of a flag are searched for all of `TERSE`, every line of a docstring and every
@@ -30,6 +30,28 @@ TERSE = ANYWHERE | {
 OF_A_MODULE = {r"^(?:Who|What|How|Where|Whether|When)\b": "begin with a noun"}
 OF_A_DEFINITION = {r"^(?:Who|What|How|Where)\b": "begin with an imperative or a noun"}
 
+IN_NAMES = {
+    "tell": "deliver, respond, report, show",
+    "tells": "delivers, shows, prints",
+    "telling": "delivery, response",
+    "told": "received, reported, shown",
+    "who": "user, client, caller",
+    "whom": "user, client, caller",
+    "whoever": "any client",
+    "nobody": "no client, no user",
+    "nobodys": "of no user",
+    "somebody": "a client",
+    "anybody": "any client",
+    "everybody": "every client",
+    "anew": "again",
+}
+"""Words that no name of a function, class, variable or argument has."""
+# Their names follow when nothing else changes there.
+NAMED_LATER = (
+    *("kvd/client", "kvd/migrate", "kvd/replicas", "tests/replicas"),
+    "tests/support/memory_engine.py",
+)
+
 LOG_CALLS = {"debug", "info", "warning", "error", "exception", "critical"}
 FLAG_TEXT = 3
 """The argument of `Flag` that is its help."""
@@ -37,8 +59,8 @@ FLAG_TEXT = 3
 FOLDERS = ("kvd", "storage", "bench", "tests/support")
 
 
-def sources() -> list[Path]:
-    found = [path for folder in FOLDERS for path in (ROOT / folder).glob("**/*.py")]
+def sources(*folders: str) -> list[Path]:
+    found = {path for folder in folders for path in (ROOT / folder).glob("**/*.py")}
     return sorted(path for path in found if not path.is_relative_to(ROOT / "kvd" / "storage"))
 
 
@@ -84,9 +106,39 @@ def is_text(node: ast.expr) -> bool:
 def test_the_words_are_those_of_databases_and_servers():
     found = [
         f"{path.relative_to(ROOT)}:{line}: {text.strip()}\n    {match[0]!r}: {advice}"
-        for path in sources()
+        for path in sources(*FOLDERS)
         for line, text, patterns in texts(path)
         for pattern, advice in patterns.items()
         if (match := re.search(pattern, text, re.IGNORECASE))
     ]
     assert not found, "\n".join([f"{len(found)} texts to reword:", *found])
+
+
+def names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """The names that a file gives, with their lines."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.lineno, node.name
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.attr
+
+
+def words(name: str) -> list[str]:
+    """The words of a name: of `is_told`, and of `TellAll`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().split("_")
+
+
+def test_names_are_in_the_same_words():
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {name}\n    {word!r}: {IN_NAMES[word]}"
+        for path in sources(*FOLDERS, "tests")
+        if not any(path.is_relative_to(ROOT / place) for place in NAMED_LATER)
+        for line, name in names(ast.parse(path.read_text()))
+        for word in words(name)
+        if word in IN_NAMES
+    ]
+    assert not found, "\n".join([f"{len(found)} names to change:", *found])

@@ -175,7 +175,7 @@ def test_no_request_is_logged_unasked(make_server):
 def test_the_level_can_be_changed_while_it_runs(make_server):
     server = make_server()
 
-    def stop_is_told(*bodies: str) -> bool:
+    def stop_is_logged(*bodies: str) -> bool:
         """Whether a server that was sent these levels tells of its stop, which it does at INFO."""
         client = server.start().client()
         for body in bodies:
@@ -184,12 +184,12 @@ def test_the_level_can_be_changed_while_it_runs(make_server):
         server.terminate()
         return server.stderr.count(log_text("stopped at index")) > before
 
-    assert stop_is_told()
-    assert not stop_is_told('{"Level":"WARNING"}')
-    assert stop_is_told('{"Level":"WARNING"}', '{"Level":"info"}')
+    assert stop_is_logged()
+    assert not stop_is_logged('{"Level":"WARNING"}')
+    assert stop_is_logged('{"Level":"WARNING"}', '{"Level":"info"}')
 
 
-def test_the_level_is_roots_to_change_and_who_changes_what_is_told_at_every_level(make_server):
+def test_the_level_is_roots_to_change_and_the_audit_is_logged_at_every_level(make_server):
     server = make_server().start()
     client = server.client()
     level, warning = "/config/local/log", '{"Level":"CRITICAL"}'
@@ -221,7 +221,7 @@ def test_a_level_that_is_none_is_refused(make_server):
     assert (refused.status, refused.json) == (400, {"message": "Invalid json body"})
 
 
-def test_slow_writes_are_counted_and_told_now_and_then(make_server):
+def test_slow_writes_are_counted_and_logged_now_and_then(make_server):
     slow = ("--enable-failpoints", "--failpoint", "walBeforeSync=delay:0.1")
     server = make_server("--slow-request-s", "0.05", *slow).start()
     client = server.client()

@@ -59,7 +59,7 @@ def test_kvdctl_does_its_work_with_standard_descriptors_closed(make_server, clos
     assert ("good" in ended.stdout) == (1 not in closed)
 
 
-def test_a_refusal_has_its_status_though_it_cannot_be_told():
+def test_a_refusal_has_its_status_though_it_cannot_be_printed():
     ended = subprocess.run(closing((0, 1, 2), "-m", "kvd", "--no-such-flag"), cwd=ROOT, check=False)
     assert ended.returncode == 64
 
@@ -89,7 +89,7 @@ def test_output_that_cannot_be_written_is_one_line_and_74(argv):
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_signal_that_means_nothing_is_ignored_and_told_once(make_server, loop):
+def test_a_signal_that_means_nothing_is_ignored_and_logged_once(make_server, loop):
     server = make_server(launch=LOOPS[loop]).start()
     client = server.client()
     numbers = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGRTMIN + 3]

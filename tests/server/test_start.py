@@ -84,7 +84,7 @@ def test_single_dashes_and_flags_of_etcd_are_understood(tmp_path):
     assert not (tmp_path / "unused").exists()
 
 
-def test_clients_are_told_the_port_that_the_system_chose(fresh_server):
+def test_clients_receive_the_port_that_the_system_chose(fresh_server):
     client = fresh_server.client()
     machines = client.request("GET", "/v2/machines")
     assert machines.body.decode() == fresh_server.url
@@ -119,7 +119,7 @@ def test_start_says_what_was_recovered_and_where_it_listens(make_server):
     assert re.search(r"listening on http://127\.0\.0\.1:\d+", lines[-1])
 
 
-def test_a_lock_that_nobody_holds_is_no_obstacle(make_server):
+def test_a_lock_that_no_process_holds_is_no_obstacle(make_server):
     server = make_server().start()
     server.kill()
     lock = server.data_dir / "LOCK"

@@ -61,7 +61,7 @@ def test_requests_that_came_before_the_signal_are_answered(fresh_server, connect
     assert_kept(fresh_server, keys)
 
 
-def test_who_connected_before_the_signal_is_answered(fresh_server, connect):
+def test_connections_made_before_the_signal_are_answered(fresh_server, connect):
     keys = [f"/{number}" for number in range(50)]
     with held(fresh_server):
         connections = [connect() for _ in keys]
@@ -190,7 +190,7 @@ def write():
         writer.join()
 
 
-def test_a_stop_under_load_loses_no_acknowledged_write_and_resets_nobody(fresh_server, write):
+def test_a_stop_under_load_loses_no_acknowledged_write_and_resets_no_client(fresh_server, write):
     writers = write(fresh_server, 8, reuse=True)
     for writer in writers:
         assert writer.first.wait(PATIENCE_S)

@@ -94,7 +94,7 @@ def dropped(unread: Unread, output: str = "stderr") -> float:
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_it_is_served_and_stopped_and_the_reader_who_comes_back_is_told(start_unread, form):
+def test_it_is_served_and_stopped_and_the_reader_that_comes_back_is_informed(start_unread, form):
     unread = start_unread("--access-log", "--log-format", form)
     assert dropped(unread) == 0
     unread.ask()
@@ -107,21 +107,21 @@ def test_it_is_served_and_stopped_and_the_reader_who_comes_back_is_told(start_un
     wait_until(lambda: any(DROPPED.search(line) for line in lines))
     assert unread.end() == 0
     reader.join(PATIENCE_S)
-    told = sum(int(found[1]) for line in lines if (found := DROPPED.search(line)))
-    assert told >= missing
-    assert sum(b"/v2/keys/none" in line for line in lines) + told >= LINES
+    received = sum(int(found[1]) for line in lines if (found := DROPPED.search(line)))
+    assert received >= missing
+    assert sum(b"/v2/keys/none" in line for line in lines) + received >= LINES
     assert b"stopped at index" in lines[-1]
     if form == "json":
         assert all(json.loads(line) for line in lines)
 
 
-def test_a_stop_comes_at_once_though_nobody_reads_at_all(start_unread):
+def test_a_stop_comes_at_once_though_nothing_is_read_at_all(start_unread):
     unread = start_unread("--access-log")
     unread.ask()
     assert unread.end() == 0
 
 
-def test_standard_output_that_nobody_reads_holds_up_nothing_either(tmp_path):
+def test_unread_standard_output_holds_up_nothing_either(tmp_path):
     with subprocess.Popen(
         [
             *(sys.executable, "-m", "kvd", "--access-log", "--log-outputs", "stdout"),
@@ -142,7 +142,7 @@ def test_standard_output_that_nobody_reads_holds_up_nothing_either(tmp_path):
         assert process.wait(PATIENCE_S) == 0
 
 
-def test_changes_are_told_though_an_access_log_has_filled_its_part_of_the_queue(start_unread):
+def test_changes_are_logged_though_an_access_log_has_filled_its_part_of_the_queue(start_unread):
     unread = start_unread("--access-log")
     unread.ask(1000)
     with Raw(unread.port) as raw:
@@ -184,7 +184,7 @@ def dropped_of(client, output: str) -> float:
     return scrape(client)[f'kvd_log_lines_dropped_total{{output="{output}"}}']
 
 
-def test_a_reader_who_has_gone_costs_nothing_but_lines(start_unread):
+def test_a_reader_that_has_gone_costs_nothing_but_lines(start_unread):
     unread = start_unread("--access-log")
     unread.stderr.close()
     unread.ask(100)
@@ -192,7 +192,7 @@ def test_a_reader_who_has_gone_costs_nothing_but_lines(start_unread):
     assert unread.end() == 0
 
 
-def test_a_refusal_ends_though_nobody_reads_why(tmp_path):
+def test_a_refusal_ends_though_its_reason_is_not_read(tmp_path):
     reading, writing = os.pipe()
     fill(writing)
     try:

@@ -32,7 +32,7 @@ def all_rows(store):
         return {int.from_bytes(key, "big"): bytes(row) for key, row in cursor}
 
 
-def told(store):
+def received(store):
     """What the history tells: the index of each event, and the value before."""
     return [(event.change.index, event.prev and event.prev.value) for event in store.view.events(0)]
 
@@ -58,7 +58,7 @@ def test_a_large_value_that_was_replaced_stands_in_the_history_once(tmp_path):
         index: index - 1 if index > 2 else 0 for index in range(2, 22)
     }
     assert sum(map(len, held.values())) < 20 * (LARGE + 200)
-    assert told(store) == [(2 + i, large(i - 1) if i else None) for i in range(20)]
+    assert received(store) == [(2 + i, large(i - 1) if i else None) for i in range(20)]
     store.close()
 
 
@@ -79,7 +79,7 @@ def test_what_is_named_is_kept_as_long_as_it_is_and_no_longer(tmp_path, keys, fl
             first = store.applied.oldest_event
             named = {named_by(row) for index, row in held.items() if index >= first} - {0}
             assert {index for index in held if index < first} == {i for i in named if i < first}
-        assert told(store) == expected[-10:]
+        assert received(store) == expected[-10:]
     assert min(rows(store)) == store.applied.oldest_event
     prove_all(store.index.env, store.index.tables)
     store.close()
@@ -113,13 +113,13 @@ def test_history_is_the_same_whether_events_name_others_or_not(tmp_path, monkeyp
                 if dice.random() < 0.3:
                     store.flush()
             store.flush()
-            yield dump(store) | {"applied": store.applied.oldest_event}, told_sizes(store)
+            yield dump(store) | {"applied": store.applied.oldest_event}, shown_sizes(store)
             store.snapshot()
         prove_all(store.index.env, store.index.tables)
         yield told_digest(store.view)
         store.close()
 
-    def told_sizes(store):
+    def shown_sizes(store):
         first = store.applied.oldest_event
         return [whole_bytes(row) for index, row in rows(store).items() if index >= first]
 

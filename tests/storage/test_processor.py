@@ -30,8 +30,8 @@ CPU implementer\t: 0x41
     ],
     ids=["x86", "another flag", "x86 without", "arm", "arm without", "nothing", "no such file"],
 )
-def test_instructions_for_sha256_are_known(tmp_path, monkeypatch, told, expected):
-    if told is not None:
-        (tmp_path / "cpuinfo").write_text(told)
+def test_instructions_for_sha256_are_known(tmp_path, monkeypatch, received, expected):
+    if received is not None:
+        (tmp_path / "cpuinfo").write_text(received)
     monkeypatch.setattr(processor, "_CPUINFO", tmp_path / "cpuinfo")
     assert processor.has_sha256() is expected

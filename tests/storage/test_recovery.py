@@ -102,7 +102,7 @@ def test_large_and_small_batches_are_one_history(tmp_path):
 @pytest.mark.parametrize(
     "damage", [lmdb.CorruptedError("x"), lmdb.PanicError("x"), CorruptIndex("x")]
 )
-def test_an_index_that_proves_damaged_during_recovery_is_built_anew(
+def test_an_index_that_proves_damaged_during_recovery_is_rebuilt(
     tmp_path, monkeypatch, caplog, damage
 ):
     path = tmp_path / "data"

@@ -83,10 +83,10 @@ def test_a_snapshot_of_another_store_is_set_aside(snapshots, tmp_path, caplog, o
         store.close()
     own = directory.available(path / "snap")
     assert [file.name for file in own[:1]] == ([newest.name] if others == "beside" else [])
-    told = [record.message for record in caplog.records]
-    assert len(told) == 2
-    assert "a snapshot of another store" in told[0]
-    assert log_text("is set aside") in told[1]
+    received = [record.message for record in caplog.records]
+    assert len(received) == 2
+    assert "a snapshot of another store" in received[0]
+    assert log_text("is set aside") in received[1]
 
 
 def test_the_log_behind_the_older_snapshot_is_enough(snapshots):

@@ -57,13 +57,13 @@ class Listener:
     """Keeps the events of a watcher."""
 
     def __init__(self):
-        self.told = []
+        self.received = []
 
     def begin(self, index):
         pass
 
     def deliver(self, body):
-        self.told.append(body)
+        self.received.append(body)
 
     def ready(self, _):
         return True
@@ -150,7 +150,7 @@ class Engine:
     def watch(self, key, **options):
         listener = Listener()
         self.hub.watch(Watch(key, **options), listener)
-        return listener.told
+        return listener.received
 
     def value(self, key):
         node = self.store.view.find(key)
@@ -274,5 +274,5 @@ def refuse(_):
     raise RouteError(409, "no")
 
 
-def told(outcome):
+def received(outcome):
     return (outcome.status, outcome.body if isinstance(outcome, Reply) else outcome.message)

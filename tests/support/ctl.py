@@ -38,11 +38,11 @@ def kvdctl(capsys, *argv):
     return status, out, err
 
 
-def told_digest(capsys, path, *argv):
+def printed_digest(capsys, path, *argv):
     status, out, err = kvdctl(capsys, "digest", *argv, path)
     assert status == 0, err
-    told, index = out.split()
-    return told, int(index)
+    received, index = out.split()
+    return received, int(index)
 
 
 def contents(path):
@@ -101,7 +101,7 @@ def check_restores(tmp_path, capsys, rounds):
         target = tmp_path / f"at-{index}"
         status, _, err = kvdctl(capsys, "restore", "--to-index", index, path, target)
         assert status == 0, err
-        assert told_digest(capsys, target) == (at[index], index)
+        assert printed_digest(capsys, target) == (at[index], index)
         shutil.rmtree(target)
 
 

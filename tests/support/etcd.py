@@ -49,8 +49,8 @@ def installed() -> str:
     found = shutil.which("etcd")
     if found is None:
         pytest.skip("there is no etcd here")
-    told = subprocess.run([found, "--help"], capture_output=True, text=True, check=False)
-    if "--enable-v2" not in told.stdout + told.stderr:
+    received = subprocess.run([found, "--help"], capture_output=True, text=True, check=False)
+    if "--enable-v2" not in received.stdout + received.stderr:
         pytest.skip("this etcd has no v2 API")
     return found
 
@@ -215,10 +215,10 @@ def record(scratch: Path, program: str) -> None:
     etcd.client.put("/last", "1")
     # What ends within a second has ended.
     time.sleep(3)
-    told = state(etcd.client)
+    received = state(etcd.client)
     etcd.stop()
     trimmed(etcd.directory)
-    (etcd.directory / "told.json").write_text(json.dumps(told))
+    (etcd.directory / "told.json").write_text(json.dumps(received))
 
 
 def main(program: str, name: str) -> int:

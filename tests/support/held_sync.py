@@ -98,14 +98,14 @@ class Log:
         txn = self.store.begin()
         _, records = run(txn, (Set(b"/k", value),), NOW_NS)
         self.store.journal.encode(txn, records, NOW_NS)
-        told = asyncio.get_running_loop().create_future()
-        if self.log_writer.append(txn, told.set_result):
+        received = asyncio.get_running_loop().create_future()
+        if self.log_writer.append(txn, received.set_result):
             self.log_writer.wait()
-        return txn, told
+        return txn, received
 
     async def append(self, value):
-        txn, told = self.begin(value)
-        outcome = await asyncio.wait_for(told, PATIENCE_S)
+        txn, received = self.begin(value)
+        outcome = await asyncio.wait_for(received, PATIENCE_S)
         if isinstance(outcome, Position):
             self.store.state.merge(txn, outcome)
         else:

@@ -2,7 +2,7 @@
 
 from tests.support.server import Client, Watch
 
-Told = list[tuple[str, str]]
+Received = list[tuple[str, str]]
 """Actions and keys of events."""
 
 
@@ -31,12 +31,12 @@ def mark(client: Client, key: str) -> int:
     return answer.index
 
 
-def told_until(watch: Watch, at: str, last_index: int) -> Told:
+def received_until(watch: Watch, at: str, last_index: int) -> Received:
     """The events of a stream before the one with an index."""
-    told = []
+    received = []
     while (event := watch.event())["node"]["modifiedIndex"] != last_index:
-        told.append((event["action"], event["node"]["key"].removeprefix(at)))
-    return told
+        received.append((event["action"], event["node"]["key"].removeprefix(at)))
+    return received
 
 
 def indexes(watch: Watch, last: int) -> list[int]:

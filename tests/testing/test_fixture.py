@@ -63,12 +63,12 @@ def test_after_a_crash_all_that_was_acknowledged_is_at_the_same_address(server):
         with pytest.raises(RuntimeError, match="runs already"):
             server.start()
         server.client.set("/last", "")
-        told = []
+        received = []
         for event in watch:
-            told.append(event.node.key)
+            received.append(event.node.key)
             if event.node.key == "/last":
                 break
-    assert told == [*keys, "/last"]
+    assert received == [*keys, "/last"]
     assert server.failed is None
 
 
@@ -140,7 +140,7 @@ def test_a_full_disk_refuses_writes_until_there_is_room(server):
     server.client.set("/b", "2")
 
 
-def test_a_day_passes_at_once_and_watchers_are_told(server):
+def test_a_day_passes_at_once_and_watchers_are_notified(server):
     for hour in range(1, 25):
         server.client.set(f"/hour/{hour:02}", "", ttl=hour * 3600)
     server.client.set("/hour/25", "", ttl=25 * 3600)
@@ -149,8 +149,8 @@ def test_a_day_passes_at_once_and_watchers_are_told(server):
     assert server.dump() == {"/hour/25": ""}
     assert server.index == since + 23
     with server.client.watch("/hour", since=since) as watch:
-        told = [event.node.key for _, event in zip(range(24), watch, strict=False)]
-    assert told == [f"/hour/{hour:02}" for hour in range(1, 25)]
+        received = [event.node.key for _, event in zip(range(24), watch, strict=False)]
+    assert received == [f"/hour/{hour:02}" for hour in range(1, 25)]
     with pytest.raises(ValueError, match="does not go back"):
         server.advance(-1)
 

@@ -126,7 +126,7 @@ def test_workers_share_nothing(run):
     assert ended.returncode == 0, ended.stdout
 
 
-def test_those_who_ask_for_no_server_load_none(run):
+def test_runs_without_a_server_load_none(run):
     ended = run(
         "import sys\n"
         "def test_it():\n"

@@ -205,7 +205,7 @@ def test_what_is_typed_while_a_save_is_under_way_stays(visit, client):
 
 
 @ui
-def test_a_time_that_somebody_else_gave_a_key_is_kept(visit, client):
+def test_a_time_that_another_client_gave_a_key_is_kept(visit, client):
     client.put("/given", "a\nb\nc")
     visited = visit()
     visited.expected = ["412"]
@@ -293,14 +293,14 @@ def test_a_wrong_password_leaves_the_user_that_was_there(visit, make_server):
 
 
 @ui
-def test_a_full_disk_is_told(visit, client):
+def test_a_full_disk_is_reported(visit, client):
     client.put("/full", "1")
 
     def fill(route):
         answer = route.fetch()
-        told = answer.json()
-        told["checks"]["space"] = "1 MiB left"
-        route.fulfill(response=answer, body=json.dumps(told))
+        received = answer.json()
+        received["checks"]["space"] = "1 MiB left"
+        route.fulfill(response=answer, body=json.dumps(received))
 
     visited = visit()
     visited.page.route("**/ui/status.json*", fill)
@@ -309,7 +309,7 @@ def test_a_full_disk_is_told(visit, client):
 
 
 @ui
-def test_a_crowd_of_changes_is_told_as_one_and_read_afterwards(visit, client):
+def test_a_crowd_of_changes_is_shown_as_one_and_read_afterwards(visit, client):
     client.put("/crowd/0", "before")
     page = visit().go("#k/crowd/0")
     expect(page.locator(".code")).to_have_text("before")

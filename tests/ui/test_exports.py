@@ -58,9 +58,9 @@ def test_an_export_that_is_too_large_says_so_and_is_not_cut(visit, client):
 
     def enlarge(route):
         answer = route.fetch()
-        told = answer.json()
-        told["node"]["nodes"][0]["size"] = 1 << 28
-        route.fulfill(response=answer, body=json.dumps(told))
+        received = answer.json()
+        received["node"]["nodes"][0]["size"] = 1 << 28
+        route.fulfill(response=answer, body=json.dumps(received))
 
     page = visit().go("#k/huge")
     dialog = export(page)
@@ -151,9 +151,9 @@ def large(page):
 
     def enlarge(route):
         answer = route.fetch()
-        told = answer.json()
-        told["bytes"] = 1 << 28
-        route.fulfill(response=answer, body=json.dumps(told))
+        received = answer.json()
+        received["bytes"] = 1 << 28
+        route.fulfill(response=answer, body=json.dumps(received))
 
     page.add_init_script(LARGE)
     page.route(having("count=true"), enlarge)

@@ -262,7 +262,7 @@ def test_what_changes_appears(visit, client):
     expect(page.get_by_role("treeitem", name="a 2")).to_have_count(0)
 
 
-def test_the_feed_misses_nothing_over_a_restart_and_tells_a_gap(visit, make_server):
+def test_the_feed_misses_nothing_over_a_restart_and_shows_a_gap(visit, make_server):
     listen = f"http://127.0.0.1:{free_port()}"
     server: Server = make_server("--event-history-limit", "20", listen=listen).start()
     client = server.client()

@@ -130,7 +130,7 @@ def test_times_are_rfc_3339(ns, text):
 
 
 @given(st.integers(0, 2**63 - 1))
-def test_a_time_tells_each_nanosecond(ns):
+def test_a_time_shows_each_nanosecond(ns):
     text = timestamp(ns).decode()
     whole, _, fraction = text.removesuffix("Z").partition(".")
     seconds = (datetime.fromisoformat(whole + "+00:00") - datetime(1970, 1, 1, tzinfo=UTC)) // (

@@ -67,7 +67,7 @@ def test_conditions_that_hold_let_a_swap_and_a_removal_pass(space, prev_value, p
     assert space.prev == Node(b"new", 2, 7)
 
 
-def test_a_set_makes_a_node_anew(space):
+def test_a_set_makes_a_new_node(space):
     assert space.do(Set(b"/d/f", b"3")) == Change(Kind.SET, 7, b"/d/f", b"3", False, 7)
     assert space.prev == Node(b"two", 3, 3, NOW_NS + 100 * SECOND_NS)
 

@@ -145,8 +145,8 @@ class Twins:
         ]
 
     def _compare_events(self, view):
-        told = [(change, prev) for change, prev, _ in history(view)]
-        assert told == [
+        received = [(change, prev) for change, prev, _ in history(view)]
+        assert received == [
             (change, prev and (prev[:4], bool(prev.dir_id)))
             for change, prev in self.model.events[-HISTORY:]
         ]

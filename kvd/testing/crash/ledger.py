@@ -125,13 +125,13 @@ class Ledger:
     def _check_answer(self, op: Request, by_index: dict[int, Fact]) -> int:
         """Return the point of a response, 0 where it has none."""
         if op.acked and op.method != "GET":
-            told = fact_of(op.body)
-            if by_index.get(told.index) != told:
+            fact = fact_of(op.body)
+            if by_index.get(fact.index) != fact:
                 raise Violation(
-                    f"acknowledged and lost: {str(told)[:160]}; index {told.index} is now "
-                    f"{str(by_index.get(told.index))[:160]}, the last is {self.state.index}"
+                    f"acknowledged and lost: {str(fact)[:160]}; index {fact.index} is now "
+                    f"{str(by_index.get(fact.index))[:160]}, the last is {self.state.index}"
                 )
-            return told.index
+            return fact.index
         if op.status >= 500 or not (op.acked or "index" in op.body):
             return 0
         point = op.index if op.acked else int(op.body["index"])

@@ -112,13 +112,13 @@ def watch(
             writer.stop()
         with Client(server.url) as client:
             last = client.set(LAST, "0").index
-        told = [reader.finish() for reader in readers]
-    assert told[0] == told[1]
-    indexes = [index for index, _ in told[0]]
+        received = [reader.finish() for reader in readers]
+    assert received[0] == received[1]
+    indexes = [index for index, _ in received[0]]
     assert indexes == sorted(set(indexes))
     # All writes are below /load: each index has an event. An etcd writes of itself as it starts.
     assert is_etcd or len(indexes) == last + 1 - indexes[0]
-    missing = writer.acknowledged.items() - dict(told[0]).items()
+    missing = writer.acknowledged.items() - dict(received[0]).items()
     assert not missing, sorted(missing)[:10]
     return {
         "kills": server.kills,

@@ -50,9 +50,9 @@ def value(number: int) -> str:
 def numbers(bodies: Iterator[bytes]) -> Iterator[int]:
     """The numbers of the events, each of which must be whole."""
     for body in bodies:
-        told = json.loads(body)["node"]["value"]
-        number = int(told.partition(":")[0])
-        assert told == value(number)
+        received = json.loads(body)["node"]["value"]
+        number = int(received.partition(":")[0])
+        assert received == value(number)
         yield number
 
 
@@ -61,7 +61,7 @@ def lines(raw: Raw) -> Iterator[bytes]:
         yield line
 
 
-def test_each_is_told_all_in_order_whatever_its_form(way):
+def test_each_receives_all_in_order_whatever_its_form(way):
     """Streams and long polls in HTTP/1.1 and 1.0, some of which read nothing until the end."""
     client = way.client()
     events = 3 * len(SIZES)
@@ -80,19 +80,19 @@ def test_each_is_told_all_in_order_whatever_its_form(way):
             assert client.put("/k", value(number)).status in (200, 201)
         for number, raw in enumerate(opened):
             if number % 4 == 0:
-                told = numbers(raw.chunks())
-                assert [next(told) for _ in range(events)] == list(range(events))
+                received = numbers(raw.chunks())
+                assert [next(received) for _ in range(events)] == list(range(events))
             elif number % 4 == 1:
                 assert list(numbers(raw.chunks())) == [0]
                 assert raw.ask("GET", "/version").status == 200
             elif number % 4 == 2:
-                told = numbers(lines(raw))
-                assert [next(told) for _ in range(events)] == list(range(events))
+                received = numbers(lines(raw))
+                assert [next(received) for _ in range(events)] == list(range(events))
             else:
                 assert list(numbers(lines(raw))) == [0]  # its end is that of the connection
 
 
-def test_hundreds_are_told_all_in_order(fresh_server):
+def test_hundreds_receive_all_in_order(fresh_server):
     """So many that two threads send to them; every third reads nothing until the end."""
     client, events = fresh_server.client(), 3 * len(SIZES)
     stream, poll = "/v2/keys/k?wait=true&stream=true", "/v2/keys/k?wait=true"
@@ -107,11 +107,11 @@ def test_hundreds_are_told_all_in_order(fresh_server):
         for number in range(events):
             assert client.put("/k", value(number)).status in (200, 201)
         for number, raw in enumerate(opened):
-            told = numbers(raw.chunks())
+            received = numbers(raw.chunks())
             if number % 2:
-                assert [next(told) for _ in range(events)] == list(range(events))
+                assert [next(received) for _ in range(events)] == list(range(events))
             else:
-                assert list(told) == [0]
+                assert list(received) == [0]
                 assert raw.ask("GET", "/version").status == 200
 
 
@@ -153,7 +153,7 @@ def test_what_is_sent_ahead_of_an_event_is_answered_behind_it(way):
             assert raw.answer().json["node"]["value"] == value(3)
 
 
-def test_a_newcomer_gets_nothing_of_those_who_have_left(server):
+def test_a_newcomer_gets_nothing_of_those_that_have_left(server):
     """It may be given the number of a socket of theirs at any moment."""
     draw = random.Random(1)
     stop = threading.Event()
@@ -195,7 +195,7 @@ def test_a_newcomer_gets_nothing_of_those_who_have_left(server):
             connected.close()
 
 
-def test_many_are_told_through_tls(make_server, tmp_path):
+def test_many_receive_events_through_tls(make_server, tmp_path):
     authority = Authority(tmp_path / "authority")
     pair = authority.sign("server", "127.0.0.1")
     server = make_server(*flags(pair), listen="https://127.0.0.1:0").start()
@@ -206,8 +206,8 @@ def test_many_are_told_through_tls(make_server, tmp_path):
     for number in range(len(SIZES)):
         client.put("/k", value(number))
     for watch in watches:
-        told = [watch.event()["node"]["value"] for _ in SIZES]
-        assert told == [value(number) for number in range(len(SIZES))]
+        received = [watch.event()["node"]["value"] for _ in SIZES]
+        assert received == [value(number) for number in range(len(SIZES))]
 
 
 def test_a_stream_that_is_not_read_is_cut_and_no_other(make_server):
@@ -221,17 +221,17 @@ def test_a_stream_that_is_not_read_is_cut_and_no_other(make_server):
         for raw in raws:
             raw.send(request("GET", "/v2/keys/k?wait=true&stream=true"))
             assert raw.head().status == 200
-        told = [numbers(raw.chunks()) for raw in raws]
+        received = [numbers(raw.chunks()) for raw in raws]
         # The kernel takes some megabytes for a client that does not read.
         for number in range(1000):
             client.put("/k", value(4 if number % 2 else 11))
             for place in set(range(20)) - {7}:
-                next(told[place])
+                next(received[place])
             if number % 50 == 49 and client.request("GET", "/v2/stats/store").json["watchers"] < 20:
                 break
         assert client.request("GET", "/v2/stats/store").json["watchers"] == 19
         client.put("/k", value(0))
-        assert [next(told[place]) for place in range(20) if place != 7] == [0] * 19
+        assert [next(received[place]) for place in range(20) if place != 7] == [0] * 19
 
 
 class Patient(Watcher):

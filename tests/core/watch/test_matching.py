@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.server import Client
 from tests.support.waiting import wait_until
-from tests.support.watching import Told, do, index_of, mark, told_until
+from tests.support.watching import Received, do, index_of, mark, received_until
 
 
 class Rule(NamedTuple):
@@ -15,10 +15,10 @@ class Rule(NamedTuple):
 
     watched: str
     steps: list[str]
-    told: Told
+    received: Received
     before: tuple[str, ...] | list[str] = ()
     recursive: bool = False
-    history: Told | None = None
+    history: Received | None = None
 
 
 SET_A = ("set", "/a")
@@ -132,33 +132,33 @@ def play(client: Client, at: str, steps: Iterable[str]) -> None:
             do(client, at, step)
 
 
-def expected(told: Told, last: int) -> Told:
-    return [(action, key.replace("INDEX", f"{last - 1:020}")) for action, key in told]
+def expected(received: Received, last: int) -> Received:
+    return [(action, key.replace("INDEX", f"{last - 1:020}")) for action, key in received]
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_live_a_watcher_is_told(server, client, at, name):
+def test_live_a_watcher_receives(server, client, at, name):
     rule = RULES[name]
     play(client, at, rule.before)
     watch = server.watch(at + rule.watched, stream="true", recursive=str(rule.recursive))
     play(client, at, rule.steps)
     last = mark(client, at + rule.watched)
-    assert told_until(watch, at, last) == expected(rule.told, last)
+    assert received_until(watch, at, last) == expected(rule.received, last)
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_from_history_a_watcher_is_told(server, client, at, name):
+def test_from_history_a_watcher_receives(server, client, at, name):
     rule = RULES[name]
     play(client, at, rule.before)
     start = index_of(client) + 1
     play(client, at, rule.steps)
     last = mark(client, at + rule.watched)
     options = {"recursive": str(rule.recursive), "waitIndex": start}
-    told = expected(rule.told if rule.history is None else rule.history, last)
+    received = expected(rule.received if rule.history is None else rule.history, last)
     watch = server.watch(at + rule.watched, stream="true", **options)
-    assert told_until(watch, at, last) == told
+    assert received_until(watch, at, last) == received
     # A watch that is no stream is told the first of them.
     event = server.watch(at + rule.watched, **options).event()
     assert (event["action"], event["node"]["key"].removeprefix(at)) == [
-        *told, (event["action"], rule.watched)
+        *received, (event["action"], rule.watched)
     ][0]  # fmt: skip

@@ -69,9 +69,9 @@ async def test_watches_that_come_back_read_no_events_of_others(tmp_path, monkeyp
 
     monkeypatch.setattr(State, "events", events)
     async with started(tmp_path) as engine:
-        told = engine.watch(b"/mine")
+        received = engine.watch(b"/mine")
         await engine.run(Set(b"/mine", b"1"), *(Set(b"/other/%d" % i, b"") for i in range(500)))
-        await until(lambda: told)
+        await until(lambda: received)
         again = engine.watch(b"/mine", wait_index=3)
         assert (again, read, engine.hub.count) == ([], [], 1)
         await engine.run(Set(b"/mine", b"2"))

@@ -100,9 +100,9 @@ def test_a_replay_goes_no_faster_than_its_client_reads(heavy):
         assert indexes(watch, 61) == list(range(2, 62))
         client.put("/end", "")
         stream = slow.chunks()
-        told = [json.loads(next(stream))["node"] for _ in range(60)]
-        assert [node["modifiedIndex"] for node in told] == list(range(2, 62))
-        assert [node["value"][:2] for node in told] == [f"{i:02}" for i in range(60)]
+        received = [json.loads(next(stream))["node"] for _ in range(60)]
+        assert [node["modifiedIndex"] for node in received] == list(range(2, 62))
+        assert [node["value"][:2] for node in received] == [f"{i:02}" for i in range(60)]
 
 
 def test_a_replay_that_history_has_left_behind_is_cut(heavy):
@@ -112,12 +112,12 @@ def test_a_replay_that_history_has_left_behind_is_cut(heavy):
         assert slow.head().status == 200
         for i in range(60):
             client.put("/light", i)
-        told = []
+        received = []
         with pytest.raises((AssertionError, ConnectionError, ValueError)):
-            told.extend(json.loads(chunk)["node"]["modifiedIndex"] for chunk in slow.chunks())
+            received.extend(json.loads(chunk)["node"]["modifiedIndex"] for chunk in slow.chunks())
     # (A list is extended item by item: what came before the cut is there.)
-    assert told == list(range(2, 2 + len(told)))
-    assert 0 < len(told) < 60
+    assert received == list(range(2, 2 + len(received)))
+    assert 0 < len(received) < 60
 
 
 def test_a_replay_may_be_left_at_any_time(heavy):
@@ -133,7 +133,7 @@ def test_a_replay_may_be_left_at_any_time(heavy):
     wait_until(lambda: watchers(client) == 0)
 
 
-def test_a_stream_is_told_its_own_end_once(server, client, at):
+def test_a_stream_receives_its_own_end_once(server, client, at):
     client.put(f"{at}/d/a", 1)
     streams = [
         server.watch(f"{at}/d", stream="true", recursive="true"),
@@ -170,7 +170,7 @@ def test_a_stop_ends_all_watches_properly(make_server):
         assert watch.body() == b""  # and no IncompleteRead: the end is a proper one
 
 
-def test_events_on_their_way_are_told_before_a_stop(make_server):
+def test_pending_events_are_delivered_before_a_stop(make_server):
     server = make_server().start()
     client = server.client()
     watches = [server.watch("/a") for _ in range(600)]

@@ -25,7 +25,7 @@ def test_the_root_is_watched_like_any_directory(make_server):
     assert root.body() == b""
 
 
-def test_the_head_comes_at_once_and_tells_where_the_watch_began(server, client, at):
+def test_the_head_comes_at_once_and_names_the_index_the_watch_began_at(server, client, at):
     client.put(at, 1)
     now = client.get(at)
     watch = server.watch(at)
@@ -59,7 +59,7 @@ def test_an_event_is_the_answer_of_its_writer(server, client, at):
         assert watch.event() == answer.json
 
 
-def test_history_tells_what_was_told_live(server, client, at):
+def test_history_delivers_what_was_delivered_live(server, client, at):
     live = server.watch(at, stream="true", recursive="true")
     start = client.put(f"{at}/a", 1, ttl=100).index
     client.put(f"{at}/a", 2, ttl=50)
@@ -69,13 +69,13 @@ def test_history_tells_what_was_told_live(server, client, at):
     assert [history._response.readline() for _ in range(3)] == bodies
 
 
-def test_declined_values_are_told_to_watchers(server, client, at):
+def test_declined_values_are_delivered_to_watchers(server, client, at):
     watch = server.watch(at)
     assert client.put(at, "v", noValueOnSuccess="true").json == {"action": "set"}
     assert watch.event()["node"]["value"] == "v"
 
 
-def test_a_long_poll_is_told_one_event(server, client, at):
+def test_a_long_poll_receives_one_event(server, client, at):
     watch = server.watch(at)
     client.put(at, 1)
     client.put(at, 2)
@@ -206,13 +206,13 @@ def test_children_expire_before_their_directory(server, client, at):
     client.put(f"{at}/d/early", 1, ttl=1)
     last = client.put(f"{at}/d", prevExist="true", ttl=1).index
     assert indexes(watch, last) == [last - 2, last - 1, last]
-    told = [watch.event() for _ in range(2)]
-    assert [event["node"] for event in told] == [
+    received = [watch.event() for _ in range(2)]
+    assert [event["node"] for event in received] == [
         {"key": f"{at}/d/early", "modifiedIndex": last + 1, "createdIndex": last - 1},
         {"key": f"{at}/d", "dir": True, "modifiedIndex": last + 2, "createdIndex": last - 2},
     ]
-    assert all(event["action"] == "expire" for event in told)
-    assert "value" in told[0]["prevNode"]
+    assert all(event["action"] == "expire" for event in received)
+    assert "value" in received[0]["prevNode"]
 
 
 def raise_file_limit(wanted: int) -> None:
@@ -223,7 +223,7 @@ def raise_file_limit(wanted: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def test_two_thousand_watchers_are_told_once_each(server, client, at):
+def test_two_thousand_watchers_receive_it_once_each(server, client, at):
     count = 2000
     raise_file_limit(count + 200)
     before = watchers(client)
@@ -242,12 +242,12 @@ def test_two_thousand_watchers_are_told_once_each(server, client, at):
         assert watchers(client) == before + count // 2
         for number, raw in enumerate(waiting):
             chunks = raw.chunks()
-            told = [json.loads(next(chunks))["node"]["modifiedIndex"]]
+            received = [json.loads(next(chunks))["node"]["modifiedIndex"]]
             if number % 2:
-                told.append(json.loads(next(chunks))["node"]["modifiedIndex"])
-                assert told == [first, second]
+                received.append(json.loads(next(chunks))["node"]["modifiedIndex"])
+                assert received == [first, second]
             else:
-                assert told == [first]
+                assert received == [first]
                 assert list(chunks) == []
                 assert raw.ask("GET", "/version").status == 200
     wait_until(lambda: watchers(client) == before)

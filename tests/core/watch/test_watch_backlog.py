@@ -23,10 +23,10 @@ class Listening(Listener):
 
     @property
     def indexes(self):
-        return [json.loads(body)["node"]["modifiedIndex"] for body in self.told]
+        return [json.loads(body)["node"]["modifiedIndex"] for body in self.received]
 
     def deliver_large(self, event):
-        self.told.append(b'{"node":{"modifiedIndex":%d}}' % event.change.index)
+        self.received.append(b'{"node":{"modifiedIndex":%d}}' % event.change.index)
 
     def has_room(self, *_):
         return True
@@ -80,13 +80,13 @@ def is_for(watch, key):
 
 
 @on_a_loop
-async def test_the_backlog_is_bounded_and_everybody_is_told_all(tmp_path):
+async def test_the_backlog_is_bounded_and_every_watcher_receives_all(tmp_path):
     async with started(tmp_path) as engine:
         streams = [opened(engine, b"/k", stream=True) for _ in range(300)]
         polls = [opened(engine, b"/k") for _ in range(300)]
         indexes, most, behind = await written(engine, sets(200))
         assert behind == 300
-        await until(lambda: all(len(o.sink.told) == 200 for o in streams))
+        await until(lambda: all(len(o.sink.received) == 200 for o in streams))
         assert all(o.sink.indexes == indexes for o in streams)
         assert all(o.sink.indexes == indexes[:1] for o in polls)
         # One entry more, of those who were told that they read from history.
@@ -107,7 +107,7 @@ async def test_large_events_count_by_their_values(tmp_path):
         while not all(outcome.done() for outcome in outcomes):
             await turns(1)
             most = max(most, engine.hub.backlog_bytes)
-        await until(lambda: len(stream.sink.told) == 50)
+        await until(lambda: len(stream.sink.received) == 50)
         assert stream.sink.indexes == [outcome.result().change.index for outcome in outcomes]
         assert large < most <= (1 << 20) + 8
 
@@ -118,7 +118,7 @@ async def test_a_single_event_may_be_larger_than_the_bound(tmp_path):
         stream = opened(engine, b"/k", stream=True)
         await engine.run(*sets(1, size=10 * BOUND))
         assert engine.hub.count == 1, "it has not gone to read history"
-        await until(lambda: stream.sink.told)
+        await until(lambda: stream.sink.received)
 
 
 @on_a_loop
@@ -129,21 +129,21 @@ async def test_streams_of_the_same_key_share_one_list(tmp_path):
         streams = [opened(engine, b"/k", stream=True) for _ in range(count)]
         await engine.run(*sets(4, size=1))
         assert engine.hub.waiting == engine.hub.count == count, "nobody reads history"
-        await until(lambda: all(len(o.sink.told) == 4 for o in streams))
+        await until(lambda: all(len(o.sink.received) == 4 for o in streams))
 
 
 @on_a_loop
-async def test_a_long_poll_that_falls_behind_is_told_its_event_from_history(tmp_path):
+async def test_a_long_poll_that_falls_behind_receives_its_event_from_history(tmp_path):
     async with started(tmp_path) as engine:
         keys = [b"/k%d" % number for number in range(100)]
         polls = [opened(engine, key) for key in keys]
         late = [opened(engine, key, wait_index=1000) for key in keys]
         indexes, _, behind = await written(engine, (Set(key, b"v" * 100) for key in keys))
         assert behind > 0
-        await until(lambda: all(o.sink.told for o in polls))
+        await until(lambda: all(o.sink.received for o in polls))
         assert [poll.sink.indexes for poll in polls] == [[index] for index in indexes]
         assert engine.hub.waiting == engine.hub.count == len(late)
-        assert not any(o.sink.told for o in late)
+        assert not any(o.sink.received for o in late)
 
 
 @on_a_loop
@@ -154,10 +154,10 @@ async def test_one_that_falls_behind_the_history_is_closed(tmp_path):
         indexes, _, _ = await written(engine, sets(200))
         await until(lambda: all(sink.ended for sink in listeners))
         for sink in listeners:
-            told = sink.indexes
+            received = sink.indexes
             assert sink.ended == "closed"
-            assert told == indexes[: len(told)]
-            assert 0 < len(told) < 200
+            assert received == indexes[: len(received)]
+            assert 0 < len(received) < 200
         assert (engine.hub.waiting, engine.hub.backlog_bytes) == (0, 0)
 
 
@@ -169,10 +169,10 @@ async def test_one_that_leaves_while_it_is_behind_is_forgotten(tmp_path):
         assert engine.hub.waiting > engine.hub.count
         for stream in streams[:300]:
             engine.hub.forget(stream.watcher)
-        before = [len(stream.sink.told) for stream in streams[:300]]
-        await until(lambda: all(len(o.sink.told) == 100 for o in streams[300:]))
+        before = [len(stream.sink.received) for stream in streams[:300]]
+        await until(lambda: all(len(o.sink.received) == 100 for o in streams[300:]))
         # What was on its way, which a connection that has gone drops, but nothing from history.
-        assert max(before) <= max(len(stream.sink.told) for stream in streams[:300]) < 100
+        assert max(before) <= max(len(stream.sink.received) for stream in streams[:300]) < 100
         assert engine.hub.waiting == engine.hub.count == 300
 
 
@@ -188,7 +188,7 @@ async def test_a_stop_ends_those_that_are_behind(tmp_path):
 
 
 @on_a_loop
-async def test_one_that_fails_to_be_told_is_closed_and_the_others_are_told(tmp_path, caplog):
+async def test_one_whose_delivery_fails_is_closed_and_the_others_receive_it(tmp_path, caplog):
     class Failing(Listening):
         def deliver(self, body):
             raise ZeroDivisionError("a bug")
@@ -198,23 +198,21 @@ async def test_one_that_fails_to_be_told_is_closed_and_the_others_are_told(tmp_p
         engine.hub.watch(Watch(b"/k", stream=True), failing)
         others = [opened(engine, b"/o", stream=True) for _ in range(3)]
         await engine.run(*sets(1), *sets(2, key=b"/o"))
-        await until(lambda: all(len(o.sink.told) == 2 for o in others))
+        await until(lambda: all(len(o.sink.received) == 2 for o in others))
         assert failing.ended == "closed"
         assert "ZeroDivisionError" in caplog.text
 
 
 @pytest.mark.parametrize("seed", range(6))
 @on_a_loop
-async def test_however_far_it_falls_behind_a_stream_is_told_what_it_would_be_told_live(
-    tmp_path, seed
-):
+async def test_however_far_it_falls_behind_a_stream_receives_what_it_would_live(tmp_path, seed):
     draw = random.Random(seed)
     keys = [b"/a", b"/d/a", b"/d/b", b"/d/_h", b"/d/e/f", b"/_h/a", b"/_h/_i/b"]
     watched = [*keys, b"/", b"/d", b"/_h"]
     async with started(tmp_path) as engine:
         streams: list[Opened] = []
         expected: dict[int, list[int]] = {}
-        told_to: list[tuple[int, bytes]] = []
+        received_by: list[tuple[int, bytes]] = []
 
         def registered_at(opened):
             return expected.setdefault(id(opened.sink), [])
@@ -228,7 +226,7 @@ async def test_however_far_it_falls_behind_a_stream_is_told_what_it_would_be_tol
             written = [draw.choice(keys) for _ in range(draw.randrange(1, 40))]
             outcomes = await engine.run(*(Set(key, b"v" * draw.randrange(300)) for key in written))
             for key, outcome in zip(written, outcomes, strict=True):
-                told_to.append((outcome.change.index, key))
+                received_by.append((outcome.change.index, key))
                 for stream in streams:
                     if is_for(stream.watch, key):
                         registered_at(stream).append(outcome.change.index)

@@ -29,7 +29,7 @@ CHANGES = (
     *("fallocate", "rename", "renameat2", "unlink", "unlinkat", "fsync", "fdatasync"),
 )
 READS = ("pread64",)
-TELLS = ("sendto", "sendmsg", "write")
+SENDS = ("sendto", "sendmsg", "write")
 _FD = re.compile(r"^\d+<([^>]*)>")
 _NAMES = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _WRITES = 44
@@ -122,7 +122,7 @@ def record(
     traces = trial.directory / f"{name}-traces"
     traces.mkdir()
     kvd = prepare or Kvd(trial.directory / name, *LIFE_FLAGS)
-    calls = ",".join(sorted({*CHANGES, *READS, *TELLS}))
+    calls = ",".join(sorted({*CHANGES, *READS, *SENDS}))
     strace = ("-y", "-s", "300", "-o", f"{traces}/{{thread}}", "-e", f"trace={calls}")
     with kvd:
         kvd.start(*flags, straces={"*": (*strace, "-e", "signal=none")})
@@ -160,7 +160,7 @@ def _place(call: str, rest: str, root: str) -> str | None:
         clean = path.removesuffix(" (deleted)")
         if clean == root or clean.startswith(root + "/"):
             return clean[len(root) + 1 :] or "."
-    if found and call in TELLS and found[1].startswith(("socket:", "TCP:")):
+    if found and call in SENDS and found[1].startswith(("socket:", "TCP:")):
         return ""
     return None
 

@@ -124,8 +124,8 @@ def shuffle(trial: Trial) -> None:
             )
             refusal = recover(data).refusal
             trial.check(refusal, f"{case.name}: the store opens")
-            told = any(word in refusal for word in _PLACE)
-            trial.check(told, f"{case.name}: the refusal names no place: {refusal}")
+            received = any(word in refusal for word in _PLACE)
+            trial.check(received, f"{case.name}: the refusal names no place: {refusal}")
             kind = "frames" if case.name.startswith("frame") else "segments"
             trial.count(f"refused: {kind}")
             trial.figures["accepted"] = 0

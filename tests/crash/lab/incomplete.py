@@ -258,8 +258,8 @@ class Life:
             raise Violation(f"{self.what}: it neither answers nor ends") from None
         self.trial.count("ended by a signal" if status < 0 else f"ended with {status}")
         right = status < 0 or status == _TRY_AGAIN
-        told = f"{self.what}: it ended with {status} {when}: {self.kvd.stderr[-900:]}"
-        self.trial.check(right and "Traceback" not in self.kvd.stderr, told)
+        received = f"{self.what}: it ended with {status} {when}: {self.kvd.stderr[-900:]}"
+        self.trial.check(right and "Traceback" not in self.kvd.stderr, received)
 
     def _look(self, witness: Witness, turn: int) -> None:
         base, trial = self.base, self.trial

@@ -157,7 +157,7 @@ def expiry(trial: Trial) -> None:
 
 def _watch_them_expire(trial: Trial, kvd: Kvd, number: int) -> list[Any]:
     """Return all events, read as they come, while somebody else reads a key."""
-    told: list[Any] = []
+    received: list[Any] = []
 
     def watch() -> None:
         with socket.create_connection(("127.0.0.1", kvd.port), timeout=60) as stream:
@@ -166,9 +166,9 @@ def _watch_them_expire(trial: Trial, kvd: Kvd, number: int) -> list[Any]:
             lines = stream.makefile("r", encoding="utf-8")
             while lines.readline().strip():
                 pass
-            while len(told) < 2 * number and (line := lines.readline()):
+            while len(received) < 2 * number and (line := lines.readline()):
                 if line.startswith("{"):
-                    told.append(json.loads(line))
+                    received.append(json.loads(line))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -176,19 +176,19 @@ def _watch_them_expire(trial: Trial, kvd: Kvd, number: int) -> list[Any]:
     seen, since = 0, time.monotonic()
     with Connection(kvd.url) as connection:
         while watcher.is_alive() and time.monotonic() < since + _SILENCE_S + number / 4000:
-            if len(told) > seen:
-                seen, since = len(told), time.monotonic()
+            if len(received) > seen:
+                seen, since = len(received), time.monotonic()
             op = connection.get("/nothing")
             times.append(op.end - op.start)
-            trial.progress(min(len(told) // 2, number - 1))
+            trial.progress(min(len(received) // 2, number - 1))
             time.sleep(0.01)
-    trial.check(len(told) == 2 * number, f"{len(told)} events were told, expected {2 * number}")
+    trial.check(len(received) == 2 * number, f"{len(received)} events came, expected {2 * number}")
     times.sort()
     trial.figures["expirations told"] = number
     trial.figures["GET meanwhile, p50 ms"] = round(times[len(times) // 2] * 1000, 1)
     trial.figures["GET meanwhile, p99 ms"] = round(times[len(times) * 99 // 100] * 1000, 1)
     trial.progress(number)
-    return told
+    return received
 
 
 def _check_expiry(trial: Trial, events: Sequence[Any]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.crash.lab.strace import DIRECTORY, OF_FD, STRING, TOLD, Call, unhex
+from tests.crash.lab.strace import DIRECTORY, OF_FD, SENT, STRING, Call, unhex
 
 SECTOR = 512
 
@@ -187,12 +187,12 @@ def _with(names: dict[str, int], change: dict[str, int | None]) -> dict[str, int
     return {name: number for name, number in merged.items() if number is not None}
 
 
-def told_by(call: Call) -> int:
+def reported_by(call: Call) -> int:
     """Return the highest index that a client is told by a call that sends, 0 for any other."""
     if call.done or call.name not in ("write", "sendto", "sendmsg"):
         return 0
     data = b"".join(unhex(string) for string in STRING.findall(call.args))
-    return max(map(int, TOLD.findall(data)), default=0)
+    return max(map(int, SENT.findall(data)), default=0)
 
 
 def keeps(dice: random.Random, number: int) -> Iterator[Callable[[object], object]]:

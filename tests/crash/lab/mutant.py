@@ -236,7 +236,7 @@ def split_transaction() -> None:
     ) -> None:
         events: list[Event] = []
 
-        def told(outcome: Event | ApiError) -> None:
+        def received(outcome: Event | ApiError) -> None:
             if isinstance(outcome, ApiError):
                 done(outcome)
                 return
@@ -245,7 +245,7 @@ def split_transaction() -> None:
 
         def go_on() -> None:
             if len(events) < len(transaction.ops):
-                self.submit(transaction.ops[len(events)], told)
+                self.submit(transaction.ops[len(events)], received)
             else:
                 done(events)
 

@@ -33,7 +33,7 @@ from kvd.testing.crash.facts import State, events_between
 from tests.crash.lab.disks import recover
 from tests.crash.lab.experiment import Experiment, Trial, Violation, need_strace
 from tests.crash.lab.killing import SMALL_FLAGS
-from tests.crash.lab.lossy_disk import Disk, keeps, told_by
+from tests.crash.lab.lossy_disk import Disk, keeps, reported_by
 from tests.crash.lab.process import Kvd, NotListening
 from tests.crash.lab.strace import CALLS, read_trace
 
@@ -65,12 +65,12 @@ def explore(truth: Truth, seed: int, part: int, parts: int, share: float) -> Out
     seen: dict[bytes, int] = {}
     judge = Judge(truth.facts)
     dice = random.Random(f"{seed} {part}")
-    told = steps = states = longest = 0
+    received = steps = states = longest = 0
     with tempfile.TemporaryDirectory(dir=fast_directory()) as scratch:
         for call in read_trace(Path(truth.trace)):
-            now_told = told_by(call)
-            told = max(told, now_told)
-            if not (disk.step(call) or now_told):
+            now_received = reported_by(call)
+            received = max(received, now_received)
+            if not (disk.step(call) or now_received):
                 continue
             steps += 1
             if steps % parts != part or dice.random() >= share:
@@ -87,8 +87,8 @@ def explore(truth: Truth, seed: int, part: int, parts: int, share: float) -> Out
                 if name not in seen:
                     lay_out(Path(scratch) / "data", found)
                     seen[name], problem = judge.judge(Path(scratch) / "data", states)
-                if not problem and seen[name] < told:
-                    problem = f"a client had been told index {told}, it ends at {seen[name]}"
+                if not problem and seen[name] < received:
+                    problem = f"a client had been told index {received}, it ends at {seen[name]}"
                 if problem:
                     lay_out(Path(truth.trace).with_name("after-power-loss"), found)
                     where = f"power loss at step {steps} ({call.name}): {problem}"
@@ -183,7 +183,7 @@ def record(directory: Path, seed: int, mutant: str | None, requests: int) -> Tru
 
 def _steps(truth: Truth) -> int:
     disk = Disk(Path(truth.root))
-    return sum(1 for call in read_trace(Path(truth.trace)) if disk.step(call) or told_by(call))
+    return sum(1 for call in read_trace(Path(truth.trace)) if disk.step(call) or reported_by(call))
 
 
 def power_loss(trial: Trial) -> None:

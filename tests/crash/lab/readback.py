@@ -159,8 +159,8 @@ class Client:
 
     def _difference(self, seen: Tree) -> str:
         key = min(key for key, _ in seen.items() ^ self._tree.items())
-        told, expected = str(seen.get(key))[:90], str(self._tree.get(key))[:90]
-        return f"{key} is listed as {told}, expected {expected}"
+        received, expected = str(seen.get(key))[:90], str(self._tree.get(key))[:90]
+        return f"{key} is listed as {received}, expected {expected}"
 
 
 def _node(node: Any) -> tuple[str | None, int, int]:

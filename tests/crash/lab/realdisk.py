@@ -152,7 +152,7 @@ def block_image(trial: Trial) -> None:
 
 def _take_images(trial: Trial, disk: LoopDisk, first: int, number: int) -> None:
     clients = Clients(8, f"{trial.seed} {first}")
-    told = []
+    received = []
     with Kvd(disk.place / "data", *FLAGS, mutant=trial.mutant) as kvd:
         start(kvd)
         clients.start(kvd.url)
@@ -160,27 +160,27 @@ def _take_images(trial: Trial, disk: LoopDisk, first: int, number: int) -> None:
             time.sleep(trial.dice.uniform(0.005, 0.05))
             kvd.signal(signal.SIGSTOP)
             time.sleep(0.02)  # what is on its way to the disk arrives
-            told = [copy.copy(op) for op in clients.requests]
+            received = [copy.copy(op) for op in clients.requests]
             image = disk.image.with_name("image")
             shutil.copyfile(disk.image, image)
             kvd.signal(signal.SIGCONT)
-            _look_at_image(trial, LoopDisk(image, disk.place.with_name("mounted")), told)
+            _look_at_image(trial, LoopDisk(image, disk.place.with_name("mounted")), received)
             trial.figures["images"] = done
             trial.figures["lost"] = 0
             trial.progress(done)
         kvd.kill()
     clients.join()
-    trial.count("acknowledged writes", sum(op.acked for op in told))
+    trial.count("acknowledged writes", sum(op.acked for op in received))
 
 
-def _look_at_image(trial: Trial, disk: LoopDisk, told: list) -> None:
+def _look_at_image(trial: Trial, disk: LoopDisk, received: list) -> None:
     disk.place.mkdir(exist_ok=True)
     disk.mount("defaults")
     data = disk.place / "data"
     try:
         trial.check(data.exists(), "the data directory is not on the disk")
         with kept_on_violation(trial, data):
-            check_directory(data, told)
+            check_directory(data, received)
     finally:
         disk.unmount()
 

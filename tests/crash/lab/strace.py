@@ -13,7 +13,7 @@ _BEGUN = re.compile(r"(\d+) +(\w+)\((.*)$")
 _RESUMED = re.compile(r"(\d+) +<\.\.\. (\w+) resumed>(.*)$")
 STRING = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
 OF_FD = re.compile(r"^\d+<((?:\\x[0-9a-f]{2})*)>")
-TOLD = re.compile(rb"X-Etcd-Index: (\d+)")
+SENT = re.compile(rb"X-Etcd-Index: (\d+)")
 DIRECTORY = -1
 
 

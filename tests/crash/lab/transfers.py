@@ -62,7 +62,7 @@ class Bank:
         self._names = [f"/accounts/{n}" for n in range(ACCOUNTS)]
         self._lock = threading.Lock()
         self.problems: list[str] = []
-        self.told: dict[str, list[int]] = {}
+        self.received: dict[str, list[int]] = {}
         """The indexes of each transfer that was acknowledged, by its name."""
         self._threads: list[threading.Thread] = []
         self._moved = 0
@@ -99,7 +99,7 @@ class Bank:
         found: dict[str, int] = {}
         for node in listing.get("node", {}).get("nodes", ()):
             found[node["value"]] = node["createdIndex"]
-        for name, indexes in self.told.items():
+        for name, indexes in self.received.items():
             self._trial.check(
                 found.get(name) == indexes[-1], f"the acknowledged transfer {name} is lost"
             )
@@ -137,7 +137,7 @@ class Bank:
                 indexes = [event["node"]["modifiedIndex"] for event in answer["events"]]
                 if indexes != list(range(indexes[0], indexes[0] + 3)):
                     self.problems.append(f"a transaction has the indexes {indexes}")
-                self.told[name] = indexes
+                self.received[name] = indexes
             elif status not in (412, 500):
                 self.problems.append(f"a transfer is answered with {status}: {answer}")
 
@@ -201,7 +201,7 @@ def transfers(trial: Trial) -> None:
             bank.settle(kvd.port)
             kvd.kill()
             trial.figures["ends"] = ended
-            trial.figures["acknowledged transfers"] = len(bank.told)
+            trial.figures["acknowledged transfers"] = len(bank.received)
             trial.figures["lost"] = 0
             trial.progress(ended)
 

@@ -28,7 +28,7 @@ def test_a_refusal_has_etcds_form(client):
     assert (head.status, head.body) == (401, b"")
 
 
-def test_every_kind_of_request_reaches_who_is_allowed(client):
+def test_every_kind_of_request_reaches_allowed_users(client):
     def ask(method: str, target: str, body: str | None = None) -> int:
         return client.request(method, f"/v2/keys/al{target}", body, AL).status
 
@@ -43,13 +43,13 @@ def test_every_kind_of_request_reaches_who_is_allowed(client):
     assert client.request("GET", "/v2/keys/other", None, ROOT).status == 404
 
 
-def test_what_is_wrong_with_a_request_comes_before_who_asks(client):
+def test_what_is_wrong_with_a_request_comes_before_its_user(client):
     for headers in ({}, AL, basic("al", "wrong")):
         answer = client.request("GET", "/v2/keys/other?waitIndex=x", None, headers)
         assert answer.json["errorCode"] == 203
 
 
-def test_many_parameters_are_parsed_of_whom_may_send_them(client):
+def test_many_parameters_are_parsed_for_allowed_users(client):
     query = "&".join(f"long-parameter-{n}={n}" for n in range(100))
     assert client.request("GET", f"/v2/keys/al?{query}").status == 401
     assert client.request("GET", f"/v2/keys/al?{query}", None, ROOT).status == 404
@@ -100,7 +100,7 @@ def test_a_client_that_goes_while_its_password_is_checked_is_forgotten(server):
     assert client.request("GET", "/v2/keys/al/gone", None, AL).status == 404
 
 
-def test_everything_else_asks_nobody(client):
+def test_everything_else_needs_no_user(client):
     for target in ("/version", "/health", "/v2/machines", "/v2/members", "/v2/members/leader"):
         assert client.request("GET", target, None, basic("no", "body")).status == 200
     for target in ("/v2/stats/store", "/v2/stats/self", "/v2/stats/leader", "/v2/auth/enable"):
@@ -220,7 +220,7 @@ def secured(
         yield started
 
 
-def test_without_a_header_the_user_is_whom_the_certificate_names(secured, authority):
+def test_without_a_header_the_certificate_names_the_user(secured, authority):
     counts = "--client-cert-auth" in secured.flags
 
     def status(name: str, target: str, headers: dict[str, str] | None = None) -> int:
@@ -241,7 +241,7 @@ def test_without_a_header_the_user_is_whom_the_certificate_names(secured, author
     assert status("nobody", "/v2/keys/al/none") == 401
 
 
-def test_a_user_who_is_right_is_served_among_guesses(guarded):
+def test_a_user_with_the_right_password_is_served_among_guesses(guarded):
     client = guarded.client()
     assert client.request("GET", "/v2/keys/al/x", None, AL).status == 404
     with contextlib.ExitStack() as stack:
@@ -271,7 +271,7 @@ def test_shares_are_those_of_networks(address, other, are_one):
     assert (Peer(address).network == Peer(other).network) is are_one
 
 
-def test_after_a_restart_a_user_who_is_right_is_served_among_guesses(guarded):
+def test_after_a_restart_a_user_with_the_right_password_is_served_among_guesses(guarded):
     """No name has succeeded yet, and the guesses are at the same one, from the same address."""
     guarded.stop()
     guarded.start()

@@ -28,14 +28,14 @@ LARGE = ("Content-Type: application/x-www-form-urlencoded", f"Content-Length: {1
 @pytest.mark.parametrize(
     "target", ["PUT /v2/keys/al/x", "POST /v2/keys/al", "PUT /v2/auth/users/x"]
 )
-def test_who_may_not_write_is_refused_before_the_body_comes(server, given, target):
+def test_users_that_may_not_write_are_refused_before_the_body_comes(server, given, target):
     lines = [f"{name}: {value}" for name, value in given.items()]
     with Raw(server.port) as raw:
         answer = raw.send(request(*target.split(), *lines, *LARGE)).answer()
         assert (answer.status, answer.headers["connection"]) == (401, "close")
 
 
-def test_nothing_is_parsed_of_whom_may_not_write(client):
+def test_nothing_is_parsed_for_users_that_may_not_write(client):
     for given in ({}, basic("al", "guess")):
         answer = client.request("PUT", "/v2/keys/al/x", "ttl=none&value=%zz;", given)
         assert answer.json == DENIED

@@ -82,7 +82,7 @@ def test_a_prefix_of_names_allows_what_is_below_them(held):
     assert held.ask("DELETE", "/dir?recursive=true").status == 200
 
 
-def test_who_may_only_write_is_shown_no_value(held):
+def test_users_that_may_only_write_are_shown_no_value(held):
     held.allow([], ["/dir/*"])
     assert held.ask("GET", "/dir/a").status == 401
     answers = [

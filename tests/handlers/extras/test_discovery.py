@@ -49,7 +49,7 @@ def test_it_survives_a_crash(make_server):
     assert server.start().client().get(f"{token}/_config/size").status == 200
 
 
-def test_the_url_is_the_one_that_clients_are_told(make_server):
+def test_the_url_is_the_advertised_one(make_server):
     flags = ("--advertise-client-urls", "http://kv.example:1234,http://other:1", "--discovery")
     answer = new(make_server(*flags, "--discovery-ttl=100").start().client())
     assert answer.body.startswith(b"http://kv.example:1234/v2/keys/_etcd/registry/")

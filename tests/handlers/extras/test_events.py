@@ -11,9 +11,9 @@ from tests.support.raw import request
 from tests.support.waiting import wait_until
 
 
-def test_a_page_is_told_every_event_once_over_restarts(make_server):
+def test_a_page_receives_every_event_once_over_restarts(make_server):
     server = make_server().start()
-    told: list[int] = []
+    received: list[int] = []
     last_id = ""
     for life in range(4):
         with Page(server, "/app?wait=true&recursive=true&waitIndex=1", last_id) as page:
@@ -30,7 +30,7 @@ def test_a_page_is_told_every_event_once_over_restarts(make_server):
                 assert name == data["action"] == "set"
                 assert data["node"]["value"] == f"{life}\n{n}"
                 assert page.last_id == str(data["node"]["modifiedIndex"])
-                told.append(data["node"]["modifiedIndex"])
+                received.append(data["node"]["modifiedIndex"])
             last_id = page.last_id
             for n in range(3):  # while it is away
                 client.put(f"/app/{n}", "away")
@@ -43,9 +43,9 @@ def test_a_page_is_told_every_event_once_over_restarts(make_server):
             for _ in range(3):
                 event = page.event()
                 assert event is not None
-                told.append(event[1]["node"]["modifiedIndex"])
+                received.append(event[1]["node"]["modifiedIndex"])
             last_id = page.last_id
-    assert told == list(range(2, 2 + 4 * 8))
+    assert received == list(range(2, 2 + 4 * 8))
 
 
 def test_a_page_hears_once_that_it_has_lost_events(make_server):

@@ -104,7 +104,7 @@ def requests(dice: Random, count: int) -> Iterator[tuple[str, str, bytes | None,
         pytest.param(100_000, marks=[pytest.mark.limits_full, pytest.mark.timeout(4 * 3600)]),
     ],
 )
-def test_who_names_no_extra_sees_no_difference(make_server, tmp_path, count):
+def test_requests_without_extras_see_no_difference(make_server, tmp_path, count):
     on = make_server(data_dir=tmp_path / "on").start().client()
     off = make_server("--extras=false", data_dir=tmp_path / "off").start().client()
     for client in (on, off):
@@ -145,15 +145,15 @@ def test_where_extras_are_off_headers_mean_nothing(off):
         assert "etag" not in answer.headers
 
 
-def test_everybody_may_know_of_them(fresh_server):
+def test_all_users_may_know_of_them(fresh_server):
     client = fresh_server.client()
-    told = client.request("GET", "/v2/extras")
-    assert told.status == 200
-    assert told.headers["content-type"] == "application/json"
-    assert told.json["server"] == "kvd"
-    assert told.json["extras"] == sorted(told.json["extras"])
+    received = client.request("GET", "/v2/extras")
+    assert received.status == 200
+    assert received.headers["content-type"] == "application/json"
+    assert received.json["server"] == "kvd"
+    assert received.json["extras"] == sorted(received.json["extras"])
     ask_for_users(client)
-    assert client.request("GET", "/v2/extras").body == told.body
+    assert client.request("GET", "/v2/extras").body == received.body
     assert client.request("HEAD", "/v2/extras").status == 200
     assert client.request("PUT", "/v2/extras", b"").status == 405
 

@@ -140,7 +140,7 @@ def test_what_a_parameter_asks_for_comes_before_the_header(client, key):
         assert answer.headers["content-type"] == "application/json"
 
 
-def test_a_watch_is_told_json_whatever_is_accepted(server, client, key):
+def test_a_watch_receives_json_whatever_is_accepted(server, client, key):
     client.put(key, "v")
     index = client.get(key).json["node"]["modifiedIndex"]
     target = f"/v2/keys{key}?wait=true&waitIndex={index}"
@@ -197,7 +197,7 @@ def test_a_body_in_chunks_and_after_a_permission(server, key, pieces):
         assert raw.answer().body == value
 
 
-def test_large_values_that_nobody_reads_are_bounded(make_server):
+def test_unread_large_values_are_bounded(make_server):
     server = make_server("--max-buffered-bytes", str(20 * MIB)).start()
     client = server.client()
     value = os.urandom(3 * MIB)
@@ -222,7 +222,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
-def test_who_may_not_is_refused(guarded, method):
+def test_other_users_are_refused(guarded, method):
     client = guarded.client()
     for headers in ({}, AL, {"Authorization": "Basic x"}):
         answer = client.request(method, "/v2/raw/other", b"v" * 100, headers)
@@ -231,7 +231,7 @@ def test_who_may_not_is_refused(guarded, method):
             assert answer.json == DENIED
 
 
-def test_who_may_is_let_in(guarded):
+def test_allowed_users_are_let_in(guarded):
     client = guarded.client()
     assert client.request("PUT", "/v2/raw/al/x", b"v", AL).status == 201
     for target in ("/v2/raw/al/x", "/v2/keys/al/x?raw=true"):
@@ -241,7 +241,7 @@ def test_who_may_is_let_in(guarded):
     assert client.request("DELETE", "/v2/raw/al/x", headers=AL).status == 200
 
 
-def test_who_may_only_write_is_shown_no_value(guarded):
+def test_users_that_may_only_write_are_shown_no_value(guarded):
     client = guarded.client()
     client.request("PUT", "/v2/raw/write", b"secret", ROOT)
     answer = client.request("PUT", "/v2/raw/write", b"mine", AL)

@@ -131,7 +131,7 @@ def test_each_operation_is_counted_by_its_action(make_server):
     assert (stats["compareAndSwapFail"], stats["expireCount"]) == (1, 0)
 
 
-def test_a_stream_is_told_all_of_it_in_order(server, client, key):
+def test_a_stream_receives_all_of_it_in_order(server, client, key):
     watch = server.watch(key, stream="true", recursive="true")
     answer = txn(client, {"ops": [op("set", f"{key}/{n}", value=str(n)) for n in range(20)]})
     assert [watch.event() for _ in range(20)] == answer.json["events"]

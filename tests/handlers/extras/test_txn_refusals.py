@@ -211,7 +211,7 @@ def test_each_key_is_judged(guarded):
         assert txn(client, {"ops": [mine]}, **headers).json == DENIED
 
 
-def test_who_may_not_read_is_shown_no_value(guarded):
+def test_users_that_may_not_read_are_shown_no_value(guarded):
     client = guarded.client()
     writes = basic("writes", "password")
     txn(client, {"ops": [op("set", "/al/b", value="secret"), op("set", "/al/c")]}, **ROOT)

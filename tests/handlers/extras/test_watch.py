@@ -22,7 +22,7 @@ def test_a_watch_ends_after_its_time(server, client, key):
     server.wait_for_watchers(0)
 
 
-def test_time_counts_from_what_was_told_last(server, client, key):
+def test_time_counts_from_what_was_sent_last(server, client, key):
     """A stream that is told what happened before it ends after that, not amid it."""
     index = client.put(key, "0").index
     for n in range(50):
@@ -39,9 +39,9 @@ def test_an_event_or_an_empty_end_below_it(client, server, key):
             for _ in range(3 * trial):  # in the end it has ended before
                 client.get("/")
             index = client.put(key, trial).index
-            told = list(raw.chunks())
-        if told:
-            assert json.loads(told[0])["node"]["modifiedIndex"] == index
+            received = list(raw.chunks())
+        if received:
+            assert json.loads(received[0])["node"]["modifiedIndex"] == index
         else:
             assert begun < index
             assert client.get(key, wait="true", waitIndex=begun + 1).json["node"]["key"] == key
@@ -60,16 +60,16 @@ def test_max_wait_ends_every_watch(make_server):
     watch.close()
 
 
-def test_progress_is_told_when_nothing_else_is(server, client, key):
+def test_progress_is_sent_when_nothing_else_is(server, client, key):
     client.put(key, "1")
     watch = server.watch(key, stream="true", progress="0.1", actions="delete")
     other = client.put(f"{key}-other", "1").index
-    while (told := watch.event())["index"] < other:
-        assert told["action"] == "progress"
+    while (received := watch.event())["index"] < other:
+        assert received["action"] == "progress"
     client.delete(key)
-    while (told := watch.event())["action"] == "progress":
+    while (received := watch.event())["action"] == "progress":
         pass
-    assert told["action"] == "delete"
+    assert received["action"] == "delete"
     watch.close()
 
 
@@ -192,23 +192,23 @@ def test_values_in_other_shapes(server, client, key):
     plain = client.get(key, wait="true", waitIndex=index + 1).json
     size_old, size_new = len(old.encode()), len(new)
 
-    def told(**query: str) -> Any:
+    def received(**query: str) -> Any:
         asked = urlencode({"wait": "true", "waitIndex": str(index + 1), **query})
         return client.request("GET", f"/v2/keys{key}?{asked}").json
 
-    without = told(keysOnly="true")
+    without = received(keysOnly="true")
     for node in ("node", "prevNode"):
         assert without[node] == {k: v for k, v in plain[node].items() if k != "value"}
-    encoded = told(base64="true")
+    encoded = received(base64="true")
     assert encoded["node"]["value"] == b64encode(new.encode()).decode()
     assert encoded["prevNode"]["value"] == b64encode(old.encode()).decode()
     assert encoded["node"]["encoding"] == "base64"
     for most in (0, 1, 7, 70_001, 200_000):
-        cut = told(maxValue=str(most))
+        cut = received(maxValue=str(most))
         assert cut["node"]["value"] == new[:most]
         assert cut["prevNode"]["value"] == old[: most // 2]
         assert (cut["node"]["size"], cut["prevNode"]["size"]) == (size_new, size_old)
-    assert told(actions="set") == plain
+    assert received(actions="set") == plain
 
 
 def test_many_with_the_same_shape(server, client, key):

@@ -48,7 +48,7 @@ def test_the_slowest_are_cut_while_others_wait_and_only_then(loop, is_waited_for
             await waiting
 
 
-def test_beyond_the_limit_those_are_cut_at_once_who_read_slowly(loop):
+def test_beyond_the_limit_slow_readers_are_cut_at_once(loop):
     memory = MemoryBudget(10 * MIB)
     sending = SendScheduler(loop, memory, 600)
     fast, slow = readers(memory, sending, 2)

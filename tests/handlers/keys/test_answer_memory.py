@@ -119,7 +119,7 @@ def test_a_response_is_escaped_as_it_is_sent():
 
 
 @pytest.mark.parametrize("replaced", [False, True], ids=["new", "replaced"])
-def test_answers_to_writes_that_nobody_reads_take_no_more_than_the_limit(make_server, replaced):
+def test_unread_answers_to_writes_take_no_more_than_the_limit(make_server, replaced):
     server = make_server("--max-buffered-bytes", str(16 * MIB), "--write-timeout-s", "600").start()
     client = server.client()
     put_large(client, "/warm", CONTROL * (2 * MIB))
@@ -174,7 +174,7 @@ def test_large_requests_that_wait_exceed_the_limit_by_little():
         assert memory.requests <= 14 * MIB + 65_000
 
 
-def test_slow_readers_keep_nobody_from_small_answers_nor_for_long_from_large_ones(make_server):
+def test_slow_readers_keep_no_client_from_small_answers_nor_for_long_from_large_ones(make_server):
     flags = ("--max-buffered-bytes", str(12 * MIB), "--write-timeout-s", "600")
     server = make_server(*flags).start()
     client = server.client()

@@ -201,7 +201,7 @@ def test_listings_go_on_until_a_time_or_a_large_value(store):
     assert text(parts).endswith(b"}\n")
 
 
-def test_a_listing_tells_the_state_it_began_with(store):
+def test_a_listing_shows_the_state_it_began_with(store):
     write(store, *(Set(b"/d/%05d" % i, b"old") for i in range(NODES_PER_SLICE + 10)))
     with store.long_view() as view:
         node = view.find(b"/d")

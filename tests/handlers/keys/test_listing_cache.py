@@ -68,7 +68,7 @@ NAMES = (b"a", b"b", b"c", b"_h", b"b/c", b"_h/c", b"c/d/e", b'<"\xff>', b"n" * 
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_what_is_kept_is_what_would_be_made_anew(store, seed):
+def test_what_is_kept_is_what_would_be_rendered_now(store, seed):
     random = Random(seed)
     reader = Reader(store)
     for _ in range(500):
@@ -114,7 +114,7 @@ def test_a_change_of_a_file_does_not_cost_the_listing(store, change, recursive):
             assert reader.check(key, recursive=recursive)
 
 
-def test_a_listing_that_nobody_reads_again_costs_the_writers_little(store):
+def test_a_listing_that_is_not_read_again_costs_the_writers_little(store):
     reader = Reader(store)
     reader.write(*(Set(b"/d/%03d" % n, b"v") for n in range(100)))
     reader.check(b"/d", recursive=False)
@@ -129,7 +129,7 @@ def test_a_listing_that_nobody_reads_again_costs_the_writers_little(store):
     [Set(b"/d/new", b"v", ttl_s=5), Set(b"/d/new", b"", dir=True), Set(b"/d/new/f", b"v")],
     ids=["ttl", "directory", "directory-on-the-way"],
 )
-def test_what_is_rare_is_made_anew(store, change):
+def test_what_is_rare_is_rendered_again(store, change):
     reader = Reader(store)
     reader.write(Set(b"/d/f", b"v"))
     for recursive in (False, True):

@@ -180,7 +180,7 @@ class Replayed:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_the_answers_to_many_writers_tell_one_history(fresh_server, seed):
+def test_the_answers_to_many_writers_agree_on_one_history(fresh_server, seed):
     chance = random.Random(seed)
     keys = ["/a", "/b", "/d/a", "/d/b", "/d/e/a", "/ends/a", "/ends/b"]
     forms = [
@@ -210,13 +210,13 @@ def test_the_answers_to_many_writers_tell_one_history(fresh_server, seed):
         for _ in range(60):
             asked = [write() for _ in clients]
             answers = [answer for (answer,) in ask_all(clients, [data for _, data in asked])]
-            told = {
+            received = {
                 answer.index: (key, answer.json)
                 for (key, _), answer in zip(asked, answers, strict=True)
                 if answer.status < 300
             }
-            for index in sorted(told):
-                replayed.take(*told[index])
+            for index in sorted(received):
+                replayed.take(*received[index])
             # The short way, and the long way before and behind it.
             reads = [
                 f"{key}{query}" for key in keys for query in ("?quorum=true", "", "?quorum=true")

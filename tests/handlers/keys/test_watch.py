@@ -123,16 +123,16 @@ async def test_what_still_has_to_be_sent_comes_before_it():
     """The client reads again, and the loop has not yet taken notice."""
     async with watched() as (watching, clients):
         slow, body = watching.connections()[3], b"x" * 8000
-        told = 0
+        sent = 0
         while not slow.pending():
             watching.deliver(body)
-            told += 1
+            sent += 1
         assert slow.writable
-        assert told > 1
+        assert sent > 1
         received = read(clients[3])
         watching.deliver(b"last")
         received += await read_up_to(clients[3], chunk(b"last"))
-        assert received == told * chunk(body) + chunk(b"last")
+        assert received == sent * chunk(body) + chunk(b"last")
 
 
 @on_a_loop
@@ -148,7 +148,7 @@ async def test_what_waits_for_its_turn_to_be_sent_comes_before_it():
 
 
 @on_a_loop
-async def test_one_who_has_left_is_sent_nothing_whoever_has_its_socket_now():
+async def test_one_that_has_left_is_sent_nothing_though_its_socket_is_in_use_again():
     async with watched() as (watching, clients):
         left = watching.connections()[2]
         file = left.file
@@ -179,7 +179,7 @@ async def test_one_that_is_aborted_is_sent_nothing_more():
 
 
 @on_a_loop
-async def test_one_that_has_ended_is_not_told_though_its_connection_goes_on():
+async def test_one_that_has_ended_receives_nothing_though_its_connection_goes_on():
     async with watched() as (watching, clients):
         watching.watchers[4].sink.end()
         assert await read_up_to(clients[4], b"0\r\n\r\n") == b"0\r\n\r\n"

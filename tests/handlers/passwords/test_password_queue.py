@@ -34,7 +34,7 @@ async def test_names_share_the_checks_of_one_address(checks, monkeypatch):
 @pytest.mark.parametrize("names", ["one name", "many names"])
 @pytest.mark.parametrize("networks", ["one network", "many networks"])
 @on_a_loop
-async def test_who_comes_last_does_not_wait_for_all_before(checks, monkeypatch, names, networks):
+async def test_the_last_to_come_does_not_wait_for_all_before(checks, monkeypatch, names, networks):
     """After a restart no name has succeeded lately, and guesses look like anybody's."""
     monkeypatch.setattr(passwords, "_THREADS_MAX", 1)
     held = Credentials(asyncio.get_running_loop())
@@ -53,7 +53,7 @@ async def test_who_comes_last_does_not_wait_for_all_before(checks, monkeypatch, 
 
 @pytest.mark.parametrize("waiting", [1, 40])
 @on_a_loop
-async def test_guesses_come_behind_who_has_not_been_wrong(checks, monkeypatch, waiting):
+async def test_guesses_come_behind_users_that_have_not_been_wrong(checks, monkeypatch, waiting):
     """Each guess that was wrong is followed by another, of the same user."""
     monkeypatch.setattr(passwords, "_THREADS_MAX", 1)
     held = Credentials(asyncio.get_running_loop())
@@ -87,7 +87,7 @@ async def test_guesses_come_behind_who_has_not_been_wrong(checks, monkeypatch, w
 
 
 @on_a_loop
-async def test_who_asks_again_is_the_newest_again(checks, monkeypatch):
+async def test_a_name_that_asks_again_is_the_newest_again(checks, monkeypatch):
     monkeypatch.setattr(passwords, "_THREADS_MAX", 1)
     held = Credentials(asyncio.get_running_loop())
     guesses = [(Basic("al", b"guess %d" % n), CHEAP, "same") for n in range(40)]
@@ -111,7 +111,7 @@ async def test_names_of_no_user_delay_no_user(checks, monkeypatch):
 
 
 @on_a_loop
-async def test_what_nobody_waits_for_is_not_checked(checks, monkeypatch):
+async def test_what_no_client_waits_for_is_not_checked(checks, monkeypatch):
     monkeypatch.setattr(passwords, "_THREADS_MAX", 1)
     held = Credentials(asyncio.get_running_loop())
     gone = set()
@@ -135,7 +135,7 @@ async def test_what_nobody_waits_for_is_not_checked(checks, monkeypatch):
 
 
 @on_a_loop
-async def test_who_has_waited_for_long_is_turned_away(checks, monkeypatch):
+async def test_requests_that_have_waited_for_long_are_turned_away(checks, monkeypatch):
     monkeypatch.setattr(passwords, "_THREADS_MAX", 1)
     monkeypatch.setattr(passwords, "_WAIT_S", -1.0)
     held = Credentials(asyncio.get_running_loop())
@@ -171,7 +171,7 @@ async def test_guesses_at_many_names_do_not_delay_names_in_use(checks, monkeypat
 
 
 @on_a_loop
-async def test_a_full_queue_turns_away_whoever_has_most_in_it(checks, monkeypatch):
+async def test_a_full_queue_turns_away_the_user_with_most_in_it(checks, monkeypatch):
     monkeypatch.setattr(passwords, "_THREADS_MAX", 1)
     monkeypatch.setattr(passwords, "_WAITING_MAX", 10)
     held = Credentials(asyncio.get_running_loop())

@@ -63,7 +63,7 @@ async def test_of_a_password_seventy_two_bytes_count():
 
 
 @on_a_loop
-async def test_who_was_right_is_known_for_a_minute(checks, monkeypatch):
+async def test_a_right_password_is_known_for_a_minute(checks, monkeypatch):
     loop = asyncio.get_running_loop()
     held = Credentials(loop)
     secret = await held.hash("secret")
@@ -83,7 +83,7 @@ async def test_who_was_right_is_known_for_a_minute(checks, monkeypatch):
 
 
 @on_a_loop
-async def test_who_was_wrong_is_checked_each_time_and_never_known(checks):
+async def test_a_wrong_password_is_checked_each_time_and_never_known(checks):
     held = Credentials(asyncio.get_running_loop())
     secret = await held.hash("other")
     for _ in range(2):
@@ -157,7 +157,7 @@ async def test_too_many_are_turned_away(checks, monkeypatch):
 
 
 @on_a_loop
-async def test_who_is_turned_away_is_told_so_after_a_while(checks, monkeypatch):
+async def test_requests_that_are_turned_away_are_answered_after_a_while(checks, monkeypatch):
     """Or clients that guess would come back at once, as often as the loop can bear."""
     monkeypatch.setattr(passwords, "_THREADS_MAX", 1)
     monkeypatch.setattr(passwords, "_WAITING_MAX", 1)
@@ -180,9 +180,9 @@ async def test_what_is_known_is_bounded(monkeypatch):
     held = Credentials(asyncio.get_running_loop())
     secret = await held.hash("secret")
     people = [Basic(name, b"secret") for name in "abcde"]
-    for who in people:
-        assert await held.are_right(who, secret)
-    assert [held.are_known(who, secret) for who in people] == [False, False, True, True, True]
+    for name in people:
+        assert await held.are_right(name, secret)
+    assert [held.are_known(name, secret) for name in people] == [False, False, True, True, True]
     held.close()
 
 
@@ -203,7 +203,7 @@ async def test_no_password_is_kept():
 
 
 @on_a_loop
-async def test_what_is_no_hash_is_nobodys():
+async def test_what_is_no_hash_is_of_no_user():
     held = Credentials(asyncio.get_running_loop())
     for secret in (b"", b"secret", b"$2a$10$short"):
         assert not await held.are_right(AL, secret)

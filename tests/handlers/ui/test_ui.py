@@ -86,9 +86,9 @@ def test_the_session_without_users(client):
     answer = client.request("GET", "/ui/session.json")
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["cache-control"] == "no-store"
-    told = answer.json
-    assert len(told.pop("cluster")) > 8
-    assert told == {
+    received = answer.json
+    assert len(received.pop("cluster")) > 8
+    assert received == {
         "version": kvd.__version__,
         "name": "default",
         "auth": False,
@@ -102,13 +102,19 @@ def test_the_session_without_users(client):
     }
 
 
-def test_the_session_tells_each_his_rights(fresh_server):
+def test_the_session_shows_each_user_their_rights(fresh_server):
     client = fresh_server.client()
     ask_for_users(client)
 
     def session(headers: dict[str, str]) -> tuple[object, ...]:
-        told = client.request("GET", "/ui/session.json", headers=headers).json
-        return told["user"], told["roles"], told["root"], told["read"], told["write"]
+        received = client.request("GET", "/ui/session.json", headers=headers).json
+        return (
+            received["user"],
+            received["roles"],
+            received["root"],
+            received["read"],
+            received["write"],
+        )
 
     assert session({}) == (None, ["guest"], False, [], [])
     assert session(AL) == ("al", ["al"], False, ["/al/*"], ["/al/*"])
@@ -132,8 +138,8 @@ def test_a_role_of_many_patterns_is_not_listed_to_the_end(fresh_server):
         ).status
         == 200
     )
-    told = client.request("GET", "/ui/session.json", headers=AL).json
-    assert (len(told["read"]), told["cut"]) == (1000, True)
+    received = client.request("GET", "/ui/session.json", headers=AL).json
+    assert (len(received["read"]), received["cut"]) == (1000, True)
 
 
 def test_a_role_of_long_patterns_is_not_listed_to_the_end(fresh_server):
@@ -152,20 +158,20 @@ def test_the_status_has_samples_and_the_moment(fresh_server):
     client = fresh_server.client()
     for number in range(20):
         client.put("/a", number)
-    told = client.request("GET", "/ui/status.json").json
-    assert told["fields"] == list(FIELDS)
-    assert len(told["latest"]) == len(FIELDS)
-    latest = dict(zip(told["fields"], told["latest"], strict=True))
-    assert latest["index"] == told["index"] == 21
+    received = client.request("GET", "/ui/status.json").json
+    assert received["fields"] == list(FIELDS)
+    assert len(received["latest"]) == len(FIELDS)
+    latest = dict(zip(received["fields"], received["latest"], strict=True))
+    assert latest["index"] == received["index"] == 21
     assert latest["writes"] > 0
     assert 0 < latest["fsync50"] <= latest["fsync99"]
     assert latest["log"] > 0
     assert latest["free"] > 0
-    assert set(told["checks"]) == {"startup", "log", "space", "index", "damage", "shutdown"}
-    assert told["store"]["sets"] == [20, 0]
-    assert told["dataDir"] == str(fresh_server.data_dir.resolve())
-    assert told["historyLimit"] == 1000
-    assert client.request("GET", f"/ui/status.json?since={told['now']}").json["samples"] == []
+    assert set(received["checks"]) == {"startup", "log", "space", "index", "damage", "shutdown"}
+    assert received["store"]["sets"] == [20, 0]
+    assert received["dataDir"] == str(fresh_server.data_dir.resolve())
+    assert received["historyLimit"] == 1000
+    assert client.request("GET", f"/ui/status.json?since={received['now']}").json["samples"] == []
 
 
 @pytest.mark.parametrize("since", ["x", "nan", "inf"])
@@ -176,9 +182,9 @@ def test_a_bad_time_is_refused(client, since):
 def test_the_place_of_the_data_is_for_root(fresh_server):
     client = fresh_server.client()
     ask_for_users(client)
-    for headers, is_told in (({}, False), (AL, False), (ROOT, True)):
-        told = client.request("GET", "/ui/status.json", headers=headers).json
-        assert ("dataDir" in told) is is_told
+    for headers, is_shown in (({}, False), (AL, False), (ROOT, True)):
+        received = client.request("GET", "/ui/status.json", headers=headers).json
+        assert ("dataDir" in received) is is_shown
     assert client.request("GET", "/ui/status.json", headers=basic("al", "x")).status == 401
 
 

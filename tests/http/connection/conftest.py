@@ -10,7 +10,7 @@ from tests.support.server import Server, running
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that is patient: `nobody_else_is_touched` leaves half a head with it for a while."""
+    """A server that is patient: `others_are_untouched` leaves half a head with it for a while."""
     yield from running(Server(tmp_path_factory.mktemp("data"), "--header-timeout-s", "600"))
 
 
@@ -32,7 +32,7 @@ def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(autouse=True)
-def nobody_else_is_touched(server: Server) -> Iterator[None]:
+def others_are_untouched(server: Server) -> Iterator[None]:
     """Whatever a test does to its connections, another one goes on as if nothing had happened."""
     with Raw(server.port) as other:
         other.send(b"GET /v2/keys/none HT")

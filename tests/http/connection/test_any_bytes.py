@@ -72,7 +72,7 @@ def test_any_bytes_are_answered_or_refused(server, seed):
     assert server.client().request("GET", "/health").json == {"health": "true"}
 
 
-def test_a_large_listing_that_is_not_read_holds_nobody_up(make_server, tmp_path):
+def test_a_large_listing_that_is_not_read_delays_no_client(make_server, tmp_path):
     bulk_load(tmp_path / "data", ((b"/d/%05d" % i, b"v" * 10_000) for i in range(LARGE)))
     server = make_server().start()
     with Raw(server.port, receive_buffer=4096) as lazy:

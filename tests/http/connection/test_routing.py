@@ -142,7 +142,7 @@ def test_cors_is_off_unless_asked_for(raw):
         assert not set(CORS) & raw.send(sent).answer().headers.keys()
 
 
-def test_cors_for_everybody(make_server):
+def test_cors_for_all_origins(make_server):
     server = make_server("--cors", "*").start()
     with Raw(server.port) as raw:
         for sent in [*ANYWHERE, *(sent.replace(b"Origin", b"X") for sent in ANYWHERE)]:

@@ -119,7 +119,7 @@ def test_empty_lines_before_a_request_are_passed_over(raw):
     assert raw.send(b"\r", b"\n", VERSION).answer().status == 200
 
 
-def test_a_flood_of_empty_lines_holds_nobody_up(server, raw):
+def test_a_flood_of_empty_lines_delays_no_client(server, raw):
     started = time.monotonic()
     raw.send(b"\r\n" * (4 << 20) + VERSION)
     assert raw.answer().status == 200

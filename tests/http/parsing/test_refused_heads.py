@@ -40,7 +40,7 @@ def test_what_is_no_request_line_is_refused(line):
     assert parse(sent) == parse(*bytewise(sent)) == Parsed(refusal=MALFORMED, is_complete=False)
 
 
-def test_tls_is_told_from_other_bytes_by_its_first_one():
+def test_tls_is_recognized_by_its_first_byte():
     hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
     for pieces in ([hello], bytewise(hello)):
         assert parse(*pieces).refusal is SPOKE_TLS

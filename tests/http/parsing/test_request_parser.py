@@ -191,7 +191,7 @@ def test_the_rest_of_a_body_is_short_if_its_length_is_known(sent, is_short):
         (b"/v2/keys/a", 5000, True),
     ],
 )
-def test_costly_requests_are_told_from_others(target, header_bytes, is_costly):
+def test_costly_requests_are_recognized(target, header_bytes, is_costly):
     parser = RequestParser(new_blocks(), 64 << 10)
     parser.feed(b"GET %b HTTP/1.1\r\nHost: h\r\nX: %b\r\n\r\n" % (target, b"x" * header_bytes))
     assert parser.find_head() is True

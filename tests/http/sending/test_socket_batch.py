@@ -68,7 +68,7 @@ def test_a_batch_leaves_nothing_behind_for_the_next(batch, pairs):
     assert [there.recv(2000) for _, there in many] == [b"a" * 1000] * 100
 
 
-def test_who_takes_a_part_is_told_with_how_much(batch, pairs):
+def test_a_share_that_is_taken_is_reported_with_its_size(batch, pairs):
     made = pairs(5)
     data = b"0123456789abcdef" * (1 << 16)
     for full in (made[1], made[3]):
@@ -154,13 +154,13 @@ def test_a_part_of_many_is_sent_by_the_second_thread(pair, pairs, monkeypatch):
             assert there.recv(100) == b"data"
 
 
-def test_many_events_come_in_order_whoever_sends_them(pair, pairs):
+def test_many_events_come_in_order_whichever_thread_sends_them(pair, pairs):
     made = pairs(200)
-    told = [b"%d," % number for number in range(100)]
-    for data in told:
+    received = [b"%d," % number for number in range(100)]
+    for data in received:
         assert pair.send(data, files(made)) == []
     for _, there in made:
-        assert there.recv(1 << 16) == b"".join(told)
+        assert there.recv(1 << 16) == b"".join(received)
 
 
 @pytest.mark.parametrize("thread", [0, 1], ids=["the caller", "the second thread"])

@@ -184,7 +184,7 @@ def test_a_directory_that_others_use_is_refused_before_anything(tmp_path, mode, 
     assert everything(tmp_path) == before
 
 
-def test_an_empty_directory_for_everybody_is_taken(tmp_path):
+def test_an_empty_directory_open_to_all_users_is_taken(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data").chmod(0o1777)
     Store.open(tmp_path / "data").close()

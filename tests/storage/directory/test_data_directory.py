@@ -55,7 +55,7 @@ def test_two_stores_have_nothing_in_common(tmp_path):
     assert not set(a) & set(b)
 
 
-def test_a_second_open_is_refused_by_whom_it_finds(tmp_path):
+def test_a_second_open_is_refused_and_names_the_holder(tmp_path):
     directory = DataDirectory.open(tmp_path)
     for path in (tmp_path, link_to(tmp_path)):
         with pytest.raises(DirectoryLocked, match=f"in use by process {os.getpid()} on ") as caught:
@@ -102,7 +102,7 @@ def test_a_directory_of_ones_own_is_made_private_with_one_line(tmp_path, caplog,
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
-def test_a_directory_of_somebody_else_is_refused_and_left_alone(tmp_path):
+def test_a_directory_of_another_user_is_refused_and_left_alone(tmp_path):
     path = tmp_path / "data"
     path.mkdir(mode=0o755)
     os.chown(path, 12345, -1)
@@ -122,7 +122,7 @@ def test_a_file_is_no_directory(tmp_path):
         DataDirectory.open(path / "below")
 
 
-def test_what_the_system_refuses_is_told_in_one_line(tmp_path, monkeypatch):
+def test_what_the_system_refuses_is_reported_in_one_line(tmp_path, monkeypatch):
     def refuse(_):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), "the file")
 

@@ -150,7 +150,7 @@ def found(*rows):
     uint64s,
     uint64s,
 )
-def test_an_event_that_names_the_one_before_tells_the_same(before, change, value, index, time_ns):
+def test_an_event_that_names_the_one_before_has_its_content(before, change, value, index, time_ns):
     before = before._replace(value=value, dir=False, key=change.key)
     prev = Node(value, before.created_index, before.index, before.expiration_ns)
     row, key = naming(change, prev, time_ns), event_key(change.index)
@@ -226,6 +226,6 @@ def test_a_row_that_names_an_event_which_has_not_set_the_file_before_is_refused(
         with_prev(event_key(9), naming(AFTER, BEFORE), found(*rows))
 
 
-def test_a_row_that_names_another_is_refused_where_nobody_can_look_that_up():
+def test_a_row_that_names_another_is_refused_where_that_cannot_be_looked_up():
     with pytest.raises(CorruptIndex, match="event 5"):
         decode_event(event_key(9), naming(AFTER, BEFORE))

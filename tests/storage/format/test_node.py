@@ -97,7 +97,7 @@ def test_every_truncation_and_extension_is_refused(node):
 
 
 @pytest.mark.parametrize("node", NODES, ids=NODE_IDS)
-def test_the_row_that_history_holds_of_a_node_tells_the_same(node):
+def test_the_row_that_history_holds_of_a_node_has_the_same_content(node):
     assert parse_node(previous_row(node)) == node
     assert parse_node(b"before it" + previous_row(node), 9) == node
 

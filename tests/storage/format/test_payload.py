@@ -64,7 +64,7 @@ def test_a_payload_that_has_grown_at_its_end_is_read():
     assert decode_payload(later) == FIELDS
 
 
-def test_a_store_whose_clock_was_stepped_tells_its_offset_with_each_batch():
+def test_a_store_whose_clock_was_stepped_logs_its_offset_with_each_batch():
     stepped = FIELDS._replace(clock_offset_ns=-5)
     assert cbor2.loads(encode(stepped)) == [VERSION, *FIELDS[:-2], [], -5]
     assert stepped.wall_ns == FIELDS.time_ns - 5

@@ -150,15 +150,15 @@ def test_what_is_kept_of_written_nodes_is_bounded_by_their_bytes(tree, monkeypat
 @pytest.mark.parametrize("tree", ["refused"], indirect=True)
 def test_what_waits_for_the_index_says_when_there_is_enough_of_it(tree):
     state = tree.state
-    told = []
+    received = []
     while not state.is_full:
         txn = tree.begin()
         apply(txn, *set_(b"/a", b"v"))
         tree.commit(txn)
-        told.append(state.wants_flush)
-    assert told.index(True) == FLUSH_RECORDS - 1
-    assert len(told) == FLUSH_RECORDS * BEHIND_FACTOR
-    assert tree.applied.index - state.flushed().applied.index == len(told)
+        received.append(state.wants_flush)
+    assert received.index(True) == FLUSH_RECORDS - 1
+    assert len(received) == FLUSH_RECORDS * BEHIND_FACTOR
+    assert tree.applied.index - state.flushed().applied.index == len(received)
     tree.flush()
     assert not any((state.is_full, state.wants_flush, state.is_behind))
 

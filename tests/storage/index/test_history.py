@@ -44,7 +44,7 @@ def test_the_event_of_a_removed_directory_has_the_directory_before_it(tree):
     tree.do(set_(b"/d/a"))
     (event,) = tree.do(delete(b"/d"))
     assert event.prev[:3] == (None, 2, 2)
-    (told,) = tree.state.events(3)
-    assert told.change == event.change
-    assert told.prev[:4] == event.prev[:4]
-    assert told.prev.dir_id
+    (received,) = tree.state.events(3)
+    assert received.change == event.change
+    assert received.prev[:4] == event.prev[:4]
+    assert received.prev.dir_id

@@ -109,7 +109,7 @@ def test_a_path_of_many_levels_is_made_found_and_removed(tree):
     assert tree.rows()["nodes"] == 0
 
 
-def test_a_set_makes_a_new_node_and_tells_of_the_old_one(tree):
+def test_a_set_makes_a_new_node_and_returns_the_old_one(tree):
     tree.do(set_(b"/a", b"1", 50))
     (event,) = tree.do(set_(b"/a", b"2"))
     assert event.prev == Node(b"1", 2, 2, 50)

@@ -67,7 +67,7 @@ def errors(caplog):
 
 @pytest.mark.parametrize("harm", HARMS)
 @pytest.mark.parametrize("which", ["all", "newest", "oldest"])
-def test_snapshots_that_are_of_no_use_are_told_and_replaced_at_once(
+def test_snapshots_that_are_of_no_use_are_reported_and_replaced_at_once(
     purged, tmp_path, caplog, which, harm
 ):
     path = tmp_path / "data"

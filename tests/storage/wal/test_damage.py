@@ -83,7 +83,7 @@ def test_a_missing_segment_is_refused(tmp_path):
         open_wal(tmp_path)
 
 
-def test_a_lost_last_segment_is_refused_by_who_knows_better(tmp_path):
+def test_a_lost_last_segment_is_refused_where_evidence_names_it(tmp_path):
     _, ends = small_log(tmp_path)
     segments(tmp_path)[-1].unlink()
     with pytest.raises(CorruptLog, match="was acknowledged"):

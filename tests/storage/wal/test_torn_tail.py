@@ -162,7 +162,7 @@ def test_a_read_error_is_not_the_end_of_the_log(tmp_path, monkeypatch):
         list(wal.scan())
 
 
-def test_damage_larger_than_a_window_is_told_from_a_torn_tail(tmp_path):
+def test_damage_larger_than_a_window_is_distinguished_from_a_torn_tail(tmp_path):
     size = 8 * 1024 * 1024
     payloads = [os.urandom(3_000_000) for _ in range(2)]
     ends = fill(tmp_path, payloads, segment_bytes_max=size)

@@ -278,7 +278,9 @@ def test_a_heartbeat_follows_a_frame_once_and_is_no_part_of_what_the_log_says(tm
     assert payloads_of(tmp_path) == [b"one", b"two", b"three"]
 
 
-def test_damage_to_the_last_frame_is_told_from_a_torn_tail_by_the_heartbeat_behind_it(tmp_path):
+def test_damage_to_the_last_frame_is_no_torn_tail_before_a_heartbeat(
+    tmp_path,
+):
     wal = begin(tmp_path)
     append(wal, b"one")
     end = append(wal, b"acknowledged")

@@ -21,7 +21,7 @@ def read(key: str, index: int, node: dict[str, object], *, start: float) -> Requ
 
 FIRST = Fact(2, "set", "/k/a", "1", False, 2, None, 0)
 SECOND = Fact(3, "set", "/k/a", "2", False, 3, "1", 2)
-TOLD = {"key": "/k/a", "value": "1", "createdIndex": 2, "modifiedIndex": 2}
+SENT = {"key": "/k/a", "value": "1", "createdIndex": 2, "modifiedIndex": 2}
 
 
 def settle(ops: list[Request], facts: list[Fact]) -> None:
@@ -34,7 +34,7 @@ def test_a_history_in_one_order_is_accepted():
     ops = [
         write("/k/a", 2, "1", start=0, end=1),
         write("/k/a", 3, "2", start=2, end=5, prev=2),
-        read("/k/a", 2, TOLD, start=2),
+        read("/k/a", 2, SENT, start=2),
         Request("PUT", "/k/a", {"value": "never answered"}, 3),
     ]
     settle(ops, [FIRST, SECOND])
@@ -54,12 +54,12 @@ def gap() -> None:
 
 def stale_read() -> None:
     ops = [write("/k/a", 2, "1", start=0, end=1), write("/k/a", 3, "2", start=2, end=3, prev=2)]
-    settle([*ops, read("/k/a", 2, TOLD, start=4)], [FIRST, SECOND])
+    settle([*ops, read("/k/a", 2, SENT, start=4)], [FIRST, SECOND])
 
 
 def wrong_read() -> None:
     ops = [write("/k/a", 2, "1", start=0, end=1), write("/k/a", 3, "2", start=2, end=3, prev=2)]
-    settle([*ops, read("/k/a", 3, TOLD, start=2)], [FIRST, SECOND])
+    settle([*ops, read("/k/a", 3, SENT, start=2)], [FIRST, SECOND])
 
 
 def later_first() -> None:

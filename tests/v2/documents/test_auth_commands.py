@@ -199,7 +199,7 @@ def test_what_is_no_such_document_is_refused(read, body):
 
 
 @pytest.mark.parametrize("body", ["null", "{}", '{"user":null}', '{"user":"bo"}'])
-def test_a_document_of_somebody_else_is_refused(body):
+def test_a_document_of_another_user_is_refused(body):
     with pytest.raises(RouteError, match="User JSON name does not match the name in the URL"):
         read_user(body.encode(), "al")
     with pytest.raises(RouteError, match="Role JSON name does not match the name in the URL"):

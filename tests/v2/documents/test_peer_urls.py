@@ -57,7 +57,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("url", REFUSED)
-def test_what_nobody_could_listen_on_is_refused_in_etcds_words(url):
+def test_what_no_server_could_listen_on_is_refused_in_etcds_words(url):
     with pytest.raises(RouteError) as raised:
         read_urls(["http://good:1", url])
     assert raised.value.status == 400
