@@ -80,6 +80,8 @@ class Client(Keys):
     def close(self) -> None:
         """Close the connections that are kept; watches are closed on their own.
 
+        What is requested afterwards, or under way in another thread, has its connection closed.
+
         Example:
             >>> other = Client("http://127.0.0.1:2379")
             >>> other.close()

@@ -216,7 +216,8 @@ class Exchanges:
             connection.close()
 
     def close(self) -> None:
-        """Close all connections that are kept."""
+        """Close all connections that are kept; none is kept from now on."""
+        self._kept = 0
         for idle in self._idle.values():
             while idle:
                 idle.pop().close()

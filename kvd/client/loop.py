@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
-from kvd.client.sockets import is_readable, tls_context
+from kvd.client.sockets import is_readable, keep_alive, tls_context
 from kvd.client.wire import Connect, Endpoint, Operation, Receive, Send, Sleep, Step
 
 if TYPE_CHECKING:
@@ -20,15 +20,19 @@ class _Connection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
+        self._loop = asyncio.get_running_loop()
 
     def is_stale(self) -> bool:
+        if self._loop is not asyncio.get_running_loop():
+            return True  # of an earlier `asyncio.run`
         if self.reader.at_eof() or self.writer.is_closing():
             return True
         # The loop may not have looked at it since.
         return is_readable(self.writer.get_extra_info("socket").fileno())
 
     def close(self) -> None:
-        self.writer.transport.abort()
+        with suppress(RuntimeError):  # its loop has ended, and its socket with it
+            self.writer.transport.abort()
 
 
 class AsyncDriver:
@@ -72,7 +76,9 @@ class AsyncDriver:
                 return None
 
     async def _connect(self, endpoint: Endpoint) -> _Connection:
-        context = tls_context(self._tls) if endpoint.tls else None
+        if endpoint.tls:
+            self._tls = tls_context(self._tls)
+        context = self._tls if endpoint.tls else None
         if endpoint.path:
             name = endpoint.tls_name if endpoint.tls else None
             return _Connection(
@@ -81,6 +87,5 @@ class AsyncDriver:
                 )
             )
         reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=context)
-        sock = writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        keep_alive(writer.get_extra_info("socket"))
         return _Connection(reader, writer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 from collections.abc import Callable
@@ -15,19 +16,25 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _RECEIVED_BYTES = 64 << 10
+# A peer whose machine has gone is noticed within half a minute, where nothing else would tell: by
+# a long poll without an event.
+_KEEPALIVE = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 
 
 class _Connection:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self._pid = os.getpid()
 
     def is_stale(self) -> bool:
         return is_readable(self.sock.fileno())
 
     def close(self) -> None:
-        # Another thread that reads from it is woken by the first, not by the second.
-        with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RDWR)
+        # Another thread that reads from it is woken by the first, not by the second. A copy that a
+        # fork has made is put away without the first, which would end the parent's connection.
+        if os.getpid() == self._pid:
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()
 
 
@@ -36,6 +43,14 @@ def is_readable(fd: int) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Have the system look after a connection that is silent."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE:
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 class Driver:
@@ -85,10 +100,10 @@ class Driver:
                 sock.connect(endpoint.path)
             else:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                keep_alive(sock)
             if endpoint.tls:
-                name = endpoint.tls_name
-                sock = tls_context(self._tls).wrap_socket(sock, server_hostname=name)
+                self._tls = tls_context(self._tls)
+                sock = self._tls.wrap_socket(sock, server_hostname=endpoint.tls_name)
         except BaseException:
             sock.close()
             raise

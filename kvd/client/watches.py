@@ -8,6 +8,7 @@ from history.
 from __future__ import annotations
 
 import json
+import os
 from math import inf, isnan
 from time import monotonic
 from typing import Any
@@ -90,6 +91,7 @@ class Watching:
         self._recursive = recursive
         self._is_streaming = False
         self._silent_s = 0.0
+        self._pid = os.getpid()
         self.cluster_id = cluster_id
 
     def next(self, timeout: float | None = None) -> Operation[Event]:
@@ -106,6 +108,10 @@ class Watching:
     def until(self, limit: _Limit) -> Operation[Event]:
         """Return the next event, as `next` does."""
         pause = PAUSE_S
+        if os.getpid() != self._pid:
+            # What a fork has copied belongs to the parent, which would miss what is read here.
+            self._pid = os.getpid()
+            self.let_go()
         while True:
             try:
                 if self.stream is None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from kvd.client.errors import KvdError
 from kvd.client.recipes.lease import Lease
 
 if TYPE_CHECKING:
@@ -41,13 +39,13 @@ class AsyncKeeper:
             await asyncio.sleep(wait_s)
             try:
                 wait_s = await self._driver.run(self._lease.refresh())
-            except KvdError:
+            except Exception:  # noqa: BLE001 -- whatever it was, nothing refreshes the key now
                 break
         self.lost.set()
-        if self.is_held and self._on_lost is not None:
-            self._on_lost()
         if self.body is not None:
             self._has_cancelled = self.body.cancel()
+        if self.is_held and self._on_lost is not None:
+            self._on_lost()
 
     def take_back(self, error: BaseException | type[BaseException] | None) -> bool:
         """Undo the cancellation of a body that has ended with an error, or without one.
@@ -65,5 +63,8 @@ class AsyncKeeper:
         """Refresh it no more."""
         self.body = None
         self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        # To await the task itself would take a cancellation of the caller for the task's.
+        await asyncio.wait([self._task])
+        if not self._task.cancelled() and (error := self._task.exception()) is not None:
+            context = {"message": "on_lost has failed", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)

@@ -74,7 +74,11 @@ class Lock:
         deadline = None if timeout is None else monotonic() + timeout
         self._new_claim()
         self._driver.run(self._claim.enter(timeout), sleep)
-        keeper = self._keeper = Keeper(self._driver, self._claim.lease, self._on_lost)
+        try:
+            keeper = self._keeper = Keeper(self._driver, self._claim.lease, self._on_lost)
+        except BaseException:  # there are too many threads, or the program ends
+            self._driver.run(self._claim.lease.leave(), sleep)
+            raise
         try:
             while (before := keeper.run(self._claim.before())) is not None:
                 self._wait_for(*before, keeper, deadline)

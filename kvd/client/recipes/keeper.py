@@ -7,7 +7,6 @@ from collections.abc import Callable
 from time import sleep
 from typing import TypeVar
 
-from kvd.client.errors import KvdError
 from kvd.client.recipes.lease import Lease, LockLost
 from kvd.client.sockets import Driver
 from kvd.client.streams.blocking import Watch
@@ -53,7 +52,7 @@ class Keeper:
         while not self._stopped.wait(wait_s):
             try:
                 wait_s = self._driver.run(self._lease.refresh(), self._stopped.wait)
-            except KvdError:
+            except Exception:  # noqa: BLE001 -- whatever it was, nothing refreshes the key now
                 self._lose()
                 return
 

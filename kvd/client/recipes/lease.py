@@ -78,7 +78,8 @@ class Lease:
         self.ttl = ttl
         self.deadline = 0.0
         self._ops = ops
-        owner = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
+        self._pid = os.getpid()
+        owner = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": self._pid}
         self.value = json.dumps(owner if shown is None else owner | {"value": shown})
 
     @property
@@ -123,11 +124,16 @@ class Lease:
         return self.refresh_s
 
     def is_over(self) -> bool:
-        """Return whether the server may have removed the key by now."""
-        return boot_s() >= self.deadline
+        """Return whether the server may have removed the key by now, or it is another process's.
+
+        What a fork has copied belongs to the parent: two processes do not hold one lock.
+        """
+        return boot_s() >= self.deadline or os.getpid() != self._pid
 
     def leave(self, timeout: float | None = None) -> Operation[None]:
-        """Remove the key, if it is still there; otherwise its TTL does."""
+        """Remove the key, if it is still there; otherwise its TTL does. A fork removes nothing."""
+        if os.getpid() != self._pid:
+            return
         path, query = self._ops.path(self.key), {"prevValue": self.value}
         with suppress(KvdError):
             yield from self._ops.call("DELETE", path, query=query, timeout=timeout)

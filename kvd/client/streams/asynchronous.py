@@ -40,8 +40,8 @@ class _Stream:
         """End it, and whatever waits for its next event."""
         self._state.is_closed = True
         self._state.let_go()
-        if self._task is not None:
-            self._task.cancel()
+        if self._task is not None and not self._task.cancel() and not self._task.cancelled():
+            self._task.exception()  # its outcome has no reader
 
     async def _next(self) -> Any:
         if self._state.is_closed:
