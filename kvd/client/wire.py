@@ -58,13 +58,9 @@ class Endpoint:
         parts = urlsplit(url)
         if parts.scheme in ("unix", "unixs") and parts.path and not parts.netloc:
             return cls("", 0, unquote(parts.path), tls=parts.scheme == "unixs")
-        _check_host(parts.hostname or "", url)
         is_bare = parts.path in ("", "/") and not (parts.query or parts.fragment or parts.username)
         is_bare &= parts.port != 0 and not any(map(str.isspace, parts.netloc))
-        try:
-            host = (parts.hostname or "").encode("idna").decode()
-        except UnicodeError:  # a part of it is too long
-            host = ""
+        host = _ascii_host(parts.hostname or "", url)
         if parts.scheme not in ("http", "https") or not host or not is_bare:
             raise ValueError(
                 "expected http://HOST:PORT, https://HOST:PORT, unix:///PATH or unixs:///PATH: "
@@ -91,10 +87,10 @@ class Endpoint:
         return f"{host}:{self.port}"
 
 
-def _check_host(host: str, url: str) -> None:
-    """Raise ValueError for a name that no name server can be asked for."""
+def _ascii_host(host: str, url: str) -> str:
+    """Return a name as name servers know it; raise ValueError where they cannot."""
     try:
-        host.encode("idna")
+        return host.encode("idna").decode()
     except UnicodeError:
         raise ValueError(f"expected the name of a host, got {host!r} in {url!r}") from None
 
