@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from kvd.replicas import etcd_keys
-from kvd.replicas.engine import Frame, Leadership, OtherHistory, Trimmed
+from kvd.replicas.engine import EngineError, Frame, Leadership, OtherHistory, Trimmed
 from kvd.replicas.etcd_client import EtcdClient
 from kvd.replicas.etcd_keys import Keys
 from kvd.replicas.etcd_messages import (
@@ -133,53 +133,53 @@ class Tail:
     async def _watched(self) -> Items:
         """Frames and leaderships from now on."""
         stream = await self._client.stream(WATCH, self._member)
+        looking = asyncio.create_task(self._keep_looking(stream))
         try:
             create = WatchCreateRequest(
                 self._keys.leader, self._keys.log_end, self._revision + 1, fragment=True
             )
             stream.send(encode(WatchRequest(create)))
             while True:
-                for event in (await self._next(stream)).events:
+                response = decode(WatchResponse, await stream.receive())
+                if response.canceled:
+                    raise _Again
+                for event in response.events:
                     if event.kv.key == self._keys.leader:
                         for item in self._news(self._leadership(event)):
                             yield item
                     elif event.type != DELETED and self._keys.seq(event.kv.key) > self._after:
                         yield await self._frame(event.kv)
         finally:
+            looking.cancel()
             stream.cancel()
 
     def _leadership(self, event: Event) -> Leadership:
         found = () if event.type == DELETED else (event.kv,)
         return etcd_keys.decode_leader(found, event.kv.mod_revision)
 
-    async def _next(self, stream: Stream) -> WatchResponse:
-        """The next response of the watch, with looks at what it may miss meanwhile."""
-        missed = None
+    async def _keep_looking(self, stream: Stream) -> None:
+        """End a watch that is silent while there is news, at the second look that finds it so."""
+        was_behind = False
         while True:
-            try:
-                async with asyncio.timeout(LOOK_S):
-                    response = decode(WatchResponse, await stream.receive())
-            except TimeoutError:
-                look = await self._look()
-                if look is not None and look == missed:
-                    raise _Again from None
-                missed = look
-                continue
-            if response.canceled:
-                raise _Again
-            return response
+            known = (self._after, self._told)
+            await asyncio.sleep(LOOK_S)
+            is_behind = False
+            if known == (self._after, self._told):
+                try:
+                    is_behind = await self._is_behind() and known == (self._after, self._told)
+                except (EngineError, GrpcError):
+                    was_behind = is_behind = True  # the next round finds the error again
+            if was_behind and is_behind:
+                stream.cancel()
+                return
+            was_behind = is_behind
 
-    async def _look(self) -> tuple[int, int] | None:
-        """Head and epoch, if the watch has missed one; None also when the engine is silent."""
+    async def _is_behind(self) -> bool:
+        """Whether the log has a frame or a leader that was not returned yet."""
         gets = (RangeRequest(self._keys.leader), RangeRequest(self._keys.head))
         request = TxnRequest(success=tuple(RequestOp(range=get) for get in gets))
-        try:
-            async with asyncio.timeout(LOOK_S):
-                response = await self._client.call(TXN, request)
-        except TimeoutError:
-            return None
+        response = await self._client.call(TXN, request)
         leader, head = (answer.range.kvs for answer in response.responses if answer.range)
         epoch = leader[0].create_revision if leader else 0
-        told = self._told.lead.epoch if self._told and self._told.lead else 0
-        end = etcd_keys.decode_head(head).seq
-        return (end, epoch) if end > self._after or epoch != told else None
+        known = self._told.lead.epoch if self._told and self._told.lead else 0
+        return etcd_keys.decode_head(head).seq > self._after or epoch != known
