@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from kvd.storage.errors import OtherHistory
 from kvd.storage.format.frame import Position
-from kvd.storage.format.payload import Payload, decode_payload, encode_payload, next_chain
+from kvd.storage.format.payload import Payload, decode_with_rids, encode_payload, next_chain
 from kvd.storage.index.pending import Pending
 from kvd.storage.processor import has_sha256
 from kvd.storage.wal.wal import Wal
@@ -44,14 +44,16 @@ class Journal:
         pending.size = len(payload)
 
     @staticmethod
-    def adopt(pending: Pending, data: bytes) -> Payload:
-        """Note the payload of another member's batch, and return what is in it, to be applied.
+    def adopt(pending: Pending, data: bytes) -> tuple[Payload, list[bytes | None]]:
+        """Note the payload of another member's batch; return what is in it, to be applied.
+
+        With it come the rids of its records.
 
         Raises:
             OtherHistory: it does not go on from the state below the batch.
             UnknownRecord: it holds what this version does not know.
         """
-        payload, base = decode_payload(data), pending.base
+        (payload, rids), base = decode_with_rids(data), pending.base
         expected = base.seq + 1, base.chain, base.pos + len(payload.records), base.index + 1
         found = payload.seq, payload.prev_chain, payload.pos, payload.first_index
         if found != expected:
@@ -66,7 +68,7 @@ class Journal:
             len(payload.records),
         )
         pending.payload, pending.size = data, len(data)
-        return payload
+        return payload, rids
 
     def append(self, pending: Pending) -> Position:
         """Make a batch durable. A call for the sync thread; what does without one calls the log.

@@ -25,11 +25,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 
 from kvd.core.batch.composer import Composer
 from kvd.core.batch.flow import Flow, Observer
+from kvd.core.batch.followed import NOTHING_AWAITED, Awaited
 from kvd.core.batch.responses import Responses
+from kvd.core.batch.rids import Forwarded
 from kvd.core.batch.round import AllDone, Done, Ends, Queued, Render, Respond, prepare_nothing
 from kvd.core.clock import Clock
 from kvd.core.disk_space import DiskSpace
@@ -120,7 +123,7 @@ class Committer:
             on_fatal=on_fatal,
             on_hold=self._hold,
             on_end=self._next,
-            on_abort=self._aborted,
+            on_abort=partial(self._next, committed=False),
             render=render,
             respond=respond or self.responses.respond,
             slow_s=slow_s,
@@ -144,16 +147,21 @@ class Committer:
         if self._is_free:
             self._schedule()
 
+    def forward(self, command: Command | Transaction, done: Done | AllDone, rid: bytes) -> None:
+        """Queue what a client of another member asks for; its records get the rid."""
+        self._composer.expect_forwarded()
+        self.submit(command, Forwarded(rid, done))  # type: ignore[arg-type]
+
     def transact(self, transaction: Transaction, done: AllDone) -> None:
         """Queue a transaction; `done` gets its events, once they are durable, or its refusal."""
         self.submit(transaction, done)  # type: ignore[arg-type]
 
-    def submit_document(self, decide: Decide, done: Replied) -> None:
+    def submit_document(self, decide: Decide, done: Replied, rid: bytes | None = None) -> None:
         """Queue a change of documents; `done` gets its reply once that is durable."""
         if self._stopped:
             done(RouteError(500, "the server has stopped"))
             return
-        self._documents.append((decide, done))
+        self._documents.append((decide, done if rid is None else Forwarded(rid, done)))
         self._schedule()
 
     def observe_documents(self, observer: Callable[[], None]) -> None:
@@ -212,10 +220,8 @@ class Committer:
 
     @property
     def _is_drained(self) -> bool:
-        if not self._is_free:
-            return self._stopped
         waits = self._queue or self._documents or self._composer.has_step
-        return not (self._may_decide and waits)
+        return not (self._may_decide and waits) if self._is_free else self._stopped
 
     async def settle(self) -> None:
         """Expire what ended while the server was down, as far as that takes no time."""
@@ -225,15 +231,14 @@ class Committer:
             self._schedule()
             committed = await self._ends.next()
 
-    async def follow(self, payload: bytes) -> bool:
+    async def follow(self, payload: bytes, awaited: Awaited = NOTHING_AWAITED) -> bool:
         """Apply the payload of a batch that another member has logged, behind the closed gate.
 
-        One at a time; it waits for the end of a batch that is under way. Its events reach watchers,
-        and its documents their observers, as where it was decided.
+        It waits for the end of a batch under way; one at a time. Watchers and observers get what
+        they would get there; those that are `awaited` get responses, by the rids in the payload.
 
         Returns:
-            Whether it is durable here, and visible. If not, the disk has no room: nothing of it
-            was written, try again later.
+            Whether it is durable and visible here. If not there was no room: try again later.
 
         Raises:
             OtherHistory, UnknownRecord: it does not go on from this state; nothing has changed.
@@ -243,12 +248,12 @@ class Committer:
         assert not self._may_decide
         self._is_free, end = False, self._ends.next()
         try:
-            self._flow.follow(payload)
-        except (OtherHistory, UnknownRecord):
-            self._next(committed=False)
-            raise
+            self._flow.follow(payload, awaited)
         except BaseException as error:
-            self._on_fatal(error)
+            if isinstance(error, OtherHistory | UnknownRecord):
+                self._next(committed=False)
+            else:
+                self._on_fatal(error)
             raise
         is_applied = await end
         if is_applied and self._space.refusal is not None and not self._store.is_low_on_space():
@@ -323,10 +328,7 @@ class Committer:
         if self.flusher.refusal is not None:
             # The index has no room, and nothing done here makes any.
             self._composer.refuse_all(str(self.flusher.refusal), self._stats)
-            self._aborted()
-
-    def _aborted(self) -> None:
-        self._next(committed=False)
+            self._next(committed=False)
 
     def _flushed(self) -> None:
         self._fold()

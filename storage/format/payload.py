@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import cbor2
 
-from kvd.storage.format.records import Record, UnknownRecord, decode_record
+from kvd.storage.format.records import Record, UnknownRecord, decode_record, rid_of
 
 VERSION = 1
 VERSION_SHA256 = 2
@@ -108,6 +108,21 @@ def decode_payload(data: bytes) -> Payload:
         UnknownRecord: the payload is not one that this version can read; `UnknownVersion` where
             a later one can.
     """
+    return _decode(data)[0]
+
+
+def decode_with_rids(data: bytes) -> tuple[Payload, list[bytes | None]]:
+    """Return the batch in a payload, and the rid of each of its records.
+
+    Raises:
+        UnknownRecord: as for `decode_payload`.
+    """
+    payload, items = _decode(data)
+    return payload, [rid_of(item) for item in items]
+
+
+def _decode(data: bytes) -> tuple[Payload, list[Any]]:
+    """Return the batch in a payload, and the arrays of its records."""
     try:
         item: Any = cbor2.loads(data)
     except (cbor2.CBORDecodeError, ValueError) as error:
@@ -121,7 +136,7 @@ def decode_payload(data: bytes) -> Payload:
                 *(term, seq, prev_chain, pos, first_index, time_ns, writer, records),
                 offset_ns,
             )
-            return _new(Payload, fields)
+            return _new(Payload, fields), items
     if isinstance(item, list) and item and type(item[0]) is int and item[0] > _VERSIONS[-1]:
         raise UnknownVersion(f"a payload of version {item[0]}, known are {_VERSIONS}")
     raise UnknownRecord("a payload of an unknown version or shape")

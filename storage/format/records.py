@@ -14,7 +14,9 @@ A document is metadata outside the key space: of kind 17 (auth) users, roles and
 asked for, of kind 18 (member) what members say of themselves. `what` and `name` are text and say
 whose document it is; nil removes it.
 
-`rid` is reserved for idempotent retries: it is written as nil, and passed over where it is not.
+`rid` names the request that a record comes of, where another member has forwarded that: 16 bytes,
+the same for all records of a transaction; nil for the writer's own. It is no part of what happened:
+the event history and the index are the same with it and without.
 Keys, values, documents and secrets are byte strings. A reader refuses kinds it does not know.
 
 Integers and lengths of a change are written in CBOR's widest form (8 and 4 bytes), whatever their
@@ -84,6 +86,10 @@ _CHANGE_TYPES = frozenset(
 """The types of what a change is written as, where it is written as this version does."""
 DOCUMENTS = frozenset((Kind.AUTH, Kind.MEMBER))
 CHANGES = frozenset(range(Kind.SET, Kind.EXPIRE + 1))
+RID_BYTES = 16
+_RID_HEAD = 0x40 + RID_BYTES
+# Where the rid stands in the array of a record.
+_RID_PLACES = dict.fromkeys(CHANGES, 8) | dict.fromkeys(DOCUMENTS, 5)
 REMOVALS = frozenset((Kind.DELETE, Kind.COMPARE_AND_DELETE, Kind.EXPIRE))
 
 
@@ -181,6 +187,19 @@ def encode_change(change: Change) -> bytes:
         b"\x1b%b" % _pack_u64(expiration_ns) if expiration_ns else _NIL,
         _BOOLS[refresh],
     )
+
+
+def with_rid(encoded: bytes, rid: bytes) -> bytes:
+    """Return an encoded change or document, whose `rid` is nil, with one."""
+    assert len(rid) == RID_BYTES
+    assert encoded[-1:] == _NIL
+    return b"%b%c%b" % (encoded[:-1], _RID_HEAD, rid)
+
+
+def rid_of(item: list[Any]) -> bytes | None:
+    """Return the rid in the array of a record, None where it has none."""
+    place = _RID_PLACES.get(item[0])
+    return None if place is None else item[place]
 
 
 def decode_record(item: Any) -> Record:

@@ -2,23 +2,27 @@
 
 import asyncio
 import errno
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from functools import partial
 from random import Random
 
 import pytest
 
 from kvd.core.clock import Clock
 from kvd.storage.errors import OtherHistory
+from kvd.storage.format.payload import decode_with_rids
 from kvd.storage.format.records import ClockOffset, LoggedSetting, UnknownRecord, encode_record
-from kvd.v2.commands import Delete, Set, Transaction
+from kvd.v2.commands import CompareAndSwap, Create, Delete, Set, Transaction
 from tests.support.committing import (
     PATIENCE_S,
     Engine,
     Gate,
     SetClock,
+    error,
     fail_writes,
     on_a_loop,
     put,
+    received,
     refuse,
     remove,
     started,
@@ -239,3 +243,97 @@ async def test_the_time_of_a_leader_goes_on_from_that_of_the_one_before(tmp_path
         assert follower.committer.expiry_timer.is_overdue
         await follower.run(Delete(b"/none"))
         assert (follower.value(b"/a"), follower.value(b"/b")) == (None, None)
+
+
+def rids_of(payload):
+    return decode_with_rids(payload)[1]
+
+
+def event_rows(store):
+    store.flush()
+    with store.index.env.begin() as txn, txn.cursor(store.index.tables[b"events"]) as cursor:
+        return [(key, bytes(row)) for key, row in cursor]
+
+
+def forward(engine, command, rid, done):
+    if isinstance(command, (Set, Create, Delete, CompareAndSwap, Transaction)):
+        engine.committer.forward(command, done, rid)
+    else:
+        engine.committer.submit_document(command, done, rid)
+
+
+@on_a_loop
+async def test_what_was_forwarded_is_responded_to_where_it_came_from(tmp_path):
+    """By the rids in the log: each once, with the event that its own member has applied."""
+    async with both(tmp_path) as (leader, follower):
+        await leader.run(Set(b"/x", b"0"), Set(b"/ends", b"", ttl_s=1))
+        await follow(leader, follower)
+        leader.clock.time_ns += SECOND_NS
+        ops = Set(b"/t/1", b"1"), Set(b"/t/2", b"2")
+        asked = {
+            b"a" * 16: Set(b"/a", b"1"),
+            b"b" * 16: CompareAndSwap(b"/x", b"1", b"0", 0),
+            b"c" * 16: Transaction(b"", (), ops),
+            b"d" * 16: put("al", b"1"),
+            b"e" * 16: Create(b"/x", b""),
+            b"f" * 16: refuse,
+            b"g" * 16: Transaction(b"", (), ()),
+        }
+        at_leader, at_follower = {}, {}
+        (own,) = leader.submit(Set(b"/own", b""))
+        for rid, command in asked.items():
+            forward(leader, command, rid, partial(at_leader.__setitem__, rid))
+        await own
+        await leader.committer.drain()
+        # The leader reports what is not in the log: refusals, and what has changed nothing.
+        assert error(at_leader[b"e" * 16])[0] == 105
+        assert received(at_leader[b"f" * 16]) == (409, "no")
+        assert at_leader[b"g" * 16] == []
+        (payload,) = leader.logged
+        assert [rid and rid[:1] for rid in rids_of(payload)] == [
+            None, b"d", None, b"a", b"b", b"c", b"c"
+        ]  # fmt: skip
+        awaited = {
+            rid: (command, partial(at_follower.setdefault(rid, []).append))
+            for rid, command in asked.items()
+        }
+        assert await follower.committer.follow(payload, awaited)
+        for letter in (b"a", b"b", b"c", b"d"):
+            assert at_follower[letter * 16] == [at_leader[letter * 16]]
+        assert [at_follower[letter * 16] for letter in (b"e", b"f", b"g")] == [[], [], []]
+        assert [event.change.key for event in at_follower[b"c" * 16][0]] == [b"/t/1", b"/t/2"]
+        assert received(at_follower[b"d" * 16][0]) == (200, b"")
+        assert follower.stats.operations()["sets"] == leader.stats.operations()["sets"]
+        assert digest(follower.store) == digest(leader.store)
+
+
+@on_a_loop
+async def test_the_history_is_the_same_with_rids_live_followed_and_replayed(tmp_path):
+    async with both(tmp_path) as (leader, follower):
+        for number in range(20):
+            done = asyncio.get_running_loop().create_future()
+            await leader.run(Set(b"/own", b"%d" % number))
+            leader.committer.forward(Set(b"/a", b"%d" % number), done.set_result, b"%016d" % number)
+            await done
+        assert sum(rid is not None for payload in leader.logged for rid in rids_of(payload)) == 20
+        await follow(leader, follower)
+        rows = event_rows(leader.store)
+        assert len(rows) >= 40
+        assert event_rows(follower.store) == rows
+    with closing(open_store(tmp_path / "follower", rebuild_index=True)) as replayed:
+        assert event_rows(replayed) == rows
+
+
+@on_a_loop
+async def test_a_follower_without_room_responds_when_it_has_applied(tmp_path, monkeypatch):
+    async with both(tmp_path) as (leader, follower):
+        rid, answers = b"r" * 16, []
+        leader.committer.forward(Set(b"/a", b"1"), lambda _: None, rid)
+        await leader.committer.drain()
+        awaited = {rid: (Set(b"/a", b"1"), answers.append)}
+        with monkeypatch.context() as patch:
+            fail_writes(patch, "write_at", errno.ENOSPC)
+            assert not await follower.committer.follow(leader.logged[0], awaited)
+        assert answers == []
+        assert await follower.committer.follow(leader.logged[0], awaited)
+        assert [answer.change.index for answer in answers] == [2]

@@ -11,8 +11,9 @@ from collections import deque
 from kvd.core.batch.decider import Decider
 from kvd.core.batch.documents import decide_documents
 from kvd.core.batch.expirations import EXPIRED_MAX, EXPIRED_WITH_COMMANDS_MAX, Expirations
-from kvd.core.batch.followed import compose_followed
+from kvd.core.batch.followed import Awaited, compose_followed
 from kvd.core.batch.limits import BatchLimits
+from kvd.core.batch.rids import give_rids
 from kvd.core.batch.round import Queued, Round, counted, respond_to
 from kvd.core.clock import Clock, ClockSteps
 from kvd.core.disk_space import DiskSpace
@@ -46,13 +47,14 @@ class Composer:
         self._space = space
         self._limits = BatchLimits(store.wal.max_payload, space)
         self._expirations = Expirations(clock, self._limits, hub)
-        self._decide = Decider(
+        self._decider = Decider(
             self.queue,
             wal=store.wal,
             clock=clock,
             limits=self._limits,
             expirations=self._expirations,
-        ).decide
+        )
+        self._decide = self._decider.decide
 
     @property
     def waiting(self) -> int:
@@ -86,14 +88,23 @@ class Composer:
             self._decide(round_, records, left)
         return round_, records
 
-    def compose_followed(self, payload: bytes) -> Round:
+    def compose_followed(self, payload: bytes, awaited: Awaited) -> Round:
         """Return the batch in the payload of another member.
 
         Raises:
             OtherHistory, UnknownRecord: as for `compose_followed`.
         """
         on_removal = self._expirations.note_removed
-        return compose_followed(payload, Pending(self._state), self._raw_ns(), on_removal)
+        pending = Pending(self._state)
+        return compose_followed(payload, pending, self._raw_ns(), on_removal, awaited)
+
+    def expect_forwarded(self) -> None:
+        """Look for forwarded commands in batches from now on, so that others need not before."""
+        self._decide = self._decide_with_rids
+
+    def _decide_with_rids(self, round_: Round, records: list[bytes], left: int) -> None:
+        self._decider.decide(round_, records, left)
+        give_rids(round_, records)
 
     def _log_state(self, round_: Round) -> list[bytes]:
         """Log what the start of the server had no room for, if there is now, and a clock step."""

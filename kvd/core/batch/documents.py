@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from kvd.core.batch.limits import BatchLimits
+from kvd.core.batch.rids import Forwarded
 from kvd.core.batch.round import Round
-from kvd.storage.format.records import Document, encode_record
+from kvd.storage.format.records import Document, encode_record, with_rid
 from kvd.v2.documents.decision import Decide, Replied
 from kvd.v2.errors import RouteError
 
@@ -29,6 +30,8 @@ def decide_documents(
         try:
             documents, reply = decide(round_.pending)
             encoded = _encode(documents, size, limits)
+            if isinstance(done, Forwarded):
+                encoded = [with_rid(record, done.rid) for record in encoded]
         except RouteError as refusal:
             replies.append((done, refusal))
             continue

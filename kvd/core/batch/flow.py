@@ -11,6 +11,7 @@ from collections.abc import Callable, Sized
 from typing import Protocol
 
 from kvd.core.batch.composer import Composer
+from kvd.core.batch.followed import Awaited
 from kvd.core.batch.responses import Responses
 from kvd.core.batch.round import Render, Respond, Round
 from kvd.core.clock import Clock
@@ -127,13 +128,13 @@ class Flow:
         if self._state.wants_flush:
             self._flusher.beside_batch()
 
-    def follow(self, payload: bytes) -> None:
+    def follow(self, payload: bytes, awaited: Awaited) -> None:
         """Begin the batch in the payload of another member; none may be under way.
 
         Raises:
             OtherHistory, UnknownRecord: as for `Journal.adopt`; none has begun.
         """
-        round_ = self._compose_followed(payload)
+        round_ = self._compose_followed(payload, awaited)
         self._round = round_
         # As in `begin`, which does not share this: a call less for each batch.
         if self._append(round_.pending, self._appended):

@@ -6,9 +6,12 @@ where it was decided.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from kvd.core.batch.round import Outcome, Round
+from kvd.core.batch.transactions import note_response
+from kvd.storage.format.event import Event
 from kvd.storage.format.records import REMOVALS, Change, Document, Kind
 from kvd.storage.index.pending import Pending
 from kvd.storage.journal import Journal
@@ -19,9 +22,10 @@ from kvd.v2.commands import (
     Create,
     Delete,
     Set,
+    Transaction,
     Update,
 )
-from kvd.v2.documents.decision import Reply
+from kvd.v2.documents.decision import Decide, Reply
 
 # The commands as which changes are counted that others have asked for; what has expired is none.
 _COUNTED: dict[int, Command] = {
@@ -40,8 +44,17 @@ class FollowedRound(Round):
     is_followed = True
 
 
+Awaited = Mapping[bytes, tuple[Any, Callable[[Any], None]]]
+"""By the rid of each: a command, a transaction or a `Decide` that was forwarded, and its `done`."""
+NOTHING_AWAITED: Awaited = {}
+
+
 def compose_followed(
-    data: bytes, pending: Pending, raw_ns: int, on_removal: Callable[[Round, Change], None]
+    data: bytes,
+    pending: Pending,
+    raw_ns: int,
+    on_removal: Callable[[Round, Change], None],
+    awaited: Awaited,
 ) -> Round:
     """Return the batch in a payload, which must go on from the state below `pending`.
 
@@ -50,30 +63,49 @@ def compose_followed(
         pending: a batch without a change.
         raw_ns: the clock's, now.
         on_removal: called before a directory is removed.
+        awaited: those that get a response if their rid is in the payload.
 
     Raises:
         OtherHistory, UnknownRecord: as for `Journal.adopt`; nothing has changed.
     """
-    payload = Journal.adopt(pending, data)
+    payload, rids = Journal.adopt(pending, data)
     time_ns = payload.time_ns
     round_ = FollowedRound(pending, time_ns, raw_ns)
-    for record in payload.records:
+    transacted: dict[bytes, list[Event]] = {}
+    for record, rid in zip(payload.records, rids, strict=True):
+        command, done = awaited.get(rid or b"", _NOT_AWAITED)
         if isinstance(record, Change):
             if record.dir and record.kind in REMOVALS:
                 on_removal(round_, record)
             event = pending.change(record, time_ns)
-            if record.kind in _COUNTED:
-                round_.answers.append((_ignore, _COUNTED[record.kind], event))
+            if isinstance(command, Transaction):
+                transacted.setdefault(rid or b"", []).append(event)
+            elif record.kind in _COUNTED:
+                round_.answers.append((done, command or _COUNTED[record.kind], event))
         else:
-            pending.apply(record, time_ns)
             if isinstance(record, Document):
-                # Not answered, but observed.
-                round_.replies = [(_ignore, Reply())]
+                _await_reply(round_, command, done)
+            pending.apply(record, time_ns)
+    for rid, events in transacted.items():
+        transaction, done = awaited[rid]
+        note_response(round_, done, transaction.ops, events)
     # What has expired is the first of each batch; the rest may have been too much for one.
     due, next_ns = pending.due(time_ns, 1)
     pending.due_ns = due[0][1].expiration_ns if due else next_ns
     return round_
 
 
+def _await_reply(round_: Round, decide: Decide | None, done: Callable[[Any], None]) -> None:
+    """Note the response to a change of documents, before the first of these is applied."""
+    if decide is None:  # not responded to, but observed
+        round_.replies = [*round_.replies, (_ignore, Reply())]
+    elif all(one is not done for one, _ in round_.replies):
+        # On the state on which it was decided, so it comes to the same.
+        round_.replies = [*round_.replies, (done, decide(round_.pending).reply)]
+
+
 def _ignore(_outcome: Outcome | object) -> None:
     """No-op callback: another member responds."""
+
+
+_NOT_AWAITED: tuple[Any, Callable[[Any], None]] = (None, _ignore)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from kvd.core.batch.removals import Removals
@@ -45,6 +45,7 @@ class Round:
         removals: The directories that it removes; None without any.
         removed: By the index of each removal, the watched paths that it takes along.
         pays: Whether it logs what the start had no room for.
+        rids: Those of the events of forwarded transactions, by index.
         is_followed: Whether another member has decided it.
         rendered: What a `Render` has prepared for the `Respond` that goes with it.
     """
@@ -55,6 +56,7 @@ class Round:
     removed: dict[int, list[bytes]] = {}  # noqa: RUF012 -- never changed here
     pays = False
     is_followed = False
+    rids: Mapping[int, bytes] = {}
     rendered: Any = None
     _loaded_max: int | None = None
 

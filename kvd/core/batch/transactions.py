@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from kvd.core.batch.limits import BatchLimits
+from kvd.core.batch.rids import Forwarded
 from kvd.core.batch.round import REMOVING, AllDone, Outcome, Round, counted
 from kvd.storage.format.event import Event
 from kvd.storage.format.node import Node
@@ -64,12 +65,22 @@ def _apply(
     on_removal: Callable[[Round, Change], None],
 ) -> None:
     """Apply the changes of a transaction to the batch, and note its response."""
-    answers, events = round_.answers, list[Event]()
-    for command, change, record in decided:
+    events: list[Event] = []
+    for _, change, record in decided:
         if change.dir and change.kind in REMOVALS:
             on_removal(round_, change)
         events.append(round_.pending.change(change, round_.time_ns, record))
-        answers.append((_ignore, command, events[-1]))
+    if isinstance(done, Forwarded):
+        round_.rids = {**round_.rids, **{event.change.index: done.rid for event in events}}
+    note_response(round_, done, [command for command, _, _ in decided], events)
+
+
+def note_response(
+    round_: Round, done: AllDone, commands: Sequence[Command], events: list[Event]
+) -> None:
+    """Note the response to a transaction, of the event of each of its commands."""
+    answers = round_.answers
+    answers += [(_ignore, *pair) for pair in zip(commands, events, strict=True)]
     # Each operation is counted; the last one responds.
     if events:
         answers[-1] = (partial(_respond_to_all, done, events), *answers[-1][1:])

@@ -15,10 +15,20 @@ from kvd.storage.format.payload import (
     Payload,
     UnknownVersion,
     decode_payload,
+    decode_with_rids,
     encode_payload,
     next_chain,
 )
-from kvd.storage.format.records import Kind, Term, UnknownRecord, encode_record
+from kvd.storage.format.records import (
+    RID_BYTES,
+    Change,
+    Document,
+    Kind,
+    Term,
+    UnknownRecord,
+    encode_record,
+    with_rid,
+)
 from tests.storage.format.test_records import CHANGE, records, uint64s
 
 payloads = st.builds(
@@ -46,6 +56,24 @@ def encode(payload):
 @given(payloads)
 def test_a_payload_comes_back_as_it_was(payload):
     assert decode_payload(encode(payload)) == payload
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(records, st.none() | st.binary(min_size=16, max_size=16)), max_size=5))
+def test_rids_come_back_beside_what_is_the_same_without_them(pairs):
+    pairs = [
+        (record, rid if isinstance(record, Change | Document) else None) for record, rid in pairs
+    ]
+    encoded = [encode_record(record) for record, _ in pairs]
+    plain = encode_payload(**FIELDS._replace(records=encoded)._asdict())
+    named = [
+        record if rid is None else with_rid(record, rid)
+        for record, (_, rid) in zip(encoded, pairs, strict=True)
+    ]
+    payload = encode_payload(**FIELDS._replace(records=named)._asdict())
+    assert decode_payload(payload) == decode_payload(plain)
+    assert decode_with_rids(payload)[1] == [rid for _, rid in pairs]
+    assert len(payload) - len(plain) == RID_BYTES * sum(rid is not None for _, rid in pairs)
 
 
 @pytest.mark.parametrize(
