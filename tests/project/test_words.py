@@ -9,6 +9,8 @@ import ast
 import re
 import tokenize
 from collections.abc import Iterator
+from functools import cache
+from io import StringIO
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
@@ -64,13 +66,19 @@ def sources(*folders: str) -> list[Path]:
     return sorted(path for path in found if not path.is_relative_to(ROOT / "kvd" / "storage"))
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def texts(path: Path) -> Iterator[tuple[int, str, dict[str, str]]]:
     """Each text of a file with its line and the patterns that it must not match."""
-    with path.open("rb") as source:
-        for token in tokenize.tokenize(source.readline):
+    text = path.read_text()
+    if any(re.search(pattern, text, re.IGNORECASE) for pattern in ANYWHERE):
+        for token in tokenize.generate_tokens(StringIO(text).readline):
             if token.type == tokenize.COMMENT:
                 yield token.start[0], token.string.lstrip("# "), ANYWHERE
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             start = OF_A_MODULE if isinstance(node, ast.Module) else OF_A_DEFINITION
             for number, statement in enumerate(node.body):
@@ -129,7 +137,8 @@ def names(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 def words(name: str) -> list[str]:
     """The words of a name: of `is_told`, and of `TellAll`."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().split("_")
+    spaced = name if name.islower() else re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    return spaced.split("_")
 
 
 def test_names_are_in_the_same_words():
@@ -137,7 +146,7 @@ def test_names_are_in_the_same_words():
         f"{path.relative_to(ROOT)}:{line}: {name}\n    {word!r}: {IN_NAMES[word]}"
         for path in sources(*FOLDERS, "tests")
         if not any(path.is_relative_to(ROOT / place) for place in NAMED_LATER)
-        for line, name in names(ast.parse(path.read_text()))
+        for line, name in names(parsed(path))
         for word in words(name)
         if word in IN_NAMES
     ]
