@@ -148,7 +148,7 @@ class Committer:
             self._schedule()
 
     def forward(self, command: Command | Transaction, done: Done | AllDone, rid: bytes) -> None:
-        """Queue what a client of another member asks for; its records get the rid."""
+        """Queue what a client of another member requests; its records get the rid."""
         self._composer.expect_forwarded()
         self.submit(command, Forwarded(rid, done))  # type: ignore[arg-type]
 

@@ -99,13 +99,13 @@ def test_a_lock_whose_refreshes_fail_for_any_reason_is_lost(server, monkeypatch)
         raise ValueError("a fault in the program")
 
     monkeypatch.setattr(Lease, "refresh", fail)
-    told = threading.Event()
+    received = threading.Event()
     with (
         Client(server.url) as client,
-        client.lock("/locks/any", ttl=3, on_lost=told.set) as held,
+        client.lock("/locks/any", ttl=3, on_lost=received.set) as held,
     ):
         assert held.lost.wait(PATIENCE_S)
-        assert told.wait(PATIENCE_S)
+        assert received.wait(PATIENCE_S)
 
     async def hold() -> None:
         async with AsyncClient(server.url) as client, client.lock("/locks/any2", ttl=3):
@@ -123,7 +123,7 @@ def test_a_callback_that_fails_keeps_no_body_alive(server):
 
     async def hold() -> None:
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda _, told: failed.append(told["exception"]))
+        loop.set_exception_handler(lambda _, received: failed.append(received["exception"]))
         async with (
             AsyncClient(server.url) as client,
             client.lock("/locks/callback", ttl=3, on_lost=fail) as held,
@@ -156,10 +156,10 @@ def test_an_outcome_without_a_reader_is_no_fault(make_server):
     with Client(server.url) as client:
         for number in range(150):
             client.set("/k", str(number))
-    told: list[object] = []
+    received: list[object] = []
 
     async def run() -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _, one: told.append(one))
+        asyncio.get_running_loop().set_exception_handler(lambda _, one: received.append(one))
         async with AsyncClient(server.url) as client:
             watch = client.watch("/k", since=2)
             reader = asyncio.ensure_future(anext(watch))
@@ -173,7 +173,7 @@ def test_an_outcome_without_a_reader_is_no_fault(make_server):
 
     asyncio.run(run())
     gc.collect()
-    assert told == []
+    assert received == []
 
 
 def test_threads_that_cannot_be_started_leave_no_entry(server, monkeypatch):
