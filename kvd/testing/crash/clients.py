@@ -48,7 +48,15 @@ class Clients:
         self._changed = threading.Condition()
 
     def start(self, url: str, limit: int = 1 << 60) -> None:
-        """Let all of them write, `limit` requests each, until `stop` or the server's end."""
+        """Let all of them write, `limit` requests each, until `stop` or the server's end.
+
+        Raises:
+            RuntimeError: they have been started and not been joined.
+            ValueError: the URL is not `http://HOST:PORT`.
+        """
+        if any(thread.is_alive() for thread in self._threads):
+            raise RuntimeError("the clients are at work: stop() or join() them first")
+        Connection(url).close()  # refuses what is no address, before there are threads
         self._stopping, self._acked, self._running = False, 0, self.number
         self._threads = [
             threading.Thread(target=self._run, args=[n, url, limit], daemon=True)

@@ -51,11 +51,21 @@ class Ledger:
         self.in_doubt = 0
         self.happened_unanswered = 0
         self._versions: dict[str, list[tuple[int, File | None]]] = {}
+        # Keys that were given a TTL, and directories whose in-order keys were.
+        self._leased: set[str] = set()
+        self._knows_leases = True
 
     def begin(self, url: str) -> None:
-        """Begin with what a server has now, instead of with an empty store."""
+        """Begin with what a server has now, instead of with an empty store.
+
+        Its keys may have TTLs, so from here on each key may expire.
+
+        Raises:
+            Violation: the server does not answer the listing of all keys.
+        """
         with Connection(url) as connection:
-            seen = connection.get("/", recursive="true")
+            seen = _all_of(connection)
+        self._knows_leases = False
         files = files_of(seen.body["node"])
         self.state.begin(files, seen.index)
         self._versions = {key: [(seen.index, file)] for key, file in files.items()}
@@ -68,13 +78,14 @@ class Ledger:
             url: the server, which has been started again.
 
         Raises:
-            Violation: a promise is broken, or the server does not respond.
+            Violation: a promise is broken, or the server does not respond (as one with users, where
+                a guest may not read all).
             LookupError: there have been more events since the last check than the server keeps:
                 start it with a larger `--event-history-limit`.
         """
         try:
             with Connection(url) as connection:
-                seen = connection.get("/", recursive="true", quorum="true")
+                seen = _all_of(connection)
             facts = events_between(url, self.state.index + 1, seen.index)
         except DISCONNECTED as error:
             raise Violation(f"the restarted server does not respond: {error!r}") from None
@@ -95,8 +106,9 @@ class Ledger:
         """
         ops = list(requests)
         _refuse_unreported(ops)
+        self._leased |= {op.key.rstrip("/") for op in ops if "ttl" in op.params}
         by_index = self._take(facts)
-        points = [(op, self._check_answer(op, by_index)) for op in ops if op.status]
+        points = [(op, self._point(op, by_index)) for op in ops if op.status]
         unanswered = dict(by_index)
         for op, point in points:
             if op.acked and op.method != "GET":
@@ -121,6 +133,15 @@ class Ledger:
                 self._versions.setdefault(key, []).append((fact.index, file))
         self.facts += facts
         return {fact.index: fact for fact in facts}
+
+    def _point(self, op: Request, by_index: dict[int, Fact]) -> int:
+        try:
+            return self._check_answer(op, by_index)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise Violation(
+                f"{op.method} {op.key} was answered by what etcd would not: "
+                f"{op.status} {str(op.body)[:160]}"
+            ) from error
 
     def _check_answer(self, op: Request, by_index: dict[int, Fact]) -> int:
         """Return the point of a response, 0 where it has none."""
@@ -167,6 +188,7 @@ class Ledger:
         found: list[tuple[Request, int]] = []
         for index, fact in sorted(unanswered.items()):
             if fact.action == "expire":
+                self._check_lease(fact)
                 continue
             op = next((op for op in waiting if _explains(op, fact)), None)
             if op is None:
@@ -175,6 +197,19 @@ class Ledger:
             found.append((op, index))
         self.happened_unanswered += len(found)
         return found
+
+    def _check_lease(self, fact: Fact) -> None:
+        """Raise Violation for the end of a key that no request has given a TTL."""
+        above = fact.key.rpartition("/")[0]
+        if self._knows_leases and not {fact.key, above} & self._leased:
+            raise Violation(f"no request has given this key a TTL: {str(fact)[:160]}")
+
+
+def _all_of(connection: Connection) -> Request:
+    seen = connection.get("/", recursive="true", quorum="true")
+    if not seen.acked:
+        raise Violation(f"the server does not list its keys: {seen.status} {str(seen.body)[:160]}")
+    return seen
 
 
 def _refuse_unreported(requests: list[Request]) -> None:

@@ -57,6 +57,31 @@ def stale_read() -> None:
     settle([*ops, read("/k/a", 2, SENT, start=4)], [FIRST, SECOND])
 
 
+EXPIRED = Fact(3, "expire", "/k/a", None, False, 2, "1", 2)
+
+
+def settle_end(**params: str) -> None:
+    op = write("/k/a", 2, "1", start=0, end=1)
+    op.params |= params
+    Ledger().settle([op], [FIRST, EXPIRED], {})
+
+
+def test_a_key_with_a_ttl_may_expire():
+    settle_end(ttl="5")
+
+
+def lost_by_expiry() -> None:
+    settle_end()
+
+
+def no_event() -> None:
+    settle([Request("PUT", "/k/a", {"value": "1"}, 0, 1, 200, 2, {"node": None})], [FIRST])
+
+
+def no_refusal() -> None:
+    settle([Request("PUT", "/k/a", {"value": "1"}, 0, 1, 400, 2, None)], [FIRST])
+
+
 def wrong_read() -> None:
     ops = [write("/k/a", 2, "1", start=0, end=1), write("/k/a", 3, "2", start=2, end=3, prev=2)]
     settle([*ops, read("/k/a", 3, SENT, start=2)], [FIRST, SECOND])
@@ -67,7 +92,13 @@ def later_first() -> None:
     settle(ops, [FIRST, SECOND])
 
 
-@pytest.mark.parametrize("wrong", [lost, invented, gap, stale_read, wrong_read, later_first])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(lost, invented, gap, stale_read, wrong_read, later_first),
+        *(lost_by_expiry, no_event, no_refusal),
+    ],
+)
 def test_a_history_that_cannot_be_is_refused(wrong: Callable[[], None]):
     with pytest.raises(Violation):
         wrong()

@@ -145,11 +145,33 @@ def test_waiting_for_clients_ends_with_the_server(server):
 def test_clients_can_be_stopped(server):
     clients, ledger = Clients(2, seed=1), Ledger()
     clients.start(server.url)
+    with pytest.raises(RuntimeError, match="at work"):
+        clients.start(server.url)
     clients.wait(5)
     ledger.check(clients.stop(), server.url)
     assert ledger.in_doubt == 0
 
 
+def test_a_server_that_lists_no_keys_is_a_violation(server):
+    with kvd.Client(server.url) as client:
+        client.set("/k", "1")
+    with Connection(server.url) as connection:
+        connection._http.request("PUT", "/v2/auth/users/root", b'{"user":"root","password":"p"}')
+        assert connection._http.getresponse().read()
+        connection._http.request("PUT", "/v2/auth/enable")
+        assert connection._http.getresponse().status == 200
+        connection._http.close()
+        connection._http.request(
+            "DELETE", "/v2/auth/roles/guest", headers={"Authorization": "Basic cm9vdDpw"}
+        )
+        assert connection._http.getresponse().status == 200
+    for ask in (lambda: Ledger().check([], server.url), lambda: Ledger().begin(server.url)):
+        with pytest.raises(Violation, match=r"does not list its keys: 40[13]"):
+            ask()
+
+
 def test_an_address_of_another_kind_is_refused():
     with pytest.raises(ValueError, match="expected http://HOST:PORT"):
         Connection("unix:///run/kvd.sock")
+    with pytest.raises(ValueError, match="expected http://HOST:PORT"):
+        Clients(1, seed=1).start("https://127.0.0.1:2379")
