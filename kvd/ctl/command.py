@@ -185,6 +185,14 @@ class Verb(click.Command):
             raise self._explain(error, ctx.ensure_object(Call).settings) from error
 
 
+def meant(word: str, words: Sequence[str]) -> str:
+    """Return a question that names what a wrong word may stand for; empty without a likely one."""
+    from difflib import get_close_matches  # noqa: PLC0415 -- for errors alone
+
+    found = get_close_matches(word, words, n=1, cutoff=0.6)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
 class Group(click.Group):
     """A verb with verbs of its own; without one it prints its help."""
 
@@ -202,7 +210,8 @@ class Group(click.Group):
             Failure: there is none of that name.
         """
         if self.get_command(ctx, args[0]) is None:
-            raise Failure(f"No help topic for '{printable(args[0])}'", UNKNOWN_VERB)
+            text = f"No help topic for '{printable(args[0])}'"
+            raise Failure(text + meant(args[0], self.list_commands(ctx)), UNKNOWN_VERB)
         return super().resolve_command(ctx, args)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvd import __version__
-from kvd.ctl.command import Call, Root, settings
+from kvd.ctl.command import Call, Root, meant, settings
 from kvd.ctl.failures import BUG, INTERRUPTED, IO_ERROR, USAGE, Failure
 from kvd.ctl.table import SECTIONS, VERBS
 from kvd.descriptors import discard_output, open_standard_descriptors
@@ -102,9 +102,12 @@ def _end(text: str, status: int) -> int:
 
 def _wrong(error: click.UsageError) -> str:
     where = error.ctx.command_path if error.ctx is not None else NAME
-    is_unknown = isinstance(error, click.NoSuchOption)  # without guesses at what was meant
-    message = error.message if is_unknown else error.format_message()
-    return f"{NAME}: {printable(message.removesuffix('.'))}; see `{where} --help`"
+    if isinstance(error, click.NoSuchOption):
+        near = meant(error.option_name, error.possibilities or ())
+        message = f"{error.message.removesuffix('.')}{near}"
+    else:
+        message = error.format_message().removesuffix(".")
+    return f"{NAME}: {printable(message)}; see `{where} --help`"
 
 
 class _Offline(click.Command):

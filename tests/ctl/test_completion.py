@@ -1,19 +1,15 @@
 """Completion of keys in bash, zsh and fish, from the server."""
 
 import os
-import pty
-import re
-import select
 import shutil
 import socket
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 
 from tests.support.server import PATIENCE_S, ROOT, free_port
+from tests.support.terminal import Terminal
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -106,49 +102,11 @@ SETUP = {
 }
 
 
-class Terminal:
-    """A shell under a terminal."""
-
-    def __init__(self, shell, server, directory):
-        self._fd, own = pty.openpty()
-        self._process = subprocess.Popen(
-            ["setsid", "--ctty", *SHELLS[shell]],
-            stdin=own,
-            stdout=own,
-            stderr=own,
-            env={
-                **os.environ,
-                "HOME": str(directory),
-                "XDG_CONFIG_HOME": str(directory),
-                "KVDCTL_ENDPOINTS": server.url,
-                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-                "TERM": "xterm",
-            },
-        )
-        os.close(own)
-        self.shown = ""
-
-    def send(self, text):
-        os.write(self._fd, text.encode())
-
-    def wait_for(self, pattern):
-        deadline = time.monotonic() + PATIENCE_S
-        while not re.search(pattern, self.shown):
-            assert time.monotonic() < deadline, self.shown
-            if select.select([self._fd], [], [], 0.1)[0]:
-                self.shown += os.read(self._fd, 4096).decode("utf-8", "replace")
-
-    def close(self):
-        self._process.kill()
-        self._process.wait(PATIENCE_S)
-        os.close(self._fd)
-
-
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_real_shell_lists_the_children_of_a_key(server, tmp_path, shell):
     if shutil.which(shell) is None:
         pytest.skip(f"there is no {shell} here")
-    terminal = Terminal(shell, server, tmp_path)
+    terminal = Terminal(SHELLS[shell], server, tmp_path)
     try:
         terminal.send(f"{SETUP[shell]}; echo set''up\n")
         terminal.wait_for("setup\r?\n")

@@ -259,6 +259,8 @@ def test_no_server_is_status_2_and_without_sync_4(kvdctl):
     ("argv", "status", "text"),
     [
         (["nosuch"], 3, "No help topic for 'nosuch'"),
+        (["gte"], 3, "No help topic for 'gte'; did you mean 'get'\\?"),
+        (["get", "--quorm", "/a"], 1, "kvdctl: No such .*; did you mean '--quorum'\\?; see .*"),
         (["get"], 1, "Error:  key required"),
         (["get", "--no", "/a"], 1, "kvdctl: No such option.*--no'?; see `kvdctl get --help`"),
         (["set", "--nosuch", "/a", "v"], 1, "kvdctl: No such option.*--nosuch'?; see .*"),

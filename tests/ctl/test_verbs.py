@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from tests.support.server import PATIENCE_S, ROOT
+from tests.support.terminal import Terminal
 
 
 @pytest.fixture
@@ -168,6 +169,33 @@ def test_top_shows_what_the_server_does(ctl):
     assert list(rows)[:4] == ["reads", "writes", "sync p50", "sync p99"]
     assert rows["index"].isdecimal()
     assert rows["disk left"].endswith("iB")
+
+
+@pytest.fixture
+def terminal(tmp_path):
+    opened = []
+
+    def run(server, *argv):
+        kvdctl = [sys.executable, "-m", "kvd.ctl.main", "--endpoints", server.url]
+        opened.append(Terminal([*kvdctl, *argv], server, tmp_path))
+        return opened[-1]
+
+    yield run
+    for one in opened:
+        one.close()
+
+
+def test_top_outlives_its_server_and_leaves_the_terminal_as_it_was(fresh_server, terminal):
+    fresh_server.listen = fresh_server.url  # the same port again
+    top = terminal(fresh_server, "top", "--interval", "0.1")
+    top.wait_for("disk left")
+    fresh_server.kill()
+    top.wait_for("no answer from .*\r\ntrying again; q ends it")
+    fresh_server.start()
+    top.shown = ""
+    top.wait_for("disk left")
+    top.send("xq")
+    assert top.wait() == 0
 
 
 def test_an_output_that_fails_is_one_line_and_one_that_is_closed_is_none(server):

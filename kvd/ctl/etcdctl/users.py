@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -37,9 +38,20 @@ def _send(call: Call, method: str, path: str, body: object = None) -> Reply:
 
 
 def _name_of(args: tuple[str, ...], kind: str) -> str:
-    if not args or args[0].startswith(":") or not args[0]:
+    if len(args) != 1 or not args[0]:
         raise Failure(f"Please provide a {kind}", USAGE)
     return args[0]
+
+
+def _accept_none(args: tuple[str, ...]) -> None:
+    if args:
+        raise Failure("No arguments accepted", USAGE)
+
+
+def _canonical(path: str) -> str:
+    """Return a path as Go cleans it: from the root on, without `.`, `..` and doubled slashes."""
+    clean = posixpath.normpath(f"/{path.lstrip('/')}")
+    return f"{clean}/" if path.endswith("/") and clean != "/" else clean
 
 
 def _user(name: str) -> str:
@@ -59,10 +71,10 @@ def _names(found: Sequence[Any] | None, kind: str) -> str:
 # Users.
 
 
-@user.command("list", cls=Verb, explain=plain, help="Print the names of all users.")
-@pass_call
-def user_list(call: Call) -> None:
+@_verb(user, "list", "Print the names of all users.", "")
+def user_list(call: Call, args: tuple[str, ...]) -> None:
     """Print the names of all users."""
+    _accept_none(args)
     write(_names(json_of(_send(call, "GET", "users"))["users"], "user"))
 
 
@@ -90,6 +102,8 @@ def _new_password() -> str:
 def user_add(call: Call, args: tuple[str, ...]) -> None:
     """Create a user."""
     name, colon, password = _name_of(args, "username").partition(":")
+    if not name:
+        raise Failure("Please provide a username", USAGE)
     if not colon:
         password = _new_password()
     _send(call, "PUT", _user(name), {"user": name, "password": password})
@@ -136,10 +150,10 @@ _of_roles("revoke", "Take roles from a user.")
 # Roles.
 
 
-@role.command("list", cls=Verb, explain=plain, help="Print the names of all roles.")
-@pass_call
-def role_list(call: Call) -> None:
+@_verb(role, "list", "Print the names of all roles.", "")
+def role_list(call: Call, args: tuple[str, ...]) -> None:
     """Print the names of all roles."""
+    _accept_none(args)
     try:
         reply = _send(call, "GET", "roles")
     except ApiError as error:
@@ -188,6 +202,8 @@ def _of_rights(name: str, text: str) -> None:
     ) -> None:
         if not path:
             raise Failure("No path specified; please use `--path`", USAGE)
+        if path != _canonical(path):
+            raise Failure(f"Not canonical path; please use `--path={_canonical(path)}`", USAGE)
         if read + write_ + readwrite != 1:
             text = "Please specify exactly one of --read, --write or --readwrite"
             raise Failure(text, USAGE)
@@ -221,8 +237,7 @@ def _of_auth(name: str, method: str, text: str, done: str) -> None:
     """Make `auth enable` or `auth disable`."""
 
     def change(call: Call, args: tuple[str, ...]) -> None:
-        if args:
-            raise Failure("No arguments accepted", USAGE)
+        _accept_none(args)
         _send(call, method, "enable")
         write(f"Authentication {done}\n")
 

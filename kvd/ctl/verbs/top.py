@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
+import select
+import shutil
+import signal
 import sys
 import time
 from collections.abc import Mapping
+from typing import Any, Self
 
 import click
 
+from kvd.client.errors import TransportError
 from kvd.ctl.command import Call, Verb, pass_call
 from kvd.ctl.etcdctl.output import write
 from kvd.ctl.failures import failure
 from kvd.ctl.goflags import Seconds
+from kvd.lines import printable
 
 Metrics = Mapping[tuple[str, str], float]
 """Values by name and labels."""
@@ -22,7 +29,7 @@ _READS = ("GET", "HEAD")
 _INTERVAL_MAX_S = 86400
 
 
-@click.command(cls=Verb, help="Show what a kvd does, once a second, until Ctrl-C.")
+@click.command(cls=Verb, help="Show what a kvd does, once a second, until q or Ctrl-C.")
 @click.option("--count", "-n", type=click.IntRange(1), metavar="N", help="so many times")
 @click.option(
     "--interval",
@@ -34,18 +41,79 @@ _INTERVAL_MAX_S = 86400
 @pass_call
 def command(call: Call, *, count: int | None, interval: float) -> None:
     """Show what a kvd does, once a second."""
-    is_terminal = sys.stdout.isatty()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the terminal is to be restored
     before, at = _read(call), time.monotonic()
+    is_lost = False
     try:
-        while count is None or count > 0:
-            time.sleep(interval)
-            now, new_at = _read(call), time.monotonic()
-            text = "\n".join(_rows(before, now, new_at - at)) + "\n"
-            write(f"\x1b[H\x1b[J{text}" if is_terminal else f"{text}\n")
-            before, at = now, new_at
-            count = None if count is None else count - 1
+        with _Screen() as screen:
+            while count is None or count > 0:
+                if screen.is_left(interval):
+                    return
+                count = None if count is None else count - 1
+                try:
+                    now, new_at = _read(call), time.monotonic()
+                except TransportError as error:
+                    screen.tell(str(error), is_news=not is_lost)
+                    is_lost = True
+                    continue
+                if is_lost:
+                    screen.tell("the server answers again", is_news=True)
+                screen.show(_rows(before, now, new_at - at))
+                before, at, is_lost = now, new_at, False
     except KeyboardInterrupt:
         return
+
+
+class _Screen:
+    """A terminal that is drawn again each time, or an output with one block behind the other."""
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stdout.isatty()
+        self._keys = sys.stdin.fileno() if self._is_terminal and sys.stdin.isatty() else None
+        self._before: list[Any] = []
+
+    def __enter__(self) -> Self:
+        if self._keys is not None:
+            import termios  # noqa: PLC0415 -- for terminals alone
+            import tty  # noqa: PLC0415
+
+            self._before = termios.tcgetattr(self._keys)
+            tty.setcbreak(self._keys)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._keys is not None:
+            import termios  # noqa: PLC0415
+
+            termios.tcsetattr(self._keys, termios.TCSADRAIN, self._before)
+
+    def is_left(self, seconds: float) -> bool:
+        """Wait; return whether the user has pressed q."""
+        ends = time.monotonic() + seconds
+        while (left := ends - time.monotonic()) > 0:
+            if self._keys is None:
+                time.sleep(left)
+            elif select.select([self._keys], [], [], left)[0]:
+                pressed = os.read(self._keys, 64)
+                if b"q" in pressed or not pressed:
+                    return True
+        return False
+
+    def show(self, rows: list[str]) -> None:
+        """Show rows, as many as there is room for."""
+        if not self._is_terminal:
+            write("\n".join(rows) + "\n\n")
+            return
+        width, height = shutil.get_terminal_size()
+        text = "\n".join(row[:width] for row in rows[: max(height - 1, 1)])
+        write(f"\x1b[H\x1b[J{text}\n")
+
+    def tell(self, line: str, *, is_news: bool) -> None:
+        """Tell of the server's loss and its return: once, or as long as it lasts on a terminal."""
+        if self._is_terminal:
+            self.show([printable(line), "trying again; q ends it"])
+        elif is_news:
+            sys.stderr.write(printable(f"kvdctl: {line}") + "\n")
 
 
 def _read(call: Call) -> Metrics:
