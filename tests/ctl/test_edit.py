@@ -60,8 +60,8 @@ def kept(err):
 
 def test_an_unchanged_text_writes_nothing(editing, store, tmp_path):
     index = store.set("/e/same", "text").index
-    assert editing("/e/same", lambda _: None)[:3] == (0, "no change\n", "")
-    assert editing("/e/same", lambda text: text + "\n")[:3] == (0, "no change\n", "")
+    for edited in (lambda _: None, lambda text: text + "\n"):
+        assert editing("/e/same", edited)[:2] == (0, "no change\n")
     assert store.get("/e/same").modified_index == index
     assert not list(tmp_path.glob("kvdctl-*"))
 
@@ -169,17 +169,25 @@ def test_what_is_no_text_is_refused(ctl, store):
     assert ctl("edit", "/e") == (1, "", "kvdctl: /e: is a directory\n")
 
 
-def test_a_real_editor_without_a_terminal(ctl, store, tmp_path):
+def test_a_real_editor_without_a_terminal(ctl, store, tmp_path, own_environment):
+    own_environment.setattr("tempfile.tempdir", str(tmp_path))
     store.set("/e/real", "one\n")
     script = tmp_path / "ed it"
     script.write_text('#!/bin/sh\necho two >>"$1"\n')
     script.chmod(0o755)
     assert ctl("edit", "/e/real", "--editor", f"'{script}'")[0] == 0
     assert store.get("/e/real").value == "one\ntwo\n"
-    assert ctl("edit", "/e/real", "--editor", "/nope")[0] == 1
-    status, _, err = ctl("edit", "/e/real", "--editor", "false")
-    assert status == 1
-    assert err.startswith("kvdctl: the editor ended with status 1; kept in ")
+    for editor, words in (
+        ("/nope", "/nope: No such file or directory"),
+        ("false", "the editor ended with status 1"),
+        ("sh -c 'kill -9 $$'", "signal 9 has ended the editor"),
+        ("""sh -c 'rm "$0"'""", "the text cannot be read: No such file or directory"),
+        (" ", "the editor is an empty text: name one with --editor, or in $EDITOR"),
+    ):
+        assert ctl("edit", "/e/real", "--editor", editor) == (1, "", f"kvdctl: {words}\n")
+    assert not list(tmp_path.glob("kvdctl-*"))  # the server has all that was in these files
+    status, _, err = ctl("edit", "/e/real", "--editor", """sh -c 'printf "\\377" >"$0"'""")
+    assert (status, kept(err).read_bytes()) == (1, b"\xff")
 
 
 def test_no_interleaving_with_another_writer_loses_a_change(editing, store):

@@ -78,7 +78,7 @@ def load(file: str, key: str | None) -> Document:
     except OSError as error:
         raise failure(f"{file}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise failure(f"{file}: it is no UTF-8") from None
+        raise failure(f"{'standard input' if file == '-' else file}: it is no UTF-8") from None
     except Damaged as error:
         raise failure(str(error)) from None
     if key is None:

@@ -7,17 +7,11 @@ changes are merged and shown again first; a text with unresolved conflicts is ne
 from __future__ import annotations
 
 import difflib
-import json
 import math
-import os
-import re
-import shlex
 import shutil
-import signal
 import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 
@@ -29,9 +23,15 @@ from kvd.ctl import terminal
 from kvd.ctl.command import Call, Verb, keys, pass_call
 from kvd.ctl.etcdctl.output import write
 from kvd.ctl.failures import CONFLICT, INTERRUPTED, REFUSED, USAGE, Failure, explained, failure
+from kvd.ctl.verbs import editors
 from kvd.ctl.verbs.merge import has_marks, merge
 from kvd.lines import printable
 
+_AT_ONCE_S = 0.5
+_NO_WAIT = (
+    "kvdctl: the editor ended at once: one with windows needs its flag to wait, such as "
+    "--editor 'code --wait' or 'gvim -f'\n"
+)
 _NO_TEXT = "its value is no text: use get --raw and set --raw"
 
 
@@ -45,10 +45,10 @@ def command(call: Call, *, key: str, create: bool, editor: str | None) -> None:
     seen = _read(call, key)
     if seen is None and not create:
         raise failure(f"{key} is not there; --create makes it", REFUSED)
-    command = _editor(editor)
+    command = editors.command_of(editor)
     directory = Path(tempfile.mkdtemp(prefix="kvdctl-"))
     is_kept = True
-    edit = _Edit(call, key, seen, _name(directory, key, seen), command)
+    edit = _Edit(call, key, seen, editors.file_name(directory, key, seen), command)
     try:
         edit.run()
         is_kept = False
@@ -106,9 +106,12 @@ class _Edit:
         before = self._before
         self.file.touch(mode=0o600)
         _put(self.file, before)
+        began = monotonic()
         text = self._edited(before)
         if text == before and self._seen is not None:
             write("no change\n")
+            if monotonic() - began < _AT_ONCE_S and terminal.is_there():
+                sys.stderr.write(_NO_WAIT)
             return
         while True:
             text = self._checked(text)
@@ -144,22 +147,36 @@ class _Edit:
     def _edited(self, before: str) -> str:
         """Run the editor; return the text, without the final newline that it has added."""
         try:
-            with _interrupts_for_the_editor():
+            with editors.interrupts():
                 ended = subprocess.run([*self._editor, str(self.file)], check=False)  # noqa: S603
         except OSError as error:
-            raise _Stopped(f"{self._editor[0]}: {error.strerror}", USAGE, is_kept=False) from None
+            raise self._stopped(f"{self._editor[0]}: {error.strerror}") from None
+        if ended.returncode < 0:
+            raise self._stopped(f"signal {-ended.returncode} has ended the editor")
         if ended.returncode:
-            raise _Stopped(f"the editor ended with status {ended.returncode}", USAGE)
+            raise self._stopped(f"the editor ended with status {ended.returncode}")
         try:
             text = self.file.read_bytes().decode()
-        except (OSError, UnicodeDecodeError) as error:
-            raise _Stopped(f"the text cannot be read: {error}", USAGE) from None
+        except OSError as error:
+            raise self._stopped(f"the text cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise self._stopped("the text is no UTF-8") from None
         added = text.endswith("\n") and not before.endswith("\n")
         return text[:-1] if added else text
 
+    def _stopped(self, message: str) -> _Stopped:
+        """Return an end after which the file stays only if it has what the server does not."""
+        try:
+            is_kept = self.file.read_bytes() != _encoded(self._before)
+        except OSError:
+            is_kept = False
+        return _Stopped(message, USAGE, is_kept=is_kept)
+
     def _checked(self, text: str) -> str:
         """Return a text that is JSON if it was before, or one that the user wants as it is."""
-        while self._seen is not None and _is_json(self._before) and not _is_json(text):
+        while (
+            self._seen is not None and editors.is_json(self._before) and not editors.is_json(text)
+        ):
             match self._choose("it is no JSON any more", "[s]ave [e]dit [q]uit"):
                 case "s":
                     return text
@@ -221,17 +238,6 @@ class _Edit:
                 raise _Stopped("nothing was changed", CONFLICT)
 
 
-@contextmanager
-def _interrupts_for_the_editor() -> Iterator[None]:
-    """Leave Ctrl-C to the editor, which has the terminal and its own use for it."""
-    # A function, not SIG_IGN, which the editor would inherit.
-    before = signal.signal(signal.SIGINT, lambda *_: None)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _read(call: Call, key: str) -> Node | None:
     operations = call.session.operations
     try:
@@ -251,45 +257,11 @@ def _read(call: Call, key: str) -> Node | None:
 
 
 def _put(file: Path, text: str) -> None:
-    file.write_bytes(text.encode("utf-8", "replace"))
+    file.write_bytes(_encoded(text))
 
 
-def _editor(given: str | None) -> list[str]:
-    text = given or os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise failure(f"{text}: {error}") from None
-
-
-def _name(directory: Path, key: str, seen: Node | None) -> Path:
-    """Return a file name by which an editor knows the language."""
-    name = re.sub(r"[^\w.-]", "_", key.rstrip("/").rpartition("/")[2]).lstrip(".-")[-100:]
-    if "." not in name:
-        text = "" if seen is None else seen.value or ""
-        kinds: tuple[tuple[Callable[[str], bool], str], ...] = (
-            (_is_json, "json"),
-            (_is_yaml, "yaml"),
-        )
-        suffix = next((suffix for is_kind, suffix in kinds if is_kind(text)), "txt")
-        name = f"{name or 'value'}.{suffix}"
-    return directory / name
-
-
-def _is_json(text: str) -> bool:
-    if not text.lstrip().startswith(("{", "[")):
-        return False
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _is_yaml(text: str) -> bool:
-    return (
-        text.startswith("---") or re.match(r"[\w.-]+:(?: [^\n]*)?\n\s*[\w.-]+:", text) is not None
-    )
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "replace")
 
 
 def _diff(before: str, after: str) -> str:

@@ -72,7 +72,8 @@ def txn(call: Call, *, file: str) -> None:
     except OSError as error:
         raise failure(f"{file}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise failure(f"{file}: it is no JSON: {error}") from None
+        name = "standard input" if file == "-" else file
+        raise failure(f"{name}: it is no JSON: {error}") from None
     call.session.run(call.session.operations.require("txn"))
     reply = call.session.call("POST", "/v2/txn", body=body, content_type=JSON)
     if call.is_json:
