@@ -1,11 +1,14 @@
 // Requests to kvd. Every address is relative to the page, which a proxy may show anywhere.
 
-import { encodePath } from "./format.js";
-import { state, mayRead, update } from "./state.js";
+import { encodePath, shortened } from "./format.js";
+import { isReadOnly, state, mayRead, update } from "./state.js";
+
+const MESSAGE_MAX = 400;
 
 export class ApiError extends Error {
   constructor(status, body) {
-    super(body?.cause ? `${body.message}: ${body.cause}` : body?.message || `status ${status}`);
+    // A cause may name a key of 64 KB, or hold values that differ.
+    super(shortened(String(body?.cause ? `${body.message}: ${body.cause}` : body?.message || `status ${status}`), MESSAGE_MAX));
     this.status = status;
     this.code = body?.errorCode ?? 0;
     this.index = body?.index ?? 0;
@@ -39,8 +42,17 @@ export async function logIn(user, password, stays) {
 
 export function forgetLogin() {
   authorization = "";
-  sessionStorage.clear();
+  // Behind a proxy other pages may have the same origin, and keep things of their own.
+  for (const name of Object.keys(sessionStorage)) if (name.startsWith("kvd.")) sessionStorage.removeItem(name);
 }
+
+const refused = [];
+
+/** Have a function called when the server refuses a request for want of a right. */
+export const onRefused = listener => refused.push(listener);
+
+const SESSION = "session.json";
+const WRITES = new Set(["PUT", "DELETE"]);
 
 const address = place => new URL(place, new URL(".", location.href)).href;
 
@@ -58,6 +70,7 @@ export async function send(method, place, { form = null, body = null, headers = 
       throw new Offline(`status ${answer.status}`); // of a proxy before kvd
     }
     reach(true);
+    if (answer.status === 401 && place !== SESSION) for (const listener of refused) listener();
     const index = Number(answer.headers.get("X-Etcd-Index"));
     if (index) state.lowest = Math.min(state.lowest, index);
     if (index > state.index) {
@@ -73,6 +86,7 @@ export async function send(method, place, { form = null, body = null, headers = 
 }
 
 async function json(method, place, options) {
+  if (WRITES.has(method) && isReadOnly()) throw new ApiError(403, { message: "Read-only: this page changes nothing" });
   const answer = await send(method, place, options);
   let data = null;
   try {
@@ -115,7 +129,7 @@ export const read = (path, query, options = {}) =>
   json("GET", keyPlace(path, { query, isDir: options.isDir }), options);
 export const write = (path, form, options = {}) => json("PUT", keyPlace(path), { form, ...options });
 export const remove = (path, query = {}) => json("DELETE", keyPlace(path, { query }));
-export const session = () => json("GET", "session.json");
+export const session = () => json("GET", SESSION);
 export const status = since => json("GET", `status.json?since=${since}`);
 
 export const writeBytes = (path, bytes, query) =>

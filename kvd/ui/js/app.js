@@ -4,7 +4,7 @@ import { html, nothing, render } from "../vendor/lit-html.js";
 import * as api from "./api.js";
 import * as detailView from "./detail.js";
 import { detail } from "./detail.js";
-import { number, short } from "./format.js";
+import { number, short, shortened, titleOf } from "./format.js";
 import { button, copy, dialog, icon, iconButton } from "./parts.js";
 import { applyTheme, go, indexText, linkTo, onDraw, readableRoots, refusal, remember, remembered, route, state, toast, update, whenVisible } from "./state.js";
 import * as feed from "./feed.js";
@@ -116,7 +116,7 @@ let wantsRoot = false;
 async function onRoute() {
   const before = state.route;
   state.route = route();
-  document.title = { keys: `${state.route.path} · kvd`, live: "Live · kvd", status: "Status · kvd" }[state.route.page];
+  document.title = { keys: `${shortened(state.route.path, 200)} · kvd`, live: "Live · kvd", status: "Status · kvd" }[state.route.page];
   // Narrow screens have room for one: what was chosen, not the tree.
   if (state.route.page === "keys" && state.route.path !== before.path) state.isDetailShown = state.route.path !== "/" || wantsRoot;
   wantsRoot = false;
@@ -133,7 +133,7 @@ async function onRoute() {
 function leaveEditor() {
   const { editor } = detail;
   detail.editor = null;
-  if (editor.isChanged) toast(`Your change of ${editor.draft.path} is kept in this tab.`, { label: "Go back", action: () => go("keys", editor.draft.path) });
+  if (editor.isChanged) toast(`Your change of ${titleOf(editor.draft.path)} is kept in this tab.`, { label: "Go back", action: () => go("keys", editor.draft.path) });
 }
 
 async function showKeys(path) {
@@ -354,6 +354,30 @@ feed.on("stale", () => tree.reloadAll());
 api.onReach(() => {
   tree.reloadAll();
   if (detail.path != null && !detail.editor) detailView.show(detail.path, { again: true });
+});
+
+let isAsking = false;
+
+/** What was refused may have been taken away, or users may have been switched on: look what is left. */
+api.onRefused(async () => {
+  if (isAsking) return;
+  isAsking = true;
+  try {
+    const before = JSON.stringify(state.session);
+    let session;
+    try {
+      session = await api.session();
+    } catch (error) {
+      if (error.status !== 401) throw error;
+      api.forgetLogin();
+      session = await api.session();
+    }
+    if (JSON.stringify(session) === before) return;
+    state.session = session;
+    begin();
+  } catch { /* it is refused once more */ } finally {
+    isAsking = false;
+  }
 });
 
 let isMounted = false;

@@ -2,7 +2,7 @@
 
 import { html, nothing } from "../vendor/lit-html.js";
 import * as api from "./api.js";
-import { bytes, duration, isBelow, isHidden, join, nameOf, number, partsOf, plural, short } from "./format.js";
+import { bytes, duration, isBelow, isHidden, join, nameOf, number, partsOf, plural, short, hasUnseen, visible } from "./format.js";
 import { button, code, copy, download, icon, iconButton, ring } from "./parts.js";
 import { go, linkTo, mayList, mayRead, refusal, remember, state, toast, update } from "./state.js";
 import { formatted, kindOf } from "./syntax.js";
@@ -149,12 +149,14 @@ function head(path) {
     <h2 class="path" id="path-title" aria-label=${path}>
       <a href=${linkTo("/")} aria-label="Root">/</a>${parts.map((part, at) => html`${at ? html`<i>/</i><wbr>` : nothing}${
         at === parts.length - 1
-          ? html`<b>${part}</b>`
-          : html`<a href=${linkTo(`/${parts.slice(0, at + 1).join("/")}`)}>${part}</a>`}`)}
+          ? html`<b>${named(part)}</b>`
+          : html`<a href=${linkTo(`/${parts.slice(0, at + 1).join("/")}`)}>${named(part)}</a>`}`)}
     </h2>
     ${iconButton("copy", "Copy the path", () => copy(path, "the path"))}
   </div>`;
 }
+
+const named = part => (hasUnseen(part) ? visible(part) : part);
 
 let screensBack = () => {};
 export const onBack = action => (screensBack = action);
@@ -210,7 +212,8 @@ function keyFacts(screens) {
   const { node, value } = detail;
   const kind = value.error ? html`<span class="bad">${value.kind}, not valid: line ${number(value.error.line)}</span>` : value.kind;
   return facts([kind, html`<b>${bytes(value.size)}</b>`, ...times(node), ttlFact(screens),
-    isHidden(detail.path) ? "hidden" : null, ...notLive()]);
+    isHidden(detail.path) ? "hidden" : null,
+    (value.hasUnseen ??= !value.isBinary && hasUnseen(value.text)) ? html`<span class="warn">has signs that cannot be seen</span>` : null, ...notLive()]);
 }
 
 const notLive = () => (!mayRead(detail.path) && detail.error ? [detail.error.message] : []);

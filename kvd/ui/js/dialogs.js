@@ -2,7 +2,7 @@
 
 import { html, nothing } from "../vendor/lit-html.js";
 import * as api from "./api.js";
-import { bytes, clean, join, nameOf, number, parentOf, sizeOf } from "./format.js";
+import { bytes, clean, join, nameOf, number, parentOf, shortened, sizeOf, titleOf } from "./format.js";
 import { detail, left_s, leftText, show, showAgain } from "./detail.js";
 import { hasDrafts, dropDrafts } from "./editor.js";
 import { button, copy, dialog, icon } from "./parts.js";
@@ -49,7 +49,7 @@ export function create(dir, path = "") {
     try {
       const { node } = await api.write(target, sent);
       shown.close();
-      toast(`Created ${nameOf(target)} at index ${number(node.modifiedIndex)}.`, { seconds: 8 });
+      toast(`Created ${titleOf(target)} at index ${number(node.modifiedIndex)}.`, { seconds: 8 });
       if (detail.path === target) await show(target, { again: true });
       go("keys", target);
     } catch (error) {
@@ -63,7 +63,7 @@ export function create(dir, path = "") {
 function hint(path) {
   const parent = path.endsWith("/") ? clean(path) : parentOf(clean(path));
   if (nameOf(path).startsWith("_")) return "A name that begins with “_” is hidden from listings.";
-  return parent === "/" ? "Slashes make directories." : html`In <code>${parent}</code>, which is made if it is not there.`;
+  return parent === "/" ? "Slashes make directories." : html`In <code>${shortened(parent, 120)}</code>, which is made if it is not there.`;
 }
 
 /** Delete what is shown: a key with a way back, a directory by its name. */
@@ -74,7 +74,7 @@ function removeKey() {
   const left = left_s();
   let problem = "";
   const shown = dialog("Delete this key?", (redraw, close) => html`
-    <div class="dialog-body"><h2>Delete ${nameOf(path)}?</h2><p class="mono wrap">${path}</p>
+    <div class="dialog-body"><h2>Delete ${titleOf(path)}?</h2><p class="mono wrap">${path}</p>
       <p>${bytes(value.size)}, modified at ${number(node.modifiedIndex)}. It is deleted only if it is still as it is shown.</p>
       ${problem ? html`<p class="bad" role="alert">${problem}</p>` : nothing}</div>
     <div class="dialog-foot">${button(null, "Cancel", close)}<button type="button" class="button danger solid" autofocus @click=${act}>Delete</button></div>`);
@@ -83,7 +83,7 @@ function removeKey() {
       const kept = value.isCut ? (await api.raw(path)).bytes : value.data;
       await api.remove(path, { prevIndex: node.modifiedIndex });
       shown.close();
-      toast(`Deleted ${nameOf(path)}.`, { seconds: 12, label: "Undo", action: () => undo(path, kept, left) });
+      toast(`Deleted ${titleOf(path)}.`, { seconds: 12, label: "Undo", action: () => undo(path, kept, left) });
       go("keys", parentOf(path));
     } catch (error) {
       problem = error.code === 101 ? "The key has changed meanwhile. Nothing was deleted: close this and look again." : error.message;
@@ -95,7 +95,7 @@ function removeKey() {
 async function undo(path, kept, left) {
   try {
     await api.writeBytes(path, kept, { prevExist: "false", ...(left ? { ttl: left } : {}) });
-    toast(`${nameOf(path)} is back.`, { seconds: 8 });
+    toast(`${titleOf(path)} is back.`, { seconds: 8 });
     go("keys", path);
   } catch (error) {
     toast(`It could not be put back: ${error.message}`, { kind: "bad", seconds: 12 });
@@ -109,7 +109,7 @@ function removeDir(screens) {
   const typable = name.replace(/[\r\n]/g, ""); // a field has one line
   const what = counted ? `${counted.complete ? "" : "at least "}${number(counted.keys)} ${counted.keys === 1 ? "key" : "keys"}` : "everything";
   const shown = dialog("Delete this directory?", (redraw, close) => html`<form @submit=${event => act(event)}>
-    <div class="dialog-body"><h2>Delete ${name} and everything below it?</h2><p class="mono wrap">${path}</p>
+    <div class="dialog-body"><h2>Delete ${titleOf(path)} and everything below it?</h2><p class="mono wrap">${path}</p>
       <div class="band bad">${icon("warn")}<span>${counted ? html`<b>${what}</b> and <b>${number(counted.dirs)}</b> ${counted.dirs === 1 ? "directory" : "directories"},
         ${bytes(counted.bytes)} of values, will be gone at once.` : html`All of it will be gone at once.`} Hidden ones too.</span></div>
       <p>Watchers of anything below are told of one event, the deletion of the directory. An export first is the only way back.</p>
@@ -129,7 +129,7 @@ function removeDir(screens) {
     try {
       await api.remove(path, { recursive: true, dir: true });
       shown.close();
-      toast(`Deleted ${name} and everything below it.`);
+      toast(`Deleted ${titleOf(path)} and everything below it.`);
       go("keys", parentOf(path));
     } catch (error) {
       form.problem = error.message;
@@ -145,7 +145,7 @@ export function ttl() {
   const isDir = status === "dir";
   const form = { way: "refresh", seconds: String(left_s() || 3600), problem: "" };
   const shown = dialog("When it expires", (redraw, close) => html`<form @submit=${event => act(event)}>
-    <div class="dialog-body"><h2>When ${nameOf(path)} expires</h2>
+    <div class="dialog-body"><h2>When ${titleOf(path)} expires</h2>
       <p>${detail.ends ? `It expires in ${leftText()}.` : "It does not expire."}</p>
       ${choice("refresh", "Expire in", html`<input type="number" min="1" max="9000000000" aria-label="Seconds" .value=${form.seconds} @input=${event => (form.seconds = event.target.value)}> seconds`)}
       <p class="note">${isDir ? "A directory expires with everything in it." : "The value stays as it is. This is a refresh: watchers are not told."}</p>
@@ -201,7 +201,7 @@ const quoted = text => `'${text.replaceAll("'", "'\\''")}'`;
 /** Log in; `then` is called when the rights of the user are known. */
 export function login(then) {
   const form = { user: "", password: "", stays: false, problem: "", isBusy: false };
-  const isOpen = location.protocol === "http:" && !/^(localhost|127\.|\[::1\])/.test(location.hostname);
+  const isOpen = location.protocol === "http:" && !/^(localhost|127(\.\d+){3}|\[::1\])$/.test(location.hostname);
   const shown = dialog("Log in", (redraw, close) => html`<form @submit=${event => act(event)}><div class="dialog-body"><h2>Log in</h2>
       ${isOpen ? html`<div class="band warn">${icon("warn")}<span>This page came over http: the password goes over the network as it is.</span></div>` : nothing}
       ${field("User", html`<input autofocus required autocomplete="username" .value=${form.user} @input=${event => (form.user = event.target.value)}>`)}

@@ -4,7 +4,7 @@ import { html, nothing } from "../vendor/lit-html.js";
 import * as api from "./api.js";
 import { counts, diff, linesOf } from "./diff.js";
 import { detail, leftText, left_s, showAgain } from "./detail.js";
-import { nameOf, number, plural } from "./format.js";
+import { nameOf, number, plural, titleOf } from "./format.js";
 import { button, dialog, icon } from "./parts.js";
 import { toast, update } from "./state.js";
 import { COLOURED_MAX, coloured, jsonError, kindOf, yamlError } from "./syntax.js";
@@ -166,7 +166,7 @@ export class Editor {
       return showAgain(this.draft.path);
     }
     return dialog("Drop your change?", (redraw, close) => html`
-      <div class="dialog-body"><h2>Drop your change?</h2><p>What you typed into <code>${nameOf(this.draft.path)}</code> is not saved.</p></div>
+      <div class="dialog-body"><h2>Drop your change?</h2><p>What you typed into <code>${titleOf(this.draft.path)}</code> is not saved.</p></div>
       <div class="dialog-foot">${button(null, "Keep editing", close)}
         <button type="button" class="button danger solid" autofocus @click=${() => {
           close();

@@ -7,7 +7,7 @@
 
 import { html, nothing } from "../vendor/lit-html.js";
 import * as api from "./api.js";
-import { bytes, nameOf, number, partsOf, plural } from "./format.js";
+import { bytes, nameOf, number, partsOf, plural, titleOf } from "./format.js";
 import { valueOf } from "./detail.js";
 import { button, dialog, download } from "./parts.js";
 import { toast } from "./state.js";
@@ -30,7 +30,7 @@ export function exportAll(path) {
   const form = { format: "json", read: 0, isLarge: false, isBusy: false, problem: "", tries: 0, stop: new AbortController() };
   const canWrite = "showSaveFilePicker" in window;
   const shown = dialog("Export", (redraw, close) => html`<form @submit=${event => act(event)}>
-    <div class="dialog-body"><h2>Export ${path === "/" ? "everything" : nameOf(path)}</h2><p class="mono wrap">${path}</p>
+    <div class="dialog-body"><h2>Export ${path === "/" ? "everything" : titleOf(path)}</h2><p class="mono wrap">${path}</p>
       ${FORMATS.map(([name, label, what]) => html`<p class="choice"><label class="tick">
           <input type="radio" name="format" .checked=${form.format === name} ?disabled=${form.isBusy} @change=${() => (form.format = name)}>${label}</label> <small>${what}</small></p>`)}
       <p class="note">Hidden keys are in it. Values that are no text are in base64. ${!form.isLarge ? "All of it is as it was at one index, whatever changes meanwhile."

@@ -2,7 +2,7 @@
 
 import { html, nothing } from "../vendor/lit-html.js";
 import * as api from "./api.js";
-import { clean, nameOf, number, parentOf } from "./format.js";
+import { clean, nameOf, number, parentOf, visible } from "./format.js";
 import { button, dialog, icon } from "./parts.js";
 import { go, readableRoots, remember, remembered, say, state } from "./state.js";
 
@@ -45,7 +45,7 @@ export function openFinder(text = "", isEntered = false) {
       if (find.at === at) return;
       find.at = at;
       shown.redraw();
-    }}>${icon(row.dir ? "folder" : row.isRecent ? "clock" : "file")}<span><span class="found-path">${marked(row.path, find.text.startsWith("/") || row.in === "values" ? "" : find.text)}</span>
+    }}>${icon(row.dir ? "folder" : row.isRecent ? "clock" : "file")}<span><span class="found-path">${marked(visible(row.path), find.text.startsWith("/") || row.in === "values" ? "" : find.text)}</span>
       ${row.around ? html`<span class="around">${marked(row.around.replace(/\s+/g, " "), row.in === "values" ? find.text : "")}</span>` : nothing}</span></li>`;
   }
 

@@ -59,6 +59,23 @@ export function ago(seconds) {
   return seconds < 10 ? "just now" : `${short(seconds)} ago`;
 }
 
+export const shortened = (text, most) => (text.length > most ? `${text.slice(0, most)}…` : text);
+
+// Signs that nobody sees, or that turn the order of what is seen; joiners within emoji and scripts are none of these.
+const UNSEEN = /[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
+
+export const hasUnseen = text => text.search(UNSEEN) >= 0;
+
+/** A name with each of its signs to be seen. */
+export const visible = name =>
+  name.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replaceAll("\r", "␍")
+    .replace(/[\u0000-\u001f]/g, sign => String.fromCharCode(0x2400 + sign.charCodeAt(0)))
+    .replace(/\u007f/g, "␡")
+    .replace(UNSEEN, sign => `⟨${sign.charCodeAt(0).toString(16).padStart(4, "0")}⟩`);
+
+/** The name of a path within a sentence. */
+export const titleOf = path => shortened(visible(nameOf(path)), 60);
+
 // Paths. A path is a key: "/" or "/a/b", without a slash at its end.
 
 export const join = (dir, name) => (dir === "/" ? `/${name}` : `${dir}/${name}`);

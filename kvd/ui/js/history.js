@@ -2,7 +2,7 @@
 
 import { html, nothing } from "../vendor/lit-html.js";
 import * as api from "./api.js";
-import { ago, compare, day, nameOf, number, partsOf } from "./format.js";
+import { ago, compare, day, number, partsOf, titleOf } from "./format.js";
 import { comparable, detail, showAgain, valueOf } from "./detail.js";
 import { action, button, dialog } from "./parts.js";
 import { difference } from "./difference.js";
@@ -150,7 +150,7 @@ async function restoreDir(event) {
   const isWhole = first <= event.prevNode.createdIndex;
   keys.sort((a, b) => compare(a.path, b.path));
   return importAll(path, () => showAgain(path), {
-    keys, title: `Restore what was in ${nameOf(path)}?`,
+    keys, title: `Restore what was in ${titleOf(path)}?`,
     note: isWhole ? "All that was in it when it was removed, from the history. Keys that had a time to expire get it again."
       : `What the history still has of it: changes from index ${number(first)} on. Keys that were last written before are not in it.`,
   });
@@ -175,7 +175,7 @@ async function restore(event, restored) {
   const current = exists ? comparable(detail.value) : "";
   const shown = dialog("Restore this version?", (redraw, close) => html`
     <div class="dialog-body"><h2>Restore index ${number(index)}?</h2>
-      <p class="mono">${path}</p>
+      <p class="mono wrap">${path}</p>
       ${exists ? difference(current, text(restored), "What is restored") : html`<p>The key is not there now: it is created again.</p>`}
       ${problem ? html`<p class="bad" role="alert">${problem}</p>` : nothing}</div>
     <div class="dialog-foot">${button(null, "Cancel", close)}

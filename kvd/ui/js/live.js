@@ -1,7 +1,7 @@
 // What changes, as it changes: 2,000 lines are kept and the last 600 drawn.
 
 import { html, nothing, render } from "../vendor/lit-html.js";
-import { clock, isBelow, number, plural } from "./format.js";
+import { clock, isBelow, number, plural, visible } from "./format.js";
 import { action, button, icon } from "./parts.js";
 import { go, linkTo, mayList, onDraw, say, state, update } from "./state.js";
 import * as feed from "./feed.js";
@@ -103,7 +103,7 @@ function lineView(line) {
   const { event } = line;
   const { node, prevNode } = event;
   return html`<div class="event"><span class="time">${time}</span><span class="index">${number(node.modifiedIndex)}</span>
-    <span>${action(event.action)}</span><a class="key" href=${linkTo(node.key)}>${node.key}</a><span class="change">${change(event, node, prevNode)}</span></div>`;
+    <span>${action(event.action)}</span><a class="key" href=${linkTo(node.key)}>${visible(node.key)}</a><span class="change">${change(event, node, prevNode)}</span></div>`;
 }
 
 const cut = text => (text == null ? "" : text.length > TEXT ? `${text.slice(0, TEXT)}…` : text.replace(/\s+/g, " "));

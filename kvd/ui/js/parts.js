@@ -1,6 +1,7 @@
 // Parts that several screens show: a text with numbers, a difference, a dialog, a button.
 
 import { html, nothing, render } from "../vendor/lit-html.js";
+import { visible } from "./format.js";
 import { COLOURED_MAX, coloured } from "./syntax.js";
 import { toast } from "./state.js";
 
@@ -85,7 +86,7 @@ export async function copy(text, what) {
 /** Have the browser keep a file. */
 export function download(parts, name, type = "application/octet-stream") {
   const url = URL.createObjectURL(new Blob(parts, { type }));
-  const link = Object.assign(document.createElement("a"), { href: url, download: name });
+  const link = Object.assign(document.createElement("a"), { href: url, download: visible(name) });
   document.body.append(link);
   link.click();
   link.remove();

@@ -82,6 +82,8 @@ export function mayList(path) {
 
 const prefixes = patterns => patterns.filter(pattern => pattern.endsWith("*"));
 
+export const isReadOnly = () => state.readOnly || Boolean(state.session?.readOnly);
+
 /** Why a key may not be written; empty if it may. With `all`: it and everything below. */
 export function refusal(path, { all = false } = {}) {
   const { session, readOnly } = state;

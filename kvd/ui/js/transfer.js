@@ -2,7 +2,7 @@
 
 import { html, nothing } from "../vendor/lit-html.js";
 import * as api from "./api.js";
-import { clean, join, number, plural } from "./format.js";
+import { clean, join, number, plural, shortened, visible } from "./format.js";
 import { valueOf } from "./detail.js";
 import { button, dialog, icon } from "./parts.js";
 import { difference } from "./difference.js";
@@ -18,7 +18,7 @@ const DIFFERENCES = 20;
 export function importAll(path, then, given = null) {
   const form = { text: "", file: null, problem: "", plan: null, isBusy: false, done: 0, left: [], isDone: false };
   const shown = dialog("Import", (redraw, close) => html`
-    <div class="dialog-body"><h2>${given?.title ?? `Import into ${path}`}</h2>
+    <div class="dialog-body"><h2>${given?.title ?? `Import into ${shortened(visible(path), 120)}`}</h2>
       ${given && !form.isDone ? html`<p>${given.note}</p>` : nothing}
       ${form.isDone ? result() : form.plan ? planView() : given ? nothing : html`
         <p>JSON or YAML, nested or with paths as names, or etcd's v2 JSON. Nothing is written before you have seen what changes.</p>

@@ -2,13 +2,15 @@
 
 import { html, nothing, render } from "../vendor/lit-html.js";
 import { icon, ring } from "./parts.js";
-import { bytes, number, short } from "./format.js";
+import { bytes, number, short, visible } from "./format.js";
 import { mayList, onDraw, state, update } from "./state.js";
 import * as tree from "./tree.js";
 
 // Browsers end at some height of an element: beyond this, a place on the bar stands for more than one row.
 const HEIGHT_MAX = 12e6;
 const AHEAD = 8;
+// Deeper rows are not moved further to the right, where nobody would see their names.
+const LEVELS_MAX = 14;
 const GLOW_MS = 1600;
 const END_MS = 700;
 
@@ -80,7 +82,7 @@ function draw() {
 
 function rowOf(row, { dir, place, level, child }, size, now) {
   const isCursor = row === view.cursor;
-  const common = `padding-left:${8 + (level - 1) * 16}px;height:${size}px`;
+  const common = `padding-left:${8 + Math.min(level - 1, LEVELS_MAX) * 16}px;height:${size}px`;
   if (!child) {
     return html`<div class="row waits" role="treeitem" id="row-${row}" data-row=${row} aria-level=${level} aria-selected="false"
       aria-setsize=${dir.count} aria-posinset=${place + 1} aria-busy="true" aria-label="loading" .style=${common}>
@@ -96,19 +98,16 @@ function rowOf(row, { dir, place, level, child }, size, now) {
     aria-posinset=${place + 1} .style=${common}>
     <span class="chevron ${isOpen ? "open" : ""}" data-toggle>${child.dir ? icon("right", 14) : nothing}</span>
     ${icon(child.dir ? "folder" : "file", 15)}
-    <span class="name">${shown(child.name)}</span>
+    <span class="name">${visible(child.name)}</span>
     <span class="value">${child.dir ? nothing : preview(child)}</span>
     ${child.ends ? ttl(child, now) : isOpen && known.state === "ready" ? html`<span class="count">${number(known.count)}</span>` : nothing}
   </div>`;
 }
 
-/** A name as one line: line ends and tabs are visible signs. */
-export const shown = name => name.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replaceAll("\r", "␍");
-
 function preview(child) {
   if (child.value === "") return "";
   if (/[\u0000-\u0008\u000e-\u001f\u007f\ufffd]/.test(child.value)) return `binary, ${bytes(child.size)}`;
-  return child.value?.replace(/\s+/g, " ") ?? "";
+  return visible((child.value ?? "").replace(/\s+/g, " "));
 }
 
 function ttl(child, now) {
