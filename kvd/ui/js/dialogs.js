@@ -3,7 +3,7 @@
 import { html, nothing } from "../vendor/lit-html.js";
 import * as api from "./api.js";
 import { bytes, clean, join, nameOf, number, parentOf, shortened, sizeOf, titleOf } from "./format.js";
-import { detail, left_s, leftText, show, showAgain } from "./detail.js";
+import { detail, left_s, leftText, selectTab, show, showAgain } from "./detail.js";
 import { hasDrafts, dropDrafts } from "./editor.js";
 import { button, copy, dialog, icon } from "./parts.js";
 import { applyTheme, go, refusal, remember, remembered, state, toast, update } from "./state.js";
@@ -112,7 +112,7 @@ function removeDir(screens) {
     <div class="dialog-body"><h2>Delete ${titleOf(path)} and everything below it?</h2><p class="mono wrap">${path}</p>
       <div class="band bad">${icon("warn")}<span>${counted ? html`<b>${what}</b> and <b>${number(counted.dirs)}</b> ${counted.dirs === 1 ? "directory" : "directories"},
         ${bytes(counted.bytes)} of values, will be gone at once.` : html`All of it will be gone at once.`} Hidden ones too.</span></div>
-      <p>Watchers of anything below are told of one event, the deletion of the directory. An export first is the only way back.</p>
+      <p>Watchers of anything below are told of one event, the deletion of the directory. The history brings back what it still has of it; an export has all of it.</p>
       ${field(html`Type <code>${typable}</code> to confirm`, html`<input class="mono" autofocus autocomplete="off" spellcheck="false" .value=${form.typed}
         @input=${event => {
           form.typed = event.target.value;
@@ -129,7 +129,10 @@ function removeDir(screens) {
     try {
       await api.remove(path, { recursive: true, dir: true });
       shown.close();
-      toast(`Deleted ${titleOf(path)} and everything below it.`);
+      toast(`Deleted ${titleOf(path)} and everything below it.`, { seconds: 12, label: "See its history", action: () => {
+        selectTab("history");
+        go("keys", path);
+      } });
       go("keys", parentOf(path));
     } catch (error) {
       form.problem = error.message;

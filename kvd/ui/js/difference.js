@@ -4,9 +4,12 @@ import { html, nothing } from "../vendor/lit-html.js";
 import { counts, diff, linesOf, rows } from "./diff.js";
 import { number } from "./format.js";
 
+// A text without a letter has no line that could be added or removed.
+const lines = text => (text ? linesOf(text) : []);
+
 /** The difference of two texts. */
 export function difference(before, after, label) {
-  const steps = diff(linesOf(before), linesOf(after));
+  const steps = diff(lines(before), lines(after));
   const { added, removed } = counts(steps);
   if (!added && !removed) return html`<p class="note">No difference.</p>`;
   return html`<div class="diff" tabindex="0" role="region" aria-label="${label}: ${added} lines added, ${removed} removed">

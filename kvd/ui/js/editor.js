@@ -6,7 +6,7 @@ import { counts, diff, linesOf } from "./diff.js";
 import { detail, leftText, left_s, showAgain } from "./detail.js";
 import { nameOf, number, plural, titleOf } from "./format.js";
 import { button, dialog, icon } from "./parts.js";
-import { toast, update } from "./state.js";
+import { state, toast, update } from "./state.js";
 import { COLOURED_MAX, coloured, jsonError, kindOf, yamlError } from "./syntax.js";
 
 const CHECK_MS = 150;
@@ -24,6 +24,7 @@ export const dropDrafts = () => drafts.clear();
 export async function edit() {
   const { value } = detail;
   if (!value || value.isBinary || value.isCut) return;
+  state.tab = "value"; // where one is after a save
   const draft = drafts.get(detail.path);
   detail.editor = new Editor(draft ?? {
     path: detail.path, base: value.text, index: detail.node.modifiedIndex, text: plain(value.text),
