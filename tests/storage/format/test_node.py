@@ -9,11 +9,14 @@ from kvd.storage.format.node import (
     NAME_BYTES_MAX,
     CorruptIndex,
     Node,
+    child_key,
     decode_name,
     decode_node,
     encode_key,
     encode_node,
+    has_ended,
     id_prefix,
+    parent_prefix,
     parse_node,
     previous_row,
 )
@@ -109,3 +112,21 @@ def test_a_record_under_another_key_is_refused(name, node):
     for other in (encode_key(4, name), encode_key(3, name + b"x"), encode_key(3, b"other")):
         with pytest.raises(CorruptIndex):
             decode_node(other, data)
+
+
+@pytest.mark.parametrize("name", NAMES, ids=NAME_IDS)
+def test_the_key_of_a_child_is_that_from_the_prefix_of_its_directory(name):
+    for dir_id in (1, 2**64 - 1):
+        assert child_key(parent_prefix(dir_id), name) == encode_key(dir_id, name)
+
+
+@pytest.mark.parametrize("name", NAMES, ids=NAME_IDS)
+@pytest.mark.parametrize("node", NODES, ids=NODE_IDS)
+def test_a_row_behind_other_bytes_is_read_where_it_begins(name, node):
+    row = encode_node(encode_key(1, name), name, node)
+    assert parse_node(b"before" + row, len(b"before")) == node
+
+
+@pytest.mark.parametrize(("ends_ns", "ended"), [(0, False), (9, True), (10, True), (11, False)])
+def test_a_node_has_ended_when_its_time_has_come(ends_ns, ended):
+    assert has_ended(Node(b"", 1, 1, ends_ns), 10) is ended
