@@ -53,11 +53,11 @@ def command(call: Call, *, count: int | None, interval: float) -> None:
                 try:
                     now, new_at = _read(call), time.monotonic()
                 except TransportError as error:
-                    screen.tell(str(error), is_news=not is_lost)
+                    screen.report(str(error), is_news=not is_lost)
                     is_lost = True
                     continue
                 if is_lost:
-                    screen.tell("the server answers again", is_news=True)
+                    screen.report("the server answers again", is_news=True)
                 screen.show(_rows(before, now, new_at - at))
                 before, at, is_lost = now, new_at, False
     except KeyboardInterrupt:
@@ -108,7 +108,7 @@ class _Screen:
         text = "\n".join(row[:width] for row in rows[: max(height - 1, 1)])
         write(f"\x1b[H\x1b[J{text}\n")
 
-    def tell(self, line: str, *, is_news: bool) -> None:
+    def report(self, line: str, *, is_news: bool) -> None:
         """Tell of the server's loss and its return: once, or as long as it lasts on a terminal."""
         if self._is_terminal:
             self.show([printable(line), "trying again; q ends it"])
