@@ -186,7 +186,7 @@ class Verb(click.Command):
 
 
 def meant(word: str, words: Sequence[str]) -> str:
-    """Return a question that names what a wrong word may stand for; empty without a likely one."""
+    """Return a question that names what a wrong word may mean; empty without a likely one."""
     from difflib import get_close_matches  # noqa: PLC0415 -- for errors alone
 
     found = get_close_matches(word, words, n=1, cutoff=0.6)

@@ -37,7 +37,7 @@ def modules(places: list[str]) -> Iterator[Path]:
 
 
 def own_test(module: Path) -> Path:
-    """Where the test of a module is to be."""
+    """The place of the test of a module."""
     within = module.relative_to(ROOT)
     room = within.parent.relative_to("kvd") if within.parts[0] == "kvd" else within.parent
     return ROOT / "tests" / room / f"test_{module.name}"
