@@ -86,8 +86,8 @@ def test_names_that_programs_trip_over_are_names_as_any_other(visit, client):
         page.evaluate("path => { location.hash = path }", f"#k/odd/{quote(name)}")
         expect(page.locator("#path-title")).to_have_attribute("aria-label", f"/odd/{name}")
         expect(page.locator(".code")).to_have_text(value)
-        told = page.get_by_text("has signs that cannot be seen")
-        expect(told).to_have_count(1 if "\u202e" in value else 0)
+        shown = page.get_by_text("has signs that cannot be seen")
+        expect(shown).to_have_count(1 if "\u202e" in value else 0)
     assert page.evaluate("({}).polluted === undefined && Object.keys(Object.prototype).length") == 0
 
 
@@ -106,7 +106,7 @@ def test_a_very_deep_key_is_reached_and_its_row_is_seen(visit, client):
 
 
 @ui
-def test_an_error_of_a_megabyte_is_told_in_a_line(visit, client):
+def test_an_error_of_a_megabyte_is_shown_in_a_line(visit, client):
     client.put("/told", "1")
     visited = visit()
     visited.expected = ["400"]
