@@ -159,6 +159,18 @@ class Verb(click.Command):
         """Return its own parameters, then the hidden ones of every verb."""
         return [*super().get_params(ctx), *self._common]
 
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples of the manual, which are tested, and where there is more."""
+        from kvd.ctl import manual  # noqa: PLC0415 -- for the help alone
+
+        if lines := manual.examples(ctx.command_path):
+            with formatter.section("Examples"):
+                formatter.write("".join(f"  {line}\n" for line in lines))
+        formatter.write_paragraph()
+        formatter.write_text(
+            "Flags of the server and the user: `kvdctl --help`. More: `kvdctl help kvdctl`."
+        )
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the flags behind the verb."""
         if self._is_ordered:

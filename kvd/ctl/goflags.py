@@ -127,26 +127,27 @@ def as_click(
         elif match is None or option is None:
             flags.append(arg)  # click refuses it, or takes several short ones in one
         elif option.is_flag:
-            flags += _switched(match["name"], match["value"])
+            flags += _switched(option, match["name"], match["value"])
         elif match["value"] is not None:
-            flags += [_dashed(match["name"]), match["value"]]
+            flags += [_longest(option), match["value"]]
         elif rest:
-            flags += [_dashed(match["name"]), rest.pop(0)]
+            flags += [_longest(option), rest.pop(0)]
         else:
-            return [*flags, _dashed(match["name"])]  # click says that its value is missing
+            return [*flags, _longest(option)]  # click says that its value is missing
     return [*flags, "--", *found] if found else flags
 
 
-def _dashed(name: str) -> str:
-    return f"-{name}" if len(name) == 1 else f"--{name}"
+def _longest(option: click.Option) -> str:
+    """Return the long form of a flag: click looks for words like a short one first, for 5 ms."""
+    return max(option.opts, key=len)
 
 
-def _switched(name: str, value: str | None) -> list[str]:
+def _switched(option: click.Option, name: str, value: str | None) -> list[str]:
     """Return a flag without value as click has it."""
     if value is None or value in _TRUE:
-        return [_dashed(name)]
+        return [_longest(option)]
     if value not in _FALSE:
-        flag = _dashed(name)
+        flag = f"-{name}" if len(name) == 1 else f"--{name}"
         raise click.BadOptionUsage(flag, f"Option '{flag}': expected true or false, got {value!r}")
     return []
 

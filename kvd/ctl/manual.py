@@ -12,6 +12,7 @@ from importlib import resources
 _PAGES = resources.files("kvd") / "manual"
 _SUFFIX = ".md"
 _WIDTH_MIN = 40
+_EXAMPLE_MAX = 76
 # Where a paragraph ends: at an empty line, a heading, an example, a row, the next item of a list.
 _APART = re.compile(r"$|#|    |\|")
 _ITEM = re.compile(r"(?:-|\d+\.) ")
@@ -30,6 +31,20 @@ def page(topic: str) -> str:
         topic: one of `topics()`.
     """
     return (_PAGES / f"{topic}{_SUFFIX}").read_text(encoding="utf-8")
+
+
+def examples(verb: str) -> list[str]:
+    """Return the examples of a verb of kvdctl, without their outputs: command lines of a row.
+
+    Args:
+        verb: its words, such as `kvdctl role grant`.
+    """
+    first, *inner = verb.split()[1:]
+    _, _, section = page("kvdctl").partition(f"\n## `kvdctl {first}")
+    lines = section.partition("\n## ")[0].splitlines()
+    called = re.compile(rf"    (\$ (?:.*\| )?kvdctl (?:-\S+ \S+ )*{' '.join([first, *inner])}\b.*)")
+    found = [match[1] for line in lines if (match := called.fullmatch(line))]
+    return [line for line in found if len(line) <= _EXAMPLE_MAX]
 
 
 def wrapped(text: str, width: int) -> str:

@@ -13,6 +13,7 @@ from kvd.ctl.credentials import of_profile
 from kvd.ctl.failures import Failure
 from kvd.ctl.goflags import seconds
 from kvd.ctl.settings import Settings
+from kvd.ctl.table import MOVING, OF_KEYS, OF_KVDCTL
 from tests.support.certs import Authority
 from tests.support.server import ROOT, Server, free_port, running
 
@@ -299,6 +300,19 @@ def test_a_wrong_command_line_is_one_line(kvdctl, argv, status, text):
     assert re.fullmatch(text + "\n", err)
 
 
+def test_the_help_of_each_verb_fits_a_terminal_and_has_tested_examples(kvdctl, own_environment):
+    own_environment.setenv("COLUMNS", "80")
+    manual = (ROOT / "kvd" / "manual" / "kvdctl.md").read_text()
+    shown = {verb: kvdctl(verb, "--help")[1] for verb in [*OF_KVDCTL, *OF_KEYS, *MOVING]}
+    assert {verb for verb, text in shown.items() if max(map(len, text.splitlines())) > 80} == set()
+    examples = {
+        line.strip() for text in shown.values() for line in text.splitlines() if "$ k" in line
+    }
+    assert len(examples) > 15
+    assert [line for line in examples if f"\n    {line}\n" not in manual] == []
+    assert "$ kvdctl role grant app --path" in kvdctl("role", "grant", "--help")[1]
+
+
 def test_without_verb_it_is_the_help(kvdctl):
     status, out, err = kvdctl()
     assert (status, err) == (0, "")
@@ -341,6 +355,7 @@ def test_get_imports_what_it_needs_and_no_more(server):
     value, _, modules = ended.stdout.splitlines()
     assert value == "x"
     heavy = {"kvd.storage", "lmdb", "tornado", "yaml", "asyncio", "ssl", "subprocess", "argparse"}
+    heavy |= {"difflib", "pathlib", "tempfile", "getpass"}
     assert heavy & set(modules.split()) == set()
 
 
