@@ -6,8 +6,8 @@ It is the command `kvd`, and reads verbs (`Controls`) from a socket, one JSON li
 
     ["wait_for_index", 7, 5.0]  ->  {"result": true} or {"error": "..."}
 
-SETTING is JSON: the fields of the `Setting` of the machine's clocks. The end of the socket is that
-of the parent, and ends this process too.
+SETTING is JSON: the fields of the `ClockSetting` of the machine's clocks. The end of the socket is
+that of the parent, and ends this process too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kvd.__main__ import main
 from kvd.server import KvdServer
 from kvd.storage.failpoints import Faults
 from kvd.testing.controls import Controls
-from kvd.testing.machine_time import MachineTime, Setting
+from kvd.testing.machine_time import ClockSetting, MachineTime
 
 
 async def _follow(channel: socket.socket, controls: Controls) -> None:
@@ -66,7 +66,7 @@ def run(argv: Sequence[str]) -> int:
     """Run the command; return its exit status."""
     descriptor, setting, *flags = argv
     machine = MachineTime()
-    machine.setting = Setting._make(json.loads(setting))
+    machine.setting = ClockSetting._make(json.loads(setting))
     channel = socket.socket(fileno=int(descriptor))
     return main(flags, partial(_make_server, channel, machine))
 

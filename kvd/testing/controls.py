@@ -11,7 +11,7 @@ from kvd.storage.failpoints import Fault, Faults
 from kvd.storage.format.node import ROOT
 from kvd.storage.format.records import Document, Kind
 from kvd.storage.index.view import View
-from kvd.testing.machine_time import MachineTime, Setting
+from kvd.testing.machine_time import ClockSetting, MachineTime
 from kvd.v2.commands import Delete
 from kvd.v2.documents.auth import ENABLED, ROLE, SETTING, USER
 from kvd.v2.documents.decision import Decision, Reply
@@ -91,7 +91,7 @@ class Controls:
 
     async def set_time(self, *setting: int | None) -> None:
         """Set the clocks of the machine; return when all that has ended then has expired."""
-        self._machine.setting = Setting._make(setting)
+        self._machine.setting = ClockSetting._make(setting)
         await self._catch_up()
 
     async def _catch_up(self) -> None:

@@ -10,7 +10,7 @@ from kvd.core.clock import Clock
 _BOOT = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
-class Setting(NamedTuple):
+class ClockSetting(NamedTuple):
     """The difference of a machine's clocks from those of this one, in nanoseconds.
 
     `frozen_ns` is this machine's time since the boot at which they are frozen, None while they go;
@@ -30,7 +30,7 @@ class MachineTime:
     """
 
     def __init__(self) -> None:
-        self.setting = Setting(None, 0, time.time_ns() - time.clock_gettime_ns(_BOOT))
+        self.setting = ClockSetting(None, 0, time.time_ns() - time.clock_gettime_ns(_BOOT))
 
     def raw_ns(self) -> int:
         """Return the time since the boot."""
@@ -57,7 +57,7 @@ class MachineTime:
         frozen_ns, ahead_ns, boot_date_ns = self.setting
         if frozen_ns is not None:
             passed_ns = time.clock_gettime_ns(_BOOT) - frozen_ns
-            self.setting = Setting(None, ahead_ns - passed_ns, boot_date_ns)
+            self.setting = ClockSetting(None, ahead_ns - passed_ns, boot_date_ns)
 
     def advance(self, by_ns: int) -> None:
         """Put both ahead."""
