@@ -23,7 +23,7 @@ from kvd.core.index_check import IndexCheck
 from kvd.core.log_writer import LogWriter
 from kvd.core.stats import SelfStats, StoreStats
 from kvd.core.watch.hub import Hub
-from kvd.core.worker_thread import SyncThread
+from kvd.core.worker_thread import WorkerThread
 from kvd.handlers import auth, members
 from kvd.handlers.authorizer import Authorizer
 from kvd.handlers.cross_site import BrowserPolicy, hosts_of
@@ -80,7 +80,7 @@ class Context(NamedTuple):
 class ServerParts(NamedTuple):
     """The parts that `kvd.server` starts, measures and stops."""
 
-    sync: SyncThread[Position]
+    sync: WorkerThread[Position]
     log_writer: LogWriter
     hub: Hub
     stats: StoreStats
@@ -108,7 +108,7 @@ class ServerParts(NamedTuple):
 class _Core(NamedTuple):
     """The order of writes, and those that hear of them."""
 
-    sync: SyncThread[Position]
+    sync: WorkerThread[Position]
     log_writer: LogWriter
     hub: Hub
     stats: StoreStats
@@ -157,7 +157,7 @@ def build(context: Context) -> ServerParts:
 
 def _core(context: Context, status_lines: StatusLines, answers: AnswerParts) -> _Core:
     config, loop, store, fail = context.config, context.loop, context.store, context.fail
-    sync = SyncThread[Position](loop, "kvd-sync", store.wal.prepare_next)
+    sync = WorkerThread[Position](loop, "kvd-sync", store.wal.prepare_next)
     stats = StoreStats()
     log_writer = LogWriter(
         store, sync, loop, thread_only=config.wal_sync == "thread", reads=stats.gets

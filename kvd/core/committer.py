@@ -41,7 +41,7 @@ from kvd.core.flusher import Flusher
 from kvd.core.log_writer import Heartbeats
 from kvd.core.stats import StoreStats
 from kvd.core.watch.hub import Hub
-from kvd.core.worker_thread import SyncThread
+from kvd.core.worker_thread import WorkerThread
 from kvd.limits.turns import Turns
 from kvd.storage.errors import OtherHistory
 from kvd.storage.format.frame import Position
@@ -75,7 +75,7 @@ class Committer:
         observers: tuple[Observer, ...],
         stats: StoreStats,
         clock: Clock,
-        sync: SyncThread[Position],
+        sync: WorkerThread[Position],
         append: Callable[[Pending, Callable[[Position | BaseException], None]], bool],
         wait: Callable[[], None],
         loop: asyncio.AbstractEventLoop,

@@ -21,7 +21,7 @@ from functools import partial
 from time import monotonic
 
 from kvd.core.histogram import Histogram
-from kvd.core.worker_thread import SyncThread
+from kvd.core.worker_thread import WorkerThread
 from kvd.storage import disk
 from kvd.storage.format.frame import Position
 from kvd.storage.index.errors import BROKEN, IndexRefused, MapFull
@@ -49,7 +49,7 @@ class Flusher:
     def __init__(
         self,
         store: Store,
-        sync: SyncThread[Position],
+        sync: WorkerThread[Position],
         loop: asyncio.AbstractEventLoop,
         *,
         on_fatal: Callable[[BaseException], None],

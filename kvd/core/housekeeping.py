@@ -21,7 +21,7 @@ from contextlib import suppress
 from functools import partial
 
 from kvd.core.histogram import SNAPSHOTS_S, Histogram
-from kvd.core.worker_thread import SyncThread
+from kvd.core.worker_thread import WorkerThread
 from kvd.storage.errors import DirectoryLost, StorageError
 from kvd.storage.format.frame import Position
 from kvd.storage.index.errors import BROKEN
@@ -42,7 +42,7 @@ _SNAPSHOT_INTERVAL_S = 5.0
 _POSTPONED_BYTES = 512 << 20
 _BACK_OFF_S = 30.0
 _BACK_OFF_S_MAX = 600.0
-# The kept log is read for so long at a time: a tenth of what one thread could.
+# The unread log is read for so long at a time: a tenth of what one thread could.
 _CHECK_S = 0.002
 _CHECK_PAUSE_S = 0.02
 
@@ -69,7 +69,7 @@ class Housekeeping:
         self,
         *,
         store: Store,
-        sync: SyncThread[Position],
+        sync: WorkerThread[Position],
         loop: asyncio.AbstractEventLoop,
         on_fatal: Callable[[BaseException], None],
         snapshot_count: int | None,
@@ -79,7 +79,7 @@ class Housekeeping:
         self._loop = loop
         self._on_fatal = on_fatal
         self._count = snapshot_count
-        self._thread: SyncThread[int] = SyncThread(loop, "kvd-housekeeping")
+        self._thread: WorkerThread[int] = WorkerThread(loop, "kvd-housekeeping")
         self._snapshot_scrubber: SnapshotScrubber | None = store.snapshot_scrubber()
         last = store.last_snapshot()
         self._snapshot_pos = last.pos

@@ -25,7 +25,7 @@ from functools import partial
 from time import monotonic
 
 from kvd.core.disk_space import DiskSpace
-from kvd.core.worker_thread import SyncThread
+from kvd.core.worker_thread import WorkerThread
 from kvd.storage.aio import DataSync
 from kvd.storage.errors import LogFull
 from kvd.storage.format.frame import Position
@@ -53,7 +53,7 @@ class LogWriter:
     def __init__(
         self,
         store: Store,
-        sync: SyncThread[Position],
+        sync: WorkerThread[Position],
         loop: asyncio.AbstractEventLoop,
         *,
         thread_only: bool = False,
@@ -190,7 +190,7 @@ class Heartbeats:
     def __init__(
         self,
         store: Store,
-        sync: SyncThread[Position],
+        sync: WorkerThread[Position],
         space: DiskSpace,
         on_fatal: Callable[[BaseException], None],
     ) -> None:

@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class SyncThread(Generic[T]):
+class WorkerThread(Generic[T]):
     """Runs jobs that block; each outcome, a result or an exception, comes back on the loop."""
 
     def __init__(

@@ -4,14 +4,14 @@ import asyncio
 import threading
 from pathlib import Path
 
-from kvd.core.worker_thread import SyncThread
+from kvd.core.worker_thread import WorkerThread
 
 
 def on_a_loop(scenario):
     """Run a coroutine function with a thread of its own, which is stopped at its end."""
 
     async def run():
-        thread = SyncThread(asyncio.get_running_loop(), "test-sync")
+        thread = WorkerThread(asyncio.get_running_loop(), "test-sync")
         try:
             await asyncio.wait_for(scenario(thread), 30)
         finally:
@@ -85,7 +85,7 @@ def test_a_stop_waits_for_what_was_given_and_delivers_it():
 
     async def scenario():
         done = []
-        thread = SyncThread(asyncio.get_running_loop(), "test-sync")
+        thread = WorkerThread(asyncio.get_running_loop(), "test-sync")
         for number in range(10):
             thread.run(lambda number=number: number, done.append)
         thread.stop()
@@ -100,7 +100,7 @@ def test_it_says_when_it_has_nothing_to_do():
     async def scenario():
         loop = asyncio.get_running_loop()
         idle = threading.Event()
-        thread = SyncThread(loop, "test-sync", idle.set)
+        thread = WorkerThread(loop, "test-sync", idle.set)
         assert not idle.is_set()
         assert await outcome_of(thread, lambda: 7) == 7
         assert await asyncio.to_thread(idle.wait, 30)

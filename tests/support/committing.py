@@ -12,7 +12,7 @@ from kvd.core.committer import Committer
 from kvd.core.log_writer import LogWriter
 from kvd.core.stats import StoreStats
 from kvd.core.watch.hub import Hub
-from kvd.core.worker_thread import SyncThread
+from kvd.core.worker_thread import WorkerThread
 from kvd.storage import disk
 from kvd.storage.format.records import Document, Kind
 from kvd.storage.store import Options, Store
@@ -91,7 +91,7 @@ class Engine:
         self.failed = asyncio.Event()
         self.hub = Hub(store, loop)
         self.stats = StoreStats()
-        self.sync = SyncThread(loop, "test-sync")
+        self.sync = WorkerThread(loop, "test-sync")
         self.observe = lambda events: None
         self._first_seq = store.applied.seq
         # Its calls can be made to fail and to wait; tests/core/test_log_writer.py has both ways.

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from kvd.core.log_writer import LogWriter
-from kvd.core.worker_thread import SyncThread
+from kvd.core.worker_thread import WorkerThread
 from kvd.storage import aio
 from kvd.storage.aio import DataSync
 from kvd.storage.format.frame import Position
@@ -88,7 +88,7 @@ class Log:
     def __init__(self, store, *, thread_only):
         loop = asyncio.get_running_loop()
         self.store = store
-        self.sync = SyncThread[Position](loop, "test-sync", store.wal.prepare_next)
+        self.sync = WorkerThread[Position](loop, "test-sync", store.wal.prepare_next)
         self.reads = [0, 0]
         self.log_writer = LogWriter(
             store, self.sync, loop, thread_only=thread_only, reads=self.reads

@@ -4,7 +4,7 @@ import asyncio
 from contextlib import asynccontextmanager
 
 from kvd.core.housekeeping import Housekeeping
-from kvd.core.worker_thread import SyncThread
+from kvd.core.worker_thread import WorkerThread
 from kvd.storage.snapshot import directory
 from kvd.v2.commands import Set
 from tests.support.stores import open_store, write
@@ -23,7 +23,7 @@ class House:
         self.begun = 0
         self.fatal = []
         self._take, self.store.snapshot = self.store.snapshot, self._snapshot
-        self.sync = SyncThread(loop, "test-sync")
+        self.sync = WorkerThread(loop, "test-sync")
         self.housekeeping = Housekeeping(
             store=self.store,
             sync=self.sync,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kvd.core.disk_space import DiskSpace
 from kvd.core.watch import hub
-from kvd.core.worker_thread import SyncThread
+from kvd.core.worker_thread import WorkerThread
 from kvd.storage import disk
 from kvd.storage.format import frame
 
@@ -114,14 +114,14 @@ def wait_when_full() -> None:
 def sync_on_loop() -> None:
     """The event loop itself waits for the disk."""
 
-    def run(self: SyncThread, job: Callable, done: Callable) -> None:
+    def run(self: WorkerThread, job: Callable, done: Callable) -> None:
         try:
             outcome = job()
         except BaseException as error:  # noqa: BLE001 -- as the real one does
             outcome = error
         self._loop.call_soon(done, outcome)
 
-    SyncThread.run = run
+    WorkerThread.run = run
 
 
 def drop_event() -> None:
