@@ -27,6 +27,7 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
+from typing import Any
 
 from kvd.core.batch.composer import Composer
 from kvd.core.batch.flow import Flow, Observer
@@ -50,6 +51,7 @@ from kvd.storage.index.pending import Pending
 from kvd.storage.store import Store
 from kvd.v2.commands import Command, Transaction
 from kvd.v2.documents.decision import Decide, Replied
+from kvd.v2.documents.entries import decide_entries
 from kvd.v2.errors import RouteError
 
 # How long a start waits until what ended before it has expired: readers do not see it anyway.
@@ -86,6 +88,7 @@ class Committer:
         slow_s: float = 1.0,
         turns: Turns | None = None,
         may_decide: bool = True,
+        decide_document: Decide = decide_entries,
     ) -> None:
         """Begin; without `may_decide` the gate is closed until `open_gate`."""
         self._store = store
@@ -98,7 +101,7 @@ class Committer:
         self.responses = Responses(stats)
         self._space = DiskSpace(store)
         self._composer = composer = Composer(store, clock=clock, space=self._space, hub=hub)
-        self._steps = composer.steps
+        composer.decide_document, self._steps = decide_document, composer.steps
         self._queue, self._documents = composer.queue, composer.documents
         self._raw_ns = clock.raw_ns
         self.flusher = Flusher(
@@ -156,12 +159,12 @@ class Committer:
         """Queue a transaction; `done` gets its events, once they are durable, or its refusal."""
         self.submit(transaction, done)  # type: ignore[arg-type]
 
-    def submit_document(self, decide: Decide, done: Replied, rid: bytes | None = None) -> None:
+    def submit_document(self, command: Any, done: Replied, rid: bytes | None = None) -> None:
         """Queue a change of documents; `done` gets its reply once that is durable."""
         if self._stopped:
             done(RouteError(500, "the server has stopped"))
             return
-        self._documents.append((decide, done if rid is None else Forwarded(rid, done)))
+        self._documents.append((command, done if rid is None else Forwarded(rid, done)))
         self._schedule()
 
     def observe_documents(self, observer: Callable[[], None]) -> None:
@@ -236,9 +239,7 @@ class Committer:
 
         It waits for the end of a batch under way; one at a time. Watchers and observers get what
         they would get there; those that are `awaited` get responses, by the rids in the payload.
-
-        Returns:
-            Whether it is durable and visible here. If not there was no room: try again later.
+        Return whether it is durable and visible here. If not there was no room: try again later.
 
         Raises:
             OtherHistory, UnknownRecord: it does not go on from this state; nothing has changed.
@@ -274,7 +275,7 @@ class Committer:
         """Let no batch begin until `open_gate`; `drain` waits for the end of one under way."""
         self._may_decide = False
 
-    def take_held(self) -> tuple[list[Queued], list[tuple[Decide, Replied]]]:
+    def take_held(self) -> tuple[list[Queued], list[tuple[Any, Replied]]]:
         """Return the commands and documents that are queued: they will not be decided here."""
         held = [*self._queue], [*self._documents]
         self._queue.clear()

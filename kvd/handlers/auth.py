@@ -11,7 +11,7 @@ from kvd.handlers.base import AdminHandler
 from kvd.handlers.long_documents import Render
 from kvd.http.tornado import connection_of
 from kvd.v2 import go_json
-from kvd.v2.documents import auth, auth_commands
+from kvd.v2.documents import auth
 from kvd.v2.documents.auth_commands import Command, DeleteRole, DeleteUser, PutRole, PutUser, Switch
 from kvd.v2.documents.auth_json import read_role, read_user
 from kvd.v2.errors import RouteError
@@ -29,7 +29,7 @@ class _AuthEndpoint(AdminHandler):
 
     async def change(self, command: Command) -> None:
         """Have a command decided and logged; answer when that is durable."""
-        await self.submit_document(partial(auth_commands.decide, command=command))
+        await self.submit_document(command)
 
 
 class _Named(_AuthEndpoint):

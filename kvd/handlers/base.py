@@ -14,7 +14,8 @@ from kvd.http.tornado import connection_of
 from kvd.logs import audit
 from kvd.storage.index.errors import BROKEN
 from kvd.v2 import go_json
-from kvd.v2.documents.decision import Decide, Reply
+from kvd.v2.documents.decision import Reply
+from kvd.v2.documents.entries import EntryCommand
 from kvd.v2.errors import RouteError
 
 
@@ -54,10 +55,10 @@ class AdminHandler(Endpoint):
         if self._is_in and self.names_cluster:
             self.set_header("X-Etcd-Cluster-Id", f"{self.context.cluster_id:x}")
 
-    async def submit_document(self, decide: Decide) -> None:
+    async def submit_document(self, command: EntryCommand) -> None:
         """Have a change decided and logged; answer when it is durable."""
         pending: asyncio.Future[Reply | RouteError] = asyncio.get_running_loop().create_future()
-        self.context.submit_document(decide, pending.set_result)
+        self.context.submit_document(command, pending.set_result)
         outcome = await pending
         if isinstance(outcome, RouteError):
             raise outcome

@@ -13,7 +13,8 @@ import tornado.web
 from kvd.handlers.authorizer import Authorizer
 from kvd.handlers.long_documents import LongDocuments
 from kvd.http.sending.status_lines import SERVER_HEADER
-from kvd.v2.documents.decision import Decide, Replied
+from kvd.v2.documents.decision import Replied
+from kvd.v2.documents.entries import EntryCommand
 from kvd.v2.documents.members import Member
 from kvd.v2.errors import RouteError
 
@@ -41,7 +42,7 @@ class HandlerContext(NamedTuple):
     cluster_id: int
     authorizer: Authorizer
     documents: LongDocuments
-    submit_document: Callable[[Decide, Replied], None]
+    submit_document: Callable[[EntryCommand, Replied], None]
 
 
 @tornado.web.stream_request_body

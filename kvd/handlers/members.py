@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import tornado.web
 
 from kvd.handlers.base import AdminHandler
@@ -43,7 +41,9 @@ class Members(AdminHandler):
         """Change the peer URLs of the one member."""
         member_id = self._id(path)
         command = PutMember(member_id, self._peer_urls())
-        await self.submit_document(partial(members.decide, command=command, member=self.member))
+        if member_id != self.member.member_id:
+            raise RouteError(404, f"No such member: {member_id:x}")
+        await self.submit_document(command)
 
     def delete(self, path: str) -> None:
         """Refuse to remove a member."""

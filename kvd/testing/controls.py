@@ -9,12 +9,13 @@ from typing import TypeVar
 from kvd.server import KvdServer
 from kvd.storage.failpoints import Fault, Faults
 from kvd.storage.format.node import ROOT
-from kvd.storage.format.records import Document, Kind
 from kvd.storage.index.view import View
 from kvd.testing.machine_time import ClockSetting, MachineTime
 from kvd.v2.commands import Delete
-from kvd.v2.documents.auth import ENABLED, ROLE, SETTING, USER
-from kvd.v2.documents.decision import Decision, Reply
+from kvd.v2.documents.auth import ROLE, USER, is_enabled
+from kvd.v2.documents.auth_commands import DeleteRole, DeleteUser, Switch
+from kvd.v2.documents.decision import Reply
+from kvd.v2.documents.entries import EntryCommand
 from kvd.v2.errors import KEY_NOT_FOUND, ApiError, RouteError
 
 T = TypeVar("T")
@@ -146,17 +147,12 @@ class Controls:
 
     async def _remove_users(self) -> None:
         view = self._view()
-        gone = [
-            Document(Kind.AUTH, what, document.name, None)
-            for what in (USER, ROLE)
-            for document in view.each_document(what)
-        ]
-        if view.document(SETTING, ENABLED) is not None:
-            gone.append(Document(Kind.AUTH, SETTING, ENABLED, b"false"))
-        if gone:
+        commands: list[EntryCommand] = [Switch(on=False)] if is_enabled(view) else []
+        commands += [DeleteUser(document.name) for document in view.each_document(USER)]
+        commands += [DeleteRole(document.name) for document in view.each_document(ROLE)]
+        for command in commands:
             done: asyncio.Future[Reply | RouteError] = self._loop.create_future()
-            decision = Decision(gone, Reply())
-            self._server.running.committer.submit_document(lambda _: decision, done.set_result)
+            self._server.running.committer.submit_document(command, done.set_result)
             await self._unless_failed(done)
 
 

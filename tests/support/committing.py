@@ -109,6 +109,7 @@ class Engine:
             loop=loop,
             on_fatal=self._fail,
             on_flush=lambda: None,
+            decide_document=lambda state, decide: decide(state),
             **options,
         )
 

@@ -7,6 +7,7 @@ documents, commands.
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 from kvd.core.batch.decider import Decider
 from kvd.core.batch.documents import decide_documents
@@ -23,6 +24,7 @@ from kvd.storage.format.records import ClockOffset, Record, encode_record
 from kvd.storage.index.pending import Pending
 from kvd.storage.store import Store
 from kvd.v2.documents.decision import Decide, Replied
+from kvd.v2.documents.entries import decide_entries
 from kvd.v2.errors import RAFT_INTERNAL, ApiError, RouteError
 
 
@@ -33,18 +35,20 @@ class Composer:
         queue: Commands, each with the clock's `raw_ns` when it was queued: keys that had ended by
             then do not exist for it.
         documents: Changes of documents.
+        decide_document: Decides them.
         steps: Steps of the machine's clock.
     """
 
     def __init__(self, store: Store, *, clock: Clock, space: DiskSpace, hub: Hub) -> None:
         self.queue: deque[Queued] = deque()
-        self.documents: deque[tuple[Decide, Replied]] = deque()
+        self.documents: deque[tuple[Any, Replied]] = deque()
         self.steps = ClockSteps(clock, store.applied.clock_offset_ns)
         self._store = store
         self._state = store.state
         self._clock = clock
         self._raw_ns = clock.raw_ns
         self._space = space
+        self.decide_document: Decide = decide_entries
         self._limits = BatchLimits(store.wal.max_payload, space)
         self._expirations = Expirations(clock, self._limits, hub)
         self._decider = Decider(
@@ -83,7 +87,9 @@ class Composer:
             left -= len(records)
         if self.documents:
             size = sum(map(len, records))
-            records += decide_documents(round_, self.documents, size, self._limits)
+            records += decide_documents(
+                round_, self.documents, size, self._limits, self.decide_document
+            )
         if queue:
             self._decide(round_, records, left)
         return round_, records
@@ -96,7 +102,8 @@ class Composer:
         """
         on_removal = self._expirations.note_removed
         pending = Pending(self._state)
-        return compose_followed(payload, pending, self._raw_ns(), on_removal, awaited)
+        decide, now = self.decide_document, self._raw_ns()
+        return compose_followed(payload, pending, now, on_removal, awaited, decide_document=decide)
 
     def expect_forwarded(self) -> None:
         """Look for forwarded commands in batches from now on, so that others need not before."""

@@ -15,7 +15,11 @@ from kvd.v2.errors import RouteError
 
 
 def decide_documents(
-    round_: Round, queue: deque[tuple[Decide, Replied]], size: int, limits: BatchLimits
+    round_: Round,
+    queue: deque[tuple[Any, Replied]],
+    size: int,
+    limits: BatchLimits,
+    decide: Decide,
 ) -> list[bytes]:
     """Decide queued changes of documents, as far as a batch of `size` bytes takes them.
 
@@ -26,9 +30,9 @@ def decide_documents(
     round_.replies = replies
     # One of the largest size fits behind this.
     while queue and size < limits.bytes_max // 2:
-        decide, done = queue.popleft()
+        command, done = queue.popleft()
         try:
-            documents, reply = decide(round_.pending)
+            documents, reply = decide(round_.pending, command)
             encoded = _encode(documents, size, limits)
             if isinstance(done, Forwarded):
                 encoded = [with_rid(record, done.rid) for record in encoded]

@@ -45,7 +45,8 @@ class FollowedRound(Round):
 
 
 Awaited = Mapping[bytes, tuple[Any, Callable[[Any], None]]]
-"""By the rid of each: a command, a transaction or a `Decide` that was forwarded, and its `done`."""
+"""By the rid of each: what was forwarded (a command, a transaction, a change of documents), and its
+`done`."""
 NOTHING_AWAITED: Awaited = {}
 
 
@@ -55,6 +56,8 @@ def compose_followed(
     raw_ns: int,
     on_removal: Callable[[Round, Change], None],
     awaited: Awaited,
+    *,
+    decide_document: Decide,
 ) -> Round:
     """Return the batch in a payload, which must go on from the state below `pending`.
 
@@ -63,6 +66,7 @@ def compose_followed(
         pending: a batch without a change.
         raw_ns: the clock's, now.
         on_removal: called before a directory is removed.
+        decide_document: decides changes of documents.
         awaited: those that get a response if their rid is in the payload.
 
     Raises:
@@ -84,7 +88,12 @@ def compose_followed(
                 round_.answers.append((done, command or _COUNTED[record.kind], event))
         else:
             if isinstance(record, Document):
-                _await_reply(round_, command, done)
+                if command is None:  # not responded to, but observed
+                    round_.replies = [*round_.replies, (_ignore, Reply())]
+                elif all(one is not done for one, _ in round_.replies):
+                    # On the state on which it was decided, so it comes to the same.
+                    reply = decide_document(pending, command).reply
+                    round_.replies = [*round_.replies, (done, reply)]
             pending.apply(record, time_ns)
     for rid, events in transacted.items():
         transaction, done = awaited[rid]
@@ -93,15 +102,6 @@ def compose_followed(
     due, next_ns = pending.due(time_ns, 1)
     pending.due_ns = due[0][1].expiration_ns if due else next_ns
     return round_
-
-
-def _await_reply(round_: Round, decide: Decide | None, done: Callable[[Any], None]) -> None:
-    """Note the response to a change of documents, before the first of these is applied."""
-    if decide is None:  # not responded to, but observed
-        round_.replies = [*round_.replies, (_ignore, Reply())]
-    elif all(one is not done for one, _ in round_.replies):
-        # On the state on which it was decided, so it comes to the same.
-        round_.replies = [*round_.replies, (done, decide(round_.pending).reply)]
 
 
 def _ignore(_outcome: Outcome | object) -> None:

@@ -8,7 +8,7 @@ they are durable.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from kvd.storage.format.records import Document
 from kvd.v2.errors import RouteError
@@ -42,8 +42,8 @@ class Decision(NamedTuple):
     reply: Reply
 
 
-Decide = Callable[[Documents], Decision]
-"""Decides one command; raises `RouteError` where it is refused, and then nothing has happened."""
+Decide = Callable[[Documents, Any], Decision]
+"""Decides one command on a state; raises `RouteError` where it is refused: nothing has happened."""
 
 Replied = Callable[[Reply | RouteError], None]
 """Gets the reply or the refusal of a command."""

@@ -102,16 +102,11 @@ def read_peer_urls(content_type: str, body: bytes) -> tuple[str, ...]:
         raise RouteError(400, str(error)) from None
 
 
-def decide(state: Documents, command: PutMember, member: Member) -> Decision:
-    """Return what a change of the one member comes to.
-
-    Raises:
-        RouteError: 404, it is about another one.
-    """
-    if command.member_id != member.member_id:
-        raise RouteError(404, f"No such member: {command.member_id:x}")
+def decide(_state: Documents, command: PutMember) -> Decision:
+    """Return what a change of a member comes to, which exists."""
     content = go_json.encode({"peerURLs": command.peer_urls})
-    return Decision([Document(Kind.MEMBER, _MEMBER, member.shown_id, content)], Reply(204))
+    document = Document(Kind.MEMBER, _MEMBER, f"{command.member_id:x}", content)
+    return Decision([document], Reply(204))
 
 
 def refuse_another(member: Member, peer_urls: Sequence[str]) -> RouteError:
