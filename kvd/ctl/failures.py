@@ -6,6 +6,8 @@ that work on files have statuses of sysexits.h instead (`offline/`).
 
 from __future__ import annotations
 
+import re
+
 from kvd.client.errors import (
     ApiError,
     ClusterChanged,
@@ -61,5 +63,7 @@ def explained(error: KvdError) -> Failure:
         case ApiError():
             return failure(f"{error} [{error.index}]", REFUSED)
         case TransportError():
-            return failure(str(error), UNREACHABLE)
+            reason = re.sub(r"\[Errno -?\d+\] ", "", str(error))
+            hint = "; --endpoints names other servers" if error.failures else ""
+            return failure(reason + hint, UNREACHABLE)
     return failure(str(error), REFUSED)

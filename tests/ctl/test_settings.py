@@ -284,6 +284,16 @@ def test_no_server_is_status_2_and_without_sync_4(kvdctl):
         (["lock", "/l", "--ttl", "9" * 19, "true"], 1, "kvdctl: .*"),
         (["-C", "http://\udcff", "get", "/a"], 1, "kvdctl: expected the name of a host, .*"),
         (["-C", "a" * 64, "get", "/a"], 1, "kvdctl: expected the name of a host, .*"),
+        (
+            ["-C", "127.0.0.1:1", "tree"],
+            2,
+            "kvdctl: .*: Connection refused; --endpoints .* servers",
+        ),
+        (
+            ["exec-watch", "--nosuch", "/w", "--", "x"],
+            1,
+            "kvdctl: exec-watch: there is no flag --nosuch",
+        ),
         (["-u", "al:\udcff", "get", "/a"], 1, "kvdctl: -u: name and password are UTF-8"),
         (["user", "get", "\udcff"], 1, r"kvdctl: \\udcff: it is no UTF-8"),
         (["user", "add", "al:\udcff"], 1, "kvdctl: a name, password or URL is no UTF-8"),

@@ -95,6 +95,8 @@ def _command_of(args: tuple[str, ...]) -> tuple[str, list[str]]:
     if "--" in args[1:]:
         end = args.index("--", 1)
         key, command = args[0], list(args[end + 1 :])
+        if key.startswith("-"):
+            raise failure(f"exec-watch: there is no flag {key}")
         if end > 1:
             raise failure("exec-watch: flags are before the key")
     else:
