@@ -11,7 +11,13 @@ import pytest
 from kvd.core.clock import Clock
 from kvd.storage.errors import OtherHistory
 from kvd.storage.format.payload import decode_with_rids
-from kvd.storage.format.records import ClockOffset, LoggedSetting, UnknownRecord, encode_record
+from kvd.storage.format.records import (
+    ClockOffset,
+    LoggedSetting,
+    Term,
+    UnknownRecord,
+    encode_record,
+)
 from kvd.v2.commands import CompareAndSwap, Create, Delete, Set, Transaction
 from tests.support.committing import (
     PATIENCE_S,
@@ -243,6 +249,30 @@ async def test_the_time_of_a_leader_goes_on_from_that_of_the_one_before(tmp_path
         assert follower.committer.expiry_timer.is_overdue
         await follower.run(Delete(b"/none"))
         assert (follower.value(b"/a"), follower.value(b"/b")) == (None, None)
+
+
+@on_a_loop
+async def test_the_first_batch_of_a_new_leader_has_its_term(tmp_path):
+    """What a start logs at once where it leads, another logs when its gate opens."""
+    async with both(tmp_path) as (leader, follower):
+        await leader.run(Set(b"/a", b"1"))
+        leader.committer.close_gate()
+        await follow(leader, follower)
+        follower.logged.clear()
+        assert follower.store.applied.term == 1
+        follower.store.unlogged_start = (Term(2),)
+        (outcome,) = await asyncio.wait_for(_opened_with(follower, Set(b"/a", b"2")), PATIENCE_S)
+        assert outcome.change.index == 3
+        assert follower.store.unlogged_start == ()
+        await follow(follower, leader)
+        assert leader.store.applied.term == follower.store.applied.term == 2
+        assert digest(follower.store) == digest(leader.store)
+
+
+async def _opened_with(engine, *commands):
+    answers = engine.submit(*commands)
+    engine.committer.open_gate()
+    return await asyncio.gather(*answers)
 
 
 def rids_of(payload):
