@@ -75,7 +75,8 @@ def use(page, client_put) -> None:
     expect(page.locator(".code")).to_have_text("3")
 
 
-def test_below_a_path_of_a_proxy(visit, client, proxy):
+# The proxy is named before `visit`: it has to be there until the pages are closed.
+def test_below_a_path_of_a_proxy(proxy, visit, client):
     client.put("/proxied", "1")
     visited = visit(proxy)
     page = visited.page

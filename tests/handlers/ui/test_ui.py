@@ -24,6 +24,15 @@ def test_each_answer_confines_the_page(client, path):
     answer = client.request("GET", path)
     assert lower(HEADERS).items() <= answer.headers.items()
     assert "www-authenticate" not in answer.headers
+    assert "set-cookie" not in answer.headers
+
+
+@pytest.mark.parametrize("path", ["/ui/", "/ui/session.json", "/ui/status.json"])
+def test_a_page_of_another_site_is_allowed_to_read_nothing(client, path):
+    headers = {"Origin": "https://evil.example", "Cookie": "a=b"}
+    answer = client.request("GET", path, headers=headers)
+    assert not [name for name in answer.headers if name.startswith("access-control-")]
+    assert answer.headers["cross-origin-resource-policy"] == "same-origin"
 
 
 def test_the_page_has_a_relative_place(client):
