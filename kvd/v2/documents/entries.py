@@ -1,4 +1,4 @@
-"""Commands that change what is beside the keys: users, roles, members. One table of them all.
+"""Commands that change documents next to the keys: users, roles, members. One table of them all.
 
 They are plain values: a member may send one to another, which decides it on its own state.
 """
