@@ -17,7 +17,7 @@ All calls may take as long as the engine is silent; a caller that cannot wait ca
 Cancelling a call says nothing about what it did.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -170,7 +170,7 @@ class Engine(Protocol):
             OtherHistory: the log ends elsewhere although this epoch is the current one.
         """
 
-    def tail(self, after: int) -> AsyncIterator[Frame | Leadership]:
+    def tail(self, after: int) -> AsyncGenerator[Frame | Leadership, None]:
         """Every frame after `after`, in order, without gap or repeat, and each change of leader.
 
         Frames and leaderships are in the order of their revisions: when a leadership is returned,

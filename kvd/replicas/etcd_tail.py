@@ -8,7 +8,7 @@ another member.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from kvd.replicas import etcd_keys
 from kvd.replicas.engine import EngineError, Frame, Leadership, OtherHistory, Trimmed
@@ -37,7 +37,7 @@ LOOK_S = 1.0
 """Between two looks at what a silent watch may miss."""
 RETRY_S = 0.05
 
-Items = AsyncIterator[Frame | Leadership]
+Items = AsyncGenerator[Frame | Leadership, None]
 
 
 class _Again(Exception):

@@ -6,7 +6,7 @@ the same course.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from random import Random
 from typing import TypeVar
 
@@ -230,7 +230,7 @@ class MemoryEngine:
                 raise OtherHistory(f"the log ends with frame {head.seq}")
             await asyncio.sleep(CALL_S)
 
-    async def tail(self, after: int) -> AsyncIterator[Frame | Leadership]:
+    async def tail(self, after: int) -> AsyncGenerator[Frame | Leadership, None]:
         log = self.log
         told: Leadership | None = None
         while True:
