@@ -7,7 +7,8 @@ from pathlib import Path
 from time import monotonic
 
 from kvd.migrate.content import Content
-from kvd.migrate.documents.document import Document, Key, pruned, render, text_of
+from kvd.migrate.documents.document import Document, Key
+from kvd.migrate.documents.writing import pruned, render, text_of
 from kvd.migrate.errors import Conflict, Refused
 from kvd.migrate.etcd3 import Gateway, Item, Options, plan
 from kvd.migrate.live import Caller, Source

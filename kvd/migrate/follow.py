@@ -1,8 +1,9 @@
 """Following a source into a running server until its writers have stopped, and the cut-over.
 
-Events alone are not enough for equality: of a refresh no watch is notified, and hidden keys are not
-watched by etcd. So the cut-over is a second full read: whatever differs is put right, then compared
-again until two reads in a row are equal.
+Events alone are not enough for equality: of a refresh no watch is notified, and of hidden keys etcd
+tells some events only. So the cut-over is a second full read: whatever differs is put right, then
+compared again until two reads in a row are equal. Where events were lost, or one does not fit to
+what the target has, both are read in between, too.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kvd.client.errors import HistoryLost
-from kvd.migrate.errors import Refused
+from kvd.client.errors import HistoryLost, KeyNotFound, NotADirectory, NotAFile
+from kvd.migrate.errors import Conflict, Refused
 from kvd.migrate.etcd.nodes import node_of
 from kvd.migrate.live import Source
 from kvd.migrate.server import Change, Nodes, Target, differences, require_equal
@@ -58,10 +59,22 @@ class Follower:
             tell(self._tail)
 
     def _apply(self, told: Told) -> None:
-        node = told["node"]
-        removes = told["action"] in _REMOVALS
-        change = Change(str(node["key"]).encode(), None if removes else node_of(node))
-        self._target.write([change], overwrite=True, done=_nothing)
+        change = self._change(told)
+        if _is_hidden(change.path) and "hidden" not in self._source.extras:
+            return  # not all of its events are told: it is read at the end, if it was named
+        try:
+            self._target.write([change], overwrite=True, done=_nothing)
+        except (Conflict, NotADirectory, NotAFile, KeyNotFound):
+            self._put_right()
+
+    def _change(self, told: Told) -> Change:
+        try:
+            node = told["node"]
+            path = str(node["key"]).encode()
+            removes = told["action"] in _REMOVALS
+            return Change(path, None if removes else self._source.local(node_of(node)))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise Refused(f"the server shows an event in no known form: {error!r}") from None
 
     def _put_right(self) -> tuple[Nodes, list[tuple[Change, bool]]]:
         """Read the source again and make the target equal.
@@ -105,6 +118,10 @@ class Follower:
         raise Refused(
             f"the source was changed between each two of {_ROUNDS_MAX} reads: stop its writers"
         )
+
+
+def _is_hidden(path: bytes) -> bool:
+    return b"/_" in path
 
 
 def _nothing(_: int) -> None:

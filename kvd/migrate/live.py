@@ -2,29 +2,31 @@
 
 One recursive read is consistent at its index. Two things the API does not show: hidden keys, which
 etcd never lists (they are named, or kvd lists them), and refreshes, of which no watch is notified.
+Bytes that are no UTF-8 are U+FFFD in the JSON of etcd.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from time import sleep
 from typing import Any
 
-from kvd.client.errors import ApiError
+from kvd.client.errors import ApiError, KeyNotFound
 from kvd.client.operations import Given, Operations
 from kvd.client.sockets import Driver
 from kvd.client.wire import Reply
 from kvd.migrate import times
 from kvd.migrate.content import Content
+from kvd.migrate.deep_json import loads as json_of
 from kvd.migrate.errors import Refused
 from kvd.migrate.etcd.nodes import node_of
 from kvd.storage import disk
 from kvd.storage.format.identity import NewIds
 from kvd.storage.format.node import Node
 
+_REPLACED = "\N{REPLACEMENT CHARACTER}".encode()
 _SKEW_NS_MAX = times.NS + times.NS // 2  # the header `Date` has whole seconds
 
 
@@ -67,29 +69,64 @@ class Source:
     Attributes:
         extras: Its extras; none of etcd.
         hidden: The hidden keys to be read, where it does not list them.
+        skew_ns: How much its clock is ahead, if expirations are to be shown by this machine's.
     """
 
     caller: Caller
     hidden: Sequence[str] = ()
     extras: frozenset[str] = field(default_factory=frozenset)
+    skew_ns: int = 0
+    _seen: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.extras = extras(self.caller)
 
+    def keep_time(self) -> None:
+        """From now on show expirations by the clock of this machine, where that is another."""
+        skew_ns = _skew_ns(self.caller.call("GET", "/version"))
+        self.skew_ns = skew_ns if abs(skew_ns) > _SKEW_NS_MAX else 0
+
     def read(self, key: str = "/") -> Content:
         """Return all that is below a key.
 
+        With hidden keys that were named the index is that of the last response: two reads are equal
+        once nothing was changed meanwhile. One that is gone since an earlier read is missing.
+
         Raises:
             KvdError: it cannot be read.
+            Refused: the response is not one of a store, or shows two keys as one.
         """
         reply = self._get(key)
         found = Content(nodes={}, index=reply.index)
-        _add(found.nodes, _top(reply))
+        self._add(found.nodes, reply)
         if "hidden" not in self.extras:
             for name in self.hidden:
-                _add(found.nodes, _top(self._get(name)))
+                try:
+                    reply = self._get(name)
+                except KeyNotFound:
+                    if name not in self._seen:
+                        raise
+                    continue
+                self._seen.add(name)
+                self._add(found.nodes, reply)
+                found.index = max(found.index, reply.index)
         found.nodes = dict(sorted(found.nodes.items()))
         return found
+
+    def _add(self, nodes: dict[bytes, Node], reply: Reply) -> None:
+        try:
+            _add(nodes, _top(reply))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise Refused(f"the server shows a node in no known form: {error!r}") from None
+        if self.skew_ns:
+            for path, node in nodes.items():
+                nodes[path] = self.local(node)
+
+    def local(self, node: Node) -> Node:
+        """Return a node with its expiration by the clock of this machine."""
+        if not node.expiration_ns:
+            return node
+        return node._replace(expiration_ns=max(node.expiration_ns - self.skew_ns, 1))
 
     def _get(self, key: str) -> Reply:
         query: dict[str, str | int | bool | None] = {"recursive": True, "quorum": True}
@@ -114,15 +151,25 @@ class Source:
         told = _json(self.caller.call("GET", "/version"))
         return f"etcd {told.get('etcdserver', '')}".strip()
 
-    def notes(self) -> list[str]:
-        """Return what cannot be read, and what is wrong with the clocks."""
+    def notes(self, content: Content) -> list[str]:
+        """Return what cannot be read, or was read otherwise; and what is wrong with the clocks."""
         found = []
         reply = self.caller.call("GET", "/version")
         skew_ns = _skew_ns(reply)
         if abs(skew_ns) > _SKEW_NS_MAX:
+            what = (
+                "TTLs are corrected by it"
+                if self.skew_ns
+                else "expirations are kept as times, so keys live that much longer or shorter"
+            )
+            found.append(f"the clock of the source differs by {skew_ns / times.NS:+.0f} s: {what}")
+        replaced = sum(
+            _REPLACED in path + (node.value or b"") for path, node in content.nodes.items()
+        )
+        if replaced and "hidden" not in self.extras:
             found.append(
-                f"the clock of the source differs by {skew_ns / times.NS:+.0f} s: expirations are "
-                "kept as times, so keys live that much longer or shorter"
+                f"{replaced} keys or values hold U+FFFD, which etcd shows for bytes that are no "
+                "UTF-8; an import from the data directory has those"
             )
         if "hidden" not in self.extras and not self.hidden:
             found.append("hidden keys are not listed by etcd: name them by --hidden /KEY")
@@ -151,9 +198,15 @@ def extras(caller: Caller) -> frozenset[str]:
 
 def _add(nodes: dict[bytes, Node], top: Mapping[str, Any]) -> None:
     waiting = [top]
+    seen: set[bytes] = set()
     while waiting:
         told = waiting.pop()
         path = str(told.get("key", "/")).encode()
+        if path in seen:
+            raise Refused(
+                f"the server shows several keys as {path.decode()}: import from its data directory"
+            )
+        seen.add(path)
         if path != b"/":
             nodes[path] = node_of(told)
         waiting += told.get("nodes") or ()
@@ -168,8 +221,8 @@ def _add(nodes: dict[bytes, Node], top: Mapping[str, Any]) -> None:
 
 def _json(reply: Reply) -> dict[str, Any]:
     try:
-        told = json.loads(reply.body)
-    except (ValueError, RecursionError):
+        told = json_of(reply.body)
+    except ValueError:
         told = None
     if not isinstance(told, dict):
         raise Refused(f"the server answers no JSON: {reply.body[:80]!r}")

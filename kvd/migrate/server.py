@@ -43,7 +43,8 @@ class Target:
     """A server that is written to.
 
     Attributes:
-        slowest_ns: The longest time that a write has taken: a TTL counts from some moment in it.
+        slowest_ns: The longest time that a write has taken: a TTL counts from some moment in it;
+            more if its clock is another than that of this machine.
     """
 
     def __init__(self, caller: Caller, hidden: Iterable[str] = ()) -> None:
@@ -51,6 +52,9 @@ class Target:
         self.slowest_ns = 0
         self._hidden = tuple(hidden)
         self._source = Source(caller)
+        self._source.keep_time()
+        if self._source.skew_ns:
+            self.slowest_ns += times.NS  # the clock is known to a second
 
     def read(self) -> Nodes:
         """Return all keys of it; of etcd without hidden ones that were not named."""
@@ -64,13 +68,12 @@ class Target:
             return False
         return True
 
-    def check(self, nodes: Nodes) -> None:
+    def check(self, nodes: Nodes, there: Nodes) -> None:
         """Check that none of these keys is there.
 
         Raises:
             Conflict: some are.
         """
-        there = self.read()
         found = [
             path
             for path, node in nodes.items()
@@ -123,25 +126,24 @@ class Target:
     def _groups(self, changes: list[Change]) -> Iterator[list[Change]]:
         """Yield changes in groups that one request makes.
 
-        In a transaction no key may be that of another one or above it, and values are text.
+        Only files whose names and values are text are in a transaction.
         """
         group: list[Change] = []
         size = 0
-        keys: set[bytes] = set()
         for change in changes:
             if "txn" not in self._source.extras or not _is_file_of_text(change):
                 if group:
                     yield group
                 yield [change]
-                group, size, keys = [], 0, set()
+                group, size = [], 0
                 continue
             assert change.node is not None
-            length = len(change.node.value or b"")
+            # As JSON a byte takes six at most.
+            length = 6 * len(change.path + (change.node.value or b""))
             if group and size + length > _OPS_BYTES_MAX:
                 yield group
-                group, size, keys = [], 0, set()
+                group, size = [], 0
             group.append(change)
-            keys.add(change.path)
             size += length
         if group:
             yield group

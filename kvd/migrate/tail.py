@@ -1,17 +1,19 @@
 """The events of a source that is read over the API, one poll after the other.
 
-Each poll ends within a second, so that in between the end can be looked for. Events of hidden keys
-and refreshes are not among them (live.py).
+Each poll ends within a second, so that in between the end can be looked for. Refreshes are not
+among them (live.py), and of hidden keys only those that had happened before the poll.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Sequence
 from time import monotonic, sleep
 from typing import Any
 
-from kvd.client.errors import HistoryLost, TransportError
+from kvd.client.errors import HistoryLost, Timeout, TransportError
 from kvd.migrate.content import without_gaps
+from kvd.migrate.deep_json import loads
+from kvd.migrate.errors import Refused
 from kvd.migrate.etcd.nodes import event, time_of
 from kvd.migrate.live import Source
 from kvd.storage.format.event import Event
@@ -36,10 +38,26 @@ class Tail:
         self._source = source
 
     def next(self, timeout: float = POLL_S) -> Told | None:
+        """Return the next event, None if none comes in time, or the server is gone.
+
+        Raises:
+            HistoryLost: the source no longer has it.
+        """
+        begun = monotonic()
+        try:
+            return self.poll(timeout)
+        except TransportError:
+            # A server that is gone refuses at once.
+            sleep(max(begun + timeout - monotonic(), 0))
+            return None
+
+    def poll(self, timeout: float = POLL_S) -> Told | None:
         """Return the next event, None if none comes in time.
 
         Raises:
             HistoryLost: the source no longer has it.
+            TransportError: the server is gone.
+            Refused: the response is not one of a store.
         """
         caller = self._source.caller
         query: dict[str, str | int | bool | None] = {
@@ -49,28 +67,47 @@ class Tail:
         }
         if "hidden" in self._source.extras:
             query |= {"hidden": True, "base64": True}
-        begun = monotonic()
         try:
             reply = caller.call("GET", caller.path("/"), query=query, timeout=timeout)
-            told: Told = json.loads(reply.body)
-        except (TransportError, ValueError):  # etcd ends a long poll with an empty response
-            # A server that is gone refuses at once.
-            sleep(max(begun + timeout - monotonic(), 0))
+        except Timeout:
             self.lag = 0
             return None
-        self.index = int(told["node"]["modifiedIndex"])
+        if not reply.body.strip():  # etcd ends a long poll so
+            return None
+        try:
+            told: Told = loads(reply.body)
+            self.index = int(told["node"]["modifiedIndex"])
+        except (KeyError, TypeError, ValueError):
+            raise Refused(f"the server is no store of the v2 API: {reply.body[:80]!r}") from None
         self.lag = max(reply.index - self.index, 0)
         return told
 
 
-def history(source: Source, index: int) -> list[Event]:
-    """Return the events up to an index that a source still has, without gaps."""
-    tail = Tail(source, 0)
-    found: list[Event] = []
-    time_ns = 0
+def history(
+    source: Source,
+    index: int,
+    known: Sequence[Event] = (),
+    tell: Callable[[Tail], None] = lambda _: None,
+) -> list[Event]:
+    """Return the events up to an index that a source still has, without gaps.
+
+    Each is a request: an etcd that checks passwords takes 70 ms for it.
+
+    Args:
+        source: the source.
+        index: the index.
+        known: what an earlier call has returned.
+        tell: called after each request.
+
+    Raises:
+        KvdError: it cannot be read.
+    """
+    found = list(known)
+    tail = Tail(source, found[-1].change.index if found else 0)
+    time_ns = found[-1].time_ns if found else 0
     while tail.index < index:
         try:
-            told = tail.next()
+            told = tail.poll()
         except HistoryLost as lost:
             if lost.first <= tail.index + 1:
                 break
@@ -80,4 +117,5 @@ def history(source: Source, index: int) -> list[Event]:
             break
         time_ns = time_of(told) or time_ns
         found.append(event(told, time_ns))
+        tell(tail)
     return without_gaps(found, index)

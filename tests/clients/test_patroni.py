@@ -65,6 +65,12 @@ class Node:
         with contextlib.suppress(ProcessLookupError):
             os.kill(postmaster, signal.SIGKILL)
 
+    def end_patroni(self) -> None:
+        """End Patroni alone, which in a paused cluster leaves PostgreSQL running."""
+        assert self._patroni is not None
+        self._patroni.signal(signal.SIGTERM)
+        assert self._patroni.wait() == 0
+
     def stop(self) -> None:
         """End both, however they are, and wait for it."""
         if self._patroni is not None:

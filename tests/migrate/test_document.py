@@ -1,10 +1,13 @@
 """Documents: what is written is read again, and anything else is refused with its line."""
 
+import io
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvd.migrate.documents.document import FORMATS, Document, Key, read, render
+from kvd.migrate.documents.document import FORMATS, Document, Key, read, read_file
+from kvd.migrate.documents.writing import render
 from kvd.migrate.errors import Damaged
 
 EXAMPLE = """\
@@ -53,6 +56,7 @@ def test_what_is_rendered_is_read_again(form, keys):
     again = read(text, "f", form)
     assert again == document
     assert read(text, "f") == document
+    assert read_file(io.BytesIO(b"\xef\xbb\xbf" + text.encode()), "f") == document
     assert "".join(render(again, form)) == text
 
 
@@ -94,6 +98,10 @@ def test_what_is_rendered_is_read_again(form, keys):
         ('{"kvd": 1}\n{"key": "a", "value": 1}', "line 2: a: value is a number"),
         ('{"kvd": 1}\n{"value": "1"}', "line 2: expected a line like"),
         ('{"kvd": 1}\n{', "line 2: is no JSON"),
+        ('{"kvd": 1}\n[1]', "line 2: expected a line like"),
+        ('\n{"kvd": 1, "count": 2}\n{"key": "a", "value": ""}', "line 2: count: expected 2 keys"),
+        ('{"kvd": 1, "keys": {}, "count": 1}', "line 1: unknown field count"),
+        ('{"kvd": 1}\n{"key": "a", "value": "", "value": ""}', "line 2: value is there twice"),
     ],
 )
 def test_anything_else_is_refused_with_its_line(text, received):
@@ -101,6 +109,28 @@ def test_anything_else_is_refused_with_its_line(text, received):
         read(text, "f")
     assert received in str(raised.value)
     assert str(raised.value).startswith("f: line ")
+
+
+@pytest.mark.parametrize("cut", range(1, 4))
+def test_lines_of_json_that_are_cut_off_are_refused(cut):
+    document = Document("/p", 7, {f"/p/{name}": Key(b"x") for name in "abc"})
+    lines = "".join(render(document, "jsonl")).splitlines(keepends=True)
+    with pytest.raises(Damaged, match="f: line 1: count: expected 3 keys, there are"):
+        read_file(io.BytesIO("".join(lines[:cut]).encode()), "f")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b'{"kvd": 1}\n{"key": "a", "value": "\xff"}\n', "f: line 2: is no UTF-8 at offset 23"),
+        (b"kvd: 1\nkeys:\n  a: \xff", "f: is no UTF-8 at offset 18"),
+        (b'{"kvd": 1}\n' + b" " * ((64 << 20) + 1), "f: line 2: has more than 64 MiB"),
+    ],
+    ids=["line", "whole", "long"],
+)
+def test_a_file_that_is_no_document_is_refused_with_its_place(content, told):
+    with pytest.raises(Damaged, match=told):
+        read_file(io.BytesIO(content), "f")
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "{" * 100_000, "a: " + "{a: " * 20_000])

@@ -10,30 +10,32 @@
       db/_secret: {base64: AAEC}               bytes that are no UTF-8
 
 JSON has the same shape. As lines of JSON (`jsonl`) the first line has all but the keys, and each
-other one a key: `{"key": "web/port", "value": "8080"}`. Anything else is refused with its line.
+other one a key: `{"key": "web/port", "value": "8080"}`; it is read and written line by line. Its
+`count` is the number of keys: of a file that was cut off at the end of a line. Anything else is
+refused with its line.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn
-
-import yaml
+from itertools import chain, count
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 from kvd.migrate import times
-from kvd.migrate.documents.text import Malformed, Other, Pairs, parse
-from kvd.migrate.errors import Damaged, Refused
-from kvd.storage.errors import EX_USAGE
+from kvd.migrate.documents.text import Malformed, Other, Pairs, form_of, parse, parse_lines
+from kvd.migrate.errors import Damaged
 
 FORMATS = ("yaml", "json", "jsonl")
 _HEAD = ("kvd", "prefix", "index")
 _FIELDS = frozenset(("value", "base64", "ttl", "expiration"))
-_VERSION = 1
-_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+VERSION = 1
+_BYTES_MAX = (
+    256 << 20
+)  # of YAML and JSON, which are held in memory as a whole, some 20 times as large
+_LINE_BYTES_MAX = 64 << 20
 
 
 class Key(NamedTuple):
@@ -68,11 +70,65 @@ def read(text: str, name: str, form: str | None = None) -> Document:
     Raises:
         Damaged: it is none.
     """
+    form = form or form_of(text)
     try:
+        if form == "jsonl":
+            return _Reader(name, {}).of_lines(parse_lines(text.split("\n")))
         content, lines = parse(text, form)
     except Malformed as error:
         raise Damaged.in_line(name, error.line, str(error)) from None
     return _Reader(name, lines).document(content)
+
+
+def read_file(file: BinaryIO, name: str, form: str | None = None) -> Document:
+    """Read a document from a file; lines of JSON one by one.
+
+    Args:
+        file: it; need not be a regular one.
+        name: as for `read`.
+        form: as for `read`.
+
+    Raises:
+        Damaged: it is none, or too large for its form.
+    """
+    first = _line(file, name, 1, _BYTES_MAX)
+    text = _text(first, name, 0).removeprefix("\ufeff")
+    if form is None and text.strip():
+        form = form_of(text)
+    if form == "jsonl":
+        rest = (_text(line, name, number) for number, line in _lines(file, name))
+        try:
+            return _Reader(name, {}).of_lines(parse_lines(chain([text], rest)))
+        except Malformed as error:
+            raise Damaged.in_line(name, error.line, str(error)) from None
+    rest_of_it = file.read(_BYTES_MAX + 1 - len(first))
+    if len(first) + len(rest_of_it) > _BYTES_MAX:
+        raise Damaged(f"{name}: has more than {_BYTES_MAX >> 20} MiB; write it as jsonl")
+    return read(_text(first + rest_of_it, name, 0).removeprefix("\ufeff"), name, form)
+
+
+def _lines(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines behind the first one, with their numbers."""
+    for number in count(2):
+        line = _line(file, name, number, _LINE_BYTES_MAX)
+        if not line:
+            return
+        yield number, line
+
+
+def _line(file: BinaryIO, name: str, number: int, limit: int) -> bytes:
+    line = file.readline(limit + 1)
+    if len(line) > limit:
+        raise Damaged.in_line(name, number, f"has more than {limit >> 20} MiB")
+    return line
+
+
+def _text(content: bytes, name: str, line: int) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        where = f"line {line}: " if line else ""
+        raise Damaged(f"{name}: {where}is no UTF-8 at offset {error.start}") from None
 
 
 class _Reader:
@@ -81,39 +137,66 @@ class _Reader:
     def __init__(self, name: str, lines: dict[str, int]) -> None:
         self._name = name
         self._lines = lines
+        self._line = 1
 
     def _refuse(self, key: str, problem: str) -> NoReturn:
         try:
             line = self._lines[key]
         except KeyError:
-            line = 1
+            line = self._line
         raise Damaged.in_line(self._name, line, problem)
 
     def document(self, content: object) -> Document:
         """Return the document in a content."""
         head = self._mapping("kvd", content, "the document")
+        document = self._head(head, (*_HEAD, "keys"))
+        for name, told in self._mapping("keys", head.get("keys", Pairs()), "keys").items():
+            self._add(document, name, told)
+        self._check_parents(document)
+        return document
+
+    def of_lines(self, lines: Iterator[tuple[int, Pairs]]) -> Document:
+        """Return the document in lines of JSON."""
+        number, pairs = next(lines, (1, None))
+        head = self._mapping("kvd", pairs, "the document")
+        self._lines = dict.fromkeys(head, number)
+        document = self._head(head, (*_HEAD, "count"))
+        for number, pairs in lines:
+            fields = dict(pairs)
+            name = fields.pop("key", None)
+            if not isinstance(name, str):
+                raise Malformed(number, 'expected a line like {"key": "web/port", "value": "8080"}')
+            self._line = self._lines[name] = number
+            self._add(document, name, Pairs(pair for pair in pairs if pair[0] != "key"))
+        expected = head.get("count", len(document.keys))
+        found = len(document.keys)
+        if expected != found:
+            self._refuse("count", f"count: expected {expected} keys, there are {found}")
+        self._check_parents(document)
+        return document
+
+    def _head(self, head: dict[str, Any], known: Sequence[str]) -> Document:
+        """Return the document of a head, without its keys."""
         for name in head:
-            if name not in (*_HEAD, "keys"):
-                self._refuse(name, f"unknown field {name}; expected kvd, prefix, index, keys")
+            if name not in known:
+                self._refuse(name, f"unknown field {name}; expected {', '.join(known)}")
         version = head.get("kvd")
-        if type(version) is not int or version != _VERSION:
-            self._refuse("kvd", f"expected `kvd: {_VERSION}` in a document of kvd")
+        if type(version) is not int or version != VERSION:
+            self._refuse("kvd", f"expected `kvd: {VERSION}` in a document of kvd")
         prefix, index = head.get("prefix", "/"), head.get("index", 0)
         if not isinstance(prefix, str) or not prefix.startswith("/") or not _is_clean(prefix[1:]):
             self._refuse("prefix", "prefix: expected a key like /app")
         if isinstance(index, bool) or not isinstance(index, int) or index < 0:
             self._refuse("index", "index: expected a number")
-        keys: dict[str, Key] = {}
-        base = prefix.rstrip("/")
-        for name, told in self._mapping("keys", head.get("keys", Pairs()), "keys").items():
-            if not name.strip("/") or name.startswith("/") or not _is_clean(name.rstrip("/")):
-                self._refuse(name, f"{name!r} is no name of a key below {prefix}")
-            path = f"{base}/{name.rstrip('/')}"
-            if path in keys:
-                self._refuse(name, f"{name} is there twice")
-            keys[path] = self._key(name, told)
-        self._check_parents(base, keys)
-        return Document(prefix, index, keys)
+        return Document(prefix, index, {})
+
+    def _add(self, document: Document, name: str, told: object) -> None:
+        if not name.strip("/") or name.startswith("/") or not _is_clean(name.rstrip("/")):
+            self._refuse(name, f"{name!r} is no name of a key below {document.prefix}")
+        path = f"{document.prefix.rstrip('/')}/{name.rstrip('/')}"
+        if path in document.keys:
+            self._refuse(name, f"{name} is there twice")
+        document.keys[path] = self._key(name, told)
 
     def _mapping(self, where: str, content: object, what: str) -> dict[str, Any]:
         if not isinstance(content, Pairs):
@@ -183,7 +266,8 @@ class _Reader:
         except ValueError as error:
             self._refuse(name, f"{name}: expiration: {error}")
 
-    def _check_parents(self, base: str, keys: dict[str, Key]) -> None:
+    def _check_parents(self, document: Document) -> None:
+        base, keys = document.prefix.rstrip("/"), document.keys
         for path in keys:
             parent = path.rpartition("/")[0]
             while len(parent) > len(base):
@@ -213,77 +297,3 @@ def _named(told: object) -> tuple[str, str]:
 
 def _is_clean(name: str) -> bool:
     return not name or all(part not in ("", ".", "..") for part in name.split("/"))
-
-
-# Writing.
-
-
-def render(document: Document, form: str) -> Iterator[str]:
-    """Yield a document as text, in pieces.
-
-    Raises:
-        Refused: a key cannot be in a document.
-    """
-    base = document.prefix.rstrip("/")
-    head = {"kvd": _VERSION, "prefix": document.prefix, "index": document.index}
-    keys = ((path[len(base) + 1 :], key) for path, key in sorted(document.keys.items()))
-    if form == "jsonl":
-        yield json.dumps(head) + "\n"
-        for name, key in keys:
-            told = _told(key)
-            fields = told if isinstance(told, dict) else {"value": told}
-            line = {"key": _name(name, key), **fields}
-            yield json.dumps(line, ensure_ascii=False) + "\n"
-        return
-    content = {**head, "keys": {_name(name, key): _told(key) for name, key in keys}}
-    if form == "json":
-        yield json.dumps(content, ensure_ascii=False, indent=1) + "\n"
-        return
-    yield yaml.dump(
-        content, Dumper=_DUMPER, sort_keys=False, allow_unicode=True, width=1 << 30,
-        default_flow_style=None,
-    )  # fmt: skip
-
-
-def _name(name: str, key: Key) -> str:
-    return name + "/" if key.value is None else name
-
-
-def _told(key: Key) -> str | dict[str, object]:
-    told: dict[str, object] = {}
-    if key.value is not None:
-        try:
-            told["value"] = key.value.decode()
-        except UnicodeDecodeError:
-            told["base64"] = base64.b64encode(key.value).decode()
-    if key.expiration_ns:
-        told["expiration"] = times.render(key.expiration_ns)
-    elif key.ttl_s is not None:
-        told["ttl"] = key.ttl_s
-    value = told.get("value")
-    return value if isinstance(value, str) and len(told) == 1 else told
-
-
-def text_of(path: bytes) -> str:
-    """Return a path as text.
-
-    Raises:
-        Refused: it is none.
-    """
-    try:
-        return path.decode()
-    except UnicodeDecodeError:
-        raise Refused(
-            f"the key {path!r} is no UTF-8, so no document can name it", exit_status=EX_USAGE
-        ) from None
-
-
-def pruned(keys: Iterable[tuple[str, Key]]) -> dict[str, Key]:
-    """Return keys without the directories that their keys make."""
-    found = dict(keys)
-    made = {path.rpartition("/")[0] for path in found}
-    return {
-        path: key
-        for path, key in found.items()
-        if key.value is not None or key.expiration_ns or key.ttl_s is not None or path not in made
-    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import yaml
@@ -39,15 +40,16 @@ def parse(text: str, form: str | None) -> Parsed:
 
     Args:
         text: the text.
-        form: yaml, json or jsonl; by the text if None.
+        form: yaml or json; by the text if None.
 
     Raises:
         Malformed: it is in none of these forms.
     """
-    return {"yaml": _yaml, "json": _json, "jsonl": _jsonl}[form or _form(text)](text)
+    return {"yaml": _yaml, "json": _json}[form or form_of(text)](text)
 
 
-def _form(text: str) -> str:
+def form_of(text: str) -> str:
+    """Return in which form a text is, by its first line that is not blank."""
     if not text.lstrip().startswith("{"):
         return "yaml"
     first = text.lstrip().partition("\n")[0]
@@ -78,29 +80,22 @@ class _Lines(dict[str, int]):
         return self._text.count("\n", 0, found.start()) + 1 if found else 1
 
 
-def _jsonl(text: str) -> Parsed:
-    head = Pairs()
-    keys = Pairs()
-    lines: dict[str, int] = {}
-    for number, line in enumerate(text.split("\n"), 1):
+def parse_lines(lines: Iterable[str]) -> Iterator[tuple[int, Pairs]]:
+    """Yield the mapping in each line of JSON that is not blank, and its number.
+
+    Raises:
+        Malformed: a line is no mapping.
+    """
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             pairs = json.loads(line, object_pairs_hook=Pairs)
         except (ValueError, RecursionError) as error:
             raise Malformed(number, f"is no JSON: {error}") from None
-        if not head:
-            head = pairs
-            continue
-        found = dict(pairs) if isinstance(pairs, Pairs) else {}
-        name = found.pop("key", None)
-        if not isinstance(name, str):
+        if not isinstance(pairs, Pairs):
             raise Malformed(number, 'expected a line like {"key": "web/port", "value": "8080"}')
-        lines[name] = number
-        keys.append((name, Pairs(found.items())))
-    if not isinstance(head, Pairs):
-        raise Malformed(1, "the document: expected a mapping")
-    return Pairs([*head, ("keys", keys)]), lines
+        yield number, pairs
 
 
 def _yaml(text: str) -> Parsed:

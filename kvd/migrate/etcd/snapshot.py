@@ -11,12 +11,12 @@ event     as clients see it, with "refresh"
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kvd.migrate.deep_json import loads
 from kvd.migrate.errors import Damaged
 from kvd.migrate.etcd.crc32c import extend
 from kvd.migrate.etcd.protobuf import BYTES, VARINT, Malformed, data, decode, number
@@ -60,7 +60,7 @@ def read(path: Path) -> Snapshot:
     """
     try:
         index, term, store = _parse(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise Damaged.at(path, 0, str(error)) from None
     return Snapshot(path, index, term, store)
 
@@ -74,7 +74,7 @@ def _parse(content: bytes) -> tuple[int, int, dict[str, Any]]:
         raise Malformed(f"its checksum is {crc:08x}, expected {found:08x}")
     inner = decode(inside, {1: BYTES, 2: BYTES})
     meta = decode(data(inner, 2), {1: BYTES, 2: VARINT, 3: VARINT})
-    store = json.loads(data(inner, 1))
+    store = loads(data(inner, 1))
     if not isinstance(store, dict) or not isinstance(store.get("Root"), dict):
         raise Malformed("it holds no v2 store")
     return number(meta, 2), number(meta, 3), store
