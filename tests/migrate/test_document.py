@@ -61,7 +61,7 @@ def test_what_is_rendered_is_read_again(form, keys):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "received"),
     [
         ("keys: {}", "line 1: expected `kvd: 1`"),
         ("kvd: 2", "line 1: expected `kvd: 1`"),
@@ -120,7 +120,7 @@ def test_lines_of_json_that_are_cut_off_are_refused(cut):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reason"),
     [
         (b'{"kvd": 1}\n{"key": "a", "value": "\xff"}\n', "f: line 2: is no UTF-8 at offset 23"),
         (b"kvd: 1\nkeys:\n  a: \xff", "f: is no UTF-8 at offset 18"),
@@ -128,8 +128,8 @@ def test_lines_of_json_that_are_cut_off_are_refused(cut):
     ],
     ids=["line", "whole", "long"],
 )
-def test_a_file_that_is_no_document_is_refused_with_its_place(content, told):
-    with pytest.raises(Damaged, match=told):
+def test_a_file_that_is_no_document_is_refused_with_its_place(content, reason):
+    with pytest.raises(Damaged, match=reason):
         read_file(io.BytesIO(content), "f")
 
 
