@@ -9,6 +9,8 @@ Invariants:
 - Rendering changes nothing that anyone sees: reads are served before the batch is durable.
 - All outcomes of a batch are processed, in their order, before any further request is served. So no
   read sees a text between two changes of a batch.
+- The responses that are held while the disk is at work are bounded; those beyond are made and sent
+  one by one.
 """
 
 from __future__ import annotations
@@ -73,6 +75,13 @@ _QUOTES_OF_ONE_THAT_EXPIRES = (FILE_THAT_EXPIRES % (b"", b"", expiration(1, 0, 0
 _QUOTES_OF_A_REMOVED_ONE = REMOVED_FILE.translate(None, PLAIN)
 # Stands for a text that is not kept.
 _FORGOTTEN = b""
+
+AT_ONCE_BYTES_MAX = 8 << 20
+"""The responses of a batch that are prepared, give or take one. Written once, a value is in two of
+them, and escaped it takes six times its bytes: those of a batch of 4 MiB would take 50 MB."""
+# Without escapes a batch of so many bytes, replaced ones included, makes responses of a few
+# megabytes, however many: they are not counted.
+_LARGE_BATCH_BYTES = 256 << 10
 
 
 class _NotAtOnce(Exception):
@@ -141,6 +150,9 @@ class WriteResponses:
             pending = round_.pending
             base = pending.base
             committed, offset_ns = base.index, base.clock_offset_ns
+            is_large, left = pending.size + pending.replaced > _LARGE_BATCH_BYTES, AT_ONCE_BYTES_MAX
+            # Answers to these are made here, as long as there is room.
+            waiting: type | None = Connection
             end = END % (pending.pos, base.term)
             replies: list[tuple[Connection, bytes]] = []
             late: list[tuple[Done, Outcome]] = []
@@ -159,7 +171,7 @@ class WriteResponses:
                 if kind != _SET:
                     others.append(type(command))
                     is_removed = is_removed or (is_dir and kind in REMOVALS)
-                if type(done) is not Connection:
+                if type(done) is not waiting:
                     texts[key], forgets = _FORGOTTEN, True
                     late.append((done, outcome))
                     continue
@@ -190,7 +202,9 @@ class WriteResponses:
                         size += length + len(before)
                         answer %= ok, index, end, size, text, before
                     texts[key] = kept_now
-                    replies.append((done, answer))
+                    replies.append((done, answer))  # type: ignore[arg-type]  # it is `waiting`
+                    if is_large and (left := left - len(answer)) < 0:
+                        waiting = None
                 except _NotAtOnce:
                     texts[key], forgets = _FORGOTTEN, True
                     late.append((done, outcome))
