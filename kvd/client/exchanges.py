@@ -74,7 +74,7 @@ class Exchanges:
         self.timeout = timeout
         self.connect_timeout = float("inf")
         self.rounds: int | None = None
-        self._authorization = authorization
+        self.authorization = authorization
         self._current = 0
         self._idle: dict[Endpoint, deque[Any]] = {one: deque(maxlen=kept) for one in endpoints}
         self._kept = kept
@@ -177,7 +177,7 @@ class Exchanges:
             OSError, TransportError: there is none to a read, which may be sent again.
         """
         try:
-            data = call.render(endpoint.authority, self._authorization)
+            data = call.render(endpoint.authority, self.authorization)
             yield Send(connection, data, _left(ends))
             return (yield from receive(endpoint, connection, ends))
         except (OSError, TransportError) as error:

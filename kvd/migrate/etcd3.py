@@ -1,5 +1,6 @@
 """Export to etcd v3, by its JSON gateway: keys, values, and leases for TTLs.
 
+    POST /v3/auth/authenticate {"name", "password"}: a token, sent as `Authorization` from then on
     POST /v3/kv/txn       {"compare": [...], "success": [{"request_put": ...}]}; up to 100 keys
     POST /v3/lease/grant  {"TTL": "3600"}: one lease for each second of expiration
     POST /v3/kv/range     pages of 5,000 keys, to read back
@@ -34,7 +35,8 @@ _PAGE = 5000
 _LEASE_MIN_S = 2
 _TTL_TOLERANCE_NS = 2 * times.NS  # TTLs are whole seconds, rounded up here and down there
 _SHOWN_MAX = 3
-_FORBIDDEN = 404
+_NOT_FOUND = 404
+_WITHOUT_USERS = "authentication is not enabled"
 
 
 @dataclass(frozen=True)
@@ -103,19 +105,36 @@ def plan(nodes: Mapping[bytes, Node], options: Options) -> Plan:
 class Gateway:
     """An etcd v3, by its gateway."""
 
-    def __init__(self, caller: Caller) -> None:
-        """Raises Refused if there is none."""
+    def __init__(self, caller: Caller, user: tuple[str, str] | None = None) -> None:
+        """Find the gateway; log in as a user, by name and password, where etcd requires that.
+
+        Raises:
+            Refused: there is none.
+            KvdError: etcd refuses the user, or does not answer.
+        """
         self._caller = caller
+        caller.authorize("")  # that of the v2 API means nothing here
         self._base = "/v3"
         # The longest time that a lease took: its TTL counts from some moment in it.
         self._slowest_ns = 0
         try:
             self.version = str(self._post("/maintenance/status", {}).get("version", ""))
         except ApiError as error:
-            if error.status != _FORBIDDEN:
+            if error.status != _NOT_FOUND:
                 raise
             self._base = "/v3beta"
             self.version = str(self._post("/maintenance/status", {}).get("version", ""))
+        if user is not None:
+            self._log_in(*user)
+
+    def _log_in(self, name: str, password: str) -> None:
+        try:
+            told = self._post("/auth/authenticate", {"name": name, "password": password})
+        except ApiError as error:
+            if _WITHOUT_USERS in f"{error.message} {error.cause}":
+                return
+            raise
+        self._caller.authorize(str(told.get("token", "")))
 
     def _post(self, path: str, content: object) -> dict[str, Any]:
         body = json.dumps(content).encode()

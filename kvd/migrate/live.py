@@ -57,6 +57,10 @@ class Caller:
         )
         return self._driver.run(operation, sleep)
 
+    def authorize(self, authorization: str) -> None:
+        """Send another header `Authorization` from now on; none if it is empty."""
+        self._operations.exchanges.authorization = authorization
+
     def path(self, key: str) -> str:
         """Return the path of a key."""
         return self._operations.path(key)

@@ -12,7 +12,7 @@ NS = 1_000_000_000
 
 
 def parse(text: str) -> int:
-    """Return a time; negative before 1970.
+    """Return a time; negative before 1970, and less than 64 bits.
 
     Raises:
         ValueError: it is none.
@@ -20,7 +20,10 @@ def parse(text: str) -> int:
     match = _TIME.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is no time like 2026-11-23T02:50:00.5Z")
-    return _seconds(match[1], match[3]) * NS + int((match[2] or "0").ljust(9, "0"))
+    time_ns = _seconds(match[1], match[3]) * NS + int((match[2] or "0").ljust(9, "0"))
+    if time_ns >= 1 << 64:
+        raise ValueError(f"{text} is later than a key can end, in July 2554")
+    return time_ns
 
 
 @lru_cache(maxsize=1024)

@@ -79,6 +79,10 @@ def test_what_is_rendered_is_read_again(form, keys):
         ("kvd: 1\nkeys:\n  a: {value: x, tll: 1}", "line 3: a: unknown field tll"),
         ("kvd: 1\nkeys:\n  a: {value: x, ttl: 0}", "line 3: a: ttl: expected"),
         ("kvd: 1\nkeys:\n  a: {value: x, ttl: 1, expiration: 2026-11-27T10:08:31Z}", "either ttl"),
+        (
+            "kvd: 1\nkeys:\n  a: {value: x, expiration: 9999-11-27T10:08:31Z}",
+            "later than a key can end",
+        ),
         ("kvd: 1\nkeys:\n  a: {value: x, base64: AA==}", "either value or base64"),
         ("kvd: 1\nkeys:\n  a: {base64: '!'}", "no base64"),
         ("kvd: 1\nkeys:\n  a: {}", "either value or base64"),

@@ -1,5 +1,6 @@
 """What is read from the files of an etcd is what it has answered."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -16,7 +17,7 @@ import pytest
 from kvd.migrate import times
 from kvd.migrate.content import Content
 from kvd.migrate.errors import Damaged, Refused, Running
-from kvd.migrate.etcd import crc32c
+from kvd.migrate.etcd import crc32c, protobuf
 from kvd.migrate.etcd.directory import read
 from kvd.storage.format.records import Kind
 from tests.migrate.conftest import unpacked
@@ -223,6 +224,38 @@ def test_a_flipped_bit_of_the_log_is_refused_reported_or_harmless(recorded):
 def test_a_flipped_bit_of_a_snapshot_is_noted(recorded):
     (file,) = (recorded / "member" / "snap").glob("*.snap")
     assert set(outcomes_of(recorded, file, flipped(file.read_bytes(), 20, seed=3))) == {"noted"}
+
+
+@pytest.mark.parametrize(
+    ("number", "place"),
+    [(b"1e999", "CurrentIndex"), (b"9" * 30, "CurrentIndex"), (b"9" * 30, "Size"), (b"-1", "Size"),
+     (b"1e999", "CreatedIndex"), (b"9" * 30, "ModifiedIndex"), (b"9" * 30, "modifiedIndex")],
+)  # fmt: skip
+def test_a_number_of_a_snapshot_that_is_none_of_etcds_is_refused_or_harmless(
+    recorded, number, place
+):
+    (file,) = (recorded / "member" / "snap").glob("*.snap")
+    outer = protobuf.decode(file.read_bytes(), {1: protobuf.VARINT, 2: protobuf.BYTES})
+    inside = protobuf.decode(protobuf.data(outer, 2), {1: protobuf.BYTES, 2: protobuf.BYTES})
+    store, meta = protobuf.data(inside, 1), protobuf.data(inside, 2)
+    pattern = b'("%b":)\\d+' % place.encode()
+    assert re.search(pattern, store)
+    inner = sealed(1, re.sub(pattern, rb"\g<1>" + number, store, count=1)) + sealed(2, meta)
+    file.write_bytes(b"\x08" + varint(crc32c.extend(0, inner)) + sealed(2, inner))
+    with contextlib.suppress(Damaged):
+        read(recorded)
+
+
+def sealed(field: int, content: bytes) -> bytes:
+    return bytes((field << 3 | 2,)) + varint(len(content)) + content
+
+
+def varint(number: int) -> bytes:
+    found = b""
+    while number >= 0x80:
+        found += bytes((number & 0x7F | 0x80,))
+        number >>= 7
+    return found + bytes((number,))
 
 
 def test_a_truncated_log_is_refused_or_a_prefix_that_is_reported(recorded):

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -203,6 +205,26 @@ def test_an_export_that_fails_leaves_nothing(server, client, capsys, tmp_path):
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith("out")] == ["out.yaml"]
 
 
+def test_an_export_replaces_what_a_link_leads_to_and_writes_into_a_pipe(
+    server, client, capsys, tmp_path
+):
+    client.put("/link/a", "1")
+    (tmp_path / "there").mkdir()
+    link, pipe = tmp_path / "out.yaml", tmp_path / "pipe"
+    link.symlink_to("there/file.yaml")
+    done(capsys, "-C", server.url, "export", "/link", "-o", link)
+    assert link.is_symlink()
+    text = (tmp_path / "there" / "file.yaml").read_text()
+    assert "keys: {a: '1'}" in text
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as threads:
+        reading = threads.submit(pipe.read_text)
+        done(capsys, "-C", server.url, "export", "/link", "-o", pipe)
+        assert reading.result(PATIENCE_S) == text
+    assert pipe.is_fifo()
+    assert [file.name for file in (tmp_path / "there").iterdir()] == ["file.yaml"]
+
+
 def test_an_export_to_a_dash_goes_to_standard_output(
     server, client, tmp_path, monkeypatch, capfdbinary
 ):
@@ -216,7 +238,11 @@ def test_an_export_to_a_dash_goes_to_standard_output(
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"[" * 100_000], ids=["html", "list", "deep"])
 def test_a_gateway_that_is_none_is_refused(body):
     with pytest.raises(Refused, match="the gateway answers"):
-        Gateway(SimpleNamespace(call=lambda *_, **__: SimpleNamespace(body=body)))
+        Gateway(
+            SimpleNamespace(
+                call=lambda *_, **__: SimpleNamespace(body=body), authorize=lambda _: None
+            )
+        )
 
 
 def test_a_document_that_is_none_is_refused_with_its_line(capsys, tmp_path):
@@ -347,6 +373,29 @@ def test_keys_go_to_etcd_v3_and_are_read_back_equal(capsys, make_server, start_e
     body = json.dumps({"key": base64.b64encode(b"/new/app/k1").decode()})
     received = etcd.client.request("POST", "/v3/kv/range", body).json["kvs"][0]
     assert base64.b64decode(received["value"]) == b"changed"
+
+
+def test_an_etcd_v3_that_requires_users_gets_one(capsys, make_server, start_etcd, tmp_path):
+    etcd = start_etcd(tmp_path / "etcd")
+    server = make_server(data_dir=tmp_path / "one").start()
+    server.client().put("/app/k", "v")
+    args = ("-C", server.url, "export", "/app", "--etcd3", etcd.url)
+    user = ("--etcd3-user", "root:secret")
+    # Without users in etcd the name is not asked for.
+    assert "put 1 keys" in done(capsys, *args, "--prefix", "/1", *user)
+    for path, content in (
+        ("user/add", {"name": "root", "password": "secret"}),
+        ("role/add", {"name": "root"}),
+        ("user/grant", {"user": "root", "role": "root"}),
+        ("enable", {}),
+    ):
+        answer = etcd.client.request("POST", f"/v3/auth/{path}", json.dumps(content))
+        assert answer.status == 200
+    assert "put 1 keys" in done(capsys, *args, "--prefix", "/2", *user)
+    _, err = refused(capsys, *args, "--prefix", "/3", "--etcd3-user", "root:wrong")
+    assert "authentication failed" in err
+    _, err = refused(capsys, *args, "--prefix", "/3")
+    assert "user name is empty" in err
 
 
 @pytest.mark.clients

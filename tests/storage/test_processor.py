@@ -18,7 +18,7 @@ CPU implementer\t: 0x41
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"),
+    ("cpuinfo", "expected"),
     [
         (X86.format("sha_ni"), True),
         (X86.format("sha_nix"), False),
@@ -30,8 +30,8 @@ CPU implementer\t: 0x41
     ],
     ids=["x86", "another flag", "x86 without", "arm", "arm without", "nothing", "no such file"],
 )
-def test_instructions_for_sha256_are_known(tmp_path, monkeypatch, received, expected):
-    if received is not None:
-        (tmp_path / "cpuinfo").write_text(received)
+def test_instructions_for_sha256_are_known(tmp_path, monkeypatch, cpuinfo, expected):
+    if cpuinfo is not None:
+        (tmp_path / "cpuinfo").write_text(cpuinfo)
     monkeypatch.setattr(processor, "_CPUINFO", tmp_path / "cpuinfo")
     assert processor.has_sha256() is expected

@@ -10,11 +10,14 @@ from pathlib import Path
 import click
 
 from kvd.ctl.command import Call, Verb, pass_call
+from kvd.ctl.credentials import credentials
 from kvd.ctl.moving.common import connections, say, shown
 from kvd.ctl.moving.import_verb import PATH
+from kvd.ctl.settings import Settings
 from kvd.migrate import exporting
 from kvd.migrate.documents.document import FORMATS
 from kvd.migrate.etcd3 import Options
+from kvd.storage import disk
 
 
 @click.command(
@@ -27,6 +30,7 @@ from kvd.migrate.etcd3 import Options
 @click.option("--format", "form", type=click.Choice(FORMATS), help="of the document (yaml)")
 @click.option("--hidden", multiple=True, metavar="KEY", help="a hidden key, which etcd never lists")
 @click.option("--etcd3", metavar="URL", help="an etcd v3 instead of a document")
+@click.option("--etcd3-user", metavar="NAME[:PASSWORD]", help="its user, if that is not -u's")
 @click.option("--prefix", default="", metavar="P", help="into etcd v3: what all keys begin with")
 @click.option("--ttl", type=click.Choice(("lease", "drop")), default="lease", help="of keys in v3")
 @click.option(
@@ -49,6 +53,7 @@ def export(
     form: str | None,
     hidden: tuple[str, ...],
     etcd3: str | None,
+    etcd3_user: str | None,
     dry_run: bool,
     **flags: str,
 ) -> None:
@@ -57,7 +62,8 @@ def export(
         content = exporting.read(connect(None), key, hidden)
         if etcd3 is not None:
             gateway = None if dry_run else connect(etcd3)
-            exporting.to_etcd3(content, gateway, Options(**flags), say, shown)
+            user = None if dry_run else _user(call, etcd3_user)
+            exporting.to_etcd3(content, gateway, Options(**flags), say, shown, user=user)
             return
         out = None if out == Path("-") else out
         text = exporting.as_document(content, key, form or exporting.form_of(out))
@@ -68,16 +74,30 @@ def export(
         _replace(out, text)
 
 
+def _user(call: Call, etcd3_user: str | None) -> tuple[str, str] | None:
+    """Return name and password of the user in etcd v3: those of `-u` unless they are given."""
+    settings = call.settings
+    if etcd3_user is not None:
+        settings = Settings(call.given | {"username": etcd3_user, "password_file": None})
+    name, password = credentials(settings)
+    return None if name is None else (name, password or "")
+
+
 def _replace(out: Path, text: Iterable[str]) -> None:
-    """Write a file in one step: the whole of it, or nothing."""
-    draft = out.with_name(out.name + ".tmp")
+    """Write a file in one step: the whole of it, or nothing. A device or pipe is written to."""
+    if out.exists() and not out.is_file() and not out.is_dir():
+        with out.open("w", encoding="utf-8") as file:
+            file.writelines(text)
+        return
+    out = out.resolve()  # a link stays, and what it leads to is replaced
+    draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        with draft.open("w", encoding="utf-8") as file:
-            for piece in text:
-                file.write(piece)
+        with draft.open("x", encoding="utf-8") as file:
+            file.writelines(text)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(out)
+        disk.sync_directory(out.parent)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise

@@ -190,7 +190,7 @@ def _store(base: snapshot.Snapshot | None, requests: Sequence[Asked]) -> Store:
     """
     try:
         store = Store(base.store if base else None)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         assert base is not None
         raise Damaged.at(base.path, 0, f"is in no known form: {error!r}") from None
     told = [version for request in requests if (version := _set_version(request))]

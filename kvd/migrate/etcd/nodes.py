@@ -53,7 +53,7 @@ def event(told: dict[str, Any], time_ns: int) -> Event:
     after = node_of(node)
     change = Change(
         kind,
-        int(node["modifiedIndex"]),
+        index_of(node["modifiedIndex"]),
         node["key"].encode(),
         after.value,
         bool(node.get("dir")),
@@ -73,11 +73,23 @@ def node_of(told: Mapping[str, Any]) -> Node:
     is_encoded = told.get("encoding") == "base64"
     return Node(
         None if is_dir else base64.b64decode(text) if is_encoded else text.encode(),
-        int(told.get("createdIndex", 0)),
-        int(told.get("modifiedIndex", 0)),
+        index_of(told.get("createdIndex", 0)),
+        index_of(told.get("modifiedIndex", 0)),
         0 if ends is None else max(times.parse(ends), 1),
         int(is_dir),
     )
+
+
+def index_of(told: Any) -> int:
+    """Return an index of JSON.
+
+    Raises:
+        TypeError, ValueError, OverflowError: it is none of 64 bits.
+    """
+    index = int(told)
+    if not 0 <= index < 1 << 64:
+        raise ValueError(f"{index} is no index")
+    return index
 
 
 def time_of(told: dict[str, Any]) -> int:

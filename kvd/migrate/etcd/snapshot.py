@@ -95,5 +95,6 @@ def events(store: dict[str, Any]) -> list[dict[str, Any]]:
     queue = store.get("WatcherHub", {}).get("EventHistory", {}).get("Queue", {})
     ring, size = queue.get("Events") or [], queue.get("Size", 0)
     front = queue.get("Front", 0)
+    size = min(size, len(ring))
     found = [ring[(front + place) % len(ring)] for place in range(size)] if ring else []
     return [event for event in found if event is not None]

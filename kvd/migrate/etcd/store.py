@@ -27,7 +27,7 @@ from kvd.migrate.etcd.entries import (
     MemberChange,
     Request,
 )
-from kvd.migrate.etcd.nodes import StoredNode, clean, event, time_of
+from kvd.migrate.etcd.nodes import StoredNode, clean, event, index_of, time_of
 from kvd.storage.format.event import Event
 from kvd.storage.format.node import Node
 from kvd.storage.format.records import Change, Kind
@@ -60,7 +60,7 @@ class Store:
     """
 
     def __init__(self, told: dict[str, Any] | None) -> None:
-        """Raises KeyError, TypeError or ValueError if a snapshot is not in etcd's form."""
+        """Raises the errors that `int` and dicts do if a snapshot is not in etcd's form."""
         self.updates_dirs = True
         self.index = 0
         self.events: list[Event] = []
@@ -71,7 +71,7 @@ class Store:
             for name in (b"0", b"1"):
                 self._children(self._root)[name] = StoredNode(b"/" + name, None, 0, 0, 0)
             return
-        self.index = int(told["CurrentIndex"])
+        self.index = index_of(told["CurrentIndex"])
         for node in snapshot.nodes(told):
             self._load(node)
         time_ns = 0
@@ -85,9 +85,8 @@ class Store:
         value = told["Value"].encode() if is_file else None
         self.replaced += is_file and _REPLACED in told["Value"]
         expiration_ns = max(times.parse(told["ExpireTime"]), 0)
-        node = StoredNode(
-            path, value, int(told["CreatedIndex"]), int(told["ModifiedIndex"]), expiration_ns
-        )
+        created, modified = index_of(told["CreatedIndex"]), index_of(told["ModifiedIndex"])
+        node = StoredNode(path, value, created, modified, expiration_ns)
         parent, _, name = path.rpartition(b"/")
         self._children(self._find(parent or b"/"))[name] = node
         if expiration_ns:
