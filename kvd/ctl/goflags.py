@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -62,7 +62,13 @@ class Seconds(click.FloatRange):
 # Numbers.
 
 
-class Integer(click.ParamType[int]):
+if TYPE_CHECKING:
+    _Integer = click.ParamType[int]
+else:
+    _Integer = click.ParamType  # it takes no type before click 8.4
+
+
+class Integer(_Integer):
     """A number of 64 bits: decimal, `0x10`, `0o17`, `017` or `0b1`."""
 
     name = "integer"

@@ -268,7 +268,7 @@ def test_no_server_is_status_2_and_without_sync_4(kvdctl):
             1,
             "kvdctl: No such option.*; see `kvdctl get --help`",
         ),
-        (["set", "--nosuch", "/a", "v"], 1, "kvdctl: No such option .--nosuch.*"),
+        (["set", "--nosuch", "/a", "v"], 1, "kvdctl: No such option.*--nosuch.*"),
         (["set", "/a", "v", "--swap-with-indx", "1"], 1, "kvdctl: No such option.*"),
         (["set", "/a", "v", "--ttl"], 1, "kvdctl: Option '--ttl' requires an argument; see .*"),
         (["set", "/a", "v", "--ttl", "0x"], 1, "kvdctl: Invalid value for '--ttl': '0x' is .*"),
