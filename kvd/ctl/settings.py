@@ -51,9 +51,10 @@ class Settings:
         return profiles.load(_file(self._environ), name)
 
     def explicit(self, name: str) -> str | None:
-        """Return a flag or variable."""
-        if (flag := self.given.get(name)) is not None:
-            return str(flag)
+        """Return a flag or variable; nothing, whatever the variables, if the flag is None."""
+        if name in self.given:
+            flag = self.given[name]
+            return None if flag is None else str(flag)
         variables = (f"KVDCTL_{name.upper()}", *self._of_etcdctl(name))
         return next((text for one in variables if (text := self._environ.get(one))), None)
 

@@ -105,8 +105,8 @@ def plan(nodes: Mapping[bytes, Node], options: Options) -> Plan:
 class Gateway:
     """An etcd v3, by its gateway."""
 
-    def __init__(self, caller: Caller, user: tuple[str, str] | None = None) -> None:
-        """Find the gateway; log in as a user, by name and password, where etcd requires that.
+    def __init__(self, caller: Caller) -> None:
+        """Find the gateway; log in as the caller's user, where etcd requires users.
 
         Raises:
             Refused: there is none.
@@ -124,8 +124,8 @@ class Gateway:
                 raise
             self._base = "/v3beta"
             self.version = str(self._post("/maintenance/status", {}).get("version", ""))
-        if user is not None:
-            self._log_in(*user)
+        if caller.user is not None:
+            self._log_in(*caller.user)
 
     def _log_in(self, name: str, password: str) -> None:
         try:

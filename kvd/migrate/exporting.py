@@ -57,12 +57,8 @@ def to_etcd3(
     options: Options,
     say: Callable[[str], None],
     shown: Shown,
-    *,
-    user: tuple[str, str] | None,
 ) -> None:
     """Export keys to an etcd v3, without `caller` only in words.
-
-    `user` is a name and a password, for an etcd that requires them.
 
     Raises:
         Conflict: a key is there already.
@@ -78,7 +74,7 @@ def to_etcd3(
     say("note: indexes, history and users have no place in v3")
     if caller is None:
         return
-    gateway = Gateway(caller, user)
+    gateway = Gateway(caller)
     if options.on_conflict == "fail":
         _require_none(gateway, made.items, options.prefix)
     nothing = [(b"", Node(b"", 0, 0))] * len(made.items)

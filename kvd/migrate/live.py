@@ -31,9 +31,16 @@ _SKEW_NS_MAX = times.NS + times.NS // 2  # the header `Date` has whole seconds
 
 
 class Caller:
-    """A connection to a server: the client's operations, taken by a driver with sockets."""
+    """A connection to a server: the client's operations, taken by a driver with sockets.
 
-    def __init__(self, operations: Operations, driver: Driver) -> None:
+    Attributes:
+        user: The user's name and password; None for a guest.
+    """
+
+    def __init__(
+        self, operations: Operations, driver: Driver, user: tuple[str, str] | None = None
+    ) -> None:
+        self.user = user
         self._operations = operations
         self._driver = driver
 
@@ -118,13 +125,14 @@ class Source:
         return found
 
     def _add(self, nodes: dict[bytes, Node], reply: Reply) -> None:
+        found: dict[bytes, Node] = {}
         try:
-            _add(nodes, _top(reply))
+            _add(found, _top(reply))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise Refused(f"the server shows a node in no known form: {error!r}") from None
         if self.skew_ns:
-            for path, node in nodes.items():
-                nodes[path] = self.local(node)
+            found = {path: self.local(node) for path, node in found.items()}
+        nodes.update(found)
 
     def local(self, node: Node) -> Node:
         """Return a node with its expiration by the clock of this machine."""

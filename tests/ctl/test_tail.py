@@ -265,5 +265,5 @@ def test_a_power_cut_leaves_no_half_state_and_none_ahead_of_the_output(
         assert ctl("tail", "/synced", "--since", index, "--state", state)[0] == 0
         output.seek(0)
         assert output.read().startswith(f"{index} ")
-    assert steps[:6] == ["lines", "state.new", tmp_path.name] * 2
+    assert steps[:6] == ["lines", "state.tmp", tmp_path.name] * 2
     assert json.loads(state.read_text())["index"] == index

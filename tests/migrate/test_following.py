@@ -1,8 +1,10 @@
 """Following a server: no change is lost, whatever the watches do not tell."""
 
+import json
 import signal
 import subprocess
 import sys
+from base64 import b64encode
 from pathlib import Path
 
 from kvd.client.operations import Operations
@@ -128,15 +130,19 @@ def test_a_directory_is_followed_over_lost_events(make_server, tmp_path):
 
 
 def test_a_clock_that_differs_shortens_no_ttl(make_server, tmp_path, capsys, monkeypatch):
-    source = make_server(data_dir=tmp_path / "one").start()
+    source = make_server("--extras=false", data_dir=tmp_path / "one").start()
     target = make_server(data_dir=tmp_path / "other").start()
-    source.client().put("/app/t", "1", ttl=600)
+    hidden = ("/_a", "/_b")
+    for key in ("/app/t", *hidden):
+        source.client().put(key, "1", ttl=600)
     now_ns = disk.wall_clock_ns
     monkeypatch.setattr(disk, "wall_clock_ns", lambda: now_ns() + 500 * 10**9)
-    out = done(capsys, "import", source.url, target.url)
+    flags = [flag for key in hidden for flag in ("--hidden", key)]
+    out = done(capsys, "import", *flags, source.url, target.url)
     assert "the clock of the source differs by -" in out
     assert "TTLs are corrected by it" in out
-    assert 550 < target.client().get("/app/t").json["node"]["ttl"] <= 602
+    for key in ("/app/t", *hidden):
+        assert 550 < target.client().get(key).json["node"]["ttl"] <= 602
 
 
 def test_a_hidden_key_that_never_was_is_an_error(make_server, tmp_path, capsys):
@@ -158,3 +164,28 @@ def test_a_tree_deeper_than_the_stack_goes_everywhere(make_server, tmp_path, cap
         file = tmp_path / f"deep.{form}"
         done(capsys, "-C", source.url, "export", "-o", file)
         done(capsys, "import", file, tmp_path / f"of-{form}")
+
+
+def test_one_password_from_standard_input_is_for_both_servers(make_server, tmp_path):
+    servers = [make_server(data_dir=tmp_path / name).start() for name in ("one", "other")]
+    servers[0].client().put("/app/k", "v")
+    for server in servers:
+        root = json.dumps({"user": "root", "password": "secret"})
+        assert server.client().request("PUT", "/v2/auth/users/root", root).status == 201
+        assert server.client().request("PUT", "/v2/auth/enable", "").status == 200
+        guest = json.dumps({"role": "guest", "revoke": {"kv": {"read": ["/*"], "write": ["/*"]}}})
+        headers = {"Authorization": f"Basic {b64encode(b'root:secret').decode()}"}
+        answer = server.client().request("PUT", "/v2/auth/roles/guest", guest, headers=headers)
+        assert answer.status == 200
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-m", "kvd.ctl.main", "-u", "root", "--password-file", "-"),
+            *("import", servers[0].url, servers[1].url),
+        ],
+        input="secret\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert DIGEST.search(ended.stdout)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from functools import cache
+from typing import Protocol, TypeVar
 
 import click
 
 from kvd.ctl.command import Call
+from kvd.ctl.credentials import credentials
 from kvd.ctl.failures import failure
 from kvd.ctl.session import Session
 from kvd.ctl.settings import Settings
@@ -23,20 +25,35 @@ _READ = "5m"
 """How long one request may take: a read of all keys takes longer than the usual limit."""
 
 
+class Connect(Protocol):
+    """Connects to a URL, or to the server of the settings."""
+
+    def __call__(self, url: str | None, username: str | None = None) -> Caller:
+        """Return a connection; with the user of the settings, or one that is given as for `-u`."""
+
+
 @contextmanager
-def connections(call: Call) -> Iterator[Callable[[str | None], Caller]]:
+def connections(call: Call) -> Iterator[Connect]:
     """Yield what connects to a URL, or to the server of the settings; closed at the end.
 
     Errors of the storage become failures of the verb. What is written meanwhile is private.
     """
     sessions: list[Session] = []
 
-    def connect(url: str | None) -> Caller:
+    @cache  # a password is asked for, or read from standard input, once
+    def user_of(username: str | None) -> tuple[str, str] | None:
+        own = {} if username is None else {"username": username, "password_file": None}
+        name, password = credentials(Settings(call.given | own))
+        return None if name is None else (name, password or "")
+
+    def connect(url: str | None, username: str | None = None) -> Caller:
         given = call.given if url is None else call.given | {"endpoints": url}
+        if (user := user_of(username)) is not None:
+            given = given | {"username": ":".join(user)}
         if call.settings.explicit("total_timeout") is None:
             given = given | {"total_timeout": _READ}
         sessions.append(Session(Settings(given)))
-        return Caller(sessions[-1].operations, sessions[-1].driver)
+        return Caller(sessions[-1].operations, sessions[-1].driver, user)
 
     mask = os.umask(0o077)
     try:

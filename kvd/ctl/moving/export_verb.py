@@ -10,10 +10,8 @@ from pathlib import Path
 import click
 
 from kvd.ctl.command import Call, Verb, pass_call
-from kvd.ctl.credentials import credentials
 from kvd.ctl.moving.common import connections, say, shown
 from kvd.ctl.moving.import_verb import PATH
-from kvd.ctl.settings import Settings
 from kvd.migrate import exporting
 from kvd.migrate.documents.document import FORMATS
 from kvd.migrate.etcd3 import Options
@@ -61,9 +59,8 @@ def export(
     with connections(call) as connect:
         content = exporting.read(connect(None), key, hidden)
         if etcd3 is not None:
-            gateway = None if dry_run else connect(etcd3)
-            user = None if dry_run else _user(call, etcd3_user)
-            exporting.to_etcd3(content, gateway, Options(**flags), say, shown, user=user)
+            gateway = None if dry_run else connect(etcd3, etcd3_user)
+            exporting.to_etcd3(content, gateway, Options(**flags), say, shown)
             return
         out = None if out == Path("-") else out
         text = exporting.as_document(content, key, form or exporting.form_of(out))
@@ -72,15 +69,6 @@ def export(
                 sys.stdout.buffer.write(piece.encode())
             return
         _replace(out, text)
-
-
-def _user(call: Call, etcd3_user: str | None) -> tuple[str, str] | None:
-    """Return name and password of the user in etcd v3: those of `-u` unless they are given."""
-    settings = call.settings
-    if etcd3_user is not None:
-        settings = Settings(call.given | {"username": etcd3_user, "password_file": None})
-    name, password = credentials(settings)
-    return None if name is None else (name, password or "")
 
 
 def _replace(out: Path, text: Iterable[str]) -> None:

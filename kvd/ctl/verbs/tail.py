@@ -30,6 +30,7 @@ from kvd.client.wire import Connect, Operation, Sleep, Step
 from kvd.ctl.command import Call, Verb, keys, pass_call
 from kvd.ctl.failures import LOST, failure
 from kvd.ctl.verbs.history import described
+from kvd.storage import disk
 
 if TYPE_CHECKING:
     from kvd.client.model import Event, Node
@@ -178,7 +179,7 @@ class _Tail:
             "output": {"inode": output.st_ino, "size": output.st_size} if output else None,
         }
         try:
-            _replace(state, json.dumps(fields) + "\n")
+            disk.write_file_durably(state, f"{json.dumps(fields)}\n".encode())
         except OSError as error:
             raise failure(f"{state}: {error.strerror}") from None
 
@@ -225,23 +226,6 @@ def _output() -> os.stat_result | None:
     except (OSError, ValueError):
         return None
     return found if stat.S_ISREG(found.st_mode) else None
-
-
-def _replace(state: Path, text: str) -> None:
-    """Replace a file; after a power cut it is the old one or the new one."""
-    new = state.with_name(f"{state.name}.new")
-    new.write_text(text)
-    _sync(new)
-    new.replace(state)
-    _sync(state.parent)
-
-
-def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 def _read(state: Path) -> _Kept | None:
