@@ -239,12 +239,15 @@ class Committer:
 
         It waits for the end of a batch under way; one at a time. Watchers and observers get what
         they would get there; those that are `awaited` get responses, by the rids in the payload.
-        Return whether it is durable and visible here. If not there was no room: try again later.
+        Return whether it is durable and visible here. If not there was no room, to be tried again
+        later, or the committer has stopped.
 
         Raises:
             OtherHistory, UnknownRecord: it does not go on from this state; nothing has changed.
         """
         while not self._is_free or (self.flusher.holds and self._state.is_full):
+            if self._stopped:
+                return False
             await self._ends.next()
         assert not self._may_decide
         self._is_free, end = False, self._ends.next()
@@ -304,24 +307,18 @@ class Committer:
             self._call_soon(self._run)
             self._turns.hurry()
 
-    def _run(self) -> None:
+    def _run(self, *, is_probed: bool = False) -> None:
         if not self._may_decide:
             self._hold_back()
             return
         try:
             # While there is no room, find out first whether that is still so.
-            if self._space.refusal is None or self._store.is_low_on_space():
+            if self._space.refusal is None or is_probed or self._store.is_low_on_space():
                 self._begin_batch()
             else:
-                self._heartbeats.probe(self._run_probed)
+                self._heartbeats.probe(partial(self._run, is_probed=True))
         except BaseException as error:  # noqa: BLE001 -- a bug or damage: nothing may go on
             self._on_fatal(error)
-
-    def _run_probed(self) -> None:
-        if self._may_decide:
-            self._begin_batch()
-        else:
-            self._hold_back()
 
     def _hold(self) -> None:
         """Wait with the next batch until the index has taken what is beyond it."""

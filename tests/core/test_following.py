@@ -212,6 +212,21 @@ async def test_a_follower_without_room_applies_the_same_later(tmp_path, monkeypa
 
 
 @on_a_loop
+async def test_a_follower_that_stops_waits_for_no_room(tmp_path, monkeypatch):
+    async with both(tmp_path) as (leader, follower):
+        await leader.run(Set(b"/a", b"1"))
+        # As while the index has refused more than memory may hold.
+        monkeypatch.setattr(follower.committer.flusher, "holds", True)
+        monkeypatch.setattr(type(follower.store.state), "is_full", True)
+        following = asyncio.ensure_future(follower.committer.follow(leader.logged[0]))
+        await turns()
+        follower.committer.stop()
+        assert await asyncio.wait_for(following, PATIENCE_S) is False
+        assert await follower.committer.follow(leader.logged[0]) is False
+        assert follower.value(b"/a") is None
+
+
+@on_a_loop
 async def test_a_follower_goes_on_where_its_leader_ended_and_the_other_way_round(tmp_path):
     async with both(tmp_path) as (leader, follower):
         await leader.run(Set(b"/a", b"1", ttl_s=5), Set(b"/b", b"2"))

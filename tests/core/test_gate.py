@@ -1,6 +1,7 @@
 """The gate of the committer: while it is closed, nothing is decided and nothing is logged."""
 
 import asyncio
+import errno
 from contextlib import asynccontextmanager
 
 from kvd.storage.format.event import Event
@@ -11,6 +12,7 @@ from tests.support.committing import (
     Engine,
     Gate,
     SetClock,
+    fail_writes,
     on_a_loop,
     put,
     started,
@@ -135,6 +137,41 @@ async def test_a_batch_that_was_due_does_not_begin_behind_the_gate(tmp_path):
         assert isinstance(await asyncio.wait_for(answer, PATIENCE_S), Event)
         await turns()
         assert engine.failures == []
+
+
+@on_a_loop
+async def test_no_heartbeat_follows_a_batch_behind_the_gate(tmp_path):
+    async with started(tmp_path / "data") as engine:
+        await engine.run(Set(b"/a", b"1"))
+        engine.committer.close_gate()
+        end = engine.store.wal.writer.tail
+        for _ in range(3):
+            engine.committer.tick()
+            await idle(engine)
+        assert engine.store.wal.writer.tail == end
+        engine.committer.open_gate()
+        await asyncio.wait_for(engine.committer.drain(), PATIENCE_S)
+        engine.committer.tick()
+        await until(lambda: engine.store.wal.writer.tail != end)
+
+
+@on_a_loop
+async def test_a_gate_that_closes_during_a_probe_for_room_stays_closed(tmp_path, monkeypatch):
+    async with started(tmp_path / "data") as engine:
+        with monkeypatch.context() as patch:
+            fail_writes(patch, "write_at", errno.ENOSPC)
+            await engine.run(Set(b"/a", b"1"))
+        assert engine.committer.no_room
+        gate = Gate(monkeypatch)
+        (answer,) = engine.submit(Set(b"/a", b"2"))
+        await gate.reached()  # the sync of the probe
+        engine.committer.close_gate()
+        gate.open()
+        await asyncio.wait_for(engine.committer.drain(), PATIENCE_S)
+        await idle(engine)
+        assert not answer.done()
+        engine.committer.open_gate()
+        assert isinstance(await asyncio.wait_for(answer, PATIENCE_S), Event)
 
 
 @on_a_loop

@@ -76,6 +76,8 @@ def compose_followed(
     time_ns = payload.time_ns
     round_ = FollowedRound(pending, time_ns, raw_ns)
     transacted: dict[bytes, list[Event]] = {}
+    replies: list[tuple[Callable[[Any], None], object]] = []
+    replied: set[bytes] = set()
     for record, rid in zip(payload.records, rids, strict=True):
         command, done = awaited.get(rid or b"", _NOT_AWAITED)
         if isinstance(record, Change):
@@ -89,19 +91,24 @@ def compose_followed(
         else:
             if isinstance(record, Document):
                 if command is None:  # not responded to, but observed
-                    round_.replies = [*round_.replies, (_ignore, Reply())]
-                elif all(one is not done for one, _ in round_.replies):
+                    replies.append((_ignore, Reply()))
+                elif rid and rid not in replied:
                     # On the state on which it was decided, so it comes to the same.
-                    reply = decide_document(pending, command).reply
-                    round_.replies = [*round_.replies, (done, reply)]
+                    replies.append((done, decide_document(pending, command).reply))
+                    replied.add(rid)
             pending.apply(record, time_ns)
+    round_.replies = replies
     for rid, events in transacted.items():
         transaction, done = awaited[rid]
         note_response(round_, done, transaction.ops, events)
+    _note_due(pending, time_ns)
+    return round_
+
+
+def _note_due(pending: Pending, time_ns: int) -> None:
     # What has expired is the first of each batch; the rest may have been too much for one.
     due, next_ns = pending.due(time_ns, 1)
     pending.due_ns = due[0][1].expiration_ns if due else next_ns
-    return round_
 
 
 def _ignore(_outcome: Outcome | object) -> None:
