@@ -335,11 +335,11 @@ def parsed(reply: Reply, parse: Callable[[dict[str, Any]], T], *, is_write: bool
         raise
 
 
-def readable(told: bytes, parse: Callable[[], T]) -> T:
-    """Return what a function makes of what a server has told; raise KvdError where it cannot."""
+def readable(received: bytes, parse: Callable[[], T]) -> T:
+    """Return what a function makes of what was received; raise KvdError where it cannot."""
     try:
         return parse()
     except KvdError:
         raise
     except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise KvdError(f"the server told what etcd would not: {told[:200]!r}") from error
+        raise KvdError(f"the response is in no form of etcd's: {received[:200]!r}") from error

@@ -264,7 +264,7 @@ def test_a_line_of_a_watch_that_is_no_event_is_an_error(serve, connect, body):
     )
     with (
         connect(server.url).watch("/k", since=1, timeout=PATIENCE_S) as watch,
-        pytest.raises(KvdError, match="told what etcd would not"),
+        pytest.raises(KvdError, match="in no form of etcd's"),
     ):
         next(watch)
 

@@ -139,7 +139,7 @@ class Ledger:
             return self._check_answer(op, by_index)
         except (LookupError, TypeError, AttributeError) as error:
             raise Violation(
-                f"{op.method} {op.key} was answered by what etcd would not: "
+                f"{op.method} {op.key} got a response in no form of etcd's: "
                 f"{op.status} {str(op.body)[:160]}"
             ) from error
 
