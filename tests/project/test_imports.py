@@ -87,7 +87,7 @@ KEPT_IN = {
     "httptools": ("kvd.client.wire", "kvd.http"),
     "yaml": ("kvd.config", "kvd.migrate"),
     "click": ("kvd.ctl",),
-    "h2": ("kvd.replicas.grpc",),
+    "h2": ("kvd.replicas.etcd.grpc",),
     "ssl": ("kvd.client", "kvd.ctl.session", "kvd.net", "kvd.replicas", "kvd.testing"),
     "cryptography": ("kvd.net.self_signed",),
 }

@@ -230,7 +230,7 @@ ON_THE_LOWER_BOUNDS = [
     "monitoring/test_metrics",
     "handlers/passwords/test_passwords",
     "v2/documents/test_auth",
-    "replicas/test_grpc",
+    "replicas/etcd/test_grpc",
     "replicas/test_engine_contract",
     "config/test_load",
     "ctl/test_completion",

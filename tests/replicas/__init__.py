@@ -1,1 +1,1 @@
-"""Tests of limits."""
+"""Tests of kvd.replicas."""

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from kvd.replicas.engine import Engine
-from kvd.replicas.etcd_log import EtcdLog
-from kvd.replicas.etcd_url import parse
+from kvd.replicas.etcd.log import EtcdLog
+from kvd.replicas.etcd.url import parse
 from tests.support import simulated_loop
 from tests.support.etcd import Etcd
 from tests.support.memory_engine import Faults, MemoryEngine, MemoryLog

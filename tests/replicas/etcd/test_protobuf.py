@@ -5,15 +5,13 @@ from random import Random
 
 import pytest
 
-from kvd.replicas import etcd_messages
-from kvd.replicas.protobuf import Malformed, Unsigned, decode, encode
+from kvd.replicas.etcd import messages
+from kvd.replicas.etcd.protobuf import Malformed, Unsigned, decode, encode
 
 MESSAGES = [
     kind
-    for kind in vars(etcd_messages).values()
-    if isinstance(kind, type)
-    and dataclasses.is_dataclass(kind)
-    and kind is not etcd_messages.Method
+    for kind in vars(messages).values()
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind is not messages.Method
 ]
 NUMBERS = [0, 1, 127, 128, 2**31, 2**63 - 1]
 TYPES = {int: 3, Unsigned: 4, bool: 8, str: 9, bytes: 12}  # as in descriptor.proto
@@ -95,7 +93,7 @@ def test_bytes_of_etcd_are_read():
     response = bytes.fromhex(
         "0a1908f3cbb9acf3f6f0c52c10b998f5ffcdbfff94d60118022002120c0a01611002180220012a01622001"
     )
-    message = decode(etcd_messages.RangeResponse, response)
+    message = decode(messages.RangeResponse, response)
     assert message.header.revision == 2
     assert [(pair.key, pair.value, pair.mod_revision) for pair in message.kvs] == [(b"a", b"b", 2)]
     assert not message.more
@@ -104,8 +102,8 @@ def test_bytes_of_etcd_are_read():
 def test_unknown_fields_are_skipped():
     # Numbers 99 to 102 of all wire types, then `version` of a status.
     unknown = b"\x98\x06\x05\xa1\x06" + bytes(8) + b"\xaa\x06\x02ab\xb5\x06" + bytes(4)
-    status = decode(etcd_messages.StatusResponse, unknown + b"\x12\x033.4")
-    assert status == etcd_messages.StatusResponse(version="3.4")
+    status = decode(messages.StatusResponse, unknown + b"\x12\x033.4")
+    assert status == messages.StatusResponse(version="3.4")
 
 
 @pytest.mark.parametrize(
@@ -131,14 +129,14 @@ def test_unknown_fields_are_skipped():
 )
 def test_bytes_that_are_no_message_are_refused(data):
     with pytest.raises(Malformed):
-        decode(etcd_messages.KeyValue, data)
+        decode(messages.KeyValue, data)
 
 
 def test_any_prefix_is_a_message_or_refused():
     random = Random(3)
-    encoded = encode(drawn(etcd_messages.TxnResponse, random))
+    encoded = encode(drawn(messages.TxnResponse, random))
     for end in range(min(len(encoded), 3000)):
         try:
-            decode(etcd_messages.TxnResponse, encoded[:end])
+            decode(messages.TxnResponse, encoded[:end])
         except Malformed:
             continue

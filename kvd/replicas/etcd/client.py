@@ -13,17 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from kvd.replicas.engine import EngineRefused
-from kvd.replicas.etcd_messages import (
-    AUTHENTICATE,
-    STATUS,
-    AuthenticateRequest,
-    Method,
-    StatusRequest,
-    StatusResponse,
-)
-from kvd.replicas.etcd_url import EtcdUrl
-from kvd.replicas.grpc import Channel, Metadata
-from kvd.replicas.grpc_stream import (
+from kvd.replicas.etcd.grpc import Channel, Metadata
+from kvd.replicas.etcd.grpc_stream import (
     CANCELLED,
     DEADLINE_EXCEEDED,
     FAILED_PRECONDITION,
@@ -38,7 +29,16 @@ from kvd.replicas.grpc_stream import (
     GrpcError,
     Stream,
 )
-from kvd.replicas.protobuf import decode, encode
+from kvd.replicas.etcd.messages import (
+    AUTHENTICATE,
+    STATUS,
+    AuthenticateRequest,
+    Method,
+    StatusRequest,
+    StatusResponse,
+)
+from kvd.replicas.etcd.protobuf import decode, encode
+from kvd.replicas.etcd.url import EtcdUrl
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -27,7 +27,7 @@ from kvd.replicas.engine import (
     Meta,
     OtherHistory,
 )
-from kvd.replicas.etcd_messages import KeyValue
+from kvd.replicas.etcd.messages import KeyValue
 
 FORMAT = 1
 PART_BYTES = 1 << 20

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvd.replicas.etcd_url import EtcdUrl, parse
+from kvd.replicas.etcd.url import EtcdUrl, parse
 
 
 @pytest.mark.parametrize(

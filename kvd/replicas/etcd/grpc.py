@@ -23,7 +23,7 @@ import h2.events
 import h2.exceptions
 import h2.settings
 
-from kvd.replicas.grpc_stream import (
+from kvd.replicas.etcd.grpc_stream import (
     CANCELLED,
     DEADLINE_EXCEEDED,
     INTERNAL,

@@ -6,9 +6,9 @@ import struct
 
 import pytest
 
-from kvd.replicas import grpc
-from kvd.replicas.grpc import Channel
-from kvd.replicas.grpc_stream import (
+from kvd.replicas.etcd import grpc
+from kvd.replicas.etcd.grpc import Channel
+from kvd.replicas.etcd.grpc_stream import (
     CANCELLED,
     DEADLINE_EXCEEDED,
     INTERNAL,

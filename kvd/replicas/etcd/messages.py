@@ -6,7 +6,7 @@ Fields that are of no use here are left out: they are never sent, and skipped wh
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from kvd.replicas.protobuf import Unsigned, at
+from kvd.replicas.etcd.protobuf import Unsigned, at
 
 T = TypeVar("T")
 

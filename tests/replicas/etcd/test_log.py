@@ -8,11 +8,11 @@ import subprocess
 
 import pytest
 
-from kvd.replicas import etcd_tail, grpc
 from kvd.replicas.engine import Candidate, EngineFull, EngineRefused, Frame, OtherHistory
-from kvd.replicas.etcd_client import Access, EtcdClient
-from kvd.replicas.etcd_log import EtcdLog
-from kvd.replicas.etcd_url import parse
+from kvd.replicas.etcd import grpc, tail
+from kvd.replicas.etcd.client import Access, EtcdClient
+from kvd.replicas.etcd.log import EtcdLog
+from kvd.replicas.etcd.url import parse
 from tests.support.certs import Authority
 from tests.support.etcd import Etcd
 from tests.support.tcp_proxy import TcpProxy
@@ -206,7 +206,7 @@ def test_a_full_etcd_refuses_frames_until_it_has_room(make_etcd):
 
 
 def test_a_wiped_prefix_is_another_history(make_etcd, monkeypatch):
-    monkeypatch.setattr(etcd_tail, "LOOK_S", 0.05)
+    monkeypatch.setattr(tail, "LOOK_S", 0.05)
     etcd = make_etcd().start()
     engine = EtcdLog(url_of(etcd))
 
@@ -263,7 +263,7 @@ def test_versions_that_may_skip_events_are_named_once(caplog, version, warns):
 
 def test_a_watch_that_has_gone_silent_is_found_by_a_look(make_etcd, monkeypatch):
     # The watch is at a member whose responses are lost, calls go to another one.
-    monkeypatch.setattr(etcd_tail, "LOOK_S", 0.05)
+    monkeypatch.setattr(tail, "LOOK_S", 0.05)
     monkeypatch.setattr(grpc, "PING_AFTER_S", 1000)
     etcd = make_etcd().start()
     leader = EtcdLog(url_of(etcd))

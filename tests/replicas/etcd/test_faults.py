@@ -7,8 +7,8 @@ import signal
 import pytest
 
 from kvd.replicas.engine import Candidate, Fenced, Frame
-from kvd.replicas.etcd_log import EtcdLog
-from kvd.replicas.etcd_url import parse
+from kvd.replicas.etcd.log import EtcdLog
+from kvd.replicas.etcd.url import parse
 from tests.support.etcd import Etcd, free_ports
 from tests.support.tcp_proxy import TcpProxy
 

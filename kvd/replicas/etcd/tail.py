@@ -10,11 +10,12 @@ another member.
 import asyncio
 from collections.abc import AsyncGenerator
 
-from kvd.replicas import etcd_keys
 from kvd.replicas.engine import EngineError, Frame, Leadership, OtherHistory, Trimmed
-from kvd.replicas.etcd_client import EtcdClient
-from kvd.replicas.etcd_keys import Keys
-from kvd.replicas.etcd_messages import (
+from kvd.replicas.etcd import layout
+from kvd.replicas.etcd.client import EtcdClient
+from kvd.replicas.etcd.grpc_stream import GrpcError, Stream
+from kvd.replicas.etcd.layout import Keys
+from kvd.replicas.etcd.messages import (
     DELETED,
     RANGE,
     TXN,
@@ -28,8 +29,7 @@ from kvd.replicas.etcd_messages import (
     WatchRequest,
     WatchResponse,
 )
-from kvd.replicas.grpc_stream import GrpcError, Stream
-from kvd.replicas.protobuf import decode, encode
+from kvd.replicas.etcd.protobuf import decode, encode
 
 PAGE_FRAMES = 64
 PAGE_PARTS = 16
@@ -78,8 +78,8 @@ class Tail:
             response = await self._client.call(TXN, request)
             ranges = [answer.range for answer in response.responses if answer.range]
             frames, leader = ranges[0].kvs, ranges[1].kvs
-            self._check(frames, etcd_keys.decode_head(ranges[2].kvs).seq)
-            leadership = etcd_keys.decode_leader(leader, response.header.revision)
+            self._check(frames, layout.decode_head(ranges[2].kvs).seq)
+            leadership = layout.decode_leader(leader, response.header.revision)
             for pair in frames:
                 if leadership.lead and pair.mod_revision > leadership.revision:
                     for item in self._news(leadership):
@@ -112,18 +112,18 @@ class Tail:
         seq = self._keys.seq(pair.key)
         if seq != self._after + 1:
             raise _Again
-        payload = etcd_keys.decode_frame(pair.value)
-        if isinstance(payload, etcd_keys.Parts):
+        payload = layout.decode_frame(pair.value)
+        if isinstance(payload, layout.Parts):
             payload = await self._joined(seq, payload)
         self._after = seq
         return Frame(seq, payload, pair.mod_revision)
 
-    async def _joined(self, seq: int, parts: etcd_keys.Parts) -> bytes:
+    async def _joined(self, seq: int, parts: layout.Parts) -> bytes:
         place = self._keys.parts(seq, parts.chain)
         found: list[bytes] = []
         while len(found) < parts.count:
             start = place + b"%03d" % len(found)
-            request = RangeRequest(start, etcd_keys.end_of(place), PAGE_PARTS)
+            request = RangeRequest(start, layout.end_of(place), PAGE_PARTS)
             page = (await self._client.call(RANGE, request)).kvs
             found += [pair.value for pair in page]
             if not page:
@@ -155,7 +155,7 @@ class Tail:
 
     def _leadership(self, event: Event) -> Leadership:
         found = () if event.type == DELETED else (event.kv,)
-        return etcd_keys.decode_leader(found, event.kv.mod_revision)
+        return layout.decode_leader(found, event.kv.mod_revision)
 
     async def _keep_looking(self, stream: Stream) -> None:
         """End a watch that is silent while there is news, at the second look that finds it so."""
@@ -182,4 +182,4 @@ class Tail:
         leader, head = (answer.range.kvs for answer in response.responses if answer.range)
         epoch = leader[0].create_revision if leader else 0
         known = self._told.lead.epoch if self._told and self._told.lead else 0
-        return etcd_keys.decode_head(head).seq > self._after or epoch != known
+        return layout.decode_head(head).seq > self._after or epoch != known

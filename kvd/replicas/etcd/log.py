@@ -13,7 +13,6 @@ that comes late fails it. What an earlier attempt without a response has done is
 import asyncio
 import secrets
 
-from kvd.replicas import etcd_keys
 from kvd.replicas.engine import (
     SECRET_BYTES,
     Candidate,
@@ -27,9 +26,16 @@ from kvd.replicas.engine import (
     OutcomeUnknown,
     Room,
 )
-from kvd.replicas.etcd_client import Access, EtcdClient, NoSpace
-from kvd.replicas.etcd_keys import PART_BYTES, PARTS_MAX, WHOLE, Keys
-from kvd.replicas.etcd_messages import (
+from kvd.replicas.etcd import layout
+from kvd.replicas.etcd.client import Access, EtcdClient, NoSpace
+from kvd.replicas.etcd.grpc_stream import (
+    FAILED_PRECONDITION,
+    NOT_FOUND,
+    OUT_OF_RANGE,
+    GrpcError,
+)
+from kvd.replicas.etcd.layout import PART_BYTES, PARTS_MAX, WHOLE, Keys
+from kvd.replicas.etcd.messages import (
     COMPACT,
     CREATE_REVISION,
     DELETE_RANGE,
@@ -54,14 +60,8 @@ from kvd.replicas.etcd_messages import (
     TxnRequest,
     TxnResponse,
 )
-from kvd.replicas.etcd_tail import Items, Tail
-from kvd.replicas.etcd_url import EtcdUrl
-from kvd.replicas.grpc_stream import (
-    FAILED_PRECONDITION,
-    NOT_FOUND,
-    OUT_OF_RANGE,
-    GrpcError,
-)
+from kvd.replicas.etcd.tail import Items, Tail
+from kvd.replicas.etcd.url import EtcdUrl
 
 QUOTA_BYTES = 1 << 31
 """Etcd's default, for versions that do not tell theirs."""
@@ -95,8 +95,8 @@ class EtcdLog(Engine):
             TxnRequest(
                 compare=(Compare(target=VERSION, key=keys.meta),),
                 success=(
-                    _put(keys.meta, etcd_keys.encode_meta(meta)),
-                    _put(keys.head, etcd_keys.encode_head(seq, chain)),
+                    _put(keys.meta, layout.encode_meta(meta)),
+                    _put(keys.head, layout.encode_head(seq, chain)),
                 ),
                 failure=(_get(keys.meta), _get(keys.head)),
             )
@@ -104,8 +104,8 @@ class EtcdLog(Engine):
         if response.succeeded:
             return meta
         found, head = _ranges(response)
-        etcd_keys.decode_head(head)
-        return etcd_keys.decode_meta(found[0].value)
+        layout.decode_head(head)
+        return layout.decode_meta(found[0].value)
 
     async def campaign(self, me: Candidate) -> Lead | None:
         # An id of our own makes the grant a request that may be sent again.
@@ -117,7 +117,7 @@ class EtcdLog(Engine):
         except GrpcError as error:
             if error.code != FAILED_PRECONDITION:  # else it was granted by an earlier attempt
                 raise
-        value = etcd_keys.encode_leader(me, lease)
+        value = layout.encode_leader(me, lease)
         leader = self._keys.leader
         put = RequestOp(put=PutRequest(leader, value, lease))
         try:
@@ -150,7 +150,7 @@ class EtcdLog(Engine):
             return
         put = (
             _put(keys.frame(seq), slot.value),
-            _put(keys.head, etcd_keys.encode_head(seq, chain)),
+            _put(keys.head, layout.encode_head(seq, chain)),
         )
         txn = TxnRequest(slot.fence, put, slot.look)
         is_unsure = False
@@ -177,7 +177,7 @@ class EtcdLog(Engine):
         starts = range(0, len(payload), PART_BYTES)
         if len(starts) > PARTS_MAX:
             raise ValueError(f"a frame of {len(payload)} bytes")
-        slot.value = etcd_keys.encode_parts(len(starts), slot.chain)
+        slot.value = layout.encode_parts(len(starts), slot.chain)
         place = self._keys.parts(slot.seq, slot.chain)
         for number, start in enumerate(starts):
             put = _put(place + b"%03d" % number, payload[start : start + PART_BYTES])
@@ -194,7 +194,7 @@ class EtcdLog(Engine):
 
     async def end(self) -> End:
         response = await self._client.call(RANGE, RangeRequest(self._keys.head))
-        return etcd_keys.decode_head(response.kvs)
+        return layout.decode_head(response.kvs)
 
     async def confirm(self, epoch: int) -> bool:
         response = await self._client.call(RANGE, RangeRequest(self._keys.leader))
@@ -268,7 +268,7 @@ class _Slot:
         self.value = b""
         self._epoch = epoch
         self._before = End(seq - 1, prev_chain)
-        head = etcd_keys.encode_head(seq - 1, prev_chain)
+        head = layout.encode_head(seq - 1, prev_chain)
         self.fence = (
             Compare(target=CREATE_REVISION, key=keys.leader, create_revision=epoch),
             Compare(target=VALUE, key=keys.head, value=head),
@@ -284,7 +284,7 @@ class _Slot:
         slot, leader, found = _ranges(response)
         if slot and slot[0].value == self.value:
             return True
-        head = etcd_keys.decode_head(found)
+        head = layout.decode_head(found)
         if head == End(self.seq, self.chain):
             return True
         if head.seq > self.seq and not slot and is_unsure:
