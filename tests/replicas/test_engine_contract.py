@@ -175,7 +175,7 @@ async def test_a_late_tail_gets_frames_before_the_leader_that_came_after_them(pl
 
 
 @on_its_loop
-async def test_a_tail_without_frames_tells_that_there_is_no_leader(place):
+async def test_a_tail_without_frames_shows_that_there_is_no_leader(place):
     await opened(place.engine(), 7)
     (item,) = await read(place.engine(), 7, 1)
     assert isinstance(item, Leadership)

@@ -268,7 +268,7 @@ def test_a_store_of_another_history_does_not_begin(end):
     simulated_loop.run(main())
 
 
-def test_a_store_behind_the_trim_is_told_so():
+def test_a_store_behind_the_trim_is_notified():
     async def main():
         ran = Course(1)
         tasks = await ran.start()

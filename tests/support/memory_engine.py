@@ -232,7 +232,7 @@ class MemoryEngine:
 
     async def tail(self, after: int) -> AsyncGenerator[Frame | Leadership, None]:
         log = self.log
-        told: Leadership | None = None
+        returned: Leadership | None = None
         while True:
             await self.faults.passing()
             if log.head.seq < after:
@@ -242,8 +242,8 @@ class MemoryEngine:
             if frame is None and log.head.seq > after:
                 raise Trimmed(f"frame {after + 1} is gone")
             is_next = frame is None or frame.revision > leadership.revision
-            if is_next and (told is None or told.lead != leadership.lead):
-                told = leadership
+            if is_next and (returned is None or returned.lead != leadership.lead):
+                returned = leadership
                 yield leadership
             elif frame is not None:
                 after = frame.seq

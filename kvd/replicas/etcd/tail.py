@@ -51,7 +51,7 @@ class Tail:
         self._client = client
         self._keys = keys
         self._after = after
-        self._told: Leadership | None = None
+        self._returned: Leadership | None = None
         self._revision = 0
         """That of the last page: the watch continues there."""
         self._member = client.current
@@ -101,10 +101,10 @@ class Tail:
 
     def _news(self, leadership: Leadership) -> list[Leadership]:
         """The leadership, unless it is the last that was returned."""
-        told = self._told
-        if told is not None and told.lead == leadership.lead:
+        returned = self._returned
+        if returned is not None and returned.lead == leadership.lead:
             return []
-        self._told = leadership
+        self._returned = leadership
         return [leadership]
 
     async def _frame(self, pair: KeyValue) -> Frame:
@@ -161,12 +161,12 @@ class Tail:
         """End a watch that is silent while there is news, at the second look that finds it so."""
         was_behind = False
         while True:
-            known = (self._after, self._told)
+            known = (self._after, self._returned)
             await asyncio.sleep(LOOK_S)
             is_behind = False
-            if known == (self._after, self._told):
+            if known == (self._after, self._returned):
                 try:
-                    is_behind = await self._is_behind() and known == (self._after, self._told)
+                    is_behind = await self._is_behind() and known == (self._after, self._returned)
                 except (EngineError, GrpcError):
                     was_behind = is_behind = True  # the next round finds the error again
             if was_behind and is_behind:
@@ -181,5 +181,5 @@ class Tail:
         response = await self._client.call(TXN, request)
         leader, head = (answer.range.kvs for answer in response.responses if answer.range)
         epoch = leader[0].create_revision if leader else 0
-        known = self._told.lead.epoch if self._told and self._told.lead else 0
+        known = self._returned.lead.epoch if self._returned and self._returned.lead else 0
         return layout.decode_head(head).seq > self._after or epoch != known

@@ -53,10 +53,10 @@ def call(answer, *, timeout_s=LONG_S):
     async def main():
         async with connected(answer) as channel:
             try:
-                told = await channel.unary("/a/B", b"question", timeout_s=timeout_s)
+                response = await channel.unary("/a/B", b"question", timeout_s=timeout_s)
             except GrpcError as error:
                 return (error.code, error.message), channel.is_open
-            return told, channel.is_open
+            return response, channel.is_open
 
     return asyncio.run(main())
 
@@ -191,7 +191,7 @@ def test_a_late_call_on_a_living_connection_ends_alone():
     assert (code, is_open) == (DEADLINE_EXCEEDED, True)
 
 
-def test_a_late_call_tells_the_server():
+def test_a_late_call_is_reset_at_the_server():
     async def main():
         servers = []
         async with connected(lambda server, *_: server.http.ping(bytes(8)), servers) as channel:
@@ -225,7 +225,7 @@ def test_silence_since_a_call_began_ends_the_connection():
     asyncio.run(main())
 
 
-def test_what_was_never_sent_is_told_so():
+def test_what_was_never_sent_is_reported_so():
     async def main():
         async with connected(lambda *_: None) as channel:
             channel.close()

@@ -100,7 +100,7 @@ def test_users_of_etcd(make_etcd):
         ("auth", "enable"),
     ):
         control(etcd, *words)
-    nobody = EtcdLog(url_of(etcd))
+    anonymous = EtcdLog(url_of(etcd))
     wrong = EtcdLog(url_of(etcd), Access("kvd", "wrong"))
     right = EtcdLog(url_of(etcd), Access("kvd", "kvdpass"))
     other = parse(f"etcd://127.0.0.1:{etcd.port}/kvd/other")
@@ -108,7 +108,7 @@ def test_users_of_etcd(make_etcd):
 
     async def main():
         with pytest.raises(EngineRefused, match="wants a user and a password"):
-            await opened(nobody)
+            await opened(anonymous)
         with pytest.raises(EngineRefused, match="refuses the user"):
             await opened(wrong)
         with pytest.raises(EngineRefused, match="no right to read and write the prefix"):
@@ -129,7 +129,7 @@ def test_users_of_etcd(make_etcd):
         await right.report(1, b"here")
         await right.resign(lead)
 
-    run(main(), nobody, wrong, right, elsewhere)
+    run(main(), anonymous, wrong, right, elsewhere)
 
 
 def test_a_user_is_no_harm_where_etcd_has_none(make_etcd):
@@ -291,7 +291,7 @@ def test_a_watch_that_has_gone_silent_is_found_by_a_look(make_etcd, monkeypatch)
     run(main(), leader)
 
 
-def test_an_engine_that_does_not_respond_is_told_once(caplog, make_etcd):
+def test_an_engine_that_does_not_respond_is_reported_once(caplog, make_etcd):
     etcd = make_etcd()
     engine = EtcdLog(url_of(etcd))
 

@@ -42,7 +42,7 @@ def test_members_and_prefix(text, url):
         ("etcd://h1/\u00fc", "visible ASCII"),
     ],
 )
-def test_what_is_wrong_is_told(text, part):
+def test_what_is_wrong_is_named(text, part):
     with pytest.raises(ValueError, match=r".") as refused:
         parse(text)
     assert part in str(refused.value)
