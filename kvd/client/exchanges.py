@@ -225,8 +225,8 @@ class Exchanges:
 
 def _give_up(failures: Mapping[str, Exception], timeout: float | None) -> NoReturn:
     """Raise the error of a request that no endpoint answered."""
-    told = [one for one in failures.values() if not isinstance(one, TimeoutError)]
-    *_, last = told or failures.values()
+    responded = [one for one in failures.values() if not isinstance(one, TimeoutError)]
+    *_, last = responded or failures.values()
     how_long = "" if timeout is None else f" in {timeout:g} s"
     kind = Timeout if isinstance(last, TimeoutError) else TransportError
     lost = kind(f"no answer from {', '.join(failures)}{how_long}: {last or type(last).__name__}")
@@ -274,10 +274,10 @@ _OPEN_OUTCOMES = ("outcome unknown", "timed out", "timeout", "server stopped", "
 def refusal(reply: Reply, *, is_write: bool) -> KvdError:
     """Return the error in an answer that is no success."""
     try:
-        told: Any = json.loads(reply.body)
+        decoded: Any = json.loads(reply.body)
     except (ValueError, RecursionError):
-        told = None
-    found = told if isinstance(told, dict) else {}
+        decoded = None
+    found = decoded if isinstance(decoded, dict) else {}
     code, index = found.get("errorCode"), found.get("index")
     if not isinstance(code, int):
         return _foreign_refusal(reply, str(found.get("message", "")), is_write=is_write)
@@ -308,14 +308,14 @@ def json_of(reply: Reply) -> dict[str, Any]:
         KvdError: it is none, or nested too deeply.
     """
     try:
-        told: Any = json.loads(reply.body)
+        decoded: Any = json.loads(reply.body)
     except ValueError:
         raise KvdError(f"the response is no JSON: {reply.body[:200]!r}") from None
     except RecursionError:
         raise KvdError("the response is nested too deeply for Python") from None
-    if not isinstance(told, dict):
+    if not isinstance(decoded, dict):
         raise KvdError(f"the response is no JSON object: {reply.body[:200]!r}")
-    return told
+    return decoded
 
 
 def parsed(reply: Reply, parse: Callable[[dict[str, Any]], T], *, is_write: bool = False) -> T:

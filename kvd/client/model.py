@@ -159,17 +159,17 @@ class Compare:
 
     def to_json(self, full_key: str) -> dict[str, object]:
         """Return it as `POST /v2/txn` takes it."""
-        told: dict[str, object] = {"key": full_key}
+        condition: dict[str, object] = {"key": full_key}
         for name, what in (
             ("value", self.value),
             ("modifiedIndex", self.modified_index),
             ("createdIndex", self.created_index),
         ):
             if what is not None:
-                told[name] = what
-        if len(told) == 1:
-            told["exists"] = self.is_there
-        return told
+                condition[name] = what
+        if len(condition) == 1:
+            condition["exists"] = self.is_there
+        return condition
 
 
 def exists(key: str) -> Compare:
@@ -251,10 +251,10 @@ def _given(**fields: object) -> dict[str, object]:
     return {name: what for name, what in fields.items() if what is not None}
 
 
-def _number(told: object) -> int:
-    if not isinstance(told, int):
-        raise TypeError(f"expected a number, got {told!r}")
-    return told
+def _number(number: object) -> int:
+    if not isinstance(number, int):
+        raise TypeError(f"expected a number, got {number!r}")
+    return number
 
 
 class Names:
@@ -285,40 +285,40 @@ class Names:
         is_above = self.namespace.startswith(full_key.rstrip("/") + "/")
         return "/" if is_above else full_key
 
-    def node(self, told: Mapping[str, Any], index: int) -> Node:
+    def node(self, shown: Mapping[str, Any], index: int) -> Node:
         """Return a node of an answer."""
-        value = told.get("value")
-        if value is not None and told.get("encoding") == "base64":
+        value = shown.get("value")
+        if value is not None and shown.get("encoding") == "base64":
             value = base64.b64decode(value).decode("utf-8", "surrogateescape")
         if value is not None and not isinstance(value, str):
             raise TypeError(f"expected a text, got {value!r}")
-        expiration, ttl = told.get("expiration"), told.get("ttl")
+        expiration, ttl = shown.get("expiration"), shown.get("ttl")
         return Node(
-            key=self.own(told.get("key", "/")),
+            key=self.own(shown.get("key", "/")),
             value=value,
-            dir=bool(told.get("dir", False)),
-            created_index=_number(told.get("createdIndex", 0)),
-            modified_index=_number(told.get("modifiedIndex", 0)),
+            dir=bool(shown.get("dir", False)),
+            created_index=_number(shown.get("createdIndex", 0)),
+            modified_index=_number(shown.get("modifiedIndex", 0)),
             ttl=None if ttl is None else _number(ttl),
             expiration=None if expiration is None else datetime.fromisoformat(expiration),
             index=index,
         )
 
-    def event(self, told: Mapping[str, Any]) -> Event:
+    def event(self, shown: Mapping[str, Any]) -> Event:
         """Return an event of an answer, or of a watch."""
-        index = told["node"]["modifiedIndex"]
-        prev = told.get("prevNode")
+        index = shown["node"]["modifiedIndex"]
+        prev = shown.get("prevNode")
         return Event(
-            action=told["action"],
-            node=self.node(told["node"], index),
+            action=shown["action"],
+            node=self.node(shown["node"], index),
             prev_node=None if prev is None else self.node(prev, index),
             index=index,
         )
 
-    def below(self, told: Mapping[str, Any], index: int) -> dict[str, Node]:
+    def below(self, shown: Mapping[str, Any], index: int) -> dict[str, Node]:
         """Return the nodes of a listing, without the directory itself, each before its children."""
         found: dict[str, Node] = {}
-        waiting = list(reversed(told.get("nodes") or ()))
+        waiting = list(reversed(shown.get("nodes") or ()))
         while waiting:
             child = waiting.pop()
             node = self.node(child, index)

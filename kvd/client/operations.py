@@ -117,7 +117,7 @@ class Operations:
             reply = yield from self.exchanges.request(Call("GET", "/v2/extras", {}), timeout)
             if reply.status not in (200, 404):  # it may be another answer next time
                 raise refusal(reply, is_write=False)
-            names = parsed(reply, lambda told: told["extras"]) if reply.status == 200 else ()
+            names = parsed(reply, lambda body: body["extras"]) if reply.status == 200 else ()
             self._extras = frozenset(str(name) for name in names)
         return self._extras
 
@@ -130,7 +130,7 @@ class Operations:
 
     def get(self, key: str, *, quorum: bool) -> Operation[Node]:
         reply = yield from self.call("GET", self.path(key), query={"quorum": quorum or None})
-        return parsed(reply, lambda told: self.names.node(told["node"], reply.index))
+        return parsed(reply, lambda document: self.names.node(document["node"], reply.index))
 
     def get_or(self, key: str, default: Any) -> Operation[Any]:
         try:
@@ -156,11 +156,11 @@ class Operations:
     def _tree(self, reply: Reply) -> Tree:
         index = reply.index
 
-        def parse(told: Mapping[str, Any]) -> Tree:
-            key = self.names.own(told["node"].get("key", "/"))
-            if not told["node"].get("dir"):
+        def parse(document: Mapping[str, Any]) -> Tree:
+            key = self.names.own(document["node"].get("key", "/"))
+            if not document["node"].get("dir"):
                 raise NotADirectory(104, "Not a directory", key, index, 400)
-            return Tree(key, index, self.names.below(told["node"], index))
+            return Tree(key, index, self.names.below(document["node"], index))
 
         return parsed(reply, parse)
 
@@ -176,10 +176,10 @@ class Operations:
         if reply.status != 200:
             raise refusal(reply, is_write=False)
 
-        def parse(told: Mapping[str, Any]) -> dict[str, Node]:
-            if told["node"].get("dir"):
-                return self.names.below(told["node"], reply.index)
-            node = self.names.node(told["node"], reply.index)
+        def parse(document: Mapping[str, Any]) -> dict[str, Node]:
+            if document["node"].get("dir"):
+                return self.names.below(document["node"], reply.index)
+            node = self.names.node(document["node"], reply.index)
             return {node.key: node}
 
         return parsed(reply, parse), reply.index, cluster_id
@@ -205,8 +205,8 @@ class Operations:
         reply = yield from self.call("GET", self.path(key), query=query)
         return parsed(reply, self._events)
 
-    def _events(self, told: Mapping[str, Any]) -> list[Event]:
-        return [self.names.event(event) for event in told["events"]]
+    def _events(self, document: Mapping[str, Any]) -> list[Event]:
+        return [self.names.event(event) for event in document["events"]]
 
     # Writing.
 

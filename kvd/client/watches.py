@@ -210,7 +210,7 @@ class Watching:
             # No event up to the index of its head matches; else it would have been sent.
             self.index = max(index, stream.answer.index())
             return None
-        event = readable(line, lambda: self._told(json.loads(line)))
+        event = readable(line, lambda: self._parsed(json.loads(line)))
         if not self._is_streaming:
             self.let_go()
         if isinstance(event, int):
@@ -219,11 +219,11 @@ class Watching:
         self.index = max(index, event.index)
         return event if event.index > index else None
 
-    def _told(self, told: dict[str, Any]) -> Event | int:
+    def _parsed(self, document: dict[str, Any]) -> Event | int:
         """Return an event, or the index that the server has come to."""
-        if told["action"] == "progress":
-            return int(told["index"])
-        return self._ops.names.event(told)
+        if document["action"] == "progress":
+            return int(document["index"])
+        return self._ops.names.event(document)
 
     def let_go(self) -> None:
         """Close the connection."""
@@ -245,7 +245,7 @@ class Following:
         self.is_closed = False
         self._ops = ops
         self._key = key
-        self._has_told = False
+        self._has_delivered = False
 
     def next(self, timeout: float | None = None) -> Operation[Snapshot | Event]:
         """Return a snapshot first, then what has changed since; a snapshot again after a gap.
@@ -277,7 +277,7 @@ class Following:
             self.watching = Watching(
                 self._ops, self._key, index + 1, recursive=True, cluster_id=cluster_id
             )
-            after_gap, self._has_told = self._has_told, True
+            after_gap, self._has_delivered = self._has_delivered, True
             return Snapshot(nodes, index, after_gap)
 
     def let_go(self) -> None:

@@ -129,23 +129,23 @@ class Gateway:
 
     def _log_in(self, name: str, password: str) -> None:
         try:
-            told = self._post("/auth/authenticate", {"name": name, "password": password})
+            response = self._post("/auth/authenticate", {"name": name, "password": password})
         except ApiError as error:
             if _WITHOUT_USERS in f"{error.message} {error.cause}":
                 return
             raise
-        self._caller.authorize(str(told.get("token", "")))
+        self._caller.authorize(str(response.get("token", "")))
 
     def _post(self, path: str, content: object) -> dict[str, Any]:
         body = json.dumps(content).encode()
         reply = self._caller.call("POST", self._base + path, body=body, content_type=_JSON)
         try:
-            told = json.loads(reply.body)
+            decoded = json.loads(reply.body)
         except (ValueError, RecursionError):
-            told = None
-        if not isinstance(told, dict):
+            decoded = None
+        if not isinstance(decoded, dict):
             raise Refused(f"the gateway answers {reply.body[:80]!r}")
-        return told
+        return decoded
 
     def put(
         self, items: Sequence[Item], options: Options, done: Callable[[int], None]
@@ -226,10 +226,10 @@ class Gateway:
                 },
             )
             key = b""
-            for told in page.get("kvs", ()):
-                key = base64.b64decode(told["key"])
-                value = base64.b64decode(told.get("value", ""))
-                yield key, (value, str(told.get("lease", "0")))
+            for pair in page.get("kvs", ()):
+                key = base64.b64decode(pair["key"])
+                value = base64.b64decode(pair.get("value", ""))
+                yield key, (value, str(pair.get("lease", "0")))
             if not page.get("more"):
                 return
             start = key + b"\0"
@@ -262,9 +262,9 @@ class Gateway:
 
     def _ends_ns(self, lease: str) -> int:
         begun_ns = disk.wall_clock_ns()
-        told = self._post("/lease/timetolive", {"ID": lease})
+        response = self._post("/lease/timetolive", {"ID": lease})
         self._slowest_ns = max(self._slowest_ns, disk.wall_clock_ns() - begun_ns)
-        return begun_ns + int(told.get("TTL", 0)) * times.NS
+        return begun_ns + int(response.get("TTL", 0)) * times.NS
 
 
 def digest(items: Sequence[Item]) -> str:

@@ -88,10 +88,10 @@ def to_etcd3(
     put, skipped = gateway.put(made.items, options, done)
     kept = [item for item in made.items if options.on_conflict != "skip" or item.key not in there]
     held = gateway.check(kept, options)
-    told = f", {skipped:,} skipped" if skipped else ""
+    omitted = f", {skipped:,} skipped" if skipped else ""
     say(
-        f"put {put:,} keys{told} into etcd {gateway.version} and read back: digest {held}, equal, "
-        f"in {monotonic() - begun:.1f} s"
+        f"put {put:,} keys{omitted} into etcd {gateway.version} and read back: digest {held}, "
+        f"equal, in {monotonic() - begun:.1f} s"
     )
 
 

@@ -16,7 +16,7 @@ from kvd.migrate.errors import Conflict, Refused
 from kvd.migrate.etcd.nodes import node_of
 from kvd.migrate.live import Source
 from kvd.migrate.server import Change, Nodes, Target, differences, require_equal
-from kvd.migrate.tail import Tail, Told
+from kvd.migrate.tail import EventDocument, Tail
 
 _ROUNDS_MAX = 20
 _REMOVALS = ("delete", "compareAndDelete", "expire")
@@ -42,24 +42,24 @@ class Follower:
         self._others = others
         self._tail = Tail(source, index)
 
-    def follow(self, is_over: Callable[[], bool], tell: Callable[[Tail], None]) -> None:
-        """Apply events until `is_over`; `tell` is called after each, and once a second.
+    def follow(self, is_over: Callable[[], bool], report: Callable[[Tail], None]) -> None:
+        """Apply events until `is_over`; `report` is called after each, and once a second.
 
         Raises:
             KvdError: source or target has refused something.
         """
         while not is_over():
             try:
-                told = self._tail.next()
+                document = self._tail.next()
             except HistoryLost:
                 self._put_right()
             else:
-                if told is not None:
-                    self._apply(told)
-            tell(self._tail)
+                if document is not None:
+                    self._apply(document)
+            report(self._tail)
 
-    def _apply(self, told: Told) -> None:
-        change = self._change(told)
+    def _apply(self, document: EventDocument) -> None:
+        change = self._change(document)
         if _is_hidden(change.path) and "hidden" not in self._source.extras:
             return  # not all of its events are told: it is read at the end, if it was named
         try:
@@ -67,11 +67,11 @@ class Follower:
         except (Conflict, NotADirectory, NotAFile, KeyNotFound):
             self._put_right()
 
-    def _change(self, told: Told) -> Change:
+    def _change(self, document: EventDocument) -> Change:
         try:
-            node = told["node"]
+            node = document["node"]
             path = str(node["key"]).encode()
-            removes = told["action"] in _REMOVALS
+            removes = document["action"] in _REMOVALS
             return Change(path, None if removes else self._source.local(node_of(node)))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise Refused(f"the server shows an event in no known form: {error!r}") from None

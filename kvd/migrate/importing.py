@@ -130,7 +130,7 @@ class Import:
         left_out = _count(found.of_v3, "request")
         v3 = f"; {left_out} of the v3 API left out" if found.of_v3 else ""
         self._say(f"{base} {found.entries:,} log entries{v3}")
-        for note in _told(found):
+        for note in _notes(found):
             self._say(f"note: {note}")
         self._summary(content, target)
         if options.new_ids:
@@ -227,10 +227,10 @@ class Import:
                 tail.next()
             except HistoryLost as lost:
                 tail.index = max(tail.index, lost.first - 1, lost.index)
-            self._tell(tail)
+            self._report(tail)
         self._state("")
 
-    def _tell(self, tail: Tail) -> None:
+    def _report(self, tail: Tail) -> None:
         self._state(f"at {tail.index}, lag {tail.lag} events; end it when the writers have stopped")
 
     def _history(self, source: Source, index: int, known: Sequence[Event] = ()) -> list[Event]:
@@ -276,7 +276,7 @@ class Import:
         return done
 
     def _follow(self, follower: Follower) -> None:
-        follower.follow(self._options.is_over, self._tell)
+        follower.follow(self._options.is_over, self._report)
         self._state("")
         end = follower.cut_over()
         self._done(
@@ -289,7 +289,7 @@ class _Changed(Exception):
     """The source has changed while it was written."""
 
 
-def _told(found: directory.Found) -> list[str]:
+def _notes(found: directory.Found) -> list[str]:
     notes = list(found.notes)
     if found.tail is not None:
         notes.append(f"the log breaks off at {found.tail}")

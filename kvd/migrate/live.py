@@ -160,8 +160,8 @@ class Source:
         """Return what the server says that it is."""
         if self.extras:
             return "kvd"
-        told = _json(self.caller.call("GET", "/version"))
-        return f"etcd {told.get('etcdserver', '')}".strip()
+        version = _json(self.caller.call("GET", "/version"))
+        return f"etcd {version.get('etcdserver', '')}".strip()
 
     def notes(self, content: Content) -> list[str]:
         """Return what cannot be read, or was read otherwise; and what is wrong with the clocks."""
@@ -200,28 +200,28 @@ class Source:
 def extras(caller: Caller) -> frozenset[str]:
     """Return the extras of a server; none of etcd."""
     try:
-        told = _json(caller.call("GET", "/v2/extras"))
+        document = _json(caller.call("GET", "/v2/extras"))
     except ApiError as error:
         if error.status != 404:
             raise
         return frozenset()
-    return frozenset(told.get("extras", ()))
+    return frozenset(document.get("extras", ()))
 
 
 def _add(nodes: dict[bytes, Node], top: Mapping[str, Any]) -> None:
     waiting = [top]
     seen: set[bytes] = set()
     while waiting:
-        told = waiting.pop()
-        path = str(told.get("key", "/")).encode()
+        document = waiting.pop()
+        path = str(document.get("key", "/")).encode()
         if path in seen:
             raise Refused(
                 f"the server shows several keys as {path.decode()}: import from its data directory"
             )
         seen.add(path)
         if path != b"/":
-            nodes[path] = node_of(told)
-        waiting += told.get("nodes") or ()
+            nodes[path] = node_of(document)
+        waiting += document.get("nodes") or ()
     # What is above a key that was read alone is there, too.
     for path in list(nodes):
         parent = path.rpartition(b"/")[0]
@@ -233,12 +233,12 @@ def _add(nodes: dict[bytes, Node], top: Mapping[str, Any]) -> None:
 
 def _json(reply: Reply) -> dict[str, Any]:
     try:
-        told = json_of(reply.body)
+        decoded = json_of(reply.body)
     except ValueError:
-        told = None
-    if not isinstance(told, dict):
+        decoded = None
+    if not isinstance(decoded, dict):
         raise Refused(f"the server answers no JSON: {reply.body[:80]!r}")
-    return told
+    return decoded
 
 
 def _top(reply: Reply) -> Mapping[str, Any]:

@@ -20,7 +20,7 @@ from kvd.storage.format.event import Event
 
 POLL_S = 1.0
 """The longest wait for an event."""
-Told = dict[str, Any]
+EventDocument = dict[str, Any]
 
 
 class Tail:
@@ -37,7 +37,7 @@ class Tail:
         self.lag = 0
         self._source = source
 
-    def next(self, timeout: float = POLL_S) -> Told | None:
+    def next(self, timeout: float = POLL_S) -> EventDocument | None:
         """Return the next event, None if none comes in time, or the server is gone.
 
         Raises:
@@ -51,7 +51,7 @@ class Tail:
             sleep(max(begun + timeout - monotonic(), 0))
             return None
 
-    def poll(self, timeout: float = POLL_S) -> Told | None:
+    def poll(self, timeout: float = POLL_S) -> EventDocument | None:
         """Return the next event, None if none comes in time.
 
         Raises:
@@ -75,19 +75,19 @@ class Tail:
         if not reply.body.strip():  # etcd ends a long poll so
             return None
         try:
-            told: Told = loads(reply.body)
-            self.index = int(told["node"]["modifiedIndex"])
+            document: EventDocument = loads(reply.body)
+            self.index = int(document["node"]["modifiedIndex"])
         except (KeyError, TypeError, ValueError):
             raise Refused(f"the server is no store of the v2 API: {reply.body[:80]!r}") from None
         self.lag = max(reply.index - self.index, 0)
-        return told
+        return document
 
 
 def history(
     source: Source,
     index: int,
     known: Sequence[Event] = (),
-    tell: Callable[[Tail], None] = lambda _: None,
+    report: Callable[[Tail], None] = lambda _: None,
 ) -> list[Event]:
     """Return the events up to an index that a source still has, without gaps.
 
@@ -97,7 +97,7 @@ def history(
         source: the source.
         index: the index.
         known: what an earlier call has returned.
-        tell: called after each request.
+        report: called after each request.
 
     Raises:
         KvdError: it cannot be read.
@@ -107,15 +107,15 @@ def history(
     time_ns = found[-1].time_ns if found else 0
     while tail.index < index:
         try:
-            told = tail.poll()
+            document = tail.poll()
         except HistoryLost as lost:
             if lost.first <= tail.index + 1:
                 break
             tail.index, found = lost.first - 1, []
             continue
-        if told is None:
+        if document is None:
             break
-        time_ns = time_of(told) or time_ns
-        found.append(event(told, time_ns))
-        tell(tail)
+        time_ns = time_of(document) or time_ns
+        found.append(event(document, time_ns))
+        report(tail)
     return without_gaps(found, index)

@@ -41,10 +41,10 @@ class AsyncQueue:
 
     async def put(self, value: str, *, id: str | None = None) -> str:  # noqa: A002 -- what it is called
         """Put an item at the end; return its id. See `Queue.put`."""
-        told, text = new_item(value, id)
+        item_id, text = new_item(value, id)
         form = {"value": text}
         await self._driver.run(self._ops.write("POST", self._name, form))
-        return told
+        return item_id
 
     @asynccontextmanager
     async def take(self, timeout: float | None = None) -> AsyncIterator[Item[asyncio.Event]]:

@@ -43,10 +43,10 @@ class Queue:
         Raises:
             OutcomeUnknown: it may have been put. Put again, with the same id, it may come twice.
         """
-        told, text = new_item(value, id)
+        item_id, text = new_item(value, id)
         form = {"value": text}
         self._driver.run(self._ops.write("POST", self._name, form), sleep)
-        return told
+        return item_id
 
     @contextmanager
     def take(self, timeout: float | None = None) -> Iterator[Item[threading.Event]]:

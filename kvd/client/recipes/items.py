@@ -59,8 +59,8 @@ class QueueEmpty(KvdError):
 
 def new_item(value: str, id: str | None) -> tuple[str, str]:  # noqa: A002 -- as `Queue.put`
     """Return an item's id and the text of its key."""
-    told = uuid.uuid4().hex if id is None else id
-    return told, json.dumps({"id": told, "value": value})
+    item_id = uuid.uuid4().hex if id is None else id
+    return item_id, json.dumps({"id": item_id, "value": value})
 
 
 class Item(Generic[E]):
@@ -100,11 +100,11 @@ class Item(Generic[E]):
 def _parts(node: Node) -> tuple[str, str]:
     text = node.value or ""
     try:
-        told: Any = json.loads(text)
+        decoded: Any = json.loads(text)
     except ValueError:
-        told = None
-    if isinstance(told, dict) and told.keys() == {"id", "value"}:
-        return str(told["id"]), str(told["value"])
+        decoded = None
+    if isinstance(decoded, dict) and decoded.keys() == {"id", "value"}:
+        return str(decoded["id"]), str(decoded["value"])
     return posixpath.basename(node.key), text
 
 

@@ -120,8 +120,8 @@ class AsyncFollow(_Stream):
         return self
 
     async def __anext__(self) -> Snapshot | Event:
-        told: Snapshot | Event = await self._next()
-        return told
+        received: Snapshot | Event = await self._next()
+        return received
 
 
 class AsyncObservation(_Stream):

@@ -100,8 +100,8 @@ class Follow(_Stream):
         return self
 
     def __next__(self) -> Snapshot | Event:
-        told: Snapshot | Event = self._next()
-        return told
+        received: Snapshot | Event = self._next()
+        return received
 
 
 class Observation(_Stream):

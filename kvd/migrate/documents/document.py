@@ -150,8 +150,8 @@ class _Reader:
         """Return the document in a content."""
         head = self._mapping("kvd", content, "the document")
         document = self._head(head, (*_HEAD, "keys"))
-        for name, told in self._mapping("keys", head.get("keys", Pairs()), "keys").items():
-            self._add(document, name, told)
+        for name, given in self._mapping("keys", head.get("keys", Pairs()), "keys").items():
+            self._add(document, name, given)
         self._check_parents(document)
         return document
 
@@ -190,13 +190,13 @@ class _Reader:
             self._refuse("index", "index: expected a number")
         return Document(prefix, index, {})
 
-    def _add(self, document: Document, name: str, told: object) -> None:
+    def _add(self, document: Document, name: str, given: object) -> None:
         if not name.strip("/") or name.startswith("/") or not _is_clean(name.rstrip("/")):
             self._refuse(name, f"{name!r} is no name of a key below {document.prefix}")
         path = f"{document.prefix.rstrip('/')}/{name.rstrip('/')}"
         if path in document.keys:
             self._refuse(name, f"{name} is there twice")
-        document.keys[path] = self._key(name, told)
+        document.keys[path] = self._key(name, given)
 
     def _mapping(self, where: str, content: object, what: str) -> dict[str, Any]:
         if not isinstance(content, Pairs):
@@ -211,17 +211,17 @@ class _Reader:
             found[name] = value
         return found
 
-    def _key(self, name: str, told: object) -> Key:
+    def _key(self, name: str, given: object) -> Key:
         is_dir = name.endswith("/")
-        if isinstance(told, str) and not is_dir:
-            return Key(self._bytes(name, told))
-        if not isinstance(told, Pairs):
-            kind, text = _named(told)
+        if isinstance(given, str) and not is_dir:
+            return Key(self._bytes(name, given))
+        if not isinstance(given, Pairs):
+            kind, text = _named(given)
             if is_dir:
                 self._refuse(name, f"{name} is {kind}; a directory is {{}} or {{ttl: 60}}")
             hint = f'; write "{text}"' if text else ""
             self._refuse(name, f"{name} is {kind}{hint}")
-        fields = self._mapping(name, told, name)
+        fields = self._mapping(name, given, name)
         if unknown := fields.keys() - _FIELDS:
             self._refuse(name, f"{name}: unknown field {min(unknown)}")
         values = [field for field in ("value", "base64") if field in fields]
@@ -233,14 +233,14 @@ class _Reader:
         value = None if is_dir else self._value(name, values[0], fields[values[0]])
         return Key(value, expiration_ns, ttl_s)
 
-    def _value(self, name: str, field: str, told: object) -> bytes:
-        if not isinstance(told, str):
-            kind, text = _named(told)
+    def _value(self, name: str, field: str, given: object) -> bytes:
+        if not isinstance(given, str):
+            kind, text = _named(given)
             self._refuse(name, f'{name}: {field} is {kind}; write "{text}"')
         if field == "value":
-            return self._bytes(name, told)
+            return self._bytes(name, given)
         try:
-            return base64.b64decode(told, validate=True)
+            return base64.b64decode(given, validate=True)
         except (binascii.Error, ValueError):
             self._refuse(name, f"{name}: base64 is no base64")
 
@@ -280,19 +280,19 @@ class _Reader:
                 parent = parent.rpartition("/")[0]
 
 
-def _named(told: object) -> tuple[str, str]:
+def _named(given: object) -> tuple[str, str]:
     """Return how to call what is no text, and how to write it as one."""
-    match told:
+    match given:
         case Other(name, text):
             return name, text
         case str():
-            return "a text", told
+            return "a text", given
         case bool():
-            return "true or false", str(told).lower()
+            return "true or false", str(given).lower()
         case int() | float():
-            return "a number", str(told)
+            return "a number", str(given)
     names = ((type(None), "nothing"), (Pairs, "a mapping"), (list, "a list"))
-    return next((name for kind, name in names if isinstance(told, kind)), "no text"), ""
+    return next((name for kind, name in names if isinstance(given, kind)), "no text"), ""
 
 
 def _is_clean(name: str) -> bool:

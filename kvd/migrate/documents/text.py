@@ -105,8 +105,8 @@ def _yaml(text: str) -> Parsed:
         return (_plain(node, lines) if node is not None else Other("empty", "")), lines
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
-        told = getattr(error, "problem", None) or str(error).partition("\n")[0]
-        raise Malformed(mark.line + 1 if mark else 1, f"is no YAML: {told}") from None
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise Malformed(mark.line + 1 if mark else 1, f"is no YAML: {problem}") from None
 
 
 def _plain(node: yaml.Node, lines: dict[str, int], depth: int = 0) -> Any:

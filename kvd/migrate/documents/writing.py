@@ -29,12 +29,12 @@ def render(document: Document, form: str) -> Iterator[str]:
     if form == "jsonl":
         yield json.dumps({**head, "count": len(document.keys)}) + "\n"
         for name, key in keys:
-            told = _told(key)
-            fields = told if isinstance(told, dict) else {"value": told}
+            shown = _shown(key)
+            fields = shown if isinstance(shown, dict) else {"value": shown}
             line = {"key": _name(name, key), **fields}
             yield json.dumps(line, ensure_ascii=False) + "\n"
         return
-    content = {**head, "keys": {_name(name, key): _told(key) for name, key in keys}}
+    content = {**head, "keys": {_name(name, key): _shown(key) for name, key in keys}}
     if form == "json":
         yield json.dumps(content, ensure_ascii=False, indent=1) + "\n"
         return
@@ -48,19 +48,19 @@ def _name(name: str, key: Key) -> str:
     return name + "/" if key.value is None else name
 
 
-def _told(key: Key) -> str | dict[str, object]:
-    told: dict[str, object] = {}
+def _shown(key: Key) -> str | dict[str, object]:
+    shown: dict[str, object] = {}
     if key.value is not None:
         try:
-            told["value"] = key.value.decode()
+            shown["value"] = key.value.decode()
         except UnicodeDecodeError:
-            told["base64"] = base64.b64encode(key.value).decode()
+            shown["base64"] = base64.b64encode(key.value).decode()
     if key.expiration_ns:
-        told["expiration"] = times.render(key.expiration_ns)
+        shown["expiration"] = times.render(key.expiration_ns)
     elif key.ttl_s is not None:
-        told["ttl"] = key.ttl_s
-    value = told.get("value")
-    return value if isinstance(value, str) and len(told) == 1 else told
+        shown["ttl"] = key.ttl_s
+    value = shown.get("value")
+    return value if isinstance(value, str) and len(shown) == 1 else shown
 
 
 def text_of(path: bytes) -> str:

@@ -176,8 +176,8 @@ def _is_locked(path: Path) -> bool:
         except BlockingIOError:
             return True
         asked_for = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        told = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked_for)
-        return bool(_FLOCK.unpack(told)[0] != fcntl.F_UNLCK)
+        held = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked_for)
+        return bool(_FLOCK.unpack(held)[0] != fcntl.F_UNLCK)
     finally:
         os.close(fd)
 
@@ -193,8 +193,8 @@ def _store(base: snapshot.Snapshot | None, requests: Sequence[Asked]) -> Store:
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         assert base is not None
         raise Damaged.at(base.path, 0, f"is in no known form: {error!r}") from None
-    told = [version for request in requests if (version := _set_version(request))]
-    store.updates_dirs = _parts(told[-1] if told else _version(store)) < _REFUSING
+    versions = [version for request in requests if (version := _set_version(request))]
+    store.updates_dirs = _parts(versions[-1] if versions else _version(store)) < _REFUSING
     return store
 
 

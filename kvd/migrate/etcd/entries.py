@@ -96,8 +96,8 @@ def _normal(message: bytes) -> Asked:
     if 1300 in fields:
         return ClusterVersion(data(decode(data(fields, 1300), {1: BYTES}), 1))
     if 1301 in fields:
-        told = decode(data(fields, 1301), {1: VARINT, 2: BYTES})
-        return MemberAttributes(number(told, 1))
+        attributes = decode(data(fields, 1301), {1: VARINT, 2: BYTES})
+        return MemberAttributes(number(attributes, 1))
     return OfV3()
 
 

@@ -46,10 +46,10 @@ class StoredNode:
         return Node(self.value, self.created, self.modified, expiration_ns, int(is_dir))
 
 
-def event(told: dict[str, Any], time_ns: int) -> Event:
+def event(document: dict[str, Any], time_ns: int) -> Event:
     """Return an event of a snapshot's history."""
-    node, before = told["node"], told.get("prevNode")
-    kind = _KINDS[told["action"]]
+    node, before = document["node"], document.get("prevNode")
+    kind = _KINDS[document["action"]]
     after = node_of(node)
     change = Change(
         kind,
@@ -59,42 +59,42 @@ def event(told: dict[str, Any], time_ns: int) -> Event:
         bool(node.get("dir")),
         after.created_index,
         after.expiration_ns,
-        told.get("refresh") is True,
+        document.get("refresh") is True,
     )
     if change.kind in REMOVALS:
         change = change._replace(value=None, expiration_ns=0)
     return Event(change, None if before is None else node_of(before), time_ns)
 
 
-def node_of(told: Mapping[str, Any]) -> Node:
+def node_of(document: Mapping[str, Any]) -> Node:
     """Return a node as clients are shown it; kvd may show its value as base64."""
-    is_dir = bool(told.get("dir"))
-    text, ends = told.get("value") or "", told.get("expiration")
-    is_encoded = told.get("encoding") == "base64"
+    is_dir = bool(document.get("dir"))
+    text, ends = document.get("value") or "", document.get("expiration")
+    is_encoded = document.get("encoding") == "base64"
     return Node(
         None if is_dir else base64.b64decode(text) if is_encoded else text.encode(),
-        index_of(told.get("createdIndex", 0)),
-        index_of(told.get("modifiedIndex", 0)),
+        index_of(document.get("createdIndex", 0)),
+        index_of(document.get("modifiedIndex", 0)),
         0 if ends is None else max(times.parse(ends), 1),
         int(is_dir),
     )
 
 
-def index_of(told: Any) -> int:
+def index_of(number: Any) -> int:
     """Return an index of JSON.
 
     Raises:
         TypeError, ValueError, OverflowError: it is none of 64 bits.
     """
-    index = int(told)
+    index = int(number)
     if not 0 <= index < 1 << 64:
         raise ValueError(f"{index} is no index")
     return index
 
 
-def time_of(told: dict[str, Any]) -> int:
+def time_of(document: dict[str, Any]) -> int:
     """Return the time of an event, by the TTL that it shows; 0 where it shows none."""
-    for node in (told["node"], told.get("prevNode") or {}):
+    for node in (document["node"], document.get("prevNode") or {}):
         if node.get("ttl", 0) > 0 and "expiration" in node:
             return max(times.parse(node["expiration"]) - int(node["ttl"]) * times.NS, 0)
     return 0

@@ -59,7 +59,7 @@ class Store:
             that are no UTF-8.
     """
 
-    def __init__(self, told: dict[str, Any] | None) -> None:
+    def __init__(self, document: dict[str, Any] | None) -> None:
         """Raises the errors that `int` and dicts do if a snapshot is not in etcd's form."""
         self.updates_dirs = True
         self.index = 0
@@ -67,25 +67,25 @@ class Store:
         self.replaced = 0
         self._root = StoredNode(b"/", None, 0, 0, 0)
         self._ending: list[tuple[int, bytes]] = []
-        if told is None:
+        if document is None:
             for name in (b"0", b"1"):
                 self._children(self._root)[name] = StoredNode(b"/" + name, None, 0, 0, 0)
             return
-        self.index = index_of(told["CurrentIndex"])
-        for node in snapshot.nodes(told):
+        self.index = index_of(document["CurrentIndex"])
+        for node in snapshot.nodes(document):
             self._load(node)
         time_ns = 0
-        for told_event in snapshot.events(told):
-            time_ns = time_of(told_event) or time_ns
-            self.events.append(event(told_event, time_ns))
+        for shown in snapshot.events(document):
+            time_ns = time_of(shown) or time_ns
+            self.events.append(event(shown, time_ns))
 
-    def _load(self, told: dict[str, Any]) -> None:
-        path = told["Path"].encode()
-        is_file = told.get("Children") is None
-        value = told["Value"].encode() if is_file else None
-        self.replaced += is_file and _REPLACED in told["Value"]
-        expiration_ns = max(times.parse(told["ExpireTime"]), 0)
-        created, modified = index_of(told["CreatedIndex"]), index_of(told["ModifiedIndex"])
+    def _load(self, document: dict[str, Any]) -> None:
+        path = document["Path"].encode()
+        is_file = document.get("Children") is None
+        value = document["Value"].encode() if is_file else None
+        self.replaced += is_file and _REPLACED in document["Value"]
+        expiration_ns = max(times.parse(document["ExpireTime"]), 0)
+        created, modified = index_of(document["CreatedIndex"]), index_of(document["ModifiedIndex"])
         node = StoredNode(path, value, created, modified, expiration_ns)
         parent, _, name = path.rpartition(b"/")
         self._children(self._find(parent or b"/"))[name] = node
@@ -177,7 +177,7 @@ class Store:
         change = Change(
             kind, index, path, value, request.is_dir, index, expiration_ns, request.refresh
         )
-        self._tell(change, prev, clock(expiration_ns))
+        self._record(change, prev, clock(expiration_ns))
 
     def _make(self, path: bytes) -> StoredNode:
         """Return a directory, made with those above it where it is missing."""
@@ -216,7 +216,7 @@ class Store:
             heappush(self._ending, (expiration_ns, path))
         shown_ns = max(expiration_ns, 1) if expiration_ns else 0
         change = Change(kind, index, path, value, is_dir, node.created, shown_ns, request.refresh)
-        self._tell(change, prev, clock(shown_ns))
+        self._record(change, prev, clock(shown_ns))
 
     def _delete(self, request: Request, clock: Clock) -> None:
         path = clean(request.path)
@@ -240,7 +240,7 @@ class Store:
         del self._children(self._find(parent or b"/"))[name]
         is_dir = node.children is not None
         change = Change(kind, self.index + 1, node.path, None, is_dir, node.created)
-        self._tell(change, prev, time_ns)
+        self._record(change, prev, time_ns)
 
     def _expire(self, now_ns: int) -> None:
         while self._ending and self._ending[0][0] <= now_ns:
@@ -268,7 +268,7 @@ class Store:
         else:
             self._change(Kind.UPDATE, Request(b"PUT", path + b"/raftAttributes"), clock)
 
-    def _tell(self, change: Change, prev: Node | None, time_ns: int) -> None:
+    def _record(self, change: Change, prev: Node | None, time_ns: int) -> None:
         self.index = change.index
         self.events.append(Event(change, prev, time_ns))
 

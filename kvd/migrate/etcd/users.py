@@ -31,13 +31,13 @@ def documents(store: Store) -> list[Document]:
 
 def _documents(store: Store) -> list[Document]:
     found = []
-    for name, told in _files(store, b"/2/users"):
-        secret = json.loads(told)["password"].encode()
-        user = stored_user(name, told, secret)
+    for name, text in _files(store, b"/2/users"):
+        secret = json.loads(text)["password"].encode()
+        user = stored_user(name, text, secret)
         document = go_json.encode(user_fields(user))
         found.append(Document(Kind.AUTH, auth.USER, name, document, secret))
-    for name, told in _files(store, b"/2/roles"):
-        document = go_json.encode(role_fields(stored_role(told)))
+    for name, text in _files(store, b"/2/roles"):
+        document = go_json.encode(role_fields(stored_role(text)))
         found.append(Document(Kind.AUTH, auth.ROLE, name, document))
     enabled = store.find(b"/2/enabled")
     if enabled is not None and enabled.value in (b"true", b"false"):
