@@ -229,10 +229,11 @@ class EtcdLog(Engine):
                 raise
 
     async def room(self) -> Room:
-        statuses = await self._client.statuses()
+        while not (statuses := await self._client.statuses()):
+            await asyncio.sleep(FULL_PAUSE_S)
         return Room(
-            max((status.used for status in statuses), default=0),
-            max((status.allocated for status in statuses), default=0),
+            max(status.used for status in statuses),
+            max(status.allocated for status in statuses),
             min((status.quota for status in statuses if status.quota), default=self._quota_bytes),
             any("NOSPACE" in text for status in statuses for text in status.errors),
         )
