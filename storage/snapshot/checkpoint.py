@@ -135,4 +135,5 @@ def header_of(applied: Applied, identity: Identity) -> snapshot.Header:
         pos=applied.pos,
         term=applied.term,
         time_ns=applied.wall_ns,
+        payload_seq=applied.seq,
     )

@@ -3,7 +3,7 @@
 A header page (magic KVDSNAP1) and frames (storage/format/frame.py) that all have flag SNAP:
 
     header    CBOR [version, store_uuid, cluster_id, member_id, index, seq, segment, offset, crc,
-                    chain, pos, term, time_ns]; may grow at its end
+                    chain, pos, term, time_ns, payload_seq]; may grow at its end
     chunk *   CBOR array of rows [table, key, value], about 1 MiB of them
     footer    CBOR {"rows": {table: count}, "sha256": over all payloads of chunks}
 
@@ -41,7 +41,8 @@ class Header(NamedTuple):
 
     `index`, `chain` (8 bytes), `pos`, `term` and `time_ns` (on the wall clock) are those of the
     state in the snapshot; `segment`, `offset`, `seq` and `crc` are the position in the log at which
-    replay continues.
+    replay continues. That counts frames, and is this store's own; `payload_seq` is the last batch
+    in the snapshot, which all replicas count alike: 0 where an older version has written it.
     """
 
     store_uuid: bytes
@@ -56,6 +57,7 @@ class Header(NamedTuple):
     pos: int
     term: int
     time_ns: int
+    payload_seq: int = 0
 
     @property
     def position(self) -> Position:
@@ -63,8 +65,10 @@ class Header(NamedTuple):
         return Position(self.segment, self.offset, self.seq, self.crc)
 
 
-_TYPES = (bytes, int, int, int, int, int, int, int, bytes, int, int, int)
+_TYPES = (bytes, int, int, int, int, int, int, int, bytes, int, int, int, int)
 """The types of the fields of a header."""
+_FIELDS_MIN = len(_TYPES) - 1
+"""How many the headers of all versions have."""
 
 
 def encode_header(header: Header) -> bytes:
@@ -85,10 +89,10 @@ def decode_header(data: bytes) -> Header:
     match fields:
         case [int(version), *_] if version != VERSION:
             raise ValueError(f"version {version} is not known here, only {VERSION}")
-        case [int(), *values] if len(values) >= len(_TYPES) and all(
+        case [int(), *values] if len(values) >= _FIELDS_MIN and all(
             map(isinstance, values, _TYPES)
         ):
-            return Header._make(values[: len(_TYPES)])
+            return Header._make((*values, 0)[: len(_TYPES)])
     raise ValueError("this is no header of a snapshot")
 
 

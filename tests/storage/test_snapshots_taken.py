@@ -34,6 +34,20 @@ def test_a_snapshot_is_of_one_moment_while_others_write(tmp_path):
     assert (found, recovery.source) == (held, f"snapshot {taken.name}")
 
 
+def test_a_snapshot_names_the_last_batch_in_it(tmp_path):
+    store = open_store(tmp_path / "data", segment_bytes_max=SMALL_SEGMENT)
+    live(store, Random(1), 30)
+    store.heartbeat()
+    write(store, Set(b"/a", b"1"))
+    store.flush()
+    store.snapshot()
+    (taken,) = directory.available(tmp_path / "data" / "snap")
+    header = directory.read_header(taken)
+    store.close()
+    assert header.payload_seq == store.applied.seq
+    assert header.seq == store.applied.position.seq > header.payload_seq
+
+
 def test_a_snapshot_that_finds_no_room_changes_nothing(tmp_path, monkeypatch):
     store = open_store(tmp_path / "data")
     write(store, Set(b"/a", b"1"))

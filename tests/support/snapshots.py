@@ -15,6 +15,7 @@ HEADER = directory.Header(
     pos=5200,
     term=4,
     time_ns=1_700_000_000_000_000_000,
+    payload_seq=650,
 )
 ROWS = [(0, b"a", b"1"), (0, b"b", b""), (1, b"a", b"\x00\xff"), (3, b"z", b"last")]
 

@@ -181,3 +181,14 @@ def test_good_frames_do_not_make_a_snapshot(tmp_path, payloads, problem):
 
 def test_a_header_may_grow_at_its_end():
     assert directory.decode_header(cbor2.dumps([1, *HEADER, b"more"])) == HEADER
+
+
+def test_a_header_of_an_older_version_does_not_say_which_batch_is_the_last():
+    older = cbor2.dumps([1, *HEADER[:-1]])
+    assert directory.decode_header(older) == HEADER._replace(payload_seq=0)
+
+
+@pytest.mark.parametrize("fields", [HEADER[:-2], (*HEADER[:-1], b"650")], ids=["few", "no number"])
+def test_a_header_that_no_version_has_written_is_refused(fields):
+    with pytest.raises(ValueError, match="no header"):
+        directory.decode_header(cbor2.dumps([1, *fields]))
