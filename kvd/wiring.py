@@ -16,10 +16,10 @@ import tornado.web
 
 from kvd.config.config import Config
 from kvd.config.urls import ListenUrl
+from kvd.core.background.housekeeping import Housekeeping
+from kvd.core.background.index_check import IndexCheck
 from kvd.core.clock import Clock
 from kvd.core.committer import Committer
-from kvd.core.housekeeping import Housekeeping
-from kvd.core.index_check import IndexCheck
 from kvd.core.log_writer import LogWriter
 from kvd.core.stats import SelfStats, StoreStats
 from kvd.core.watch.hub import Hub

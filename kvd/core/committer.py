@@ -12,7 +12,8 @@ Invariants:
   its indexes are reused: no client has seen them.
 - Once a frame is durable its batch *is* committed. Nothing can fail any more, because the state is
   ahead of the index, in memory (storage/index/state.py). The index follows in parallel
-  (flusher.py); batches wait for it if it has refused too much, or while a large flush is running.
+  (background/flusher.py); batches wait for it if it has refused too much, or while a large flush is
+  running.
 - Without room for what users write (disk_space.py) commands are refused one by one, and each batch
   checks the disk again before that. Removals, expiry and reads go on.
 - While the gate is closed no batch begins: commands wait, nothing expires, and nothing is logged
@@ -29,17 +30,17 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
+from kvd.core.background.flusher import Flusher
 from kvd.core.batch.composer import Composer
 from kvd.core.batch.flow import Flow, Observer
-from kvd.core.batch.followed import NOTHING_AWAITED, Awaited
 from kvd.core.batch.responses import Responses
-from kvd.core.batch.rids import Forwarded
 from kvd.core.batch.round import AllDone, Done, Ends, Queued, Render, Respond, prepare_nothing
 from kvd.core.clock import Clock
 from kvd.core.disk_space import DiskSpace
 from kvd.core.expiry_timer import ExpiryTimer
-from kvd.core.flusher import Flusher
 from kvd.core.log_writer import Heartbeats
+from kvd.core.replicated.followed import NOTHING_AWAITED, Awaited
+from kvd.core.replicated.rids import Forwarded
 from kvd.core.stats import StoreStats
 from kvd.core.watch.hub import Hub
 from kvd.core.worker_thread import WorkerThread

@@ -19,8 +19,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple
 
+from kvd.core.background.housekeeping import Housekeeping
 from kvd.core.committer import Committer
-from kvd.core.housekeeping import Housekeeping
 
 # etcd calls itself unhealthy after one second; a disk that needs five does not flap.
 _SYNC_S_MAX = 5.0

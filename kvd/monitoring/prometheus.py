@@ -12,10 +12,10 @@ from prometheus_client.core import (
     Metric,
 )
 
+from kvd.core.background.housekeeping import Housekeeping
 from kvd.core.clock import Clock
 from kvd.core.committer import Committer
 from kvd.core.histogram import Histogram
-from kvd.core.housekeeping import Housekeeping
 from kvd.core.stats import StoreStats
 from kvd.core.watch.hub import Hub
 from kvd.handlers.keys.key_space import KeySpace

@@ -198,7 +198,7 @@ class State(View):
             except BROKEN:
                 raise
             except IndexRefused:
-                pass  # retried by the owner of the store (kvd/core/flusher.py)
+                pass  # retried by the owner of the store (kvd/core/background/flusher.py)
         if self.is_behind:
             self._end_view()
             self._view = IndexView(self._env.begin(), self._tables, self.late_rows())

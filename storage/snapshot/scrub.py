@@ -5,7 +5,7 @@ which is never synced, can be rebuilt from the snapshots only, so damage to them
 while the index is still good.
 
 A damaged snapshot is set aside. Until there is a good one, acknowledged data may depend on the
-index alone, so that a new snapshot has to be taken at once (kvd/core/housekeeping.py).
+index alone, so that a new snapshot has to be taken at once (kvd/core/background/housekeeping.py).
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ So damage to it has to be found while there is a second copy: the index.
 Damage here is no reason to stop, because nothing of it is served: every row of the index has a
 checksum of its own. But as long as no snapshot lies behind it, what was acknowledged depends on the
 index alone, which is never synced. So a snapshot has to be taken at once
-(kvd/core/housekeeping.py); the damaged segment goes when the older of two snapshots covers it.
+(kvd/core/background/housekeeping.py); the damaged segment goes when the older of two snapshots
+covers it.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ async def test_a_full_log_refuses_documents_but_takes_their_removal(tmp_path, mo
 
 @on_a_loop
 async def test_documents_that_the_index_refuses_wait_in_memory(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("kvd.core.flusher._RETRY_S", 0.005)
+    monkeypatch.setattr("kvd.core.background.flusher._RETRY_S", 0.005)
     path = tmp_path / "data"
     async with started(path, store_class=Counting) as engine:
         await asyncio.gather(*engine.submit_documents(put("old"), put("gone")))

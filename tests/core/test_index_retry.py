@@ -23,7 +23,7 @@ from tests.support.waiting import until
 
 @on_a_loop
 async def test_what_the_index_refuses_waits_in_memory_and_is_served(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("kvd.core.flusher._RETRY_S", 0.005)
+    monkeypatch.setattr("kvd.core.background.flusher._RETRY_S", 0.005)
     monkeypatch.setattr("kvd.storage.index.state.FLUSH_RECORDS", 50)
     path = tmp_path / "data"
     async with started(path, store_class=Counting) as engine:
@@ -126,7 +126,7 @@ class Unfree(Store):
 
 @on_a_loop
 async def test_what_cannot_be_freed_now_is_freed_later(tmp_path, monkeypatch):
-    monkeypatch.setattr("kvd.core.flusher._RETRY_S", 0.005)
+    monkeypatch.setattr("kvd.core.background.flusher._RETRY_S", 0.005)
     async with started(tmp_path / "data", store_class=Unfree) as engine:
         await engine.run(*(Set(b"/d/%d" % i, b"") for i in range(900)))
         await engine.run(*(Set(b"/e/%d" % i, b"") for i in range(900)))

@@ -55,7 +55,7 @@ def test_damage_in_the_unread_log_is_reported_and_put_behind_a_snapshot_at_once(
 
 
 def test_as_long_as_that_snapshot_cannot_be_made_the_damage_stands(tmp_path, monkeypatch):
-    monkeypatch.setattr("kvd.core.housekeeping._BACK_OFF_S", 0.01)
+    monkeypatch.setattr("kvd.core.background.housekeeping._BACK_OFF_S", 0.01)
 
     async def scenario():
         async with kept(tmp_path / "data", None) as house:
@@ -79,8 +79,8 @@ def test_as_long_as_that_snapshot_cannot_be_made_the_damage_stands(tmp_path, mon
 
 
 def test_a_good_log_is_read_to_its_end_beside_everything_else(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("kvd.core.housekeeping._CHECK_S", 0)
-    monkeypatch.setattr("kvd.core.housekeeping._CHECK_PAUSE_S", 0)
+    monkeypatch.setattr("kvd.core.background.housekeeping._CHECK_S", 0)
+    monkeypatch.setattr("kvd.core.background.housekeeping._CHECK_PAUSE_S", 0)
     caplog.set_level(logging.INFO)
 
     async def scenario():
@@ -95,7 +95,7 @@ def test_a_good_log_is_read_to_its_end_beside_everything_else(tmp_path, monkeypa
 
 
 def test_a_stop_does_not_wait_for_the_kept_log(tmp_path, monkeypatch):
-    monkeypatch.setattr("kvd.core.housekeeping._CHECK_S", 0)
+    monkeypatch.setattr("kvd.core.background.housekeeping._CHECK_S", 0)
 
     async def scenario():
         async with kept(tmp_path / "data", None) as house:

@@ -3,7 +3,7 @@
 import asyncio
 from contextlib import asynccontextmanager
 
-from kvd.core.housekeeping import Housekeeping
+from kvd.core.background.housekeeping import Housekeeping
 from kvd.core.worker_thread import WorkerThread
 from kvd.storage.snapshot import directory
 from kvd.v2.commands import Set

@@ -12,12 +12,12 @@ from typing import Any
 from kvd.core.batch.decider import Decider
 from kvd.core.batch.documents import decide_documents
 from kvd.core.batch.expirations import EXPIRED_MAX, EXPIRED_WITH_COMMANDS_MAX, Expirations
-from kvd.core.batch.followed import Awaited, compose_followed
 from kvd.core.batch.limits import BatchLimits
-from kvd.core.batch.rids import give_rids
 from kvd.core.batch.round import Queued, Round, counted, respond_to
 from kvd.core.clock import Clock, ClockSteps
 from kvd.core.disk_space import DiskSpace
+from kvd.core.replicated.followed import Awaited, compose_followed
+from kvd.core.replicated.rids import give_rids
 from kvd.core.stats import StoreStats
 from kvd.core.watch.hub import Hub
 from kvd.storage.format.records import ClockOffset, Record, encode_record

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from kvd.core.batch.limits import BatchLimits
-from kvd.core.batch.rids import Forwarded
 from kvd.core.batch.round import Round
+from kvd.core.replicated.rids import Forwarded
 from kvd.storage.format.records import Document, encode_record, with_rid
 from kvd.v2.documents.decision import Decide, Replied
 from kvd.v2.errors import RouteError

@@ -10,15 +10,15 @@ import logging
 from collections.abc import Callable, Sized
 from typing import Protocol
 
+from kvd.core.background.flusher import Flusher
 from kvd.core.batch.composer import Composer
-from kvd.core.batch.followed import Awaited
 from kvd.core.batch.responses import Responses
 from kvd.core.batch.round import Render, Respond, Round
 from kvd.core.clock import Clock
 from kvd.core.disk_space import DiskSpace
 from kvd.core.expiry_timer import ExpiryTimer
-from kvd.core.flusher import Flusher
 from kvd.core.histogram import Noted
+from kvd.core.replicated.followed import Awaited
 from kvd.core.stats import StoreStats
 from kvd.core.watch.hub import Hub
 from kvd.storage.errors import LogFull

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from kvd.core.batch.limits import BatchLimits
-from kvd.core.batch.rids import Forwarded
 from kvd.core.batch.round import REMOVING, AllDone, Outcome, Round, counted
+from kvd.core.replicated.rids import Forwarded
 from kvd.storage.format.event import Event
 from kvd.storage.format.node import Node
 from kvd.storage.format.records import REMOVALS, Change, encode_record

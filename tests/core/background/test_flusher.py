@@ -1,4 +1,4 @@
-"""kvd/core/flusher.py: large flushes run on a thread, without an effect on answers."""
+"""kvd/core/background/flusher.py: large flushes run on a thread, without an effect on answers."""
 
 import asyncio
 import threading
@@ -107,7 +107,7 @@ async def test_what_the_history_forgets_meanwhile_is_still_delivered(tmp_path, m
 
 @on_a_loop
 async def test_what_the_index_refuses_on_the_thread_is_tried_again(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("kvd.core.flusher._RETRY_S", 0.005)
+    monkeypatch.setattr("kvd.core.background.flusher._RETRY_S", 0.005)
     async with started(tmp_path / "data", segment_bytes_max=32 << 20) as engine:
         commit = Commit(monkeypatch)
         commit.errors = [lmdb.DiskError("no room"), lmdb.DiskError("no room")]

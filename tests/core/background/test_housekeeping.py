@@ -1,4 +1,4 @@
-"""kvd/core/housekeeping.py: snapshots come when they are due, and no answer depends on them."""
+"""core/background/housekeeping.py: snapshots come when due, and no answer depends on them."""
 
 import asyncio
 import errno
@@ -60,7 +60,7 @@ def test_without_a_number_a_small_log_needs_no_snapshot(tmp_path):
 
 
 def test_without_a_number_the_size_of_the_log_decides(tmp_path, monkeypatch):
-    monkeypatch.setattr("kvd.core.housekeeping._SNAPSHOT_BYTES_MIN", 20_000)
+    monkeypatch.setattr("kvd.core.background.housekeeping._SNAPSHOT_BYTES_MIN", 20_000)
 
     async def scenario():
         async with kept(tmp_path / "data", None) as house:
@@ -76,9 +76,9 @@ def test_without_a_number_the_size_of_the_log_decides(tmp_path, monkeypatch):
 @pytest.fixture
 def small_logs(monkeypatch):
     """A snapshot is due after 20 kB of log, but waits for the next hour."""
-    monkeypatch.setattr("kvd.core.housekeeping._SNAPSHOT_BYTES_MIN", 20_000)
-    monkeypatch.setattr("kvd.core.housekeeping._SNAPSHOT_PART", 1000)
-    monkeypatch.setattr("kvd.core.housekeeping._SNAPSHOT_INTERVAL_S", 3600)
+    monkeypatch.setattr("kvd.core.background.housekeeping._SNAPSHOT_BYTES_MIN", 20_000)
+    monkeypatch.setattr("kvd.core.background.housekeeping._SNAPSHOT_PART", 1000)
+    monkeypatch.setattr("kvd.core.background.housekeeping._SNAPSHOT_INTERVAL_S", 3600)
 
 
 async def due_again(house):
@@ -94,7 +94,7 @@ def test_a_snapshot_that_was_postponed_is_taken_in_time_without_a_write(tmp_path
     async def scenario():
         async with kept(tmp_path / "data", None) as house:
             await due_again(house)
-            monkeypatch.setattr("kvd.core.housekeeping._SNAPSHOT_INTERVAL_S", 0)
+            monkeypatch.setattr("kvd.core.background.housekeeping._SNAPSHOT_INTERVAL_S", 0)
             await until(lambda: house.housekeeping.tick() or len(house.taken()) == 2)
 
     asyncio.run(scenario())
@@ -102,7 +102,7 @@ def test_a_snapshot_that_was_postponed_is_taken_in_time_without_a_write(tmp_path
 
 @pytest.mark.usefixtures("small_logs")
 def test_the_log_is_bounded_while_a_snapshot_is_postponed(tmp_path, monkeypatch):
-    monkeypatch.setattr("kvd.core.housekeeping._POSTPONED_BYTES", 100_000)
+    monkeypatch.setattr("kvd.core.background.housekeeping._POSTPONED_BYTES", 100_000)
 
     async def scenario():
         async with kept(tmp_path / "data", None) as house:
@@ -135,7 +135,7 @@ def test_no_snapshot_is_postponed_where_space_is_scarce(tmp_path, monkeypatch):
 
 
 def test_a_number_of_records_is_not_postponed(tmp_path, monkeypatch):
-    monkeypatch.setattr("kvd.core.housekeeping._SNAPSHOT_INTERVAL_S", 3600)
+    monkeypatch.setattr("kvd.core.background.housekeeping._SNAPSHOT_INTERVAL_S", 3600)
 
     async def scenario():
         async with kept(tmp_path / "data") as house:
@@ -147,7 +147,7 @@ def test_a_number_of_records_is_not_postponed(tmp_path, monkeypatch):
 
 
 def test_a_snapshot_that_fails_is_tried_again_later(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("kvd.core.housekeeping._BACK_OFF_S", 0.01)
+    monkeypatch.setattr("kvd.core.background.housekeeping._BACK_OFF_S", 0.01)
     real = os.open
 
     def open_full(path, *args, **options):
@@ -202,7 +202,7 @@ def test_a_stop_gives_up_a_snapshot_without_a_word(tmp_path, caplog):
 
 
 def test_the_index_is_written_out_now_and_then(tmp_path, monkeypatch):
-    monkeypatch.setattr("kvd.core.housekeeping._INDEX_BYTES", 10_000)
+    monkeypatch.setattr("kvd.core.background.housekeeping._INDEX_BYTES", 10_000)
     synced = []
 
     async def scenario():
@@ -219,7 +219,7 @@ def test_the_index_is_written_out_now_and_then(tmp_path, monkeypatch):
 
 
 def test_a_sync_of_the_index_that_fails_ends_the_process(tmp_path, monkeypatch):
-    monkeypatch.setattr("kvd.core.housekeeping._INDEX_BYTES", 10_000)
+    monkeypatch.setattr("kvd.core.background.housekeeping._INDEX_BYTES", 10_000)
 
     async def scenario():
         async with kept(tmp_path / "data", None) as house:

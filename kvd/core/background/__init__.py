@@ -1,0 +1,1 @@
+"""Work next to the batches: flushes of the index, snapshots, scrubs of what is kept."""
