@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from kvd.config.etcd_flags import REFUSALS
-from kvd.config.flags import ConfigError, shown
+from kvd.config.flag import ConfigError, shown
 from kvd.config.sources import Setting, Settings
 from kvd.config.values import boolean, word
 

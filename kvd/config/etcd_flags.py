@@ -6,7 +6,7 @@ that asks for what a single member cannot do is refused with the reason: silence
 
 from dataclasses import dataclass
 
-from kvd.config.flags import Flag
+from kvd.config.flag import Flag
 
 NO_EFFECT = "Accepted for etcd's sake, without effect on a single member"
 REFUSED = "Refused, unless at the value that asks for nothing"

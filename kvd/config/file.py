@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import yaml
 
-from kvd.config.flags import ConfigError, shown
+from kvd.config.flag import ConfigError, shown
 from kvd.config.sources import BY_NAME, REQUESTS, Setting, Settings, hint
 
 _NESTED = {"client-transport-security": "", "peer-transport-security": "peer-"}

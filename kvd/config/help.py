@@ -7,7 +7,8 @@ import yaml
 
 from kvd import __version__
 from kvd.config.etcd_flags import IGNORED, NO_EFFECT, REFUSED, REFUSED_FLAGS
-from kvd.config.flags import FLAGS, GROUPS, OLD, Flag
+from kvd.config.flag import GROUPS, OLD, Flag
+from kvd.config.flags import FLAGS
 from kvd.config.sources import REQUESTS, Settings
 from kvd.lines import printable
 

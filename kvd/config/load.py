@@ -15,7 +15,7 @@ from kvd.config.compat import refuse_what_cannot_be_ignored, with_present_names
 from kvd.config.config import Config
 from kvd.config.etcd_flags import DISCOVERY, NO_EFFECT
 from kvd.config.file import from_file
-from kvd.config.flags import EXIT_USAGE, ConfigError, shown
+from kvd.config.flag import EXIT_USAGE, ConfigError, shown
 from kvd.config.help import help_text, settings_text, version_text
 from kvd.config.sources import (
     BY_NAME,

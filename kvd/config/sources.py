@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kvd.config.etcd_flags import IGNORED, REFUSED_FLAGS
-from kvd.config.flags import FLAGS, ConfigError, Flag, shown
+from kvd.config.flag import ConfigError, Flag, shown
+from kvd.config.flags import FLAGS
 
 BY_NAME = {flag.name: flag for flag in (*FLAGS, *IGNORED, *REFUSED_FLAGS)}
 _ALIASES = {"h": "help"}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvd.config.flags import ConfigError, shown
+from kvd.config.flag import ConfigError, shown
 from kvd.config.sources import Setting, Settings
 from kvd.config.urls import ListenUrl
 from kvd.config.values import boolean, comma_list, integer, word

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
 
-from kvd.config.flags import ConfigError, shown
+from kvd.config.flag import ConfigError, shown
 from kvd.config.sources import Settings
 from kvd.config.values import comma_list
 

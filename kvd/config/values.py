@@ -6,7 +6,7 @@ expected, what was found, and where.
 
 import math
 
-from kvd.config.flags import ConfigError, shown
+from kvd.config.flag import ConfigError, shown
 from kvd.config.sources import Settings
 
 INTEGER_MAX = 2**63 - 1

@@ -16,7 +16,8 @@ from operator import attrgetter
 
 import pytest
 
-from kvd.config.flags import FLAGS, LIMITS
+from kvd.config.flag import LIMITS
+from kvd.config.flags import FLAGS
 from kvd.storage.tools.bulk_load import bulk_load
 from tests.monitoring.test_metrics import scrape
 from tests.support.log_texts import log_text
