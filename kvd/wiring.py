@@ -21,6 +21,7 @@ from kvd.core.background.index_check import IndexCheck
 from kvd.core.clock import Clock
 from kvd.core.committer import Committer
 from kvd.core.log_writer import LogWriter
+from kvd.core.standing import Alone
 from kvd.core.stats import SelfStats, StoreStats
 from kvd.core.watch.hub import Hub
 from kvd.core.worker_thread import WorkerThread
@@ -253,8 +254,12 @@ def _application(
 ) -> tornado.web.Application:
     config, store, clock = context.config, context.store, context.clock
     identity, offset_ns = store.identity, store.applied.clock_offset_ns
+    started_ns = clock.now_ns() + offset_ns
     self_stats = SelfStats(
-        name=config.name, member_id=identity.member_id, started_ns=clock.now_ns() + offset_ns
+        name=config.name,
+        member_id=identity.member_id,
+        started_ns=started_ns,
+        standing=Alone(identity.member_id, started_ns),
     )
     return make_application(
         _routes(config),

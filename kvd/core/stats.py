@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from kvd.core.histogram import Histogram
+from kvd.core.standing import Follower, Latency, Leader, Role, Standing, Traffic
 from kvd.v2.commands import (
     Command,
     CompareAndDelete,
@@ -48,6 +49,11 @@ _WRITING = ("PUT", "POST", "DELETE")
 _TYPES = {
     method: [kind for kind, by in _METHODS.items() if by == method] for method in ("GET", *_WRITING)
 }
+
+_NEVER = "0001-01-01T00:00:00Z"
+"""Go's zero time, for a leader that there is not."""
+_NO_MINIMUM_S = 2.0**63 / 1e3
+"""Etcd shows 2^63 ms before the first response of a follower."""
 
 
 class StoreStats:
@@ -135,35 +141,64 @@ class StoreStats:
 
 
 class SelfStats:
-    """`/v2/stats/self` and `/v2/stats/leader`: those of a leader without followers."""
+    """`/v2/stats/self` and `/v2/stats/leader`."""
 
-    def __init__(self, *, name: str, member_id: int, started_ns: int) -> None:
+    def __init__(self, *, name: str, member_id: int, started_ns: int, standing: Standing) -> None:
         self._name = name
         self._id = f"{member_id:x}"
         self._started_ns = started_ns
+        self._standing = standing
 
     def self_body(self, now_ns: int) -> bytes:
         """Return the member's own statistics; times are in UTC."""
-        started = timestamp(self._started_ns).decode()
+        standing = self._standing
         return _compact(
             {
                 "name": self._name,
                 "id": self._id,
-                "state": "StateLeader",
-                "startTime": started,
-                "leaderInfo": {
-                    "leader": self._id,
-                    "uptime": go_duration(max(0, now_ns - self._started_ns)),
-                    "startTime": started,
-                },
-                "recvAppendRequestCnt": 0,
-                "sendAppendRequestCnt": 0,
+                "state": standing.role.raft_state,
+                "startTime": timestamp(self._started_ns).decode(),
+                "leaderInfo": _leader_info(standing.leader, now_ns),
+                **_traffic("recv", standing.received),
+                **_traffic("send", standing.sent),
             }
         )
 
-    def leader_body(self) -> bytes:
-        """Return the leader's statistics: there are no followers."""
-        return _compact({"leader": self._id, "followers": {}})
+    def leader_body(self) -> bytes | None:
+        """Return the leader's statistics; None, this member does not lead."""
+        standing = self._standing
+        if standing.role is not Role.LEADING:
+            return None
+        followers = {f"{each.member_id:x}": _follower(each) for each in standing.followers()}
+        return _compact({"leader": self._id, "followers": followers})
+
+
+def _leader_info(leader: Leader | None, now_ns: int) -> dict[str, object]:
+    if leader is None:
+        return {"leader": "", "uptime": "0s", "startTime": _NEVER}
+    return {
+        "leader": f"{leader.member_id:x}",
+        "uptime": go_duration(max(0, now_ns - leader.since_ns)),
+        "startTime": timestamp(leader.since_ns).decode(),
+    }
+
+
+def _traffic(way: str, traffic: Traffic) -> dict[str, object]:
+    rates = {"PkgRate": traffic.frames_per_s, "BandwidthRate": traffic.bytes_per_s}
+    return {f"{way}AppendRequestCnt": traffic.frames} | {
+        f"{way}{name}": rate for name, rate in rates.items() if rate
+    }
+
+
+def _follower(follower: Follower) -> dict[str, object]:
+    latency = follower.latency or Latency(0.0, 0.0, 0.0, _NO_MINIMUM_S, 0.0)
+    names = ("current", "average", "standardDeviation", "minimum", "maximum")
+    return {
+        "latency": {
+            name: round(value_s * 1e3, 6) for name, value_s in zip(names, latency, strict=True)
+        },
+        "counts": {"fail": follower.failures, "success": follower.successes},
+    }
 
 
 def _compact(fields: Mapping[str, object]) -> bytes:

@@ -37,7 +37,8 @@ class HandlerContext(NamedTuple):
 
     store_stats: Callable[[], bytes]
     self_stats: Callable[[], bytes]
-    leader_stats: Callable[[], bytes]
+    leader_stats: Callable[[], bytes | None]
+    """Returns None where this member does not lead."""
     member: Member
     cluster_id: int
     authorizer: Authorizer
@@ -174,8 +175,12 @@ class LeaderStatistics(Endpoint):
     """`/v2/stats/leader`."""
 
     def get(self) -> None:
-        """Answer that there are no followers."""
-        self._json(self.context.leader_stats())
+        """Answer how the followers do."""
+        body = self.context.leader_stats()
+        if body is None:
+            self.set_status(403)
+            body = b'{"message":"not current leader"}'
+        self._json(body)
 
 
 class Machines(Endpoint):

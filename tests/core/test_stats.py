@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from kvd.core.standing import Alone, Follower, Latency, Leader, Role, Traffic
 from kvd.core.stats import SelfStats, StoreStats
 from kvd.v2.commands import (
     CompareAndDelete,
@@ -59,7 +60,8 @@ def test_expired_keys_and_watchers_are_shown():
 
 def test_the_member_s_own_statistics():
     started_ns = 1_764_000_000_500_000_000
-    stats = SelfStats(name="n", member_id=0xA6328F, started_ns=started_ns)
+    alone = Alone(0xA6328F, started_ns)
+    stats = SelfStats(name="n", member_id=0xA6328F, started_ns=started_ns, standing=alone)
     assert stats.self_body(started_ns + 143_100_000_000) == (
         b'{"name":"n","id":"a6328f","state":"StateLeader",'
         b'"startTime":"2025-11-24T16:00:00.5Z",'
@@ -69,6 +71,82 @@ def test_the_member_s_own_statistics():
     )
     assert json.loads(stats.self_body(started_ns - 5))["leaderInfo"]["uptime"] == "0s"
     assert stats.leader_body() == b'{"leader":"a6328f","followers":{}}'
+
+
+class Replica(Alone):
+    """Another standing than that of a server without replicas."""
+
+    def __init__(self, **shown):
+        super().__init__(1, 0)
+        self.__dict__.update(shown)
+
+
+@pytest.mark.parametrize(
+    ("role", "state"),
+    [
+        (Role.FOLLOWING, "StateFollower"),
+        (Role.JOINING, "StateFollower"),
+        (Role.FENCED, "StateFollower"),
+        (Role.PROMOTING, "StateCandidate"),
+        (Role.LEADING, "StateLeader"),
+    ],
+)
+def test_a_replica_s_state_has_etcd_s_words(role, state):
+    stats = SelfStats(name="n", member_id=1, started_ns=0, standing=Replica(role=role))
+    assert json.loads(stats.self_body(5))["state"] == state
+    assert (stats.leader_body() is not None) == (role is Role.LEADING)
+
+
+def test_a_replica_shows_the_frames_that_it_receives_and_sends():
+    standing = Replica(
+        role=Role.FOLLOWING,
+        received=Traffic(5944, 9.009, 570.625),
+        sent=Traffic(3, None, None),
+        _leader=Leader(0x8A69, 1_764_000_000_500_000_000),
+    )
+    stats = SelfStats(name="n", member_id=1, started_ns=0, standing=standing)
+    shown = json.loads(stats.self_body(1_764_000_010_500_000_000))
+    assert shown["leaderInfo"] == {
+        "leader": "8a69",
+        "uptime": "10s",
+        "startTime": "2025-11-24T16:00:00.5Z",
+    }
+    # A rate that is not known is left out, and etcd's order is kept.
+    assert list(shown.items())[5:] == [
+        ("recvAppendRequestCnt", 5944),
+        ("recvPkgRate", 9.009),
+        ("recvBandwidthRate", 570.625),
+        ("sendAppendRequestCnt", 3),
+    ]
+
+
+def test_without_a_leader_none_is_shown():
+    stats = SelfStats(name="n", member_id=1, started_ns=0, standing=Replica(_leader=None))
+    assert json.loads(stats.self_body(5))["leaderInfo"]["leader"] == ""
+
+
+def test_the_leader_shows_its_followers_in_milliseconds():
+    followers = (
+        Follower(0x6E3B, Latency(0.0015, 0.002, 0.0005, 0.001, 0.5), successes=745, failures=2),
+        Follower(0xA826, None, successes=0, failures=1),
+    )
+    standing = Replica(followers=lambda: followers)
+    stats = SelfStats(name="n", member_id=0x92, started_ns=0, standing=standing)
+    shown = json.loads(stats.leader_body())
+    assert shown["leader"] == "92"
+    assert shown["followers"]["6e3b"] == {
+        "latency": {
+            "current": 1.5,
+            "average": 2.0,
+            "standardDeviation": 0.5,
+            "minimum": 1.0,
+            "maximum": 500.0,
+        },
+        "counts": {"fail": 2, "success": 745},
+    }
+    never_heard = shown["followers"]["a826"]
+    assert never_heard["latency"]["minimum"] == 2**63
+    assert never_heard["counts"] == {"fail": 1, "success": 0}
 
 
 # The same, as a server counts.
