@@ -18,7 +18,7 @@ Cancelling a call says nothing about what it did.
 """
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 CHAIN_BYTES = 8
@@ -55,6 +55,17 @@ class OtherHistory(EngineError):
 
 class EngineRefused(EngineError):
     """The engine cannot be used as it is: its version, its rights, its format. For an operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Credentials for an engine; paths of PEM files, empty for none."""
+
+    user: str = ""
+    password: str = field(default="", repr=False)
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import ssl
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from kvd.replicas.engine import EngineRefused
+from kvd.replicas.engine import Access, EngineRefused
 from kvd.replicas.etcd.grpc import Channel, Metadata
 from kvd.replicas.etcd.grpc_stream import (
     CANCELLED,
@@ -56,17 +56,6 @@ LOSES_EVENTS_BEFORE = (3, 4, 35)
 """Older versions may skip events of a watch at a compaction; the log notices within two seconds."""
 WITHOUT_LEADER = ((b"hasleader", b"true"),)
 """Metadata that has a member end a watch when it has lost its leader."""
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """Credentials for etcd; paths of PEM files, empty for none."""
-
-    user: str = ""
-    password: str = field(default="", repr=False)
-    ca_file: str = ""
-    cert_file: str = ""
-    key_file: str = ""
 
 
 class NoSpace(Exception):

@@ -15,6 +15,7 @@ import secrets
 
 from kvd.replicas.engine import (
     SECRET_BYTES,
+    Access,
     Candidate,
     End,
     Engine,
@@ -27,7 +28,7 @@ from kvd.replicas.engine import (
     Room,
 )
 from kvd.replicas.etcd import layout
-from kvd.replicas.etcd.client import Access, EtcdClient, NoSpace
+from kvd.replicas.etcd.client import EtcdClient, NoSpace
 from kvd.replicas.etcd.grpc_stream import (
     FAILED_PRECONDITION,
     NOT_FOUND,

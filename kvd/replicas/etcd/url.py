@@ -42,21 +42,26 @@ def parse(text: str) -> EtcdUrl:
         )
     if not all(32 < ord(character) < 127 for character in path):
         raise ValueError(f"the prefix of {text!r} has other characters than visible ASCII")
-    members = tuple(_member(host, text) for host in hosts.split(","))
+    members = tuple(host_and_port(host, text, PORT) for host in hosts.split(","))
     if len(set(members)) < len(members):
         raise ValueError(f"{text!r} names a host twice")
     return EtcdUrl(SCHEMES[scheme], members, f"/{'/'.join(parts)}/")
 
 
-def _member(text: str, url: str) -> tuple[str, int]:
+def host_and_port(text: str, url: str, default: int) -> tuple[str, int]:
+    """Read one of the hosts of a URL.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
     host, port = text, ""
     if text.startswith("["):
         host, bracket, port = text[1:].partition("]")
         if not bracket or (port and not port.startswith(":")):
-            raise ValueError(f"{text!r} in {url!r} is no host and port: write [::1]:2379")
+            raise ValueError(f"{text!r} in {url!r} is no host and port: write [::1]:{default}")
         port = port.removeprefix(":")
     elif text.count(":") > 1:
-        raise ValueError(f"{text!r} in {url!r}: write an IPv6 address in brackets, as [::1]:2379")
+        raise ValueError(f"{text!r} in {url!r}: an IPv6 address goes in brackets, [::1]:{default}")
     else:
         host, _, port = text.partition(":")
     if not host:
@@ -64,7 +69,7 @@ def _member(text: str, url: str) -> tuple[str, int]:
     if not port and text.endswith(":"):
         raise ValueError(f"{text!r} in {url!r} has no port after the colon")
     if not port:
-        return host, PORT
+        return host, default
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
         raise ValueError(f"{port!r} in {url!r} is no port from 1 to 65535")
     return host, int(port)

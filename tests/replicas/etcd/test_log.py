@@ -8,9 +8,16 @@ import subprocess
 
 import pytest
 
-from kvd.replicas.engine import Candidate, EngineFull, EngineRefused, Frame, OtherHistory
+from kvd.replicas.engine import (
+    Access,
+    Candidate,
+    EngineFull,
+    EngineRefused,
+    Frame,
+    OtherHistory,
+)
 from kvd.replicas.etcd import grpc, tail
-from kvd.replicas.etcd.client import Access, EtcdClient
+from kvd.replicas.etcd.client import EtcdClient
 from kvd.replicas.etcd.log import EtcdLog
 from kvd.replicas.etcd.url import parse
 from tests.support.certs import Authority
