@@ -9,7 +9,6 @@ import ast
 import re
 import tokenize
 from collections.abc import Iterator
-from functools import cache
 from io import StringIO
 from pathlib import Path
 
@@ -48,6 +47,19 @@ IN_NAMES = {
     "anew": "again",
 }
 """Words that no name of a function, class, variable or argument has."""
+# What a file must match for a search of its syntax tree to find anything: few do, and to parse all
+# takes ten times as long. A text may be written in two parts, so white space is any here.
+MAYBE_IN_TEXTS = re.compile(
+    "|".join(
+        [
+            *(pattern.replace(" ", r"""[\s"'f]+""") for pattern in TERSE),
+            *(pattern.replace("^", r'"""') for pattern in (OF_A_MODULE | OF_A_DEFINITION)),
+        ]
+    ),
+    re.IGNORECASE,
+)
+MAYBE_IN_NAMES = re.compile(rf"(?<![a-z])(?:{'|'.join(IN_NAMES)})(?![a-z])")
+
 LOG_CALLS = {"debug", "info", "warning", "error", "exception", "critical"}
 FLAG_TEXT = 3
 """The argument of `Flag` that is its help."""
@@ -60,19 +72,16 @@ def sources(*folders: str) -> list[Path]:
     return sorted(path for path in found if not path.is_relative_to(ROOT / "kvd" / "storage"))
 
 
-@cache
-def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
-
-
 def texts(path: Path) -> Iterator[tuple[int, str, dict[str, str]]]:
     """Each text of a file with its line and the patterns that it must not match."""
     text = path.read_text()
+    if not MAYBE_IN_TEXTS.search(text):
+        return
     if any(re.search(pattern, text, re.IGNORECASE) for pattern in ANYWHERE):
         for token in tokenize.generate_tokens(StringIO(text).readline):
             if token.type == tokenize.COMMENT:
                 yield token.start[0], token.string.lstrip("# "), ANYWHERE
-    for node in ast.walk(parsed(path)):
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             start = OF_A_MODULE if isinstance(node, ast.Module) else OF_A_DEFINITION
             for number, statement in enumerate(node.body):
@@ -116,9 +125,12 @@ def test_the_words_are_those_of_databases_and_servers():
     assert not found, "\n".join([f"{len(found)} texts to reword:", *found])
 
 
-def names(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """The names that a file gives, with their lines."""
-    for node in ast.walk(tree):
+def names(path: Path) -> Iterator[tuple[int, str]]:
+    """The names that a file gives, with their lines; none if all its words are good."""
+    text = path.read_text()
+    if not MAYBE_IN_NAMES.search(spaced(text)):
+        return
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.lineno, node.name
         elif isinstance(node, ast.arg):
@@ -129,17 +141,20 @@ def names(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.attr
 
 
+def spaced(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
 def words(name: str) -> list[str]:
     """The words of a name: of `is_told`, and of `TellAll`."""
-    spaced = name if name.islower() else re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-    return spaced.split("_")
+    return spaced(name).split("_")
 
 
 def test_names_are_in_the_same_words():
     found = [
         f"{path.relative_to(ROOT)}:{line}: {name}\n    {word!r}: {IN_NAMES[word]}"
         for path in sources(*FOLDERS, "tests")
-        for line, name in names(parsed(path))
+        for line, name in names(path)
         for word in words(name)
         if word in IN_NAMES
     ]

@@ -60,7 +60,7 @@ USUAL = st.builds(
 )
 
 
-@settings(max_examples=1000)
+@settings(max_examples=10 * settings.default.max_examples)
 @given(st.sampled_from(METHODS), USUAL | FORMS, USUAL | FORMS | st.just(b""))
 def test_a_request_that_is_parsed_at_once_is_what_it_is_in_turns(method, query, form):
     def in_turns() -> Parsed:
