@@ -40,14 +40,14 @@ from kvd.core.disk_space import DiskSpace
 from kvd.core.expiry_timer import ExpiryTimer
 from kvd.core.log_writer import Heartbeats
 from kvd.core.replicated.followed import NOTHING_AWAITED, Awaited
+from kvd.core.replicated.following import Following
+from kvd.core.replicated.leading import Confirm, Leading
 from kvd.core.replicated.rids import Forwarded
 from kvd.core.stats import StoreStats
 from kvd.core.watch.hub import Hub
 from kvd.core.worker_thread import WorkerThread
 from kvd.limits.turns import Turns
-from kvd.storage.errors import OtherHistory
 from kvd.storage.format.frame import Position
-from kvd.storage.format.records import UnknownRecord
 from kvd.storage.index.pending import Pending
 from kvd.storage.store import Store
 from kvd.v2.commands import Command, Transaction
@@ -67,6 +67,7 @@ class Committer:
         batch_records: How many records batches had that went to the log.
         responses: What it counts of those that are late, or not logged.
         on_held: Called in the turn after something was queued that the closed gate holds back.
+        leading: What goes with batches of a log that several members share; None alone.
         expiry_timer: Its `overdue_at` says when something that has ended may still be there.
     """
 
@@ -90,8 +91,12 @@ class Committer:
         turns: Turns | None = None,
         may_decide: bool = True,
         decide_document: Decide = decide_entries,
+        confirm: Confirm | None = None,
     ) -> None:
-        """Begin; without `may_decide` the gate is closed until `open_gate`."""
+        """Begin; without `may_decide` the gate is closed until `open_gate`.
+
+        With `confirm` the log is that of several members; `append` may then end with `Aborted`.
+        """
         self._store = store
         self._state = store.state
         self._stats = stats
@@ -110,6 +115,7 @@ class Committer:
         )
         self._heartbeats = Heartbeats(store, sync, self._space, on_fatal)
         self.expiry_timer = ExpiryTimer(self._state, clock, loop, self._schedule)
+        on_abort = partial(self._next, committed=False)
         self._flow = flow = Flow(
             store=store,
             composer=composer,
@@ -127,13 +133,14 @@ class Committer:
             on_fatal=on_fatal,
             on_hold=self._hold,
             on_end=self._next,
-            on_abort=partial(self._next, committed=False),
+            on_abort=on_abort,
             render=render,
             respond=respond or self.responses.respond,
             slow_s=slow_s,
         )
         self._begin_batch, self.batch_s = flow.begin, flow.batch_s
         self.batch_records = flow.batch_records
+        self.leading = confirm and Leading(confirm, composer, flow, stats, clock)
         self._may_decide = may_decide
         self.on_held: Callable[[], None] | None = None
         # Whether no batch is due or under way, so that one may be scheduled.
@@ -141,6 +148,9 @@ class Committer:
         self._stopped = False
         self._ends = Ends(loop)
         self._end_waiting = self._ends.waiting
+        self._following = Following(
+            flow, self._space, self._ends, self._claim, on_abort=on_abort, on_fatal=on_fatal
+        )
         self._turns = turns or Turns(loop)
         self.expiry_timer.arm()
         self._schedule()
@@ -187,7 +197,7 @@ class Committer:
     @property
     def no_room(self) -> str:
         """Why users' writes are refused, or nothing."""
-        refusal = self._space.refusal
+        refusal = self._space.refusal or self._space.limit
         return refusal.cause.decode() if refusal is not None else ""
 
     @property
@@ -214,7 +224,7 @@ class Committer:
             self._schedule()
         if self._space.refusal is not None:
             self._schedule()  # the next batch, even an empty one, asks the disk
-        else:
+        elif self.leading is None:  # else the log of all members tells where it ends
             self._heartbeats.beat_if_idle()
 
     async def drain(self) -> None:
@@ -246,24 +256,15 @@ class Committer:
         Raises:
             OtherHistory, UnknownRecord: it does not go on from this state; nothing has changed.
         """
-        while not self._is_free or (self.flusher.holds and self._state.is_full):
-            if self._stopped:
-                return False
-            await self._ends.next()
-        assert not self._may_decide
-        self._is_free, end = False, self._ends.next()
-        try:
-            self._flow.follow(payload, awaited)
-        except BaseException as error:
-            if isinstance(error, OtherHistory | UnknownRecord):
-                self._next(committed=False)
-            else:
-                self._on_fatal(error)
-            raise
-        is_applied = await end
-        if is_applied and self._space.refusal is not None and not self._store.is_low_on_space():
-            self._space.leave()
-        return is_applied
+        return await self._following.follow(payload, awaited)
+
+    def _claim(self) -> bool:
+        """Take the place of the next batch behind the closed gate, if it is free."""
+        is_claimed = self._is_free and not (self.flusher.holds and self._state.is_full)
+        if is_claimed:
+            assert not self._may_decide
+            self._is_free = False
+        return is_claimed
 
     def open_gate(self) -> None:
         """Let batches begin: what has waited makes the first. Not after `stop`.
@@ -297,6 +298,7 @@ class Committer:
         """Stop accepting work. Pending expirations and garbage are left to the next start."""
         self._stopped, self._is_free = True, False
         self.close_gate()
+        self._following.stop()
         self._ends.notify(committed=False)
         self.flusher.stop()
         self.expiry_timer.stop()

@@ -28,10 +28,12 @@ class DiskSpace:
 
     Attributes:
         refusal: what users' writes are answered with while there is no room, else None.
+        limit: the same, of another log that has no room, though this disk has.
     """
 
     def __init__(self, store: Store) -> None:
         self.refusal: ApiError | None = None
+        self.limit: ApiError | None = None
         self._store = store
         self._wal = store.wal
         self._reserve_bytes = min(_RESERVE_BYTES, store.wal.max_payload // 4)
@@ -62,12 +64,17 @@ class DiskSpace:
                 time.monotonic() - self._since,
             )
 
+    def leave_with_room(self) -> None:
+        """Leave low-space mode after a frame was written, if the file system has room again."""
+        if self.refusal is not None and not self._store.is_low_on_space():
+            self.leave()
+
     def check(self, size: int) -> ApiError | None:
         """Return what keeps a batch from growing to `size` bytes by a user's write, or None."""
         refusal = self._wal.refusal
         if refusal is not None and size > self._wal.room - self._reserve_bytes:
             self.enter(refusal)
-        return self.refusal
+        return self.refusal or self.limit
 
     def _begin(self, reason: str) -> None:
         if self.refusal is None:

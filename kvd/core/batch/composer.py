@@ -105,6 +105,16 @@ class Composer:
         decide, now = self.decide_document, self._raw_ns()
         return compose_followed(payload, pending, now, on_removal, awaited, decide_document=decide)
 
+    def limit_batches(self, bytes_max: int) -> None:
+        """Compose smaller batches, of so many bytes; a command that is larger gets its own."""
+        self._limits.bytes_max = min(bytes_max, self._limits.bytes_max)
+        self._decider.limits_changed()
+
+    def refuse_writes(self, refusal: ApiError | None) -> None:
+        """Refuse what users write, though the disk has room; None ends that."""
+        self._space.limit = refusal
+        self._decider.limits_changed()
+
     def expect_forwarded(self) -> None:
         """Look for forwarded commands in batches from now on, so that others need not before."""
         self._decide = self._decide_with_rids

@@ -44,9 +44,14 @@ class Decider:
         self._wal = wal
         self._clock = clock
         self._limits = limits
-        self._bytes_max = limits.bytes_max
+        self._room = limits.bytes_max
         self._space = limits.space
         self._expirations = expirations
+
+    def limits_changed(self) -> None:
+        """Decide the next batch by what the limits are now."""
+        # Without room, `fits` is to look at each record.
+        self._room = self._limits.bytes_max if self._space.limit is None else -1
 
     def decide(  # noqa: C901, PLR0912, PLR0915 -- a call less for each command, or batch
         self, round_: Round, records: list[bytes], left: int
@@ -59,7 +64,7 @@ class Decider:
             left: how many expirations the batch still takes.
         """
         pending, queue, answers = round_.pending, self._queue, round_.answers
-        time_ns, room = round_.time_ns, self._bytes_max
+        time_ns, room = round_.time_ns, self._room
         expired = size = sum(map(len, records)) if records else 0
         # Beyond that, a record has to be looked at.
         if self._space.refusal is not None or self._wal.refusal is not None:

@@ -55,7 +55,7 @@ def _encode(documents: list[Document], size: int, limits: BatchLimits) -> list[b
     """
     encoded = [encode_record(document) for document in documents]
     added = sum(map(len, encoded))
-    if added > limits.bytes_max // 2:
+    if added > limits.lone_bytes_max // 2:
         raise RouteError(413, "too large for the log")
     if any(document.content is not None for document in documents):
         no_room = limits.space.check(size + added)

@@ -18,6 +18,7 @@ from kvd.core.clock import Clock
 from kvd.core.disk_space import DiskSpace
 from kvd.core.expiry_timer import ExpiryTimer
 from kvd.core.histogram import Noted
+from kvd.core.replicated.aborted import Aborted
 from kvd.core.replicated.followed import Awaited
 from kvd.core.stats import StoreStats
 from kvd.core.watch.hub import Hub
@@ -48,6 +49,7 @@ class Flow:
     """Leads one batch after another from its beginning to its end.
 
     Attributes:
+        under_way: The batch in flight to the disk, if any.
         document_observers: Called when documents may have changed, before the responses to that.
         batch_s, batch_records: As in the committer.
     """
@@ -98,8 +100,11 @@ class Flow:
         self._render = render
         self._respond = respond
         self._slow_s = slow_s
-        # The batch in flight to the disk, if any.
-        self._round: Round | None = None
+        self.under_way: Round | None = None
+        # What follows a batch without a change, and what gets the commands of one given back.
+        self._finish_unchanged = self._finish
+        self._confirm: Callable[[Callable[[BaseException | None], None]], None]
+        self._give_back: Callable[[Round], None]
         self.document_observers: list[Callable[[], None]] = []
         self.batch_s = Noted()
         self.batch_records = Noted(tuple(2**k for k in range(11)))
@@ -107,7 +112,9 @@ class Flow:
     @property
     def syncing_s(self) -> float:
         """The seconds for which the batch in flight has been there; 0 if there is none."""
-        return 0.0 if self._round is None else (self._clock.now_ns() - self._round.time_ns) / 1e9
+        return (
+            0.0 if self.under_way is None else (self._clock.now_ns() - self.under_way.time_ns) / 1e9
+        )
 
     def begin(self) -> None:
         """Begin a batch of what is queued; none may be under way."""
@@ -118,15 +125,51 @@ class Flow:
         pending = round_.pending
         if not records:
             pending.end()
-            self._finish(round_)
+            self._finish_unchanged(round_)
             return
-        self._round = round_
+        self.under_way = round_
         self._encode(pending, records, round_.time_ns)
         if self._append(pending, self._appended):
             self._render(round_)  # while the disk is at work
             self._wait()
         if self._state.wants_flush:
             self._flusher.beside_batch()
+
+    def lead(
+        self,
+        compose: Callable[[], tuple[Round, list[bytes]]],
+        confirm: Callable[[Callable[[BaseException | None], None]], None],
+        give_back: Callable[[Round], None],
+    ) -> None:
+        """Lead batches of a log that several members share.
+
+        Args:
+            compose: takes the place of the composer's.
+            confirm: called for each batch without a change; calls back with None before that may be
+                answered, or with why not.
+            give_back: called for each batch that was not logged and never will be.
+        """
+        self._compose, self._confirm, self._give_back = compose, confirm, give_back
+        self._finish_unchanged = self._finish_confirmed
+
+    def _finish_confirmed(self, round_: Round) -> None:
+        if not (round_.answers or round_.replies):
+            self._finish(round_)
+            return
+        self.under_way = round_
+        self._confirm(self._confirmed)
+
+    def _confirmed(self, outcome: BaseException | None) -> None:
+        try:
+            round_ = self.under_way
+            assert round_ is not None
+            self.under_way = None
+            if outcome is None:
+                self._finish(round_)
+            else:
+                self._failed(round_, outcome)
+        except BaseException as error:  # noqa: BLE001 -- a bug or damage: nothing may go on
+            self._on_fatal(error)
 
     def follow(self, payload: bytes, awaited: Awaited) -> None:
         """Begin the batch in the payload of another member; none may be under way.
@@ -135,7 +178,7 @@ class Flow:
             OtherHistory, UnknownRecord: as for `Journal.adopt`; none has begun.
         """
         round_ = self._compose_followed(payload, awaited)
-        self._round = round_
+        self.under_way = round_
         # As in `begin`, which does not share this: a call less for each batch.
         if self._append(round_.pending, self._appended):
             self._render(round_)
@@ -145,9 +188,9 @@ class Flow:
 
     def _appended(self, outcome: Position | BaseException) -> None:
         try:
-            round_ = self._round
+            round_ = self.under_way
             assert round_ is not None
-            self._round = None
+            self.under_way = None
             if type(outcome) is not Position:
                 self._failed(round_, outcome)
                 return
@@ -169,6 +212,13 @@ class Flow:
             self._space.enter(outcome)
             assert self._space.refusal is not None
             self._refuse(round_, self._space.refusal)
+            return
+        if isinstance(outcome, Aborted):
+            if outcome.refusal is not None:
+                self._refuse(round_, outcome.refusal)
+            else:
+                self._give_back(round_)
+                self._on_abort()
             return
         # Whether the batch is durable is unknown, and a second fdatasync must not decide it: that
         # one succeeds although the data is lost.

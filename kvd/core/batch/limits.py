@@ -30,13 +30,14 @@ class BatchLimits:
     Attributes:
         space: The room on the disk.
         bytes_max: The bytes of the records of a batch.
+        lone_bytes_max: Those of a transaction that has a batch of its own; documents get half.
         record_bytes_max: The bytes of a record that has a batch of its own.
     """
 
     def __init__(self, payload_bytes_max: int, space: DiskSpace) -> None:
         self.space = space
         self.record_bytes_max = payload_bytes_max - _ENVELOPE_BYTES_MAX
-        self.bytes_max = min(BATCH_BYTES_MAX, self.record_bytes_max)
+        self.bytes_max = self.lone_bytes_max = min(BATCH_BYTES_MAX, self.record_bytes_max)
 
     def fits(
         self, command: Command, record: bytes, size: int, replaced: int, *, is_first: bool

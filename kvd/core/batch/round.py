@@ -24,6 +24,8 @@ Queued = tuple[Any, Callable[[Any], None], int]
 was queued."""
 Answers = list[tuple[Done, Command, Outcome]]
 """The outcomes of the commands of a batch."""
+Replies = Sequence[tuple[Callable[[Any], None], object]]
+"""The outcomes of its changes of documents."""
 REMOVING = (Delete, CompareAndDelete)
 # A refused transaction is counted as this, unless one of its operations was refused.
 _CONDITION = CompareAndSwap(b"", b"", None, 0)
@@ -46,17 +48,21 @@ class Round:
         removed: By the index of each removal, the watched paths that it takes along.
         pays: Whether it logs what the start had no room for.
         rids: Those of the events of forwarded transactions, by index.
+        taken: The queued commands that it holds, in their order, where they may have to go back.
+        taken_documents: The same of changes of documents.
         is_followed: Whether another member has decided it.
         rendered: What a `Render` has prepared for the `Respond` that goes with it.
     """
 
     # What is rare stays here, in the class, until it comes.
-    replies: Sequence[tuple[Callable[[Any], None], object]] = ()
+    replies: Replies = ()
     removals: Removals | None = None
     removed: dict[int, list[bytes]] = {}  # noqa: RUF012 -- never changed here
     pays = False
     is_followed = False
     rids: Mapping[int, bytes] = {}
+    taken: Sequence[Queued] = ()
+    taken_documents: Sequence[tuple[Any, Callable[[Any], None]]] = ()
     rendered: Any = None
     _loaded_max: int | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from kvd.core.batch.limits import BatchLimits
 from kvd.core.batch.round import REMOVING, AllDone, Outcome, Round, counted
@@ -116,13 +117,20 @@ class _Bounded:
 
 def _check(ops: Sequence[Command], size: int, added: int, limits: BatchLimits) -> None:
     """Refuse a transaction, of records of `added` bytes, that has no room."""
-    if added > limits.bytes_max:
-        cause = f"the changes have {added} bytes, {limits.bytes_max} are allowed"
+    if added > limits.lone_bytes_max:
+        cause = f"the changes have {added} bytes, {limits.lone_bytes_max} are allowed"
         raise ApiError(INVALID_FORM, cause.encode(), limit=TRANSACTION_TOO_LARGE)
     if not all(isinstance(command, REMOVING) for command in ops):
         no_room = limits.space.check(size + added)
         if no_room is not None:
             raise no_room
+
+
+def client_of(done: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return the `AllDone` of the transaction to which a callback responds, or the callback."""
+    if isinstance(done, partial) and done.func in (_respond_to_all, _nothing_done):
+        return done.args[0]  # type: ignore[no-any-return]  # by `note_response`
+    return done
 
 
 def _ignore(_outcome: Outcome) -> None:
