@@ -8,14 +8,16 @@ Both prove that they know the secret, over nonces of both sides; nothing is pars
 
 Then messages: u32 BE length, CBOR array whose first item is the name; `hello` first, by both:
 
-    hello     [id, version, reads]           reads: the highest payload version that it understands
-    cmd       [rid, kind, fields]            a command of the key space, forwarded to the leader
-    entries   [rid, kind, fields]            the same for users and members
-    no        [rid, code, cause, index, seq] refused by the state after frame seq
-    notleader [rid]                          not decided, and will not be
-    applied   [seq, durable]
-    snapshot  []                             a snapshot is wanted; the response is pieces
-    piece     [bytes]                        of it, an empty one at its end
+    hello      [id, version, reads]        reads: the highest payload version that it understands
+    cmd        [epoch, [[rid, command]]]   forwarded to the leader of an epoch, in order
+    no         [epoch, rid, seq, refusal]  refused by the state after frame seq
+    done       [epoch, rid, seq]           done there, and nothing was changed
+    notleader  [epoch, [rid]]              not decided in this epoch, and will not be
+    applied    [seq, durable]              by a follower: the last frames here and on its disk
+    alive      []                          by a leader, once a second, as `applied` by a follower
+    snapshot   [at_least]                  wanted; it must reach this frame
+    nosnapshot [reason]                    there is none
+    piece      [bytes]                     of it, an empty one at its end
 
 Without TLS the secret authenticates the start of a connection, and not what follows.
 """
@@ -36,8 +38,8 @@ MAC_BYTES = 32
 HANDSHAKE_S = 5.0
 HANDSHAKES_MAX = 64
 """Connections at a time that have not proved anything."""
-MESSAGE_BYTES_MAX = 64 << 20
-"""Above the largest command; a snapshot goes in pieces."""
+MESSAGE_BYTES_MAX = 80 << 20
+"""Above all that a replica forwards at a time; a snapshot goes in pieces."""
 UNREAD_BYTES_MAX = 128 << 20
 """What may wait for a peer that does not read; then the link ends."""
 
@@ -45,18 +47,24 @@ _LENGTH = struct.Struct(">I")
 
 MESSAGES: dict[str, tuple[type, ...]] = {
     "hello": (int, str, int),
-    "cmd": (bytes, str, list),
-    "entries": (bytes, str, list),
-    "no": (bytes, int, bytes, int, int),
-    "notleader": (bytes,),
+    "cmd": (int, list),
+    "no": (int, bytes, int, list),
+    "done": (int, bytes, int),
+    "notleader": (int, list),
     "applied": (int, int),
-    "snapshot": (),
+    "alive": (),
+    "snapshot": (int,),
+    "nosnapshot": (str,),
     "piece": (bytes,),
 }
 
 
 class LinkError(Exception):
     """The link cannot be made or has ended; the text says why."""
+
+
+class LinkRefused(LinkError):
+    """Its machine is there, and nothing listens at that port."""
 
 
 class Hello(NamedTuple):
@@ -159,6 +167,7 @@ async def dial(
     """Connect to another replica.
 
     Raises:
+        LinkRefused: nothing listens there.
         LinkError: it cannot be reached, or does not know the secret.
     """
     try:
@@ -173,6 +182,8 @@ async def dial(
                 raise
     except TimeoutError:
         raise LinkError(f"no link to {host}:{port} in {timeout_s} s") from None
+    except ConnectionRefusedError as error:
+        raise LinkRefused(f"no link to {host}:{port}: {error}") from None
     except (OSError, asyncio.IncompleteReadError) as error:
         raise LinkError(f"no link to {host}:{port}: {error}") from None
     return link
