@@ -63,7 +63,10 @@ def _refuse_other_members(settings: Settings) -> None:
     names = {member.partition("=")[0].strip() for member in listed if member}
     found = shown(cluster.text)
     if len(names) > 1:
-        raise ConfigError(f"{cluster.where}: kvd runs as a single member, found {found}")
+        raise ConfigError(
+            f"{cluster.where}: kvd runs as a single member, found {found}; for several servers "
+            "with one store see --replicate"
+        )
     # etcd refuses this too: it cannot find itself in the cluster.
     if names and names != {name.text}:
         raise ConfigError(

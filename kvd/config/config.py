@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvd.config.replicas.settings import ReplicaConfig
 from kvd.config.tls import TlsConfig
 from kvd.config.urls import ListenUrl
 
@@ -21,6 +22,7 @@ class Config:
         cluster_token: What the ids of a new store are made of, with the peer URLs; None makes
             random ones.
         must_exist: Refuse to make a new store.
+        replicate: How the store is shared with other servers; None for a server alone.
         data_dir: The data directory, as it was given (it may be relative, or not there yet).
         wal_dir: Where the log is, if not in the data directory.
         snapshot_count: Log records after which a snapshot is made; None decides by size.
@@ -69,6 +71,7 @@ class Config:
     peer_urls: tuple[str, ...]
     cluster_token: str | None
     must_exist: bool
+    replicate: ReplicaConfig | None
     data_dir: Path
     wal_dir: Path | None
     snapshot_count: int | None

@@ -28,9 +28,8 @@ _IGNORED = {
         max-request-bytes max-concurrent-streams bcrypt-cost max-result-buffer max-retry-attempts
         experimental-compaction-batch-limit
         experimental-bootstrap-defrag-threshold-megabytes""",
-    "URL,...": "listen-peer-urls",
     "HOST:PORT": "peer-addr peer-bind-addr",
-    "FILE": "peer-cert-file peer-key-file peer-trusted-ca-file peer-ca-file peer-crl-file",
+    "FILE": "peer-ca-file peer-crl-file",
     "TEXT": """auto-compaction-mode discovery-fallback discovery-proxy discovery-srv-name
         peer-cert-allowed-cn peer-cert-allowed-hostname auth-token metrics log-package-levels
         log-rotation-config-json backend-bbolt-freelist-type
@@ -39,7 +38,7 @@ _IGNORED = {
         experimental-distributed-tracing-instance-id""",
     # etcd itself ignores the last row since 2.0, as switches: what follows them is not theirs.
     "": """initial-election-tick-advance pre-vote strict-reconfig-check force-new-cluster
-        peer-client-cert-auth peer-auto-tls enable-pprof enable-log-rotation unsafe-no-fsync
+        peer-auto-tls enable-pprof enable-log-rotation unsafe-no-fsync
         socket-reuse-port socket-reuse-address experimental-v3demo
         experimental-initial-corrupt-check experimental-compact-hash-check-enabled
         experimental-enable-lease-checkpoint experimental-peer-skip-client-san-verification

@@ -35,10 +35,11 @@ class Flag:
     may_have_value: bool = False
 
 
-MEMBER, STORAGE, SECURITY, BROWSERS = "Member", "Storage", "Security", "Browsers"
+MEMBER, REPLICAS, STORAGE, SECURITY = "Member", "Replicas", "Storage", "Security"
+BROWSERS = "Browsers"
 EXTRAS, LIMITS, LOGGING, OTHER = "Extras", "Limits", "Logging", "Other"
 OLD = "Old names"
-GROUPS = (MEMBER, STORAGE, SECURITY, BROWSERS, EXTRAS, LIMITS, LOGGING, OTHER, OLD)
+GROUPS = (MEMBER, REPLICAS, STORAGE, SECURITY, BROWSERS, EXTRAS, LIMITS, LOGGING, OTHER, OLD)
 
 
 def shown(text: str) -> str:

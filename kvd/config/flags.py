@@ -2,8 +2,8 @@
 
 To add one, add a row here, and in `kvd.config.load` a field with the line that reads it. A name in
 the environment (`KVD_...`, `ETCD_...`) and a key in the configuration file come with the row. What
-a value means is said in `kvd.config.load`; here it is only text. etcd's other flags are in
-`kvd.config.etcd_flags`.
+a value means is said in `kvd.config.load`; here it is only text. Those of replicas are in
+`kvd.config.replicas.flags`, etcd's other flags in `kvd.config.etcd_flags`.
 """
 
 from kvd.config.flag import (
@@ -18,6 +18,7 @@ from kvd.config.flag import (
     STORAGE,
     Flag,
 )
+from kvd.config.replicas.flags import REPLICA_FLAGS
 
 FLAGS = (
     Flag("name", "default", "NAME", "name of this member", MEMBER),
@@ -48,7 +49,8 @@ FLAGS = (
         "initial-advertise-peer-urls",
         "http://localhost:2380",
         "URL,...",
-        "the peer URLs shown to clients; kvd does not listen on them",
+        "the peer URLs shown to clients; with --replicate where other replicas reach this one "
+        "(default then: --listen-peer-urls)",
         MEMBER,
     ),
     Flag(
@@ -73,6 +75,7 @@ FLAGS = (
         "new; or existing, which refuses to make a new store",
         MEMBER,
     ),
+    *REPLICA_FLAGS,
     Flag("data-dir", "", "DIR", "where the data is kept (default: NAME.etcd)", STORAGE),
     Flag(
         "wal-dir",

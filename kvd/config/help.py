@@ -9,6 +9,7 @@ from kvd import __version__
 from kvd.config.etcd_flags import IGNORED, NO_EFFECT, REFUSED, REFUSED_FLAGS
 from kvd.config.flag import GROUPS, OLD, Flag
 from kvd.config.flags import FLAGS
+from kvd.config.replicas.flags import PEER_NAMES
 from kvd.config.sources import REQUESTS, Settings
 from kvd.lines import printable
 
@@ -50,9 +51,12 @@ def help_text() -> str:
 def settings_text(settings: Settings) -> str:
     """Return a configuration file that names the source of each value, for `--print-config`."""
     lines: list[str] = []
+    left_out = REQUESTS | {"config-file"}
+    if not settings["replicate"].text:
+        left_out |= PEER_NAMES  # a server alone would warn of them
     for flag in FLAGS:
         setting = settings[flag.name]
-        if flag.name in REQUESTS or flag.name == "config-file" or flag.group == OLD:
+        if flag.name in left_out or flag.group == OLD:
             continue
         line = f"{flag.name}: {_yaml(setting.text)}".ljust(_VALUES_WIDTH)
         where = "default" if setting.is_default else printable(setting.where)

@@ -17,6 +17,8 @@ from kvd.config.etcd_flags import DISCOVERY, NO_EFFECT
 from kvd.config.file import from_file
 from kvd.config.flag import EXIT_USAGE, ConfigError, shown
 from kvd.config.help import help_text, settings_text, version_text
+from kvd.config.replicas.flags import PEER_NAMES
+from kvd.config.replicas.settings import peer_urls, replica_config, unused_tls
 from kvd.config.sources import (
     BY_NAME,
     DEFAULTS,
@@ -112,14 +114,16 @@ def _config(settings: Settings) -> Config:
         where = settings["listen-client-urls"].where
         raise ConfigError(f"{where}: expected at least one URL")
     metrics = listen_urls(settings, "listen-metrics-urls")
+    replicate = replica_config(settings)
     return Config(
         name=_name(settings),
         listen=listen,
         advertise=advertised_urls(settings, "advertise-client-urls") or tuple(map(str, listen)),
         listen_metrics=metrics,
-        peer_urls=advertised_urls(settings, "initial-advertise-peer-urls"),
+        peer_urls=peer_urls(settings, replicate),
         cluster_token=settings["initial-cluster-token"].text or None,
         must_exist=word(settings, "initial-cluster-state", "new", "existing") == "existing",
+        replicate=replicate,
         data_dir=Path(settings["data-dir"].text or f"{settings['name'].text}.etcd"),
         wal_dir=Path(settings["wal-dir"].text) if settings["wal-dir"].text else None,
         snapshot_count=integer_or_none(settings, "snapshot-count"),
@@ -187,12 +191,18 @@ def _derived(settings: Settings, config: Config) -> Settings:
 
 
 def _warnings(given: Settings, unknown: Sequence[str], config: Config) -> tuple[str, ...]:
-    ignored = [s.where for name, s in given.items() if BY_NAME[name].group == NO_EFFECT]
+    of_others = PEER_NAMES if config.replicate is None else ()
+    ignored = [
+        setting.where
+        for name, setting in given.items()
+        if BY_NAME[name].group == NO_EFFECT or name in of_others
+    ]
     unreachable = [url for url in config.advertise if urlsplit(url).hostname in WILDCARDS]
     lines = {
         "without effect here, ignored": ignored,
         "unknown variables, ignored": unknown,
         "no https:// URL is listened on, ignored": [] if config.tls else tls_flags(given),
+        "no https:// peer URL is listened on, ignored": unused_tls(given, config.replicate),
         "clients are told URLs that lead to themselves, see --advertise-client-urls": unreachable,
     }
     return tuple(f"{line}: {' '.join(names)}" for line, names in lines.items() if names)

@@ -30,6 +30,8 @@ OLDER = {
     "peers-file": "refuse",
 }
 
+IGNORED_ALONE = ("ignore", "peer")
+
 
 def recorded() -> list[tuple[str, str, str]]:
     """Group, flag and default of each."""
@@ -72,7 +74,8 @@ def test_the_record_is_what_etcd_says():
 
 @pytest.mark.parametrize(("expected", "name"), [flag[:2] for flag in FLAGS_OF_ETCD])
 def test_each_flag_of_etcd_is_in_one_group(expected, name):
-    assert group(name) == {"must": "follow", "should": "follow"}.get(expected, expected)
+    followed = dict.fromkeys(("must", "should", "peer"), "follow")
+    assert group(name) == followed.get(expected, expected)
 
 
 @pytest.mark.parametrize(("name", "expected"), OLDER.items())
@@ -90,7 +93,7 @@ def test_each_is_accepted_with_its_default(expected, name, default):
         parsed = config(f"--{name}={default}")
     else:
         parsed = config(f"--{name}", default)
-    warnings = [f"without effect here, ignored: --{name}"] if expected == "ignore" else []
+    warnings = [f"without effect here, ignored: --{name}"] if expected in IGNORED_ALONE else []
     assert list(parsed.warnings) == warnings
     from_environment = config(**{variable: default})
     if default:
@@ -100,7 +103,7 @@ def test_each_is_accepted_with_its_default(expected, name, default):
 
 
 def test_all_at_once_make_one_warning():
-    argv = [f"--{name}={default}" for kind, name, default in FLAGS_OF_ETCD if kind == "ignore"]
+    argv = [f"--{name}={default}" for kind, name, default in FLAGS_OF_ETCD if kind in IGNORED_ALONE]
     (warning,) = config(*argv).warnings
     assert warning.count(" --") == len(argv)
 

@@ -21,6 +21,7 @@ def test_defaults():
         peer_urls=("http://localhost:2380",),
         cluster_token=None,
         must_exist=False,
+        replicate=None,
         data_dir=Path("default.etcd"),
         wal_dir=None,
         snapshot_count=None,
@@ -228,7 +229,8 @@ def test_each_flag_sets_its_field(argv, field, expected):
         (
             ["--initial-cluster", "a=http://a:2380,b=http://b:2380"],
             "--initial-cluster: kvd runs as a single member, "
-            'found "a=http://a:2380,b=http://b:2380"',
+            'found "a=http://a:2380,b=http://b:2380"; for several servers with one store see '
+            "--replicate",
         ),
         (
             ["--initial-cluster", "a=http://a:2380", "--name=b"],

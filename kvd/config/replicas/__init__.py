@@ -1,0 +1,1 @@
+"""Settings of several servers with one store: the flags and their values."""
