@@ -130,7 +130,7 @@ class _Item(NamedTuple):
     missing: int = 0
 
 
-class LogWriter:
+class LineWriter:
     """Writes lines to one output, on a thread.
 
     Attributes:

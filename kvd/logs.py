@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 
 from kvd.lines import printable
-from kvd.log_output import LogWriter, Output
+from kvd.log_output import LineWriter, Output
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def dropped() -> dict[str, int]:
 def say(text: str) -> None:
     """Write one line to standard error, before the log is set up."""
     output, encoding = _output("stderr"), _encoding("stderr")
-    writer = LogWriter(output, lambda missing, reason: b"")
+    writer = LineWriter(output, lambda missing, reason: b"")
     writer.put(f"{printable(text)}\n".encode(encoding, "backslashreplace"))
     writer.flush()
 
@@ -97,7 +97,7 @@ class _Handler(logging.Handler):
         super().__init__()
         self._encoding = encoding
         self.setFormatter(formatter)
-        self.writer = LogWriter(output, self._notice)
+        self.writer = LineWriter(output, self._notice)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue a record for its output."""

@@ -72,7 +72,7 @@ def hosts_of(
 
 
 class BrowserPolicy:
-    """Refuses what a browser may have been talked into.
+    """Refuses requests that a page of another site may have had a browser make.
 
     Attributes:
         origins: The origins whose pages may read and write; `*` for any.

@@ -48,7 +48,7 @@ def test_damage_in_the_unread_log_is_reported_and_put_behind_a_snapshot_at_once(
         rf"index 1; .* kvdctl verify --force {path}",
         received.message,
     )
-    assert "a snapshot lies behind the damaged log" in settled.message
+    assert "the damaged part of the log is no longer needed" in settled.message
     store = open_store(tmp_path / "data", rebuild_index=True)
     assert digest(store) == held
     store.close()

@@ -17,7 +17,7 @@ from typing import IO
 
 import pytest
 
-from kvd.log_output import QUEUE_BYTES_MAX, LogWriter, Output
+from kvd.log_output import QUEUE_BYTES_MAX, LineWriter, Output
 from tests.monitoring.test_metrics import scrape
 from tests.support.log_texts import log_text
 from tests.support.raw import Raw, request
@@ -225,11 +225,11 @@ class TestWriter:
     """The queue and its thread, on a pipe of one page."""
 
     @pytest.fixture
-    def pipe(self) -> Iterator[tuple[int, int, LogWriter]]:
+    def pipe(self) -> Iterator[tuple[int, int, LineWriter]]:
         reading, writing = os.pipe()
         fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
         output = Output("x", writing, is_file=False)
-        writer = LogWriter(output, lambda missing, why: f"missing {missing} {why}\n".encode())
+        writer = LineWriter(output, lambda missing, why: f"missing {missing} {why}\n".encode())
         yield reading, writing, writer
         os.close(reading)
         writer.flush()  # its thread may not meet another file of this number
@@ -299,9 +299,9 @@ class TestWriter:
         path = tmp_path / "log"
         # The limit makes the system refuse in the middle of a line, as a full disk does.
         code = (
-            "import resource, sys; from kvd.log_output import LogWriter, Output; "
+            "import resource, sys; from kvd.log_output import LineWriter, Output; "
             "resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY)); "
-            "w = LogWriter(Output.open(sys.argv[1]), lambda n, why: b'missing %d\\n' % n); "
+            "w = LineWriter(Output.open(sys.argv[1]), lambda n, why: b'missing %d\\n' % n); "
             "w.put(b'whole\\n'); w.flush(); w.put(b'cut off\\n'); w.flush(); "
             "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2); "
             "w.put(b'next\\n'); w.flush()"

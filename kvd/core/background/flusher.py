@@ -109,7 +109,7 @@ class Flusher:
             self._loop.call_soon(self._free)
 
     def stop(self) -> None:
-        """Begin nothing any more."""
+        """Stop accepting work."""
         self._stopped = True
 
     def flush(self, *, free: int = 0) -> bool:

@@ -199,7 +199,7 @@ class Housekeeping:
             self._taken += 1
             if self.damage:
                 self.damage = ""
-                log.warning("%s: nothing depends on that", self._relief)
+                log.warning("a snapshot was taken: %s", self._relief)
             self._snapshot_ended = self._loop.time()
             self.snapshot_s.observe(self._snapshot_ended - self._snapshot_began)
             # The list of segments belongs to the thread that appends to the last of them.
@@ -237,7 +237,7 @@ class Housekeeping:
             # One that was taken meanwhile was read back, and all others may have been pruned.
             if snapshots.bad and not self._taken:
                 self.damage = "snapshots are missing or damaged, and there is no new one yet"
-                self._relief = "a new snapshot replaces those that are missing or damaged"
+                self._relief = "it replaces those that are missing or damaged"
                 log.error(
                     "%s. The index is good, and everything is served. A snapshot is taken now: "
                     "until then do not use --rebuild-index. To inspect: kvdctl verify --force %s",
@@ -253,7 +253,7 @@ class Housekeeping:
         assert log_scrubber is not None
         if isinstance(outcome, (OSError, StorageError)):
             self.damage = "the log behind the index is damaged, and no snapshot lies behind it yet"
-            self._relief = "a snapshot lies behind the damaged log now"
+            self._relief = "the damaged part of the log is no longer needed"
             log.error(
                 "%s. What is kept of the log is damaged behind index %d; nothing of it is served, "
                 "the index is good. A snapshot is taken now: until then do not use "

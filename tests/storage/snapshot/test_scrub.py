@@ -151,7 +151,7 @@ def test_as_long_as_there_is_no_new_one_the_server_is_unhealthy(make_server, pur
     assert client.put("/new", "1").status == 201
     server.kill()
     server.start()
-    server.wait_for_log("a new snapshot replaces those that are missing or damaged")
+    server.wait_for_log("a snapshot was taken: it replaces those that are missing or damaged")
     assert server.client().request("GET", "/readyz").status == 200
     server.kill()
     server.start("--rebuild-index")
