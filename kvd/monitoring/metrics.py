@@ -132,7 +132,7 @@ class KvdCollector(Collector):
         )
         yield histogram("kvd_batch_records", "Log records by batch", committer.batch_records)
         yield counter(
-            "kvd_slow_syncs", "Syncs of more than a second", parts.store.wal.writer.slow_syncs
+            "kvd_slow_syncs", "Syncs of more than a second", parts.store.wal.writer.slow_syncs.count
         )
         yield counter(
             "kvd_slow_requests",

@@ -9,7 +9,6 @@ Invariants:
   a sync nothing is known, so every later append is refused.
 """
 
-import logging
 import os
 import time
 from collections.abc import Callable
@@ -23,25 +22,15 @@ from kvd.storage.format import frame
 from kvd.storage.format.frame import PAGE_SIZE, SEAL_SIZE, START, Position, SegmentHeader, seal
 from kvd.storage.wal.quarantine import cut_off
 from kvd.storage.wal.segments import TornTail
+from kvd.storage.wal.slow_syncs import SLOW_SYNC_S, SlowSyncs
 from kvd.storage.wal.spare_segment import log_full
-
-log = logging.getLogger(__name__)
+from kvd.storage.wal.zeros_ahead import with_zeros
 
 _new = tuple.__new__
 
 _NO_FILE = -1
-# A longer sync is logged, but not each of them.
-_SLOW_SYNC_S = 1.0
-_SLOW_SYNC_QUIET_S = 30.0
 BEGUN_BYTES_MAX = 256 * 1024
 """A longer payload is not for `begin_append`: copying it would hold up the loop."""
-# Behind a short frame so many zeros are written along, where the file was only reserved so far. On
-# ext4 the first sync of a reserved block also commits the journal, which takes as long as the sync
-# itself: 190 us instead of 125 for frames of 2.5 KB, 240 instead of 135 for 10 KB (measured).
-_BLANK_BYTES = 256 << 10
-_BLANK = bytes(_BLANK_BYTES)
-# A frame that is longer needs new blocks of its own nearly each time.
-_BLANKED_FRAME_BYTES_MAX = 64 << 10
 
 
 class SegmentWriter:
@@ -55,7 +44,7 @@ class SegmentWriter:
         tail: The end of the last frame, seals and heartbeats included.
         position: The end of the last frame but those: from there a later scan can go on.
         log_bytes: How many bytes of frames have been appended since the start; it only grows.
-        slow_syncs: How many of them took longer than a second.
+        slow_syncs: Those that took long.
     """
 
     def __init__(
@@ -87,9 +76,8 @@ class SegmentWriter:
         # Where the log ends once the frame that was written last is durable.
         self.tail = self._begun = self.position = START
         self.log_bytes = 0
-        self._slow_since = float("-inf")
         self._on_sync = on_sync or _ignore
-        self.slow_syncs = 0
+        self.slow_syncs = SlowSyncs()
 
     @property
     def has_segment(self) -> bool:
@@ -151,7 +139,7 @@ class SegmentWriter:
         if end > self._ready_end or self._armed:
             return None
         if end > self._blank_end:
-            data = self._with_blank(data, end)
+            data, self._blank_end = with_zeros(data, end, self._capacity)
         # As `_put` does, without what is rare.
         try:
             if os.pwrite(self._fd, data, offset) < len(data):
@@ -165,14 +153,6 @@ class SegmentWriter:
                 raise
         self._begun = _new(Position, (segment, end, seq + 1, crc))
         return self._fd
-
-    def _with_blank(self, data: bytes, end: int) -> bytes:
-        """Return a frame with zeros behind it, for the frames that will follow."""
-        self._blank_end = end
-        if len(data) > _BLANKED_FRAME_BYTES_MAX:
-            return data
-        self._blank_end = min(end + _BLANK_BYTES, self._capacity)
-        return data + _BLANK[: self._blank_end - end]
 
     def end_append(self, took_s: float, code: int = 0) -> Position:
         """Take note that the data of the file has been synced since `begin_append`.
@@ -301,14 +281,8 @@ class SegmentWriter:
         self.log_bytes += tail[1] - self.tail[1]
         self.tail = tail
         self._on_sync(took_s)
-        if took_s > _SLOW_SYNC_S:
-            self.slow_syncs += 1
-            now = time.monotonic()
-            if now - self._slow_since > _SLOW_SYNC_QUIET_S:
-                self._slow_since = now
-                log.warning(
-                    "the disk is slow: a sync of the log took %.1f s, writes wait for it", took_s
-                )
+        if took_s > SLOW_SYNC_S:
+            self.slow_syncs.note(took_s)
         return tail
 
     def _refused(self, error: OSError, end: int, intact_from: int) -> None:

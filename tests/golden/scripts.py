@@ -31,7 +31,7 @@ from kvd.storage.format.frame import PAGE_SIZE, WAL_MAGIC, FrameState, Parsed
 from kvd.storage.format.identity import NewIds
 from kvd.storage.format.records import Document, Kind
 from kvd.storage.store import Store
-from kvd.storage.wal import segment_writer
+from kvd.storage.wal import slow_syncs
 from kvd.v2 import commands
 from kvd.v2.errors import ApiError
 from kvd.v2.response import ACTIONS
@@ -208,7 +208,7 @@ class Lines(logging.Handler):
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name == segment_writer.__name__:
+        if record.name == slow_syncs.__name__:
             return  # slow syncs are those of a busy machine
         text = f"{record.levelname} {record.getMessage()}"
         self.lines.append(masked(text, self.directory))

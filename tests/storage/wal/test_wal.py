@@ -345,7 +345,7 @@ def test_an_oversize_payload_gets_a_segment_of_its_size(tmp_path):
 
 
 def test_a_slow_sync_is_logged_but_not_each(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("kvd.storage.wal.segment_writer._SLOW_SYNC_S", 0.0)
+    monkeypatch.setattr("kvd.storage.wal.segment_writer.SLOW_SYNC_S", 0.0)
     wal = begin(tmp_path)
     for _ in range(5):
         append(wal, b"x")
