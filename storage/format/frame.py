@@ -13,7 +13,7 @@ Then frames without gaps, each starting at a multiple of 8, and zeros after the 
       8  u64  frame seq (+1 each)             16  u64  first etcd index in it (or the next one)
      24  u24  record count, u8 flags          28  u32  chain: body crc of the frame before
      32  u32  header crc: of 0..31, seeded with the low 32 bits of the salt
-     36  u32  zero
+     36  u32  zero; in a frame that was not synced, how many before it were not durable either
      40  payload, u32 body crc (of the payload, seeded with the crc32 of 0..39), zeros to 8
 
 - Every bit is under a checksum or must be zero.
@@ -33,7 +33,7 @@ WAL_MAGIC = b"KVDWAL01"
 SNAPSHOT_MAGIC = b"KVDSNAP1"
 FRAME_MAGIC = b"KVDF"
 
-NOSYNC = 1  # written without waiting for the disk
+NOSYNC = 1  # the writer has not waited for the disk: neither for it nor for some before it
 SEAL = 2  # the last frame of a segment: no payload, no records
 SNAPMARK = 4  # reserved; readers accept it
 SNAP = 8  # a frame of a snapshot
@@ -197,15 +197,16 @@ def encode_frame(
 
 
 def seal(  # noqa: PLR0917 -- the fields, in their order
-    payload: bytes, seq: int, first_index: int, kind: int, chain: int, salt: int
+    payload: bytes, seq: int, first_index: int, kind: int, chain: int, salt: int, behind: int = 0
 ) -> tuple[bytes, int]:
     """As `encode_frame`, with the body crc of the frame: the chain value of the next one.
 
-    `kind` is the count, and the flags above its 24 bits. Nothing is checked.
+    `kind` is the count, and the flags above its 24 bits; `behind` is for NOSYNC. Nothing is
+    checked.
     """
     length = len(payload)
     head = _pack_head(FRAME_MAGIC, length, seq, first_index, kind, chain)
-    head += _pack_head_end(crc32(head, salt & 0xFFFFFFFF), 0)
+    head += _pack_head_end(crc32(head, salt & 0xFFFFFFFF), behind)
     crc = crc32(payload, crc32(head))
     return b"".join((head, payload, _ENDS[length % 8](crc))), crc
 
@@ -268,8 +269,11 @@ def parse(  # noqa: PLR0911 -- one per way to be bad, in one piece: it runs for 
     return _new(Parsed, (_INTACT, *known, crc, payload, ""))
 
 
-def find_intact(buffer: bytes, offset: int, salt: int, after_seq: int) -> int | None:
-    """Return where, from `offset` on, an intact frame with a seq above `after_seq` starts.
+def find_proof(buffer: bytes, offset: int, salt: int, after_seq: int) -> int | None:
+    """Return where a frame starts that proves that the one after `after_seq` had been durable.
+
+    That is an intact one of a higher number; but one that was not synced proves only that those
+    before it were durable which it does not count as `behind`.
 
     Args:
         buffer: bytes of a segment; its first byte has a place that is a multiple of 8.
@@ -281,7 +285,15 @@ def find_intact(buffer: bytes, offset: int, salt: int, after_seq: int) -> int | 
     while at >= 0:
         if at % 8 == 0:
             parsed = parse(buffer, at, salt)
-            if parsed.state is FrameState.INTACT and parsed.seq > after_seq:
+            if parsed.state is FrameState.INTACT and _durable_seq(parsed, buffer, at) > after_seq:
                 return at
         at = buffer.find(FRAME_MAGIC, at + 1)
     return None
+
+
+def _durable_seq(parsed: Parsed, buffer: bytes, at: int) -> int:
+    """Return the frame up to which the log has been complete on the disk, by an intact one."""
+    if not parsed.flags & NOSYNC:
+        return parsed.seq
+    behind: int = _CRC.unpack_from(buffer, at + HEADER_SIZE - _CRC.size)[0]
+    return parsed.seq - 1 - behind

@@ -3,7 +3,7 @@
 Invariants:
 
 - One append is one frame, one write and one fdatasync. Frame N+1 is never written before frame N
-  is durable.
+  is durable. What `unsynced.py` writes is the exception, and says so in its frames.
 - Behind the last frame there are zeros only, written or reserved.
 - After a refused write (`LogFull`) the log is as it was before. After any other error of a write or
   a sync nothing is known, so every later append is refused.
@@ -45,6 +45,7 @@ class SegmentWriter:
         position: The end of the last frame but those: from there a later scan can go on.
         log_bytes: How many bytes of frames have been appended since the start; it only grows.
         slow_syncs: Those that took long.
+        sync_unsynced: Called before a frame is appended, where frames may not be durable yet.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class SegmentWriter:
         self.log_bytes = 0
         self._on_sync = on_sync or _ignore
         self.slow_syncs = SlowSyncs()
+        self.sync_unsynced: Callable[[], None] | None = None
 
     @property
     def has_segment(self) -> bool:
@@ -193,8 +195,47 @@ class SegmentWriter:
         Raises:
             LogFull, OSError: as for `Wal.append`.
         """
+        if self.sync_unsynced is not None:
+            self.sync_unsynced()
         self._put(payload, first_index, count, flags)
         self._sync()
+
+    def takes(self, length: int) -> bool:
+        """Return whether a payload may be written here and now, for the reasons of `begin_append`.
+
+        Not beside that: in one log either it or `put_unsynced` is used.
+        """
+        return self.tail.offset + frame.frame_size(length) <= self._ready_end and not self._armed
+
+    def put_unsynced(self, payload: bytes, first_index: int, count: int, behind: int) -> Position:
+        """Write one frame, which has to fit, and leave it to `sync_data` to make it durable.
+
+        So many before it are not durable either. Raises as `append` does.
+        """
+        self._put(payload, first_index, count, frame.NOSYNC, behind)
+        self.log_bytes += self._begun.offset - self.tail.offset
+        self.tail = self.position = self._begun
+        self._dirty_end = 0
+        return self.position
+
+    def sync_data(self) -> None:
+        """Make all durable that was written before this call, where the next start finds it.
+
+        More may be written meanwhile, on another thread, but no segment begun.
+
+        Raises:
+            OSError: it is not. Later appends are refused.
+        """
+        if not self.has_segment:
+            return
+        began = time.monotonic()
+        try:
+            self._fdatasync()
+            require_at(self._name, os.fstat(self._fd))
+        except OSError:
+            self.give_up()
+            raise
+        self._on_sync(time.monotonic() - began)
 
     def begin_appending(self) -> None:
         """Let `begin_append` write as far as no other segment has to be prepared."""
@@ -237,10 +278,13 @@ class SegmentWriter:
             os.close(self._fd)
             self._fd = _NO_FILE
 
-    def _put(self, payload: bytes, first_index: int, count: int, flags: int) -> None:
+    def _put(
+        self, payload: bytes, first_index: int, count: int, flags: int, behind: int = 0
+    ) -> None:
         """Write one frame at the tail, over what refused writes left there; durable once synced."""
         segment, offset, seq, chain = self.tail
-        data, crc = seal(payload, seq + 1, first_index, count | flags << 24, chain, self._salt)
+        kind = count | flags << 24
+        data, crc = seal(payload, seq + 1, first_index, kind, chain, self._salt, behind)
         length = len(data)
         end = offset + length
         if end < self._dirty_end:
@@ -256,11 +300,14 @@ class SegmentWriter:
 
     def _sync(self) -> None:
         began = time.monotonic()
+        self._fdatasync()
+        self._synced(time.monotonic() - began)
+        self._dirty_end = 0
+
+    def _fdatasync(self) -> None:
         self.faults.reach("walBeforeSync")
         disk.sync_data(self._fd)
         self.faults.reach("walAfterSync")
-        self._synced(time.monotonic() - began)
-        self._dirty_end = 0
 
     def _synced(self, took_s: float) -> Position:
         """The frame that was put is durable: the log goes on behind it, where this returns.

@@ -12,6 +12,12 @@ never acknowledged:
     anything else: a bad frame before an intact one, a segment     CorruptLog
     without seal, a gap, a wrong chain, an end before `must_reach`
 
+A replica does not wait for its disk: another place has the frames that it has not synced. Each of
+those has flag NOSYNC and says how many before it were not durable either, so that it proves no more
+than it can: bad bytes are a torn tail, with all that follows, if no intact frame says that they
+were durable. What was synced, and all that a store without replicas has written, is judged as
+above.
+
 The one case that these rules cannot tell apart is damage to the very last frame. A heartbeat, an
 empty frame that follows when nothing was written for a second, gives that one a successor, too.
 
@@ -255,7 +261,7 @@ class Scan:
         if not rest:
             return
         last_seq = self.tail.seq
-        at = frame.find_intact(rest, 0, reader.header.salt, last_seq)
+        at = frame.find_proof(rest, 0, reader.header.salt, last_seq)
         if at is not None:
             intact_seq = frame.parse(rest, at, reader.header.salt).seq
             raise CorruptLog.at(

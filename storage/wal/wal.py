@@ -7,20 +7,20 @@
 Invariants:
 
 - One append is one frame, one write and one fdatasync, and it is durable when it returns. Frame N+1
-  is never written before frame N is durable.
+  is never written before frame N is durable, but for those of storage/wal/unsynced.py.
 - Frames are contiguous: the sequence grows by one each, and each holds the checksum of the one
   before it.
 - A frame that has no successor for a second gets one, an empty one (`heartbeat`), so that damage to
   it cannot be taken for a write that never finished.
 - A segment always keeps room for its seal. A new one joins the log (its name becomes durable) only
   after the one before it is sealed, cut to its length and synced.
-- After `LogFull` the log is as it was before. After any other error of a write or a sync nothing is
-  known, so every later append is refused.
+- What a refused or failed write leaves is said in storage/wal/segment_writer.py.
 """
 
 import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from kvd.storage.directory.locks import require_at
@@ -57,12 +57,11 @@ class Wal:
         refusal: Why the next segment could not be prepared, or None: then `room` is all there is.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 -- as `open` names them
         self,
         directory: Path,
         quarantine: Path,
         segments: list[Segment],
-        *,
         store_uuid: bytes,
         segment_bytes_max: int,
         on_first: Callable[[], object] | None,
@@ -111,15 +110,8 @@ class Wal:
         if segment_bytes_max < SEGMENT_BYTES_MIN:
             raise ValueError(f"a segment has at least {SEGMENT_BYTES_MIN} bytes")
         segments = list_segments(directory, store_uuid)
-        return cls(
-            directory,
-            quarantine,
-            segments,
-            store_uuid=store_uuid,
-            segment_bytes_max=segment_bytes_max,
-            on_first=on_first,
-            writer=writer or SegmentWriter(),
-        )
+        writer = writer or SegmentWriter()
+        return cls(directory, quarantine, segments, store_uuid, segment_bytes_max, on_first, writer)
 
     @property
     def segments(self) -> Sequence[Segment]:
@@ -139,7 +131,7 @@ class Wal:
 
     @property
     def position(self) -> Position:
-        """The end of the last frame that is durable, from which a later `scan` can go on."""
+        """The end of the last frame with a payload, from which a later `scan` can go on."""
         return self.writer.position
 
     @property
@@ -158,8 +150,7 @@ class Wal:
         """Yield every intact frame from `start`, or from the oldest segment on; writes nothing.
 
         Seals and heartbeats are checked and left out. Memory is bounded by the largest frame. Each
-        file is synced and its cached pages are dropped before it is read. Not for a log that is
-        being appended to.
+        file is synced, and its cache dropped, before it is read: not while it is appended to.
 
         Args:
             start: a `position` of this log, or None.
@@ -252,8 +243,8 @@ class Wal:
     def prepare_next(self) -> None:
         """Reserve the next segment ahead of time, once the current one is more than half full.
 
-        Failing is no error but is remembered in `refusal`: `append` will try again, and say so.
-        So will this, but not at once: not each batch shall ask a full disk for a segment.
+        Failing is no error but is remembered in `refusal`: `append` will try again, and say so; so
+        will this, in a while.
         """
         if self.writer.is_past_middle and time.monotonic() >= self._prepare_not_before:
             self._try_to_prepare()
@@ -291,27 +282,36 @@ class Wal:
         self.writer.abandon()
         self._spare.close()
 
-    # The rest runs in `begin` and `_append` only.
+    def extend(self, length: int, first_index: int, write: Callable[[], object]) -> None:
+        """Call what writes a payload so long to the newest segment, or to a new one if need be.
 
-    def _append(self, payload: bytes, first_index: int, count: int, flags: int) -> None:
+        Raises:
+            LogFull, OSError: as for `append`.
+        """
         writer = self.writer
         if not writer.is_writable:
             raise OSError(errno.EIO, "the log is closed to writing")
-        needed = frame.frame_size(len(payload)) + SEAL_SIZE
+        needed = frame.frame_size(length) + SEAL_SIZE
         writer.stop_appending()
         try:
-            if frame.frame_size(len(payload)) > writer.room:
+            if frame.frame_size(length) > writer.room:
                 self._cut(first_index, PAGE_SIZE + needed)
             if self._on_first is not None:
                 # It is made known that the log has begun, before anything in it is acknowledged.
                 with refusals_as_log_full(self._segments[-1].path):
                     self._on_first()
                 self._on_first = None
-            writer.append(payload, first_index, count, flags)
+            write()
         except OSError:
             writer.give_up()
             raise
         writer.begin_appending()
+
+    # The rest runs in `begin` and `extend` only.
+
+    def _append(self, payload: bytes, first_index: int, count: int, flags: int) -> None:
+        write = partial(self.writer.append, payload, first_index, count, flags)
+        self.extend(len(payload), first_index, write)
 
     def _cut(self, first_index: int, needed: int) -> None:
         """Seal the current segment, if there is one, and start the next of `needed` bytes or more.

@@ -171,7 +171,7 @@ def test_what_a_reader_refuses_is_not_written():
 def test_an_intact_frame_is_found_among_garbage():
     garbage = b"KVDF" * 10
     data = garbage + encode(seq=8) + garbage
-    assert frame.find_intact(data, 0, SALT, after_seq=7) == len(garbage)
+    assert frame.find_proof(data, 0, SALT, after_seq=7) == len(garbage)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_an_intact_frame_is_found_among_garbage():
     ],
 )
 def test_what_proves_nothing_is_not_found(data, after_seq):
-    assert frame.find_intact(data, 0, SALT, after_seq) is None
+    assert frame.find_proof(data, 0, SALT, after_seq) is None
 
 
 @pytest.mark.parametrize("length", range(20, 29))
@@ -201,4 +201,4 @@ def test_the_crc_before_an_end_is_recognised_whatever_the_padding(length):
 @given(st.binary(max_size=200))
 def test_any_bytes_are_judged_without_an_error(data):
     assert frame.parse(data, 0, SALT).state in FrameState
-    frame.find_intact(data, 0, SALT, 0)
+    frame.find_proof(data, 0, SALT, 0)
