@@ -1,0 +1,1 @@
+"""A replica's standing, as routes, health and metrics show it; the parts of a replica note it."""
