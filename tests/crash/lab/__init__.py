@@ -18,7 +18,8 @@
     incomplete.py   index-incomplete
     faults.py       fsync-eio, full-disk, slow-disk, clock, recovery-time
     lives.py        replay, expiry, churn
-    powerloss.py    power-loss: a model of a disk, fed with recorded system calls
+    powerloss.py    power-loss, power-loss-kernel: a model of a disk, fed with recorded system calls
+    witness.py      has a server tell of the syncs that the kernel makes on its own
     powercut.py     power-cut, forced-reuse: a real file system that loses what it had not written
     realdisk.py     fsync-lost, block-image
     report/         what a run leaves: the JSON, its schema, and the page

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kvd.core.disk_space import DiskSpace
+from kvd.core.log_writer import Done, LogWriter
 from kvd.core.watch import hub
 from kvd.core.worker_thread import WorkerThread
 from kvd.storage import disk
 from kvd.storage.format import frame
+from kvd.storage.index.pending import Pending
 
 real_sync_data, real_write_at = disk.sync_data, disk.write_at
 
@@ -75,6 +77,24 @@ def ack_before_fsync() -> None:
 
     disk.sync_data = due.append
     disk.write_at = write_at
+
+
+def ack_before_end() -> None:
+    """A sync by the kernel is taken for ended when it has begun; the next frame waits for it."""
+    append = LogWriter.append
+
+    def append_behind(self: LogWriter, batch: Pending, done: Done) -> bool:
+        while self._vain and self._kernel is not None and self._kernel.wait() is None:
+            pass
+        self._vain = 0
+        return append(self, batch, done)
+
+    def wait(self: LogWriter) -> None:
+        self._vain = 1
+        self._end(0)
+
+    LogWriter.append = append_behind
+    LogWriter.wait = wait
 
 
 def retry_fsync() -> None:

@@ -40,6 +40,7 @@ from kvd.storage.wal.wal import Wal
 from kvd.v2.commands import Transaction
 from kvd.v2.errors import ApiError
 from tests.crash.lab.log_mutations import (
+    ack_before_end,
     ack_before_fsync,
     die_when_full,
     drop_event,
@@ -55,6 +56,7 @@ from tests.crash.lab.log_mutations import (
     sync_on_loop,
     wait_when_full,
 )
+from tests.crash.lab.witness import WITNESS, report_syncs
 
 
 def shrug() -> None:
@@ -280,6 +282,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
         *(late_write, in_place, no_directory_fsync, no_file_fsync, fsync_every_other, no_fsync),
         *(
             ack_before_fsync,
+            ack_before_end,
             retry_fsync,
             no_crc,
             die_when_full,
@@ -347,6 +350,8 @@ def launch(name: str, argv: list[str]) -> int:
         completeness._ROWS_AT_START = 0
     if SLOW_SYNC in os.environ:
         slow_syncs(float(os.environ[SLOW_SYNC]))
+    if WITNESS in os.environ:
+        report_syncs(os.environ[WITNESS])
     return main(argv)
 
 

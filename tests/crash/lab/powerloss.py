@@ -21,6 +21,7 @@ import random
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from hashlib import blake2b
 from itertools import islice
@@ -31,11 +32,12 @@ from typing import NamedTuple
 from kvd.testing.crash import Clients, Connection, Fact
 from kvd.testing.crash.facts import State, events_between
 from tests.crash.lab.disks import recover
-from tests.crash.lab.experiment import Experiment, Trial, Violation, need_strace
+from tests.crash.lab.experiment import Experiment, Skipped, Trial, Violation, need_strace
 from tests.crash.lab.killing import SMALL_FLAGS
 from tests.crash.lab.lossy_disk import Disk, keeps, reported_by
 from tests.crash.lab.process import Kvd, NotListening
 from tests.crash.lab.strace import CALLS, read_trace
+from tests.crash.lab.witness import WAYS, WITNESS, is_available
 
 _WAYS = 14  # to lose a part, beside losing all and nothing
 
@@ -151,8 +153,13 @@ def fast_directory() -> str | None:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
-def record(directory: Path, seed: int, mutant: str | None, requests: int) -> Truth:
-    """Run a server through three lives under strace: killed, killed again, stopped."""
+def record(
+    directory: Path, seed: int, mutant: str | None, requests: int, way: str | None = None
+) -> Truth:
+    """Run a server through three lives under strace: killed, killed again, stopped.
+
+    Its log is synced in one of the kernel's ways, or without one by fdatasync on a thread.
+    """
     data = directory / "data"
     data.mkdir(mode=0o700)
     trace = directory / "trace.txt"
@@ -160,12 +167,13 @@ def record(directory: Path, seed: int, mutant: str | None, requests: int) -> Tru
         *("-f", "-y", "-xx", "-s", "4000000", "-A", "-o", str(trace)),
         *("-e", f"trace={','.join(CALLS)}", "-e", "signal=none"),
     )
+    env = None if way is None else {WITNESS: way}
     clients = Clients(8, seed, keys=6)
     facts: list[Fact] = []
     with Kvd(data, *SMALL_FLAGS, mutant=mutant) as kvd:
         for life in range(3):
             try:
-                kvd.start(straces={"MainThread": strace})
+                kvd.start(straces={"MainThread": strace}, env=env)
             except NotListening as error:
                 raise Violation(f"the server does not start again: {error}") from None
             clients.start(kvd.url, requests // 3 // 8 + 1)
@@ -188,6 +196,18 @@ def _steps(truth: Truth) -> int:
 
 def power_loss(trial: Trial) -> None:
     """Record runs and explore their crash states until there are as many as asked for."""
+    _explore_runs(trial, [None])
+
+
+def power_loss_kernel(trial: Trial) -> None:
+    """The same where the kernel syncs the log, with zeros ahead of it, by each of its ways."""
+    ways = [way for way in WAYS if is_available(way)]
+    if not ways:
+        raise Skipped("the kernel syncs no file on its own here")
+    _explore_runs(trial, ways)
+
+
+def _explore_runs(trial: Trial, ways: Sequence[str | None]) -> None:
     need_strace()
     parts = os.cpu_count() or 1
     states = 0
@@ -197,9 +217,11 @@ def power_loss(trial: Trial) -> None:
             place = trial.directory / f"run-{run}"
             place.mkdir()
             requests = 60 if trial.rounds < 5000 else 400
-            truth = record(place, trial.dice.randrange(1 << 32), trial.mutant, requests)
-            # A short run looks at few steps, but all along the way.
-            share = min(1.0, (trial.rounds - states) / (_steps(truth) * 7))
+            way = ways[run % len(ways)]
+            truth = record(place, trial.dice.randrange(1 << 32), trial.mutant, requests, way)
+            # A short run looks at few steps, but all along the way; and each way has its part.
+            asked = trial.rounds // len(ways) if run + 1 < len(ways) else trial.rounds - states
+            share = min(1.0, asked / (_steps(truth) * 7))
             jobs = [
                 pool.submit(explore, truth, trial.seed + run, part, parts, share)
                 for part in range(parts)
@@ -212,13 +234,15 @@ def power_loss(trial: Trial) -> None:
                 trial.figures["most volatile at once"] = most
                 trial.check(not outcome.violation, outcome.violation)
             trial.count("recorded runs")
+            if way is not None:
+                trial.count(f"runs by {way}")
             trial.count("events", len(truth.facts))
             trial.figures["violations"] = 0
             spent = time.monotonic() - started
             trial.point("crash states", "explored", spent, states, axes=("s", "states"))
             trial.progress(min(states, trial.rounds))
             shutil.rmtree(place)
-            if states >= trial.rounds:
+            if states >= trial.rounds and run + 1 >= len(ways):
                 return
 
 
@@ -232,5 +256,12 @@ EXPERIMENTS = (
             *("no-fsync", "purge-early"),
         ),
         *(50_000, 600, "states", power_loss),
+    ),
+    Experiment(
+        "power-loss-kernel",
+        "the same where the kernel syncs the log, by io_uring and by Linux AIO, with zeros written "
+        "ahead of it",
+        ("ack-before-end",),
+        *(50_000, 400, "states", power_loss_kernel),
     ),
 )

@@ -13,6 +13,7 @@ from typing import IO
 
 from tests.crash.lab import nursery
 from tests.crash.lab.nursery import ROOT
+from tests.crash.lab.witness import WITNESS
 
 __all__ = ["PATIENCE_S", "ROOT", "Kvd", "NotListening"]
 PATIENCE_S = 60.0
@@ -85,7 +86,7 @@ class Kvd:
         """
         argv = ["--data-dir", str(self.data_dir), "--listen-client-urls", "http://127.0.0.1:0"]
         argv += [*self.flags, *flags]
-        if straces or self.mutant:
+        if (straces or self.mutant) and WITNESS not in (env or {}):
             # What the kernel syncs by itself neither strace nor a bug of ours can meddle with.
             argv += ["--wal-sync", "thread"]
         if self._reader is not None:

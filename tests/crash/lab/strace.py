@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.crash.lab.witness import BEGUN, ENDED
+
 CALLS = (
     *("openat", "mkdir", "rmdir", "write", "pwrite64", "pwritev", "ftruncate", "fallocate"),
     *("rename", "renameat2", "unlink", "unlinkat", "fsync", "fdatasync", "sendto", "sendmsg"),
@@ -28,7 +30,34 @@ class Call(NamedTuple):
 
 
 def read_trace(path: Path) -> Iterator[Call]:
-    """Yield the beginnings and the ends of all calls, in their order."""
+    """Yield the beginnings and the ends of all calls, in their order.
+
+    A sync of which the server tells (witness.py) is a call of fdatasync.
+    """
+    syncs: dict[bytes, Call] = {}
+    for call in _read(path):
+        reported = _reported(call)
+        if reported.startswith(BEGUN):
+            name = reported.removeprefix(BEGUN)
+            args = "0<" + "".join(f"\\x{byte:02x}" for byte in name) + ">)"
+            syncs[name] = call._replace(name="fdatasync", args=args)
+            yield syncs[name]
+        elif reported.startswith(ENDED):
+            yield syncs.pop(reported.removeprefix(ENDED))._replace(done=True)
+        else:
+            yield call
+
+
+def _reported(call: Call) -> bytes:
+    """Return what a server tells by a write to /dev/null, once that has begun, or nothing."""
+    if call.name != "write" or call.done:
+        return b""
+    file, string = OF_FD.match(call.args), STRING.search(call.args)
+    is_report = file is not None and unhex(file[1]) == b"/dev/null"
+    return unhex(string[1]) if is_report and string is not None else b""
+
+
+def _read(path: Path) -> Iterator[Call]:
     open_calls: dict[str, tuple[str, str, int]] = {}
     number = 0
     with path.open(encoding="ascii", errors="replace") as lines:
