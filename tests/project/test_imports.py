@@ -88,6 +88,7 @@ KEPT_IN = {
     "yaml": ("kvd.config", "kvd.migrate"),
     "click": ("kvd.ctl",),
     "h2": ("kvd.replicas.etcd.grpc",),
+    "asyncpg": ("kvd.replicas.postgres.log", "kvd.replicas.postgres.session"),
     "ssl": ("kvd.client", "kvd.ctl.session", "kvd.net", "kvd.replicas", "kvd.testing"),
     "cryptography": ("kvd.net.self_signed",),
 }
@@ -250,7 +251,7 @@ def test_a_server_that_is_no_replica_knows_nothing_of_replicas():
     assert knowing == []
     code = (
         "import sys, kvd.__main__, kvd.embedded, kvd.wiring\n"
-        "print(*sorted({'h2', 'hpack', 'kvd.replicas'} & sys.modules.keys()))"
+        "print(*sorted({'asyncpg', 'h2', 'hpack', 'kvd.replicas'} & sys.modules.keys()))"
     )
     ended = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

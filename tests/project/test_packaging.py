@@ -232,6 +232,7 @@ ON_THE_LOWER_BOUNDS = [
     "v2/documents/test_auth",
     "replicas/etcd/test_grpc",
     "replicas/test_engine_contract",
+    "replicas/postgres/test_url",
     "config/test_load",
     "ctl/test_completion",
     "ctl/test_etcdctl",

@@ -1,4 +1,4 @@
-"""Engines for the tests of their contract: in memory, and in an etcd of one member."""
+"""Engines for the tests of their contract: in memory, in an etcd of one member, in a PostgreSQL."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
@@ -9,15 +9,18 @@ from typing import Any
 
 import pytest
 
-from kvd.replicas.engine import Engine
+from kvd.replicas.engine import Access, Engine
+from kvd.replicas.etcd import url as etcd_url
 from kvd.replicas.etcd.log import EtcdLog
-from kvd.replicas.etcd.url import parse
+from kvd.replicas.postgres import url as postgres_url
+from kvd.replicas.postgres.log import PostgresLog
 from tests.support import simulated_loop
 from tests.support.etcd import Etcd
 from tests.support.memory_engine import Faults, MemoryEngine, MemoryLog
+from tests.support.postgres import DATABASE, USER, Postgres
 from tests.support.tcp_proxy import TcpProxy
 
-PREFIXES = count()
+NUMBERS = count()
 
 
 class MemoryPlace:
@@ -41,14 +44,17 @@ class MemoryPlace:
         return MemoryEngine(self.log, faults), faults
 
 
-class EtcdPlace:
-    """A log of its own in an etcd that other tests use as well."""
+class ServerPlace:
+    """A log of its own in a server that other tests use as well."""
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._prefix = f"test/{next(PREFIXES)}"
-        self._engines: list[EtcdLog] = []
+        self._number = next(NUMBERS)
+        self._engines: list[EtcdLog | PostgresLog] = []
         self._proxies: list[TcpProxy] = []
+
+    def make(self, port: int) -> EtcdLog | PostgresLog:
+        raise NotImplementedError
 
     def run(self, main: Coroutine[Any, Any, None]) -> None:
         async def bounded() -> None:
@@ -63,15 +69,30 @@ class EtcdPlace:
 
         asyncio.run(bounded())
 
-    def engine(self, port: int = 0) -> EtcdLog:
-        url = parse(f"etcd://127.0.0.1:{port or self._port}/{self._prefix}")
-        self._engines.append(EtcdLog(url))
+    def engine(self, port: int = 0) -> EtcdLog | PostgresLog:
+        self._engines.append(self.make(port or self._port))
         return self._engines[-1]
 
     async def faulty(self) -> tuple[Engine, TcpProxy]:
         proxy = await TcpProxy(self._port).start()
         self._proxies.append(proxy)
         return self.engine(proxy.port), proxy
+
+
+class EtcdPlace(ServerPlace):
+    """A prefix of an etcd."""
+
+    def make(self, port: int) -> EtcdLog:
+        return EtcdLog(etcd_url.parse(f"etcd://127.0.0.1:{port}/test/{self._number}"))
+
+
+class PostgresPlace(ServerPlace):
+    """A schema of a PostgreSQL."""
+
+    def make(self, port: int) -> PostgresLog:
+        place = f"{DATABASE}?schema=test_{self._number}"
+        url = postgres_url.parse(f"postgres://127.0.0.1:{port}/{place}")
+        return PostgresLog(url, Access(USER))
 
 
 @pytest.fixture(scope="session")
@@ -82,15 +103,27 @@ def shared_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
     etcd.stop()
 
 
-Place = MemoryPlace | EtcdPlace
+@pytest.fixture(scope="session")
+def shared_postgres() -> Iterator[Postgres]:
+    """A PostgreSQL for all tests of this folder."""
+    postgres = Postgres()
+    try:
+        yield postgres.make().start()
+    finally:
+        postgres.remove()
 
 
-@pytest.fixture(params=["memory", "etcd"])
+Place = MemoryPlace | EtcdPlace | PostgresPlace
+
+
+@pytest.fixture(params=["memory", "etcd", "postgres"])
 def place(request: pytest.FixtureRequest) -> Place:
     """Where the engines of a test have their log."""
     if request.param == "memory":
         return MemoryPlace()
-    return EtcdPlace(request.getfixturevalue("shared_etcd").port)
+    if request.param == "etcd":
+        return EtcdPlace(request.getfixturevalue("shared_etcd").port)
+    return PostgresPlace(request.getfixturevalue("shared_postgres").port)
 
 
 @pytest.fixture

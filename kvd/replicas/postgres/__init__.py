@@ -1,0 +1,1 @@
+"""The log of several replicas in a PostgreSQL."""
