@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from tests.client.trials import recipes, streams
-from tests.client.trials.servers import etcd, kvd
+from tests.client.trials.servers import Command, etcd, kvd
 from tests.client.trials.streams import Figures
 
 _HISTORY = "--event-history-limit=1000000"
@@ -19,7 +19,7 @@ TRIALS: dict[str, Callable[[bool, int], Figures]] = {
         kvd(_HISTORY, "--extras=false"), kills=2 if small else 50, pause_s=0.5, seed=seed
     ),
     "etcd": lambda small, seed: streams.watch(
-        etcd(shutil.which("etcd") or "etcd"),
+        _etcd(),
         kills=2 if small else 20,
         pause_s=0.5,
         seed=seed,
@@ -29,11 +29,30 @@ TRIALS: dict[str, Callable[[bool, int], Figures]] = {
         kills=2 if small else 50, pause_s=1, seed=seed
     ),
     "follow": lambda small, seed: streams.follow(kills=2 if small else 50, pause_s=0.2, seed=seed),
+    "etcd_follow": lambda small, seed: streams.follow(
+        _etcd(),
+        changes_max=3000,  # its history is 1,000 events long
+        kills=2 if small else 20,
+        pause_s=0.2,
+        seed=seed,
+        is_etcd=True,
+    ),
     "lock_without_faults": lambda small, seed: recipes.lock(
         processes=8, turns=3 if small else 200, kills=0, stops=0, pause_s=1, seed=seed
     ),
     "lock": lambda small, seed: recipes.lock(
         processes=8, turns=3 if small else 200, **_faults(small), pause_s=2, seed=seed
+    ),
+    "etcd_lock_without_faults": lambda small, seed: recipes.lock(
+        _etcd(), processes=8, turns=3 if small else 200, kills=0, stops=0, pause_s=1, seed=seed
+    ),
+    "etcd_lock": lambda small, seed: recipes.lock(
+        _etcd(),
+        processes=8,
+        turns=3 if small else 200,
+        **_faults(small),
+        pause_s=2,
+        seed=seed,
     ),
     "counter": lambda small, seed: recipes.counter(
         processes=8, turns=5 if small else 500, kills=1 if small else 20, pause_s=0.5, seed=seed
@@ -47,6 +66,10 @@ TRIALS: dict[str, Callable[[bool, int], Figures]] = {
         seed=seed,
     ),
 }
+
+
+def _etcd() -> Command:
+    return etcd(shutil.which("etcd") or "etcd")
 
 
 def _faults(small: bool) -> dict[str, int]:

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvd import Client
-from kvd.client import KvdError, LockLost, Op, OutcomeUnknown, QueueEmpty, exists
+from kvd.client import KvdError, LockLost, NotSupported, Op, OutcomeUnknown, QueueEmpty, exists
+from kvd.recipes import Held
 
 # Longer than what a server takes to start again on a busy machine.
 TIMEOUT_S = 30
@@ -32,14 +33,26 @@ def lock(client: Client, turns: int, ttl: int) -> None:
         try:
             with client.lock("/lock", ttl=ttl) as held:
                 began = time.monotonic()
+                written = None
                 with contextlib.suppress(KvdError):
-                    ops = [Op.set("/register", str(held.fence))]
-                    client.txn(ops, when=[exists(held.key)])
+                    written = write_fenced(client, held)
                 is_held = not held.lost.is_set()
-                say(fence=held.fence, began=began, ended=time.monotonic(), held=is_held)
+                ended = time.monotonic()
+                say(fence=held.fence, began=began, ended=ended, held=is_held, written=written)
                 done += 1
         except KvdError as error:
             say(error=type(error).__name__)
+
+
+def write_fenced(client: Client, held: Held[threading.Event]) -> int | None:
+    """Write the fence to a register that refuses older ones; the index of the write, if any."""
+    try:
+        (event,) = client.txn([Op.set("/register", str(held.fence))], when=[exists(held.key)])
+    except NotSupported:  # an etcd compares nothing but the register itself
+        own = str(held.fence)
+        done = client.update("/register", lambda last: own if int(last or 0) < held.fence else None)
+        return None if done is None else done.index
+    return event.index
 
 
 def counter(client: Client, turns: int, _: int) -> None:
