@@ -161,6 +161,8 @@ def test_a_client_that_leaves_is_logged(make_server):
     server.wait_for_log("wait=true")
     line = next(line for line in server.stderr.splitlines() if "wait=true" in line)
     shown = json.loads(line)
+    own = {"remote", "request", "status", "bytes", "ms", "agent"}
+    assert shown.keys() == {"level", "ts", "logger", "msg"} | own
     assert shown["request"] == "GET /v2/keys/left?wait=true HTTP/1.1"
     assert (shown["logger"], shown["status"], shown["remote"]) == ("kvd.access", 200, "127.0.0.1")
 
