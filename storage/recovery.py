@@ -31,6 +31,7 @@ from kvd.storage.failpoints import Faults
 from kvd.storage.format.frame import START, Position
 from kvd.storage.index.environment import Index
 from kvd.storage.index.errors import BROKEN
+from kvd.storage.index.integrity import durable
 from kvd.storage.index.reuse import CLEAN_STOP, discard
 from kvd.storage.replay import load, replay
 from kvd.storage.snapshot import directory as snapshot
@@ -90,6 +91,7 @@ def _recover(
         if reused is None:
             index = index.replace(directory.index)
         index.mark_running()
+        durable.forget(index.env)
         faults.reach("startAfterMark")
         if reused is not None:
             # The second pass: nothing is applied before every byte has been looked at.

@@ -107,11 +107,7 @@ class Store:
         self.index = index
         self._segment_bytes_max = options.segment_bytes_max
         self.snapshots = Snapshots(
-            index.env,
-            directory.snap,
-            directory.identity,
-            kept=options.snapshots_kept,
-            faults=options.faults,
+            index.env, directory, kept=options.snapshots_kept, faults=options.faults
         )
         self.proof = Proof(index, self.state)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, cast
 
 from kvd.storage.format.applied import Applied
@@ -12,6 +12,7 @@ from kvd.storage.index.environment import Index, reach_commit
 from kvd.storage.index.flush import Flush
 from kvd.storage.index.history import History
 from kvd.storage.index.index_view import Transaction
+from kvd.storage.index.integrity import durable
 from kvd.storage.index.unflushed import Unflushed
 
 _NO_SCAN = Scanned()
@@ -44,11 +45,13 @@ class IndexWriter:
     Attributes:
         sums: Those of the index's tables.
         scanned: How far a scan of the index has come.
+        durable_frame: Says how far the log is durable, where a state may be ahead of that.
     """
 
     def __init__(self, index: Index) -> None:
         self.sums = index.sums()
         self.scanned = _NO_SCAN
+        self.durable_frame: Callable[[], int] | None = None
         self._env = index.env
         self._faults = index.faults
         self._tables = index.tables
@@ -79,6 +82,8 @@ class IndexWriter:
             applied, history = self._write(flush, state)
             has_garbage = flush.free(free) if free else state.has_garbage
             flush.finish(applied)
+            if self.durable_frame is not None:
+                durable.note(txn, self.durable_frame())
             if bulk is None:
                 reach_commit(self._faults)
                 txn.commit()

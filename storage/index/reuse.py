@@ -37,6 +37,7 @@ from kvd.storage.format.applied import Applied
 from kvd.storage.format.node import CorruptIndex
 from kvd.storage.format.sums import APPLIED_KEY
 from kvd.storage.index.index_view import STORE_KEY
+from kvd.storage.index.integrity.durable import durable_frame
 from kvd.storage.index.integrity.lmdb_file import look_up
 
 log = logging.getLogger(__name__)
@@ -115,13 +116,15 @@ def reached(directory: Path, store_uuid: bytes) -> int:
     """Return the frame up to which the log was applied to an index, by what its file says.
 
     It need not be reusable, and may be damaged: 0 if the file does not say. The row has a checksum,
-    and was written after that frame was durable.
+    and was written after that frame was durable, but where another one says how far the log was.
     """
     file = directory / DATA
     try:
         if look_up(file, None, STORE_KEY) not in (None, store_uuid):
             return 0
-        return Applied.decode(look_up(file, b"meta", APPLIED_KEY)).position.seq
+        applied = Applied.decode(look_up(file, b"meta", APPLIED_KEY)).position.seq
+        known = durable_frame(file)
+        return applied if known is None else min(applied, known)
     except (CorruptIndex, OSError):
         return 0
 

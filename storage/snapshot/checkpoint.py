@@ -3,7 +3,8 @@
 The index is copied compactly (by LMDB, in C, outside of the interpreter's lock; the read
 transaction ends with the copy) to a scratch file that is never synced. A worker process, started
 and not forked, with a low priority, converts the copy to a snapshot at a limited pace and verifies
-it; see storage/snapshot/directory.py. Only then the snapshot gets its name.
+it; see storage/snapshot/directory.py. Only then, and after a sync of the log, the snapshot gets its
+name: that says that the frames before it are durable.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import lmdb
 
+from kvd.storage.directory.data_directory import DataDirectory
 from kvd.storage.errors import CorruptSnapshot
 from kvd.storage.failpoints import Faults
 from kvd.storage.format.applied import Applied
@@ -23,18 +25,17 @@ from kvd.storage.format.node import CorruptIndex
 from kvd.storage.format.sums import APPLIED_KEY
 from kvd.storage.index.errors import BROKEN
 from kvd.storage.snapshot import directory as snapshot
+from kvd.storage.wal.unsynced import sync_newest
 
 
 class Checkpoint:
     """The snapshots of one store, taken one at a time on a thread of their own."""
 
-    def __init__(
-        self, env: lmdb.Environment, directory: Path, identity: Identity, faults: Faults
-    ) -> None:
+    def __init__(self, env: lmdb.Environment, directory: DataDirectory, faults: Faults) -> None:
         self._env = env
         self._faults = faults
-        self._directory = directory
-        self._identity = identity
+        self._directory, self._wal = directory.snap, directory.wal
+        self._identity = directory.identity
         self._worker: subprocess.Popen[str] | None = None
         self._stopped = False
 
@@ -60,6 +61,7 @@ class Checkpoint:
                 raise OSError(f"{scratch.name}: {error}") from error
             self._faults.reach("snapshotBeforeWrite")
             self._convert(scratch, target, header)
+            sync_newest(self._wal)
             self._faults.reach("snapshotBeforeRename")
             snapshot.install(target, self._directory, header)
             self._faults.reach("snapshotAfterRename")

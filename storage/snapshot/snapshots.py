@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 import lmdb
 
+from kvd.storage.directory.data_directory import DataDirectory
 from kvd.storage.failpoints import Faults
 from kvd.storage.format.frame import Position
-from kvd.storage.format.identity import Identity
-from kvd.storage.snapshot import directory
+from kvd.storage.snapshot import directory as snapshot
 from kvd.storage.snapshot.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
@@ -37,13 +36,17 @@ class Snapshots:
     """
 
     def __init__(
-        self, env: lmdb.Environment, path: Path, identity: Identity, *, kept: int, faults: Faults
+        self,
+        env: lmdb.Environment,
+        directory: DataDirectory,
+        *,
+        kept: int,
+        faults: Faults,
     ) -> None:
         self.size = 0
-        self._path = path
-        self._identity = identity
+        self._path, self._identity = directory.snap, directory.identity
         self._kept = max(kept, SNAPSHOTS_KEPT_MIN)
-        self._checkpoint = Checkpoint(env, path, identity, faults)
+        self._checkpoint = Checkpoint(env, directory, faults)
 
     def take(self) -> int:
         """Write a snapshot of what the index holds, verify it, and delete the oldest.
@@ -60,7 +63,7 @@ class Snapshots:
         """
         header = self._checkpoint.take()
         log.info("wrote a snapshot of index %d", header.index)
-        kept = directory.prune(self._path, keep=self._kept)
+        kept = snapshot.prune(self._path, keep=self._kept)
         return kept[-1].seq if len(kept) > 1 else 0
 
     def stop(self) -> None:
@@ -74,7 +77,7 @@ class Snapshots:
             end: the end of the log.
             segment_bytes_max: the size of its segments.
         """
-        for path, header in directory.usable(self._path, self._identity.store_uuid):
+        for path, header in snapshot.usable(self._path, self._identity.store_uuid):
             segments = end.segment - header.segment
             log_bytes = segments * segment_bytes_max + end.offset - header.offset
             self.size = path.stat().st_size
@@ -83,7 +86,7 @@ class Snapshots:
 
     def last_ns(self) -> int | None:
         """Return the time of the newest snapshot's file; None if there is none."""
-        for path in directory.available(self._path):
+        for path in snapshot.available(self._path):
             with suppress(FileNotFoundError):
                 return path.stat().st_mtime_ns
         return None

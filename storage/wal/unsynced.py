@@ -12,8 +12,11 @@ Invariants:
   before it is durable, as any other frame of another kind is.
 """
 
+import os
 from functools import partial
+from pathlib import Path
 
+from kvd.storage import disk
 from kvd.storage.wal.wal import Wal
 
 
@@ -78,6 +81,23 @@ class Unsynced:
     def _put(self, payload: bytes, first_index: int, count: int) -> None:
         behind = self._writer.tail.seq - self.durable
         self._writer.put_unsynced(payload, first_index, count, behind)
+
+
+def sync_newest(directory: Path) -> None:
+    """Make durable all frames that have been written to the log in a directory.
+
+    From any thread, because it opens the newest segment for itself.
+
+    Raises:
+        OSError: it failed, and what writes the log will learn of it, too.
+    """
+    names = sorted(directory.glob("*.wal"))
+    if names:
+        fd = disk.open_to_read(names[-1])
+        try:
+            disk.sync_data(fd)
+        finally:
+            os.close(fd)
 
 
 def _nothing() -> None:
