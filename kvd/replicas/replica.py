@@ -11,11 +11,16 @@ starts again after its store's last frame, so that nothing depends on what becam
 append.
 
 Silence of the engine is no reason to give up the lead: an append waits, and the fence decides.
+
+What comes out of the tail is reported in its order: `on_leadership` is called when every frame of
+earlier epochs is in the store, and for the own one when batches may begin. One that ends the own
+lead is reported after what was in flight has ended, and the tail was read again from there.
 """
 
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Protocol
@@ -37,6 +42,8 @@ log = logging.getLogger(__name__)
 
 CAMPAIGN_S = 1.0
 """Between two campaigns while there is no leader: one that was lost may have been won in vain."""
+PAUSE_S = 5.0
+"""Without a campaign after the lead was handed over, so that another replica takes it."""
 
 
 class State(StrEnum):
@@ -85,6 +92,7 @@ class Replica:
         *,
         lease_s: float = 3.0,
         on_state: Callable[[State], None] = lambda _: None,
+        on_leadership: Callable[[Leadership], None] = lambda _: None,
     ) -> None:
         """`me.since_ns` tells this run from earlier ones of the same replica."""
         self._engine = engine
@@ -92,9 +100,15 @@ class Replica:
         self._member = member
         self._lease_s = lease_s
         self._on_state = on_state
+        self._on_leadership = on_leadership
         self._lead: Lead | None = None
         """The own one, from the campaign or the tail until it has ended."""
         self._fenced = asyncio.Event()
+        self._is_handed_over = asyncio.Event()
+        self._is_handed_over.set()
+        self._campaigns_at = 0.0
+        """In the loop's time."""
+        self._vacant = asyncio.Event()
         self._applying: asyncio.Future[None] | None = None
         self.state = State.FOLLOWING
         self.leadership = Leadership(0)
@@ -127,6 +141,7 @@ class Replica:
             await asyncio.wait(tasks)
             if self._applying is not None:
                 await self._applying
+                self._applying = None
 
     async def check_history(self) -> None:
         """Compare the store's last frame with the log's.
@@ -162,12 +177,37 @@ class Replica:
             self._fenced.set()
             raise
 
-    async def resign(self) -> None:
-        """Begin nothing more, and let another replica lead; for the stop of the server."""
-        await self._member.close_gate()
-        lead, self._lead = self._lead, None
+    async def confirm(self) -> bool:
+        """Return whether this replica still leads; linearizable."""
+        lead = self._lead
+        if self.state is not State.LEADING or lead is None:
+            return False
+        if await self._engine.confirm(lead.epoch):
+            return True
+        self._fenced.set()
+        return False
+
+    async def hand_over(self, *, for_good: bool = False) -> None:
+        """End what is in flight, and let another replica lead; return when it may.
+
+        With `for_good`, at the stop of the server, this one does not campaign again.
+        """
+        self._pause(math.inf if for_good else PAUSE_S)
+        if self._lead is not None:
+            self._is_handed_over.clear()
+            self._fenced.set()
+        await self._is_handed_over.wait()
+
+    async def give_up(self) -> None:
+        """Let another replica lead, though a batch that the engine has is still in flight here."""
+        self._pause(PAUSE_S)
+        lead = self._lead
         if lead is not None:
             await self._engine.resign(lead)
+
+    def _pause(self, seconds: float) -> None:
+        now = asyncio.get_running_loop().time()
+        self._campaigns_at = max(self._campaigns_at, now + seconds)
 
     async def _read(self) -> None:
         """Take the items of the tail, until the lead is lost."""
@@ -188,25 +228,43 @@ class Replica:
     def _take_leadership(self, leadership: Leadership) -> bool:
         """Lead if it is the own one; False when the own one has ended."""
         self.leadership = leadership
+        if leadership.lead is None:
+            self._vacant.set()
         if self.state is State.LEADING:
             return leadership.lead == self._lead
         if leadership.leader == self._me:
             self._lead = leadership.lead
+            if self._is_paused:  # won by a campaign that has begun before
+                self._is_handed_over.clear()
+                return False
             self._enter(State.LEADING)
             log.info("leading from frame %d on", self._member.end.seq)
             self._member.open_gate()
         elif self._lead is not None and self._lead.epoch < leadership.revision:
             self._lead = None
             self._enter(State.FOLLOWING)
+        self._on_leadership(leadership)
         return True
 
     async def _campaign(self) -> None:
         """Become the leader whenever there is none."""
         while True:
-            if self.state is State.FOLLOWING and self.leadership.lead is None:
+            self._vacant.clear()
+            if self._may_campaign:
                 with contextlib.suppress(EngineFull):
                     self._won(await self._engine.campaign(self._me))
-            await asyncio.sleep(CAMPAIGN_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CAMPAIGN_S):  # `wait_for` may lose a cancellation
+                    await self._vacant.wait()
+
+    @property
+    def _may_campaign(self) -> bool:
+        is_vacant = self.state is State.FOLLOWING and self.leadership.lead is None
+        return is_vacant and not self._is_paused
+
+    @property
+    def _is_paused(self) -> bool:
+        return asyncio.get_running_loop().time() < self._campaigns_at
 
     def _won(self, lead: Lead | None) -> None:
         """Wait for the own leadership in the tail, unless the tail has passed it."""
@@ -228,8 +286,11 @@ class Replica:
         """Leave the lead: nothing begins, and what is in flight ends by its fence."""
         self._enter(State.FENCED)
         await self._member.close_gate()
+        if self._lead is not None and not self._is_handed_over.is_set():
+            await self._engine.resign(self._lead)
         self._lead = None
         self._enter(State.FOLLOWING)
+        self._is_handed_over.set()
 
     def _enter(self, state: State) -> None:
         self.state = state
