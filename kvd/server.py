@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kvd import failures, wiring
+from kvd import failures
 from kvd.config.config import Config
 from kvd.config.urls import ListenUrl
 from kvd.core.clock import Clock
@@ -32,7 +32,9 @@ from kvd.storage.errors import DirectoryLost
 from kvd.storage.failpoints import Faults
 from kvd.storage.index.errors import BROKEN
 from kvd.storage.store import Store
-from kvd.wiring import ServerParts
+from kvd.wiring.build import ServerParts, build, measured
+from kvd.wiring.context import Context
+from kvd.wiring.store import open_store
 
 log = logging.getLogger(__name__)
 
@@ -130,10 +132,10 @@ class KvdServer:
         loop.set_exception_handler(self._uncaught)
         try:
             context = self._context(loop, files, listening)
-            parts = self._parts = wiring.build(context)
+            parts = self._parts = build(context)
             recovery_s = time.monotonic() - started
-            measured = wiring.measured(context, parts, self._monitoring, recovery_s)
-            self._monitoring.add(measured, with_samples=self._config.ui != "off")
+            figures = measured(context, parts, self._monitoring, recovery_s)
+            self._monitoring.add(figures, with_samples=self._config.ui != "off")
             await parts.committer.settle()
         except BROKEN as damage:
             self._fail(damage)
@@ -188,7 +190,7 @@ class KvdServer:
     def _open(self) -> None:
         config = self._config
         on_sync = self._monitoring.syncs.note
-        store = self.store = wiring.open_store(config, self._watch_crashes, self._faults, on_sync)
+        store = self.store = open_store(config, self._watch_crashes, self._faults, on_sync)
         self._is_open = True
         self.clock = self._new_clock(store.applied.time_ns, store.applied.clock_offset_ns)
         try:
@@ -212,8 +214,8 @@ class KvdServer:
 
     def _context(
         self, loop: asyncio.AbstractEventLoop, files: Files, listening: Sequence[ListenUrl]
-    ) -> wiring.Context:
-        return wiring.Context(
+    ) -> Context:
+        return Context(
             config=self._config,
             loop=loop,
             store=self.store,

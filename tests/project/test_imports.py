@@ -250,7 +250,7 @@ def test_a_server_that_is_no_replica_knows_nothing_of_replicas():
     knowing = [m for m in outside if any(is_in(name, ("kvd.replicas",)) for name in IMPORTS[m])]
     assert knowing == []
     code = (
-        "import sys, kvd.__main__, kvd.embedded, kvd.wiring\n"
+        "import sys, kvd.__main__, kvd.embedded, kvd.wiring.build\n"
         "print(*sorted({'asyncpg', 'h2', 'hpack', 'kvd.replicas'} & sys.modules.keys()))"
     )
     ended = subprocess.run(

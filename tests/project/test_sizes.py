@@ -46,7 +46,6 @@ LONG_FILES = {
     "kvd/replicas/etcd/grpc.py": "one life of a connection, with the calls of asyncio",
     "kvd/server.py": "one life of a server: start, reload, failure, stop",
     "kvd/v2/extras/txn.py": "one table of fields, and its reader",
-    "kvd/wiring.py": "one map of all parts, from top to bottom",
     "storage/disk.py": "one place for all calls that touch files",
     "storage/index/environment.py": "one class: a file of LMDB and its life",
     "storage/index/pending.py": "one class: a split costs calls per change",

@@ -1,0 +1,1 @@
+"""Every part of a running server, made and connected from top to bottom."""

@@ -1,0 +1,66 @@
+"""The order of writes, made and connected: from the log to the committer."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from kvd.core.background.housekeeping import Housekeeping
+from kvd.core.committer import Committer
+from kvd.core.log_writer import LogWriter
+from kvd.core.stats import StoreStats
+from kvd.core.watch.hub import Hub
+from kvd.core.worker_thread import WorkerThread
+from kvd.handlers.keys.listing_cache import ListingCache
+from kvd.handlers.keys.parts import AnswerParts
+from kvd.http.sending.status_lines import StatusLines
+from kvd.limits.turns import Turns
+from kvd.storage.format.frame import Position
+from kvd.wiring.context import Context
+
+
+class Core(NamedTuple):
+    """The order of writes, and those that hear of them."""
+
+    sync: WorkerThread[Position]
+    log_writer: LogWriter
+    hub: Hub
+    stats: StoreStats
+    listings: ListingCache
+    housekeeping: Housekeeping
+    committer: Committer
+    turns: Turns
+
+
+def core_of(context: Context, status_lines: StatusLines, answers: AnswerParts) -> Core:
+    """Make the order of writes; the first batch, if one is due, comes with the next turn."""
+    config, loop, store, fail = context.config, context.loop, context.store, context.fail
+    sync = WorkerThread[Position](loop, "kvd-sync", store.wal.prepare_next)
+    stats = StoreStats()
+    log_writer = LogWriter(
+        store, sync, loop, thread_only=config.wal_sync == "thread", reads=stats.gets
+    )
+    turns = Turns(loop)
+    hub = Hub(store, loop, answers.watches.deliver_all)
+    listings = ListingCache()
+    housekeeping = Housekeeping(
+        store=store, sync=sync, loop=loop, on_fatal=fail, snapshot_count=config.snapshot_count
+    )
+    responses = answers.write_responses(status_lines, stats)
+    committer = Committer(
+        store=store,
+        hub=hub,
+        observers=(listings,),
+        stats=stats,
+        clock=context.clock,
+        sync=sync,
+        append=log_writer.append,
+        wait=log_writer.wait,
+        loop=loop,
+        on_fatal=fail,
+        on_flush=housekeeping.after_flush,
+        render=responses.render,
+        respond=responses.respond,
+        slow_s=config.slow_request_s,
+        turns=turns,
+    )
+    return Core(sync, log_writer, hub, stats, listings, housekeeping, committer, turns)
