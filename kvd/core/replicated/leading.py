@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import islice
+from typing import Any
 
 from kvd.core.batch.composer import Composer
 from kvd.core.batch.flow import Flow
@@ -56,6 +57,11 @@ class Leading:
     def refuse_writes(self, reason: str) -> None:
         """Refuse what users write, for a reason, as without room on the disk; "" ends that."""
         self._composer.refuse_writes(ApiError(RAFT_INTERNAL, reason.encode()) if reason else None)
+
+    def put_back(self, commands: list[Queued], documents: list[tuple[Any, Replied]]) -> None:
+        """Queue, before all others, what `take_held` has returned; while a batch is due."""
+        self._composer.queue.extendleft(reversed(commands))
+        self._composer.documents.extendleft(reversed(documents))
 
     def tick(self) -> None:
         """Respond to what has waited for too long; to be called several times a second."""
