@@ -59,12 +59,14 @@ OF_FILES = {
     for name, text in {
         "backup": "copy a store, of a running server too",
         "compact": "purge the log behind new snapshots and rebuild the index",
+        "detach": "make the store of a replica one of its own",
         "digest": "print one hash of all keys, values, indexes and events",
         "du": "print what each part takes",
         "dump": "print the records of the log, one JSON object a line",
         "failpoints": "print the names that kvd --failpoint knows",
         "help": "print a page of the manual, or list its topics",
         "repair": "cut off the end of a damaged log; says only what it would do",
+        "replicate-anew": "let a replica make a new log at its next start",
         "restore": "make a new store from a backup or a data directory",
         "verify": "check everything, and say whether a server would start",
     }.items()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kvd.config.config import Config
+from kvd.storage.directory.replica_file import require_alone
 from kvd.storage.failpoints import Faults
 from kvd.storage.format.identity import NewIds
 from kvd.storage.store import Options, Store
@@ -19,7 +20,13 @@ def open_store(
     faults: Faults | None,
     on_sync: Callable[[float], object],
 ) -> Store:
-    """Open or create the store, as the settings say."""
+    """Open or create the store, as the settings say.
+
+    Raises:
+        StorageError: it cannot be used, or is a replica's and is not to be replicated.
+    """
+    if config.replicate is None:
+        require_alone(config.data_dir)
     options = Options(
         segment_bytes_max=config.wal_segment_bytes,
         snapshots_kept=config.snapshots_kept or sys.maxsize,

@@ -26,7 +26,7 @@ _STRAY = frozenset(
         "System Volume Information",
     }
 )
-_OURS = frozenset({"FORMAT", "LOCK", "wal", "snap", "index", "quarantine", "tls"})
+_OURS = frozenset({"FORMAT", "LOCK", "REPLICA", "wal", "snap", "index", "quarantine", "tls"})
 _DIRECTORIES = ("snap", "index", "quarantine", "tls")
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",

@@ -3,6 +3,7 @@
     DATA/          0700
       FORMAT       format/identity.py; the directory is a store once this file is durable, and the
                    log's first frame is written once this file says that the log has begun
+      REPLICA      directory/replica_file.py; only where the store is one of several with one log
       LOCK         locked while the directory is open, as the directory is: directory/locks.py
       wal/         storage/wal/wal.py; a symbolic link where the log has a disk of its own
       snap/        storage/snapshot/directory.py

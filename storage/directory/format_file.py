@@ -54,6 +54,12 @@ def mark_log_begun(path: Path) -> None:
     _write(path, _fields(path / "FORMAT") | {_LOG: "begun"})
 
 
+def write_ids(path: Path, ids: NewIds) -> None:
+    """Give a store other ids in FORMAT; durable on return."""
+    fields = {"cluster_id": f"{ids.cluster_id:016x}", "member_id": f"{ids.member_id:016x}"}
+    _write(path, _fields(path / "FORMAT") | fields)
+
+
 def _new_fields(ids: NewIds) -> dict[str, object]:
     """Return the fields of FORMAT for a new store."""
     now = datetime.fromtimestamp(disk.wall_clock_ns() // 10**9, UTC)

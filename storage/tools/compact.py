@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kvd.storage import disk
 from kvd.storage.directory.data_directory import DataDirectory
+from kvd.storage.directory.replica_file import require_alone
 from kvd.storage.format.names import SPARE_NAME
 from kvd.storage.store import Options, Store
 from kvd.storage.tools.source import format_of
@@ -30,6 +31,7 @@ def compact(path: Path) -> None:
         StorageError: the directory cannot be used or is damaged; nothing is purged then.
         OSError: the disk failed or is full.
     """
+    require_alone(path)  # a term that it logs alone would not be in the log of the others
     format_of(path)  # `open` would make a new store where there is none
     _open(path).close()  # cuts a torn tail and keeps it in quarantine
     # Without reserved space, the last segment cannot take the next frame: that frame begins a new

@@ -5,6 +5,9 @@ import zlib
 
 import pytest
 
+from kvd.storage.directory import replica_file
+from kvd.storage.directory.replica_file import Replica
+from kvd.storage.store import Store
 from tests.support.refusals import (
     ANY_PORT,
     CANNOT_CREATE,
@@ -106,3 +109,13 @@ def test_a_directory_of_etcd_is_refused_and_left_alone(tmp_path):
     assert_refused(ended, str(path), "data directory of etcd")
     assert ended.returncode == CONFIGURATION
     assert [entry.name for entry in path.iterdir()] == ["member"]
+
+
+def test_the_store_of_a_replica_is_not_started_alone(tmp_path):
+    Store.open(tmp_path / "data").close()
+    replica_file.write(tmp_path / "data", Replica("etcd://h1:2379/kvd/prod", 0xC1, joined=True))
+    before = sorted((tmp_path / "data").rglob("*"))
+    ended = run_kvd("--data-dir", str(tmp_path / "data"), *ANY_PORT)
+    assert_refused(ended, "--replicate etcd://h1:2379/kvd/prod", "kvdctl detach")
+    assert ended.returncode == CONFIGURATION
+    assert sorted((tmp_path / "data").rglob("*")) == before

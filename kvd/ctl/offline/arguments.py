@@ -61,6 +61,7 @@ def command_line(runs: Mapping[str, Verb]) -> argparse.ArgumentParser:
 
     _add_checks(add)
     _add_changes(add)
+    _add_replicas(add)
     _add_data(add("compact", "purge the log behind new snapshots and rebuild the index"))
     _add_data(add("du", "print what each part takes"))
     add("failpoints", "print the names that kvd --failpoint knows")
@@ -105,6 +106,19 @@ def _add_changes(add: _Add) -> None:
     )
     _add_data(verb, "BACKUP")
     verb.add_argument("destination", type=Path, metavar="DIR", help="a new directory")
+
+
+def _add_replicas(add: _Add) -> None:
+    verb = add("detach", "make the store of a replica one of its own, with new ids")
+    verb.add_argument(
+        "--keep-cluster-id",
+        action="store_true",
+        help="for clients that refuse another one; no other replica may go on",
+    )
+    _add_data(verb)
+    verb = add("replicate-anew", "let a replica make a new log at its next start")
+    _add_data(verb)
+    verb.add_argument("engine", metavar="URL", help="as for kvd --replicate, with a new prefix")
 
 
 def _add_data(verb: argparse.ArgumentParser, name: str = "DATA") -> None:

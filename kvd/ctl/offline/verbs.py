@@ -25,6 +25,7 @@ from kvd.ctl.offline.arguments import command_line, fail
 from kvd.descriptors import discard_output, open_standard_descriptors
 from kvd.lines import printable
 from kvd.logs import TextFormatter
+from kvd.storage.directory.detach import detach, replicate_again
 from kvd.storage.errors import EX_DATAERR, EX_IOERR, EX_USAGE, StorageError
 from kvd.storage.failpoints import NAMES
 from kvd.storage.format.node import CorruptIndex
@@ -171,6 +172,24 @@ def _du(options: argparse.Namespace) -> int:
     return 0
 
 
+def _detach(options: argparse.Namespace) -> int:
+    ids = detach(options.data, keep_cluster_id=options.keep_cluster_id)
+    _say(f"a store of its own: cluster {ids.cluster_id:x}, member {ids.member_id:x}")
+    return 0
+
+
+def _replicate_again(options: argparse.Namespace) -> int:
+    from kvd.replicas.engines import checked_url  # noqa: PLC0415 -- this verb alone needs it
+
+    try:
+        url = checked_url(options.engine)
+    except ValueError as error:
+        return fail(str(error), EX_USAGE)
+    made = replicate_again(options.data, url)
+    _say(f"the next start with --replicate {made.engine} makes the log there")
+    return 0
+
+
 def _failpoints(_: argparse.Namespace) -> int:
     for name, text in NAMES.items():
         _say(f"{name:<22} {text}")
@@ -201,6 +220,6 @@ VERBS = {
     verb.__name__.lstrip("_"): verb
     for verb in (
         *(_verify, _dump, _digest, _repair, _backup, _restore, _compact, _du, _failpoints),
-        _help,
+        *(_help, _detach),
     )
-}
+} | {"replicate-anew": _replicate_again}
