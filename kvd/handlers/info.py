@@ -10,12 +10,13 @@ from typing import Any, NamedTuple, cast
 
 import tornado.web
 
+from kvd.core.standing import Standing
 from kvd.handlers.authorizer import Authorizer
 from kvd.handlers.long_documents import LongDocuments
 from kvd.http.sending.status_lines import SERVER_HEADER
 from kvd.v2.documents.decision import Replied
 from kvd.v2.documents.entries import EntryCommand
-from kvd.v2.documents.members import Member
+from kvd.v2.documents.members import Member, machines_body, replicas
 from kvd.v2.errors import RouteError
 
 log = logging.getLogger(__name__)
@@ -41,9 +42,17 @@ class HandlerContext(NamedTuple):
     """Returns None where this member does not lead."""
     member: Member
     cluster_id: int
+    standing: Standing
     authorizer: Authorizer
     documents: LongDocuments
     submit_document: Callable[[EntryCommand, Replied], None]
+
+    def members(self) -> Sequence[Member]:
+        """Return all members, by their ids."""
+        view = self.authorizer.accounts.view
+        if self.standing.engine is None:
+            return [self.member.as_changed(view)]
+        return replicas(view, self.member)
 
 
 @tornado.web.stream_request_body
@@ -191,7 +200,7 @@ class Machines(Endpoint):
     def get(self) -> None:
         """Answer the URLs that clients are to use."""
         self.set_header("Content-Type", _TEXT)
-        self.finish(self.context.member.machines_body())
+        self.finish(machines_body(self.context.members()))
 
     def head(self) -> None:
         """Answer as GET, without the body."""

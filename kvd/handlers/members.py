@@ -1,12 +1,19 @@
-"""`/v2/members` and everything below it: one member, and no way to have others."""
+"""`/v2/members` and everything below it: one member, or the replicas of its store.
+
+A server alone has no way to have others. Replicas register themselves; a client may announce one,
+change the peer URLs of one, and remove one for ever.
+"""
 
 from __future__ import annotations
+
+import secrets
 
 import tornado.web
 
 from kvd.handlers.base import AdminHandler
 from kvd.v2.documents import members
-from kvd.v2.documents.members import Member, PutMember, read_id, read_peer_urls
+from kvd.v2.documents.member_commands import AddMember, PutMember, RemoveMember
+from kvd.v2.documents.members import Member, read_id, read_peer_urls
 from kvd.v2.errors import RouteError
 
 
@@ -20,34 +27,62 @@ class Members(AdminHandler):
 
     @property
     def member(self) -> Member:
-        """The one member as it is now."""
+        """The member that this server is, as it is now."""
         return self.context.member.as_changed(self.authorizer.accounts.view)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there are no replicas."""
+        return self.context.standing.engine is None
 
     def get(self, path: str) -> None:
         """Answer the list, or the leader."""
         match path.removeprefix("/"):
             case "":
-                self._json(self.member.list_body())
+                self._json(members.list_body(self.context.members()))
             case "leader":
-                self._json(self.member.body())
+                self._json(self._leader().body())
             case _:
                 raise RouteError(404, "Not found")
 
-    def post(self, _: str) -> None:
-        """Refuse another member."""
-        raise members.refuse_another(self.member, self._peer_urls())
+    async def post(self, _: str) -> None:
+        """Announce a replica; refuse another member of a server alone."""
+        peer_urls = self._peer_urls()
+        if self.is_alone:
+            raise members.refuse_another(self.member, peer_urls)
+        await self.submit_document(AddMember(_new_id(), peer_urls))
 
     async def put(self, path: str) -> None:
-        """Change the peer URLs of the one member."""
+        """Change the peer URLs of a member."""
         member_id = self._id(path)
         command = PutMember(member_id, self._peer_urls())
-        if member_id != self.member.member_id:
+        view = self.authorizer.accounts.view
+        if self.is_alone:
+            is_known = member_id == self.member.member_id
+        else:  # one that was removed has an answer of its own
+            is_known = view.document(members.MEMBER, f"{member_id:x}") is not None
+        if not is_known:
             raise RouteError(404, f"No such member: {member_id:x}")
         await self.submit_document(command)
 
-    def delete(self, path: str) -> None:
-        """Refuse to remove a member."""
-        raise members.refuse_removal(self.member, self._id(path))
+    async def delete(self, path: str) -> None:
+        """Remove a replica; refuse to remove the one member of a server alone."""
+        member_id = self._id(path)
+        if self.is_alone:
+            raise members.refuse_removal(self.member, member_id)
+        await self.submit_document(RemoveMember(member_id))
+
+    def _leader(self) -> Member:
+        """Return the leader.
+
+        Raises:
+            RouteError: 503, there is none.
+        """
+        leader = self.context.standing.leader
+        for member in self.context.members():
+            if leader is not None and member.member_id == leader.member_id:
+                return member
+        raise RouteError(503, "During election")
 
     def _id(self, path: str) -> int:
         text = path.removeprefix("/")
@@ -61,6 +96,10 @@ class Members(AdminHandler):
         body = self.body
         types = self.request.headers.get_list("Content-Type")
         return read_peer_urls(types[0] if types else "", body)
+
+
+def _new_id() -> int:
+    return secrets.randbelow(2**64 - 1) + 1
 
 
 ROUTES = [(r"/v2/members(|/.*)", Members)]

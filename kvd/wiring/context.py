@@ -9,6 +9,7 @@ from typing import NamedTuple
 from kvd.config.config import Config
 from kvd.config.urls import ListenUrl
 from kvd.core.clock import Clock
+from kvd.core.standing import Standing
 from kvd.net.fd_limit import Files
 from kvd.storage.store import Store
 
@@ -30,3 +31,5 @@ class Context(NamedTuple):
     """What the routes of monitoring need."""
     fail: Fail
     """Ends the process."""
+    standing: Standing | None = None
+    """That of a replica; None for a server alone."""

@@ -80,11 +80,18 @@ def router_of(context: Context, core: Core, keys: KeySpace, authorizer: Authoriz
         ttl_s=config.discovery_ttl_s,
         tokens_max=config.discovery_max,
     )
-    application = _application(context, core, authorizer, discovered, advertised)
+    application = _application(context, core, authorizer, discovered)
     reads = keys.extras
     extras = None if reads is None else ExtraRoutes(keys, reads, authorizer, core.committer)
     compresses = config.gzip_min_bytes is not None
     return Router(keys, application, authorizer, browsers, extras, compresses=compresses)
+
+
+def own_member(context: Context) -> Member:
+    """Return the member that the server is, as its settings say."""
+    config = context.config
+    urls = _advertised(config, context.listening)
+    return Member(config.name, context.store.identity.member_id, urls, config.peer_urls)
 
 
 def _advertised(config: Config, listening: Sequence[ListenUrl]) -> tuple[str, ...]:
@@ -98,16 +105,16 @@ def _application(
     core: Core,
     authorizer: Authorizer,
     discovered: Discovery,
-    advertised: tuple[str, ...],
 ) -> tornado.web.Application:
     config, store, clock = context.config, context.store, context.clock
     identity, offset_ns = store.identity, store.applied.clock_offset_ns
     started_ns = clock.now_ns() + offset_ns
+    standing = context.standing or Alone(identity.member_id, started_ns)
     self_stats = SelfStats(
         name=config.name,
         member_id=identity.member_id,
         started_ns=started_ns,
-        standing=Alone(identity.member_id, started_ns),
+        standing=standing,
     )
     return make_application(
         _routes(config),
@@ -115,8 +122,9 @@ def _application(
             store_stats=lambda: core.stats.body(core.hub.count),
             self_stats=lambda: self_stats.self_body(clock.now_ns() + offset_ns),
             leader_stats=self_stats.leader_body,
-            member=Member(config.name, identity.member_id, advertised, config.peer_urls),
+            member=own_member(context),
             cluster_id=identity.cluster_id,
+            standing=standing,
             authorizer=authorizer,
             documents=LongDocuments(store),
             submit_document=core.committer.submit_document,

@@ -16,6 +16,9 @@ class People:
     def document(self, what: str, name: str) -> Document | None:
         return self.rows.get((what, name))
 
+    def documents(self, what: str) -> list[Document]:
+        return list(self.each_document(what))
+
     def each_document(self, what: str) -> Iterator[Document]:
         return (document for document in self.rows.values() if document.what == what)
 

@@ -20,6 +20,9 @@ class Documents(Protocol):
     def document(self, what: str, name: str) -> Document | None:
         """Return the document of a name, or None."""
 
+    def documents(self, what: str) -> list[Document]:
+        """Return all documents of one sort; for sorts of which there are few."""
+
 
 class AllDocuments(Documents, Protocol):
     """The state that a list is made of."""

@@ -8,17 +8,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kvd.v2.documents import auth_commands, members
+from kvd.v2.documents import auth_commands, member_commands
 from kvd.v2.documents.auth_commands import DeleteRole, DeleteUser, PutRole, PutUser, Switch
 from kvd.v2.documents.auth_json import Permissions, Role
 from kvd.v2.documents.decision import Decision, Documents
-from kvd.v2.documents.members import PutMember
+from kvd.v2.documents.member_commands import (
+    AddMember,
+    PublishMember,
+    PutMember,
+    RemoveMember,
+)
 
-EntryCommand = auth_commands.Command | PutMember
+EntryCommand = auth_commands.Command | member_commands.Command
 
 _DECIDE: dict[type, Callable[[Documents, Any], Decision]] = {
     **dict.fromkeys((PutUser, DeleteUser, PutRole, DeleteRole, Switch), auth_commands.decide),
-    PutMember: members.decide,
+    **dict.fromkeys((PutMember, PublishMember, AddMember, RemoveMember), member_commands.decide),
 }
 # The numbers are part of what members send each other.
 _NUMBERS: dict[type, int] = {
@@ -28,6 +33,9 @@ _NUMBERS: dict[type, int] = {
     DeleteRole: 4,
     Switch: 5,
     PutMember: 6,
+    PublishMember: 7,
+    AddMember: 8,
+    RemoveMember: 9,
 }
 _TYPES = {number: command for command, number in _NUMBERS.items()}
 

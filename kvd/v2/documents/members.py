@@ -1,9 +1,14 @@
-"""The one member: what `/v2/members`, `/v2/machines` and `/v2/stats` say of it, and may change.
+"""Members: what `/v2/members`, `/v2/machines` and `/v2/stats` say of them.
 
-    document  "member"   by the id in hexadecimal: {"peerURLs"}, once they were changed
+    document  "member"   by the id in hexadecimal, one of
+        {"peerURLs"}                       of a server alone, once a client has changed them
+        {"name","peerURLs","clientURLs"}   of a replica, by its own word; with an empty name, of one
+                                           that a client has announced
+        {"removed":true}                   of one that was removed, for ever
 
 A cluster of one that took a second member would, in etcd, lose its quorum until that member is
-there. There are no others here, so another one is refused instead, and so is removing the only one.
+there. A server alone has no others, so another one is refused instead, and so is removing the only
+one. Commands that change members: member_commands.py.
 """
 
 from __future__ import annotations
@@ -12,13 +17,15 @@ from collections.abc import Sequence
 from hashlib import sha1
 from typing import NamedTuple
 
-from kvd.storage.format.records import Document, Kind
+from kvd.storage.format.records import Document
 from kvd.v2 import go_json
-from kvd.v2.documents.decision import Decision, Documents, Reply
+from kvd.v2.documents.decision import Documents
 from kvd.v2.documents.peer_urls import read_urls
 from kvd.v2.errors import RouteError
 
-_MEMBER = "member"
+MEMBER = "member"
+"""The sort of their documents."""
+REMOVED = go_json.encode({"removed": True})
 _ID_MAX = (1 << 64) - 1
 _HEX = frozenset("0123456789abcdefABCDEF")
 _TYPE = 'struct { PeerURLs []string "json:\\"peerURLs\\"" }'
@@ -26,7 +33,7 @@ _TYPE = 'struct { PeerURLs []string "json:\\"peerURLs\\"" }'
 
 
 class Member(NamedTuple):
-    """This server as a member of a cluster of one; ids are shown in hexadecimal."""
+    """A member of the cluster; ids are shown in hexadecimal."""
 
     name: str
     member_id: int
@@ -40,24 +47,23 @@ class Member(NamedTuple):
 
     def as_changed(self, state: Documents) -> Member:
         """Return the member with the peer URLs that a client has set, if any."""
-        document = state.document(_MEMBER, self.shown_id)
-        if document is None or document.content is None:
+        document = state.document(MEMBER, self.shown_id)
+        if document is None or document.content is None or document.content == REMOVED:
             return self
         return self._replace(peer_urls=tuple(_peer_urls(document.content)))
 
+    def content(self) -> bytes:
+        """Return the document of a replica."""
+        fields = self.fields()
+        del fields["id"]
+        return go_json.encode(fields)
+
     def body(self) -> bytes:
         """Return the member as JSON."""
-        return go_json.encode(self._fields_shown()) + b"\n"
+        return go_json.encode(self.fields()) + b"\n"
 
-    def list_body(self) -> bytes:
-        """Return the list of all members as JSON."""
-        return go_json.encode({"members": [self._fields_shown()]}) + b"\n"
-
-    def machines_body(self) -> bytes:
-        """Return the client URLs as `/v2/machines` lists them."""
-        return ", ".join(sorted(self.client_urls)).encode()
-
-    def _fields_shown(self) -> dict[str, go_json.Value]:
+    def fields(self) -> dict[str, go_json.Value]:
+        """Return what is shown of it."""
         return {
             "id": self.shown_id,
             "name": self.name,
@@ -66,11 +72,55 @@ class Member(NamedTuple):
         }
 
 
-class PutMember(NamedTuple):
-    """Change the URLs of a member."""
+def list_body(members: Sequence[Member]) -> bytes:
+    """Return a list of members as JSON."""
+    return go_json.encode({"members": [member.fields() for member in members]}) + b"\n"
 
-    member_id: int
-    peer_urls: tuple[str, ...]
+
+def machines_body(members: Sequence[Member]) -> bytes:
+    """Return the client URLs as `/v2/machines` lists them."""
+    return ", ".join(sorted(url for member in members for url in member.client_urls)).encode()
+
+
+def registered(state: Documents) -> list[Member]:
+    """Return the members that have documents and were not removed, by their ids."""
+    found = [_stored(document) for document in state.documents(MEMBER)]
+    return sorted((one for one in found if one is not None), key=lambda one: one.member_id)
+
+
+def replicas(state: Documents, own: Member) -> list[Member]:
+    """Return all replicas by their ids: those registered, and this one in any case."""
+    found = registered(state)
+    if not is_replica(state, own.member_id):
+        found = [one for one in found if one.member_id != own.member_id] + [own.as_changed(state)]
+    return sorted(found, key=lambda one: one.member_id)
+
+
+def is_removed(state: Documents, member_id: int) -> bool:
+    """Return whether a member was removed."""
+    document = state.document(MEMBER, f"{member_id:x}")
+    return document is not None and document.content == REMOVED
+
+
+def is_replica(state: Documents, member_id: int) -> bool:
+    """Return whether a member is one of several, announced or registered."""
+    document = state.document(MEMBER, f"{member_id:x}")
+    return document is not None and (document.content or b"").startswith(b'{"name":')
+
+
+def _stored(document: Document) -> Member | None:
+    """Return the member of a document; None if it was removed."""
+    if document.content is None or document.content == REMOVED:
+        return None
+    names = ("name", "peerURLs", "clientURLs")
+    found = dict(go_json.fields(go_json.decode(document.content), names))
+    peers, clients = (_texts(found.get(name)) for name in names[1:])
+    name = go_json.text_of(found.get("name"))
+    return Member(name, int(document.name, 16), clients, peers)
+
+
+def _texts(field: go_json.Value) -> tuple[str, ...]:
+    return tuple(map(go_json.text_of, field)) if isinstance(field, list) else ()
 
 
 def read_id(text: str) -> int:
@@ -100,13 +150,6 @@ def read_peer_urls(content_type: str, body: bytes) -> tuple[str, ...]:
         return read_urls(_peer_urls(body))
     except go_json.Malformed as error:
         raise RouteError(400, str(error)) from None
-
-
-def decide(_state: Documents, command: PutMember) -> Decision:
-    """Return what a change of a member comes to, which exists."""
-    content = go_json.encode({"peerURLs": command.peer_urls})
-    document = Document(Kind.MEMBER, _MEMBER, f"{command.member_id:x}", content)
-    return Decision([document], Reply(204))
 
 
 def refuse_another(member: Member, peer_urls: Sequence[str]) -> RouteError:

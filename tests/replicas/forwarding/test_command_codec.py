@@ -15,7 +15,7 @@ from kvd.replicas.forwarding.command_codec import (
 from kvd.v2.commands import CompareAndSwap, Condition, Create, Delete, Set, Transaction
 from kvd.v2.documents.auth_commands import DeleteRole, PutRole, PutUser, Switch
 from kvd.v2.documents.auth_json import Permissions, Role
-from kvd.v2.documents.members import PutMember
+from kvd.v2.documents.member_commands import PutMember
 from kvd.v2.errors import TABLE, ApiError, RouteError
 from tests.support.stores import random_command
 

@@ -8,7 +8,12 @@ from kvd.v2.documents.auth_commands import DeleteRole, DeleteUser, PutRole, PutU
 from kvd.v2.documents.auth_json import Permissions, Role
 from kvd.v2.documents.decision import Reply
 from kvd.v2.documents.entries import decide_entries, from_plain, plain
-from kvd.v2.documents.members import PutMember
+from kvd.v2.documents.member_commands import (
+    AddMember,
+    PublishMember,
+    PutMember,
+    RemoveMember,
+)
 from tests.support.auth_state import People
 
 COMMANDS = [
@@ -22,6 +27,9 @@ COMMANDS = [
     Switch(on=True),
     Switch(on=False),
     PutMember(2**64 - 1, ("http://a:1", "http://b:2")),
+    PublishMember(1, "h1", ("http://h1:2380",), ("http://h1:2379", "http://h1:4001")),
+    AddMember(2**64 - 1, ("http://h2:2380",)),
+    RemoveMember(7),
 ]
 
 
@@ -32,7 +40,7 @@ def test_a_command_comes_back_from_what_members_send(command):
     assert type(received) is type(command)
 
 
-@pytest.mark.parametrize("item", [None, 1, [], [0], [7, 1], [1], [3, 1], [3, ["r", 1]], [5, 1, 2]])
+@pytest.mark.parametrize("item", [None, 1, [], [0], [10, 1], [1], [3, 1], [3, ["r", 1]], [5, 1, 2]])
 def test_what_is_no_command_is_refused(item):
     with pytest.raises(ValueError, match=r"^no command: "):
         from_plain(item)
