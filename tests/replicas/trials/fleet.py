@@ -1,0 +1,133 @@
+"""Three servers with one store, and the three members of the etcd that orders its writes."""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from tests.replicas.trials.network import Network, Place
+from tests.replicas.trials.processes import Process, etcds, kvds
+from tests.replicas.trials.talk import NoResponse, NotSent, Response, Talk
+
+PATIENCE_S = 90.0
+_LOOK_S = 0.05
+_WITHIN_S = 2.0
+
+
+class Fleet:
+    """The processes of a trial.
+
+    Attributes:
+        servers: What clients talk to.
+        engines: The members of the etcd; the servers themselves if these are etcd.
+        outside: Where the clients are.
+    """
+
+    def __init__(self, kind: str, root: Path, network: Network) -> None:
+        self.is_etcd = kind == "etcd"
+        self.can_cut = network.is_apart
+        self.outside = network.outside
+        places = [network.place(number) for number in (1, 2, 3)]
+        self.engines = etcds(places, root, "etcd")
+        if self.is_etcd:
+            self.servers = self.engines
+        else:
+            further = [network.place(number) for number in (11, 12, 13)]
+            self.servers = kvds(further, self.engines, root)
+
+    @property
+    def processes(self) -> list[Process]:
+        return self.engines if self.is_etcd else [*self.engines, *self.servers]
+
+    @property
+    def indexes_of_its_own(self) -> int:
+        """How many indexes the servers may have taken for themselves.
+
+        A member of an etcd publishes its URLs at each start, again if it hears nothing for long,
+        and the first ones the version of the cluster.
+        """
+        return 3 * sum(one.starts for one in self.servers) + 10 if self.is_etcd else 0
+
+    async def start(self) -> None:
+        for engine in self.engines:
+            engine.start()
+        await self._all_serve(self.engines)
+        for server in self.servers:
+            server.start()
+        await self.wait_until_healthy()
+
+    async def heal(self) -> None:
+        """Undo what any fault has done."""
+        self.outside.heal()
+        for process in self.processes:
+            process.place.heal()
+            process.thaw()
+            process.start()
+
+    async def wait_until_healthy(self) -> None:
+        """Wait until every process serves linearizable reads."""
+        await self._all_serve(self.engines)
+        if not self.is_etcd:
+            await self._all_serve(self.servers)
+
+    def stop(self) -> None:
+        for process in self.processes:
+            process.thaw()
+            process.kill()
+
+    async def leader(self) -> int:
+        """Return the number of the server that decides writes."""
+        return await self._leading(self.servers)
+
+    async def engine_leader(self) -> int:
+        """Return the number of the member of etcd that leads."""
+        return await self._leading(self.engines)
+
+    def others(self, number: int) -> list[Process]:
+        """Return all processes that are not on the machine of a server."""
+        near = {self.servers[number], self.engines[number]}
+        return [process for process in self.processes if process not in near]
+
+    def machine(self, number: int) -> list[Process]:
+        """Return the processes on the machine of a server."""
+        return list(dict.fromkeys((self.servers[number], self.engines[number])))
+
+    async def _all_serve(self, processes: Iterable[Process]) -> None:
+        for process in processes:
+            ends = time.monotonic() + PATIENCE_S
+            while not (response := await ask(process, "/v2/keys/?quorum=true")):
+                assert process.is_running, f"{process.name} has ended: {tail(process)}"
+                assert time.monotonic() < ends, f"{process.name} does not serve: {tail(process)}"
+                await asyncio.sleep(_LOOK_S)
+            assert response.status == 200, f"{process.name}: {response}"
+
+    async def _leading(self, processes: list[Process]) -> int:
+        ends = time.monotonic() + PATIENCE_S
+        while time.monotonic() < ends:
+            for number, process in enumerate(processes):
+                seen = await ask(process, "/v2/stats/self")
+                if seen and seen.body.get("state") == "StateLeader":
+                    return number
+            await asyncio.sleep(_LOOK_S)
+        raise AssertionError("there is no leader")
+
+
+async def ask(process: Process, target: str) -> Response | None:
+    """Return the response to a read, None if there is none or it is an error of the server's."""
+    talk = Talk(process.client)
+    try:
+        response = await talk.request("GET", target, within_s=_WITHIN_S)
+    except (NotSent, NoResponse):
+        return None
+    finally:
+        talk.close()
+    return response if response.status < 500 else None
+
+
+def tail(process: Process) -> str:
+    """Return the last lines of a log."""
+    return "\n".join(process.log.read_text(errors="replace").splitlines()[-5:])
+
+
+def places(processes: Iterable[Process]) -> list[Place]:
+    return [process.place for process in processes]
