@@ -59,13 +59,25 @@ class Upkeep:
         *,
         leads: Callable[[], bool],
         on_room: Callable[[str], None],
+        is_removed: Callable[[int], bool],
     ) -> None:
-        """`on_room` gets the reason why users' writes are to be refused, and "" when that ends."""
+        """Begin with `run`.
+
+        Args:
+            engine: where reports and the log are.
+            replica: the id of this one.
+            describe: the report of the moment.
+            leads: whether this one is the leader.
+            on_room: gets the reason why users' writes are to be refused, and "" when that ends.
+            is_removed: whether a replica is one no more, by the last state; the leader removes
+                its report, so that it counts no longer.
+        """
         self._engine = engine
         self._replica = replica
         self._describe = describe
         self._leads = leads
         self._on_room = on_room
+        self._is_removed = is_removed
         self._reports: dict[int, Seen] = {}
         self._appended = TRIM_BYTES  # the first trim tells what an earlier leader has left
         self._below = 0
@@ -101,8 +113,8 @@ class Upkeep:
             if now >= looks:
                 looks = now + ROOM_S
                 self._take_room(await self._engine.room())
-            if self._leads() and self._appended >= TRIM_BYTES:
-                await self._trim()
+            if self._leads():
+                await self._lead()
             await asyncio.sleep(REPORT_S)
 
     async def _report(self) -> None:
@@ -122,6 +134,13 @@ class Upkeep:
             else:
                 reports[replica] = known if known.report == report else Seen(report, now)
         self._reports = reports
+
+    async def _lead(self) -> None:
+        for replica in [replica for replica in self._reports if self._is_removed(replica)]:
+            await self._engine.forget(replica)
+            del self._reports[replica]
+        if self._appended >= TRIM_BYTES:
+            await self._trim()
 
     async def _trim(self) -> None:
         """Remove from the engine what the replicas have on their disks."""

@@ -24,6 +24,7 @@ class Place:
         self.durable = [FRAMES] * 3
         self.refusals = []
         self.leading = 0
+        self.removed = set()
         self.upkeeps = [self._upkeep(number) for number in range(3)]
 
     def _upkeep(self, number):
@@ -33,6 +34,7 @@ class Place:
             lambda: self._report(number),
             leads=lambda: self.leading == number,
             on_room=self.refusals.append if number == 0 else lambda _: None,
+            is_removed=self.removed.__contains__,
         )
 
     def _report(self, number):
@@ -140,6 +142,20 @@ async def test_a_replica_without_a_store_neither_holds_up_nor_counts(place):
         place.durable = [2000, 1800, None]
         await asyncio.sleep(5)
         assert place.first == 1800 - KEPT_FRAMES
+
+
+@simulated
+async def test_a_removed_replica_counts_no_longer(place):
+    async with running(place, 1, 2):
+        await asyncio.sleep(1)
+    await asyncio.sleep(20)
+    async with running(place, 0):
+        await asyncio.sleep(5)
+        assert place.first == 1
+        place.removed.update({2, 3})
+        await asyncio.sleep(5)
+        assert place.first == FRAMES - KEPT_FRAMES
+        assert sorted(place.log.reports) == [1]
 
 
 @simulated
