@@ -92,7 +92,7 @@ class PostgresPlace(ServerPlace):
     def make(self, port: int) -> PostgresLog:
         place = f"{DATABASE}?schema=test_{self._number}"
         url = postgres_url.parse(f"postgres://127.0.0.1:{port}/{place}")
-        return PostgresLog(url, Access(USER))
+        return PostgresLog(url, Access(USER), lease_s=600)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """A PostgreSQL of this machine, with a directory of its own."""
 
+import contextlib
 import os
 import pwd
 import re
@@ -80,6 +81,15 @@ class Postgres:
         )
         return self
 
+    def own(self, path: Path, name: str) -> Path:
+        """A copy of a file that the server may read, and nothing else may."""
+        copy = Path(self._parent) / name
+        shutil.copy(path, copy)
+        copy.chmod(0o600)
+        if self._as_user:
+            os.chown(copy, self._as_user["user"], self._as_user["group"])
+        return copy
+
     def start(self, *, wait: bool = True) -> "Postgres":
         (self.directory / "postgresql.auto.conf").open("a").close()
         lines = "\n".join((*self.settings, f"port = {self.port}"))
@@ -102,11 +112,12 @@ class Postgres:
         """Wait until it accepts connections."""
         deadline = time.monotonic() + PATIENCE_S
         pid_file = self.directory / "postmaster.pid"
+        assert self._process is not None
         while True:
-            lines = pid_file.read_text().splitlines() if pid_file.exists() else []
-            if len(lines) > 7 and lines[7].strip() in ("ready", "standby"):
+            lines = pid_file.read_text().split() if pid_file.exists() else []
+            # One of a server that was killed may be left.
+            if lines[:1] == [str(self._process.pid)] and lines[-1] in ("ready", "standby"):
                 return
-            assert self._process is not None
             assert self._process.poll() is None, self.log
             assert time.monotonic() < deadline, "PostgreSQL does not start"
             time.sleep(0.01)
@@ -115,25 +126,31 @@ class Postgres:
     def log(self) -> str:
         return (Path(self._parent) / "log").read_text()
 
-    def send(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> list[int]:
         """To the server and all its processes, each of which leads a group of its own."""
         assert self._process is not None
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
-        for pid in (self._process.pid, *map(int, children.split())):
-            os.kill(pid, number)
+        pid = self._process.pid
+        os.kill(pid, number)  # first: it begins no further ones
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for child in map(int, children):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, number)
+        return [int(child) for child in children]
 
     def stop(self, number: signal.Signals = signal.SIGQUIT) -> None:
-        """At once, as SIGQUIT does; SIGINT is the orderly way, SIGKILL that of the kernel."""
-        process, self._process = self._process, None
+        """At once, as by SIGQUIT; or as by SIGKILL to all its processes."""
+        process = self._process
         if process is None:
             return
-        if number == signal.SIGKILL:
-            self._process = process
-            self.send(signal.SIGKILL)
-            self._process = None
-        else:
-            process.send_signal(number)
+        children = self.send(signal.SIGSTOP)
+        for pid in (process.pid, *children):
+            os.kill(pid, number if number == signal.SIGKILL else signal.SIGCONT)
+        process.send_signal(number)
         process.wait(PATIENCE_S)
+        self._process = None
+        # Another one starts when all have let go of the memory that they shared.
+        while any(map(_is_alive, children)):
+            time.sleep(0.005)
 
     def promote(self) -> None:
         self.program("pg_ctl", "promote", "-D", str(self.directory))
@@ -153,3 +170,10 @@ class Postgres:
     def remove(self) -> None:
         self.stop()
         shutil.rmtree(self._parent)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

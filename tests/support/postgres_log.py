@@ -59,7 +59,8 @@ class Place:
 
     def engine(self, access=None, **options):
         url = parse(f"postgres://127.0.0.1:{self.server.port}/{DATABASE}?schema={self.schema}")
-        engine = PostgresLog(url, access or Access(USER), **options)
+        # No lease ends while a machine is busy, but where a test wants it.
+        engine = PostgresLog(url, access or Access(USER), **{"lease_s": 600, **options})
         self._ends.push_async_callback(engine.close)
         return engine
 
