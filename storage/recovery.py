@@ -8,10 +8,11 @@
    frame, and the whole log behind it, which is applied while it is read; a snapshot that proves
    damaged is set aside.
 5. Refuse a torn tail behind a clean stop.
-6. Put the draft in the place of the index, and mark the index as in use.
-7. Apply to an index of step 3 what step 3 has read.
-8. Begin the log: cut a torn tail, which goes to `quarantine/`.
-9. Have FORMAT say that there is a log.
+6. Remove what stands before a snapshot that was installed in its place (tools/install.py).
+7. Put the draft in the place of the index, and mark the index as in use.
+8. Apply to an index of step 3 what step 3 has read.
+9. Begin the log: cut a torn tail, which goes to `quarantine/`.
+10. Have FORMAT say that there is a log.
 
 Up to step 5 nothing is changed but an index that nothing vouches for, and snapshots that are
 damaged. An index that proves damaged on the way is built again, from step 1.
@@ -28,7 +29,7 @@ from kvd.storage.directory.data_directory import DataDirectory
 from kvd.storage.errors import CorruptLog, CorruptSnapshot
 from kvd.storage.evidence import Evidence, gather, left_behind, objection, require_log
 from kvd.storage.failpoints import Faults
-from kvd.storage.format.frame import START, Position
+from kvd.storage.format.frame import PAGE_SIZE, START, Position
 from kvd.storage.index.environment import Index
 from kvd.storage.index.errors import BROKEN
 from kvd.storage.index.integrity import durable
@@ -89,6 +90,7 @@ def _recover(
         _check_end(wal, stopped_cleanly=evidence.mark == CLEAN_STOP)
         faults.reach("startAfterScan")
         if reused is None:
+            _drop_replaced(directory, wal, read_from)
             index = index.replace(directory.index)
         index.mark_running()
         durable.forget(index.env)
@@ -113,6 +115,19 @@ def _note_log(directory: DataDirectory, wal: Wal) -> None:
         except OSError as error:
             if error.errno not in disk.REFUSALS:
                 raise
+
+
+def _drop_replaced(directory: DataDirectory, wal: Wal, base: Position) -> None:
+    """Remove the log and the snapshots before a snapshot that does not go on from them.
+
+    Of one that was taken here the last frame stands in front of where the log goes on. One that was
+    installed goes on at the beginning of a segment; a store that was restored has nothing else.
+    """
+    if base.seq and base.offset == PAGE_SIZE:
+        for path in snapshot.available(directory.snap)[1:]:
+            disk.remove(path)
+        disk.sync_directory(directory.snap)
+        wal.purge(base.seq + 1)
 
 
 def _reuse(
@@ -172,7 +187,7 @@ def _build(
     if evidence.mark is None:
         discard(directory.index, own_uuid)
     while True:
-        newest, base = _newest_snapshot(directory, wal)
+        newest, base = newest_snapshot(directory, wal)
         draft = Index.create(directory.path / _DRAFT, own_uuid, faults)
         try:
             load(draft, newest)
@@ -207,7 +222,7 @@ def _check_end(wal: Wal, *, stopped_cleanly: bool) -> None:
         )
 
 
-def _newest_snapshot(directory: DataDirectory, wal: Wal) -> tuple[Path | None, Position | None]:
+def newest_snapshot(directory: DataDirectory, wal: Wal) -> tuple[Path | None, Position | None]:
     """Return the newest snapshot and where the log goes on behind it, or twice None.
 
     Its rows have not been looked at.

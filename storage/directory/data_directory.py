@@ -66,6 +66,7 @@ class DataDirectory:
         new_ids: NewIds | None = None,
         must_exist: bool = False,
         wal_dir: Path | None = None,
+        keep: Path | None = None,
     ) -> Self:
         """Lock a data directory, or make a new one where there is none.
 
@@ -76,6 +77,7 @@ class DataDirectory:
             new_ids: the ids of a new store; random ones if missing.
             must_exist: do not make a new store.
             wal_dir: the directory of the log, if it is not the subdirectory `wal`.
+            keep: unfinished work that is not to be removed.
 
         Raises:
             DirectoryLocked: another process has it.
@@ -86,7 +88,7 @@ class DataDirectory:
             if not (path / "FORMAT").exists():
                 refuse_to_make(path, must_exist=must_exist)
             with ExitStack() as undo:
-                directory = cls._open(path, new_ids, wal_dir, undo)
+                directory = cls._open(path, new_ids, wal_dir, keep, undo)
                 undo.pop_all()
                 return directory
         except OSError as error:
@@ -95,7 +97,12 @@ class DataDirectory:
 
     @classmethod
     def _open(
-        cls, path: Path, new_ids: NewIds | None, wal_dir: Path | None, undo: ExitStack
+        cls,
+        path: Path,
+        new_ids: NewIds | None,
+        wal_dir: Path | None,
+        keep: Path | None,
+        undo: ExitStack,
     ) -> Self:
         make_directory(path, undo)
         claim.require_plain(path)
@@ -107,7 +114,7 @@ class DataDirectory:
             _enter(path, locks, wal_dir)
         else:
             initialise(path, locks, new_ids, wal_dir, undo)
-        _remove_unfinished(path)
+        _remove_unfinished(path, keep)
         return cls(path, locks, read_format(path), created=not is_store)
 
     def begin_log(self) -> None:
@@ -215,12 +222,12 @@ def require_subdirectories(path: Path) -> None:
             _require_no_file(path, name)
 
 
-def _remove_unfinished(path: Path) -> None:
+def _remove_unfinished(path: Path, keep: Path | None) -> None:
     for directory in (path, *(path / name for name in SUBDIRECTORIES)):
         # The log's directory may be the root of a disk, with files of others.
         suffix = ".wal.tmp" if directory.name == "wal" else ".tmp"
         for entry in entries(directory):
-            if not entry.name.endswith(suffix):
+            if not entry.name.endswith(suffix) or entry == keep:
                 continue
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)  # an index

@@ -44,6 +44,7 @@ __all__ = [
     "convert",
     "decode_header",
     "encode_header",
+    "index_of",
     "install",
     "named",
     "own_header",
@@ -152,6 +153,11 @@ def name_of(header: Header) -> str:
 def seq_of(path: Path) -> int:
     """Return the last frame that a snapshot covers, from its name; durable before the snapshot."""
     return int(path.name[17:33], 16)
+
+
+def index_of(path: Path) -> int:
+    """Return the etcd index of a snapshot, from its name."""
+    return int(path.name[:16], 16)
 
 
 def install(temporary: Path, directory: Path, header: Header) -> Path:
