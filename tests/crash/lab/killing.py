@@ -170,7 +170,10 @@ def check_directory(data: Path, ops: list[Request]) -> None:
     if found.refusal:
         raise Violation(f"recovery refuses: {found.refusal}")
     Ledger().settle(ops, list(found.facts), found.files)
-    if recover(data, rebuild_index=True)[:3] != found[:3]:
+    rebuilt = recover(data, rebuild_index=True)
+    if rebuilt.refusal:
+        raise Violation(f"the index cannot be rebuilt: {rebuilt.refusal}")
+    if rebuilt[:3] != found[:3]:
         raise Violation("the index and what is rebuilt from the log are not the same")
 
 
