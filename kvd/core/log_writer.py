@@ -118,12 +118,12 @@ class LogWriter:
         """Wait for the sync that `append` has begun, as far as that is worth it."""
         kernel = self._kernel
         assert kernel is not None
-        code = None
         if self._counts != self._counts_before:
             self._counts_before = [*self._counts]
             code = kernel.wait(briefly=True)
         elif self._unwaited:
             self._unwaited -= 1
+            code = None
         elif (code := kernel.wait()) is None:
             self._vain = min(self._vain + 1, _VAIN_MAX)
             self._unwaited = (1 << self._vain) - 1

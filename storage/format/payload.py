@@ -39,7 +39,8 @@ SHA256_RECORD_BYTES = 4 << 10
 hashed in less time than the difference is worth, and is read by older versions, too."""
 _VERSIONS = (VERSION, VERSION_SHA256)
 _new = tuple.__new__
-_SHORT_BYTES = 16 << 10
+# A longer payload has a byte here.
+_SHORT_BYTES, _SHORT_END = 16 << 10, (16 << 10) + 1
 CHAIN_START = bytes(8)
 # The items of a payload before its records, and the head of these: it is an array of nine items or
 # ten, and what begins integers of 64 bits, eight bytes, and an array with a length of 32 bits.
@@ -88,13 +89,13 @@ def encode_payload(  # noqa: PLR0917 -- the fields, in their order
 
     `with_sha256` allows version 2, where the records are large.
     """
-    version = VERSION
-    if with_sha256 and sum(map(len, records)) >= SHA256_RECORD_BYTES * (len(records) or 1):
+    version, count = VERSION, len(records)
+    if with_sha256 and sum(map(len, records)) >= SHA256_RECORD_BYTES * (count or 1):
         version = VERSION_SHA256
     head = _pack_payload(
         _TEN if clock_offset_ns else _NINE, version,
         _U64, term, _U64, seq, _EIGHT_BYTES, prev_chain, _U64, pos,
-        _U64, first_index, _U64, time_ns, _U64, writer, _ARRAY, len(records),
+        _U64, first_index, _U64, time_ns, _U64, writer, _ARRAY, count,
     )  # fmt: skip
     if not clock_offset_ns:
         return b"".join((head, *records))
@@ -148,7 +149,7 @@ def next_chain(prev_chain: bytes, payload: bytes) -> bytes:
         wide = sha256(prev_chain)
         wide.update(payload)
         return wide.digest()[:8]
-    if payload[_SHORT_BYTES : _SHORT_BYTES + 1]:
+    if payload[_SHORT_BYTES:_SHORT_END]:
         hashed = blake2b(prev_chain, digest_size=8)
         hashed.update(payload)
         return hashed.digest()

@@ -238,7 +238,7 @@ class State(View):
         done = seq, chain, pos, term, index, time_ns, next_dir_id, limit, oldest, position, offset
         self.applied = _new(Applied, done)
         late.size = size = late.size + pending.size + pending.replaced
-        if pos >= self._flush_pos or size >= FLUSH_BYTES or len(late.dirty) >= FLUSH_NODES:
+        if pos >= self._flush_pos or size >= FLUSH_BYTES:
             self.wants_flush = True
             self.is_heavy = size >= HEAVY_BYTES or len(late.dirty) >= HEAVY_NODES
 
@@ -252,6 +252,9 @@ class State(View):
         self.directories.update(pending.directories)
         if len(self.directories) > CACHED_PATHS_MAX:
             forget_directories(self.directories)
+        # Only batches that make directories change more nodes than they have records.
+        if len(late.dirty) >= FLUSH_NODES:
+            self.wants_flush, self.is_heavy = True, len(late.dirty) >= HEAVY_NODES
         late.changed_documents.update(pending.changed_documents)
         if pending.new_bytes_max is not None:
             late.new_bytes_max = self._history_bytes_max = pending.new_bytes_max
@@ -313,17 +316,11 @@ class State(View):
             self.refused = refused
 
     def _write(self, free: int) -> Written:
-        return self.writer.write(
-            Committed(
-                self.unflushed,
-                self.nodes,
-                self.applied,
-                self.stored,
-                self._history_bytes_max,
-                self.has_garbage,
-            ),
-            free,
+        committed = Committed(
+            *(self.unflushed, self.nodes, self.applied, self.stored),
+            *(self._history_bytes_max, self.has_garbage),
         )
+        return self.writer.write(committed, free)
 
     def _take(self, written: Written) -> None:
         self.refused = None

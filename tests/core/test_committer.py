@@ -88,6 +88,27 @@ async def test_what_comes_during_a_sync_is_one_batch(tmp_path, monkeypatch):
 
 
 @on_a_loop
+async def test_commands_that_keep_coming_are_one_batch(tmp_path):
+    async with started(tmp_path / "data") as engine:
+        await engine.run(*(Set(b"/%d" % i, b"") for i in range(8)))
+        before, futures = engine.commits, []
+        for i in range(8):  # each client sends its next command once it has its response
+            futures += engine.submit(Set(b"/%d" % i, b""))
+            await turns(1)
+        await asyncio.gather(*futures)
+        assert engine.commits == before + 1
+
+
+@on_a_loop
+async def test_a_command_does_not_wait_for_others_that_do_not_come(tmp_path):
+    async with started(tmp_path / "data") as engine:
+        await engine.run(*(Set(b"/%d" % i, b"") for i in range(8)))
+        engine.submit(Set(b"/a", b""))
+        await turns(2)
+        assert engine.logged[-1].count(b"/a") == 1
+
+
+@on_a_loop
 async def test_a_batch_that_changes_nothing_asks_nothing_of_the_disk(tmp_path, monkeypatch):
     async with started(tmp_path / "data") as engine:
         before = engine.store.applied

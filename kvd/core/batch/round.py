@@ -51,7 +51,7 @@ class Round:
         taken: The queued commands that it holds, in their order, where they may have to go back.
         taken_documents: The same of changes of documents.
         is_followed: Whether another member has decided it.
-        rendered: What a `Render` has prepared for the `Respond` that goes with it.
+        rendered: What a `Render` has prepared for the `Respond` that goes with it; at first None.
     """
 
     # What is rare stays here, in the class, until it comes.
@@ -63,7 +63,7 @@ class Round:
     rids: Mapping[int, bytes] = {}
     taken: Sequence[Queued] = ()
     taken_documents: Sequence[tuple[Any, Callable[[Any], None]]] = ()
-    rendered: Any = None
+    rendered: tuple[Any, ...] = (None,)
     _loaded_max: int | None = None
 
     def __init__(self, pending: Pending, time_ns: int, queued: int) -> None:

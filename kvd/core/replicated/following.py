@@ -35,10 +35,15 @@ class Following:
         self._is_stopped = False
 
     async def follow(self, payload: bytes, awaited: Awaited) -> bool:
-        """Apply a payload, as `Committer.follow`.
+        """Apply the payload of a batch that another member has logged, behind the closed gate.
+
+        It waits for the end of a batch under way; one at a time. Watchers and observers get what
+        they would get there; those that are `awaited` get responses, by the rids in the payload.
+        Return whether it is durable and visible here. If not there was no room, to be tried again
+        later, or the committer has stopped.
 
         Raises:
-            OtherHistory, UnknownRecord: as there.
+            OtherHistory, UnknownRecord: it does not go on from this state; nothing has changed.
         """
         while not self._claim():
             if self._is_stopped:

@@ -105,7 +105,7 @@ class Leading:
             for done, command, outcome in round_.answers
         ]
         round_.replies = _without(round_.replies, late)
-        round_.rendered = None
+        round_.rendered = (None,)
 
     def _time_out_documents(self, round_: Round | None, now: int, before: int) -> None:
         in_flight = round_.taken_documents if round_ is not None else []

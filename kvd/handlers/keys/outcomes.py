@@ -223,11 +223,9 @@ class WriteResponses:
         sets = durations[Set]
 
         def respond(round_: Round, took: float) -> int:  # noqa: C901 -- a call less for each batch
-            rendered: _Rendered | None = round_.rendered
-            if rendered is None or rendered[0] is not lines.made:
+            if round_.rendered[0] is not lines.made:
                 render(round_)
-                rendered = round_.rendered
-                assert rendered is not None
+            rendered: _Rendered = round_.rendered  # type: ignore[assignment]
             _, replies, late, changed, written, forgets, refused, others, is_removed = rendered
             for command, refusal in refused:
                 stats.count(command, succeeded=False)
