@@ -66,9 +66,12 @@ def succeeded(answer: bytes) -> bool:
     return answer[9:10] == b"2"
 
 
-def get(lane: Lane) -> Script:
+QUORUM = "?quorum=true"
+
+
+def get(lane: Lane, query: str = "") -> Script:
     """Read keys; every answer must hold the value last written."""
-    requests = [(key, render("GET", lane.space.path(key))) for key in lane.visits()]
+    requests = [(key, render("GET", lane.space.path(key) + query)) for key in lane.visits()]
     for key, request in cycle(requests):
         answer = yield request
         check_value(lane, key, answer)
@@ -203,6 +206,7 @@ class Workload:
 
 WORKLOADS = {
     "get": Workload(get),
+    "quorum": Workload(partial(get, query=QUORUM)),
     "put": Workload(put),
     "cas": Workload(cas),
     "post": Workload(post, preload=None),

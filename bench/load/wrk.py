@@ -47,12 +47,12 @@ local function value(number)
 end
 
 -- A request for each step of a round, up to the body; body_bytes is nil where there is none.
-local function heads(method, body_bytes)
+local function heads(method, body_bytes, tail)
   local form = body_bytes and "Content-Type: application/x-www-form-urlencoded\\r\\n"
     .. "Content-Length: " .. body_bytes .. "\\r\\n" or ""
   local function head(n)
-    return string.format("%s %s/k%07d HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\n%s\\r\\n",
-      method, directory, (n * stride + start) % keys, form)
+    return string.format("%s %s/k%07d%s HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\n%s\\r\\n",
+      method, directory, (n * stride + start) % keys, tail or "", form)
   end
   local rendered = {{}}
   if keys > {rendered_max} then  -- too many to hold: each is rendered when it is asked for
@@ -65,6 +65,7 @@ end
 local list = "GET " .. directory .. query .. " HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\n\\r\\n"
 local ttl = "ttl={ttl_s}&refresh=true&prevExist=true"
 local gets = heads("GET")
+local quorums = heads("GET", nil, "?quorum=true")
 local puts = heads("PUT", #"value=" + {value_bytes})
 local posts = heads("POST", #"value=" + {value_bytes})
 local swaps = heads("PUT", #"prevValue=&value=" + 2 * {value_bytes})
@@ -109,6 +110,7 @@ end
 
 REQUESTS = {
     "get": "return gets[issued % keys]",
+    "quorum": "return quorums[issued % keys]",
     "put": "return write(puts)",
     "cas": """written = written + 1
   return swaps[written % keys] .. "prevValue=" .. value(math.max(written - keys, 0))

@@ -14,12 +14,14 @@ from bench.compare.fleet import QUICK, Scale
 from bench.compare.preloaded import Standing
 from bench.compare.rows import OURS, THEIRS, Measured, Result, Row, at_least, at_most, below
 from bench.compare.snapshot_rows import during
-from bench.load import servers
-from bench.load.closed_loop import PERCENTS, Samples, percentile
+from bench.load import servers, wrk
+from bench.load.closed_loop import PERCENTS, Figures, Samples, percentile
 from bench.load.keyspace import Keyspace
 from bench.load.probe import Sample
 from bench.load.wire import Client
-from bench.load.workloads import WrongAnswer
+from bench.load.workloads import WORKLOADS, Expected, Lane, WrongAnswer
+from bench.replicas.__main__ import ALONE
+from bench.replicas.__main__ import table as replicas_table
 from tests.support.server import ROOT
 
 KEYS = 2000
@@ -253,3 +255,23 @@ def test_the_bare_server_logs_a_body_before_it_answers(tmp_path: Path) -> None:
     with bare.bare(tmp_path) as server, Client(server.address) as client:
         assert client.request("PUT", "/v2/keys/a", b"value=1").body == bare.BODY
         assert (server.data / "log").read_bytes()[:8] == b"value=1\0"
+
+
+def test_replicas_are_compared_within_a_round() -> None:
+    def figures(*rates: int) -> list[Figures]:
+        return [Figures("wrk", rate, 0, 1.0, 900.0, 5000.0, 1.0, 42.0) for rate in rates]
+
+    by_name = {"kvd": figures(50, 100, 90), "etcd": figures(100, 50, 100), ALONE: figures(1, 1, 1)}
+    (*_, line) = replicas_table({"PUT leader": by_name}, ["kvd", "etcd"]).splitlines()
+    assert "| 90 · 0.90 / 5.0 · 42 | 100 · 0.90 / 5.0 · 42 |" in line
+    assert line.endswith("| 0.90 | 90.00 |")
+
+
+def test_a_quorum_read_asks_for_one() -> None:
+    space = Keyspace.make("quorum", keys=10, value_bytes=20, seed=1)
+    expected: Expected = dict.fromkeys(range(10), space.value(0))
+    request = next(WORKLOADS["quorum"].script(Lane(space, 0, 1, expected)))
+    assert b"?quorum=true HTTP/1.1\r\n" in request
+    script = wrk.lua_script("quorum", space, base=0, rendered_max=100)
+    assert 'quorums = heads("GET", nil, "?quorum=true")' in script
+    assert "return quorums[issued % keys]" in script
