@@ -1,6 +1,5 @@
 """A PostgreSQL of this machine, with a directory of its own."""
 
-import contextlib
 import os
 import pwd
 import re
@@ -132,10 +131,7 @@ class Postgres:
         pid = self._process.pid
         os.kill(pid, number)  # first: it begins no further ones
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        for child in map(int, children):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, number)
-        return [int(child) for child in children]
+        return [child for child in map(int, children) if _kill(child, number)]
 
     def stop(self, number: signal.Signals = signal.SIGQUIT) -> None:
         """At once, as by SIGQUIT; or as by SIGKILL to all its processes."""
@@ -144,7 +140,7 @@ class Postgres:
             return
         children = self.send(signal.SIGSTOP)
         for pid in (process.pid, *children):
-            os.kill(pid, number if number == signal.SIGKILL else signal.SIGCONT)
+            _kill(pid, number if number == signal.SIGKILL else signal.SIGCONT)
         process.send_signal(number)
         process.wait(PATIENCE_S)
         self._process = None
@@ -170,6 +166,15 @@ class Postgres:
     def remove(self) -> None:
         self.stop()
         shutil.rmtree(self._parent)
+
+
+def _kill(pid: int, number: signal.Signals) -> bool:
+    """Send a signal; whether there was such a process, as one that has just ended is none."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _is_alive(pid: int) -> bool:
