@@ -93,6 +93,10 @@ class Standing(Protocol):
     """A server's place among replicas, as it is now."""
 
     @property
+    def started_ns(self) -> int:
+        """When this server began (Unix time)."""
+
+    @property
     def engine(self) -> EngineFigures | None:
         """The engine; None for a server without replicas."""
 
@@ -148,6 +152,7 @@ class Alone:
     problem = ""
 
     def __init__(self, member_id: int, started_ns: int) -> None:
+        self.started_ns = started_ns
         self._leader = Leader(member_id, started_ns)
 
     @property

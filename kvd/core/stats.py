@@ -143,10 +143,9 @@ class StoreStats:
 class SelfStats:
     """`/v2/stats/self` and `/v2/stats/leader`."""
 
-    def __init__(self, *, name: str, member_id: int, started_ns: int, standing: Standing) -> None:
+    def __init__(self, *, name: str, member_id: int, standing: Standing) -> None:
         self._name = name
         self._id = f"{member_id:x}"
-        self._started_ns = started_ns
         self._standing = standing
 
     def self_body(self, now_ns: int) -> bytes:
@@ -157,7 +156,7 @@ class SelfStats:
                 "name": self._name,
                 "id": self._id,
                 "state": standing.role.raft_state,
-                "startTime": timestamp(self._started_ns).decode(),
+                "startTime": timestamp(standing.started_ns).decode(),
                 "leaderInfo": _leader_info(standing.leader, now_ns),
                 **_traffic("recv", standing.received),
                 **_traffic("send", standing.sent),

@@ -1,7 +1,7 @@
-"""Metrics of etcd 3.4 that apply to a single member with the v2 API.
+"""Metrics of etcd 3.4 that apply to a member with the v2 API.
 
 Names, labels and bounds of buckets are etcd's, so that dashboards and alerts made for it work. The
-metrics of a cluster and of gRPC are there, too, with what is true here: zero.
+metrics of gRPC and of heartbeats are there, too, with what is true here: zero.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from kvd.core.standing import Role
 from kvd.handlers.info import ETCD_CLUSTER_VERSION, ETCD_SERVER_VERSION
 from kvd.monitoring.disk_usage import DiskMeter
 from kvd.monitoring.prometheus import Parts, counter, gauge, histogram, labelled
@@ -59,10 +60,12 @@ class EtcdCollector(Collector):
             ),
         ):
             yield labelled(GaugeMetricFamily(name, help_text, labels=[label]), {value: 1})
-        yield gauge("etcd_server_has_leader", "Whether there is a leader: itself", 1)
-        yield gauge("etcd_server_is_leader", "Whether this member is the leader", 1)
+        standing = parts.standing
+        has_leader, leads = standing.leader is not None, standing.role is Role.LEADING
+        yield gauge("etcd_server_has_leader", "Whether there is a leader", int(has_leader))
+        yield gauge("etcd_server_is_leader", "Whether this member is the leader", int(leads))
         yield gauge("etcd_server_is_learner", "Whether this member only learns", 0)
-        yield counter("etcd_server_leader_changes_seen", "Elections seen: one, at the start", 1)
+        yield counter("etcd_server_leader_changes_seen", "Elections seen", standing.leader_changes)
         yield counter("etcd_server_heartbeat_send_failures", "There is nobody to send to", 0)
         yield UnknownMetricFamily(
             "etcd_server_health_success", "Times that /health said true", parts.health.successes

@@ -23,6 +23,7 @@ from kvd.monitoring.disk_usage import DiskMeter, measure
 from kvd.monitoring.etcd_metrics import EtcdCollector
 from kvd.monitoring.health import Health
 from kvd.monitoring.prometheus import Parts, counter, gauge, histogram, labelled
+from kvd.monitoring.replica_metrics import ReplicaCollector
 
 
 class Metrics:
@@ -41,6 +42,8 @@ class Metrics:
         self._disk = DiskMeter(partial(measure, parts.store))
         self._registry.register(EtcdCollector(parts, self._disk))
         self._registry.register(KvdCollector(parts, self._disk))
+        if parts.standing.engine is not None:
+            self._registry.register(ReplicaCollector(parts.standing))
 
     async def render(self) -> bytes:
         """Return all metrics in Prometheus' text format.

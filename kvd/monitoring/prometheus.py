@@ -16,6 +16,7 @@ from kvd.core.background.housekeeping import Housekeeping
 from kvd.core.clock import Clock
 from kvd.core.committer import Committer
 from kvd.core.histogram import Histogram
+from kvd.core.standing import Standing
 from kvd.core.stats import StoreStats
 from kvd.core.watch.hub import Hub
 from kvd.handlers.keys.key_space import KeySpace
@@ -36,6 +37,7 @@ class Parts(NamedTuple):
     housekeeping: Housekeeping
     health: Health
     clock: Clock
+    standing: Standing
     syncs: Histogram
     recovery_s: float
     stall_s: Callable[[], float]

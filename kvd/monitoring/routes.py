@@ -19,6 +19,7 @@ import tornado.web
 from tornado import httputil
 
 from kvd import logs
+from kvd.core.standing import Standing
 from kvd.handlers.base import AdminHandler
 from kvd.handlers.info import Endpoint
 from kvd.http.connection import Connection
@@ -38,11 +39,11 @@ _ALARMS = {"NOSPACE": "space"}
 class HealthRoute(Endpoint):
     """`/health`: whether writes are taken; the value is a string, as in etcd."""
 
-    def get(self) -> None:
+    async def get(self) -> None:
         """Answer for all checks, or without the alarms that `exclude` names."""
         health = cast(Health, self.settings["health"])
         excluded = [_ALARMS.get(name, "") for name in self.get_query_arguments("exclude")]
-        if health.is_healthy(excluded):
+        if await health.is_healthy(excluded):
             self.set_header("Content-Type", "text/plain; charset=utf-8")
             self.finish('{"health":"true"}')
         else:
@@ -142,16 +143,17 @@ class LogLevelRoute(AdminHandler):
         self._json(b'{"message":"' + message + b'"}')
 
 
-def raft_status(store: Store) -> dict[str, object]:
-    """Return what etcd shows of its raft, for a member that has elected itself."""
+def raft_status(store: Store, standing: Standing) -> dict[str, object]:
+    """Return what etcd shows of its raft; a server alone has elected itself."""
     member, applied = f"{store.identity.member_id:x}", store.applied
+    leader = "0" if standing.leader is None else f"{standing.leader.member_id:x}"
     return {
         "id": member,
         "term": applied.term,
-        "vote": member,
+        "vote": leader,
         "commit": applied.pos,
-        "lead": member,
-        "raftState": "StateLeader",
+        "lead": leader,
+        "raftState": standing.role.raft_state,
         "applied": applied.pos,
         "progress": {
             member: {"match": applied.pos, "next": applied.pos + 1, "state": "StateReplicate"}

@@ -86,6 +86,8 @@ class Monitoring:
         """The store is recovered, and is to be served by these parts."""
         self.metrics.add(parts)
         self.health.set_serving(parts.committer, parts.housekeeping)
+        if parts.standing.engine is not None:
+            self.health.set_standing(parts.standing)
         if with_samples:
             self.samples = Samples(parts)
 

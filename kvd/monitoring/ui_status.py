@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 from kvd import __version__
+from kvd.core.standing import Standing
 from kvd.handlers.info import Route
 from kvd.handlers.ui.session import UiJson
 from kvd.monitoring.samples import EVERY_S, FIELDS, Samples
 from kvd.v2.documents import auth
+from kvd.v2.documents.members import Member
 from kvd.v2.errors import RouteError
 
 
@@ -45,6 +48,7 @@ class Status(UiJson):
                 **({"dataDir": str(parts.store.directory.path)} if is_root else {}),
                 "checks": dict(parts.health.checks()),
                 "store": {**store, "expire": [parts.stats.expirations, 0]},
+                **shown_replica(parts.standing, self.context.members()),
                 "fields": FIELDS,
                 "samples": samples.since(since),
                 "latest": samples.latest(),
@@ -65,6 +69,20 @@ class Status(UiJson):
         if not math.isfinite(since):
             raise RouteError(400, "since is no number of seconds")
         return since
+
+
+def shown_replica(standing: Standing, members: Sequence[Member]) -> dict[str, object]:
+    """Return what the page shows of a replica; nothing for a server alone."""
+    if standing.engine is None:
+        return {}
+    leader = standing.leader
+    names = [each.name for each in members if leader and each.member_id == leader.member_id]
+    shown = {
+        "state": str(standing.role),
+        "leader": names[0] if names else "",
+        "behind": standing.behind_frames,
+    }
+    return {"replica": shown}
 
 
 ROUTES: tuple[Route, ...] = ((r"/ui/status\.json", Status),)

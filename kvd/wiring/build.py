@@ -12,6 +12,7 @@ from kvd.core.background.housekeeping import Housekeeping
 from kvd.core.background.index_check import IndexCheck
 from kvd.core.committer import Committer
 from kvd.core.log_writer import LogWriter
+from kvd.core.standing import Standing
 from kvd.core.stats import StoreStats
 from kvd.core.watch.hub import Hub
 from kvd.core.worker_thread import WorkerThread
@@ -28,7 +29,7 @@ from kvd.monitoring.service import Monitoring
 from kvd.storage.format.frame import Position
 from kvd.wiring.context import Context
 from kvd.wiring.core import core_of
-from kvd.wiring.web import connect, key_space_of, limits_of, router_of
+from kvd.wiring.web import connect, key_space_of, limits_of, router_of, standing_of
 
 
 class ServerParts(NamedTuple):
@@ -47,6 +48,7 @@ class ServerParts(NamedTuple):
     http: HttpServer
     connect: Callable[[], Connection]
     """Makes the protocol of a new connection."""
+    standing: Standing
 
     def release(self) -> None:
         """End the threads and timers; the store can be closed then."""
@@ -77,7 +79,8 @@ def build(context: Context) -> ServerParts:
         open_urls=[str(url) for url in context.listening if url.is_open],
     )
     core.committer.observe_documents(authorizer.refresh)
-    router = router_of(context, core, keys, authorizer)
+    standing = standing_of(context)
+    router = router_of(context, core, keys, authorizer, standing)
     limits = limits_of(config, context.files)
     http = HttpServer(router, limits, loop, memory, turns=core.turns, status_lines=status_lines)
     return ServerParts(
@@ -93,6 +96,7 @@ def build(context: Context) -> ServerParts:
         authorizer,
         http,
         connect(config, http, keys),
+        standing,
     )
 
 
@@ -110,6 +114,7 @@ def measured(
         housekeeping=parts.housekeeping,
         health=monitoring.health,
         clock=context.clock,
+        standing=parts.standing,
         syncs=monitoring.syncs,
         recovery_s=recovery_s,
         stall_s=lambda: monitoring.stall_s,

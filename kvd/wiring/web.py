@@ -9,7 +9,7 @@ import tornado.web
 
 from kvd.config.config import Config
 from kvd.config.urls import ListenUrl
-from kvd.core.standing import Alone
+from kvd.core.standing import Alone, Standing
 from kvd.core.stats import SelfStats
 from kvd.handlers import auth, members
 from kvd.handlers.authorizer import Authorizer
@@ -60,7 +60,16 @@ def key_space_of(context: Context, core: Core, answers: AnswerParts) -> KeySpace
     )
 
 
-def router_of(context: Context, core: Core, keys: KeySpace, authorizer: Authorizer) -> Router:
+def standing_of(context: Context) -> Standing:
+    """Return the standing among replicas: that of a server alone where there are none."""
+    store, clock = context.store, context.clock
+    started_ns = clock.now_ns() + store.applied.clock_offset_ns
+    return context.standing or Alone(store.identity.member_id, started_ns)
+
+
+def router_of(
+    context: Context, core: Core, keys: KeySpace, authorizer: Authorizer, standing: Standing
+) -> Router:
     """Make the routes, and what they lead to."""
     config, listening = context.config, context.listening
     advertised = _advertised(config, listening)
@@ -80,7 +89,7 @@ def router_of(context: Context, core: Core, keys: KeySpace, authorizer: Authoriz
         ttl_s=config.discovery_ttl_s,
         tokens_max=config.discovery_max,
     )
-    application = _application(context, core, authorizer, discovered)
+    application = _application(context, core, authorizer, discovered, standing)
     reads = keys.extras
     extras = None if reads is None else ExtraRoutes(keys, reads, authorizer, core.committer)
     compresses = config.gzip_min_bytes is not None
@@ -105,15 +114,13 @@ def _application(
     core: Core,
     authorizer: Authorizer,
     discovered: Discovery,
+    standing: Standing,
 ) -> tornado.web.Application:
     config, store, clock = context.config, context.store, context.clock
     identity, offset_ns = store.identity, store.applied.clock_offset_ns
-    started_ns = clock.now_ns() + offset_ns
-    standing = context.standing or Alone(identity.member_id, started_ns)
     self_stats = SelfStats(
         name=config.name,
         member_id=identity.member_id,
-        started_ns=started_ns,
         standing=standing,
     )
     return make_application(
@@ -129,7 +136,7 @@ def _application(
             documents=LongDocuments(store),
             submit_document=core.committer.submit_document,
         ),
-        raft_status=partial(raft_status, store),
+        raft_status=partial(raft_status, store, standing),
         discovery=discovered,
         ui_read_only=config.ui == "read-only",
         **context.settings,

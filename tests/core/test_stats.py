@@ -61,7 +61,7 @@ def test_expired_keys_and_watchers_are_shown():
 def test_the_member_s_own_statistics():
     started_ns = 1_764_000_000_500_000_000
     alone = Alone(0xA6328F, started_ns)
-    stats = SelfStats(name="n", member_id=0xA6328F, started_ns=started_ns, standing=alone)
+    stats = SelfStats(name="n", member_id=0xA6328F, standing=alone)
     assert stats.self_body(started_ns + 143_100_000_000) == (
         b'{"name":"n","id":"a6328f","state":"StateLeader",'
         b'"startTime":"2025-11-24T16:00:00.5Z",'
@@ -92,7 +92,7 @@ class Replica(Alone):
     ],
 )
 def test_a_replica_s_state_has_etcd_s_words(role, state):
-    stats = SelfStats(name="n", member_id=1, started_ns=0, standing=Replica(role=role))
+    stats = SelfStats(name="n", member_id=1, standing=Replica(role=role))
     assert json.loads(stats.self_body(5))["state"] == state
     assert (stats.leader_body() is not None) == (role is Role.LEADING)
 
@@ -104,7 +104,7 @@ def test_a_replica_shows_the_frames_that_it_receives_and_sends():
         sent=Traffic(3, None, None),
         _leader=Leader(0x8A69, 1_764_000_000_500_000_000),
     )
-    stats = SelfStats(name="n", member_id=1, started_ns=0, standing=standing)
+    stats = SelfStats(name="n", member_id=1, standing=standing)
     shown = json.loads(stats.self_body(1_764_000_010_500_000_000))
     assert shown["leaderInfo"] == {
         "leader": "8a69",
@@ -121,7 +121,7 @@ def test_a_replica_shows_the_frames_that_it_receives_and_sends():
 
 
 def test_without_a_leader_none_is_shown():
-    stats = SelfStats(name="n", member_id=1, started_ns=0, standing=Replica(_leader=None))
+    stats = SelfStats(name="n", member_id=1, standing=Replica(_leader=None))
     assert json.loads(stats.self_body(5))["leaderInfo"]["leader"] == ""
 
 
@@ -131,7 +131,7 @@ def test_the_leader_shows_its_followers_in_milliseconds():
         Follower(0xA826, None, successes=0, failures=1),
     )
     standing = Replica(followers=lambda: followers)
-    stats = SelfStats(name="n", member_id=0x92, started_ns=0, standing=standing)
+    stats = SelfStats(name="n", member_id=0x92, standing=standing)
     shown = json.loads(stats.leader_body())
     assert shown["leader"] == "92"
     assert shown["followers"]["6e3b"] == {

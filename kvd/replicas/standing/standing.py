@@ -34,6 +34,10 @@ class Upkeep(Protocol):
     def room(self) -> Room | None:
         """Bytes of the engine; None before the first look."""
 
+    @property
+    def refusal(self) -> str:
+        """The reason why users' writes are refused; empty if they are not."""
+
 
 class _Followed:
     """A follower, as the leader counts it."""
@@ -49,6 +53,7 @@ class ReplicaStanding:
     """The standing of one replica.
 
     Attributes:
+        started_ns: When it began (Unix time).
         role: The state.
         leader: The leader, since this replica has known it.
         leader_changes: Number of leaders that it has seen.
@@ -63,6 +68,7 @@ class ReplicaStanding:
         self._member_id = member_id
         self._now = now
         self._clock_ns = clock_ns
+        self.started_ns = clock_ns()
         self.role = Role.JOINING
         self.leader: Leader | None = None
         self.leader_changes = 0
@@ -202,6 +208,7 @@ class ReplicaStanding:
             silent_s=self._now() - self._answered,
             used_bytes=room.allocated if room else 0,
             quota_bytes=room.limit if room else 0,
+            refusal=self.upkeep.refusal if self.upkeep is not None else "",
         )
 
     def followers(self) -> Sequence[Follower]:

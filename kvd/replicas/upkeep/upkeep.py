@@ -91,6 +91,11 @@ class Upkeep:
         return self._reports
 
     @property
+    def refusal(self) -> str:
+        """The reason why users' writes are refused; empty if they are not."""
+        return self._refusal
+
+    @property
     def reads(self) -> int:
         """The highest payload version that all registered replicas understand."""
         reads = [seen.report.reads for seen in self._reports.values()]

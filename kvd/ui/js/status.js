@@ -56,7 +56,7 @@ export function statusView() {
     <div class="status-head"><div class="checks">${problems.length
       ? problems.map(([name, problem]) => html`<span class="tag bad-tag">${icon("warn", 14)} ${name}: ${problem}</span>`)
       : html`<span class="tag ok-tag">${icon("check", 14)} All checks pass: writes are taken</span>`}
-      <span class="what">kvd ${told.version} · up ${duration(told.uptime)} · ${recovered}</span></div>
+      <span class="what">kvd ${told.version} · up ${duration(told.uptime)} · ${recovered}${told.replica ? ` · ${replica(told.replica)}` : nothing}</span></div>
       <div class="actions">${button(null, status.asTable ? "As plots" : "As a table", () => {
         status.asTable = !status.asTable;
         remember("asTable", status.asTable);
@@ -66,6 +66,11 @@ export function statusView() {
     ${status.asTable ? table(told) : plots(told)}
     ${more(told)}
   </section>`;
+}
+
+function replica({ state, leader, behind }) {
+  const whom = state === "following" ? ` ${leader || "no leader"}` : "";
+  return `${state}${whom}${behind ? `, ${number(behind)} frames behind` : ""}`;
 }
 
 function field(told, sample, name) {

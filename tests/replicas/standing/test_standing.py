@@ -140,8 +140,9 @@ def test_a_wait_for_the_engine_lasts_until_the_batch_has_ended(standing, time):
 
 def test_the_room_is_that_of_the_engine_s_file(standing):
     assert (standing.engine.used_bytes, standing.engine.quota_bytes) == (0, 0)
-    standing.upkeep = SimpleNamespace(reports={}, room=Room(5, 18, 2048))
+    standing.upkeep = SimpleNamespace(reports={}, room=Room(5, 18, 2048), refusal="full")
     assert (standing.engine.used_bytes, standing.engine.quota_bytes) == (18, 2048)
+    assert standing.engine.refusal == "full"
 
 
 def test_a_detached_replica_says_why(standing):
@@ -217,7 +218,7 @@ def test_a_follower_that_does_not_report_fails_each_time_it_should_have():
         loop = asyncio.get_running_loop()
         standing.enter("leading")
         reports = {1: Seen(REPORT, loop.time()), 2: Seen(REPORT, loop.time())}
-        standing.upkeep = SimpleNamespace(reports=reports, room=None)
+        standing.upkeep = SimpleNamespace(reports=reports, room=None, refusal="")
         await asyncio.sleep(1.5)
         assert [(each.member_id, each.failures) for each in standing.followers()] == [(2, 0)]
         await asyncio.sleep(8)
