@@ -10,6 +10,7 @@ from random import Random
 
 from kvd.core.clock import Clock
 from kvd.core.committer import Committer
+from kvd.core.replicated.unsynced_log import UnsyncedLog
 from kvd.core.stats import StoreStats
 from kvd.core.watch.hub import Hub
 from kvd.replicas.engine import Candidate
@@ -25,10 +26,9 @@ from kvd.v2.errors import ApiError
 from tests.support import simulated_loop
 from tests.support.memory_engine import Faults, MemoryEngine, MemoryLog
 from tests.support.memory_links import MemoryNetwork
-from tests.support.stores import NOW_NS, digest
+from tests.support.stores import NOW_NS, SEGMENT, digest
 
 TICK_S = 0.25
-SEGMENT = 1 << 20
 
 
 class AtOnce:
@@ -40,25 +40,10 @@ class AtOnce:
         done(job())
 
 
-class OwnLog:
-    """A log writer that does not wait; the end of an append comes in a later turn."""
-
-    def __init__(self, store):
-        self._store = store
-        self._loop = asyncio.get_running_loop()
-
-    def append(self, batch, done):
-        self._loop.call_soon(done, self._store.journal.append(batch))
-        return False
-
-    def wait(self):
-        pass
-
-
 class Process:
     """A process at a site, from its start to its end."""
 
-    def __init__(self, site, since_ns):
+    def __init__(self, site, since_ns, observer):
         loop = asyncio.get_running_loop()
         self.site = site
         self.store = store = Store.open(site.path, Options(segment_bytes_max=SEGMENT))
@@ -69,16 +54,18 @@ class Process:
         self.applied = Applied(store)
         self.stats = StoreStats()
         self.hub = Hub(store, loop)
+        observers = () if observer is None else (observer(store.applied.index),)
+        self.own_log = UnsyncedLog(store, AtOnce(), loop, self.errors.append)
         self.member = StoreMember(
             store,
-            OwnLog(store),
+            self.own_log,
             first_records=lambda: (Term(store.applied.term + 1),),
             on_fatal=self.errors.append,
         )
         self.committer = Committer(
             store=store,
             hub=self.hub,
-            observers=(self.applied, *site.observers),
+            observers=(self.applied, *observers),
             stats=self.stats,
             clock=self.clock,
             sync=AtOnce(),
@@ -104,7 +91,7 @@ class Process:
             network=self.place,
             revoke=site.engine.revoke,
             applied_seq=lambda: store.applied.seq,
-            durable=lambda: store.applied.seq,
+            durable=lambda: self.own_log.durable,
         )
         self.read_index = ReadIndex(site.engine, self.applied)
         self.replica = Replica(
@@ -131,8 +118,9 @@ class Process:
 
     async def _tick(self):
         while True:
-            await asyncio.sleep(TICK_S)
-            self.committer.leading.tick()
+            for _ in range(4):
+                await asyncio.sleep(TICK_S)
+                self.committer.leading.tick()
             self.committer.tick()
 
     def check(self):
@@ -149,6 +137,7 @@ class Process:
             task.cancel()
         self.member.stop()
         self.committer.stop()
+        self.own_log.close()
         self.read_index.close()
         self.forwarding.on_held = lambda: None
         self.committer.on_held = None
@@ -177,17 +166,18 @@ class Site:
         self.faults = Faults(sites.log)
         self.engine = MemoryEngine(sites.log, self.faults)
         self.lag = (0.0, 0.0)
-        self.observers = ()
         self.process = None
+        self.is_changing = False
         self._starts = 0
 
     def lag_s(self):
         """The time that a frame waits here until it is applied."""
         return self.random.uniform(*self.lag)
 
-    async def start(self):
+    async def start(self, observer=None):
+        """Start; `observer` makes an observer of batches that come after an index."""
         self._starts += 1
-        process = Process(self, self._starts)
+        process = Process(self, self._starts, observer)
         applied = process.store.applied
         await self.engine.open(1, applied.seq, applied.chain, made_by=self.name, made_at_ns=0)
         self.process = process
@@ -243,11 +233,11 @@ def _settle(future, outcome):
 class Sites:
     """Three replicas, and what is between them."""
 
-    def __init__(self, path, *, seed=0, count=3):
+    def __init__(self, path, *, seed=0, count=3, site_class=Site):
         self.random = Random(seed)
         self.log = MemoryLog(self.random)
         self.network = MemoryNetwork(self.random)
-        self.all = [Site(self, number, path) for number in range(1, count + 1)]
+        self.all = [site_class(self, number, path) for number in range(1, count + 1)]
 
     async def start(self):
         for site in self.all:
@@ -283,10 +273,14 @@ class Sites:
     def running(self):
         return [site for site in self.all if site.process is not None]
 
-    async def equal(self):
-        """Wait until all have applied the whole log, and compare what they hold."""
+    async def applied(self):
+        """Wait until all have applied the whole log."""
         while len({site.seq for site in self.running} | {self.log.head.seq}) > 1:
             await self.pass_time(0.01)
+
+    async def equal(self):
+        """Wait until all have applied the whole log, and compare what they hold."""
+        await self.applied()
         assert len({digest(site.store) for site in self.running}) == 1
 
 

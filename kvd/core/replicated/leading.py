@@ -58,10 +58,19 @@ class Leading:
         """Refuse what users write, for a reason, as without room on the disk; "" ends that."""
         self._composer.refuse_writes(ApiError(RAFT_INTERNAL, reason.encode()) if reason else None)
 
-    def put_back(self, commands: list[Queued], documents: list[tuple[Any, Replied]]) -> None:
-        """Queue, before all others, what `take_held` has returned; while a batch is due."""
+    def came(self, done: Replied) -> int:
+        """Return when a change of documents came (`Clock.raw_ns`), to the next tick."""
+        return self._documents.get(id(done), (done, self._clock.raw_ns()))[1]
+
+    def put_back(self, commands: list[Queued], documents: list[tuple[Any, Replied, int]]) -> None:
+        """Queue, before all others, what `take_held` has returned; while a batch is due.
+
+        Documents come with when they came.
+        """
         self._composer.queue.extendleft(reversed(commands))
-        self._composer.documents.extendleft(reversed(documents))
+        for command, done, came in reversed(documents):
+            self._composer.documents.appendleft((command, done))
+            self._documents[id(done)] = done, came
 
     def tick(self) -> None:
         """Respond to what has waited for too long; to be called several times a second."""

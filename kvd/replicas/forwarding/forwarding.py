@@ -85,7 +85,8 @@ class Forwarding:
     ) -> None:
         """`applied` observes the batches of the committer."""
         self._committer = committer
-        self._raw_ns = clock.raw_ns
+        assert committer.leading is not None
+        self._leading = committer.leading
         self._applied = applied
         self._me = me
         self._pending = Pending(clock, stats, applied.forget)
@@ -126,8 +127,8 @@ class Forwarding:
     def on_held(self) -> None:
         """Take what the closed gate holds back: forward it, or give it back to its replica."""
         commands, documents = self._committer.take_held()
-        now = self._raw_ns()
-        held = [*commands, *((command, done, now) for command, done in documents)]
+        came = self._leading.came
+        held = [*commands, *((command, done, came(done)) for command, done in documents)]
         self._received.give_back([done.rid for _, done, _ in held if isinstance(done, Forwarded)])
         added = [
             self._pending.add(command, done, came)
@@ -251,9 +252,7 @@ class Forwarding:
     def _decide_here(self) -> None:
         """Queue what waits here: nothing of it was written, and the own gate has just opened."""
         waited = [waiting for _, waiting in self._pending.take_all()]
-        leading = self._committer.leading
-        assert leading is not None
-        leading.put_back(
+        self._leading.put_back(
             [(one.command, one.done, one.came) for one in waited if one.is_of_keys],
-            [(one.command, one.done) for one in waited if not one.is_of_keys],
+            [(one.command, one.done, one.came) for one in waited if not one.is_of_keys],
         )

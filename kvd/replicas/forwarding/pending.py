@@ -74,7 +74,9 @@ class Pending:
         self._process = secrets.token_bytes(PROCESS_BYTES)
         self._counter = 0
         self._table: dict[bytes, Waiting] = {}
+        # For the end of what came then.
         self._timer: asyncio.TimerHandle | None = None
+        self._oldest = 0
         self._empty: list[asyncio.Future[None]] = []
         self.epoch = 0
         self.bytes = 0
@@ -96,8 +98,6 @@ class Pending:
             return None
         rid = self._next_rid()
         self._put(rid, waiting)
-        if self._timer is None:
-            self._arm(came)
         return rid, waiting
 
     def take(self, rid: bytes) -> Waiting | None:
@@ -116,8 +116,6 @@ class Pending:
         """Go on waiting for what was taken."""
         for rid, waiting in found:
             self._put(rid, waiting)
-            if self._timer is None:
-                self._arm(waiting.came)
 
     def in_order(self) -> list[tuple[bytes, Waiting]]:
         """Return all, in the order in which they got their rids."""
@@ -163,6 +161,9 @@ class Pending:
     def _put(self, rid: bytes, waiting: Waiting) -> None:
         self._table[rid] = waiting
         self.bytes += waiting.size
+        # Those that a leader gives back may have come before what waits already.
+        if self._timer is None or waiting.came < self._oldest:
+            self._arm(waiting.came)
 
     def _next_rid(self) -> bytes:
         if self._counter == _COUNTER_MAX:
@@ -180,6 +181,9 @@ class Pending:
             respond_to(waiting.done, RouteError(500, "Internal Server Error"))
 
     def _arm(self, came: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._oldest = came
         left_s = (came + TIMEOUT_NS - self._raw_ns()) / 1e9
         self._timer = self._loop.call_later(max(left_s, _SWEEP_S), self._sweep)
 

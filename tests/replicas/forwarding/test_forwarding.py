@@ -183,6 +183,27 @@ async def test_the_time_of_a_write_goes_on_where_its_replica_becomes_the_leader(
 
 
 @on_sites
+async def test_the_time_of_a_write_goes_on_where_its_replica_loses_the_lead(sites):
+    leader = await sites.leader()
+    await sites.pass_time(0.5)
+    loop = asyncio.get_running_loop()
+    leader.faults.part()
+    sites.network.part(leader.name)
+    began = loop.time()
+    document = leader.submit_document(PutUser("al", b"hash"))
+    await sites.pass_time(1)
+    done = leader.submit(Set(b"/a", b"1"))
+    later = leader.submit(Set(b"/a", b"2"))
+    await sites.pass_time(4)
+    leader.faults.heal()  # now it learns that another leads, and cannot reach that
+    assert (await document).args == (500, "Internal Server Error")
+    assert loop.time() == pytest.approx(began + 7, abs=0.6)
+    assert not done.done()
+    assert refusal(await done)[0] == refusal(await later)[0] == 300
+    assert loop.time() == pytest.approx(began + 8, abs=0.3)
+
+
+@on_sites
 async def test_what_waits_is_limited(sites):
     follower, _ = await follower_of(sites)
     for site in sites.all:
