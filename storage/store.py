@@ -105,7 +105,7 @@ class Store:
         self.unlogged_start: tuple[Record, ...] = ()
         """Records of this start that the log had no room for: part of the next batch."""
         self.index = index
-        self._segment_bytes_max = options.segment_bytes_max
+        self.segment_bytes_max = options.segment_bytes_max
         self.snapshots = Snapshots(
             index.env, directory, kept=options.snapshots_kept, faults=options.faults
         )
@@ -270,12 +270,12 @@ class Store:
 
     def last_snapshot(self) -> LastSnapshot:
         """Describe the newest snapshot, as `Snapshots.last`."""
-        return self.snapshots.last(self.wal.position, self._segment_bytes_max)
+        return self.snapshots.last(self.wal.position, self.segment_bytes_max)
 
     @property
     def low_water_bytes(self) -> int:
         """The free space that a segment and another snapshot need."""
-        return self._segment_bytes_max + self.snapshots.size
+        return self.segment_bytes_max + self.snapshots.size
 
     def is_low_on_space(self, *, reserve: int = 0) -> bool:
         """Return whether a file system has less than `low_water_bytes` and `reserve` left."""

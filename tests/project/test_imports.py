@@ -59,7 +59,7 @@ OF_KVD = {
     "kvd.http": {"kvd", "kvd.json_text", "kvd.limits", "kvd.logs"},
     "kvd.limits": {"kvd.json_text"},
 }
-USERS_OF_TOOLS = {"kvd.__main__", "kvd.ctl", "kvd.migrate"}
+USERS_OF_TOOLS = {"kvd.__main__", "kvd.ctl", "kvd.migrate", "kvd.replicas"}
 READERS_OF_CONFIG = {
     *("kvd.__main__", "kvd.embedded", "kvd.server", "kvd.wiring", "kvd.net", "kvd.replicas")
 }

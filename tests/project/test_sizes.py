@@ -30,6 +30,7 @@ LONG_FILES = {
     "kvd/client/model.py": "the values that a program gets, with their examples",
     "kvd/client/operations.py": "a method for each request",
     "kvd/config/flags.py": "one table: a row for each flag",
+    "kvd/core/background/housekeeping.py": "one thread, and the jobs that it takes in turns",
     "kvd/core/committer.py": "one class: the order of a write",
     "kvd/embedded.py": "one class, documented for programs",
     "kvd/handlers/authorizer.py": "one class, and the values that it judges by",

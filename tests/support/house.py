@@ -15,7 +15,7 @@ SMALL_SEGMENT = 8192
 class House:
     """A store and its housekeeping on the running loop."""
 
-    def __init__(self, path, snapshot_count):
+    def __init__(self, path, snapshot_count, member_id=0):
         loop = asyncio.get_running_loop()
         self.snapshots = path / "snap"
         self.segments = path / "wal"
@@ -30,6 +30,7 @@ class House:
             loop=loop,
             on_fatal=self.fatal.append,
             snapshot_count=snapshot_count,
+            member_id=member_id,
         )
 
     def _snapshot(self):
@@ -64,8 +65,8 @@ class House:
 
 
 @asynccontextmanager
-async def kept(path, snapshot_count=50):
-    house = House(path, snapshot_count)
+async def kept(path, snapshot_count=50, **options):
+    house = House(path, snapshot_count, **options)
     try:
         yield house
     finally:

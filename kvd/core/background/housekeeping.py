@@ -40,6 +40,7 @@ _SNAPSHOT_PART = 2
 # part of one: they come no closer than this, as long as the log has not grown by so much more.
 _SNAPSHOT_INTERVAL_S = 5.0
 _POSTPONED_BYTES = 512 << 20
+_MEMBER_IDS = 1 << 64
 _BACK_OFF_S = 30.0
 _BACK_OFF_S_MAX = 600.0
 # The unread log is read for so long at a time: a tenth of what one thread could.
@@ -73,12 +74,17 @@ class Housekeeping:
         loop: asyncio.AbstractEventLoop,
         on_fatal: Callable[[BaseException], None],
         snapshot_count: int | None,
+        member_id: int = 0,
     ) -> None:
+        """`member_id` sets apart the replicas of one log, which take their snapshots by turns."""
         self._store = store
         self._sync = sync
         self._loop = loop
         self._on_fatal = on_fatal
-        self._count = snapshot_count
+        # Part of what there is between two snapshots that this one takes less.
+        self._earlier = member_id / _MEMBER_IDS / 2
+        self._count = None if snapshot_count is None else self._spread(snapshot_count)
+        self._wanted: list[Callable[[BaseException | None], object]] = []
         self._thread: WorkerThread[int] = WorkerThread(loop, "kvd-housekeeping")
         self._snapshot_scrubber: SnapshotScrubber | None = store.snapshot_scrubber()
         last = store.last_snapshot()
@@ -136,6 +142,18 @@ class Housekeeping:
             self._busy = True
             self._thread.run(self._reserve, self._reserved)
 
+    def snapshot_now(self, done: Callable[[BaseException | None], object]) -> bool:
+        """Take a snapshot of what is committed; call `done` with why there is none, or None.
+
+        Returns:
+            Whether it was begun; not while something is under way.
+        """
+        if self._busy or self._stopped:
+            return False
+        self._wanted.append(done)
+        self._take_snapshot()
+        return True
+
     def stop(self) -> None:
         """Start nothing any more; give up a snapshot that is being taken, and wait for its end."""
         self._stopped = True
@@ -145,7 +163,7 @@ class Housekeeping:
     def _snapshot_due(self, log_bytes: int) -> bool:
         count = self._count
         is_counted = count is not None and self._store.applied.pos - self._snapshot_pos >= count
-        due_bytes = max(_SNAPSHOT_BYTES_MIN, self._snapshot_size // _SNAPSHOT_PART)
+        due_bytes = self._spread(max(_SNAPSHOT_BYTES_MIN, self._snapshot_size // _SNAPSHOT_PART))
         beyond = log_bytes - self._snapshot_at - due_bytes
         if beyond <= 0 and not is_counted:
             return False
@@ -154,6 +172,10 @@ class Housekeeping:
             return False
         is_soon = now - self._snapshot_ended < _SNAPSHOT_INTERVAL_S
         return is_counted or not is_soon or beyond > self._postponed_bytes
+
+    def _spread(self, due: int) -> int:
+        """Return after how much this replica takes a snapshot: between half of it and all."""
+        return due - int(due * self._earlier)
 
     def _room_to_postpone(self) -> int:
         """Return how much log may be written while a snapshot waits: nothing on a full disk."""
@@ -183,6 +205,9 @@ class Housekeeping:
 
     def _snapshot_taken(self, begun: tuple[int, int], outcome: int | BaseException) -> None:
         self._busy = False
+        wanted, self._wanted = self._wanted, []
+        for done in wanted:
+            done(outcome if isinstance(outcome, BaseException) else None)
         if isinstance(outcome, (OSError, StorageError)):
             if not self._stopped:
                 log.warning("no snapshot was made, the old ones stay: %s", outcome)

@@ -28,6 +28,39 @@ def test_a_snapshot_is_taken_after_so_many_records(tmp_path):
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(("member_id", "due"), [(0, 100), (1 << 63, 75), ((1 << 64) - 1, 50)])
+def test_replicas_of_one_log_take_their_snapshots_at_other_moments(tmp_path, member_id, due):
+    async def scenario():
+        async with kept(tmp_path / "data", 100, member_id=member_id) as house:
+            house.commit(due - 1)
+            assert house.begun == 0
+            house.commit(1)
+            await until(lambda: house.begun == 1)
+
+    asyncio.run(scenario())
+
+
+def test_a_snapshot_that_is_asked_for_says_how_it_went(tmp_path, monkeypatch, caplog):
+    async def scenario():
+        async with kept(tmp_path / "data", None) as house:
+            house.commit(3)
+            loop = asyncio.get_running_loop()
+            taken, refused = loop.create_future(), loop.create_future()
+            assert house.housekeeping.snapshot_now(taken.set_result)
+            assert not house.housekeeping.snapshot_now(refused.set_result)
+            assert await taken is None
+            assert len(house.taken()) == 1
+            monkeypatch.setattr(house.store, "snapshot", fail)
+            assert house.housekeeping.snapshot_now(refused.set_result)
+            assert isinstance(await refused, OSError)
+
+    def fail():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    asyncio.run(scenario())
+    assert "no snapshot was made" in caplog.text
+
+
 def test_the_log_goes_behind_the_older_of_two_snapshots(tmp_path):
     async def scenario():
         async with kept(tmp_path / "data") as house:
