@@ -1,6 +1,8 @@
 """Three servers with one store, and the three members of the etcd that orders its writes."""
 
 import asyncio
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +14,7 @@ from tests.replicas.trials.talk import NoResponse, NotSent, Response, Talk
 PATIENCE_S = 90.0
 _LOOK_S = 0.05
 _WITHIN_S = 2.0
+_TRACEBACK = "Traceback (most recent call last)"
 
 
 class Fleet:
@@ -69,6 +72,30 @@ class Fleet:
         await self._all_serve(self.engines)
         if not self.is_etcd:
             await self._all_serve(self.servers)
+
+    async def digests(self) -> list[str]:
+        """Stop the servers as SIGTERM does; return the digest of each kvd."""
+        if self.is_etcd:
+            return []
+        for server in self.servers:
+            server.terminate()
+        ends = time.monotonic() + PATIENCE_S
+        while any(server.is_running for server in self.servers):
+            assert time.monotonic() < ends, "a server does not stop"
+            await asyncio.sleep(_LOOK_S)
+        command = [sys.executable, "-c", "import kvd.ctl; kvd.ctl.run()", "digest"]
+        return [
+            subprocess.check_output([*command, str(server.directory)], text=True).strip()
+            for server in self.servers
+        ]
+
+    def failures(self) -> list[str]:
+        """Return which processes have ended without a fault, and which logs have a traceback."""
+        for process in self.processes:
+            process.look()
+        found = [text for process in self.processes for text in process.failures]
+        logs = {process.name: process.log.read_text(errors="replace") for process in self.processes}
+        return found + [f"{name}: a traceback" for name, text in logs.items() if _TRACEBACK in text]
 
     def stop(self) -> None:
         for process in self.processes:

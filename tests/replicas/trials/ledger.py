@@ -27,6 +27,7 @@ KINDS = {
     "watch": "a watch that lacks an event, repeats one, or has them out of order",
     "expiry": "a key that ended too early, or not at all",
     "differs": "a server whose keys are not what the events make of them",
+    "failed": "a process that has ended though no fault has ended it, or a bug in its log",
 }
 """The kinds of problems."""
 
@@ -111,6 +112,8 @@ class History:
         first: The index before it.
         unseen_max: The number of indexes that the servers may take for themselves (etcd's
             members publish their URLs in the same store).
+        digests: Those of all servers at the end.
+        failures: What was wrong with their processes.
     """
 
     first: int
@@ -118,6 +121,8 @@ class History:
     watched: list[Watched] = field(default_factory=list)
     listings: list[Listing] = field(default_factory=list)
     unseen_max: int = 0
+    digests: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
 
 Problem = tuple[str, str]
@@ -158,6 +163,9 @@ class _Ledger:
             yield from self._of_answer(request)
         yield from self._of_ends()
         yield from self._of_listings()
+        if len(set(self._history.digests)) > 1:
+            yield "differs", f"the digests are {', '.join(self._history.digests)}"
+        yield from (("failed", text) for text in self._history.failures)
 
     def _gaps(self) -> Iterator[Problem]:
         wanted = range(self._history.first + 1, self._last + 1)

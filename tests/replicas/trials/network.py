@@ -52,7 +52,8 @@ class Place:
     def inside(self) -> list[str]:
         """Return the prefix of a command that runs here, and ends with this process."""
         entered = ("nsenter", *self.of, "--") if self.of else ()
-        return [*entered, "setpriv", "--pdeathsig", "KILL", "--"]
+        dies_with_this = ("setpriv", "--pdeathsig", "KILL", "--") if shutil.which("setpriv") else ()
+        return [*entered, *dies_with_this]
 
     def block(self, others: Iterable["Place"]) -> None:
         """Let nothing through, to or from these places."""

@@ -26,6 +26,9 @@ class Process:
         self._flags = flags
         self._running: subprocess.Popen[bytes] | None = None
         self._is_frozen = False
+        self._is_ended = False
+        self.failures: list[str] = []
+        """What it ended with where no fault had ended it."""
 
     @property
     def client(self) -> tuple[str, int]:
@@ -44,6 +47,8 @@ class Process:
         """Start it, unless it runs."""
         if self.is_running:
             return
+        self.look()
+        self._is_ended = False
         self.starts += 1
         own = {name: text for name, text in os.environ.items() if not name.startswith("ETCD")}
         with self.log.open("ab") as log:
@@ -55,8 +60,18 @@ class Process:
                 env=own,
             )
 
+    def look(self) -> None:
+        """Note it if the process has ended on its own account."""
+        running = self._running
+        if running is not None and running.poll() is not None and not self._is_ended:
+            self._is_ended = True
+            last = self.log.read_text(errors="replace").splitlines()[-1:]
+            self.failures.append(f"{self.name} has ended, status {running.returncode}: {last}")
+
     def kill(self) -> None:
         """End it as `kill -9` does."""
+        self.look()
+        self._is_ended = True
         self._signal(signal.SIGKILL)
         if self._running is not None:
             self._running.wait(_STOP_S)
@@ -64,6 +79,8 @@ class Process:
 
     def terminate(self) -> None:
         """Ask it to end; does not wait."""
+        self.look()
+        self._is_ended = True
         self._signal(signal.SIGTERM)
 
     def has_ended(self) -> bool:

@@ -239,6 +239,8 @@ WRONG: dict[str, tuple[str, Callable[[History], object]]] = {
         "differs",
         lambda history: history.listings[2].files.update({"/x": File("x", 12, 12)}),
     ),
+    "the digests are not the same": ("differs", lambda history: history.digests.extend("aab")),
+    "a process has ended": ("failed", lambda history: history.failures.append("kvd1")),
     "a server is behind": ("differs", lambda history: setattr(history.listings[1], "index", 15)),
 }
 

@@ -65,13 +65,15 @@ class Trial:
                 outcome.outages.setdefault(fault.name, []).append(outage_s)
                 say(f"{number:3}  {fault.name:45} {outage_s:6.2f} s")
                 _raise_failures([*watching, *writing])
-        finally:
             await _cancelled(writing)
-            try:
-                listings = await self._end(watchers)
-            finally:
-                await _cancelled(watching)
-        self._history.listings = listings
+            self._history.listings = await self._end(watchers)
+            await _cancelled(watching)
+            self._history.digests = await self._fleet.digests()
+        except AssertionError as error:  # a fleet that does not come back: what is known by then
+            self._history.failures.append(str(error))
+        finally:
+            await _cancelled([*writing, *watching])
+        self._history.failures += self._fleet.failures()
         self._history.unseen_max = self._fleet.indexes_of_its_own
         return self._counted(outcome, watchers)
 
