@@ -72,6 +72,22 @@ class Follower(NamedTuple):
     failures: int
 
 
+class Replica(NamedTuple):
+    """A replica by its own last report, which changed `seen_s` ago; None where that is not known.
+
+    `applied` and `durable` are frames; `durable` is None for one that holds nothing yet.
+    """
+
+    member_id: int
+    name: str
+    role: str
+    applied: int
+    durable: int | None
+    client_urls: tuple[str, ...]
+    version: str
+    seen_s: float | None
+
+
 class EngineFigures(NamedTuple):
     """The consensus engine that keeps the log, as this replica has met it.
 
@@ -135,8 +151,14 @@ class Standing(Protocol):
     def followers(self) -> Sequence[Follower]:
         """The other replicas, in any order; of interest while this one leads."""
 
+    def replicas(self) -> Sequence[Replica]:
+        """All that have reported, in any order."""
+
     async def is_reachable(self) -> bool:
         """Whether the engine answers a linearizable request within a second."""
+
+    async def hand_over(self) -> bool:
+        """End what is in flight, and let another replica lead; False if this one does not lead."""
 
 
 class Alone:
@@ -164,6 +186,14 @@ class Alone:
         """There are none."""
         return ()
 
+    def replicas(self) -> Sequence[Replica]:
+        """There are none."""
+        return ()
+
     async def is_reachable(self) -> bool:
         """There is nothing to reach."""
         return True
+
+    async def hand_over(self) -> bool:
+        """There is no other to lead."""
+        return False

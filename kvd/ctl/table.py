@@ -48,6 +48,7 @@ OF_KVDCTL = {
     "txn": Entry("verbs.history:txn", "apply several changes together, or none"),
     "lock": Entry("verbs.lock:command", "run a command while a lock is held"),
     "completion": Entry("verbs.shells:completion", "print the completion script of a shell"),
+    "replicas": Entry("verbs.replicas:command", "show the replicas of a store, or hand over"),
     "top": Entry("verbs.top:command", "show what a server does, once a second"),
 }
 MOVING = {

@@ -14,7 +14,7 @@ from kvd.core.stats import SelfStats
 from kvd.handlers import auth, members
 from kvd.handlers.authorizer import Authorizer
 from kvd.handlers.cross_site import BrowserPolicy, hosts_of
-from kvd.handlers.extras import discovery, endpoints
+from kvd.handlers.extras import discovery, endpoints, replicas
 from kvd.handlers.extras.discovery import Discovery
 from kvd.handlers.extras.routes import ExtraRoutes
 from kvd.handlers.info import ROUTES, HandlerContext, Route, make_application
@@ -138,6 +138,7 @@ def _application(
         ),
         raft_status=partial(raft_status, store, standing),
         discovery=discovered,
+        engine_url=config.replicate.url if config.replicate else "",
         ui_read_only=config.ui == "read-only",
         **context.settings,
     )
@@ -149,6 +150,8 @@ def _routes(config: Config) -> list[Route]:
         routes += endpoints.ROUTES
     if config.discovery:
         routes += discovery.ROUTES
+    if config.replicate is not None:
+        routes += replicas.ROUTES
     if config.ui != "off":
         routes += [*session.ROUTES, *ui_status.ROUTES, *files.ROUTES]
     return routes

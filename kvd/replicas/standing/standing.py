@@ -6,12 +6,13 @@ of less than a second may not show.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol
 
 from kvd.core.histogram import Histogram
-from kvd.core.standing import EngineFigures, Follower, Leader, Role, Traffic
+from kvd.core.standing import EngineFigures, Follower, Leader, Replica, Role, Traffic
 from kvd.replicas.engine import Engine, Leadership, Room
 from kvd.replicas.standing.meters import Ends, LatencyMeter, TrafficMeter
 from kvd.replicas.upkeep.upkeep import Seen
@@ -59,6 +60,7 @@ class ReplicaStanding:
         leader_changes: Number of leaders that it has seen.
         problem: Why it is detached.
         upkeep: The reports of all replicas; None before it begins.
+        resign: Lets another replica lead; None before the replica runs.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class ReplicaStanding:
         self.leader_changes = 0
         self.problem = ""
         self.upkeep: Upkeep | None = None
+        self.resign: Callable[[], Awaitable[None]] | None = None
         self._epoch = 0
         self._received = TrafficMeter(now)
         self._sent = TrafficMeter(now)
@@ -217,6 +220,31 @@ class ReplicaStanding:
             Follower(replica, each.latency.latency(), each.successes, each.failures)
             for replica, each in sorted(self._followed.items())
         ]
+
+    def replicas(self) -> Sequence[Replica]:
+        """All that have reported."""
+        if self.upkeep is None:
+            return ()
+        return [
+            Replica(
+                member_id,
+                seen.report.name,
+                seen.report.state,
+                seen.report.applied,
+                seen.report.durable,
+                seen.report.urls,
+                seen.report.version,
+                None if math.isinf(seen.at_s) else self._now() - seen.at_s,
+            )
+            for member_id, seen in sorted(self.upkeep.reports.items())
+        ]
+
+    async def hand_over(self) -> bool:
+        """End what is in flight, and let another replica lead; False if this one does not lead."""
+        if self.role is not Role.LEADING or self.resign is None:
+            return False
+        await self.resign()
+        return True
 
     async def is_reachable(self) -> bool:
         """Whether the engine answers a linearizable request within a second."""

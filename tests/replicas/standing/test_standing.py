@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kvd.core.standing import Follower, Leader, Role, Traffic
+from kvd.core.standing import Follower, Leader, Replica, Role, Traffic
 from kvd.replicas.engine import Candidate, Lead, Leadership, Room
 from kvd.replicas.standing.standing import ReplicaStanding
 from kvd.replicas.upkeep.report import Report
@@ -148,6 +148,29 @@ def test_the_room_is_that_of_the_engine_s_file(standing):
 def test_a_detached_replica_says_why(standing):
     standing.detached("the engine's log is gone")
     assert (standing.role, standing.problem) == (Role.DETACHED, "the engine's log is gone")
+
+
+def test_the_replicas_are_those_that_have_reported(standing, time):
+    assert standing.replicas() == ()
+    reports = {2: Seen(REPORT, 99.0), 1: Seen(REPORT, float("-inf"))}
+    standing.upkeep = SimpleNamespace(reports=reports, room=None, refusal="")
+    first, second = standing.replicas()
+    assert first == Replica(1, "n", "following", 5, 5, ("http://c:1",), "1.0", None)
+    assert (second.member_id, second.seen_s) == (2, 1.0)
+
+
+@pytest.mark.parametrize("role", ["following", "leading"])
+def test_only_the_leader_hands_over(standing, role):
+    resigned = []
+
+    async def resign():
+        resigned.append(role)
+
+    standing.enter(role)
+    assert not run(standing.hand_over())  # it does not run yet
+    standing.resign = resign
+    assert run(standing.hand_over()) is (role == "leading")
+    assert resigned == (["leading"] if role == "leading" else [])
 
 
 # With an engine, in simulated time.
