@@ -14,6 +14,7 @@ answered. A call that is late on a connection that lives ends alone: a slow memb
 import asyncio
 import ssl
 from collections.abc import Iterable
+from typing import cast
 from urllib.parse import unquote
 
 import h2.config
@@ -167,8 +168,8 @@ class Channel(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # That of uvloop is no asyncio.Transport, and does all that one does.
+        self._transport = cast(asyncio.Transport, transport)
         self._http.initiate_connection()
         # Set before the line above, library and peer would disagree about this window.
         self._http.update_settings(

@@ -76,6 +76,21 @@ def test_a_call_has_the_form_of_grpc():
     assert seen["grpc-timeout"] == "90000m"
 
 
+def test_a_call_has_it_on_uvloop_too():
+    uvloop = pytest.importorskip("uvloop")
+
+    def answer(server, number, path, body):
+        server.message(number, body)
+        server.end(number)
+
+    async def main():
+        async with connected(answer) as channel:
+            return await channel.unary("/a/B", b"question", timeout_s=LONG_S)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(main()) == b"\0\0\0\0\x08question"
+
+
 def test_a_status_comes_with_its_text():
     def answer(server, number, path, body):
         server.http.send_headers(number, HEADERS)
