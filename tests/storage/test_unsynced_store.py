@@ -1,6 +1,7 @@
 """A store whose log is written without syncs: what its other files say of frames that may go."""
 
 import os
+from random import Random
 
 import pytest
 
@@ -8,9 +9,16 @@ from kvd.storage import disk
 from kvd.storage.errors import CorruptLog
 from kvd.storage.index.integrity.durable import durable_frame
 from kvd.v2.commands import Set
-from tests.support.lives import segments
-from tests.support.stores import digest, open_store, write
-from tests.support.unsynced_store import log_unsynced, lose_power, write_unsynced
+from tests.storage.test_replicas import frames
+from tests.support.lives import SMALL_SEGMENT, segments
+from tests.support.stores import NOW_NS, digest, live, open_store, write
+from tests.support.unsynced_store import (
+    follow_unsynced,
+    log_unsynced,
+    lose_power,
+    lose_sectors,
+    write_unsynced,
+)
 
 
 @pytest.fixture
@@ -100,4 +108,51 @@ def test_a_snapshot_gets_its_name_after_a_sync_of_the_log(tmp_path, monkeypatch)
     monkeypatch.setattr(disk, "rename", renaming)
     store.snapshot()
     assert done == ["synced", ".snap"]
+    store.close()
+
+
+@pytest.fixture(scope="module")
+def leader(tmp_path_factory):
+    """The payloads of a log, and the digest of what they make."""
+    store = open_store(tmp_path_factory.mktemp("leader") / "data")
+    store.start_term(NOW_NS, 40)
+    live(store, Random(3), 120)
+    held, payloads = digest(store), frames(store)
+    store.close()
+    return payloads, held
+
+
+def followed(store, payloads, dice):
+    """Follow some of the log, and do what a server does meanwhile; return what is durable then."""
+    unsynced, end = log_unsynced(store), len(payloads)
+    seq, durable = store.applied.seq, (store.applied.seq, store.wal.position)
+    for payload in payloads[seq : min(end, seq + dice.randint(5, 40))]:
+        follow_unsynced(store, unsynced, payload)
+        if dice.random() < 0.3:
+            store.flush()
+        if dice.random() < 0.1:
+            unsynced.sync()
+            durable = store.applied.seq, store.wal.position
+    if dice.random() < 0.2:
+        store.flush()
+        store.snapshot()
+        durable = store.applied.seq, store.wal.position
+    return durable
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_replica_goes_on_from_what_its_disk_had_at_a_power_loss(tmp_path, leader, seed):
+    payloads, held = leader
+    dice = Random(seed)
+    path, last = tmp_path / "data", 0
+    for losses in range(100):
+        store = open_store(path, segment_bytes_max=SMALL_SEGMENT)
+        assert store.applied.seq >= last
+        if store.applied.seq == len(payloads):
+            break
+        last, position = followed(store, payloads, dice)
+        path = lose_sectors(path, tmp_path / f"after {losses}", position, dice)
+        store.abandon()
+    assert losses > 3
+    assert digest(store) == held
     store.close()
