@@ -41,13 +41,13 @@ class Upkeep(Protocol):
 
 
 class _Followed:
-    """A follower, as the leader counts it."""
+    """A follower, as the leader counts it since `at_s`."""
 
-    def __init__(self) -> None:
+    def __init__(self, at_s: float) -> None:
         self.latency = LatencyMeter()
         self.successes = 0
         self.failures = 0
-        self.missed_at = 0.0
+        self.missed_at = at_s
 
 
 class ReplicaStanding:
@@ -64,9 +64,22 @@ class ReplicaStanding:
     """
 
     def __init__(
-        self, member_id: int, *, now: Callable[[], float], clock_ns: Callable[[], int]
+        self,
+        member_id: int,
+        *,
+        now: Callable[[], float],
+        clock_ns: Callable[[], int],
+        timer: Callable[[], float] | None = None,
     ) -> None:
-        """`now` is the time of the loop in seconds, `clock_ns` Unix time."""
+        """Begin to join.
+
+        Args:
+            member_id: of this replica.
+            now: the time of the loop in seconds.
+            clock_ns: Unix time.
+            timer: seconds for durations, where the loop counts in milliseconds.
+        """
+        timer = timer or now
         self._member_id = member_id
         self._now = now
         self._clock_ns = clock_ns
@@ -80,7 +93,8 @@ class ReplicaStanding:
         self._epoch = 0
         self._received = TrafficMeter(now)
         self._sent = TrafficMeter(now)
-        self._ends = Ends(now)
+        self._ends = Ends(timer)
+        self._timer = timer
         self._followed: dict[int, _Followed] = {}
         self._applied = 0
         self._behind: tuple[int, float] | None = None
@@ -103,7 +117,9 @@ class ReplicaStanding:
         self.problem = reason
 
     def led_by(self, leadership: Leadership) -> None:
-        """The leader is this one, or there is none."""
+        """The leader is this one, or there is none; all frames before are applied."""
+        if self.role is Role.JOINING:
+            self.role = Role.FOLLOWING
         if leadership.leader is None or leadership.lead is None:
             self.leader = None
         elif leadership.lead.epoch != self._epoch:
@@ -116,13 +132,12 @@ class ReplicaStanding:
 
     def append_began(self) -> None:
         """A batch goes to the engine."""
-        self._append_began, self._append_answered = self._now(), None
+        self._append_began, self._append_answered = self._timer(), None
 
     def append_answered(self, seq: int, size: int) -> None:
         """The engine has written frame `seq`."""
-        now = self._now()
-        self._answered = now
-        self._append_answered = now
+        self._answered = self._now()
+        now = self._append_answered = self._timer()
         if self._append_began is not None:
             self._append_s.observe(now - self._append_began)
         self._sent.note(size)
@@ -142,10 +157,11 @@ class ReplicaStanding:
 
     def follower_applied(self, replica: int, seq: int) -> None:
         """A follower has frame `seq`."""
-        followed = self._followed.setdefault(replica, _Followed())
+        followed = self._followed.setdefault(replica, _Followed(self._now()))
         followed.successes += 1
         latency_s = self._ends.since(seq)
-        if latency_s is not None:
+        # The first one says where a new link begins: that may have been there for long.
+        if latency_s is not None and followed.successes > 1:
             followed.latency.note(latency_s)
 
     async def watch(self, engine: Engine) -> None:
@@ -174,7 +190,7 @@ class ReplicaStanding:
         for replica, seen in self.upkeep.reports.items():
             if replica == self._member_id:
                 continue
-            followed = self._followed.setdefault(replica, _Followed())
+            followed = self._followed.setdefault(replica, _Followed(now))
             if now - max(seen.at_s, followed.missed_at) > MISSING_S:
                 followed.failures += 1
                 followed.missed_at = now
@@ -259,5 +275,5 @@ class ReplicaStanding:
     def _append_wait_s(self) -> float:
         if self._append_began is None:
             return 0.0
-        until = self._now() if self._append_answered is None else self._append_answered
+        until = self._timer() if self._append_answered is None else self._append_answered
         return until - self._append_began

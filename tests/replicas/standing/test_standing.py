@@ -54,6 +54,21 @@ def test_the_words_of_the_states_are_those_of_the_replica(standing, role):
     assert standing.role is role
 
 
+def test_it_follows_once_it_has_read_up_to_the_leader(standing):
+    standing.led_by(Leadership(3))
+    assert standing.role is Role.FOLLOWING
+
+
+def test_durations_have_a_timer_of_their_own(time):
+    timer = Time()
+    standing = ReplicaStanding(1, now=time, clock_ns=time.ns, timer=timer)
+    standing.append_began()
+    timer.s += 0.0005
+    assert standing.engine.append_wait_s == pytest.approx(0.0005)
+    standing.append_answered(1, 100)
+    assert standing.engine.append_s.total == pytest.approx(0.0005)
+
+
 def test_a_leader_counts_once_and_leads_since_it_was_seen(standing, time):
     standing.led_by(led_by(2, epoch=10))
     time.s += 5
@@ -103,6 +118,7 @@ def test_a_leader_counts_what_it_sends_and_not_what_it_applies(standing, time):
 
 def test_followers_have_the_time_from_the_end_of_the_append(standing, time):
     standing.enter("leading")
+    standing.follower_applied(2, 0)  # where its link begins: no response to an append
     append(standing, time, 1)
     time.s += 0.5
     standing.follower_applied(2, 1)
@@ -113,7 +129,7 @@ def test_followers_have_the_time_from_the_end_of_the_append(standing, time):
     first, second = standing.followers()
     assert first.member_id == 2
     assert first.latency == pytest.approx((0.25, 0.375, 0.125, 0.25, 0.5))
-    assert (first.successes, first.failures) == (2, 0)
+    assert (first.successes, first.failures) == (3, 0)
     assert second == Follower(3, None, 1, 0)
 
 
@@ -240,7 +256,8 @@ def test_a_follower_that_does_not_report_fails_each_time_it_should_have():
     async def course(standing, _engine, _faults):
         loop = asyncio.get_running_loop()
         standing.enter("leading")
-        reports = {1: Seen(REPORT, loop.time()), 2: Seen(REPORT, loop.time())}
+        # One that has not changed since it was read first may be as old as it likes.
+        reports = {1: Seen(REPORT, loop.time()), 2: Seen(REPORT, float("-inf"))}
         standing.upkeep = SimpleNamespace(reports=reports, room=None, refusal="")
         await asyncio.sleep(1.5)
         assert [(each.member_id, each.failures) for each in standing.followers()] == [(2, 0)]
