@@ -80,7 +80,7 @@ class Composer:
         if self.steps.offset_ns is not None or self._store.unlogged_start:
             records = self._log_state(round_)
         left = EXPIRED_WITH_COMMANDS_MAX if queue else EXPIRED_MAX
-        if 0 < pending.due_ns <= time_ns:
+        if pending.due_ns and pending.due_ns <= time_ns:
             # A command that came before a key's end finds it, however long it has waited.
             until_ns = self._clock.at(queue[0][2]) if queue else time_ns
             records += self._expirations.expire(round_, until_ns, left)

@@ -9,8 +9,8 @@ Invariants:
 - Rendering changes nothing that anyone sees: reads are served before the batch is durable.
 - All outcomes of a batch are processed, in their order, before any further request is served. So no
   read sees a text between two changes of a batch.
-- The responses that are held while the disk is at work are bounded; those beyond are made and sent
-  one by one.
+- The responses that are held while the disk is at work are bounded, and those to a large batch are
+  counted in the memory budget; those for which there is no room are made and sent one by one.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from kvd.core.batch.round import Done, Outcome, Render, Respond, Round
     from kvd.core.stats import StoreStats
     from kvd.handlers.keys.value_cache import ValueCache
+    from kvd.limits.memory_budget import MemoryBudget
 
 log = logging.getLogger(__name__)
 
@@ -128,9 +129,13 @@ class WriteResponses:
         *,
         stats: StoreStats,
         texts: ValueCache,
+        memory: MemoryBudget,
         fixed_headers: bytes,
     ) -> None:
         self._status_lines = status_lines
+        self._memory = memory
+        # The bytes of responses to a large batch that are prepared and not sent yet.
+        self._held = 0
         self._texts = texts
         self._fixed_headers = fixed_headers
         self.render = self._rendering()
@@ -149,8 +154,10 @@ class WriteResponses:
                 ok, created = self._start(_OK), self._start(_CREATED)
             pending = round_.pending
             base = pending.base
-            committed, offset_ns = base.index, base.clock_offset_ns
-            is_large, left = pending.size + pending.replaced > _LARGE_BATCH_BYTES, AT_ONCE_BYTES_MAX
+            committed = base.index
+            offset_ns = base.clock_offset_ns
+            # Of a large batch, the bytes of answers for which there is room.
+            left = self._room() if pending.size + pending.replaced > _LARGE_BATCH_BYTES else None
             # Answers to these are made here, as long as there is room.
             waiting: type | None = Connection
             end = END % (pending.pos, base.term)
@@ -203,7 +210,7 @@ class WriteResponses:
                         answer %= ok, index, end, size, text, before
                     texts[key] = kept_now
                     replies.append((done, answer))  # type: ignore[arg-type]  # it is `waiting`
-                    if is_large and (left := left - len(answer)) < 0:
+                    if left is not None and (left := left - len(answer)) < 0:
                         waiting = None
                 except _NotAtOnce:
                     texts[key], forgets = _FORGOTTEN, True
@@ -211,6 +218,9 @@ class WriteResponses:
                 except Exception:
                     log.exception("an answer could not be given")
                     texts[key], forgets = _FORGOTTEN, True
+            if left is not None:
+                self._hold(sum(len(answer) for _, answer in replies))
+                late.append((self._let_go, None))  # type: ignore[arg-type]  # it takes anything
             # The fields of `_Rendered`.
             fields = made, replies, late, texts, written, forgets, refused, others, is_removed
             round_.rendered = fields
@@ -259,6 +269,24 @@ class WriteResponses:
             return expired
 
         return respond
+
+    def _room(self) -> int:
+        """Return how many bytes of responses to a large batch may be held now."""
+        self._hold(0)
+        memory = self._memory
+        return max(0, min(AT_ONCE_BYTES_MAX, memory.answers_max - memory.reserve - memory.answers))
+
+    def _hold(self, size: int) -> None:
+        """Count the responses that are held, in place of those of an aborted batch."""
+        if size:
+            self._memory.take(size)
+        if self._held:
+            self._memory.give_back(self._held)
+        self._held = size
+
+    def _let_go(self, _: object) -> None:
+        """Count the responses that are held no longer: they have been sent."""
+        self._hold(0)
 
     def _start(self, status: int) -> bytes:
         """Return what answers to writes begin with: up to the etcd index."""

@@ -34,8 +34,13 @@ class AnswerParts(NamedTuple):
 
     def write_responses(self, status_lines: StatusLines, stats: StoreStats) -> WriteResponses:
         """Return what responds to the commands of a batch."""
-        fixed = self.responder.fixed
-        return WriteResponses(status_lines, stats=stats, texts=self.texts, fixed_headers=fixed)
+        return WriteResponses(
+            status_lines,
+            stats=stats,
+            texts=self.texts,
+            memory=self.memory,
+            fixed_headers=self.responder.fixed,
+        )
 
 
 def answer_parts(

@@ -33,7 +33,25 @@ def test_the_responses_of_a_batch_that_are_prepared_are_bounded(tmp_path, monkey
     assert grown < WRITERS * RESPONSE_BYTES, "all of them were held"
 
 
-def write_together(kvd, disk):
+@needs_the_kernel
+def test_the_prepared_responses_of_a_large_batch_are_counted(tmp_path, monkeypatch):
+    disk = HeldSync()
+    monkeypatch.setattr(log_writer, "data_sync", lambda: disk)
+    with Inside(tmp_path / "data", connections=WRITERS + 1) as kvd:
+        memory = kvd._server._parts.http.memory
+        write_together(kvd, disk)
+        counted = []
+        write_together(kvd, disk, lambda: counted.append(memory.answers))
+        assert counted[0] >= WRITERS * RESPONSE_BYTES
+        assert memory.answers == 0
+        # Without room for them they are made one by one.
+        memory.take(memory.answers_max - memory.reserve)
+        _, responses = write_together(kvd, disk, lambda: counted.append(memory.answers))
+        assert counted[1] <= memory.answers_max - memory.reserve + 2 * RESPONSE_BYTES
+        assert all(len(response) > RESPONSE_BYTES for response in responses)
+
+
+def write_together(kvd, disk, look=lambda: None):
     """Write with one batch; return what it takes while it is being synced, and the responses."""
     disk.submitted.clear()
     kvd.sockets[WRITERS].sendall(render("PUT", "/v2/keys/before", b"value=v"))
@@ -51,5 +69,6 @@ def write_together(kvd, disk):
     kvd.settle()  # what is prepared is there
     grown = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
+    look()
     disk.end()
     return grown, [kvd.receive_until(n, is_complete) for n in range(WRITERS)]
