@@ -183,12 +183,21 @@ def million_rows(scale: Scale) -> list[Row]:
 def size_rows(scale: Scale) -> list[Row]:
     """Return the rows that compare small stores with large ones; kvd alone."""
     small, large = min(scale.sizes), max(scale.sizes)
+    middle, middle_full = (sorted(sizes)[:2][-1] for sizes in (scale.sizes, Scale().sizes))
     return [
+        *(
+            Row(
+                f"size-{workload}",
+                f"{workload.upper()} at random of {large:,} keys against {small:,}, "
+                "connections: 64",
+                "sizes", measures.costs(workload), (below(1.5, "cost"),),
+                shown=below(1.5, "cost"), reduced=large < max(Scale().sizes),
+            )
+            for workload in ("get", "put")
+        ),
         Row(
-            f"size-{workload}",
-            f"{workload.upper()} at random of {large:,} keys against {small:,}, connections: 64",
-            "sizes", measures.costs(workload), (below(1.5, "cost"),),
-            shown=below(1.5, "cost"), reduced=large < max(Scale().sizes),
-        )
-        for workload in ("get", "put")
+            "tail-put", f"PUT at random of {middle:,} keys against {small:,}, connections: 64",
+            "sizes", measures.tails("put"), (below(2.0, "tail"),), shown=below(2.0, "tail"),
+            reduced=middle < middle_full,
+        ),
     ]  # fmt: skip

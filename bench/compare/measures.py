@@ -183,6 +183,26 @@ def costs(workload: str) -> Measure:
     return measured
 
 
+def tails(workload: str) -> Measure:
+    """Compare how long the slowest of a hundred requests takes in a large store and in a small one.
+
+    kvd alone. The index of a large store takes longer to write the same number of changes to.
+    """
+
+    def measured(fleet: Fleet, turn: int) -> Round:
+        figures: dict[str, float] = {}
+        stores = fleet.sizes()[:2]
+        for standing in stores:
+            found = at_random(fleet, standing, workload, turn).figures
+            figures[f"p99_ms_at_{standing.space.keys}"] = found["p99_ms"]
+            figures[f"p50_ms_at_{standing.space.keys}"] = found["p50_ms"]
+        p99_ms = [figures[f"p99_ms_at_{standing.space.keys}"] for standing in stores]
+        figures["tail"] = p99_ms[-1] / max(p99_ms[0], 1e-9)
+        return {OURS: Measured(figures)}
+
+    return measured
+
+
 def watching(*, stream: bool) -> Measure:
     """Write a key that very many watch, on a server that has done nothing before."""
 

@@ -38,6 +38,7 @@ FIGURES = {
     "rebuilt_s": ("ready, rebuilt from snapshot and log, s", ".3f"),
     "put_excess_ms": ("PUT p99 above that without a snapshot, ms", ".1f"),
     "cost": ("time per request, times that in the smallest store", ".2f"),
+    "tail": ("p99, times that in the smallest store", ".2f"),
 }
 """The figures that a table shows: what they are called, and how many digits they get."""
 

@@ -203,7 +203,7 @@ def test_rows_are_chosen_by_name_beginning_and_group() -> None:
     rows = catalogue.rows(Scale())
     assert len({row.name for row in rows}) == len(rows)
     chosen = catalogue.choose(rows, ["put-64", "watch", "sizes"])
-    names = ["put-64", "watch-poll", "watch-stream", "size-get", "size-put"]
+    names = ["put-64", "watch-poll", "watch-stream", "size-get", "size-put", "tail-put"]
     assert [row.name for row in chosen] == names
     assert catalogue.choose(rows, []) == rows
     with pytest.raises(ValueError, match="no such row: nothing"):
