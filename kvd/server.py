@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvd import failures
 from kvd.config.config import Config
@@ -24,9 +24,8 @@ from kvd.core.ticker import Ticker
 from kvd.monitoring.service import Monitoring
 from kvd.net.acceptor import Acceptor
 from kvd.net.fd_limit import Files, divide, open_files_max
-from kvd.net.listeners import Listener, bind, handed_over, own_hosts
+from kvd.net.listeners import Listener, bind, handed_over
 from kvd.net.systemd import Handed
-from kvd.net.tls import Tls
 from kvd.process import FreedMemory
 from kvd.storage.errors import DirectoryLost
 from kvd.storage.failpoints import Faults
@@ -34,7 +33,10 @@ from kvd.storage.index.errors import BROKEN
 from kvd.storage.store import Store
 from kvd.wiring.build import ServerParts, build, measured
 from kvd.wiring.context import Context
-from kvd.wiring.store import open_store
+from kvd.wiring.opening import Opening
+
+if TYPE_CHECKING:
+    from kvd.replicas.replication import Replication
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ class KvdServer:
         open_files: how many files the process may open; by default, its present limit.
         clock: makes the clock, of the last time in the log and the clock's offset.
         faults: those that are to be made in this server's store.
+        replicate: makes what lets this server be one of several with one store; gets the server.
     """
 
     def __init__(
@@ -73,22 +76,22 @@ class KvdServer:
         open_files: int | None = None,
         clock: Callable[[int, int], Clock] = Clock,
         faults: Faults | None = None,
+        replicate: Callable[[KvdServer], Replication] | None = None,
     ) -> None:
         self.failed: BaseException | None = None
         """What has ended the service, if anything has."""
         self._config = config
-        self._on_fatal, self._open_files = on_fatal, open_files
-        self._new_clock, self._faults = clock, faults
-        self._watch_crashes, self._handed = watch_crashes, handed
+        self._on_fatal, self._open_files, self._handed = on_fatal, open_files, handed
+        self._opening = Opening(
+            config, watch_crashes=watch_crashes, faults=faults, new_clock=clock, fail=self.fail
+        )
+        self._replicate = replicate
+        self._replication: Replication | None = None
         self.urls: list[str] = []
         """URLs that are served, with the ports that the system chose; empty before."""
-        self.store: Store
-        self._is_open = False
-        self.clock: Clock
         self._parts: ServerParts | None = None
         self._monitoring: Monitoring
         self._acceptors: list[Acceptor] = []
-        self._tls: Tls | None = None
         self._tickers: list[Ticker] = []
         self._host_handler: Any = None
 
@@ -97,6 +100,16 @@ class KvdServer:
         """The parts; a bug of the caller before there are any."""
         assert self._parts is not None
         return self._parts
+
+    @property
+    def store(self) -> Store:
+        """The store, once it is open."""
+        return self._opening.store
+
+    @property
+    def clock(self) -> Clock:
+        """Its clock."""
+        return self._opening.clock
 
     # Start
 
@@ -127,7 +140,10 @@ class KvdServer:
         started = time.monotonic()
         listening = [url for listener in listeners for url in listener.urls]
         urls = list(map(str, listening))
-        await self._recover(loop, urls, started)
+        monitoring = self._monitoring = Monitoring(loop)
+        if self._replicate is not None:
+            self._replication = self._replicate(self)
+        await self._opening.recover(monitoring, self._replication, urls, started)
         self._host_handler = loop.get_exception_handler()
         loop.set_exception_handler(self._uncaught)
         try:
@@ -138,78 +154,26 @@ class KvdServer:
             self._monitoring.add(figures, with_samples=self._config.ui != "off")
             await parts.committer.settle()
         except BROKEN as damage:
-            self._fail(damage)
+            self.fail(damage)
             raise
         self._begin(loop)
+        if self._replication is not None:
+            await self._replication.start()
+            if self.failed is not None:
+                raise self.failed
         for listener in listeners:
-            acceptor = Acceptor(listener, parts.http, parts.connect, self._tls)
+            acceptor = Acceptor(listener, parts.http, parts.connect, self._opening.tls)
             await acceptor.start("listening")
             self._acceptors.append(acceptor)
         self.urls = urls
-
-    async def _recover(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        urls: Sequence[str],
-        started: float,
-    ) -> None:
-        """Open the store, with monitoring served meanwhile."""
-        config = self._config
-        monitoring = self._monitoring = Monitoring(loop)
-        metrics: list[Listener] = []
-        try:
-            metrics = bind(config.listen_metrics)
-            # What is missing is found before the store is opened; what is made is kept in it.
-            self._load_tls(urls, self_signed=False)
-            await monitoring.listen(metrics, self._tls)
-            # On a thread, so that the loop serves health checks meanwhile.
-            await asyncio.to_thread(self._open)
-            self._load_tls(urls, self_signed=True)
-            await monitoring.listen(metrics, self._tls)
-        except BaseException:
-            monitoring.stop()
-            for listener in metrics:
-                listener.close()
-            raise
-        recovery = self.store.recovery
-        log.info(
-            "recovered index %d from %s in %s, %d log records replayed, in %.2f s",
-            self.store.applied.index,
-            recovery.source,
-            config.data_dir,
-            recovery.records,
-            time.monotonic() - started,
-        )
-
-    def _load_tls(self, urls: Sequence[str], *, self_signed: bool) -> None:
-        config = self._config
-        if config.tls is not None and config.tls.is_self_signed == self_signed:
-            hosts = own_hosts([*config.advertise, *urls])
-            self._tls = Tls(config.tls, config.data_dir / "tls", hosts)
-
-    def _open(self) -> None:
-        config = self._config
-        on_sync = self._monitoring.syncs.note
-        store = self.store = open_store(config, self._watch_crashes, self._faults, on_sync)
-        self._is_open = True
-        self.clock = self._new_clock(store.applied.time_ns, store.applied.clock_offset_ns)
-        try:
-            store.start_term(
-                self.clock.now_ns(), config.event_history_limit, config.event_history_bytes
-            )
-        except BROKEN as damage:
-            self._fail(damage)
-            raise
-        with suppress(OSError):  # without room there is nothing to keep free
-            store.index.reserve()
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the background tasks."""
         self.running.index_check.start()
         look_at_clock = self.running.committer.look_at_clock
         self._tickers = [
-            Ticker(loop, _TICK_S, self._ticked(), self._fail),
-            Ticker(loop, _CLOCK_S, {"clock": look_at_clock}, self._fail),
+            Ticker(loop, _TICK_S, self._ticked(), self.fail),
+            Ticker(loop, _CLOCK_S, {"clock": look_at_clock}, self.fail),
         ]
 
     def _context(
@@ -223,7 +187,8 @@ class KvdServer:
             files=files,
             listening=listening,
             settings=self._monitoring.settings,
-            fail=self._fail,
+            fail=self.fail,
+            replication=self._replication,
         )
 
     def _ticked(self) -> dict[str, Callable[[], object]]:
@@ -243,10 +208,10 @@ class KvdServer:
 
     def reload(self) -> None:
         """Reload certificates and keys for new connections."""
-        if self._tls is None:
+        if self._opening.tls is None:
             log.info("no certificates to reload")
         else:
-            self._tls.reload()
+            self._opening.tls.reload()
 
     # Stop
 
@@ -263,11 +228,15 @@ class KvdServer:
         parts.http.stop()
         for acceptor in self._acceptors:
             await acceptor.finish()
+        if self._replication is not None:
+            await self._replication.hand_over()
         await self._answer_all()
         await parts.http.finish()
         parts.committer.look_at_clock()  # the next start goes by what it finds
         await self._answer_all()
         await parts.http.flush()
+        if self._replication is not None:
+            await self._replication.stop()
         self._release()
         self.store.close()
         self._monitoring.stop()
@@ -287,13 +256,13 @@ class KvdServer:
         """Handle an exception that no callback or task has caught: damage ends the process."""
         error = context.get("exception")
         if isinstance(error, BROKEN):
-            self._fail(error)
+            self.fail(error)
         if self._host_handler is not None:
             self._host_handler(loop, context)
         else:
             loop.default_exception_handler(context)
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
         """End all service: what is in memory and what is on disk may differ now.
 
         No second attempt at a sync (it would succeed, and lie), no clean mark, no commit: the next
@@ -329,7 +298,7 @@ class KvdServer:
         """Let go of everything after a start that has failed."""
         if self._parts is not None:
             await self.abandon()
-        elif self._is_open:
+        elif self._opening.is_open:
             self.store.abandon()
 
     async def abandon(self) -> None:
@@ -339,6 +308,8 @@ class KvdServer:
             await acceptor.settle()
         self.running.http.abort()
         await asyncio.sleep(0)  # connections end in the next turn of the loop
+        if self._replication is not None:
+            await self._replication.stop()
         self._release()
         self.store.abandon()
         self._monitoring.stop()

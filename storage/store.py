@@ -212,6 +212,15 @@ class Store:
         self.state.write_flush()
         return self.wal.position
 
+    def start_records(self, history_limit: int, history_bytes_max: int | None) -> list[Record]:
+        """Return the records of a new term, and of the limits that are other ones now."""
+        records: list[Record] = [Term(self.applied.term + 1)]
+        if history_limit != self.applied.history_limit:
+            records.append(LoggedSetting(HISTORY_LIMIT, history_limit))
+        if history_bytes_max is not None and history_bytes_max != self.state.history_bytes_max():
+            records.append(LoggedSetting(HISTORY_BYTES_MAX, history_bytes_max))
+        return records
+
     def start_term(
         self, time_ns: int, history_limit: int, history_bytes_max: int | None = None
     ) -> None:
@@ -228,15 +237,10 @@ class Store:
         """
         self.faults.reach("startBeforeTerm")
         pending = self.begin()
-        records: list[Record] = [Term(pending.base.term + 1)]
-        if history_limit != pending.base.history_limit:
-            records.append(LoggedSetting(HISTORY_LIMIT, history_limit))
-        if history_bytes_max is not None and history_bytes_max != self.state.history_bytes_max():
-            records.append(LoggedSetting(HISTORY_BYTES_MAX, history_bytes_max))
+        records = self.start_records(history_limit, history_bytes_max)
         for record in records:
             pending.apply(record, time_ns)
-        encoded = [encode_record(record) for record in records]
-        self.journal.encode(pending, encoded, time_ns)
+        self.journal.encode(pending, [*map(encode_record, records)], time_ns)
         try:
             position = self.journal.append(pending)
         except LogFull as error:

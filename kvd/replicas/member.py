@@ -14,6 +14,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
 from kvd.core.committer import Committer
@@ -60,6 +61,22 @@ class SharedLog(Protocol):
         """See there."""
 
 
+class Notes(Protocol):
+    """Notes of batches, for the figures of the replica."""
+
+    def append_began(self) -> None:
+        """A batch goes to the engine."""
+
+    def append_answered(self, seq: int, size: int) -> None:
+        """The engine has written a frame."""
+
+    def append_ended(self) -> None:
+        """The batch has ended, written or not."""
+
+    def applied(self, seq: int, size: int) -> None:
+        """A frame is visible here."""
+
+
 class StoreMember:
     """The `Member` of a replica that serves a store."""
 
@@ -78,6 +95,7 @@ class StoreMember:
         self._on_fatal = on_fatal
         self._committer: Committer
         self._shared: SharedLog
+        self._notes: Notes
         self._follow: Callable[[bytes], Awaitable[bool]]
         self._is_open = False
         self._waits = False
@@ -85,10 +103,15 @@ class StoreMember:
         self._stopped = asyncio.Event()
 
     def connect(
-        self, committer: Committer, shared: SharedLog, follow: Callable[[bytes], Awaitable[bool]]
+        self,
+        committer: Committer,
+        shared: SharedLog,
+        notes: Notes,
+        follow: Callable[[bytes], Awaitable[bool]],
     ) -> None:
         """Name those that were made later; `follow` is the committer's, or around it."""
-        self._committer, self._shared, self._follow = committer, shared, follow
+        self._committer, self._shared = committer, shared
+        self._notes, self._follow = notes, follow
 
     def stop(self) -> None:
         """Abandon what waits for the engine or for room: nothing of it is answered."""
@@ -104,7 +127,8 @@ class StoreMember:
             self._waits = self._log.append(batch, done)
             return self._waits
         batch.chain = next_chain(batch.base.chain, batch.payload)
-        self._begin(self._append(batch, done))
+        self._notes.append_began()
+        self._begin(self._append(batch, partial(self._end, batch, done)))
         return True  # responses are prepared meanwhile
 
     def wait(self) -> None:
@@ -137,6 +161,7 @@ class StoreMember:
                     await self._stopped.wait()
             if self._stopped.is_set():
                 raise asyncio.CancelledError
+        self._notes.applied(self._store.applied.seq, len(payload))
 
     def open_gate(self) -> None:
         """Let batches begin, of which the first has the records of the new term."""
@@ -175,7 +200,14 @@ class StoreMember:
         except EngineFull:
             done(Aborted(ApiError(RAFT_INTERNAL, NO_SPACE)))
         else:
+            self._notes.append_answered(batch.seq, batch.size)
             self._append_here(batch, done, is_first=True)
+
+    def _end(self, batch: Pending, done: Done, outcome: Position | BaseException) -> None:
+        done(outcome)
+        self._notes.append_ended()
+        if type(outcome) is Position:
+            self._notes.applied(batch.seq, batch.size)
 
     def _append_here(self, batch: Pending, done: Done, *, is_first: bool = False) -> None:
         """Append to the own log what the shared one has, as soon as there is room."""

@@ -70,6 +70,8 @@ def build(context: Context) -> ServerParts:
     core = core_of(context, status_lines, answers)
     index_check = IndexCheck(store, loop, fail)
     keys = key_space_of(context, core, answers)
+    if context.replication is not None:
+        keys.catch_up = context.replication.catch_up
     credentials = Credentials(loop)
     authorizer = Authorizer(
         store=store,

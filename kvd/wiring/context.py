@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from kvd.config.config import Config
 from kvd.config.urls import ListenUrl
@@ -12,6 +12,9 @@ from kvd.core.clock import Clock
 from kvd.core.standing import Standing
 from kvd.net.fd_limit import Files
 from kvd.storage.store import Store
+
+if TYPE_CHECKING:
+    from kvd.replicas.replication import Replication
 
 Fail = Callable[[BaseException], None]
 
@@ -33,3 +36,5 @@ class Context(NamedTuple):
     """Ends the process."""
     standing: Standing | None = None
     """That of a replica; None for a server alone."""
+    replication: Replication | None = None
+    """What makes this server one of several with one store."""

@@ -45,16 +45,19 @@ def core_of(context: Context, status_lines: StatusLines, answers: AnswerParts) -
     housekeeping = Housekeeping(
         store=store, sync=sync, loop=loop, on_fatal=fail, snapshot_count=config.snapshot_count
     )
+    replication = context.replication
+    member = None if replication is None else replication.member(log_writer)
+    way = member or log_writer
     responses = answers.write_responses(status_lines, stats)
     committer = Committer(
         store=store,
         hub=hub,
-        observers=(listings,),
+        observers=(listings,) if replication is None else (listings, replication.applied),
         stats=stats,
         clock=context.clock,
         sync=sync,
-        append=log_writer.append,
-        wait=log_writer.wait,
+        append=way.append,
+        wait=way.wait,
         loop=loop,
         on_fatal=fail,
         on_flush=housekeeping.after_flush,
@@ -62,5 +65,9 @@ def core_of(context: Context, status_lines: StatusLines, answers: AnswerParts) -
         respond=responses.respond,
         slow_s=config.slow_request_s,
         turns=turns,
+        may_decide=member is None,
+        confirm=None if member is None else member.confirm,
     )
+    if replication is not None:
+        replication.attach(committer)
     return Core(sync, log_writer, hub, stats, listings, housekeeping, committer, turns)

@@ -19,8 +19,9 @@ def open_store(
     watch_crashes: Callable[[Path], None] | None,
     faults: Faults | None,
     on_sync: Callable[[float], object],
+    ids: NewIds | None,
 ) -> Store:
-    """Open or create the store, as the settings say.
+    """Open or create the store, as the settings say; `ids` are those of a new one.
 
     Raises:
         StorageError: it cannot be used, or is a replica's and is not to be replicated.
@@ -32,7 +33,7 @@ def open_store(
         snapshots_kept=config.snapshots_kept or sys.maxsize,
         rebuild_index=config.rebuild_index,
         allow_network_fs=config.allow_network_fs,
-        new_ids=new_ids(config),
+        new_ids=ids,
         must_exist=config.must_exist,
         wal_dir=config.wal_dir,
         watch_crashes=watch_crashes,

@@ -74,7 +74,10 @@ PURE = (
     "kvd.storage.format",
 )
 # In functions only: without --replicate nothing of it is imported.
-IMPORT_REPLICAS_WHERE_USED = {"kvd.__main__", "kvd.server", "kvd.wiring", "kvd.ctl.offline.verbs"}
+IMPORT_REPLICAS_WHERE_USED = {
+    *("kvd.__main__", "kvd.ctl.offline.verbs", "kvd.server"),
+    *("kvd.wiring.context", "kvd.wiring.opening", "kvd.wiring.replicas"),
+}
 OUTSIDE_WORLD = frozenset(
     [
         *("asyncio", "httptools", "lmdb", "logging", "os", "random"),

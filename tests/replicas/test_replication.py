@@ -1,0 +1,143 @@
+"""kvd/replicas/replication.py: three servers with one store, in this process."""
+
+import asyncio
+
+from kvd.replicas.replica import State
+from tests.support.committing import on_a_loop
+from tests.support.replicas import serving
+from tests.support.stores import digest, dump
+from tests.support.waiting import until
+
+
+def content(member):
+    return dump(member.store)
+
+
+async def equal(members):
+    await members.level()
+    first, *others = members.alive
+    for other in others:
+        assert content(other) == content(first)
+        assert digest(other.store) == digest(first.store)
+
+
+async def leads_anew(member, term):
+    """Wait for the first frame of a new leader."""
+    await until(lambda: member.store.applied.term == term)
+
+
+async def ended(request):
+    """Let its client go away."""
+    request.cancel()
+    await asyncio.wait([request])
+
+
+@on_a_loop
+async def test_what_the_leader_has_written_is_read_and_watched_at_every_member(tmp_path):
+    async with serving(tmp_path) as members:
+        leader = await members.leader()
+        follower = members.others[0]
+        watch = asyncio.ensure_future(follower.get("/a", wait="true"))
+        await until(lambda: follower.server.running.hub.count)
+        status, _, body = await leader.put("/a", "1")
+        assert status == 201
+        assert (await watch)[2]["node"] == body["node"]
+        await members.level()
+        for member in members.all:
+            status, _, read = await member.get("/a", quorum="true")
+            assert (status, read["node"]) == (200, body["node"])
+        assert {member.store.identity.cluster_id for member in members.all} == {
+            members.log.meta.cluster_id
+        }
+        assert len({member.store.identity.member_id for member in members.all}) == 3
+        await equal(members)
+
+
+@on_a_loop
+async def test_a_lead_that_is_handed_over_at_a_stop_loses_nothing(tmp_path):
+    async with serving(tmp_path) as members:
+        for number in range(3):
+            leader = await members.leader()
+            puts = [leader.put(f"/{number}/{n}", "v") for n in range(20)]
+            answers = await asyncio.gather(*puts)
+            assert {status for status, _, _ in answers} == {201}
+            term = leader.store.applied.term
+            await leader.server.stop()
+            leader.server = None
+            successor = await members.leader()
+            await leads_anew(successor, term + 1)
+            await leader.start()
+            await equal(members)
+
+
+@on_a_loop
+async def test_what_a_killed_leader_has_acknowledged_is_there(tmp_path):
+    async with serving(tmp_path) as members:
+        acknowledged = []
+
+        async def write(member, number):
+            try:
+                status, _, _ = await member.put(f"/{number}", "v")
+            except (OSError, ValueError):
+                return  # the connection has ended
+            if status == 201:
+                acknowledged.append(f"/{number}")
+
+        leader = await members.leader()
+        tasks = [asyncio.ensure_future(write(leader, number)) for number in range(50)]
+        await until(lambda: acknowledged)
+        await leader.kill()
+        leader.server = None
+        await asyncio.gather(*tasks)
+        members.log.revoke(members.log.leadership.lead.lease)
+        successor = await members.leader()
+        await members.level()
+        for key in acknowledged:
+            assert (await successor.get(key))[0] == 200
+        await leader.start()
+        await equal(members)
+
+
+@on_a_loop
+async def test_a_leader_that_is_cut_off_is_fenced_and_has_changed_nothing(tmp_path):
+    async with serving(tmp_path) as members:
+        old = await members.leader()
+        assert (await old.put("/a", "1"))[0] == 201
+        await members.level()
+        old.faults.part()
+        late = asyncio.ensure_future(old.put("/a", "2"))
+        await until(lambda: old.server.running.committer.syncing_s)
+        members.log.revoke(members.log.leadership.lead.lease)
+        others = [member for member in members.all if member is not old]
+        await until(lambda: any(member.state is State.LEADING for member in others))
+        new = next(member for member in others if member.state is State.LEADING)
+        assert (await new.put("/a", "3", prevValue="1"))[0] == 200
+        # It does not know, and shows nothing of what is not in the log.
+        assert (await old.get("/a"))[2]["node"]["value"] == "1"
+        assert not late.done()
+        old.faults.heal()
+        await until(lambda: old.state is State.FOLLOWING)
+        await members.level()
+        assert (await old.get("/a"))[2]["node"]["value"] == "3"
+        await ended(late)
+        await equal(members)
+
+
+@on_a_loop
+async def test_a_deposed_leader_refuses_nothing_by_an_old_state(tmp_path):
+    async with serving(tmp_path) as members:
+        old = await members.leader()
+        await members.level()
+        old.faults.part()
+        members.log.revoke(members.log.leadership.lead.lease)
+        others = [member for member in members.all if member is not old]
+        await until(lambda: any(member.state is State.LEADING for member in others))
+        new = next(member for member in others if member.state is State.LEADING)
+        assert (await new.put("/a", "1"))[0] == 201
+        refused = asyncio.ensure_future(old.request("DELETE", "/v2/keys/a", prevValue="9"))
+        await until(lambda: old.server.running.committer.syncing_s)
+        assert not refused.done()  # on its own state the key does not exist
+        await ended(refused)
+        old.faults.heal()
+        await until(lambda: old.state is State.FOLLOWING)
+        await equal(members)
