@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from kvd.storage.errors import DirectoryLost
+from kvd.storage.errors import DirectoryLost, StorageError
 from kvd.storage.index.errors import BROKEN, IndexRefused
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,9 @@ def report(error: BaseException) -> int:
         return EXIT_IO
     if isinstance(error, DirectoryLost):
         log.critical("%s; stopping at once, nothing more is acknowledged", error)
+        return error.exit_status
+    if isinstance(error, StorageError):
+        log.critical("stopping, this replica cannot go on: %s", error)
         return error.exit_status
     if isinstance(error, OSError):
         log.critical("the disk failed, stopping at once: %s", error)

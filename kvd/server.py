@@ -27,13 +27,14 @@ from kvd.net.fd_limit import Files, divide, open_files_max
 from kvd.net.listeners import Listener, bind, handed_over
 from kvd.net.systemd import Handed
 from kvd.process import FreedMemory
-from kvd.storage.errors import DirectoryLost
+from kvd.storage.errors import Behind, DirectoryLost
 from kvd.storage.failpoints import Faults
 from kvd.storage.index.errors import BROKEN
 from kvd.storage.store import Store
 from kvd.wiring.build import ServerParts, build, measured
 from kvd.wiring.context import Context
 from kvd.wiring.opening import Opening
+from kvd.wiring.web import advertised_urls
 
 if TYPE_CHECKING:
     from kvd.replicas.replication import Replication
@@ -141,8 +142,7 @@ class KvdServer:
         listening = [url for listener in listeners for url in listener.urls]
         urls = list(map(str, listening))
         monitoring = self._monitoring = Monitoring(loop)
-        if self._replicate is not None:
-            self._replication = self._replicate(self)
+        self._replication = self._new_replication(listening)
         await self._opening.recover(monitoring, self._replication, urls, started)
         self._host_handler = loop.get_exception_handler()
         loop.set_exception_handler(self._uncaught)
@@ -167,6 +167,17 @@ class KvdServer:
             self._acceptors.append(acceptor)
         self.urls = urls
 
+    def _new_replication(self, listening: Sequence[ListenUrl]) -> Replication | None:
+        """Return what makes this server one of several, if it is one."""
+        if self._replicate is not None:
+            return self._replicate(self)
+        if self._config.replicate is None:
+            return None
+        from kvd.wiring.replicas import replication_of  # noqa: PLC0415
+
+        advertised = advertised_urls(self._config, listening)
+        return replication_of(self._config, advertised, self.fail, self.rejoin)
+
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the background tasks."""
         self.running.index_check.start()
@@ -188,6 +199,7 @@ class KvdServer:
             listening=listening,
             settings=self._monitoring.settings,
             fail=self.fail,
+            standing=self._replication and self._replication.standing,
             replication=self._replication,
         )
 
@@ -203,6 +215,13 @@ class KvdServer:
             # Connections that came in a crowd leave as much behind as writes do.
             "freed memory": FreedMemory(lambda: self.store.applied.pos + parts.http.accepted).tick,
         }
+
+    def rejoin(self) -> None:
+        """End the service: the log of all does not go on from this store any more.
+
+        The next start installs a snapshot.
+        """
+        self.fail(Behind("the engine's log has been trimmed past this replica"))
 
     # Reload
 

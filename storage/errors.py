@@ -10,6 +10,7 @@ found. An `OSError` is not wrapped: a disk that fails is told apart from data th
     │   └── CorruptSnapshot                  a snapshot cannot be used; an older one may do
     ├── OtherHistory        78 EX_CONFIG     what is to follow the log does not go on from it
     ├── LogTooNew           78 EX_CONFIG     the log holds what a later version of kvd has written
+    ├── Behind              75 EX_TEMPFAIL   the log of all replicas lacks what this one needs next
     ├── DirectoryLocked     73 EX_CANTCREAT  another process has the data directory
     ├── DirectoryUnusable   73, 65 or 78     the data directory cannot be this store's
     ├── OutOfReach          64 EX_USAGE      what a tool was asked for is not to be had from here
@@ -26,6 +27,7 @@ EX_USAGE = 64
 EX_DATAERR = 65
 EX_CANTCREAT = 73
 EX_IOERR = 74
+EX_TEMPFAIL = 75
 EX_CONFIG = 78
 
 
@@ -68,6 +70,12 @@ class OtherHistory(StorageError):
     """A payload does not go on where the store ends: nothing of it was applied."""
 
     exit_status = EX_CONFIG
+
+
+class Behind(StorageError):
+    """The log of all replicas has been trimmed past this one: its next start takes a snapshot."""
+
+    exit_status = EX_TEMPFAIL
 
 
 class CorruptSnapshot(Corrupt):

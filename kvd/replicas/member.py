@@ -38,14 +38,16 @@ ROOM_S = 0.5
 NO_SPACE = b"etcdserver: no space"
 
 
-class LocalLog(Protocol):
-    """The own log: `kvd.core.log_writer.LogWriter` or one that does not wait for the disk."""
+class OwnLog(Protocol):
+    """The own log: `kvd.core.replicated.unsynced_log.UnsyncedLog`."""
+
+    durable: int
 
     def append(self, batch: Pending, done: Done) -> bool:
-        """Append a batch; return whether `wait` is to be called."""
+        """Append a batch; return False."""
 
-    def wait(self) -> None:
-        """Wait for what `append` has begun."""
+    def make_room(self, size: int, done: Callable[[BaseException | None], None]) -> bool:
+        """See there."""
 
 
 class SharedLog(Protocol):
@@ -83,7 +85,7 @@ class StoreMember:
     def __init__(
         self,
         store: Store,
-        own_log: LocalLog,
+        own_log: OwnLog,
         *,
         first_records: Callable[[], tuple[Record, ...]],
         on_fatal: Callable[[BaseException], None],
@@ -98,7 +100,6 @@ class StoreMember:
         self._notes: Notes
         self._follow: Callable[[bytes], Awaitable[bool]]
         self._is_open = False
-        self._waits = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = asyncio.Event()
 
@@ -124,18 +125,14 @@ class StoreMember:
     def append(self, batch: Pending, done: Done) -> bool:
         """Append a batch, as `LogWriter.append`; a leader's goes to the shared log first."""
         if not self._is_open:
-            self._waits = self._log.append(batch, done)
-            return self._waits
+            return self._log.append(batch, done)
         batch.chain = next_chain(batch.base.chain, batch.payload)
         self._notes.append_began()
         self._begin(self._append(batch, partial(self._end, batch, done)))
         return True  # responses are prepared meanwhile
 
     def wait(self) -> None:
-        """Wait for the own log, if it is what has been begun."""
-        if self._waits:
-            self._waits = False
-            self._log.wait()
+        """Return at once: the engine is waited for in other turns of the loop."""
 
     def confirm(self, done: Callable[[BaseException | None], None]) -> None:
         """Find out whether this replica still leads: a `kvd.core.replicated.leading.Confirm`."""
@@ -189,6 +186,9 @@ class StoreMember:
             self._on_fatal(error)
 
     async def _append(self, batch: Pending, done: Done) -> None:
+        if (refusal := await self._make_room(batch.size)) is not None:
+            done(refusal)
+            return
         try:
             await self._shared.append(batch.seq, batch.base.chain, batch.chain, batch.payload)
         except Fenced:
@@ -209,6 +209,11 @@ class StoreMember:
         if type(outcome) is Position:
             self._notes.applied(batch.seq, batch.size)
 
+    async def _make_room(self, size: int) -> BaseException | None:
+        """Reserve room in the own log, so that nothing is in the engine's that has none here."""
+        made: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+        return None if self._log.make_room(size, made.set_result) else await made
+
     def _append_here(self, batch: Pending, done: Done, *, is_first: bool = False) -> None:
         """Append to the own log what the shared one has, as soon as there is room."""
 
@@ -221,8 +226,8 @@ class StoreMember:
                 self._begin(self._shared.give_up())
             asyncio.get_running_loop().call_later(ROOM_S, self._append_here, batch, done)
 
-        if not self._stopped.is_set() and self._log.append(batch, end):
-            self._log.wait()
+        if not self._stopped.is_set():
+            self._log.append(batch, end)
 
     async def _confirm(self, done: Callable[[BaseException | None], None]) -> None:
         if await self._shared.confirm():

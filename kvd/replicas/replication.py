@@ -1,45 +1,48 @@
-"""One replica, put together: its engine, its place in the log, and the server's parts that meet it.
+"""One replica, put together: its engine, its place in the log, and the parts of its server.
 
 In the order of a server's life:
 
-    meet      the engine has a log, or makes one; the ids of a new store are those of the log
-    enter     the store that was opened is the beginning of the log, or a snapshot takes its place
-    member    what the committer appends to
-    attach    the parts of the server are made
-    start     links, reports, the tail; it returns when the store has all that the log had
-    hand_over stop: what is in flight ends, and another replica leads
-    stop      the rest
+    meet       the engine has a log, or makes one; the ids of a new store are those of the log
+    enter      the store that was opened belongs to the log
+    member_of  what the committer appends to
+    attach     the parts of the server are made
+    start      links, reports, the tail; it returns when the store has all that the log had
+    hand_over  stop: what is in flight ends, another replica leads and gets what is left
+    stop       the rest
 
 An error of the engine that ends a replica is `Detached`: it serves nothing, and says why.
 """
 
 import asyncio
 import logging
-import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
+from kvd.core.clock import Clock
 from kvd.core.committer import Committer
+from kvd.core.stats import StoreStats
 from kvd.core.ticker import Ticker
 from kvd.replicas.engine import Candidate, Engine, EngineError, Leadership, Meta, Trimmed
-from kvd.replicas.member import LocalLog, StoreMember
+from kvd.replicas.entry import Detached, Entry, Place, detached
+from kvd.replicas.forwarding.forwarding import Forwarding
+from kvd.replicas.links import Hello
+from kvd.replicas.member import OwnLog, StoreMember
+from kvd.replicas.peers.interfaces import Network
+from kvd.replicas.peers.network import TcpNetwork
+from kvd.replicas.peers.peers import Peers
+from kvd.replicas.peers.tls import LinkTls
 from kvd.replicas.read_index import Applied, ReadIndex
 from kvd.replicas.replica import Replica, State
 from kvd.replicas.standing.standing import ReplicaStanding
 from kvd.replicas.upkeep.report import Report
 from kvd.replicas.upkeep.upkeep import Upkeep
-from kvd.storage.errors import EX_CONFIG, OtherHistory, StorageError
 from kvd.storage.format.identity import NewIds
-from kvd.storage.format.payload import CHAIN_START, VERSION_SHA256
-from kvd.storage.format.records import UnknownRecord
+from kvd.storage.format.payload import VERSION_SHA256
 from kvd.storage.store import Store
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 DEADLINES_S = 0.25
 """How often it is looked for clients that have waited for too long."""
@@ -47,34 +50,33 @@ _STOP_S = 2.0
 """How long a stop waits for an engine that is silent: the lease ends anyway."""
 
 
-class Detached(StorageError):
-    """This replica and the log have parted: it must not serve, and only a person can say how on."""
-
-    exit_status = EX_CONFIG
-
-
 class Settings(NamedTuple):
     """The settings of one replica.
 
     Attributes:
-        name: That of the member.
-        data_dir: The data directory.
+        place: Its data directory, and the engine.
         version: The program's.
         peer_urls: Where other replicas reach this one.
         client_urls: Where clients do.
+        listen_peers: Where this one listens for other replicas.
+        peer_tls: TLS with them.
         lease_s: How long a leader that is silent keeps the lead.
         history_limit: How many events the history has while this replica leads.
         history_bytes: How many bytes they have.
     """
 
-    name: str
-    data_dir: Path
+    place: Place
     version: str
     peer_urls: tuple[str, ...]
     client_urls: tuple[str, ...]
+    listen_peers: Sequence[Any]
+    peer_tls: LinkTls | None
     lease_s: float
     history_limit: int
     history_bytes: int | None
+
+
+MakeNetwork = Callable[[Meta, Hello], Network]
 
 
 class _Notes:
@@ -99,10 +101,8 @@ class Replication:
     Attributes:
         applied: Calls back when a frame is applied: an observer of the committer's batches.
         standing: The place among the replicas, as routes show it.
+        replica: The place in the log.
     """
-
-    applied: Applied
-    standing: ReplicaStanding
 
     def __init__(
         self,
@@ -111,73 +111,63 @@ class Replication:
         *,
         fail: Callable[[BaseException], None],
         on_behind: Callable[[], object],
+        network: MakeNetwork | None = None,
     ) -> None:
         """`fail` ends the server; `on_behind` is called once a snapshot has to be installed."""
         self._settings = settings
         self._engine = engine
         self._fail = fail
         self._on_behind = on_behind
-        self._meta: Meta | None = None
+        self._new_network = network or self._tcp
+        self._entry = Entry(settings.place, engine)
+        self._meta: Meta
         self._store: Store
         self._me: Candidate
-        self._replica: Replica
+        self._own_log: OwnLog
+        self._member: StoreMember
         self._upkeep: Upkeep
-        self._member: StoreMember | None = None
-        self._reads: ReadIndex | None = None
+        self._forwarding: Forwarding
+        self._peers: Peers
+        self._reads: ReadIndex
+        self._is_attached = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._tickers: list[Ticker] = []
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.applied: Applied
+        self.standing: ReplicaStanding
+        self.replica: Replica
 
     # Start
 
     async def meet(self, proposed: NewIds | None) -> NewIds | None:
-        """Return the ids of the store, if it is to be made: the cluster's id is that of the log.
-
-        Args:
-            proposed: the ids that it would have alone; random ones without.
+        """Return the ids of the store, if it is to be made; as `Entry.meet`.
 
         Raises:
-            Detached: the engine cannot be used.
+            Detached: as there.
         """
-        if (self._settings.data_dir / "FORMAT").exists():
-            return None
-        ids = proposed or NewIds(secrets.randbits(63) + 1, secrets.randbits(63) + 1)
-        meta = await self._open(ids.cluster_id, 0, CHAIN_START)
-        return ids._replace(cluster_id=meta.cluster_id)
+        return await self._entry.meet(proposed)
 
     async def enter(self, store: Store) -> Store:
-        """Return the store that goes on with the log: this one, or what a snapshot has made of it.
+        """Return the store that goes on with the log.
 
         Raises:
-            Detached: it belongs to another log, or ends after it.
+            Detached: as for `Entry.enter`.
         """
-        own = store.applied
-        identity = store.identity
-        meta = await self._open(identity.cluster_id, own.seq, own.chain)
-        if meta.cluster_id != identity.cluster_id:
-            raise Detached(
-                f"{self._settings.data_dir}: this store is of cluster {identity.cluster_id:x}, the "
-                f"engine's log of cluster {meta.cluster_id:x}, made by {meta.made_by}"
-            )
+        self._meta = await self._entry.enter(store)
         self._store = store
+        place, member_id = self._settings.place, store.identity.member_id
         self._me = Candidate(
-            identity.member_id, self._settings.name, self._settings.peer_urls[0], time.time_ns()
+            member_id, place.member, self._settings.peer_urls[0], since_ns=time.time_ns()
         )
-        loop = asyncio.get_running_loop()
-        self.standing = ReplicaStanding(identity.member_id, now=loop.time, clock_ns=time.time_ns)
+        now = asyncio.get_running_loop().time
+        self.standing = ReplicaStanding(member_id, now=now, clock_ns=time.time_ns)
         self.applied = Applied(store)
         return store
 
-    async def _open(self, cluster_id: int, seq: int, chain: bytes) -> Meta:
-        if self._meta is None:
-            name, now = self._settings.name, time.time_ns()
-            with_log = self._engine.open(cluster_id, seq, chain, made_by=name, made_at_ns=now)
-            self._meta = await _checked(with_log)
-        return self._meta
-
-    def member(self, own_log: LocalLog) -> StoreMember:
-        """Return what the committer appends to; to be attached."""
+    def member_of(self, own_log: OwnLog) -> StoreMember:
+        """Return what the committer appends to."""
         limits = self._settings.history_limit, self._settings.history_bytes
+        self._own_log = own_log
         self._member = StoreMember(
             self._store,
             own_log,
@@ -186,39 +176,67 @@ class Replication:
         )
         return self._member
 
-    def attach(self, committer: Committer) -> None:
+    def attach(self, committer: Committer, clock: Clock, stats: StoreStats) -> None:
         """Connect the parts of the server."""
-        assert self._member is not None
         assert committer.leading is not None
-        self._replica = Replica(
-            self._engine,
+        engine = self._engine
+        self._is_attached = True
+        self.replica = Replica(
+            engine,
             self._me,
             self._member,
             lease_s=self._settings.lease_s,
             on_state=self._on_state,
             on_leadership=self._on_leadership,
         )
-        upkeep = self._upkeep = Upkeep(
-            self._engine,
+        self._upkeep = self.standing.upkeep = Upkeep(
+            engine,
             self._me.id,
             self._describe,
-            leads=lambda: self._replica.state is State.LEADING,
+            leads=lambda: self.replica.state is State.LEADING,
             on_room=committer.leading.refuse_writes,
         )
-        self.standing.upkeep = upkeep
-        notes = _Notes(self.standing, upkeep)
-        self._member.connect(committer, self._replica, notes, committer.follow)
-        self._reads = ReadIndex(self._engine, self.applied)
+        self._forwarding = Forwarding(
+            committer=committer, clock=clock, stats=stats, applied=self.applied, me=self._me
+        )
+        self._peers = self._make_peers()
+        self._reads = ReadIndex(engine, self.applied)
+        notes = _Notes(self.standing, self._upkeep)
+        self._member.connect(committer, self.replica, notes, self._forwarding.follow)
         loop = asyncio.get_running_loop()
         deadlines = Ticker(loop, DEADLINES_S, {"deadlines": committer.leading.tick}, self._fail)
         self._tickers.append(deadlines)
 
+    def _make_peers(self) -> Peers:
+        hello = Hello(self._me.id, self._settings.version, VERSION_SHA256)
+        return Peers(
+            me=self._me,
+            forwarding=self._forwarding,
+            network=self._new_network(self._meta, hello),
+            revoke=self._engine.revoke,
+            applied_seq=lambda: self._store.applied.seq,
+            durable=lambda: self._own_log.durable,
+            on_applied=lambda replica, seq, _: self.standing.follower_applied(replica, seq),
+        )
+
+    def _tcp(self, meta: Meta, hello: Hello) -> Network:
+        return TcpNetwork(meta.secret, hello, self._settings.peer_tls)
+
     async def start(self) -> None:
-        """Take part; return when the store has all that the log had."""
-        self._run(self._replica.run())
+        """Take part; return when the store has all that the log had, or the replica has ended.
+
+        Raises:
+            OSError: an address for other replicas cannot be listened on.
+            Detached: the engine cannot be used.
+        """
+        await self._peers.listen(self._settings.listen_peers)
+        self._run(self.replica.run())
         self._run(self._upkeep.run())
         self._run(self.standing.watch(self._engine))
-        end = await _checked(self._engine.end())
+        try:
+            end = await self._engine.end()
+        except EngineError as error:
+            raise detached(error) from error
         caught_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.applied.when(end.seq, partial(caught_up.set_result, None))
         await asyncio.wait([caught_up, self._ended], return_when=asyncio.FIRST_COMPLETED)
@@ -229,53 +247,55 @@ class Replication:
         Raises:
             ApiError: it took too long.
         """
-        assert self._reads is not None
         await self._reads.catch_up()
 
     # Stop
 
     async def hand_over(self) -> None:
-        """End what is in flight, and let another replica lead, which gets what is left."""
+        """End what is in flight; let another replica lead, and decide what waits here."""
         try:
             async with asyncio.timeout(_STOP_S):
-                await self._replica.hand_over(for_good=True)
+                await self.replica.hand_over(for_good=True)
         except TimeoutError:
             log.warning("the engine is silent: the lead ends with its lease")
+        await self._forwarding.drain()
 
     async def stop(self) -> None:
-        """End all that runs, and the connections to the engine."""
-        self._halt()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        await self._engine.close()
-
-    def _halt(self) -> None:
+        """End all that runs, and the connections to the engine and to other replicas."""
         for ticker in self._tickers:
             ticker.stop()
-        if self._member is not None:
+        if self._is_attached:
             self._member.stop()
-        if self._reads is not None:
+            self._forwarding.stop()
             self._reads.close()
-        for task in self._tasks:
+        tasks = [*self._tasks]
+        for task in tasks:
             task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        if self._is_attached:
+            await self._peers.close()
+        await self._engine.close()
 
     # What happens
 
     def _on_state(self, state: State) -> None:
         self.standing.enter(state)
+        self._forwarding.on_state(state)
 
     def _on_leadership(self, leadership: Leadership) -> None:
         self.standing.led_by(leadership)
+        self._forwarding.on_leadership(leadership)
+        self._peers.on_leadership(leadership)
 
     def _describe(self) -> Report:
-        applied = self._store.applied.seq
         return Report(
-            name=self._settings.name,
+            name=self._me.name,
             peer=self._me.peer,
             urls=self._settings.client_urls,
-            state=self._replica.state,
-            applied=applied,
-            durable=applied,
+            state=self.replica.state,
+            applied=self._store.applied.seq,
+            durable=self._own_log.durable,
             version=self._settings.version,
             reads=VERSION_SHA256,
             at_ns=time.time_ns(),
@@ -301,17 +321,3 @@ class Replication:
         if isinstance(error, Detached):
             self.standing.detached(str(error))
         self._fail(error)
-
-
-def detached(error: BaseException) -> BaseException:
-    """Return what an error of the engine or of its log means to the server."""
-    if isinstance(error, EngineError | OtherHistory | UnknownRecord):
-        return Detached(str(error))
-    return error
-
-
-async def _checked(call: Awaitable[T]) -> T:
-    try:
-        return await call
-    except EngineError as error:
-        raise Detached(str(error)) from error

@@ -6,7 +6,7 @@ There is no logic here. `kvd.server` opens the store first, and starts and stops
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from kvd.core.background.housekeeping import Housekeeping
 from kvd.core.background.index_check import IndexCheck
@@ -31,12 +31,15 @@ from kvd.wiring.context import Context
 from kvd.wiring.core import core_of
 from kvd.wiring.web import connect, key_space_of, limits_of, router_of, standing_of
 
+if TYPE_CHECKING:
+    from kvd.core.replicated.unsynced_log import UnsyncedLog
+
 
 class ServerParts(NamedTuple):
     """The parts that `kvd.server` starts, measures and stops."""
 
     sync: WorkerThread[Position]
-    log_writer: LogWriter
+    log_writer: LogWriter | UnsyncedLog
     hub: Hub
     stats: StoreStats
     housekeeping: Housekeeping

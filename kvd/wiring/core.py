@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from kvd.core.background.housekeeping import Housekeeping
 from kvd.core.committer import Committer
@@ -17,12 +17,16 @@ from kvd.limits.turns import Turns
 from kvd.storage.format.frame import Position
 from kvd.wiring.context import Context
 
+if TYPE_CHECKING:
+    from kvd.core.replicated.unsynced_log import UnsyncedLog
+    from kvd.replicas.member import StoreMember
+
 
 class Core(NamedTuple):
     """The order of writes, and those that hear of them."""
 
     sync: WorkerThread[Position]
-    log_writer: LogWriter
+    log_writer: LogWriter | UnsyncedLog
     hub: Hub
     stats: StoreStats
     listings: ListingCache
@@ -36,18 +40,14 @@ def core_of(context: Context, status_lines: StatusLines, answers: AnswerParts) -
     config, loop, store, fail = context.config, context.loop, context.store, context.fail
     sync = WorkerThread[Position](loop, "kvd-sync", store.wal.prepare_next)
     stats = StoreStats()
-    log_writer = LogWriter(
-        store, sync, loop, thread_only=config.wal_sync == "thread", reads=stats.gets
-    )
+    log_writer, member = _log(context, sync, stats)
+    way, replication = member or log_writer, context.replication
     turns = Turns(loop)
     hub = Hub(store, loop, answers.watches.deliver_all)
     listings = ListingCache()
     housekeeping = Housekeeping(
         store=store, sync=sync, loop=loop, on_fatal=fail, snapshot_count=config.snapshot_count
     )
-    replication = context.replication
-    member = None if replication is None else replication.member(log_writer)
-    way = member or log_writer
     responses = answers.write_responses(status_lines, stats)
     committer = Committer(
         store=store,
@@ -69,5 +69,19 @@ def core_of(context: Context, status_lines: StatusLines, answers: AnswerParts) -
         confirm=None if member is None else member.confirm,
     )
     if replication is not None:
-        replication.attach(committer)
+        replication.attach(committer, context.clock, stats)
     return Core(sync, log_writer, hub, stats, listings, housekeeping, committer, turns)
+
+
+def _log(
+    context: Context, sync: WorkerThread[Position], stats: StoreStats
+) -> tuple[LogWriter | UnsyncedLog, StoreMember | None]:
+    """Make the own log, and what appends to that of all replicas, if this is one."""
+    store, loop, replication = context.store, context.loop, context.replication
+    if replication is None:
+        thread_only = context.config.wal_sync == "thread"
+        return LogWriter(store, sync, loop, thread_only=thread_only, reads=stats.gets), None
+    from kvd.core.replicated.unsynced_log import UnsyncedLog  # noqa: PLC0415
+
+    own_log = UnsyncedLog(store, sync, loop, context.fail)
+    return own_log, replication.member_of(own_log)

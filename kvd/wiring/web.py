@@ -72,7 +72,7 @@ def router_of(
 ) -> Router:
     """Make the routes, and what they lead to."""
     config, listening = context.config, context.listening
-    advertised = _advertised(config, listening)
+    advertised = advertised_urls(config, listening)
     hosts = hosts_of(
         config.host_whitelist,
         own_hosts(advertised),
@@ -99,11 +99,11 @@ def router_of(
 def own_member(context: Context) -> Member:
     """Return the member that the server is, as its settings say."""
     config = context.config
-    urls = _advertised(config, context.listening)
+    urls = advertised_urls(config, context.listening)
     return Member(config.name, context.store.identity.member_id, urls, config.peer_urls)
 
 
-def _advertised(config: Config, listening: Sequence[ListenUrl]) -> tuple[str, ...]:
+def advertised_urls(config: Config, listening: Sequence[ListenUrl]) -> tuple[str, ...]:
     """Return the URLs that clients get: those of the flag, or where the server listens."""
     is_given = config.advertise != tuple(map(str, config.listen))
     return config.advertise if is_given else tuple(map(str, listening))

@@ -45,6 +45,7 @@ LONG_FILES = {
     "kvd/replicas/etcd/client.py": "attempts of a call, and what their errors mean",
     "kvd/replicas/etcd/log.py": "one interface, and the fence of an append",
     "kvd/replicas/etcd/grpc.py": "one life of a connection, with the calls of asyncio",
+    "kvd/replicas/replication.py": "one map of the parts of a replica",
     "kvd/server.py": "one life of a server: start, reload, failure, stop",
     "kvd/v2/extras/txn.py": "one table of fields, and its reader",
     "storage/disk.py": "one place for all calls that touch files",

@@ -1,6 +1,7 @@
 """kvd/replicas/replication.py: three servers with one store, in this process."""
 
 import asyncio
+from contextlib import suppress
 
 from kvd.replicas.replica import State
 from tests.support.committing import on_a_loop
@@ -21,15 +22,9 @@ async def equal(members):
         assert digest(other.store) == digest(first.store)
 
 
-async def leads_anew(member, term):
+async def leads_at(member, term):
     """Wait for the first frame of a new leader."""
     await until(lambda: member.store.applied.term == term)
-
-
-async def ended(request):
-    """Let its client go away."""
-    request.cancel()
-    await asyncio.wait([request])
 
 
 @on_a_loop
@@ -62,10 +57,9 @@ async def test_a_lead_that_is_handed_over_at_a_stop_loses_nothing(tmp_path):
             answers = await asyncio.gather(*puts)
             assert {status for status, _, _ in answers} == {201}
             term = leader.store.applied.term
-            await leader.server.stop()
-            leader.server = None
+            await leader.stop()
             successor = await members.leader()
-            await leads_anew(successor, term + 1)
+            await leads_at(successor, term + 1)
             await leader.start()
             await equal(members)
 
@@ -87,7 +81,6 @@ async def test_what_a_killed_leader_has_acknowledged_is_there(tmp_path):
         tasks = [asyncio.ensure_future(write(leader, number)) for number in range(50)]
         await until(lambda: acknowledged)
         await leader.kill()
-        leader.server = None
         await asyncio.gather(*tasks)
         members.log.revoke(members.log.leadership.lead.lease)
         successor = await members.leader()
@@ -118,8 +111,10 @@ async def test_a_leader_that_is_cut_off_is_fenced_and_has_changed_nothing(tmp_pa
         old.faults.heal()
         await until(lambda: old.state is State.FOLLOWING)
         await members.level()
-        assert (await old.get("/a"))[2]["node"]["value"] == "3"
-        await ended(late)
+        # Nothing of it was written, so it was for the new leader to decide.
+        status, _, body = await late
+        assert (status, body["prevNode"]["value"]) == (200, "3")
+        assert (await old.get("/a"))[2]["node"]["value"] == "2"
         await equal(members)
 
 
@@ -137,7 +132,47 @@ async def test_a_deposed_leader_refuses_nothing_by_an_old_state(tmp_path):
         refused = asyncio.ensure_future(old.request("DELETE", "/v2/keys/a", prevValue="9"))
         await until(lambda: old.server.running.committer.syncing_s)
         assert not refused.done()  # on its own state the key does not exist
-        await ended(refused)
         old.faults.heal()
-        await until(lambda: old.state is State.FOLLOWING)
+        status, _, body = await refused
+        assert (status, body["errorCode"], body["cause"]) == (412, 101, "[9 != 1]")
         await equal(members)
+
+
+@on_a_loop
+async def test_every_member_takes_writes_while_leaders_come_and_go(tmp_path):
+    async with serving(tmp_path) as members:
+        written = []
+        is_over = False
+
+        async def write(number):
+            n = 0
+            while not is_over:
+                n += 1
+                member = members.all[n % 3]
+                key = f"/{number}/{n}"
+                with suppress(OSError, ValueError, IndexError):  # it was stopped or killed
+                    status, _, _ = await member.put(key, "v", prevExist="false")
+                    assert status == 201
+                    written.append(key)
+                await asyncio.sleep(0)
+
+        writers = [asyncio.ensure_future(write(number)) for number in range(6)]
+        for step in range(4):
+            leader = await members.leader()
+            await enough(written)
+            await (leader.kill() if step % 2 else leader.stop())
+            await members.leader()
+            await enough(written)
+            await leader.start()
+        is_over = True
+        await asyncio.gather(*writers)
+        await equal(members)
+        state = members.alive[0].store.view
+        assert written
+        assert [key for key in written if state.find(key.encode()) is None] == []
+
+
+async def enough(written):
+    """Wait for some more writes."""
+    before = len(written)
+    await until(lambda: len(written) > before + 20)

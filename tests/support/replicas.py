@@ -6,19 +6,22 @@ from contextlib import asynccontextmanager, suppress
 from urllib.parse import urlencode
 
 from kvd import __version__
+from kvd.replicas.entry import Place
 from kvd.replicas.replica import State
 from kvd.replicas.replication import Replication, Settings
 from kvd.server import KvdServer
 from tests.support.configuration import config
 from tests.support.memory_engine import Faults, MemoryEngine, MemoryLog
+from tests.support.memory_links import MemoryNetwork
 from tests.support.waiting import until
 
 
 class Member:
     """One of them, with the faults between it and the engine."""
 
-    def __init__(self, log, path, number, **options):
+    def __init__(self, log, network, path, number, **options):
         self.name = f"h{number}"
+        self.network = network
         self.path = path / self.name
         self.log = log
         self.faults = Faults(log)
@@ -27,31 +30,39 @@ class Member:
         self.server = None
 
     async def start(self):
-        self.server = KvdServer(
+        server = KvdServer(
             config(
                 *("--name", self.name, "--data-dir", str(self.path)),
                 *("--listen-client-urls", "http://127.0.0.1:0", "--wal-segment-bytes", "1048576"),
+                *("--replicate", "etcd://h:2379/kvd", "--listen-peer-urls", "http://h:2380"),
             ),
             on_fatal=lambda error, status: self.failures.append((error, status)),
             replicate=self._replication,
             **self._options,
         )
-        await self.server.start()
+        await server.start()
+        self.server = server
         return self
 
     def _replication(self, server):
         settings = Settings(
-            name=self.name,
-            data_dir=self.path,
+            place=Place(self.path, "etcd://h:2379/kvd", self.name),
             version=__version__,
-            peer_urls=(f"http://{self.name}:2380",),
+            peer_urls=(self.name,),
             client_urls=(f"http://{self.name}:2379",),
+            listen_peers=(self.name,),
+            peer_tls=None,
             lease_s=3.0,
             history_limit=1000,
             history_bytes=None,
         )
-        engine = MemoryEngine(self.log, self.faults)
-        return Replication(settings, engine, fail=server.fail, on_behind=lambda: None)
+        return Replication(
+            settings,
+            MemoryEngine(self.log, self.faults),
+            fail=server.fail,
+            on_behind=server.rejoin,
+            network=lambda _, hello: self.network.place(hello, self.name),
+        )
 
     @property
     def replication(self):
@@ -59,7 +70,7 @@ class Member:
 
     @property
     def replica(self):
-        return self.replication._replica
+        return self.replication.replica
 
     @property
     def state(self):
@@ -69,17 +80,25 @@ class Member:
     def store(self):
         return self.server.store
 
+    async def stop(self):
+        server, self.server = self.server, None
+        await server.stop()
+
     async def kill(self):
         """End as `kill -9` does."""
-        await self.server.abandon()
+        server, self.server = self.server, None
+        await server.abandon()
 
     async def request(self, method, path, **form):
         """Return status, headers (names in lower case) and body of a response."""
+        if self.server is None or not self.server.urls:
+            raise ConnectionRefusedError
         _, _, where = self.server.urls[0].partition("://")
         host, _, port = where.partition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
-        body = urlencode(form).encode() if form and method != "GET" else b""
-        query = f"?{urlencode(form)}" if form and method == "GET" else ""
+        has_body = form and method in ("PUT", "POST")
+        body = urlencode(form).encode() if has_body else b""
+        query = f"?{urlencode(form)}" if form and not has_body else ""
         head = f"{method} {path}{query} HTTP/1.0\r\nHost: {where}\r\n"
         if body:
             head += "Content-Type: application/x-www-form-urlencoded\r\n"
@@ -107,7 +126,11 @@ class Members:
 
     def __init__(self, path, count=3, **options):
         self.log = MemoryLog()
-        self.all = [Member(self.log, path, number, **options) for number in range(1, count + 1)]
+        self.network = MemoryNetwork()
+        self.all = [
+            Member(self.log, self.network, path, number, **options)
+            for number in range(1, count + 1)
+        ]
 
     async def leader(self):
         """Wait until one leads that is alive, and return it."""
@@ -142,4 +165,4 @@ async def serving(path, count=3, **options):
         assert [member.failures for member in members.all] == [[]] * count
     finally:
         for member in members.alive:
-            await member.server.stop()
+            await member.stop()
