@@ -199,7 +199,7 @@ class KvdServer:
             listening=listening,
             settings=self._monitoring.settings,
             fail=self.fail,
-            standing=self._replication and self._replication.standing,
+            standing=None if self._replication is None else self._replication.standing,
             replication=self._replication,
         )
 

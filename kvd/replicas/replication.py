@@ -34,6 +34,7 @@ from kvd.replicas.peers.network import TcpNetwork
 from kvd.replicas.peers.peers import Peers
 from kvd.replicas.peers.tls import LinkTls
 from kvd.replicas.read_index import Applied, ReadIndex
+from kvd.replicas.registration import Registration
 from kvd.replicas.replica import Replica, State
 from kvd.replicas.standing.standing import ReplicaStanding
 from kvd.replicas.upkeep.report import Report
@@ -41,6 +42,7 @@ from kvd.replicas.upkeep.upkeep import Upkeep
 from kvd.storage.format.identity import NewIds
 from kvd.storage.format.payload import VERSION_SHA256
 from kvd.storage.store import Store
+from kvd.v2.documents.members import Member, is_removed
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +130,7 @@ class Replication:
         self._upkeep: Upkeep
         self._forwarding: Forwarding
         self._peers: Peers
+        self._registration: Registration
         self._reads: ReadIndex
         self._is_attached = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -195,11 +198,16 @@ class Replication:
             self._describe,
             leads=lambda: self.replica.state is State.LEADING,
             on_room=committer.leading.refuse_writes,
+            is_removed=lambda replica: is_removed(self._store.view, replica),
         )
         self._forwarding = Forwarding(
             committer=committer, clock=clock, stats=stats, applied=self.applied, me=self._me
         )
         self._peers = self._make_peers()
+        own = Member(
+            self._me.name, self._me.id, self._settings.client_urls, self._settings.peer_urls
+        )
+        self._registration = Registration(self._store, committer, own, self._removed)
         self._reads = ReadIndex(engine, self.applied)
         notes = _Notes(self.standing, self._upkeep)
         self._member.connect(committer, self.replica, notes, self._forwarding.follow)
@@ -229,6 +237,7 @@ class Replication:
             OSError: an address for other replicas cannot be listened on.
             Detached: the engine cannot be used.
         """
+        self._registration.look()
         await self._peers.listen(self._settings.listen_peers)
         self._run(self.replica.run())
         self._run(self._upkeep.run())
@@ -266,6 +275,7 @@ class Replication:
             ticker.stop()
         if self._is_attached:
             self._member.stop()
+            self._registration.stop()
             self._forwarding.stop()
             self._reads.close()
         tasks = [*self._tasks]
@@ -287,6 +297,11 @@ class Replication:
         self.standing.led_by(leadership)
         self._forwarding.on_leadership(leadership)
         self._peers.on_leadership(leadership)
+        self._registration.on_leadership(leadership)
+
+    def _removed(self) -> None:
+        data_dir = self._settings.place.data_dir
+        self._end(Detached(f"{data_dir}: this replica was removed from the cluster"))
 
     def _describe(self) -> Report:
         return Report(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from ssl import SSLError
 
 from kvd import __version__
 from kvd.config.config import Config
@@ -45,5 +44,5 @@ def _peer_tls(files: PeerTls | None) -> LinkTls | None:
         return None
     try:
         return LinkTls(files)
-    except (OSError, SSLError) as error:
+    except OSError as error:  # ssl.SSLError is one
         raise ConfigError(f"--peer-cert-file, --peer-key-file: {error}") from None

@@ -1,6 +1,7 @@
 """kvd/replicas/replication.py: three servers with one store, in this process."""
 
 import asyncio
+import json
 from contextlib import suppress
 
 from kvd.replicas.replica import State
@@ -170,6 +171,34 @@ async def test_every_member_takes_writes_while_leaders_come_and_go(tmp_path):
         state = members.alive[0].store.view
         assert written
         assert [key for key in written if state.find(key.encode()) is None] == []
+
+
+@on_a_loop
+async def test_members_register_and_one_that_is_removed_ends(tmp_path):
+    async with serving(tmp_path) as members:
+        leader = await members.leader()
+        gone = members.others[0]
+        await until(lambda: len(registered(leader)) == 3)
+        assert {member["name"] for member in registered(leader)} == {"h1", "h2", "h3"}
+        member_id = f"{gone.store.identity.member_id:x}"
+        status, _, _ = await leader.request("DELETE", f"/v2/members/{member_id}")
+        assert status == 204
+        await until(lambda: gone.failures)
+        [(error, status)] = gone.failures
+        assert (str(error), status) == (
+            f"{gone.path}: this replica was removed from the cluster",
+            78,
+        )
+        await gone.kill()
+        gone.failures.clear()
+        assert (await leader.put("/a", "1"))[0] == 201
+        await equal(members)
+
+
+def registered(member):
+    """The members in its state."""
+    documents = [*member.store.view.documents()]
+    return [json.loads(d.content) for d in documents if d.what == "member" and d.content]
 
 
 async def enough(written):
