@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable
 
 _NETWORK = "10.79.0"
-_INSIDE = "KVD_TRIAL_INSIDE"
+_INSIDE = "TRIAL_OF_REPLICAS_INSIDE"
 
 
 def apart() -> bool:
