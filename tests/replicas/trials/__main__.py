@@ -17,7 +17,9 @@ from tests.replicas.trials.ledger import counted
 from tests.replicas.trials.network import Network, apart
 from tests.replicas.trials.trial import Outcome, Trial, chosen
 
-_SHOWN = 20
+# Of each kind.
+_SHOWN = 5
+_SHOWN_CHARACTERS = 800
 
 
 def table(outages: dict[str, list[float]]) -> str:
@@ -40,7 +42,11 @@ def report(outcome: Outcome) -> str:
             f"{outcome.events:,} events, {outcome.watched:,} seen by watches"
             + (f", whose history was gone {outcome.cleared} times" if outcome.cleared else ""),
             ", ".join(f"{kind} {count}" for kind, count in problems.items()),
-            *(f"  {kind}: {text[:300]}" for kind, text in outcome.problems[:_SHOWN]),
+            *(
+                f"  {kind}: {text[:_SHOWN_CHARACTERS]}"
+                for kind in reversed(problems)
+                for text in [text for found, text in outcome.problems if found == kind][:_SHOWN]
+            ),
         ]
     )
 

@@ -149,7 +149,8 @@ class _Ledger:
         for index in self._indexes:
             fact = self._facts[index]
             self._versions.setdefault(fact.key, []).append((index, _file(fact)))
-        self._last = max([one.index for one in history.listings], default=history.first)
+        seen = self._indexes[-1] if self._indexes else history.first
+        self._last = max([one.index for one in history.listings], default=seen)
 
     def problems(self) -> Iterator[Problem]:
         yield from self._conflicts
