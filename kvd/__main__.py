@@ -106,8 +106,6 @@ def _prepare(config: Config) -> Faults:
         ConfigError: a fault cannot be made, or the log cannot be written.
     """
     os.umask(0o077)
-    if config.replicate is not None:
-        raise ConfigError("--replicate: this version of kvd does not share a store yet")
     try:
         faults = Faults(map(parse_fault, config.failpoints))
     except ValueError as error:
