@@ -74,7 +74,7 @@ class State(View):
         due_ns: No node ends before that; 0 where none ends at all.
         has_garbage: Whether removed directories may be left to be freed.
         unflushed: What is beyond the index.
-        wants_flush: Whether enough is beyond the index to be worth a flush.
+        wants_flush: Whether enough is beyond the index to be worth a flush: see `flush_in_parts`.
         is_heavy: Whether that takes so much memory that a flush should not wait.
         refused: What the index said when it was to be flushed last, None where it took it.
         is_flushing: Whether a flush is under way on another thread.
@@ -96,7 +96,7 @@ class State(View):
         self._large_key, self._large = b"", cast("Node | None", None)
         self._written: Written | None = None
         self._view: IndexView | None = None
-        self._kept_bytes = 0
+        self._kept_bytes, self.flush_parts = 0, 1
         self._flushed_all()
         view = self._index_view()
         self._history_bytes_max = view.history_bytes_max()
@@ -105,8 +105,12 @@ class State(View):
 
     def _flushed_all(self) -> None:
         self.unflushed = Unflushed()
-        self._flush_pos = self.stored.pos + FLUSH_RECORDS
+        self.flush_in_parts(self.flush_parts)
         self.wants_flush = self.is_heavy = False
+
+    def flush_in_parts(self, parts: int) -> None:
+        """Have `wants_flush` come after so small a part of `FLUSH_RECORDS`."""
+        self.flush_parts, self._flush_pos = parts, self.stored.pos + FLUSH_RECORDS // parts
 
     # Reading.
 

@@ -88,6 +88,19 @@ async def test_what_comes_during_a_sync_is_one_batch(tmp_path, monkeypatch):
 
 
 @on_a_loop
+async def test_responses_are_prepared_while_a_thread_writes(tmp_path, monkeypatch):
+    prepared = []
+    async with started(tmp_path / "data", render=prepared.append) as engine:
+        gate = Gate(monkeypatch)
+        futures = engine.submit(Set(b"/a", b"1"))
+        await gate.reached()
+        assert [len(round_.answers) for round_ in prepared] == [1]
+        assert not futures[0].done()
+        gate.open()
+        await futures[0]
+
+
+@on_a_loop
 async def test_commands_that_keep_coming_are_one_batch(tmp_path):
     async with started(tmp_path / "data") as engine:
         await engine.run(*(Set(b"/%d" % i, b"") for i in range(8)))

@@ -163,12 +163,12 @@ class Engine:
 
 
 @asynccontextmanager
-async def started(path, *, store_class=Store, segment_bytes_max=SEGMENT, term=True):
-    """An engine over a directory, stopped at the end."""
+async def started(path, *, store_class=Store, segment_bytes_max=SEGMENT, term=True, **options):
+    """An engine over a directory, stopped at the end; the options are the committer's."""
     store = store_class.open(path, Options(segment_bytes_max=segment_bytes_max))
     if term:
         store.start_term(NOW_NS, 1000)
-    engine = Engine(store, SetClock())
+    engine = Engine(store, SetClock(), **options)
     await engine.run(Delete(b"/nothing"))  # the batch that every start begins with is over
     try:
         yield engine

@@ -132,6 +132,8 @@ class Flow:
         if self._append(pending, self._appended):
             self._render(round_)  # while the disk is at work
             self._wait()
+        elif self.under_way is round_:
+            self._render(round_)  # while a thread writes
         if self._state.wants_flush:
             self._flusher.beside_batch()
 
@@ -183,6 +185,8 @@ class Flow:
         if self._append(round_.pending, self._appended):
             self._render(round_)
             self._wait()
+        elif self.under_way is round_:
+            self._render(round_)
         if self._state.wants_flush:
             self._flusher.beside_batch()
 

@@ -147,3 +147,29 @@ async def test_a_stop_waits_for_a_flush_on_the_thread(tmp_path, monkeypatch):
     assert store.view.find(b"/a").value == MUCH
     assert store.recovery.records == 0
     store.close()
+
+
+@on_a_loop
+async def test_a_flush_that_takes_long_makes_the_next_ones_smaller(tmp_path, monkeypatch):
+    async with started(tmp_path / "data", segment_bytes_max=32 << 20) as engine:
+        state, flush = engine.store.state, engine.store.flush
+        now_s, took_s, flushed = 0.0, 1.0, []
+
+        def thread_time():
+            nonlocal now_s
+            now_s += took_s
+            return now_s
+
+        def flush_counted(*, free=0):
+            flushed.append(state.applied.pos - state.stored.pos)
+            flush(free=free)
+
+        monkeypatch.setattr("kvd.core.background.flusher.thread_time", thread_time)
+        monkeypatch.setattr(engine.store, "flush", flush_counted)
+        while len(flushed) < 5:
+            await engine.run(*[Set(b"/a", b"")] * 64)
+        assert flushed == [512, 256, 128, 64, 64]
+        took_s = 0.0
+        while len(flushed) < 10:
+            await engine.run(*[Set(b"/a", b"")] * 64)
+        assert flushed[5:] == [64, 128, 256, 512, 512]
