@@ -201,7 +201,9 @@ class PostgresLog(Engine):
 
     async def _value(self, statement: str, *values: object) -> Any:
         """The first column of the first row of a statement that writes."""
-        return await self._write(lambda connection: connection.fetchval(statement, *values))
+        value = await self._write(lambda connection: connection.fetchval(statement, *values))
+        self._is_full = False
+        return value
 
     async def _write(self, work: Work[T]) -> T:
         try:

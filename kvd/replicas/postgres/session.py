@@ -91,6 +91,9 @@ class Server:
             is_crowded = isinstance(error, asyncpg.TooManyConnectionsError)
             kind = Crowded if is_crowded else Unanswered
             raise kind(f"{self.name}: {error}", was_sent=False) from None
+        except (asyncpg.ClientConfigurationError, KeyError) as error:
+            # Of the environment; KeyError where the process's user has no name, which is the default.
+            raise EngineRefused(f"{self.name}: {error}; see --replicate-user") from None
         except (asyncpg.InterfaceError, OSError) as error:
             # Also TimeoutError, which has no text.
             raise Unanswered(f"{self.name}: {error or 'no response'}", was_sent=False) from None
