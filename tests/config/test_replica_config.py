@@ -63,6 +63,12 @@ def test_all_of_them_together():
     assert parsed.peer_urls == ("https://h1.example:2380",)
 
 
+def test_a_user_of_a_postgresql_may_have_no_password():
+    parsed = config("--replicate=postgres://h1,h2/kvd", *PEERS, "--replicate-user", "u")
+    assert parsed.replicate is not None
+    assert (parsed.replicate.user, parsed.replicate.password_file) == ("u", "")
+
+
 def test_tls_of_peers_without_an_address_for_it_is_warned_about():
     (warning,) = config(*ENGINE, *PEERS, "--peer-cert-file=c", "--peer-key-file=k").warnings
     assert warning == (

@@ -8,6 +8,7 @@ from kvd.config.config import Config
 from kvd.config.load import ConfigError, parse
 from kvd.replicas.engines import checked_url, engine_of
 from kvd.replicas.etcd.log import EtcdLog
+from kvd.replicas.postgres.log import PostgresLog
 
 
 def settings(*argv: str):
@@ -19,6 +20,11 @@ def settings(*argv: str):
 
 def test_an_etcd_is_named_by_its_url():
     assert isinstance(engine_of(settings("--replicate", "etcd://h1:2379/kvd/prod")), EtcdLog)
+
+
+def test_a_postgresql_is_named_by_its_url():
+    assert isinstance(engine_of(settings("--replicate", "postgres://h1,h2/kvd")), PostgresLog)
+    assert checked_url("postgresql://h1/a") == "postgres://h1:5432/a?schema=kvd"
 
 
 def test_the_password_is_the_file_s_line(tmp_path):
@@ -41,6 +47,8 @@ def test_the_password_is_the_file_s_line(tmp_path):
         ("--replicate", "etcd://h1:2379"),
         ("--replicate", "etcd://h1:0/kvd"),
         ("--replicate", "etcds://h1/kvd", "--replicate-ca-file", "/missing/ca.pem"),
+        ("--replicate", "postgres://h1"),
+        ("--replicate", "postgres://h1/kvd", "--replicate-ca-file", "/missing/ca.pem"),
     ],
     ids=" ".join,
 )

@@ -163,6 +163,10 @@ class Postgres:
         )
         assert ended.returncode == 0, ended.stderr
 
+    def remove_data(self) -> None:
+        self.stop()
+        shutil.rmtree(self.directory)
+
     def remove(self) -> None:
         self.stop()
         shutil.rmtree(self._parent)

@@ -14,13 +14,14 @@ OF_THE_ENGINE = (
         "",
         "URL",
         "share one store with other kvd, by a log in an etcd v3 cluster: "
-        "etcd://HOST:PORT,HOST:PORT,.../PREFIX, or etcds:// with TLS; see `kvdctl help replicas`",
+        "etcd://HOST:PORT,HOST:PORT,.../PREFIX, or etcds:// with TLS; or in a PostgreSQL: "
+        "postgres://HOST:PORT,.../DATABASE?schema=NAME; see `kvdctl help replicas`",
         REPLICAS,
     ),
-    Flag("replicate-ca-file", "", "FILE", "authorities of that etcd's certificates", REPLICAS),
-    Flag("replicate-cert-file", "", "FILE", "certificate shown to that etcd, in PEM", REPLICAS),
+    Flag("replicate-ca-file", "", "FILE", "authorities of the log's certificates", REPLICAS),
+    Flag("replicate-cert-file", "", "FILE", "certificate shown to its servers, in PEM", REPLICAS),
     Flag("replicate-key-file", "", "FILE", "its private key, in PEM, not encrypted", REPLICAS),
-    Flag("replicate-user", "", "NAME", "user of that etcd", REPLICAS),
+    Flag("replicate-user", "", "NAME", "user of that etcd or PostgreSQL", REPLICAS),
     Flag("replicate-password-file", "", "FILE", "file that holds the user's password", REPLICAS),
     Flag(
         "replicate-lease",

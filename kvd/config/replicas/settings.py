@@ -149,7 +149,8 @@ def _require_engine(settings: Settings) -> None:
         )
     for one, other in (("cert", "key"), ("key", "cert")):
         _require(settings, f"replicate-{one}-file", f"replicate-{other}-file")
-    _require(settings, "replicate-user", "replicate-password-file")
+    if scheme.startswith("etcd"):  # a PostgreSQL may know a user by certificate or by host
+        _require(settings, "replicate-user", "replicate-password-file")
     _require(settings, "replicate-password-file", "replicate-user")
     if scheme == "etcd":
         for name in ("replicate-ca-file", "replicate-cert-file"):

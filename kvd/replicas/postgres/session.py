@@ -92,7 +92,7 @@ class Server:
             kind = Crowded if is_crowded else Unanswered
             raise kind(f"{self.name}: {error}", was_sent=False) from None
         except (asyncpg.ClientConfigurationError, KeyError) as error:
-            # Of the environment; KeyError where the process's user has no name, which is the default.
+            # Of the environment. KeyError: the process's user, the default, has no name.
             raise EngineRefused(f"{self.name}: {error}; see --replicate-user") from None
         except (asyncpg.InterfaceError, OSError) as error:
             # Also TimeoutError, which has no text.

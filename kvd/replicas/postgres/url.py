@@ -54,9 +54,9 @@ def parse(text: str) -> PostgresUrl:
     hosts, _, database = place.partition("/")
     if "@" in rest:
         raise ValueError("a URL of an engine holds no user and no password; they have flags")
+    parameters = _parameters(query)  # first: no message shows one that may be a password
     if not _DATABASE.fullmatch(database):
         raise ValueError(f"{text!r} {_complaint('database', database)}, as in postgres://host/kvd")
-    parameters = _parameters(query, text)
     schema = parameters.get("schema", SCHEMA)
     if not _NAME.fullmatch(schema) or schema.startswith("pg_"):
         raise ValueError(f"{text!r} {_complaint('schema', schema)}, lower case, not pg_")
@@ -71,7 +71,7 @@ def _complaint(what: str, name: str) -> str:
     return f"{has}: a name of at most 63 letters, digits and _ is needed"
 
 
-def _parameters(query: str, text: str) -> dict[str, str]:
+def _parameters(query: str) -> dict[str, str]:
     pairs = parse_qsl(query, keep_blank_values=True)
     known = {
         "schema": None,
@@ -83,7 +83,7 @@ def _parameters(query: str, text: str) -> dict[str, str]:
             raise ValueError(f"the URL has the parameter {name}; known are {', '.join(known)}")
         values = known[name]
         if values is not None and value not in values:
-            raise ValueError(f"{name}={value} in {text!r}; it may be {', '.join(values)}")
+            raise ValueError(f"the URL has {name}={value}; it may be {', '.join(values)}")
     if len(dict(pairs)) < len(pairs):
-        raise ValueError(f"{text!r} has a parameter twice")
+        raise ValueError("the URL has a parameter twice")
     return dict(pairs)
