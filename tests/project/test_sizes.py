@@ -42,6 +42,7 @@ LONG_FILES = {
     "kvd/http/sending/response_writer.py": "one class: a split costs calls per response",
     "kvd/migrate/importing.py": "the steps of an import, in their order",
     "kvd/net/tls_connection.py": "one life of a connection, with the calls of asyncio",
+    "kvd/replicas/replica.py": "one class: a place in the log, and how it changes",
     "kvd/replicas/etcd/client.py": "attempts of a call, and what their errors mean",
     "kvd/replicas/etcd/log.py": "one interface, and the fence of an append",
     "kvd/replicas/etcd/grpc.py": "one life of a connection, with the calls of asyncio",

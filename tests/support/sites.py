@@ -40,6 +40,22 @@ class AtOnce:
         done(job())
 
 
+class NoNotes:
+    """Notes that are not kept."""
+
+    def append_began(self):
+        pass
+
+    def append_answered(self, seq, size):
+        pass
+
+    def append_ended(self):
+        pass
+
+    def applied(self, seq, size):
+        pass
+
+
 class Process:
     """A process at a site, from its start to its end."""
 
@@ -101,8 +117,8 @@ class Process:
             on_state=self.forwarding.on_state,
             on_leadership=self._lead_by,
         )
-        self.member.connect(self.committer, self.replica, self.follow)
-        self._tasks = []
+        self.member.connect(self.committer, self.replica, NoNotes(), self.follow)
+        self.tasks = []
 
     async def follow(self, payload):
         await asyncio.sleep(self.site.lag_s())
@@ -114,7 +130,7 @@ class Process:
 
     async def start(self):
         await self.peers.listen([self.site.name])
-        self._tasks = [asyncio.create_task(self.replica.run()), asyncio.create_task(self._tick())]
+        self.tasks = [asyncio.create_task(self.replica.run()), asyncio.create_task(self._tick())]
 
     async def _tick(self):
         while True:
@@ -125,7 +141,7 @@ class Process:
 
     def check(self):
         """Raise what has ended any part of it."""
-        for task in self._tasks:
+        for task in self.tasks:
             if task.done() and not task.cancelled():
                 task.result()
         assert not self.errors, self.errors
@@ -133,7 +149,7 @@ class Process:
     async def kill(self):
         """End as `kill -9` does."""
         self.place.die()
-        for task in self._tasks:
+        for task in self.tasks:
             task.cancel()
         self.member.stop()
         self.committer.stop()
@@ -141,7 +157,7 @@ class Process:
         self.read_index.close()
         self.forwarding.on_held = lambda: None
         self.committer.on_held = None
-        await asyncio.wait(self._tasks)
+        await asyncio.wait(self.tasks)
         await self.peers.close()
         self.store.abandon()
 
@@ -233,11 +249,11 @@ def _settle(future, outcome):
 class Sites:
     """Three replicas, and what is between them."""
 
-    def __init__(self, path, *, seed=0, count=3, site_class=Site):
+    def __init__(self, path, *, seed=0, count=3):
         self.random = Random(seed)
         self.log = MemoryLog(self.random)
         self.network = MemoryNetwork(self.random)
-        self.all = [site_class(self, number, path) for number in range(1, count + 1)]
+        self.all = [Site(self, number, path) for number in range(1, count + 1)]
 
     async def start(self):
         for site in self.all:
