@@ -36,6 +36,7 @@ from kvd.replicas.engine import (
     Leadership,
     OtherHistory,
     OutcomeUnknown,
+    Trimmed,
 )
 
 log = logging.getLogger(__name__)
@@ -211,7 +212,19 @@ class Replica:
 
     async def _read(self) -> None:
         """Take the items of the tail, until the lead is lost."""
-        async with contextlib.aclosing(self._engine.tail(self._member.end.seq)) as items:
+        while True:
+            after = self._member.end.seq
+            try:
+                await self._read_after(after)
+            except Trimmed:
+                # A leader has in its store what its tail was late to read.
+                if self._member.end.seq == after:
+                    raise
+            else:
+                return
+
+    async def _read_after(self, seq: int) -> None:
+        async with contextlib.aclosing(self._engine.tail(seq)) as items:
             async for item in items:
                 if isinstance(item, Leadership):
                     if not self._take_leadership(item):

@@ -289,3 +289,30 @@ def test_a_store_behind_the_trim_is_notified():
         await asyncio.wait(tasks)
 
     simulated_loop.run(main())
+
+
+def test_a_leader_whose_tail_is_behind_the_trim_leads_on():
+    async def main():
+        ran = Course(1)
+        tasks = await ran.start()
+        leader = await one_leads(ran.members)
+        leader.faults.delay_s = (3.0, 3.0)
+        ran.log._change()  # its tail is on the way to the engine for three seconds
+        await asyncio.sleep(0.01)
+        leader.faults.delay_s = (0.0, 0.0)
+        for number in range(5):
+            leader.submit(b"%d" % number)
+            while len(leader.acknowledged) <= number:
+                await asyncio.sleep(0.01)
+        await leader.engine.trim(5)
+        await asyncio.sleep(5)
+        leader.submit(b"more")
+        while b"more" not in leader.acknowledged:
+            await asyncio.sleep(0.1)
+        assert leader.replica.state is State.LEADING
+        assert not any(task.done() for task in tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+    simulated_loop.run(main())
