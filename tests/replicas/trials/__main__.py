@@ -58,7 +58,7 @@ async def run(options: argparse.Namespace, root: Path, network: Network, seed: i
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, task.cancel)
-    faults = chosen(fleet, options.faults, seed, options.only)
+    faults = chosen(fleet, options.faults, seed, only=options.only, without=options.without)
     trial = Trial(fleet, seed=seed, clients=options.clients, pause_s=options.pause)
     try:
         return await trial.run(faults, lambda line: print(line, flush=True))
@@ -72,6 +72,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--faults", type=int, default=100, metavar="N", help="of each seed")
     parser.add_argument("--seed", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--only", nargs="*", default=[], metavar="TEXT", help="parts of names")
+    parser.add_argument("--without", nargs="*", default=[], metavar="TEXT", help="likewise")
     parser.add_argument("--clients", type=int, default=8, metavar="N")
     parser.add_argument("--pause", type=float, default=0.03, metavar="S", help="between requests")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where figures go as well")

@@ -188,11 +188,17 @@ class Trial:
         return outcome
 
 
-def chosen(fleet: Fleet, count: int, seed: int, names: Sequence[str]) -> list[Fault]:
+def chosen(
+    fleet: Fleet, count: int, seed: int, *, only: Sequence[str], without: Sequence[str]
+) -> list[Fault]:
     """Return so many faults in random order, each as often as the others."""
-    possible = [fault for fault in FAULTS if fault.is_possible(fleet)]
-    if names:
-        possible = [fault for fault in possible if any(name in fault.name for name in names)]
+    possible = [
+        fault
+        for fault in FAULTS
+        if fault.is_possible(fleet)
+        and (not only or any(part in fault.name for part in only))
+        and not any(part in fault.name for part in without)
+    ]
     assert possible, "there is no such fault here"
     dice = Random(f"{seed} faults")
     turns = [dice.sample(possible, len(possible)) for _ in range(count // len(possible) + 1)]
