@@ -6,6 +6,7 @@ says what was lost, done twice or read stale.
 
     network.py     network namespaces, one for each process; which of them reach each other
     processes.py   etcd and kvd, with the signals that they get
+    postgres.py    a PostgreSQL, the other engine
     fleet.py       three servers, and the etcd members that keep their log
     faults.py      the faults, by their names
     talk.py        one client's connection
@@ -13,6 +14,7 @@ says what was lost, done twice or read stale.
     ledger.py      what they have seen, and what is wrong with it
     __main__.py    the trial: a fault after the other, and a table of outages
 
-The servers are three kvd with `--replicate`, or three members of an etcd 3.4, whose API v2 is the
-same: that proves the clients and the ledger.
+The servers are three kvd with `--replicate`, whose log is in three members of an etcd or in a
+PostgreSQL, or three members of an etcd 3.4, whose API v2 is the same: that proves the clients and
+the ledger.
 """

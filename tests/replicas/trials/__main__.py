@@ -68,7 +68,7 @@ async def run(options: argparse.Namespace, root: Path, network: Network, seed: i
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.replicas.trials", description=__doc__)
-    parser.add_argument("--servers", choices=("kvd", "etcd"), default="kvd")
+    parser.add_argument("--servers", choices=("kvd", "kvd-postgres", "etcd"), default="kvd")
     parser.add_argument("--faults", type=int, default=100, metavar="N", help="of each seed")
     parser.add_argument("--seed", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--only", nargs="*", default=[], metavar="TEXT", help="parts of names")

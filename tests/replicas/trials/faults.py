@@ -140,16 +140,19 @@ class Fault:
 
     Attributes:
         of_kvd: It is of servers that are not the members of etcd themselves.
+        of_three: It is of an engine of three members.
         cuts: It needs namespaces.
     """
 
     name: str
     begin: Callable[[Fleet, Random], Awaitable[None]]
     of_kvd: bool = False
+    of_three: bool = False
     cuts: bool = False
 
     def is_possible(self, fleet: Fleet) -> bool:
-        return not (self.of_kvd and fleet.is_etcd) and (fleet.can_cut or not self.cuts)
+        is_there = not (self.of_kvd and fleet.is_etcd) and (fleet.can_cut or not self.cuts)
+        return is_there and (len(fleet.engines) == 3 or not self.of_three)
 
 
 FAULTS = (
@@ -166,8 +169,8 @@ FAULTS = (
     Fault("etcd leader killed", kill_engine_leader, of_kvd=True),
     Fault("etcd leader frozen 4 to 6 s", freeze_engine_leader, of_kvd=True),
     Fault("etcd leader cut off 4 to 7 s", cut_engine_leader, of_kvd=True, cuts=True),
-    Fault("etcd follower killed", kill_engine_follower, of_kvd=True),
-    Fault("etcd members parted 2 to 4 s", part_engines, cuts=True),
+    Fault("etcd follower killed", kill_engine_follower, of_kvd=True, of_three=True),
+    Fault("etcd members parted 2 to 4 s", part_engines, of_three=True, cuts=True),
     Fault("leader and etcd leader killed at once", kill_both_leaders, of_kvd=True),
-    Fault("etcd quorum lost 4 s", lose_quorum),
+    Fault("etcd quorum lost 4 s", lose_quorum, of_three=True),
 )

@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.replicas.trials.network import Network, Place
-from tests.replicas.trials.processes import Process, etcds, kvds
-from tests.replicas.trials.talk import NoResponse, NotSent, Response, Talk
+from tests.replicas.trials.postgres import Postgres
+from tests.replicas.trials.processes import Process, etcds, kvds, url_of
+from tests.replicas.trials.talk import ask
 
 PATIENCE_S = 90.0
 _LOOK_S = 0.05
-_WITHIN_S = 2.0
 _TRACEBACK = "Traceback (most recent call last)"
 
 
@@ -31,12 +31,18 @@ class Fleet:
         self.can_cut = network.is_apart
         self.outside = network.outside
         places = [network.place(number) for number in (1, 2, 3)]
-        self.engines = etcds(places, root, "etcd")
+        if kind == "kvd-postgres":
+            postgres = Postgres(places[0], root)
+            self.engines: list[Process] = [postgres]
+            named = [postgres.url, *postgres.credentials()]
+        else:
+            self.engines = etcds(places, root, "etcd")
+            named = [url_of(self.engines)]
         if self.is_etcd:
             self.servers = self.engines
         else:
             further = [network.place(number) for number in (11, 12, 13)]
-            self.servers = kvds(further, self.engines, root)
+            self.servers = kvds(further, named, root)
 
     @property
     def processes(self) -> list[Process]:
@@ -108,47 +114,34 @@ class Fleet:
 
     async def engine_leader(self) -> int:
         """Return the number of the member of etcd that leads."""
-        return await self._leading(self.engines)
+        return await self._leading(self.engines) if len(self.engines) > 1 else 0
 
     def others(self, number: int) -> list[Process]:
         """Return all processes that are not on the machine of a server."""
-        near = {self.servers[number], self.engines[number]}
-        return [process for process in self.processes if process not in near]
+        return [one for one in self.processes if one not in self.machine(number)]
 
     def machine(self, number: int) -> list[Process]:
         """Return the processes on the machine of a server."""
-        return list(dict.fromkeys((self.servers[number], self.engines[number])))
+        near = (self.servers[number], *self.engines[number : number + 1])
+        return list(dict.fromkeys(near))
 
     async def _all_serve(self, processes: Iterable[Process]) -> None:
         for process in processes:
             ends = time.monotonic() + PATIENCE_S
-            while not (response := await ask(process, "/v2/keys/?quorum=true")):
+            while not await process.serves():
                 assert process.is_running, f"{process.name} has ended: {tail(process)}"
                 assert time.monotonic() < ends, f"{process.name} does not serve: {tail(process)}"
                 await asyncio.sleep(_LOOK_S)
-            assert response.status == 200, f"{process.name}: {response}"
 
     async def _leading(self, processes: list[Process]) -> int:
         ends = time.monotonic() + PATIENCE_S
         while time.monotonic() < ends:
             for number, process in enumerate(processes):
-                seen = await ask(process, "/v2/stats/self")
+                seen = await ask(process.client, "/v2/stats/self")
                 if seen and seen.body.get("state") == "StateLeader":
                     return number
             await asyncio.sleep(_LOOK_S)
         raise AssertionError("there is no leader")
-
-
-async def ask(process: Process, target: str) -> Response | None:
-    """Return the response to a read, None if there is none or it is an error of the server's."""
-    talk = Talk(process.client)
-    try:
-        response = await talk.request("GET", target, within_s=_WITHIN_S)
-    except (NotSent, NoResponse):
-        return None
-    finally:
-        talk.close()
-    return response if response.status < 500 else None
 
 
 def tail(process: Process) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.replicas.trials.network import Place
+from tests.replicas.trials.talk import ask
 
 CLIENT_PORT, PEER_PORT = 2379, 2380
 PREFIX = "/trial"
@@ -40,6 +41,21 @@ class Process:
         return self._running is not None and self._running.poll() is None
 
     @property
+    def pid(self) -> int | None:
+        """Its number, None if it does not run."""
+        return self._running.pid if self._running is not None and self.is_running else None
+
+    def arguments(self) -> list[str]:
+        """Return what names its directory on the command line."""
+        return ["--data-dir", str(self.directory)]
+
+    async def serves(self) -> bool:
+        """Return whether it serves linearizable reads."""
+        response = await ask(self.client, "/v2/keys/?quorum=true")
+        assert response is None or response.status == 200, f"{self.name}: {response}"
+        return response is not None
+
+    @property
     def log(self) -> Path:
         return self.directory.with_suffix(".log")
 
@@ -53,7 +69,7 @@ class Process:
         own = {name: text for name, text in os.environ.items() if not name.startswith("ETCD")}
         with self.log.open("ab") as log:
             self._running = subprocess.Popen(
-                [*self.place.inside(), *self._flags, "--data-dir", str(self.directory)],
+                [*self.place.inside(), *self._flags, *self.arguments()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -72,7 +88,7 @@ class Process:
         """End it as `kill -9` does."""
         self.look()
         self._is_ended = True
-        self._signal(signal.SIGKILL)
+        self.signal(signal.SIGKILL)
         if self._running is not None:
             self._running.wait(_STOP_S)
         self._is_frozen = False
@@ -81,18 +97,18 @@ class Process:
         """Ask it to end; does not wait."""
         self.look()
         self._is_ended = True
-        self._signal(signal.SIGTERM)
+        self.signal(signal.SIGTERM)
 
     def has_ended(self) -> bool:
         return not self.is_running
 
     def freeze(self) -> None:
-        self._signal(signal.SIGSTOP)
+        self.signal(signal.SIGSTOP)
         self._is_frozen = True
 
     def thaw(self) -> None:
         if self._is_frozen:
-            self._signal(signal.SIGCONT)
+            self.signal(signal.SIGCONT)
             self._is_frozen = False
 
     def wipe(self) -> None:
@@ -100,7 +116,8 @@ class Process:
         assert not self.is_running
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _signal(self, number: signal.Signals) -> None:
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal, if it runs."""
         if self._running is not None and self._running.poll() is None:
             self._running.send_signal(number)
 
@@ -123,14 +140,19 @@ def etcds(places: Sequence[Place], root: Path, name: str) -> list[Process]:
     return members
 
 
-def kvds(places: Sequence[Place], engines: Sequence[Process], root: Path) -> list[Process]:
-    """Return replicas of one store, whose log is in an etcd."""
-    hosts = ",".join(f"{host}:{port}" for host, port in (engine.client for engine in engines))
+def url_of(members: Sequence[Process]) -> str:
+    """Return the URL of the members of an etcd, as an engine."""
+    hosts = ",".join(f"{host}:{port}" for host, port in (member.client for member in members))
+    return f"etcd://{hosts}{PREFIX}"
+
+
+def kvds(places: Sequence[Place], engine: Sequence[str], root: Path) -> list[Process]:
+    """Return replicas of one store, whose log is in an engine, by the flags that name it."""
     servers = []
     for number, place in enumerate(places, 1):
         flags = [
             *(sys.executable, "-m", "kvd", "--name", f"kvd{number}"),
-            *("--replicate", f"etcd://{hosts}{PREFIX}"),
+            *("--replicate", *engine),
             *("--listen-client-urls", f"http://{place.address}:{CLIENT_PORT}"),
             *("--advertise-client-urls", f"http://{place.address}:{CLIENT_PORT}"),
             *("--listen-peer-urls", f"http://{place.address}:{PEER_PORT}"),

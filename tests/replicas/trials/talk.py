@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 
 Address = tuple[str, int]
 _LINE_BYTES_MAX = 1 << 24
+_ASKED_S = 2.0
 
 
 class NotSent(Exception):
@@ -112,6 +113,18 @@ async def watch(address: Address, target: str, *, within_s: float) -> AsyncItera
 
 async def _opened(address: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     return await asyncio.open_connection(*address, limit=_LINE_BYTES_MAX)
+
+
+async def ask(address: Address, target: str) -> Response | None:
+    """Return the response to a read, None if there is none or it is an error of the server's."""
+    talk = Talk(address)
+    try:
+        response = await talk.request("GET", target, within_s=_ASKED_S)
+    except (NotSent, NoResponse):
+        return None
+    finally:
+        talk.close()
+    return response if response.status < 500 else None
 
 
 def _rendered(method: str, target: str, address: Address, form: Mapping[str, object]) -> bytes:
