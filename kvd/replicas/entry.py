@@ -9,10 +9,11 @@ it.
 import secrets
 import time
 from collections.abc import Awaitable
+from contextlib import aclosing
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from kvd.replicas.engine import Engine, EngineError, Meta
+from kvd.replicas.engine import Engine, EngineError, Meta, Trimmed
 from kvd.storage.directory import replica_file
 from kvd.storage.directory.replica_file import Replica
 from kvd.storage.errors import EX_CONFIG, OtherHistory, StorageError
@@ -99,6 +100,19 @@ class Entry:
             replica_file.write(place.data_dir, entered)
         return meta
 
+    async def is_behind(self, store: Store) -> bool:
+        """Return whether the log has been trimmed past the end of a store.
+
+        Raises:
+            Detached: the engine cannot be used.
+        """
+        async with aclosing(self._engine.tail(store.applied.seq)) as items:
+            try:
+                await self._checked(anext(items))
+            except Trimmed:
+                return True
+        return False
+
     async def _open(self, cluster_id: int, seq: int, chain: bytes) -> Meta:
         if self.meta is None:
             opened = self._engine.open(
@@ -110,5 +124,7 @@ class Entry:
     async def _checked(self, call: Awaitable[T]) -> T:
         try:
             return await call
+        except Trimmed:
+            raise
         except EngineError as error:
             raise Detached(f"{self._place.data_dir}: {error}") from error

@@ -3,7 +3,7 @@
 In the order of a server's life:
 
     meet       the engine has a log, or makes one; the ids of a new store are those of the log
-    enter      the store that was opened belongs to the log
+    enter      the store that was opened belongs to the log, or gets a snapshot of another's
     member_of  what the committer appends to
     attach     the parts of the server are made
     start      links, reports, the tail; it returns when the store has all that the log had
@@ -20,6 +20,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from kvd.core.background.housekeeping import Housekeeping
 from kvd.core.clock import Clock
 from kvd.core.committer import Committer
 from kvd.core.stats import StoreStats
@@ -27,6 +28,7 @@ from kvd.core.ticker import Ticker
 from kvd.replicas.engine import Candidate, Engine, EngineError, Leadership, Meta, Trimmed
 from kvd.replicas.entry import Detached, Entry, Place, detached
 from kvd.replicas.forwarding.forwarding import Forwarding
+from kvd.replicas.joining import NoSource, install_newest
 from kvd.replicas.links import Hello
 from kvd.replicas.member import OwnLog, StoreMember
 from kvd.replicas.peers.interfaces import Network
@@ -36,6 +38,7 @@ from kvd.replicas.peers.tls import LinkTls
 from kvd.replicas.read_index import Applied, ReadIndex
 from kvd.replicas.registration import Registration
 from kvd.replicas.replica import Replica, State
+from kvd.replicas.snapshots import Snapshots
 from kvd.replicas.standing.standing import ReplicaStanding
 from kvd.replicas.upkeep.report import Report
 from kvd.replicas.upkeep.upkeep import Upkeep
@@ -122,7 +125,7 @@ class Replication:
         self._on_behind = on_behind
         self._new_network = network or self._tcp
         self._entry = Entry(settings.place, engine)
-        self._meta: Meta
+        self._network: Network
         self._store: Store
         self._me: Candidate
         self._own_log: OwnLog
@@ -150,22 +153,35 @@ class Replication:
         """
         return await self._entry.meet(proposed)
 
-    async def enter(self, store: Store) -> Store:
-        """Return the store that goes on with the log.
+    async def enter(self, store: Store, reopen: Callable[[], Store]) -> None:
+        """Take a store that goes on with the log; `reopen` opens it again, on a thread.
+
+        If the log was trimmed past it, it is closed, and gets the content of another replica.
 
         Raises:
-            Detached: as for `Entry.enter`.
+            Detached: as for `Entry.enter`, or no other replica gives a snapshot.
+            StorageError, OSError: a snapshot could not be installed.
         """
-        self._meta = await self._entry.enter(store)
-        self._store = store
+        meta = await self._entry.enter(store)
         place, member_id = self._settings.place, store.identity.member_id
         self._me = Candidate(
             member_id, place.member, self._settings.peer_urls[0], since_ns=time.time_ns()
         )
+        hello = Hello(member_id, self._settings.version, VERSION_SHA256)
+        self._network = self._new_network(meta, hello)
+        if await self._entry.is_behind(store):
+            store = await self._install(store, reopen)
+        self._store = store
         now = asyncio.get_running_loop().time
         self.standing = ReplicaStanding(member_id, now=now, clock_ns=time.time_ns)
         self.applied = Applied(store)
-        return store
+
+    async def _install(self, store: Store, reopen: Callable[[], Store]) -> Store:
+        dial: Any = self._network.dial
+        try:
+            return await install_newest(store, reopen, self._engine, self._me, dial)
+        except NoSource as error:
+            raise Detached(f"{self._settings.place.data_dir}: {error}") from error
 
     def member_of(self, own_log: OwnLog) -> StoreMember:
         """Return what the committer appends to."""
@@ -179,7 +195,9 @@ class Replication:
         )
         return self._member
 
-    def attach(self, committer: Committer, clock: Clock, stats: StoreStats) -> None:
+    def attach(
+        self, committer: Committer, clock: Clock, stats: StoreStats, housekeeping: Housekeeping
+    ) -> None:
         """Connect the parts of the server."""
         assert committer.leading is not None
         engine = self._engine
@@ -203,7 +221,7 @@ class Replication:
         self._forwarding = Forwarding(
             committer=committer, clock=clock, stats=stats, applied=self.applied, me=self._me
         )
-        self._peers = self._make_peers()
+        self._peers = self._make_peers(housekeeping)
         own = Member(
             self._me.name, self._me.id, self._settings.client_urls, self._settings.peer_urls
         )
@@ -215,16 +233,16 @@ class Replication:
         deadlines = Ticker(loop, DEADLINES_S, {"deadlines": committer.leading.tick}, self._fail)
         self._tickers.append(deadlines)
 
-    def _make_peers(self) -> Peers:
-        hello = Hello(self._me.id, self._settings.version, VERSION_SHA256)
+    def _make_peers(self, housekeeping: Housekeeping) -> Peers:
         return Peers(
             me=self._me,
             forwarding=self._forwarding,
-            network=self._new_network(self._meta, hello),
+            network=self._network,
             revoke=self._engine.revoke,
             applied_seq=lambda: self._store.applied.seq,
             durable=lambda: self._own_log.durable,
             on_applied=lambda replica, seq, _: self.standing.follower_applied(replica, seq),
+            serve_snapshot=Snapshots(self._store, housekeeping).serve,
         )
 
     def _tcp(self, meta: Meta, hello: Hello) -> Network:

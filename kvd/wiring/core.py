@@ -46,7 +46,12 @@ def core_of(context: Context, status_lines: StatusLines, answers: AnswerParts) -
     hub = Hub(store, loop, answers.watches.deliver_all)
     listings = ListingCache()
     housekeeping = Housekeeping(
-        store=store, sync=sync, loop=loop, on_fatal=fail, snapshot_count=config.snapshot_count
+        store=store,
+        sync=sync,
+        loop=loop,
+        on_fatal=fail,
+        snapshot_count=config.snapshot_count,
+        member_id=0 if replication is None else store.identity.member_id,
     )
     responses = answers.write_responses(status_lines, stats)
     committer = Committer(
@@ -69,7 +74,7 @@ def core_of(context: Context, status_lines: StatusLines, answers: AnswerParts) -
         confirm=None if member is None else member.confirm,
     )
     if replication is not None:
-        replication.attach(committer, context.clock, stats)
+        replication.attach(committer, context.clock, stats, housekeeping)
     return Core(sync, log_writer, hub, stats, listings, housekeeping, committer, turns)
 
 

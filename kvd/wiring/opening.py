@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,11 +110,14 @@ class Opening:
         if replication is None:
             await asyncio.to_thread(self._open_store, monitoring, ids, starts_term=True)
             return
+        reopen = partial(self._open_store, monitoring, None, starts_term=False)
         ids = await replication.meet(ids)
         await asyncio.to_thread(self._open_store, monitoring, ids, starts_term=False)
-        self.store = await replication.enter(self.store)
+        await replication.enter(self.store, reopen)
 
-    def _open_store(self, monitoring: Monitoring, ids: NewIds | None, *, starts_term: bool) -> None:
+    def _open_store(
+        self, monitoring: Monitoring, ids: NewIds | None, *, starts_term: bool
+    ) -> Store:
         config, on_sync = self._config, monitoring.syncs.note
         store = self.store = open_store(config, self._watch_crashes, self._faults, on_sync, ids)
         self.is_open = True
@@ -127,3 +131,4 @@ class Opening:
             raise
         with suppress(OSError):  # without room there is nothing to keep free
             store.index.reserve()
+        return store

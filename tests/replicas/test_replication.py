@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import shutil
 from contextlib import suppress
 
 from kvd.replicas.replica import State
+from kvd.storage.directory import replica_file
 from tests.support.committing import on_a_loop
 from tests.support.replicas import serving
 from tests.support.stores import digest, dump
@@ -171,6 +173,28 @@ async def test_every_member_takes_writes_while_leaders_come_and_go(tmp_path):
         state = members.alive[0].store.view
         assert written
         assert [key for key in written if state.find(key.encode()) is None] == []
+
+
+@on_a_loop
+async def test_one_that_the_log_was_trimmed_past_takes_a_snapshot(tmp_path):
+    async with serving(tmp_path) as members:
+        leader = await members.leader()
+        away = members.others[0]
+        await away.put("/before", "1")
+        await away.stop()
+        for number in range(5):
+            assert (await leader.put(f"/{number}", "v", ttl=1000))[0] == 201
+        members.log.trim(members.log.head.seq)
+        identity = replica_file.read(away.path), away.path
+        await away.start()
+        await equal(members)
+        assert (replica_file.read(away.path), away.path) == identity
+        assert (await away.put("/after", "2"))[0] == 201
+        await away.stop()
+        shutil.rmtree(away.path)
+        await away.start()
+        await equal(members)
+        assert (await away.get("/before", quorum="true"))[2]["node"]["value"] == "1"
 
 
 @on_a_loop

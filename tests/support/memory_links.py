@@ -92,6 +92,9 @@ class MemoryLink:
         name, *fields = cbor2.loads(self.received.popleft())
         return name, fields
 
+    async def drain(self):
+        await asyncio.sleep(0)
+
     def close(self):
         if not self.is_closed:
             self.is_closed = True
