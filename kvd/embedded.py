@@ -315,7 +315,12 @@ def _check_arguments(data_dir: Path | str | None, flags: Iterable[str], *, memor
         raise RuntimeError("kvd needs Linux (eventfd)")
     if (data_dir is None) != memory:
         raise TypeError("a server needs either a data_dir or memory=True")
-    for name in flags:
+    require_flags(flags)
+
+
+def require_flags(names: Iterable[str]) -> None:
+    """Raise TypeError unless kvd has these flags."""
+    for name in names:
         if name.replace("_", "-") not in BY_NAME:
             raise TypeError(f"kvd has no flag {name!r}")
 

@@ -4,15 +4,16 @@
 
 It is the command `kvd`, and reads verbs (`Controls`) from a socket, one JSON line each:
 
-    ["wait_for_index", 7, 5.0]  ->  {"result": true} or {"error": "..."}
+    [1, "wait_for_index", 7, 5.0]  ->  [1, {"result": true}] or [1, {"error": "..."}]
 
-SETTING is JSON: the fields of the `ClockSetting` of the machine's clocks. The end of the socket is
-that of the parent, and ends this process too.
+The number tells which line is answered. SETTING is JSON: the fields of the `ClockSetting` of the
+machine's clocks. The end of the socket is that of the parent, and ends this process too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -33,16 +34,18 @@ from kvd.testing.machine_time import ClockSetting, MachineTime
 async def _follow(channel: socket.socket, controls: Controls) -> None:
     """Do what the parent says, until it ends."""
     reader, writer = await asyncio.open_connection(sock=channel)
-    while line := await reader.readline():
-        verb, *arguments = json.loads(line)
-        outcome: dict[str, object]
-        try:
-            outcome = {"result": await getattr(controls, verb)(*arguments)}
-        except Exception as error:  # noqa: BLE001 -- the parent raises it
-            outcome = {"error": f"{type(error).__name__}: {error}"}
-        for handler in logging.getLogger().handlers:
-            handler.flush()  # the parent may read the log as soon as it has the outcome
-        writer.write(json.dumps(outcome).encode() + b"\n")
+    with contextlib.closing(writer):  # else it is a ResourceWarning at a stop
+        while line := await reader.readline():
+            number, verb, *arguments = json.loads(line)
+            outcome: dict[str, object]
+            try:
+                outcome = {"result": await getattr(controls, verb)(*arguments)}
+            except Exception as error:  # noqa: BLE001 -- the parent raises it
+                outcome = {"error": f"{type(error).__name__}: {error}"}
+            for handler in logging.getLogger().handlers:
+                handler.flush()  # the parent may read the log as soon as it has the outcome
+            # An interrupt may have cost the parent the end of the line before.
+            writer.write(b"\n%b\n" % json.dumps([number, outcome]).encode())
     os.kill(os.getpid(), signal.SIGTERM)
 
 

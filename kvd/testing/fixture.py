@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import errno
+import operator
 import os
 import shutil
-import socket
 import ssl
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from kvd.client import AsyncClient, Client
-from kvd.embedded import memory_directory
+from kvd.embedded import memory_directory, require_flags
+from kvd.testing.addresses import Addresses, default_url
 from kvd.testing.hosts import Flag, Guest, Host
 
 _SMALL_SEGMENT_BYTES = 1 << 20
@@ -45,17 +46,21 @@ class KvdFixture:
             tls: used by `client` and `async_client`, as is the following.
             username: with its password, once there are users.
             password: see `username`.
-            flags: those of kvd, with underscores. The address is a free port of 127.0.0.1 unless
-                `listen_client_urls` says otherwise.
+            flags: those of kvd, with underscores, but for `data_dir`. The address is a free port of
+                127.0.0.1 unless `listen_client_urls` says otherwise.
 
         Raises:
             TypeError, ValueError: there is no such flag, or its value cannot be used.
             AddressUnavailable, TlsUnusable, ProcessEnded: it cannot be started.
         """
+        flags = {name.replace("-", "_"): value for name, value in flags.items()}
+        require_flags(flags)
+        if "data_dir" in flags:
+            raise TypeError("data_dir: a server of a test has a directory of its own")
         self._for_client = {"tls": tls, "username": username, "password": password}
         self._client: Client | None = None
-        # Bound but not listening: no other program is given the port while the server is down.
-        self._reserved = socket.socket()
+        self._pid = os.getpid()
+        self._addresses = Addresses()
         prefix = f"kvd-test-{os.getpid()}-"
         self._parent = Path(tempfile.mkdtemp(prefix=prefix, dir=memory_directory()))
         self._host: Host | None = None
@@ -64,26 +69,14 @@ class KvdFixture:
         self.expects_failure = False
         """Whether a failure is what the test wants; set by `fail_next_fsync`."""
         try:
-            self.url = self._address(flags)
-            self._host = host(
-                self.data_dir,
-                {"wal_segment_bytes": _SMALL_SEGMENT_BYTES, _LISTEN: self.url, **flags},
-            )
+            urls = self._addresses.reserve(str(flags.get(_LISTEN) or default_url(flags)))
+            flags = {"wal_segment_bytes": _SMALL_SEGMENT_BYTES, **flags, _LISTEN: urls}
+            self._host = host(self.data_dir, flags)
             self._host.start()
             self.url = self._host.call("started")[0]
         except BaseException:
             self._let_go()
             raise
-
-    def _address(self, flags: Mapping[str, Flag]) -> str:
-        """Return the address to serve, with a port that stays the server's."""
-        if _LISTEN in flags:
-            return str(flags[_LISTEN])
-        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._reserved.bind(("127.0.0.1", 0))
-        is_tls = "cert_file" in flags or flags.get("auto_tls")
-        scheme = "https" if is_tls else "http"
-        return f"{scheme}://127.0.0.1:{self._reserved.getsockname()[1]}"
 
     @property
     def _running(self) -> Host:
@@ -93,12 +86,17 @@ class KvdFixture:
             RuntimeError: it was stopped or has crashed.
             BaseException: what has ended its service.
         """
+        self._require_parent()
         host = self._host
         if host is None or not host.is_running:
             raise RuntimeError("the server does not run")
         if host.failed is not None:
             raise host.failed
         return host
+
+    def _require_parent(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError("this server belongs to the process that has forked this one")
 
     # What there is
 
@@ -136,8 +134,8 @@ class KvdFixture:
     @property
     def failed(self) -> BaseException | None:
         """The error that has ended its service; None while it serves, and after the next start."""
-        found = None if self._host is None else self._host.failed
-        return found or self._failed
+        host = self._host if os.getpid() == self._pid else None
+        return (host and host.failed) or self._failed
 
     def dump(self) -> dict[str, str]:
         """Return the values of all files by their keys, hidden ones too, whatever users may see."""
@@ -163,6 +161,7 @@ class KvdFixture:
         Raises:
             RuntimeError: it runs.
         """
+        self._require_parent()
         host = self._host
         if host is None:
             raise RuntimeError("the test of this server has ended")
@@ -189,6 +188,7 @@ class KvdFixture:
         self.start()
 
     def _end(self, end: Callable[[Host], None]) -> None:
+        self._require_parent()
         host = self._host
         if host is None or not host.is_running:
             return
@@ -204,7 +204,7 @@ class KvdFixture:
         The server stops as it does in production: nothing is acknowledged any more, and `failed` is
         set. The write that needed the sync raises `OutcomeUnknown`. `start` starts it again.
         """
-        self._running.call("fail_next_sync", code)
+        self._running.call("fail_next_sync", operator.index(code))
         self.expects_failure = True
 
     def fill_disk(self, bytes: int | None = 0) -> None:  # noqa: A002 -- what it is
@@ -213,8 +213,9 @@ class KvdFixture:
         Writes are refused (`ServerRefused`, error 300) with less room than a segment of the log,
         1 MiB, and the last snapshot take. Removals and expiry go on.
         """
-        self._free_bytes = bytes
-        self._running.call("fill_disk", bytes)
+        free = None if bytes is None else operator.index(bytes)
+        self._running.call("fill_disk", free)
+        self._free_bytes = free
 
     # Time
 
@@ -222,9 +223,10 @@ class KvdFixture:
         """Freeze the store's time, at a date if one is given (UTC if it has no zone).
 
         Only the store's: the program under test has a clock of its own. A date does not change how
-        long keys live, as no step of a system's clock does, but what `expiration` shows.
+        long keys live, as no step of a system's clock does, but what `expiration` shows. Dates
+        from 1970 to 2199 can be shown; others raise ValueError.
         """
-        self._running.machine.freeze(None if at is None else _since_1970_ns(at))
+        self._running.machine.freeze(at)
         self._set_time()
 
     def thaw_time(self) -> None:
@@ -236,6 +238,7 @@ class KvdFixture:
         """Let the time jump, frozen or not.
 
         Everything that is due then has expired on return, and its events were sent to watchers.
+        Negative seconds, and those that lead beyond 2199, raise ValueError.
         """
         if not seconds >= 0:
             raise ValueError(f"time does not go back: {seconds} s")
@@ -253,6 +256,7 @@ class KvdFixture:
 
         Starts the server if it does not run. The index goes on.
         """
+        self._require_parent()
         host = self._host
         if host is not None and (not host.is_running or host.failed is not None):
             self.start()
@@ -268,13 +272,15 @@ class KvdFixture:
             self._host.clear_log()
 
     def close(self) -> None:
-        """Stop it, close `client`, and leave nothing behind.
+        """Stop it, close `client`, and leave nothing behind; a forked process leaves it alone.
 
         Raises:
             BaseException: the server has failed, and the test has not asked for it.
         """
         if self._client is not None:
             self._client.close()
+        if os.getpid() != self._pid:
+            return
         try:
             self._end(Host.stop)
         finally:
@@ -289,10 +295,5 @@ class KvdFixture:
                 self._end(Host.crash)
             self._host.close()
             self._host = None
-        self._reserved.close()
+        self._addresses.close()
         shutil.rmtree(self._parent, ignore_errors=True)
-
-
-def _since_1970_ns(at: datetime) -> int:
-    at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
-    return (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, Protocol
 
 from kvd.embedded import Server
@@ -157,11 +156,13 @@ class Child:
         self.machine = MachineTime()
         self._failed: BaseException | None = None
         self._flags = {"data_dir": str(directory), **flags}
-        self._log = TemporaryFile()  # noqa: SIM115 -- closed in `close`
+        self._log = os.memfd_create("kvd-log")
         self._log_from = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._channel = socket.socket()
+        self._received = b""
         self._turn = threading.Lock()  # of the one thread whose verb is being answered
+        self._turns = 0
 
     @property
     def is_running(self) -> bool:
@@ -182,9 +183,9 @@ class Child:
         self._failed = None
         ours, theirs = socket.socketpair()
         setting = json.dumps(self.machine.setting)
-        command = [sys.executable, "-m", "kvd.testing.child", str(theirs.fileno()), setting]
+        command = [sys.executable, "-P", "-m", "kvd.testing.child", str(theirs.fileno()), setting]
         self._channel.close()
-        self._channel = ours
+        self._channel, self._received = ours, b""
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 -- our own module, the test's flags
                 [*command, *map(_argument, self._flags, self._flags.values())],
@@ -192,7 +193,8 @@ class Child:
                 stdout=self._log,
                 stderr=self._log,
                 pass_fds=[theirs.fileno()],
-                env={name: v for name, v in os.environ.items() if not name.startswith(_FOREIGN)},
+                env=_environment(),
+                process_group=0,  # the Ctrl-C that ends a test, or is part of it, is not its
             )
         try:
             self.call("started")
@@ -222,13 +224,13 @@ class Child:
 
     def read_log(self) -> list[str]:
         """See `Host`."""
-        size = os.fstat(self._log.fileno()).st_size
-        raw = os.pread(self._log.fileno(), size - self._log_from, self._log_from)
+        size = os.fstat(self._log).st_size
+        raw = os.pread(self._log, size - self._log_from, self._log_from)
         return raw.decode(errors="replace").splitlines()
 
     def clear_log(self) -> None:
         """See `Host`."""
-        self._log_from = os.fstat(self._log.fileno()).st_size
+        self._log_from = os.fstat(self._log).st_size
 
     def call(self, verb: str, *arguments: object) -> Any:
         """See `Host`."""
@@ -236,24 +238,50 @@ class Child:
 
     def _call(self, timeout: float | None, verb: str, *arguments: object) -> Any:
         """Return the answer to a verb; end the process if there is none in so many seconds."""
-        answer = b""
+        outcome = None
         with self._turn, suppress(OSError):  # it ends meanwhile, or is too slow
+            self._turns += 1
             self._channel.settimeout(timeout)
-            self._channel.sendall(json.dumps([verb, *arguments]).encode() + b"\n")
-            while not answer.endswith(b"\n") and (more := self._channel.recv(1 << 20)):
-                answer += more
-        if not answer.endswith(b"\n"):
-            assert self._process is not None
-            raise self._note_end(_wait(self._process))
-        outcome = json.loads(answer)
+            self._channel.sendall(json.dumps([self._turns, verb, *arguments]).encode() + b"\n")
+            outcome = self._outcome(self._turns)
+        if outcome is None:
+            process = self._process
+            if process is None:  # another thread has ended it
+                raise RuntimeError("the server does not run")
+            raise self._note_end(_wait(process))
         if "error" in outcome:
             raise RuntimeError(outcome["error"])
         return outcome["result"]
 
+    def _outcome(self, turn: int) -> dict[str, Any] | None:
+        """Return the answer to this verb, None if none comes; answers to others are skipped.
+
+        Those are of verbs whose caller was interrupted (Ctrl-C, a timeout of the test).
+        """
+        while more := self._channel.recv(1 << 20):
+            *lines, self._received = (self._received + more).split(b"\n")
+            for line in lines:
+                with suppress(ValueError):  # the interrupt has cost a part of it
+                    answered, outcome = json.loads(line)
+                    if answered == turn:
+                        found: dict[str, Any] = outcome
+                        return found
+        return None
+
     def close(self) -> None:
         """See `Host`."""
         self._channel.close()
-        self._log.close()
+        os.close(self._log)
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of a child, in which it finds the modules that this process finds.
+
+    Python's own first entry, the directory in which it is started, may hold files of the project
+    that have the names of modules.
+    """
+    ours = {name: text for name, text in os.environ.items() if not name.startswith(_FOREIGN)}
+    return ours | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

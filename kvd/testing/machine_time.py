@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from kvd.core.clock import Clock
 
+_FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
+_TIMES_NS = range((_LAST - _FIRST) // timedelta(microseconds=1) * 1000)
+"""Dates, and times since the boot, that fit into what the store writes, with the longest TTL."""
 _BOOT = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -45,8 +49,13 @@ class MachineTime:
         """Return the clock of a store on this machine; see `KvdServer`."""
         return Clock(floor_ns, offset_ns, raw_ns=self.raw_ns, wall_ns=self.date_ns)
 
-    def freeze(self, date_ns: int | None = None) -> None:
-        """Freeze both; set the date first, if one is given."""
+    def freeze(self, at: datetime | None = None) -> None:
+        """Freeze both; set the date first, if one is given (UTC if it has no zone).
+
+        Raises:
+            ValueError: the date is not from 1970 to 2199.
+        """
+        date_ns = None if at is None else _require_date(_since_1970_ns(at))
         if self.setting.frozen_ns is None:
             self.setting = self.setting._replace(frozen_ns=time.clock_gettime_ns(_BOOT))
         if date_ns is not None:
@@ -60,5 +69,23 @@ class MachineTime:
             self.setting = ClockSetting(None, ahead_ns - passed_ns, boot_date_ns)
 
     def advance(self, by_ns: int) -> None:
-        """Put both ahead."""
+        """Put both ahead.
+
+        Raises:
+            ValueError: the date would be later than 2199.
+        """
+        _require_date(max(self.raw_ns(), self.date_ns()) + by_ns)
         self.setting = self.setting._replace(ahead_ns=self.setting.ahead_ns + by_ns)
+
+
+def _require_date(date_ns: int) -> int:
+    if date_ns not in _TIMES_NS:
+        raise ValueError("expected a date from 1970 to 2199")
+    return date_ns
+
+
+def _since_1970_ns(at: datetime) -> int:
+    if not isinstance(at, datetime):
+        raise TypeError(f"expected a datetime, got {at!r}")
+    at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+    return (at - _FIRST) // timedelta(microseconds=1) * 1000

@@ -39,8 +39,16 @@ def serving(request: pytest.FixtureRequest, **options: Any) -> Iterator[KvdFixtu
 
 def _flags(texts: list[str]) -> dict[str, str]:
     """Return the flags of `kvd_flags` as keywords; one without a value is on."""
-    split = [text.lstrip("-").partition("=") for text in texts]
-    return {name.replace("-", "_"): value if equals else "true" for name, equals, value in split}
+    flags: dict[str, str] = {}
+    name = ""
+    for text in texts:
+        if name and not text.startswith("-"):
+            flags[name], name = text, ""  # the value of `--name value`
+            continue
+        name, equals, value = text.lstrip("-").partition("=")
+        flags[name] = value if equals else "true"
+        name = "" if equals else name
+    return flags
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -107,7 +107,7 @@ def test_what_kvd_logged_is_shown_with_a_test_that_fails(run):
 
 def test_flags_of_the_project_are_those_of_each_server(run, tmp_path):
     (tmp_path / "pytest.ini").write_text(
-        "[pytest]\nkvd_flags = --max-key-depth=2 --event-history-limit=100\n"
+        "[pytest]\nkvd_flags = --max-key-depth 2 --event-history-limit=100\n"
     )
     ended = run(
         "import pytest\n"
