@@ -173,7 +173,9 @@ class Replication:
             store = await self._install(store, reopen)
         self._store = store
         now = asyncio.get_running_loop().time
-        self.standing = ReplicaStanding(member_id, now=now, clock_ns=time.time_ns)
+        self.standing = ReplicaStanding(
+            member_id, now=now, clock_ns=time.time_ns, timer=time.monotonic
+        )
         self.applied = Applied(store)
 
     async def _install(self, store: Store, reopen: Callable[[], Store]) -> Store:
@@ -210,6 +212,7 @@ class Replication:
             on_state=self._on_state,
             on_leadership=self._on_leadership,
         )
+        self.standing.resign = self.replica.hand_over
         self._upkeep = self.standing.upkeep = Upkeep(
             engine,
             self._me.id,

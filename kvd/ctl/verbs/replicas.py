@@ -86,7 +86,8 @@ def _urls(found: dict[str, Any], member_id: str) -> Sequence[str]:
 
 def _lines(found: dict[str, Any]) -> list[str]:
     end = max((each["applied"] for each in found["replicas"]), default=0)
-    rows = [_COLUMNS, *(_row(each, end, found["leader"]) for each in found["replicas"])]
+    replicas = sorted(found["replicas"], key=lambda each: (each["name"], each["id"]))
+    rows = [_COLUMNS, *(_row(each, end, found["leader"]) for each in replicas)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
