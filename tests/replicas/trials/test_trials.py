@@ -1,4 +1,4 @@
-"""A short trial of three members of an etcd: its clients and its ledger find nothing wrong."""
+"""Short trials: neither three members of an etcd nor three kvd do anything wrong."""
 
 import subprocess
 import sys
@@ -15,11 +15,12 @@ from tests.support.waiting import wait_until
 
 
 @pytest.mark.clients
-def test_an_etcd_passes():
+@pytest.mark.parametrize("servers", ["etcd", "kvd"])
+def test_a_store_of_three_servers_survives_its_leader(servers):
     installed()
     ended = subprocess.run(
         [
-            *(sys.executable, "-m", "tests.replicas.trials", "--servers", "etcd"),
+            *(sys.executable, "-m", "tests.replicas.trials", "--servers", servers),
             *("--faults", "3", "--seed", "1", "--only", "leader killed", "follower frozen"),
         ],
         cwd=ROOT,
