@@ -142,8 +142,16 @@ async def _run(
         config, handed, CrashFile().watch, on_fatal=_end_failed, open_files=raise_limit()
     )
     loop.add_signal_handler(signal.SIGHUP, _reload, server, notifier)
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, _end, stop, server)
     notifier.starting(loop, f"recovering {config.data_dir}")
-    await server.start()
+    try:
+        await server.start()
+    except asyncio.CancelledError:
+        if not stop.is_set():
+            raise
+        log.info("stopped before the log of the replicas was there")
+        return
     process.settle_collector()
     notifier.serving(loop, f"serving {', '.join(server.urls)}")
     await stop.wait()
@@ -158,6 +166,11 @@ async def _run(
     patience.start()
     await server.stop()
     patience.cancel()
+
+
+def _end(stop: asyncio.Event, server: KvdServer) -> None:
+    stop.set()
+    server.interrupt()
 
 
 def _reload(server: KvdServer, notifier: Notifier) -> None:

@@ -223,6 +223,11 @@ class KvdServer:
         """
         self.fail(Behind("the engine's log has been trimmed past this replica"))
 
+    def interrupt(self) -> None:
+        """End a start that waits for the engine of the log; it raises CancelledError."""
+        if self._replication is not None:
+            self._replication.interrupt()
+
     # Reload
 
     def reload(self) -> None:
@@ -317,7 +322,10 @@ class KvdServer:
         """Let go of everything after a start that has failed."""
         if self._parts is not None:
             await self.abandon()
-        elif self._opening.is_open:
+            return
+        if self._replication is not None:
+            await self._replication.stop()
+        if self._opening.is_open:
             self.store.abandon()
 
     async def abandon(self) -> None:

@@ -16,9 +16,9 @@ An error of the engine that ends a replica is `Detached`: it serves nothing, and
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 from kvd.core.background.housekeeping import Housekeeping
 from kvd.core.clock import Clock
@@ -26,7 +26,7 @@ from kvd.core.committer import Committer
 from kvd.core.stats import StoreStats
 from kvd.core.ticker import Ticker
 from kvd.replicas.engine import Candidate, Engine, EngineError, Leadership, Meta, Trimmed
-from kvd.replicas.entry import Detached, Entry, Place, detached
+from kvd.replicas.entry import Detached, Entry, detached
 from kvd.replicas.forwarding.forwarding import Forwarding
 from kvd.replicas.joining import NoSource, install_newest
 from kvd.replicas.links import Hello
@@ -34,10 +34,10 @@ from kvd.replicas.member import OwnLog, StoreMember
 from kvd.replicas.peers.interfaces import Network
 from kvd.replicas.peers.network import TcpNetwork
 from kvd.replicas.peers.peers import Peers
-from kvd.replicas.peers.tls import LinkTls
 from kvd.replicas.read_index import Applied, ReadIndex
 from kvd.replicas.registration import Registration
 from kvd.replicas.replica import Replica, State
+from kvd.replicas.settings import MakeNetwork, Settings
 from kvd.replicas.snapshots import Snapshots
 from kvd.replicas.standing.standing import ReplicaStanding
 from kvd.replicas.upkeep.report import Report
@@ -49,39 +49,12 @@ from kvd.v2.documents.members import Member, is_removed
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 DEADLINES_S = 0.25
 """How often it is looked for clients that have waited for too long."""
 _STOP_S = 2.0
 """How long a stop waits for an engine that is silent: the lease ends anyway."""
-
-
-class Settings(NamedTuple):
-    """The settings of one replica.
-
-    Attributes:
-        place: Its data directory, and the engine.
-        version: The program's.
-        peer_urls: Where other replicas reach this one.
-        client_urls: Where clients do.
-        listen_peers: Where this one listens for other replicas.
-        peer_tls: TLS with them.
-        lease_s: How long a leader that is silent keeps the lead.
-        history_limit: How many events the history has while this replica leads.
-        history_bytes: How many bytes they have.
-    """
-
-    place: Place
-    version: str
-    peer_urls: tuple[str, ...]
-    client_urls: tuple[str, ...]
-    listen_peers: Sequence[Any]
-    peer_tls: LinkTls | None
-    lease_s: float
-    history_limit: int
-    history_bytes: int | None
-
-
-MakeNetwork = Callable[[Meta, Hello], Network]
 
 
 class _Notes:
@@ -135,7 +108,8 @@ class Replication:
         self._peers: Peers
         self._registration: Registration
         self._reads: ReadIndex
-        self._is_attached = False
+        self._is_attached = self._is_interrupted = False
+        self._starting: asyncio.Future[Any] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._tickers: list[Ticker] = []
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -151,7 +125,7 @@ class Replication:
         Raises:
             Detached: as there.
         """
-        return await self._entry.meet(proposed)
+        return await self._unless_interrupted(self._entry.meet(proposed))
 
     async def enter(self, store: Store, reopen: Callable[[], Store]) -> None:
         """Take a store that goes on with the log; `reopen` opens it again, on a thread.
@@ -162,14 +136,14 @@ class Replication:
             Detached: as for `Entry.enter`, or no other replica gives a snapshot.
             StorageError, OSError: a snapshot could not be installed.
         """
-        meta = await self._entry.enter(store)
+        meta = await self._unless_interrupted(self._entry.enter(store))
         place, member_id = self._settings.place, store.identity.member_id
         self._me = Candidate(
             member_id, place.member, self._settings.peer_urls[0], since_ns=time.time_ns()
         )
         hello = Hello(member_id, self._settings.version, VERSION_SHA256)
         self._network = self._new_network(meta, hello)
-        if await self._entry.is_behind(store):
+        if await self._unless_interrupted(self._entry.is_behind(store)):
             store = await self._install(store, reopen)
         self._store = store
         now = asyncio.get_running_loop().time
@@ -258,6 +232,26 @@ class Replication:
             OSError: an address for other replicas cannot be listened on.
             Detached: the engine cannot be used.
         """
+        await self._unless_interrupted(self._start())
+
+    def interrupt(self) -> None:
+        """End a start that waits for the engine: it raises CancelledError."""
+        self._is_interrupted = True
+        if self._starting is not None:
+            self._starting.cancel()
+
+    async def _unless_interrupted(self, part: Coroutine[Any, Any, T]) -> T:
+        """Wait for a part of the start that may take as long as the engine is silent."""
+        starting: asyncio.Task[T] = asyncio.ensure_future(part)
+        self._starting = starting
+        if self._is_interrupted:
+            starting.cancel()
+        try:
+            return await starting
+        finally:
+            self._starting = None
+
+    async def _start(self) -> None:
         self._registration.look()
         await self._peers.listen(self._settings.listen_peers)
         self._run(self.replica.run())

@@ -11,7 +11,8 @@ from kvd.config.replicas.settings import PeerTls
 from kvd.replicas.engines import engine_of
 from kvd.replicas.entry import Place
 from kvd.replicas.peers.tls import LinkTls
-from kvd.replicas.replication import Replication, Settings
+from kvd.replicas.replication import Replication
+from kvd.replicas.settings import Settings
 from kvd.wiring.context import Fail
 
 

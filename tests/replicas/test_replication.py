@@ -5,6 +5,8 @@ import json
 import shutil
 from contextlib import suppress
 
+import pytest
+
 from kvd.replicas.replica import State
 from kvd.storage.directory import replica_file
 from tests.support.committing import on_a_loop
@@ -195,6 +197,28 @@ async def test_one_that_the_log_was_trimmed_past_takes_a_snapshot(tmp_path):
         await away.start()
         await equal(members)
         assert (await away.get("/before", quorum="true"))[2]["node"]["value"] == "1"
+
+
+@on_a_loop
+async def test_a_start_that_waits_for_the_engine_can_be_interrupted(tmp_path):
+    async with serving(tmp_path, count=1) as members:
+        [member] = members.all
+        assert (await member.put("/a", "1"))[0] == 201
+        await member.stop()
+        for is_new in (False, True):
+            if is_new:
+                shutil.rmtree(member.path)
+            member.faults.part()
+            starting = asyncio.ensure_future(member.start())
+            await until(lambda: member.starting and member.starting._replication)
+            await asyncio.sleep(0.05)
+            assert not starting.done()
+            member.starting.interrupt()
+            with pytest.raises(asyncio.CancelledError):
+                await starting
+            member.faults.heal()
+        await member.start()
+        assert (await member.get("/a", quorum="true"))[2]["node"]["value"] == "1"
 
 
 @on_a_loop

@@ -8,7 +8,8 @@ from urllib.parse import urlencode
 from kvd import __version__
 from kvd.replicas.entry import Place
 from kvd.replicas.replica import State
-from kvd.replicas.replication import Replication, Settings
+from kvd.replicas.replication import Replication
+from kvd.replicas.settings import Settings
 from kvd.server import KvdServer
 from tests.support.configuration import config
 from tests.support.memory_engine import Faults, MemoryEngine, MemoryLog
@@ -27,10 +28,10 @@ class Member:
         self.faults = Faults(log)
         self.failures = []
         self._options = options
-        self.server = None
+        self.server = self.starting = None
 
     async def start(self):
-        server = KvdServer(
+        server = self.starting = KvdServer(
             config(
                 *("--name", self.name, "--data-dir", str(self.path)),
                 *("--listen-client-urls", "http://127.0.0.1:0", "--wal-segment-bytes", "1048576"),
@@ -41,7 +42,7 @@ class Member:
             **self._options,
         )
         await server.start()
-        self.server = server
+        self.server, self.starting = server, None
         return self
 
     def _replication(self, server):
