@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from tests.crash.lab import EXPERIMENTS
 from tests.crash.lab.__main__ import Report, main
-from tests.crash.lab.experiment import Trial
+from tests.crash.lab.experiment import Trial, counted
 from tests.crash.lab.report.conditions import conditions
 from tests.crash.lab.report.document import document, objection
 from tests.crash.lab.report.page import page
@@ -155,3 +156,14 @@ def test_a_plot_of_equal_measurements_can_be_drawn(x, y):
 
 def test_the_page_of_no_experiment_can_be_read(tmp_path):
     visit(page([document(conditions(tmp_path), [])]))
+
+
+def test_one_round_is_in_the_singular():
+    units = {experiment.unit for experiment in EXPERIMENTS.values()} | {"rounds"}
+    ones = {counted(1, unit) for unit in units}
+    assert {
+        *("1 delay", "1 index", "1 history", "1 end of the process", "1 length of log"),
+        *("1 failed sync", "1 power cut", "1 round"),
+    } <= ones
+    assert not ones & {f"1 {unit}" for unit in units}
+    assert {counted(1000, unit) for unit in units} == {f"1,000 {unit}" for unit in units}

@@ -122,7 +122,7 @@ class Ledger:
             odd = {key for key, _ in files.items() ^ self.state.files.items()}
             key = sorted(odd)[0]
             raise Violation(
-                f"{len(odd)} keys differ from what the events make of them: {key} is "
+                f"the keys differ from what the events make of them, {len(odd)} in all: {key} is "
                 f"{str(files.get(key))[:90]}, expected {str(self.state.files.get(key))[:90]}"
             )
 

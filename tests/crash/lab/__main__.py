@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.crash.lab import EXPERIMENTS
-from tests.crash.lab.experiment import ALL, Experiment, Skipped, Stopped, Trial, Violation
+from tests.crash.lab.experiment import ALL, Experiment, Skipped, Stopped, Trial, Violation, counted
 from tests.crash.lab.process import NotListening
 from tests.crash.lab.report.conditions import conditions
 from tests.crash.lab.report.document import NotADocument, document, read
@@ -86,7 +86,10 @@ def run(
     except Skipped as reason:
         report.verdict, report.detail = "skipped", str(reason)
     except Stopped:
-        report.verdict, report.detail = "stopped", f"after {trial.done} rounds, which held"
+        report.verdict, report.detail = (
+            "stopped",
+            f"after {counted(trial.done, 'rounds')}, which held",
+        )
     report.seconds = round(time.monotonic() - started, 1)
     report.load = (round(load, 1), round(os.getloadavg()[0], 1))
     report.rounds, report.figures = trial.rounds, trial.figures
@@ -117,10 +120,12 @@ def main(argv: list[str] | None = None) -> int:
     if args.verb == "list":
         for experiment in EXPERIMENTS.values():
             mutants = ", ".join(experiment.mutants)
-            rounds = "all" if experiment.rounds == ALL else experiment.rounds
+            unit = experiment.unit
+            is_all = experiment.rounds == ALL
+            rounds = f"all {unit}" if is_all else counted(experiment.rounds, unit)
             sys.stdout.write(
                 f"{experiment.name:<15} {experiment.promise}\n{'':<15} "
-                f"{rounds} {experiment.unit} ({experiment.quick} with --quick); "
+                f"{rounds} ({experiment.quick} with --quick); "
                 f"catches: {mutants}\n"
             )
         return 0
@@ -160,8 +165,8 @@ def _text(report: Report) -> str:
     figures = ", ".join(f"{key} {value}" for key, value in report.figures.items())
     lines = [
         f"{report.verdict.upper():<8} {name}: {report.promise}",
-        f"         {figures or 'no figures'}; seed {report.seed}, {report.rounds} {report.unit}, "
-        f"{report.seconds} s",
+        f"         {figures or 'no figures'}; seed {report.seed}, "
+        f"{counted(report.rounds, report.unit)}, {report.seconds} s",
     ]
     if report.detail:
         lines.append(f"         {report.detail[:_DETAIL]}")

@@ -56,6 +56,18 @@ class Experiment:
     run: Callable[["Trial"], None]
 
 
+def counted(number: int, unit: str) -> str:
+    """Return a number with its unit, whose plural is given: `1 end of the process`."""
+    noun, *rest = unit.split(" ")
+    if "of" not in rest and rest:  # failed syncs, power cuts
+        noun, rest = unit, []
+    if number == 1:
+        ending, single = ("ies", "y") if noun.endswith("ies") else ("s", "")
+        ending, single = ("es", "") if noun.endswith("xes") else (ending, single)
+        noun = noun.removesuffix(ending) + single
+    return f"{number:,} {' '.join([noun, *rest])}"
+
+
 @dataclass
 class Trial:
     """One run of an experiment: where it works, its dice, and what it found."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests.crash.lab.experiment import counted
 from tests.crash.lab.report.document import Document
 from tests.crash.lab.report.plots import ENOUGH_FOR_A_BOX, ENOUGH_FOR_P99, plot, quantile, strip
 from tests.support.server import ROOT
@@ -128,7 +129,7 @@ def _overview(runs: Sequence[tuple[int, Any, Any]]) -> str:
     rows = "".join(
         f'<tr><td><a href="#e{place}"><code>{escape(report["name"])}</code></a>{_bug(report)}'
         f"<td>{_tag(report)}"
-        f'<td class="number">{report["rounds"]:,} {escape(report["unit"])}'
+        f'<td class="number">{escape(counted(report["rounds"], report["unit"]))}'
         f'<td class="number">{_seconds(report["seconds"])}</tr>'
         for place, (_, _, report) in enumerate(runs, 1)
     )
@@ -155,7 +156,8 @@ def _section(place: int, report: Any, run: int) -> str:
         )
         + '<dl class="facts"><dt>Command</dt>'
         f"<dd><code>{escape(report['command'])}</code></dd><dt>Extent</dt>"
-        f"<dd>{report['rounds']:,} {escape(report['unit'])} in {_seconds(report['seconds'])}, "
+        f"<dd>{escape(counted(report['rounds'], report['unit']))} in "
+        f"{_seconds(report['seconds'])}, "
         f"seed {report['seed']}, load {report['load'][0]:g} to {report['load'][1]:g}</dd></dl>"
         "</article>"
     )
