@@ -157,10 +157,15 @@ def on_each(machines, text):
 def test_each_step_of_the_page_from_one_machine_to_three_and_back(machines):
     prepare, _, rest = PAGE.partition("\n## From one machine to three\n")
     forth, _, back = rest.partition("\n## Back to one machine\n")
+    alone = list(steps(back))[-1]
+    machines.serve(alone[0], alone[1])
+    expect(machines, "h1", "kvdctl --endpoint http://h1:2379 set /old value", "value\n")
+    machines.stop("kvd")
     on_each(machines, prepare)
     walk(machines, forth)
+    expect(machines, "h3", "kvdctl --endpoint http://h3:2379 get /old", "value\n")
     machines.stop("kvd")
     walk(machines, back)
-    for key, value in (("/greeting", "hello"),):
+    for key, value in (("/old", "value"), ("/greeting", "hello")):
         expect(machines, "h1", f"kvdctl --endpoint http://h1:2379 get {key}", f"{value}\n")
     machines.stop(*SERVERS)
