@@ -103,13 +103,25 @@ async def test_responses_are_prepared_while_a_thread_writes(tmp_path, monkeypatc
 @on_a_loop
 async def test_commands_that_keep_coming_are_one_batch(tmp_path):
     async with started(tmp_path / "data") as engine:
-        await engine.run(*(Set(b"/%d" % i, b"") for i in range(8)))
+        await engine.run(*(Set(b"/%d" % i, b"") for i in range(16)))
         before, futures = engine.commits, []
-        for i in range(8):  # each client sends its next command once it has its response
-            futures += engine.submit(Set(b"/%d" % i, b""))
+        for count in (1, 2, 3, 5, 5):  # each client sends its next command once it has its response
+            futures += engine.submit(*[Set(b"/a", b"")] * count)
             await turns(1)
         await asyncio.gather(*futures)
         assert engine.commits == before + 1
+
+
+@on_a_loop
+async def test_a_batch_does_not_wait_for_commands_that_come_one_by_one(tmp_path):
+    async with started(tmp_path / "data") as engine:
+        await engine.run(*(Set(b"/%d" % i, b"") for i in range(100)))
+        before = len(engine.logged)
+        for _ in range(8):
+            engine.submit(Set(b"/a", b""))
+            await turns(1)
+        assert len(engine.logged) == before + 1
+        assert 1 < engine.logged[-1].count(b"/a") < 8
 
 
 @on_a_loop
