@@ -100,6 +100,7 @@ class StoreMember:
         self._notes: Notes
         self._follow: Callable[[bytes], Awaitable[bool]]
         self._is_open = False
+        self._in_flight: Callable[[Aborted], None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = asyncio.Event()
 
@@ -120,6 +121,17 @@ class StoreMember:
         for task in self._tasks:
             task.cancel()
 
+    def abandon(self) -> None:
+        """End the batch in flight though the engine is silent: at the stop of the server.
+
+        Nothing is appended after it, so it may have been written or not, as after a crash.
+        """
+        self._close()
+        for task in self._tasks:
+            task.cancel()
+        if self._in_flight is not None:
+            self._in_flight(Aborted(ApiError(RAFT_INTERNAL, MAYBE_DONE)))
+
     # As the committer sees it.
 
     def append(self, batch: Pending, done: Done) -> bool:
@@ -128,7 +140,8 @@ class StoreMember:
             return self._log.append(batch, done)
         batch.chain = next_chain(batch.base.chain, batch.payload)
         self._notes.append_began()
-        self._begin(self._append(batch, partial(self._end, batch, done)))
+        self._in_flight = end = partial(self._end, batch, done)
+        self._begin(self._append(batch, end))
         return True  # responses are prepared meanwhile
 
     def wait(self) -> None:
@@ -136,7 +149,8 @@ class StoreMember:
 
     def confirm(self, done: Callable[[BaseException | None], None]) -> None:
         """Find out whether this replica still leads: a `kvd.core.replicated.leading.Confirm`."""
-        self._begin(self._confirm(done))
+        self._in_flight = end = partial(self._confirmed, done)
+        self._begin(self._confirm(end))
 
     # As the replica sees it.
 
@@ -204,6 +218,7 @@ class StoreMember:
             self._append_here(batch, done, is_first=True)
 
     def _end(self, batch: Pending, done: Done, outcome: Position | BaseException) -> None:
+        self._in_flight = None
         done(outcome)
         self._notes.append_ended()
         if type(outcome) is Position:
@@ -228,6 +243,12 @@ class StoreMember:
 
         if not self._stopped.is_set():
             self._log.append(batch, end)
+
+    def _confirmed(
+        self, done: Callable[[BaseException | None], None], outcome: BaseException | None
+    ) -> None:
+        self._in_flight = None
+        done(outcome)
 
     async def _confirm(self, done: Callable[[BaseException | None], None]) -> None:
         if await self._shared.confirm():

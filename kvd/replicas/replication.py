@@ -53,7 +53,7 @@ T = TypeVar("T")
 
 DEADLINES_S = 0.25
 """How often it is looked for clients that have waited for too long."""
-_STOP_S = 2.0
+STOP_S = 2.0
 """How long a stop waits for an engine that is silent: the lease ends anyway."""
 
 
@@ -278,10 +278,11 @@ class Replication:
     async def hand_over(self) -> None:
         """End what is in flight; let another replica lead, and decide what waits here."""
         try:
-            async with asyncio.timeout(_STOP_S):
+            async with asyncio.timeout(STOP_S):
                 await self.replica.hand_over(for_good=True)
         except TimeoutError:
             log.warning("the engine is silent: the lead ends with its lease")
+            self._member.abandon()
         await self._forwarding.drain()
 
     async def stop(self) -> None:

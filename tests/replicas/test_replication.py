@@ -7,6 +7,8 @@ from contextlib import suppress
 
 import pytest
 
+from kvd.core.replicated.leading import MAYBE_DONE
+from kvd.replicas import replication
 from kvd.replicas.replica import State
 from kvd.storage.directory import replica_file
 from tests.support.committing import on_a_loop
@@ -219,6 +221,31 @@ async def test_a_start_that_waits_for_the_engine_can_be_interrupted(tmp_path):
             member.faults.heal()
         await member.start()
         assert (await member.get("/a", quorum="true"))[2]["node"]["value"] == "1"
+
+
+@on_a_loop
+async def test_a_stop_does_not_wait_for_a_silent_engine(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replication, "STOP_S", 0.1)
+        async with serving(tmp_path) as members:
+            for ask in ("PUT", "DELETE"):
+                leader = await members.leader()
+                await members.level()
+                leader.faults.part()
+                waiting = asyncio.ensure_future(leader.request(ask, "/v2/keys/none", value="1"))
+                await until(lambda: leads(members).server.running.committer.syncing_s)
+                await leader.stop()
+                status, _, body = await waiting
+                assert (status, body["cause"]) == (500, MAYBE_DONE.decode())
+                members.log.revoke(members.log.leadership.lead.lease)
+                leader.faults.heal()
+                await members.leader()
+                await leader.start()
+                await equal(members)
+
+
+def leads(members):
+    return members.leading[0]
 
 
 @on_a_loop
