@@ -30,6 +30,8 @@ DURABLE = ("on", "remote_apply")
 GONE = ("42P01", "3F000")
 """No such table, no such schema."""
 WARNING = "01000"
+LOST = (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+"""Errors of a connection. InternalClientError: the server's goodbye is there, its end not yet."""
 
 
 class Unanswered(Exception):
@@ -94,7 +96,7 @@ class Server:
         except (asyncpg.ClientConfigurationError, KeyError) as error:
             # Of the environment. KeyError: the process's user, the default, has no name.
             raise EngineRefused(f"{self.name}: {error}; see --replicate-user") from None
-        except (asyncpg.InterfaceError, OSError) as error:
+        except LOST as error:
             # Also TimeoutError, which has no text.
             raise Unanswered(f"{self.name}: {error or 'no response'}", was_sent=False) from None
 
@@ -150,7 +152,7 @@ class Session:
             result = task.result()
         except asyncpg.PostgresError as error:
             raise self._meaning(error) from None
-        except (asyncpg.InterfaceError, OSError) as error:
+        except LOST as error:
             self.end()
             raise Unanswered(f"{self.server.name}: {error}") from None
         except asyncio.CancelledError:
@@ -170,7 +172,7 @@ class Session:
         """End the connection of an idle session with a goodbye."""
         try:
             await self.connection.close(timeout=CONNECT_S)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        except (asyncpg.PostgresError, *LOST):
             self.end()
 
     def _hear(self, _connection: object, message: Any) -> None:

@@ -98,3 +98,34 @@ def test_calls_that_are_given_up_do_not_take_all_connections(shared_postgres):
         assert await engine.end() == End(1, chain(1))
 
     on(shared_postgres, main)
+
+
+def test_backends_that_are_killed_again_and_again(shared_postgres, monkeypatch):
+    # A connection may have received that it ends, and not yet its end, when it is used again.
+    monkeypatch.setattr(client, "PAUSE_MAX_S", 0.01)
+
+    async def main(place):
+        engine, lead = await place.leading()
+        following = engine.tail(0)
+        assert (await anext(following)).lead == lead
+        confirming = [asyncio.create_task(keep_confirming(engine, lead)) for _ in range(3)]
+        for seq in range(1, 16):
+            appending = asyncio.create_task(append(engine, lead, seq))
+            await place.admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name = 'kvd'"
+            )
+            await appending
+            assert (await anext(following)).seq == seq
+            for task in confirming:
+                if task.done():
+                    task.result()
+        assert await place.frames() == [*range(16)]
+        for task in confirming:
+            task.cancel()
+
+    async def keep_confirming(engine, lead):
+        while True:
+            assert await engine.confirm(lead.epoch)
+
+    on(shared_postgres, main)
