@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvd.storage import disk
+from kvd.storage.directory import replica_file
 from kvd.storage.directory.data_directory import DataDirectory
 from kvd.storage.errors import CorruptLog, LogMissing, OutOfReach, StorageError
 from kvd.storage.evidence import index_reach
@@ -38,6 +39,11 @@ from kvd.storage.snapshot import directory as snapshot
 from kvd.storage.tools.good_extent import Extent, good_extent
 from kvd.storage.tools.source import Source, format_of, reading
 from kvd.storage.wal.segments import Segment
+
+_OF_A_REPLICA = (
+    "This is a replica: the others have what a repair drops, or what an empty directory lacks, and "
+    "it is fetched from them"
+)
 
 
 class Cut(NamedTuple):
@@ -104,8 +110,17 @@ def repair(path: Path, index: int) -> tuple[Cut, Path]:
 
 def explained(error: StorageError, path: Path) -> str:
     """Return the text of an error, for a damaged log with the remedy. Never raises."""
-    is_explained = not isinstance(error, CorruptLog) or isinstance(error, LogMissing)
-    return str(error) if is_explained else f"{error}. {advice(path)}"
+    if not isinstance(error, CorruptLog):
+        return str(error)
+    text = str(error) if isinstance(error, LogMissing) else f"{error}. {advice(path)}"
+    return f"{text}. {_OF_A_REPLICA}" if _is_replica(path) else text
+
+
+def _is_replica(path: Path) -> bool:
+    try:
+        return replica_file.read(path) is not None
+    except StorageError:
+        return False
 
 
 def advice(path: Path, *, starts: bool = False) -> str:

@@ -1,16 +1,20 @@
 """A store whose log is written without syncs: what its other files say of frames that may go."""
 
 import os
+import re
 from random import Random
 
 import pytest
 
 from kvd.storage import disk
+from kvd.storage.directory import replica_file
+from kvd.storage.directory.replica_file import Replica
 from kvd.storage.errors import CorruptLog
 from kvd.storage.index.integrity.durable import durable_frame
+from kvd.storage.tools.repair import explained, repair
 from kvd.v2.commands import Set
 from tests.storage.test_replicas import frames
-from tests.support.lives import SMALL_SEGMENT, segments
+from tests.support.lives import SMALL_SEGMENT, damage, segments
 from tests.support.stores import NOW_NS, digest, live, open_store, write
 from tests.support.unsynced_store import (
     follow_unsynced,
@@ -108,6 +112,29 @@ def test_a_snapshot_gets_its_name_after_a_sync_of_the_log(tmp_path, monkeypatch)
     monkeypatch.setattr(disk, "rename", renaming)
     store.snapshot()
     assert done == ["synced", ".snap"]
+    store.close()
+
+
+def test_what_a_repair_of_a_replica_drops_is_followed_again(tmp_path, leader):
+    payloads, held = leader
+    store = open_store(tmp_path, segment_bytes_max=SMALL_SEGMENT)
+    unsynced = log_unsynced(store)
+    for payload in payloads:
+        follow_unsynced(store, unsynced, payload)
+    store.close()
+    replica_file.write(tmp_path, Replica("etcd://h/kvd", 1, joined=True))
+    damage(segments(tmp_path)[2], 4200)
+    with pytest.raises(CorruptLog) as caught:
+        open_store(tmp_path, segment_bytes_max=SMALL_SEGMENT, rebuild_index=True)
+    advice = explained(caught.value, tmp_path)
+    assert "This is a replica" in advice
+    repair(tmp_path, int(re.search(r"--truncate-at (\d+)", advice)[1]))
+    store = open_store(tmp_path, segment_bytes_max=SMALL_SEGMENT)
+    assert 0 < store.applied.seq < len(payloads)
+    unsynced = log_unsynced(store)
+    for payload in payloads[store.applied.seq :]:
+        follow_unsynced(store, unsynced, payload)
+    assert digest(store) == held
     store.close()
 
 
