@@ -34,6 +34,10 @@ REFUSED_S = 0.02
 """The time between them."""
 REVOKE_S = 10.0
 """How long a revocation is tried: the engine may be electing a leader of its own."""
+LASTING_S = 0.5
+"""A link that ends sooner is not made again at once."""
+WARN_S = 2.0
+"""A leader that has just ended is replaced before that."""
 _RETRY_S_MIN, _RETRY_S_MAX = 0.05, 1.0
 _QUIET_S = 60.0
 
@@ -144,26 +148,36 @@ class Peers:
 
     async def _keep_link(self, leader: Candidate) -> None:
         """Have a link to the leader, until this is cancelled."""
-        refusals, wait_s = 0, _RETRY_S_MIN
+        refusals, wait_s, since = 0, _RETRY_S_MIN, self._loop.time()
         while True:
-            try:
-                link = await self._network.dial(leader.peer)
-            except LinkRefused as error:
-                refusals += 1
+            error = await self._try_link(leader)
+            is_refused = isinstance(error, LinkRefused)
+            refusals = refusals + 1 if is_refused else 0
+            if refusals == REFUSALS and self._met == leader:
+                self._vacate(leader)
+            if error is None:
+                wait_s, since = _RETRY_S_MIN, self._loop.time()
+            elif self._loop.time() - since >= WARN_S:
                 self._warn(leader, error)
-                if refusals == REFUSALS and self._met == leader:
-                    self._vacate(leader)
-            except LinkError as error:
-                refusals = 0
-                self._warn(leader, error)
-            else:
-                refusals, wait_s = 0, _RETRY_S_MIN
-                await self._use(link, leader)
-            if refusals < REFUSALS and self._met == leader:
+            if (error is None or is_refused) and refusals < REFUSALS and self._met == leader:
                 await asyncio.sleep(REFUSED_S)
             else:
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, _RETRY_S_MAX)
+
+    async def _try_link(self, leader: Candidate) -> LinkError | None:
+        """Forward over a link until it ends; return why there was none, or None."""
+        try:
+            link = await self._network.dial(leader.peer)
+        except LinkError as error:
+            return error
+        if link.peer.id != leader.id:
+            link.close()
+            return LinkError(f"replica {link.peer.id:x} is there")
+        began = self._loop.time()
+        await self._use(link, leader)
+        lasted_s = self._loop.time() - began
+        return None if lasted_s >= LASTING_S else LinkError("the link has ended at once")
 
     def _warn(self, leader: Candidate, error: LinkError) -> None:
         if self._warnings.allow():
@@ -178,9 +192,6 @@ class Peers:
     async def _use(self, link: AnyLink, leader: Candidate) -> None:
         """Forward over a link until it ends."""
         try:
-            if link.peer.id != leader.id:
-                self._warn(leader, LinkError(f"replica {link.peer.id:x} is there"))
-                return
             self._met, self._link, self._heard = leader, link, self._loop.time()
             self._report()
             self._forwarding.link_up(link, self._epoch)

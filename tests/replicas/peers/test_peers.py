@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextlib import contextmanager
 
 import pytest
 
@@ -145,27 +146,62 @@ async def test_another_replica_at_the_url_of_the_leader_gets_nothing(sites):
     assert isinstance(await done, Event)
 
 
+@contextmanager
+def logged_lines():
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append((record.levelname, record.getMessage()))
+    logging.getLogger(peers.__name__).addHandler(handler)
+    try:
+        yield lines
+    finally:
+        logging.getLogger(peers.__name__).removeHandler(handler)
+
+
 @on_sites
 async def test_a_leader_that_cannot_be_reached_is_named_once_a_minute(sites):
     leader, follower, other = await linked(sites)
-    lines = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())
-    logging.getLogger(peers.__name__).addHandler(handler)
-    try:
-        other.process.peers._met = follower.process.peers._met = None
-        del sites.network.listening[leader.name]
-        sites.network.cut(follower.name)
-        for site in (follower, other):
-            site.process.peers._met = None
+    del sites.network.listening[leader.name]
+    for site in (follower, other):
+        site.process.peers._met = None
+    sites.network.cut(follower.name)
+    with logged_lines() as lines:
+        await sites.pass_time(1.5)
+        assert not lines
         await sites.pass_time(5)
-    finally:
-        logging.getLogger(peers.__name__).removeHandler(handler)
     assert lines == [
-        f"the leader {leader.name} at {leader.name} cannot be reached, writes wait for it: "
-        "nothing listens there"
-    ] * len(lines)
-    assert 1 <= len(lines) <= 2
+        (
+            "WARNING",
+            f"the leader {leader.name} at {leader.name} cannot be reached, writes wait for it: "
+            "nothing listens there",
+        )
+    ]
+
+
+@on_sites
+async def test_a_leader_that_is_replaced_is_no_warning(sites):
+    leader, *_ = await linked(sites)
+    with logged_lines() as lines:
+        await leader.kill()
+        await next_leader(sites, leader)
+        await sites.pass_time(5)
+    assert {level for level, _ in lines} <= {"INFO"}
+
+
+@on_sites
+async def test_a_link_that_ends_at_once_is_not_made_in_a_hurry(sites):
+    leader, follower, _ = await linked(sites)
+    place, _ = sites.network.listening[leader.name]
+    dialed = []
+
+    async def refuse(link):
+        dialed.append(link)
+        link.close()
+
+    sites.network.listening[leader.name] = (place, refuse)
+    sites.network.cut(follower.name)
+    await sites.pass_time(10)
+    assert 8 <= len(dialed) <= 20
 
 
 @on_sites
