@@ -14,13 +14,12 @@ from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Protocol
 
+from kvd.core.replicated.leading import NOT_SENT, WAIT_S
 from kvd.replicas.engine import End, EngineError
 from kvd.storage.index.history import LateEvent
 from kvd.storage.store import Store
 from kvd.v2.errors import RAFT_INTERNAL, ApiError
 
-TIMEOUT_S = 7.0
-"""etcd's: 5 s and two elections of 1 s."""
 _SWEEP_S = 0.05
 
 
@@ -75,7 +74,7 @@ class HasEnd(Protocol):
 class ReadIndex:
     """Lets quorum reads wait; one request to the engine serves all that came before it was sent."""
 
-    def __init__(self, engine: HasEnd, applied: Applied, *, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, engine: HasEnd, applied: Applied, *, timeout_s: float = WAIT_S) -> None:
         self._engine = engine
         self._applied = applied
         self._timeout_s = timeout_s
@@ -147,7 +146,7 @@ class ReadIndex:
         """Refuse the reads that have waited for too long, and forget what was done."""
         ends, now = self._ends, self._loop.time()
         while ends and (ends[0][1].done() or ends[0][0] <= now):
-            _refuse(ends.popleft()[1], b"etcdserver: request timed out")
+            _refuse(ends.popleft()[1], NOT_SENT)
         self._next = [read for read in self._next if not read.done()]
         for number, reads in [*self._behind.items()]:
             if all(read.done() for read in reads):

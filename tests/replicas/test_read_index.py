@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
+from kvd.core.replicated.leading import WAIT_S
 from kvd.replicas.engine import End, EngineRefused
-from kvd.replicas.read_index import TIMEOUT_S, Applied, ReadIndex
+from kvd.replicas.read_index import Applied, ReadIndex
 from kvd.v2.errors import ApiError
 from tests.support import simulated_loop
 
@@ -124,9 +125,9 @@ async def test_a_read_ends_after_seven_seconds_without_the_engine(c):
     await asyncio.sleep(3)
     second = c.read()
     assert await refused(first) == (300, b"etcdserver: request timed out", 0)
-    assert loop.time() == pytest.approx(TIMEOUT_S)
+    assert loop.time() == pytest.approx(WAIT_S)
     assert await refused(second) == (300, b"etcdserver: request timed out", 0)
-    assert loop.time() == pytest.approx(TIMEOUT_S + 3, abs=0.1)
+    assert loop.time() == pytest.approx(WAIT_S + 3, abs=0.1)
     later = c.read()
     c.engine.respond(0)
     await turns()
@@ -151,7 +152,7 @@ async def test_reads_of_clients_that_went_leave_nothing(c):
         await turns()
         read.cancel()
         await turns()
-    await asyncio.sleep(2 * TIMEOUT_S)
+    await asyncio.sleep(2 * WAIT_S)
     assert len(c.engine.asked) == 1
     assert not c.index._next
     assert not c.index._ends

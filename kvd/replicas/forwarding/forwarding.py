@@ -32,6 +32,7 @@ from kvd.replicas.forwarding.received import Received, Sender
 from kvd.replicas.links import LinkError
 from kvd.replicas.read_index import Applied
 from kvd.replicas.replica import State
+from kvd.v2.commands import Transaction
 
 MESSAGE_BYTES = 1 << 20
 """About how much goes in one message, unless one command alone is larger."""
@@ -168,6 +169,8 @@ class Forwarding:
         """Respond to those that still wait."""
         self._received.end()
         self._pending.close()
+        for _, reached in self._reached:
+            reached.cancel()
 
     def link_up(self, link: Sender, epoch: int) -> None:
         """Send all that waits over a new link to the leader of an epoch."""
@@ -227,8 +230,9 @@ class Forwarding:
 
     def _done(self, rid: bytes) -> None:
         """Respond to a transaction without operations, whose conditions hold."""
-        waiting = self._pending.take(rid)
-        if waiting is not None:
+        waiting = self._pending.find(rid)
+        if waiting is not None and isinstance(waiting.command, Transaction):
+            self._pending.take(rid)
             waiting.done([])
 
     def _send(self, items: list[tuple[bytes, Waiting]]) -> None:

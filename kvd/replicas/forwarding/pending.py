@@ -14,6 +14,7 @@ from typing import Any
 
 from kvd.core.batch.round import counted, respond_to
 from kvd.core.clock import Clock
+from kvd.core.replicated.leading import MAYBE_DONE, NO_REPLY, NOT_SENT, WAIT_S
 from kvd.core.stats import StoreStats
 from kvd.replicas.forwarding.command_codec import AnyCommand, size_of
 from kvd.storage.format.records import RID_BYTES
@@ -23,15 +24,13 @@ from kvd.v2.errors import RAFT_INTERNAL, ApiError, RouteError
 
 COMMANDS_MAX = 10_000
 BYTES_MAX = 64 << 20
-TIMEOUT_NS = 7_000_000_000
-"""etcd's: 5 s and two elections of 1 s."""
+_WAIT_NS = int(WAIT_S * 1e9)
 PROCESS_BYTES = 12
 _COUNTER_MAX = (1 << 8 * (RID_BYTES - PROCESS_BYTES)) - 1
 _SWEEP_S = 0.05
 
 TOO_MANY = b"etcdserver: too many requests"
-TIMED_OUT = b"etcdserver: request timed out"
-LEADER_LOST = TIMED_OUT + b", possibly due to previous leader failure"
+STOPPED = b"etcdserver: server stopped"
 
 
 class Waiting:
@@ -77,6 +76,7 @@ class Pending:
         # For the end of what came then.
         self._timer: asyncio.TimerHandle | None = None
         self._oldest = 0
+        self._is_closed = False
         self._empty: list[asyncio.Future[None]] = []
         self.epoch = 0
         self.bytes = 0
@@ -93,6 +93,9 @@ class Pending:
     ) -> tuple[bytes, Waiting] | None:
         """Take a command; None if it was refused because too many wait."""
         waiting = Waiting(command, done, came)
+        if self._is_closed:
+            self._refuse(waiting, STOPPED)
+            return None
         if len(self._table) >= COMMANDS_MAX or self.bytes + waiting.size > BYTES_MAX:
             self._refuse(waiting, TOO_MANY)
             return None
@@ -134,9 +137,14 @@ class Pending:
         if waiting is None:
             return
         command = waiting.command
-        if isinstance(refusal, ApiError) and isinstance(command, KeyCommand | Transaction):
-            self._stats.count(counted(command), succeeded=False)
-            self._stats.refused(counted(command), refusal)
+        if not isinstance(command, KeyCommand | Transaction):
+            is_own = isinstance(refusal, RouteError)
+            respond_to(waiting.done, refusal if is_own else RouteError(500, NO_REPLY))
+            return
+        if isinstance(refusal, RouteError):
+            refusal = ApiError(RAFT_INTERNAL, refusal.message.encode())
+        self._stats.count(counted(command), succeeded=False)
+        self._stats.refused(counted(command), refusal)
         respond_to(waiting.done, refusal)
 
     def refuse_those(self, cause: bytes, chosen: Callable[[Waiting], bool]) -> None:
@@ -153,8 +161,9 @@ class Pending:
             await self._empty[-1]
 
     def close(self) -> None:
-        """Respond to all of them: the server stops."""
-        self.refuse_those(b"etcdserver: server stopped", lambda _: True)
+        """Respond to all of them, and to those that still come: the server stops."""
+        self._is_closed = True
+        self.refuse_those(STOPPED, lambda _: True)
         if self._timer is not None:
             self._timer.cancel()
 
@@ -178,23 +187,23 @@ class Pending:
             self._stats.refused(counted(command), refusal)
             respond_to(waiting.done, refusal)
         else:
-            respond_to(waiting.done, RouteError(500, "Internal Server Error"))
+            respond_to(waiting.done, RouteError(500, NO_REPLY))
 
     def _arm(self, came: int) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._oldest = came
-        left_s = (came + TIMEOUT_NS - self._raw_ns()) / 1e9
+        left_s = (came + _WAIT_NS - self._raw_ns()) / 1e9
         self._timer = self._loop.call_later(max(left_s, _SWEEP_S), self._sweep)
 
     def _sweep(self) -> None:
         """Respond to those that have waited for too long."""
-        until = self._raw_ns() - TIMEOUT_NS
+        until = self._raw_ns() - _WAIT_NS
         for rid, waiting in self.in_order():
             if waiting.came <= until:
                 self.take(rid)
                 lost = waiting.epoch not in (0, self.epoch)
-                self._refuse(waiting, LEADER_LOST if lost else TIMED_OUT)
+                self._refuse(waiting, MAYBE_DONE if lost else NOT_SENT)
         self._timer = None
         if self._table:
             self._arm(min(waiting.came for waiting in self._table.values()))

@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
+from kvd.core.replicated.leading import MAYBE_DONE, NOT_SENT
 from kvd.replicas.forwarding import pending
-from kvd.replicas.forwarding.pending import LEADER_LOST, TIMED_OUT, TOO_MANY
+from kvd.replicas.forwarding.pending import TOO_MANY
 from kvd.storage.format.event import Event
 from kvd.v2.commands import (
     CompareAndSwap,
@@ -135,7 +136,7 @@ async def test_a_write_ends_after_seven_seconds(sites):
     began = loop.time()
     done = follower.submit(Set(b"/a", b"1"))
     document = follower.submit_document(PutUser("al", b"hash"))
-    assert refusal(await done) == (300, TIMED_OUT)
+    assert refusal(await done) == (300, NOT_SENT)
     assert loop.time() == pytest.approx(began + 7, abs=0.1)
     reply = await document
     assert reply.args == (500, "Internal Server Error")
@@ -156,8 +157,8 @@ async def test_a_write_whose_leader_has_gone_says_so(sites):
     await leader.kill()
     await sites.pass_time(0.5)
     unsent = follower.submit(Set(b"/a", b"2"))
-    assert refusal(await sent) == (300, LEADER_LOST)
-    assert refusal(await unsent) == (300, TIMED_OUT)
+    assert refusal(await sent) == (300, MAYBE_DONE)
+    assert refusal(await unsent) == (300, NOT_SENT)
 
 
 @on_sites
@@ -178,7 +179,7 @@ async def test_the_time_of_a_write_goes_on_where_its_replica_becomes_the_leader(
     outcome = await done
     assert follower.leads
     assert loop.time() == pytest.approx(began + 7, abs=0.3)
-    assert refusal(outcome) == (300, LEADER_LOST)
+    assert refusal(outcome) == (300, MAYBE_DONE)
     assert (await document).args == (500, "Internal Server Error")
 
 
@@ -245,3 +246,40 @@ async def test_what_waits_when_a_replica_has_stopped_is_refused(sites):
     follower.process.forwarding.stop()
     assert refusal(await done) == (300, b"etcdserver: server stopped")
     assert (await document).args == (500, "Internal Server Error")
+    late = follower.submit(Set(b"/a", b"1"))
+    assert refusal(await late) == (300, b"etcdserver: server stopped")
+
+
+@on_sites
+async def test_an_answer_of_the_wrong_sort_is_none(sites):
+    follower, leader = await follower_of(sites)
+    leader.faults.part()
+    done = follower.submit(Set(b"/a", b"1"))
+    document = follower.submit_document(PutUser("al", b"hash"))
+    await sites.pass_time(0.1)
+    forwarding, epoch = follower.process.forwarding, sites.log.epoch
+    rids = [rid for rid, _ in forwarding._pending.in_order()]
+    for rid in rids:
+        forwarding.take_answer("done", [epoch, rid, 0])
+        forwarding.take_answer("no", [epoch - 1, rid, 0, [300, b"", 0, "", None]])
+        forwarding.take_answer("notleader", [epoch, [rid, b"unknown", 7]])
+    assert not done.done()
+    assert not document.done()
+    for rid in rids:
+        forwarding._pending.find(rid).epoch = epoch
+    forwarding.take_answer("no", [epoch, rids[0], 0, [0, 500, "no"]])
+    forwarding.take_answer("no", [epoch, rids[1], 0, [300, b"no", 0, "", None]])
+    assert refusal(await done) == (300, b"no")
+    assert (await document).args == (500, "Internal Server Error")
+
+
+@on_sites
+async def test_a_command_for_a_lead_that_never_comes_ends_with_the_stop(sites):
+    follower, leader = await follower_of(sites)
+    link = await follower.process.place.dial(leader.name)
+    link.send("cmd", sites.log.epoch + 100, [])
+    await sites.pass_time(0.1)
+    assert len(leader.process.place._tasks) == 3
+    leader.process.forwarding.stop()
+    await sites.pass_time(0.1)
+    assert len(leader.process.place._tasks) == 2
