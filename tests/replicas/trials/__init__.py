@@ -10,6 +10,7 @@ says what was lost, done twice or read stale.
     fleet.py       three servers, and the etcd members that keep their log
     faults.py      the faults, by their names
     talk.py        one client's connection
+    traffic.py     what the clients share
     load.py        the clients: writers, readers, watchers
     ledger.py      what they have seen, and what is wrong with it
     __main__.py    the trial: a fault after the other, and a table of outages

@@ -55,6 +55,19 @@ async def freeze_leader(fleet: Fleet, dice: Random) -> None:
     await _freeze(dice, fleet.servers[await fleet.leader()])
 
 
+async def freeze_idle_leader(fleet: Fleet, dice: Random) -> None:
+    """The leader is frozen with no batch in flight, and thaws with requests that it would refuse.
+
+    They concern keys that another leader has written meanwhile.
+    """
+    leader = await fleet.leader()
+    fleet.traffic.hush()
+    await _last(dice, 0.5, 0.6)
+    fleet.servers[leader].freeze()
+    fleet.traffic.resume_without(leader)
+    await _last(dice, 5, 6)
+
+
 async def cut_leader(fleet: Fleet, dice: Random) -> None:
     await _cut(dice, fleet, await fleet.leader())
 
@@ -159,6 +172,7 @@ FAULTS = (
     Fault("leader killed", kill_leader),
     Fault("leader stopped (SIGTERM)", stop_leader),
     Fault("leader frozen 4 to 6 s", freeze_leader),
+    Fault("idle leader frozen 5 to 6 s", freeze_idle_leader),
     Fault("leader's machine cut off 4 to 7 s", cut_leader, cuts=True),
     Fault("leader without etcd 4 to 7 s, clients reach it", isolate_leader, of_kvd=True, cuts=True),
     Fault("follower killed", kill_follower),

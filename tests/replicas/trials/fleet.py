@@ -11,6 +11,7 @@ from tests.replicas.trials.network import Network, Place
 from tests.replicas.trials.postgres import Postgres
 from tests.replicas.trials.processes import Process, etcds, kvds, url_of
 from tests.replicas.trials.talk import ask
+from tests.replicas.trials.traffic import Traffic
 
 PATIENCE_S = 90.0
 _LOOK_S = 0.05
@@ -24,12 +25,14 @@ class Fleet:
         servers: What clients talk to.
         engines: The members of the etcd; the servers themselves if these are etcd.
         outside: Where the clients are.
+        traffic: What faults order of the clients.
     """
 
     def __init__(self, kind: str, root: Path, network: Network) -> None:
         self.is_etcd = kind == "etcd"
         self.can_cut = network.is_apart
         self.outside = network.outside
+        self.traffic = Traffic()
         places = [network.place(number) for number in (1, 2, 3)]
         if kind == "kvd-postgres":
             postgres = Postgres(places[0], root)

@@ -9,6 +9,7 @@ from random import Random
 from kvd.testing.crash.facts import fact_of, files_of
 from tests.replicas.trials.ledger import History, Listing, Request, Watched
 from tests.replicas.trials.talk import Address, NoResponse, NotSent, Response, Talk, watch
+from tests.replicas.trials.traffic import Traffic
 
 ROOT = "/trial"
 IMPATIENT_S = 0.4
@@ -33,6 +34,7 @@ class Client:
         number: int,
         addresses: Sequence[Address],
         history: History,
+        traffic: Traffic,
         *,
         seed: int,
         within_s: float,
@@ -43,14 +45,29 @@ class Client:
         self._talks = [Talk(address) for address in addresses]
         self._server = number % len(addresses)
         self._history = history
+        self._traffic = traffic
         self._dice = Random(f"{seed} {number}")
         self._within_s = within_s
         self._pause_s = pause_s
         self._values = count(1)
         self._own: list[str] = []
 
-    async def run(self, *, only_writes: bool) -> None:
+    async def run(self) -> None:
         """Send requests until cancelled."""
+        try:
+            while True:
+                if self._traffic.is_hushed:
+                    await asyncio.sleep(_AFTER_FAILURE_S)
+                    continue
+                if self._traffic.avoided == self._server:
+                    await self._next_server()
+                await self._one()
+                await asyncio.sleep(self._pause_s * self._dice.random() * 2)
+        finally:
+            for talk in self._talks:
+                talk.close()
+
+    async def _one(self) -> None:
         ways = (
             (self._write, 40),
             (self._swap, 16),
@@ -60,14 +77,8 @@ class Client:
             (self._read, 14),
             (self._refused, 8),
         )
-        try:
-            while True:
-                (way,) = self._dice.choices([w for w, _ in ways], [weight for _, weight in ways])
-                await (self._write if only_writes else way)()
-                await asyncio.sleep(self._pause_s * self._dice.random() * 2)
-        finally:
-            for talk in self._talks:
-                talk.close()
+        (way,) = self._dice.choices([w for w, _ in ways], [weight for _, weight in ways])
+        await way()
 
     async def mark(self, key: str) -> int:
         """Write a key; return the index of that, 0 if it was not acknowledged."""
@@ -161,6 +172,40 @@ class Client:
 
     async def _next_server(self) -> None:
         self._server = (self._server + 1) % len(self._talks)
+        await asyncio.sleep(_AFTER_FAILURE_S)
+
+
+class Probe(Client):
+    """A client that only writes keys of its own; its gaps are the outages."""
+
+    async def _one(self) -> None:
+        request = Request("put", f"{ROOT}/probe/{(value := self._value())}", value)
+        if await self._send(request) and request.is_acknowledged:
+            self._traffic.known.append(request.key)
+
+
+class Doubter(Client):
+    """A client that stays with one server, and updates what was written through others.
+
+    A server that has not seen that would refuse it: the key is missing.
+    """
+
+    async def run(self) -> None:
+        """Send requests until cancelled."""
+        try:
+            while True:
+                if not self._traffic.is_hushed and self._traffic.known:
+                    await self._one()
+                await asyncio.sleep(self._pause_s)
+        finally:
+            for talk in self._talks:
+                talk.close()
+
+    async def _one(self) -> None:
+        key = self._traffic.known[-1]
+        await self._send(Request("put", key, self._value(), {"prevExist": "true"}))
+
+    async def _next_server(self) -> None:
         await asyncio.sleep(_AFTER_FAILURE_S)
 
 

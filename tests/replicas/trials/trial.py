@@ -10,12 +10,25 @@ from random import Random
 from tests.replicas.trials.faults import FAULTS, Fault
 from tests.replicas.trials.fleet import PATIENCE_S, Fleet
 from tests.replicas.trials.ledger import History, Listing, Problem, check
-from tests.replicas.trials.load import IMPATIENT_S, PATIENT_S, ROOT, Client, Watcher, listing
+from tests.replicas.trials.load import (
+    IMPATIENT_S,
+    PATIENT_S,
+    ROOT,
+    Client,
+    Doubter,
+    Probe,
+    Watcher,
+    listing,
+)
 
 _CALM_S = 1.0
 _LOOK_S = 0.05
 _PROBES = 3
 _PROBE_PAUSE_S = 0.01
+_DOUBTERS = 6
+_DOUBT_PAUSE_S = 0.2
+# The numbers of clients that write only one key.
+_MARKS = 1000
 
 
 @dataclass(slots=True)
@@ -48,7 +61,7 @@ class Trial:
         self._pause_s = pause_s
         self._addresses = [server.client for server in fleet.servers]
         self._history = History(0)
-        self._probes: list[Client] = []
+        self._probes: list[Probe] = []
 
     async def run(self, faults: Sequence[Fault], say: Callable[[str], None]) -> Outcome:
         """Let faults happen, one after the other."""
@@ -87,32 +100,26 @@ class Trial:
         ]
 
     def _begin(self) -> list[asyncio.Task[None]]:
-        options = {"seed": self._seed, "pause_s": self._pause_s}
+        kinds: list[tuple[type[Client], float, float]] = [
+            (Client, PATIENT_S if number % 2 else IMPATIENT_S, self._pause_s)
+            for number in range(self._clients)
+        ]
+        kinds += [(Probe, IMPATIENT_S, _PROBE_PAUSE_S)] * _PROBES
+        kinds += [(Doubter, PATIENT_S, _DOUBT_PAUSE_S)] * _DOUBTERS
         clients = [
-            Client(
+            kind(
                 number,
                 self._addresses,
                 self._history,
-                within_s=PATIENT_S if number % 2 else IMPATIENT_S,
-                **options,
+                self._fleet.traffic,
+                seed=self._seed,
+                within_s=within_s,
+                pause_s=pause_s,
             )
-            for number in range(self._clients)
+            for number, (kind, within_s, pause_s) in enumerate(kinds)
         ]
-        options["pause_s"] = _PROBE_PAUSE_S
-        self._probes = [
-            Client(
-                self._clients + number,
-                self._addresses,
-                self._history,
-                within_s=IMPATIENT_S,
-                **options,
-            )
-            for number in range(_PROBES)
-        ]
-        return [
-            *(asyncio.create_task(client.run(only_writes=False)) for client in clients),
-            *(asyncio.create_task(probe.run(only_writes=True)) for probe in self._probes),
-        ]
+        self._probes = [client for client in clients if isinstance(client, Probe)]
+        return [asyncio.create_task(client.run()) for client in clients]
 
     async def _happen(self, fault: Fault, dice: Random) -> float:
         """Let one fault happen and undo it; return the longest time without a written key."""
@@ -124,7 +131,9 @@ class Trial:
         finally:
             await self._fleet.heal()
         await self._fleet.wait_until_healthy()
+        self._fleet.traffic.resume()
         await self._written_again()
+        began = max(began, self._fleet.traffic.resumed)
         times = sorted(at for probe in self._probes for at in probe.acknowledged)
         spans = [after - max(before, began) for before, after in pairwise(times) if after > began]
         return max(spans, default=0.0)
@@ -161,9 +170,10 @@ class Trial:
     async def _marked(self) -> int:
         """Write one key, as a request of the history; return its index."""
         client = Client(
-            self._clients + _PROBES + len(self._history.requests),
+            _MARKS + len(self._history.requests),
             self._addresses,
             self._history,
+            self._fleet.traffic,
             seed=self._seed,
             within_s=PATIENT_S,
             pause_s=0,
