@@ -9,6 +9,8 @@ import asyncio
 
 import pytest
 
+from kvd.core.replicated.leading import MAYBE_DONE
+from kvd.replicas.engine import Trimmed
 from kvd.replicas.forwarding import received
 from kvd.replicas.forwarding.forwarding import UNKNOWN, Forwarding
 from kvd.replicas.links import LinkError
@@ -288,6 +290,27 @@ async def test_a_snapshot_leaves_alone_what_was_not_sent(sites):
     follower.process.forwarding.lost()
     follower.faults.heal()
     await is_done_once(sites, done)
+
+
+@on_sites
+async def test_an_append_without_a_response_that_was_trimmed_is_not_sent_again(sites):
+    leader, follower, other = await linked(sites)
+    leader.faults.mute()
+    done = leader.submit(A)
+    await sites.pass_time(0.5)
+    assert [site.times(b"once") for site in (leader, follower, other)] == [0, 1, 1]
+    sites.log.revoke(sites.log.leadership.lead.lease)
+    while not (follower.leads or other.leads):
+        await sites.pass_time(0.01)
+    await (follower if follower.leads else other).submit(Set(b"/b", b"2"))
+    sites.log.trim(sites.log.head.seq)
+    leader.faults.heal()
+    assert refusal(await done) == (300, MAYBE_DONE)
+    await asyncio.sleep(5)
+    assert isinstance(leader.process.tasks[0].exception(), Trimmed)
+    await leader.kill()
+    await sites.equal()
+    assert [site.times(b"once") for site in sites.running] == [1, 1]
 
 
 @on_sites
