@@ -19,7 +19,8 @@ class Site:
 
     def shown(self, own: str) -> dict[str, object]:
         def row(member, name, applied, durable, seen):
-            state = "following"  # a report of before the election
+            # Reports of before the last election.
+            state = "following" if member == self.leader else "leading"
             return {
                 "id": member,
                 "name": name,

@@ -102,7 +102,9 @@ def _lines(found: dict[str, Any]) -> list[str]:
 def _row(replica: dict[str, Any], end: int, leader: str) -> tuple[str, ...]:
     seen_s, durable = replica["seenSeconds"], replica["durable"]
     # What it reports may be older than what this server knows of the lead.
-    state = "leading" if replica["id"] == leader else replica["state"]
+    state = "following" if leader and replica["state"] == "leading" else replica["state"]
+    if replica["id"] == leader:
+        state = "leading"
     return (
         replica["name"],
         replica["id"],
