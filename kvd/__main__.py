@@ -66,6 +66,9 @@ def main(  # noqa: PLR0911 -- one per status
         handed = take_sockets(os.environ)
         with asyncio.Runner(loop_factory=process.new_loop()) as runner:
             runner.run(_run(config, partial(make_server, faults=faults), notifier, handed))
+    except ConfigError as error:  # only the start could find it
+        logs.say(f"kvd: {error}")
+        return error.exit_status
     except (AddressUnavailable, BadHandover) as error:
         log.critical("%s", error)
         return EXIT_UNAVAILABLE

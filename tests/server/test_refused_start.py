@@ -111,6 +111,37 @@ def test_a_directory_of_etcd_is_refused_and_left_alone(tmp_path):
     assert [entry.name for entry in path.iterdir()] == ["member"]
 
 
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--replicate", "etcd://127.0.0.1:1"], ["--replicate: ", "has no prefix"]),
+        (
+            [
+                *("--replicate", "etcd://127.0.0.1:1/kvd", "--replicate-user", "u"),
+                *("--replicate-password-file", "/missing/password"),
+            ],
+            ["--replicate-password-file: /missing/password: No such file"],
+        ),
+        (
+            [
+                *("--replicate", "etcd://127.0.0.1:1/kvd", "--peer-key-file", "/missing/key.pem"),
+                *("--peer-cert-file", "/missing/cert.pem"),
+                *("--listen-peer-urls", "https://127.0.0.1:0"),
+            ],
+            ["--peer-cert-file"],
+        ),
+    ],
+    ids=["url", "password", "certificate"],
+)
+def test_a_setting_of_a_replica_is_refused_in_one_line(tmp_path, argv, words):
+    peers = ("--listen-peer-urls", "http://127.0.0.1:0")
+    ended = run_kvd("--data-dir", str(tmp_path / "data"), *ANY_PORT, *peers, *argv)
+    assert_refused(ended, *words)
+    assert ended.returncode == USAGE
+    assert len(ended.stderr.splitlines()) == 1
+    assert not (tmp_path / "data").exists()
+
+
 def test_the_store_of_a_replica_is_not_started_alone(tmp_path):
     Store.open(tmp_path / "data").close()
     replica_file.write(tmp_path / "data", Replica("etcd://h1:2379/kvd/prod", 0xC1, joined=True))

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from kvd.config.flag import ConfigError
 from kvd.replicas.links import HANDSHAKE_S, Hello, Link, LinkError, Listener, dial
 from kvd.replicas.peers.tls import LinkTls
+
+
+class PeerAddressUnavailable(ConfigError):
+    """An address for other replicas cannot be listened on."""
+
+    exit_status = 69  # EX_UNAVAILABLE, as for an address for clients
 
 
 class Address(Protocol):
@@ -75,13 +83,20 @@ class TcpNetwork:
         """Listen, and call `serve` with each link.
 
         Raises:
-            OSError: an address is in use, or is none of this machine.
+            PeerAddressUnavailable: an address is in use, or is none of this machine.
         """
         for url in urls:
             listener = Listener(self._secret, self._hello, serve)
             tls = self._tls.listening if url.is_tls and self._tls is not None else None
             assert tls is not None or not url.is_tls
-            await listener.start(url.host, url.port, tls=tls)
+            try:
+                await listener.start(url.host, url.port, tls=tls)
+            except OSError as error:
+                reason = os.strerror(error.errno) if error.errno else str(error)
+                place = f"{url.host} port {url.port}"
+                raise PeerAddressUnavailable(
+                    f"--listen-peer-urls: cannot listen on {place}: {reason}"
+                ) from None
             self._listeners.append(listener)
 
     async def close(self) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from kvd.config.urls import ListenUrl
 from kvd.replicas.links import Hello, LinkError, LinkRefused
-from kvd.replicas.peers.network import TcpNetwork
+from kvd.replicas.peers.network import PeerAddressUnavailable, TcpNetwork
 from kvd.replicas.peers.tls import LinkTls
 from tests.support.certs import Authority
 
@@ -155,3 +155,16 @@ def test_a_certificate_that_cannot_be_read_is_an_error_of_the_start(tmp_path):
     (tmp_path / "wrong").write_text("no certificate")
     with pytest.raises(ssl.SSLError):
         LinkTls(Files(str(tmp_path / "wrong"), str(tmp_path / "wrong")))
+
+
+def test_an_address_that_is_taken_is_named_with_its_flag():
+    async def main(ports, network):
+        (port,) = ports
+        with pytest.raises(PeerAddressUnavailable) as refusal:
+            await network.listen([ListenUrl("127.0.0.1", port)], echo)
+        assert refusal.value.exit_status == 69
+        assert str(refusal.value) == (
+            f"--listen-peer-urls: cannot listen on 127.0.0.1 port {port}: Address already in use"
+        )
+
+    networks(main, ListenUrl("127.0.0.1"))
