@@ -227,7 +227,12 @@ class StoreMember:
     async def _make_room(self, size: int) -> BaseException | None:
         """Reserve room in the own log, so that nothing is in the engine's that has none here."""
         made: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
-        return None if self._log.make_room(size, made.set_result) else await made
+
+        def end(error: BaseException | None) -> None:
+            if not made.done():  # a stop cancels the wait
+                made.set_result(error)
+
+        return None if self._log.make_room(size, end) else await made
 
     def _append_here(self, batch: Pending, done: Done, *, is_first: bool = False) -> None:
         """Append to the own log what the shared one has, as soon as there is room."""

@@ -118,6 +118,22 @@ async def test_without_room_here_nothing_goes_to_the_engine(tmp_path):
 
 
 @on_a_loop
+async def test_room_that_is_made_after_a_stop_is_of_no_use(tmp_path):
+    async with leading(tmp_path) as engine:
+        ends = []
+        engine.own.make_room = lambda _, end: ends.append(end)
+        [answer] = engine.submit(Set(b"/a", b"1"))
+        await until(lambda: ends)
+        await turns()
+        engine.member.stop()
+        await turns()
+        ends[0](None)
+        await turns()
+        assert engine.shared.appended == []
+        assert not answer.done()
+
+
+@on_a_loop
 async def test_what_the_engine_has_is_kept_until_there_is_room_here(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(members, "ROOM_S", 0.001)
