@@ -15,7 +15,12 @@ from tests.replicas.trials.processes import CLIENT_PORT, PEER_PORT, Process
 from tests.replicas.trials.trial import Trial
 from tests.support.postgres import DATABASE, USER, Postgres
 
-pytestmark = [pytest.mark.clients, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.clients,
+    pytest.mark.timeout(600),
+    # Clients of the trial leave connections behind that faults have cut.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 class PostgresFleet(Fleet):
