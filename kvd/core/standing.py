@@ -93,8 +93,8 @@ class EngineFigures(NamedTuple):
 
     `append_wait_s` is how long the append of the batch under way has waited for the engine, also
     after that has answered, until the batch ends; 0 without one. `silent_s`: since the last answer
-    to anything. `used_bytes`, `quota_bytes`: 0 while unknown. `refusal`: why there is no room for
-    users' writes, empty if there is.
+    to anything. `used_bytes`, `quota_bytes`: 0 while unknown, and for no quota. `refusal`: why
+    there is no room for users' writes, empty if there is.
     """
 
     append_s: Histogram

@@ -23,6 +23,8 @@ from typing import Protocol
 
 CHAIN_BYTES = 8
 SECRET_BYTES = 32
+NO_LIMIT = (1 << 63) - 1
+"""The limit of an engine that has none."""
 
 
 class EngineError(Exception):

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.server import PATIENCE_S, free_port
 
-USER = "kvd"
+USER = "admin"
 DATABASE = "postgres"
 
 

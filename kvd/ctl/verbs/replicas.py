@@ -119,9 +119,9 @@ def _row(replica: dict[str, Any], end: int, leader: str) -> tuple[str, ...]:
 
 
 def _engine(engine: dict[str, Any]) -> str:
-    room = ""
+    room = f", {_mib(engine['bytes'])}" if engine["bytes"] else ""
     if engine["quotaBytes"]:
-        room = f", {_mib(engine['bytes'])} of {_mib(engine['quotaBytes'])}"
+        room += f" of {_mib(engine['quotaBytes'])}"
     return f"engine {engine['url']}{room}, last answer {engine['silentSeconds']:.1f} s ago"
 
 

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import asyncpg
 
 from kvd.replicas.engine import (
+    NO_LIMIT,
     SECRET_BYTES,
     Access,
     Candidate,
@@ -48,7 +49,6 @@ T = TypeVar("T")
 
 PAYLOAD_BYTES_MAX = 1 << 29
 """The server takes 1 GiB for a value, and twice for a message."""
-NO_LIMIT = (1 << 63) - 1
 FULL_PAUSE_S = 0.2
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from kvd.core.histogram import Histogram
 from kvd.core.standing import EngineFigures, Follower, Leader, Replica, Role, Traffic
-from kvd.replicas.engine import Engine, Leadership, Room
+from kvd.replicas.engine import NO_LIMIT, Engine, Leadership, Room
 from kvd.replicas.standing.meters import Ends, LatencyMeter, TrafficMeter
 from kvd.replicas.upkeep.upkeep import Seen
 
@@ -226,7 +226,7 @@ class ReplicaStanding:
             append_wait_s=self._append_wait_s(),
             silent_s=self._now() - self._answered,
             used_bytes=room.allocated if room else 0,
-            quota_bytes=room.limit if room else 0,
+            quota_bytes=room.limit if room and room.limit != NO_LIMIT else 0,
             refusal=self.upkeep.refusal if self.upkeep is not None else "",
         )
 

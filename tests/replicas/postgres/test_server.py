@@ -1,6 +1,7 @@
 """The log in a PostgreSQL that is killed, frozen, set up otherwise, and reached by TLS."""
 
 import asyncio
+import re
 import signal
 
 import pytest
@@ -10,8 +11,9 @@ from kvd.replicas.postgres import client, session
 from kvd.replicas.postgres.log import PostgresLog
 from kvd.replicas.postgres.url import parse
 from tests.support.certs import Authority
-from tests.support.postgres import DATABASE, Postgres
-from tests.support.postgres_log import append, chain, next_frame, on, opened
+from tests.support.documents import MANUAL
+from tests.support.postgres import DATABASE, USER, Postgres
+from tests.support.postgres_log import ME, append, chain, next_frame, on, opened
 from tests.support.server import free_port
 
 HBA = """
@@ -92,10 +94,26 @@ def test_a_frozen_server_is_left_and_found_again(server, monkeypatch, caplog):
     on(server, main)
 
 
+def test_the_manual_s_statements_make_a_user_and_a_database(server):
+    page = (MANUAL / "replicas.md").read_text()
+    statements = re.findall(r"^    (CREATE .*;)$", page, re.MULTILINE)
+    assert len(statements) == 2
+
+    async def main(place):
+        for statement in statements:
+            await place.admin.execute(statement)
+        engine = PostgresLog(parse(f"postgres://127.0.0.1:{server.port}/config"), Access("kvd"))
+        await opened(engine)
+        assert await engine.campaign(ME) is not None
+        await engine.close()
+
+    on(server, main)
+
+
 def test_the_next_host_is_taken_where_one_does_not_respond(server):
     async def main(place):
         hosts = f"127.0.0.1:{free_port()},127.0.0.1:{server.port}"
-        engine = PostgresLog(parse(f"postgres://{hosts}/{DATABASE}"), Access("kvd"))
+        engine = PostgresLog(parse(f"postgres://{hosts}/{DATABASE}"), Access(USER))
         await opened(engine)
         await engine.close()
 

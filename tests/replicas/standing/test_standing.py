@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from kvd.core.standing import Follower, Leader, Replica, Role, Traffic
-from kvd.replicas.engine import Candidate, Lead, Leadership, Room
+from kvd.replicas.engine import NO_LIMIT, Candidate, Lead, Leadership, Room
 from kvd.replicas.standing.standing import ReplicaStanding
 from kvd.replicas.upkeep.report import Report
 from kvd.replicas.upkeep.upkeep import Seen
@@ -159,6 +159,8 @@ def test_the_room_is_that_of_the_engine_s_file(standing):
     standing.upkeep = SimpleNamespace(reports={}, room=Room(5, 18, 2048), refusal="full")
     assert (standing.engine.used_bytes, standing.engine.quota_bytes) == (18, 2048)
     assert standing.engine.refusal == "full"
+    standing.upkeep = SimpleNamespace(reports={}, room=Room(5, 18, NO_LIMIT), refusal="")
+    assert (standing.engine.used_bytes, standing.engine.quota_bytes) == (18, 0)
 
 
 def test_a_detached_replica_says_why(standing):
