@@ -36,6 +36,7 @@ LONG_FILES = {
     "kvd/handlers/authorizer.py": "one class, and the values that it judges by",
     "kvd/handlers/extras/reading/reads.py": "two classes that know each other",
     "kvd/handlers/keys/large_listings.py": "one queue, and the jobs in it; its folder is full",
+    "kvd/handlers/keys/outcomes.py": "one class: a split costs calls per response",
     "kvd/handlers/passwords.py": "one queue of checks, and what it reads; its folder is full",
     "kvd/http/connection.py": "one life of a connection, with the calls of asyncio",
     "kvd/http/request_loop.py": "one life of a connection: a split costs calls per request",
