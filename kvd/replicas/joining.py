@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from kvd.replicas.engine import Candidate, Engine
+from kvd.replicas.engine import Candidate, Engine, EngineError
 from kvd.replicas.links import LinkError
 from kvd.replicas.snapshots import NoSnapshot, SnapshotLink, fetch
-from kvd.replicas.upkeep.report import Report, decode
+from kvd.replicas.upkeep.report import JOINING, Report, decode, encode
+from kvd.replicas.upkeep.upkeep import REPORT_S
 from kvd.storage import disk
 from kvd.storage.errors import CorruptSnapshot
 from kvd.storage.snapshot.directory import Header
@@ -55,7 +57,8 @@ async def install_newest(
     me: Candidate,
     dial: Dial,
     *,
-    on_fetched: Callable[[int], object] = lambda _: None,
+    describe: Callable[[int], Report],
+    wait: Callable[[Coroutine[Any, Any, Header]], Awaitable[Header]] = asyncio.ensure_future,
     patience_s: float = PATIENCE_S,
 ) -> Store:
     """Fetch a snapshot, and make it the content of a store that nothing else uses; return it open.
@@ -66,7 +69,9 @@ async def install_newest(
         engine: knows the other replicas by their reports.
         me: this replica.
         dial: connects to the peer URL of another one; raises LinkError.
-        on_fetched: gets the last batch in the snapshot: what follows it must be kept.
+        describe: makes the report of this replica; gets the batch behind which the log of all
+            replicas is needed here: it is not trimmed further meanwhile.
+        wait: waits for the snapshot; may be cancelled, which leaves the store open as before.
         patience_s: how long the others are asked again.
 
     Raises:
@@ -76,8 +81,35 @@ async def install_newest(
     """
     at_least = max(store.applied.seq + 1, (await engine.end()).seq - MARGIN_FRAMES)
     received = store.directory.snap / "received.tmp"
-    header = await _fetch_newest(engine, me, dial, partial(_fetch, at_least, received), patience_s)
-    on_fetched(header.payload_seq)
+    async with _reporting(engine, me.id, partial(describe, at_least)):
+        fetch_by = partial(_fetch, at_least, received)
+        header = await wait(_fetch_newest(engine, me, dial, fetch_by, patience_s))
+        return await _install(store, reopen, header, received)
+
+
+@asynccontextmanager
+async def _reporting(
+    engine: Engine, replica: int, describe: Callable[[], Report]
+) -> AsyncIterator[None]:
+    """Have this replica seen by the others meanwhile."""
+
+    async def report() -> None:
+        while True:
+            with suppress(EngineError):
+                await engine.report(replica, encode(describe()))
+            await asyncio.sleep(REPORT_S)
+
+    task = asyncio.ensure_future(report())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def _install(
+    store: Store, reopen: Callable[[], Store], header: Header, received: Path
+) -> Store:
     path, segment_bytes_max = store.directory.path, store.segment_bytes_max
     began = time.monotonic()
     await asyncio.to_thread(store.close)
@@ -139,13 +171,16 @@ def _since(began: float) -> float:
 def in_order(reports: dict[int, bytes], own_id: int) -> Sequence[Report]:
     """Return the reports of the other replicas in the order in which they are asked.
 
-    Followers come before the leader, the furthest ones first; damaged reports are left out.
+    Followers come before the leader, the furthest ones first. Those that join themselves, and
+    damaged reports, are left out.
     """
     found = []
     for replica, document in reports.items():
         if replica != own_id:
             try:
-                found.append(decode(document))
+                report = decode(document)
             except ValueError:
                 continue  # the upkeep logs it
+            if report.state != JOINING:
+                found.append(report)
     return sorted(found, key=lambda report: (report.state == "leading", -report.applied))

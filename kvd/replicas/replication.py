@@ -40,7 +40,7 @@ from kvd.replicas.replica import Replica, State
 from kvd.replicas.settings import MakeNetwork, Settings
 from kvd.replicas.snapshots import Snapshots
 from kvd.replicas.standing.standing import ReplicaStanding
-from kvd.replicas.upkeep.report import Report
+from kvd.replicas.upkeep.report import JOINING, Report
 from kvd.replicas.upkeep.upkeep import Upkeep
 from kvd.storage.format.identity import NewIds
 from kvd.storage.format.payload import VERSION_SHA256
@@ -143,7 +143,7 @@ class Replication:
         )
         hello = Hello(member_id, self._settings.version, VERSION_SHA256)
         self._network = self._new_network(meta, hello)
-        if await self._unless_interrupted(self._entry.is_behind(store)):
+        while await self._unless_interrupted(self._entry.is_behind(store)):
             store = await self._install(store, reopen)
         self._store = store
         now = asyncio.get_running_loop().time
@@ -155,7 +155,10 @@ class Replication:
     async def _install(self, store: Store, reopen: Callable[[], Store]) -> Store:
         dial: Any = self._network.dial
         try:
-            return await install_newest(store, reopen, self._engine, self._me, dial)
+            describe, wait = partial(self._report_of, JOINING), self._unless_interrupted
+            return await install_newest(
+                store, reopen, self._engine, self._me, dial, describe=describe, wait=wait
+            )
         except NoSource as error:
             raise Detached(f"{self._settings.place.data_dir}: {error}") from error
 
@@ -320,16 +323,14 @@ class Replication:
         self._end(Detached(f"{data_dir}: this replica was removed from the cluster"))
 
     def _describe(self) -> Report:
+        applied, durable = self._store.applied.seq, self._own_log.durable
+        return self._report_of(self.replica.state, durable, applied)
+
+    def _report_of(self, state: str, durable: int, applied: int = 0) -> Report:
+        name, peer, urls = self._me.name, self._me.peer, self._settings.client_urls
+        version, at_ns = self._settings.version, time.time_ns()
         return Report(
-            name=self._me.name,
-            peer=self._me.peer,
-            urls=self._settings.client_urls,
-            state=self.replica.state,
-            applied=self._store.applied.seq,
-            durable=self._own_log.durable,
-            version=self._settings.version,
-            reads=VERSION_SHA256,
-            at_ns=time.time_ns(),
+            name, peer, urls, state, applied, durable, version, reads=VERSION_SHA256, at_ns=at_ns
         )
 
     def _run(self, work: Coroutine[None, None, None]) -> None:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -130,7 +131,7 @@ async def _meanwhile(link: SnapshotLink, opening: Awaitable[int]) -> int:
 
 async def _send(link: SnapshotLink, fd: int) -> None:
     offset = 0
-    while data := await asyncio.to_thread(disk.read_at, fd, PIECE_BYTES, offset):
+    while data := await _on_thread(partial(disk.read_at, fd, PIECE_BYTES, offset)):
         link.send("piece", data)
         await _unless_silent(link.drain())
         offset += len(data)
@@ -151,7 +152,7 @@ async def fetch(link: SnapshotLink, at_least: int, target: Path) -> Header:
     fd = disk.create(target)
     try:
         await _receive(link, fd)
-        await asyncio.to_thread(disk.sync_file, fd)
+        await _on_thread(partial(disk.sync_file, fd))
     finally:
         os.close(fd)
     header = await asyncio.to_thread(snapshot.verify, target)
@@ -168,7 +169,7 @@ async def _receive(link: SnapshotLink, fd: int) -> None:
             case "piece", [b""]:
                 return
             case "piece", [bytes(data)]:
-                await asyncio.to_thread(disk.write_at, fd, data, offset)
+                await _on_thread(partial(disk.write_at, fd, data, offset))
                 offset += len(data)
             case "nosnapshot", [reason]:
                 raise NoSnapshot(reason)
@@ -176,6 +177,19 @@ async def _receive(link: SnapshotLink, fd: int) -> None:
                 pass
             case _:
                 raise LinkError(f"the peer sends {name!r} instead of a snapshot")
+
+
+async def _on_thread(call: Callable[[], T]) -> T:
+    """Return the result of a call that blocks; a cancellation waits for its end.
+
+    So no file is closed while it is used, and its number given to another one.
+    """
+    running = asyncio.ensure_future(asyncio.to_thread(call))
+    try:
+        return await asyncio.shield(running)
+    finally:
+        if not running.done():
+            await asyncio.wait([running])
 
 
 async def _unless_silent(awaitable: Awaitable[T]) -> T:

@@ -14,7 +14,7 @@ from kvd.replicas.engine import Candidate
 from kvd.replicas.joining import NoSource, in_order, install_newest
 from kvd.replicas.links import Hello, Listener, dial
 from kvd.replicas.snapshots import Snapshots
-from kvd.replicas.upkeep.report import Report, encode
+from kvd.replicas.upkeep.report import Report, decode, encode
 from kvd.storage.format.identity import NewIds
 from kvd.storage.snapshot import directory
 from kvd.v2.commands import Set
@@ -29,6 +29,10 @@ ME = Candidate(2, "h2", "", 0)
 
 def report(name, port, state="following", applied=9):
     return Report(name, f"http://127.0.0.1:{port}", (), state, applied, applied, "1", 2, 0)
+
+
+def described(durable):
+    return report("h2", 0, "joining", 0)._replace(durable=durable)
 
 
 class Source:
@@ -106,17 +110,17 @@ def joining(path):
 async def joined(store, engine, **options):
     path = store.directory.path
     async with asyncio.timeout(PATIENCE_S):
-        return await install_newest(store, lambda: joining(path), engine, ME, dialed, **options)
+        return await install_newest(
+            store, lambda: joining(path), engine, ME, dialed, describe=described, **options
+        )
 
 
 @on_a_loop
 async def test_a_new_replica_gets_what_another_one_holds(tmp_path):
     async with a_source(tmp_path / "source") as (source, port):
         engine = await engine_with(report("h1", port))
-        fetched = []
-        store = await joined(joining(tmp_path / "new"), engine, on_fetched=fetched.append)
+        store = await joined(joining(tmp_path / "new"), engine)
         assert digest(store) == digest(source.store)
-        assert fetched == [source.store.applied.seq] == [store.applied.seq]
         assert store.identity.member_id == 2
         write(store, Set(b"/next", b"1"), now_ns=store.applied.time_ns)
         store.close()
@@ -224,6 +228,55 @@ async def test_a_silent_replica_is_given_up(tmp_path, monkeypatch):
 
 
 @on_a_loop
+async def test_the_log_is_needed_from_the_beginning_on(tmp_path):
+    reported = asyncio.Event()
+
+    async def serve(link):
+        await link.receive()
+        assert decode((await engine.reports())[ME.id]) == described(501)
+        reported.set()
+        link.send("nosnapshot", "seen")
+        await link.receive()
+
+    async with listening(serve) as port:
+        engine = await engine_with(report("h1", port), end=1001)
+        store = joining(tmp_path / "new")
+        with pytest.raises(NoSource):
+            await joined(store, engine, patience_s=0)
+        assert reported.is_set()
+        store.close()
+
+
+@on_a_loop
+async def test_waiting_for_a_snapshot_can_be_given_up(tmp_path):
+    begun = asyncio.Event()
+
+    async def serve(link):
+        await link.receive()
+        link.send("piece", b"x" * 5000)
+        begun.set()
+        await link.receive()
+
+    async with listening(serve) as port:
+        store = joining(tmp_path / "new")
+        waiting = []
+
+        def wait(fetching):
+            waiting.append(asyncio.ensure_future(fetching))
+            return waiting[0]
+
+        engine = await engine_with(report("h1", port))
+        joined_store = asyncio.ensure_future(joined(store, engine, wait=wait))
+        await asyncio.wait_for(begun.wait(), PATIENCE_S)
+        waiting[0].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await joined_store
+        assert not any((tmp_path / "new").rglob("*.tmp"))
+        write(store, Set(b"/still", b"open"))
+        store.close()
+
+
+@on_a_loop
 async def test_without_another_replica_nothing_is_waited_for(tmp_path):
     store = joining(tmp_path / "new")
     with pytest.raises(NoSource, match="there is no other one"):
@@ -238,5 +291,6 @@ def test_followers_are_asked_before_the_leader_and_the_furthest_first():
         3: encode(report("behind", 3, applied=10)),
         4: encode(report("near", 4, applied=29)),
         5: b"damaged",
+        6: encode(report("joining", 6, "joining", 31)),
     }
     assert [found.name for found in in_order(reports, 2)] == ["near", "behind", "leader"]

@@ -11,15 +11,18 @@ A reader ignores members that it does not know.
 import json
 from typing import Any, NamedTuple
 
+JOINING = "joining"
+"""The state of a replica that has no store yet with which the log goes on."""
+
 
 class Report(NamedTuple):
     """The own description of a replica.
 
     `peer` is its URL for other replicas, `urls` are those for clients. `applied` and `durable` are
     numbers of frames: the last one that reads show, and the last one that is on its disk. `durable`
-    is None while the replica has no store that the log continues; a replica that is installing a
-    snapshot says how far that reaches. `reads` is the highest payload version that it understands,
-    `at_ns` the time of the report by its own clock, in ns since 1970, for people.
+    is None while the replica has no store that the log continues; one that is joining by a snapshot
+    says behind which frame it needs the log. `reads` is the highest payload version that it
+    understands, `at_ns` the time of the report by its own clock, in ns since 1970, for people.
     """
 
     name: str

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from kvd.replicas.engine import Engine, EngineFull, Room
-from kvd.replicas.upkeep.report import Report, decode, encode
+from kvd.replicas.upkeep.report import JOINING, Report, decode, encode
 
 log = logging.getLogger(__name__)
 
@@ -160,11 +160,15 @@ class Upkeep:
         """Return the last frame that need not be in the engine; 0 if no majority was seen."""
         since = asyncio.get_running_loop().time() - SEEN_S
         seen = [seen.report for seen in self._reports.values() if seen.at_s >= since]
-        durable = sorted((each.durable for each in seen if each.durable is not None), reverse=True)
+        known = [report for report in seen if report.durable is not None]
+        # What joins needs the log from there on, and has nothing on its disk yet.
+        joining = [report.durable or 0 for report in known if report.state == JOINING]
+        others = [report.durable or 0 for report in known if report.state != JOINING]
+        durable = sorted(others, reverse=True)
         majority = len(self._reports) // 2 + 1
         if len(durable) < majority:
             return 0
-        return durable[majority - 1] if self._is_scarce else durable[-1]
+        return durable[majority - 1] if self._is_scarce else min([durable[-1], *joining])
 
     def _take_room(self, room: Room) -> None:
         self.room = room

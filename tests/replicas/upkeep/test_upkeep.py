@@ -22,6 +22,7 @@ class Place:
         self.log = MemoryLog()
         self.engines = [MemoryEngine(self.log) for _ in range(3)]
         self.durable = [FRAMES] * 3
+        self.states = ["leading", "following", "following"]
         self.refusals = []
         self.leading = 0
         self.removed = set()
@@ -41,7 +42,8 @@ class Place:
         at_ns = int(asyncio.get_running_loop().time() * 1e9) + 1
         urls = (f"http://h{number}:2379",)
         return Report(
-            f"h{number}", "http://p", urls, "leading", FRAMES, self.durable[number], "1", 2, at_ns
+            *(f"h{number}", "http://p", urls, self.states[number], FRAMES),
+            *(self.durable[number], "1", 2, at_ns),
         )
 
     async def fill(self):
@@ -142,6 +144,18 @@ async def test_a_replica_without_a_store_neither_holds_up_nor_counts(place):
         place.durable = [2000, 1800, None]
         await asyncio.sleep(5)
         assert place.first == 1800 - KEPT_FRAMES
+
+
+@simulated
+async def test_a_replica_that_joins_holds_the_trim_up_and_does_not_count(place):
+    place.durable = [2000, 1500, None]
+    place.states[1] = "joining"
+    async with running(place, 0, 1, 2):
+        await asyncio.sleep(5)
+        assert place.first == 1
+        place.durable[2] = 1900
+        await asyncio.sleep(5)
+        assert place.first == 1500 - KEPT_FRAMES
 
 
 @simulated
