@@ -29,20 +29,21 @@ class Cluster:
 
     Attributes:
         name: What the table calls it.
+        servers: Those with one store.
         needs: Servers that are started before.
     """
 
     def __init__(self, name: str, servers: Sequence[Server], needs: Sequence[Server] = ()) -> None:
         self.name = name
         self.needs = needs
-        self._servers = servers
+        self.servers = servers
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         try:
             # None of them answers before most of them run; and a process ends with its thread.
             starts = self._stack.enter_context(ThreadPoolExecutor(MEMBERS))
-            for group in (self.needs, self._servers):
+            for group in (self.needs, self.servers):
                 for server in group:
                     self._stack.callback(server.stop)
                 for start in [starts.submit(server.start) for server in group]:
@@ -78,12 +79,12 @@ class Cluster:
 
     def cpu_s(self) -> float:
         """Return the CPU time that all its processes have used so far."""
-        return sum(server.cpu_s() for server in (*self.needs, *self._servers))
+        return sum(server.cpu_s() for server in (*self.needs, *self.servers))
 
     def _of_state(self, wanted: str) -> Server:
         ends_s = time.monotonic() + _ELECTION_S
         while time.monotonic() < ends_s:
-            for server in self._servers:
+            for server in self.servers:
                 with contextlib.suppress(OSError, LoadError), Client(server.address) as client:
                     if json.loads(client.request("GET", "/v2/stats/self").body)["state"] == wanted:
                         return server
