@@ -15,7 +15,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from kvd.net.listeners import AddressUnavailable
 from kvd.net.self_signed import TlsUnusable
 from kvd.net.systemd import BadHandover, Handed, Notifier, take_sockets
 from kvd.server import KvdServer
-from kvd.storage.errors import DirectoryLost, StorageError
+from kvd.storage.errors import Behind, DirectoryLost, StorageError
 from kvd.storage.failpoints import Faults
 from kvd.storage.failpoints import parse as parse_fault
 from kvd.storage.tools.repair import explained
@@ -61,11 +62,14 @@ def main(  # noqa: PLR0911 -- one per status
     except ConfigError as error:
         logs.say(f"kvd: {error}")
         return EXIT_USAGE
+    environ = dict(os.environ)
     notifier = Notifier.take(os.environ)
     try:
         handed = take_sockets(os.environ)
+        on_fatal = partial(_end_failed, environ, handed)
+        make = partial(make_server, faults=faults, on_fatal=on_fatal)
         with asyncio.Runner(loop_factory=process.new_loop()) as runner:
-            runner.run(_run(config, partial(make_server, faults=faults), notifier, handed))
+            runner.run(_run(config, make, notifier, handed))
     except ConfigError as error:  # only the start could find it
         logs.say(f"kvd: {error}")
         return error.exit_status
@@ -141,9 +145,7 @@ async def _run(
     for number in _SIGNALS:
         loop.add_signal_handler(number, stop.set)
     process.log_meaningless_signals(loop)
-    server = make_server(
-        config, handed, CrashFile().watch, on_fatal=_end_failed, open_files=raise_limit()
-    )
+    server = make_server(config, handed, CrashFile().watch, open_files=raise_limit())
     loop.add_signal_handler(signal.SIGHUP, _reload, server, notifier)
     for number in _SIGNALS:
         loop.add_signal_handler(number, _end, stop, server)
@@ -184,8 +186,15 @@ def _reload(server: KvdServer, notifier: Notifier) -> None:
     notifier.ready(f"serving {', '.join(server.urls)}")
 
 
-def _end_failed(_error: BaseException, status: int) -> None:
+def _end_failed(
+    environ: Mapping[str, str], handed: Sequence[Handed], error: BaseException, status: int
+) -> None:
+    """End the process, or start it again where another start is all that is needed."""
     logging.shutdown()
+    if isinstance(error, Behind) and not handed:
+        # With the environment that it was started with: a service manager sees the same process.
+        with suppress(OSError):
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)  # noqa: S606
     os._exit(status)
 
 
