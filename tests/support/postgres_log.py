@@ -14,6 +14,7 @@ from tests.support.postgres import DATABASE, USER
 START = bytes(8)
 ME = Candidate(1, "h1", "http://h1:2380", 17)
 NUMBERS = count()
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 
 
 def chain(seq):
@@ -86,10 +87,7 @@ class Place:
 
     async def waiting_for_standby(self):
         """The number of the engines' sessions that do."""
-        return await self.admin.fetchval(
-            "SELECT count(*) FROM pg_stat_activity "
-            "WHERE wait_event = 'SyncRep' AND application_name = 'kvd'"
-        )
+        return await self.admin.fetchval(f"{WAITING} AND application_name = 'kvd'")
 
     @contextlib.asynccontextmanager
     async def locked_head(self):
@@ -109,6 +107,9 @@ class Place:
     @contextlib.asynccontextmanager
     async def missing_standby(self):
         """Let commits wait for a standby that is not there, until the end or `standby_comes`."""
+        # What an earlier test has left waiting goes on when the server has read its settings.
+        while await self.admin.fetchval(WAITING):
+            await asyncio.sleep(0.005)
         await self.admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'absent'")
         await self.admin.execute("SELECT pg_reload_conf()")
         writing = asyncio.create_task(self._keep_writing(await self.connect()))
