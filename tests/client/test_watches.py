@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import itertools
+import json
 import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
@@ -265,6 +267,34 @@ def test_a_stream_that_is_silent_is_opened_again_also_if_each_call_waits_for_les
                 quiet.run(watching.next(5))
     assert quiet.now == 50
     assert quiet.watches == opened
+
+
+def test_an_event_that_a_cache_repeats_is_delivered_once(connect):
+    indexes = iter([7, 7, 5, 9])
+
+    class Cache(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if not self.path.startswith("/v2/keys/"):
+                self.send_error(404)
+                return
+            node = {"key": "/k", "value": "v", "createdIndex": 1, "modifiedIndex": next(indexes)}
+            body = json.dumps({"action": "set", "node": node}).encode()
+            self.send_response(200)
+            self.send_header("X-Etcd-Index", "4")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Cache) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        with connect(f"http://127.0.0.1:{server.server_port}").watch("/k", since=1) as watch:
+            assert [next(watch).index for _ in range(2)] == [7, 9]
+        server.shutdown()
+        thread.join()
 
 
 def test_index_0_is_the_first_and_not_the_next(connect, make_server):
