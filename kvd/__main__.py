@@ -62,12 +62,10 @@ def main(  # noqa: PLR0911 -- one per status
     except ConfigError as error:
         logs.say(f"kvd: {error}")
         return EXIT_USAGE
-    environ = dict(os.environ)
-    notifier = Notifier.take(os.environ)
+    environ, notifier = dict(os.environ), Notifier.take(os.environ)
     try:
         handed = take_sockets(os.environ)
-        on_fatal = partial(_end_failed, environ, handed)
-        make = partial(make_server, faults=faults, on_fatal=on_fatal)
+        make = partial(make_server, faults=faults, on_fatal=partial(_end_failed, environ, handed))
         with asyncio.Runner(loop_factory=process.new_loop()) as runner:
             runner.run(_run(config, make, notifier, handed))
     except ConfigError as error:  # only the start could find it
