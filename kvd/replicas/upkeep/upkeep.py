@@ -12,7 +12,9 @@ import asyncio
 import contextlib
 import logging
 import math
+from collections import deque
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from typing import NamedTuple
 
 from kvd.replicas.engine import Engine, EngineFull, Room
@@ -26,7 +28,9 @@ SEEN_S = 10.0
 TRIM_BYTES = 16 << 20
 """Payload that the leader appends between two trims."""
 KEPT_FRAMES = 500
-"""Frames that stay although all have them: a replica that restarts needs no snapshot."""
+KEPT_BYTES = 16 << 20
+"""Frames that stay although all have them, so many bytes of them: a replica that restarts needs no
+snapshot."""
 ROOM_S = 10.0
 SCARCE = 0.6
 FULL = 0.8
@@ -80,6 +84,7 @@ class Upkeep:
         self._is_removed = is_removed
         self._reports: dict[int, Seen] = {}
         self._appended = TRIM_BYTES  # the first trim tells what an earlier leader has left
+        self._sizes: deque[int] = deque(maxlen=KEPT_FRAMES)
         self._below = 0
         self._is_scarce = False
         self._refusal = ""
@@ -104,6 +109,7 @@ class Upkeep:
     def appended(self, size: int) -> None:
         """Count the payload bytes of a frame that this leader has appended."""
         self._appended += size
+        self._sizes.append(size)
 
     async def run(self) -> None:
         """Report, trim and look for room until it is cancelled.
@@ -149,12 +155,18 @@ class Upkeep:
 
     async def _trim(self) -> None:
         """Remove from the engine what the replicas have on their disks."""
-        below = self._durable() - KEPT_FRAMES
+        below = self._durable() - self._kept
         if below <= self._below:
             return
         await self._engine.trim(below)
         self._below, self._appended = below, 0
         log.debug("frames below %d were removed from the engine", below)
+
+    @property
+    def _kept(self) -> int:
+        """The number of frames that stay: fewer, where the last ones were large."""
+        within = sum(total <= KEPT_BYTES for total in accumulate(reversed(self._sizes)))
+        return within if within < len(self._sizes) else KEPT_FRAMES
 
     def _durable(self) -> int:
         """Return the last frame that need not be in the engine; 0 if no majority was seen."""

@@ -8,7 +8,7 @@ import pytest
 
 from kvd.replicas.engine import Candidate, EngineFull, Room
 from kvd.replicas.upkeep.report import Report
-from kvd.replicas.upkeep.upkeep import KEPT_FRAMES, TRIM_BYTES, Upkeep
+from kvd.replicas.upkeep.upkeep import KEPT_BYTES, KEPT_FRAMES, TRIM_BYTES, Upkeep
 from tests.support import simulated_loop
 from tests.support.memory_engine import MemoryEngine, MemoryLog
 
@@ -103,6 +103,15 @@ async def test_the_leader_trims_what_all_have_on_disk(place):
         place.upkeeps[0].appended(TRIM_BYTES)
         await asyncio.sleep(5)
         assert place.first == 2000 - KEPT_FRAMES
+
+
+@simulated
+async def test_of_large_frames_fewer_are_kept(place):
+    for _ in range(100):
+        place.upkeeps[0].appended(KEPT_BYTES // 64)
+    async with running(place, 0, 1, 2):
+        await asyncio.sleep(5)
+    assert place.first == FRAMES - 64
 
 
 @simulated
