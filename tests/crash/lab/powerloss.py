@@ -92,7 +92,7 @@ def explore(truth: Truth, seed: int, part: int, parts: int, share: float) -> Out
                 if not problem and seen[name] < received:
                     problem = f"a client had been told index {received}, it ends at {seen[name]}"
                 if problem:
-                    lay_out(Path(truth.trace).with_name("after-power-loss"), found)
+                    lay_out(Path(truth.trace).with_name(f"after-power-loss-{part}"), found)
                     where = f"power loss at step {steps} ({call.name}): {problem}"
                     return Outcome(steps, states, len(seen), longest, where)
     return Outcome(steps, states, len(seen), longest, "")
