@@ -198,7 +198,11 @@ class Engine(Protocol):
         """
 
     async def end(self) -> End:
-        """The last frame of the log, linearizable: no append that had returned before is missed."""
+        """The last frame of the log, linearizable: no append that had returned before is missed.
+
+        Raises:
+            OtherHistory: there is no log.
+        """
 
     async def confirm(self, epoch: int) -> bool:
         """Whether this epoch is the current one, linearizable."""

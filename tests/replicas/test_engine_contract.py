@@ -357,3 +357,9 @@ async def test_an_engine_with_room_says_so(place):
     room = await a.room()
     assert 0 <= room.used <= room.allocated < room.limit
     assert not room.is_full
+
+
+@on_its_loop
+async def test_without_a_log_there_is_no_end(place):
+    with pytest.raises(OtherHistory):
+        await place.engine().end()

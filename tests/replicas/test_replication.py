@@ -9,9 +9,11 @@ import pytest
 
 from kvd.core.replicated.leading import MAYBE_DONE
 from kvd.replicas import replication
+from kvd.replicas.entry import Detached
 from kvd.replicas.replica import State
 from kvd.storage.directory import replica_file
 from tests.support.committing import on_a_loop
+from tests.support.memory_engine import MemoryLog
 from tests.support.replicas import serving
 from tests.support.stores import digest, dump
 from tests.support.waiting import until
@@ -199,6 +201,18 @@ async def test_one_that_the_log_was_trimmed_past_takes_a_snapshot(tmp_path):
         await away.start()
         await equal(members)
         assert (await away.get("/before", quorum="true"))[2]["node"]["value"] == "1"
+
+
+@on_a_loop
+async def test_a_log_that_the_engine_has_lost_is_not_made_again(tmp_path):
+    async with serving(tmp_path) as members:
+        await (await members.leader()).put("/a", "1")
+        member = members.others[0]  # which may lack what the others have
+        await member.stop()
+        member.log = MemoryLog()
+        with pytest.raises(Detached, match="gone"):
+            await member.start()
+        assert member.log.meta is None
 
 
 @on_a_loop

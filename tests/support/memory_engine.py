@@ -252,7 +252,12 @@ class MemoryEngine:
                 await asyncio.wait([log.changed()])
 
     async def end(self) -> End:
-        return await self._call(lambda: self.log.head)
+        return await self._call(self._end)
+
+    def _end(self) -> End:
+        if self.log.meta is None:
+            raise OtherHistory("the log is gone")
+        return self.log.head
 
     async def confirm(self, epoch: int) -> bool:
         return await self._call(lambda: self.log.epoch == epoch)
